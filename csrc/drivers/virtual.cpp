@@ -1,0 +1,495 @@
+// The virtual chip: device memory is a reserved range of host addresses, every stream is a queue with its own thread.
+#include "../driver.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdio>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <vector>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#define BRINGUP_PAUSE() _mm_pause()
+#else
+#define BRINGUP_PAUSE() std::this_thread::yield()
+#endif
+
+namespace bringup_virtual {
+
+constexpr size_t kPage = 4096;
+constexpr size_t kQueueDepth = 4096;  // launches; a full queue makes the host wait
+// A worker looks this often for new work before it sleeps: waking a sleeping thread costs the host 5-20 us.
+constexpr int kSpins = 5000;
+
+double now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+}  // namespace bringup_virtual
+
+using namespace bringup_virtual;
+
+// Note [Device addresses]
+// A device reserves twice its capacity of addresses (room for fragmentation) and gives them out page by page; pages
+// are touched only when a kernel touches them. In check mode the same memory is mapped twice: the addresses that the
+// program sees stay protected, kernels work on the second mapping at a constant distance. A host dereference then
+// faults; the handler notes it, opens that page so that the process lives on, and the next synchronisation fails.
+struct bringup_device {
+  int index = 0;
+  size_t capacity = 0, reserved = 0, used = 0;
+  char* base = nullptr;
+  char* shadow = nullptr;  // == base unless in check mode
+  int memory_fd = -1;
+  std::mutex mutex;
+  std::map<size_t, size_t> holes;  // free address ranges: offset -> bytes
+  std::string error, shown;
+  std::atomic<int> urgent{0};  // high-priority streams with a kernel running or ready
+  std::atomic<char*> trespass{nullptr};
+
+  int fail(const std::string& sentence) {
+    std::lock_guard<std::mutex> lock(mutex);
+    error = sentence;
+    return BRINGUP_FAILED;
+  }
+
+  // Reports a host dereference once, and protects the page again.
+  int checked() {
+    char* address = trespass.exchange(nullptr);
+    if (!address) return BRINGUP_OK;
+    char* page = base + (address - base) / kPage * kPage;
+    mprotect(page, kPage, PROT_NONE);
+    char text[96];
+    snprintf(text, sizeof text, "host code dereferenced device memory at %p", static_cast<void*>(address));
+    return fail(text);
+  }
+};
+
+namespace bringup_virtual {
+
+std::mutex check_mutex;
+bringup_device* checked_devices[64];
+std::atomic<int> checked_count{0};
+struct sigaction previous_handler;
+
+void on_fault(int signal, siginfo_t* info, void* context) {
+  char* address = static_cast<char*>(info->si_addr);
+  for (int i = 0; i < checked_count.load(); ++i) {
+    bringup_device* device = checked_devices[i];
+    if (address < device->base || address >= device->base + device->reserved) continue;
+    char* page = device->base + (address - device->base) / kPage * kPage;
+    if (mprotect(page, kPage, PROT_READ | PROT_WRITE) != 0) break;
+    device->trespass.store(address);
+    return;
+  }
+  if (previous_handler.sa_flags & SA_SIGINFO) return previous_handler.sa_sigaction(signal, info, context);
+  if (previous_handler.sa_handler != SIG_DFL && previous_handler.sa_handler != SIG_IGN)
+    return previous_handler.sa_handler(signal);
+  sigaction(signal, &previous_handler, nullptr);  // back to the default; the faulting instruction runs again
+}
+
+void watch(bringup_device* device) {
+  std::lock_guard<std::mutex> lock(check_mutex);
+  int count = checked_count.load();
+  if (count == 64) return;
+  checked_devices[count] = device;
+  checked_count.store(count + 1);
+  if (count > 0) return;
+  struct sigaction action = {};
+  action.sa_sigaction = on_fault;
+  action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
+  sigaction(SIGSEGV, &action, &previous_handler);
+}
+
+struct Work {
+  bringup_host_fn fn;
+  void* arg;
+  bool kernel;  // waits while urgent streams have a backlog; copies and events do not
+};
+
+}  // namespace bringup_virtual
+
+// An ordered queue executed by one thread. `enqueued` and `finished` count work since creation.
+struct bringup_stream {
+  bringup_device* device;
+  bool high_priority;
+  std::vector<Work> ring = std::vector<Work>(kQueueDepth);
+  std::atomic<uint64_t> enqueued{0}, finished{0};
+  std::atomic<bool> asleep{false}, stop{false};
+  std::atomic<int> waiters{0};
+  std::mutex push_mutex, mutex;
+  std::condition_variable work_ready, work_done;
+  std::thread thread;
+
+  bringup_stream(bringup_device* device, int priority) : device(device), high_priority(priority < 0) {
+    thread = std::thread([this] { run(); });
+    pthread_setname_np(thread.native_handle(), "bringup-stream");
+  }
+
+  void push(bringup_host_fn fn, void* arg, bool kernel = false) {
+    std::lock_guard<std::mutex> order(push_mutex);
+    uint64_t slot = enqueued.load(std::memory_order_relaxed);
+    if (slot - finished.load() >= kQueueDepth) wait_for(slot - kQueueDepth + 1);
+    ring[slot % kQueueDepth] = {fn, arg, kernel};
+    enqueued.store(slot + 1);  // sequentially consistent with `asleep`: one of the two sides sees the other
+    if (asleep.load()) {
+      std::lock_guard<std::mutex> lock(mutex);
+      work_ready.notify_one();
+    }
+  }
+
+  void wait_for(uint64_t count) {
+    for (int i = 0; i < kSpins && finished.load() < count; ++i) BRINGUP_PAUSE();
+    if (finished.load() >= count) return;
+    waiters.fetch_add(1);
+    {
+      std::unique_lock<std::mutex> lock(mutex);
+      work_done.wait(lock, [&] { return finished.load() >= count; });
+    }
+    waiters.fetch_sub(1);
+  }
+
+  bool ready(uint64_t next) {
+    for (int i = 0; i < kSpins; ++i) {
+      if (enqueued.load() != next) return true;
+      BRINGUP_PAUSE();
+    }
+    std::unique_lock<std::mutex> lock(mutex);
+    asleep.store(true);
+    work_ready.wait(lock, [&] { return enqueued.load() != next || stop.load(); });
+    asleep.store(false);
+    return enqueued.load() != next;
+  }
+
+  // Urgent streams announce a backlog of kernels; the others let it pass before each of their own.
+  void begin_kernel() {
+    if (high_priority) {
+      device->urgent.fetch_add(1);
+    } else {
+      for (int urgent; (urgent = device->urgent.load()) > 0;) device->urgent.wait(urgent);
+    }
+  }
+
+  void end_kernel() {
+    if (high_priority && device->urgent.fetch_sub(1) == 1) device->urgent.notify_all();
+  }
+
+  void run() {
+    for (uint64_t next = 0; ready(next); ++next) {
+      Work work = ring[next % kQueueDepth];
+      if (work.kernel) begin_kernel();
+      work.fn(work.arg, 1);
+      if (work.kernel) end_kernel();
+      finished.store(next + 1);
+      if (waiters.load() > 0) {
+        std::lock_guard<std::mutex> lock(mutex);
+        work_done.notify_all();
+      }
+    }
+  }
+};
+
+namespace bringup_virtual {
+
+struct EventState {
+  std::mutex mutex;
+  std::condition_variable changed;
+  uint64_t recorded = 0, done = 0;  // versions
+  double seconds = 0;               // of version `done`
+
+  void wait_for(uint64_t version) {
+    std::unique_lock<std::mutex> lock(mutex);
+    changed.wait(lock, [&] { return done >= version; });
+  }
+};
+
+}  // namespace bringup_virtual
+
+struct bringup_event {
+  std::shared_ptr<EventState> state = std::make_shared<EventState>();
+};
+
+namespace bringup_virtual {
+
+struct EventWork {
+  std::shared_ptr<EventState> state;
+  uint64_t version;
+};
+
+struct CopyWork {
+  void* to;
+  const void* from;
+  size_t bytes;
+};
+
+int open_device(int index, const bringup_config* config, bringup_device** out) {
+  static std::string open_error;
+  auto device = std::make_unique<bringup_device>();
+  device->index = index;
+  device->capacity = config->device_bytes;
+  device->reserved = round_up(config->device_bytes * 2, size_t(2) << 20);
+  int flags = MAP_NORESERVE, fd = -1;
+  if (config->check) {
+    fd = memfd_create("bringup-device", MFD_CLOEXEC);
+    if (fd < 0 || ftruncate(fd, off_t(device->reserved)) != 0) return BRINGUP_FAILED;
+    flags |= MAP_SHARED;
+  } else {
+    flags |= MAP_PRIVATE | MAP_ANONYMOUS;
+  }
+  void* base = mmap(nullptr, device->reserved, PROT_NONE, flags, fd, 0);
+  if (base == MAP_FAILED) return BRINGUP_OUT_OF_MEMORY;
+  device->base = device->shadow = static_cast<char*>(base);
+  if (config->check) {
+    void* shadow = mmap(nullptr, device->reserved, PROT_READ | PROT_WRITE, flags, fd, 0);
+    if (shadow == MAP_FAILED) return BRINGUP_OUT_OF_MEMORY;
+    device->shadow = static_cast<char*>(shadow);
+    device->memory_fd = fd;
+    watch(device.get());
+  }
+  device->holes[0] = device->reserved;
+  *out = device.release();
+  return BRINGUP_OK;
+}
+
+void close_device(bringup_device* device) {
+  if (device->shadow != device->base) return;  // check mode: the fault handler may still look at it
+  munmap(device->base, device->reserved);
+  delete device;
+}
+
+const char* last_error(bringup_device* device) {
+  std::lock_guard<std::mutex> lock(device->mutex);
+  device->shown.swap(device->error);
+  device->error.clear();
+  return device->shown.c_str();
+}
+
+int alloc(bringup_device* device, size_t bytes, void** address) {
+  bytes = round_up(bytes, kPage);
+  std::lock_guard<std::mutex> lock(device->mutex);
+  if (device->used + bytes > device->capacity) return BRINGUP_OUT_OF_MEMORY;
+  for (auto hole = device->holes.begin(); hole != device->holes.end(); ++hole) {
+    auto [offset, size] = *hole;
+    if (size < bytes) continue;
+    char* at = device->base + offset;
+    if (device->shadow == device->base && mprotect(at, bytes, PROT_READ | PROT_WRITE) != 0)
+      return BRINGUP_OUT_OF_MEMORY;
+    device->holes.erase(hole);
+    if (size > bytes) device->holes[offset + bytes] = size - bytes;
+    device->used += bytes;
+    *address = at;
+    return BRINGUP_OK;
+  }
+  return BRINGUP_OUT_OF_MEMORY;
+}
+
+int release(bringup_device* device, void* address, size_t bytes) {
+  bytes = round_up(bytes, kPage);
+  std::lock_guard<std::mutex> lock(device->mutex);
+  size_t offset = size_t(static_cast<char*>(address) - device->base);
+  if (device->shadow == device->base) {
+    madvise(address, bytes, MADV_DONTNEED);
+    mprotect(address, bytes, PROT_NONE);
+  } else {
+    madvise(device->shadow + offset, bytes, MADV_REMOVE);  // gives the pages of both mappings back
+  }
+  device->used -= bytes;
+  auto next = device->holes.lower_bound(offset);
+  if (next != device->holes.end() && next->first == offset + bytes) {
+    bytes += next->second;
+    next = device->holes.erase(next);
+  }
+  if (next != device->holes.begin()) {
+    auto previous = std::prev(next);
+    if (previous->first + previous->second == offset) {
+      previous->second += bytes;
+      return BRINGUP_OK;
+    }
+  }
+  device->holes[offset] = bytes;
+  return BRINGUP_OK;
+}
+
+char* mapped(bringup_device* device, const void* address) {
+  return device->shadow + (static_cast<const char*>(address) - device->base);
+}
+
+void* map(bringup_device* device, void* address) { return mapped(device, address); }
+
+int stream_create(bringup_device* device, int priority, bringup_stream** stream) {
+  try {
+    *stream = new bringup_stream(device, priority);
+    return BRINGUP_OK;
+  } catch (const std::exception& e) {
+    return device->fail(std::string("a stream needs a thread of its own: ") + e.what());
+  }
+}
+
+void stream_destroy(bringup_stream* stream) {
+  {
+    std::lock_guard<std::mutex> lock(stream->mutex);
+    stream->stop.store(true);
+    stream->work_ready.notify_one();
+  }
+  stream->thread.join();
+  delete stream;
+}
+
+int stream_synchronize(bringup_stream* stream) {
+  stream->wait_for(stream->enqueued.load());
+  return stream->device->checked();
+}
+
+int stream_query(bringup_stream* stream) { return stream->finished.load() >= stream->enqueued.load(); }
+
+void run_copy(void* arg, int) {
+  std::unique_ptr<CopyWork> copy(static_cast<CopyWork*>(arg));
+  memcpy(copy->to, copy->from, copy->bytes);
+}
+
+int copy_h2d(bringup_stream* stream, void* to, const void* host, size_t bytes) {
+  stream->push(run_copy, new CopyWork{mapped(stream->device, to), host, bytes});
+  return BRINGUP_OK;
+}
+
+int copy_d2h(bringup_stream* stream, void* host, const void* from, size_t bytes) {
+  stream->push(run_copy, new CopyWork{host, mapped(stream->device, from), bytes});
+  return BRINGUP_OK;
+}
+
+// Devices of one process share the host's memory: the distance to the second mapping is looked up by address.
+std::mutex devices_mutex;
+std::vector<bringup_device*> devices;
+
+int open_and_list(int index, const bringup_config* config, bringup_device** out) {
+  int status = open_device(index, config, out);
+  if (status == BRINGUP_OK) {
+    std::lock_guard<std::mutex> lock(devices_mutex);
+    devices.push_back(*out);
+  }
+  return status;
+}
+
+char* mapped_anywhere(const void* address) {
+  std::lock_guard<std::mutex> lock(devices_mutex);
+  auto* at = static_cast<const char*>(address);
+  for (bringup_device* device : devices)
+    if (at >= device->base && at < device->base + device->reserved) return mapped(device, address);
+  return nullptr;
+}
+
+int copy_d2d(bringup_stream* stream, void* to, const void* from, size_t bytes) {
+  stream->push(run_copy, new CopyWork{mapped_anywhere(to), mapped_anywhere(from), bytes});
+  return BRINGUP_OK;
+}
+
+int launch_host(bringup_stream* stream, bringup_host_fn fn, void* arg) {
+  stream->push(fn, arg, true);
+  return BRINGUP_OK;
+}
+
+int event_create(bringup_device*, bringup_event** event) {
+  *event = new bringup_event();
+  return BRINGUP_OK;
+}
+
+void event_destroy(bringup_event* event) { delete event; }
+
+void run_record(void* arg, int) {
+  std::unique_ptr<EventWork> work(static_cast<EventWork*>(arg));
+  std::lock_guard<std::mutex> lock(work->state->mutex);
+  if (work->version > work->state->done) {
+    work->state->done = work->version;
+    work->state->seconds = now();
+  }
+  work->state->changed.notify_all();
+}
+
+void run_wait(void* arg, int) {
+  std::unique_ptr<EventWork> work(static_cast<EventWork*>(arg));
+  work->state->wait_for(work->version);
+}
+
+int event_record(bringup_event* event, bringup_stream* stream) {
+  uint64_t version;
+  {
+    std::lock_guard<std::mutex> lock(event->state->mutex);
+    version = ++event->state->recorded;
+  }
+  stream->push(run_record, new EventWork{event->state, version});
+  return BRINGUP_OK;
+}
+
+uint64_t latest(bringup_event* event) {
+  std::lock_guard<std::mutex> lock(event->state->mutex);
+  return event->state->recorded;
+}
+
+int event_wait(bringup_event* event, bringup_stream* stream) {
+  uint64_t version = latest(event);
+  if (version > 0) stream->push(run_wait, new EventWork{event->state, version});
+  return BRINGUP_OK;
+}
+
+int event_query(bringup_event* event) {
+  std::lock_guard<std::mutex> lock(event->state->mutex);
+  return event->state->done >= event->state->recorded;
+}
+
+int event_synchronize(bringup_event* event) {
+  event->state->wait_for(latest(event));
+  return BRINGUP_OK;
+}
+
+int event_elapsed(bringup_event* start, bringup_event* end, double* seconds) {
+  *seconds = 0;
+  if (start->state == end->state) return BRINGUP_OK;
+  std::scoped_lock lock(start->state->mutex, end->state->mutex);
+  *seconds = end->state->seconds - start->state->seconds;
+  return BRINGUP_OK;
+}
+
+}  // namespace bringup_virtual
+
+extern "C" const bringup_driver* bringup_virtual_driver() {
+  static const bringup_driver driver = {
+      .abi = BRINGUP_DRIVER_ABI,
+      .name = "virtual",
+      .open = open_and_list,
+      .close = close_device,
+      .last_error = last_error,
+      .alloc = alloc,
+      .free = release,
+      .map = map,
+      .host_alloc = nullptr,
+      .host_free = nullptr,
+      .stream_create = stream_create,
+      .stream_destroy = stream_destroy,
+      .stream_synchronize = stream_synchronize,
+      .stream_query = stream_query,
+      .copy_h2d = copy_h2d,
+      .copy_d2h = copy_d2h,
+      .copy_d2d = copy_d2d,
+      .launch_host = launch_host,
+      .event_create = event_create,
+      .event_destroy = event_destroy,
+      .event_record = event_record,
+      .event_wait = event_wait,
+      .event_query = event_query,
+      .event_synchronize = event_synchronize,
+      .event_elapsed = event_elapsed,
+  };
+  return &driver;
+}

@@ -1,0 +1,530 @@
+#include "memory.h"
+
+#include <ATen/core/CachingHostAllocator.h>
+
+#include <algorithm>
+#include <map>
+#include <set>
+#include <sstream>
+#include <unordered_map>
+#include <unordered_set>
+
+namespace bringup {
+
+thread_local Purpose purpose;
+
+void set_purpose(const char* op, c10::ScalarType dtype, c10::IntArrayRef sizes) {
+  purpose.op = op;
+  purpose.dtype = dtype;
+  purpose.dims = uint8_t(std::min<size_t>(sizes.size(), 6));
+  for (size_t i = 0; i < purpose.dims; ++i) purpose.sizes[i] = sizes[i];
+}
+
+namespace {
+
+using c10::CachingAllocator::StatType;
+using c10::CachingDeviceAllocator::DeviceStats;
+
+// The size classes of torch's CUDA allocator, so that a program fragments memory here as it does there.
+constexpr size_t kRound = 512;                  // every block
+constexpr size_t kSmall = size_t(1) << 20;      // up to here: the small pool
+constexpr size_t kSmallSegment = size_t(2) << 20;
+constexpr size_t kLargeSegment = size_t(20) << 20;  // for blocks from kSmall to kMiddle
+constexpr size_t kMiddle = size_t(10) << 20;
+constexpr size_t kRoundLarge = size_t(2) << 20;     // segments for blocks from kMiddle on
+
+struct Block {
+  char* address = nullptr;
+  size_t bytes = 0, requested = 0;
+  Stream* stream = nullptr;
+  bool small = false, allocated = false;
+  Block *previous = nullptr, *next = nullptr;  // neighbours in the segment
+  std::unordered_set<Stream*> users;           // other streams that use it: record_stream
+  std::vector<Event*> pending;                 // what the next owner's stream has to wait for
+  Line line;
+  Purpose purpose;
+};
+
+struct BySize {
+  bool operator()(const Block* a, const Block* b) const {
+    if (a->stream != b->stream) return a->stream->id.id() < b->stream->id.id();
+    if (a->bytes != b->bytes) return a->bytes < b->bytes;
+    return a->address < b->address;
+  }
+};
+
+// Every segment of every device, for `device_of`: address -> (bytes, device).
+struct Segments {
+  std::mutex mutex;
+  std::map<const char*, std::pair<size_t, int>> ranges;
+};
+
+Segments& segments() {
+  static auto* all = new Segments();
+  return *all;
+}
+
+std::string human(size_t bytes) { return c10::CachingAllocator::format_size(bytes); }
+
+// Note [Reuse of memory is decided by the host's order, never by time]
+// A block returns to its stream's pool as soon as the host frees it, although kernels on that stream may still use it:
+// whoever gets it next is enqueued behind them. If other streams used it (record_stream), events are recorded on them
+// when it is freed, and its next owner's stream waits for those. torch's CUDA allocator polls the events instead, so
+// there the amount of reserved memory depends on timing; here the same program always reaches the same peaks.
+//
+// Note [No waiting under the allocator's mutex]
+// Tensors are freed by threads that hold the GIL, and kernels written in Python need it: whoever waited for a kernel or
+// for the GIL while holding the mutex could wait for itself.
+class Pool {
+ public:
+  explicit Pool(int device) : device_(device) {}
+
+  Block* allocate(size_t requested) {
+    Stream& stream = current_stream(c10::DeviceIndex(device_));
+    Line line = current_line();
+    std::unique_lock<std::mutex> lock(mutex_);
+    size_t bytes = std::max(kRound, (requested + kRound - 1) / kRound * kRound);
+    bool small = bytes <= kSmall;
+    Block* block = take(stream, bytes, small);
+    if (!block) block = grow(stream, bytes, small);
+    if (!block) {
+      ++stats_.num_alloc_retries;
+      lock.unlock();
+      drain(device_);
+      lock.lock();
+      release_unused();
+      block = take(stream, bytes, small);
+      if (!block) block = grow(stream, bytes, small);
+    }
+    if (!block) out_of_memory(requested, line, lock);
+    split(block, bytes);
+    block->allocated = true;
+    block->requested = requested;
+    block->line = line;
+    block->purpose = purpose;
+    in_use_.emplace(block->address, block);
+    count(block, true);
+    std::vector<Event*> pending;
+    pending.swap(block->pending);
+    lock.unlock();
+    for (Event* event : pending) {
+      event_wait(event, stream);
+      event_destroy(event);
+    }
+    return block;
+  }
+
+  void free(Block* block) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    std::unordered_set<Stream*> users;
+    users.swap(block->users);
+    if (!users.empty()) {
+      lock.unlock();
+      for (Stream* user : users) {
+        Event* event = event_create(device_, false);
+        event_record(event, *user);
+        block->pending.push_back(event);
+      }
+      lock.lock();
+    }
+    in_use_.erase(block->address);
+    count(block, false);
+    block->allocated = false;
+    merge(block, block->previous);
+    merge(block, block->next);
+    if (block->previous || block->next) inactive_split(block, 1);
+    free_[block->small].insert(block);
+  }
+
+  void record_stream(void* address, Stream& stream) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto found = in_use_.find(static_cast<char*>(address));
+    if (found != in_use_.end() && found->second->stream != &stream) found->second->users.insert(&stream);
+  }
+
+  void empty_cache() {
+    drain(device_);
+    std::lock_guard<std::mutex> lock(mutex_);
+    release_unused();
+  }
+
+  DeviceStats stats() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return stats_;
+  }
+
+  template <class F>
+  void for_each_stat(F f) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto* array : {&stats_.allocation, &stats_.segment, &stats_.active, &stats_.inactive_split, &stats_.allocated_bytes,
+                        &stats_.reserved_bytes, &stats_.active_bytes, &stats_.inactive_split_bytes, &stats_.requested_bytes})
+      for (auto& stat : *array) f(stat);
+  }
+
+  void reset_counts() {
+    for_each_stat([](auto& stat) { stat.reset_accumulated(); });
+    std::lock_guard<std::mutex> lock(mutex_);
+    stats_.num_alloc_retries = stats_.num_ooms = stats_.num_device_alloc = stats_.num_device_free = 0;
+  }
+
+  size_t limit() const { return limit_ ? limit_ : config().device_bytes; }
+  void set_limit(double fraction) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    limit_ = size_t(double(config().device_bytes) * fraction);
+  }
+
+  std::vector<Block> largest(size_t most) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return largest_locked(most);
+  }
+
+ private:
+  int device_;
+  std::mutex mutex_;
+  std::set<Block*, BySize> free_[2];  // large, small
+  std::unordered_map<char*, Block*> in_use_;
+  DeviceStats stats_;
+  size_t limit_ = 0;
+
+  StatType pool_of(const Block* block) { return block->small ? StatType::SMALL_POOL : StatType::LARGE_POOL; }
+
+  void change(c10::CachingAllocator::StatArray& array, const Block* block, int64_t amount) {
+    for (StatType type : {StatType::AGGREGATE, pool_of(block)}) {
+      auto& stat = array[size_t(type)];
+      amount >= 0 ? stat.increase(size_t(amount)) : stat.decrease(size_t(-amount));
+    }
+  }
+
+  void count(const Block* block, bool taken) {
+    int64_t sign = taken ? 1 : -1;
+    change(stats_.allocation, block, sign);
+    change(stats_.active, block, sign);
+    change(stats_.allocated_bytes, block, sign * int64_t(block->bytes));
+    change(stats_.active_bytes, block, sign * int64_t(block->bytes));
+    change(stats_.requested_bytes, block, sign * int64_t(block->requested));
+  }
+
+  void inactive_split(const Block* block, int64_t sign) {
+    change(stats_.inactive_split, block, sign);
+    change(stats_.inactive_split_bytes, block, sign * int64_t(block->bytes));
+  }
+
+  // Best fit among the stream's own free blocks.
+  Block* take(Stream& stream, size_t bytes, bool small) {
+    Block key;
+    key.stream = &stream;
+    key.bytes = bytes;
+    auto found = free_[small].lower_bound(&key);
+    if (found == free_[small].end() || (*found)->stream != &stream) return nullptr;
+    Block* block = *found;
+    free_[small].erase(found);
+    if (block->previous || block->next) inactive_split(block, -1);
+    return block;
+  }
+
+  Block* grow(Stream& stream, size_t bytes, bool small) {
+    size_t segment = small            ? kSmallSegment
+                     : bytes < kMiddle ? kLargeSegment
+                                       : (bytes + kRoundLarge - 1) / kRoundLarge * kRoundLarge;
+    size_t reserved = size_t(stats_.reserved_bytes[0].current);
+    if (reserved + segment > limit()) return nullptr;
+    void* address = nullptr;
+    int status = driver().alloc(device(device_).handle, segment, &address);
+    if (status == BRINGUP_OUT_OF_MEMORY) return nullptr;
+    check_driver(status, device(device_));
+    auto* block = new Block();
+    block->address = static_cast<char*>(address);
+    block->bytes = segment;
+    block->stream = &stream;
+    block->small = small;
+    {
+      std::lock_guard<std::mutex> lock(segments().mutex);
+      segments().ranges[block->address] = {segment, device_};
+    }
+    ++stats_.num_device_alloc;
+    change(stats_.segment, block, 1);
+    change(stats_.reserved_bytes, block, int64_t(segment));
+    return block;
+  }
+
+  void split(Block* block, size_t bytes) {
+    size_t rest = block->bytes - bytes;
+    if (rest < kRound || (!block->small && rest <= kSmall)) return;
+    auto* tail = new Block();
+    tail->address = block->address + bytes;
+    tail->bytes = rest;
+    tail->stream = block->stream;
+    tail->small = block->small;
+    tail->previous = block;
+    tail->next = block->next;
+    if (block->next) block->next->previous = tail;
+    block->next = tail;
+    block->bytes = bytes;
+    for (Event* event : block->pending) {  // both halves have to wait for the same work
+      Event* again = event_create(device_, false);
+      event_record(again, *event->stream);
+      tail->pending.push_back(again);
+    }
+    free_[tail->small].insert(tail);
+    inactive_split(tail, 1);
+  }
+
+  void merge(Block* block, Block* other) {
+    if (!other || other->allocated) return;
+    free_[other->small].erase(other);
+    inactive_split(other, -1);
+    block->address = std::min(block->address, other->address);
+    block->bytes += other->bytes;
+    if (other == block->previous) {
+      block->previous = other->previous;
+      if (block->previous) block->previous->next = block;
+    } else {
+      block->next = other->next;
+      if (block->next) block->next->previous = block;
+    }
+    block->pending.insert(block->pending.end(), other->pending.begin(), other->pending.end());
+    delete other;
+  }
+
+  // Gives whole free segments back to the driver. Kernels may still use them: the caller has drained the device.
+  void release_unused() {
+    for (auto& pool : free_) {
+      for (auto it = pool.begin(); it != pool.end();) {
+        Block* block = *it;
+        if (block->previous || block->next) {
+          ++it;
+          continue;
+        }
+        it = pool.erase(it);
+        for (Event* event : block->pending) event_destroy(event);
+        {
+          std::lock_guard<std::mutex> lock(segments().mutex);
+          segments().ranges.erase(block->address);
+        }
+        driver().free(device(device_).handle, block->address, block->bytes);
+        ++stats_.num_device_free;
+        change(stats_.segment, block, -1);
+        change(stats_.reserved_bytes, block, -int64_t(block->bytes));
+        delete block;
+      }
+    }
+  }
+
+  std::vector<Block> largest_locked(size_t most) {
+    std::vector<Block> live;
+    for (auto& [address, block] : in_use_) live.push_back(*block);
+    most = std::min(most, live.size());
+    std::partial_sort(live.begin(), live.begin() + std::ptrdiff_t(most), live.end(), [](const Block& a, const Block& b) {
+      return a.requested != b.requested ? a.requested > b.requested : a.address < b.address;
+    });
+    live.resize(most);
+    return live;
+  }
+
+  [[noreturn]] void out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock);
+};
+
+std::string what_for(const Purpose& purpose) {
+  std::ostringstream text;
+  if (purpose.dtype != c10::ScalarType::Undefined) {
+    text << c10::toString(purpose.dtype) << "[";
+    for (int i = 0; i < purpose.dims; ++i) text << (i ? ", " : "") << purpose.sizes[i];
+    text << "]";
+  }
+  if (purpose.op) text << (text.tellp() > 0 ? " by " : "") << purpose.op;
+  return text.str();
+}
+
+void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
+  ++stats_.num_ooms;
+  size_t allocated = size_t(stats_.allocated_bytes[0].current), reserved = size_t(stats_.reserved_bytes[0].current);
+  std::vector<Block> live = largest_locked(5);
+  lock.unlock();  // describe takes the GIL, whose holder may be waiting for this mutex
+  Purpose wanted = purpose;
+  std::ostringstream text;
+  text << "chip:" << device_ << " (" << config().chip << ") is out of memory: requested " << human(requested);
+  if (std::string what = what_for(wanted); !what.empty()) text << " (" << what << ")";
+  if (std::string where = describe(line); !where.empty()) text << " at " << where;
+  text << ", allocated " << human(allocated) << ", reserved " << human(reserved) << ", capacity "
+       << human(config().device_bytes);
+  if (limit() != config().device_bytes) text << ", limited by the program to " << human(limit());
+  if (!live.empty()) text << "\nlargest live tensors:";
+  for (const Block& block : live) {
+    std::string where = describe(block.line), what = what_for(block.purpose);
+    text << "\n  " << human(block.requested) << "  " << (what.empty() ? "?" : what) << "  "
+         << (where.empty() ? "(no Python line)" : where);
+  }
+  text << "\nfree tensors or lower the batch size; " << human(reserved - allocated)
+       << " of the reserved memory is free but in pieces too small for this request or held for other streams";
+  TORCH_CHECK_WITH(OutOfMemoryError, false, text.str());
+}
+
+Pool& pool(int device) {
+  static std::mutex mutex;
+  static std::array<std::atomic<Pool*>, kMaxDevices> pools;
+  check_index(c10::DeviceIndex(device));
+  if (Pool* found = pools[size_t(device)].load(std::memory_order_acquire)) return *found;
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!pools[size_t(device)]) pools[size_t(device)] = new Pool(device);
+  return *pools[size_t(device)];
+}
+
+struct Allocation {
+  Pool* pool;
+  Block* block;
+};
+
+void release_allocation(void* context) {
+  std::unique_ptr<Allocation> allocation(static_cast<Allocation*>(context));
+  if (!forked()) allocation->pool->free(allocation->block);  // a forked child inherits tensors, not the device
+}
+
+struct ChipAllocator final : c10::DeviceAllocator {
+  c10::DataPtr allocate(size_t bytes) override { return allocate_on(current_device(), bytes); }
+  void copy_data(void* to, const void* from, size_t bytes) const override {
+    auto index = device_of(to);
+    Stream& stream = current_stream(index);
+    check_driver(driver().copy_d2d(stream.handle, to, from, bytes), device(index));
+  }
+  bool initialized() override { return opened(); }
+  void emptyCache(c10::MempoolId_t) override {
+    if (!opened()) return;
+    for (int i = 0; i < device_count(); ++i) pool(i).empty_cache();
+  }
+  void recordStream(const c10::DataPtr& data, c10::Stream on) override {
+    if (data.get()) pool(data.device().index()).record_stream(data.get(), stream(on));
+  }
+  DeviceStats getDeviceStats(c10::DeviceIndex device) override { return pool(device).stats(); }
+  void resetAccumulatedStats(c10::DeviceIndex device) override { pool(device).reset_counts(); }
+  void resetPeakStats(c10::DeviceIndex device) override {
+    pool(device).for_each_stat([](auto& stat) { stat.reset_peak(); });
+  }
+  std::pair<size_t, size_t> getMemoryInfo(c10::DeviceIndex index) override {
+    device(index);
+    size_t reserved = size_t(pool(index).stats().reserved_bytes[0].current), limit = pool(index).limit();
+    return {limit - std::min(limit, reserved), config().device_bytes};
+  }
+};
+
+std::string json_text(const std::string& text) {
+  std::ostringstream out;
+  out << '"';
+  for (char c : text) {
+    if (c == '"' || c == '\\') out << '\\' << c;
+    else if (static_cast<unsigned char>(c) < 0x20) out << ' ';
+    else out << c;
+  }
+  out << '"';
+  return out.str();
+}
+
+// Page-locked host memory. Pending copies hold their host tensor, so a freed block is idle and goes back to the cache.
+struct PinnedAllocator final : at::HostAllocator {
+  std::mutex mutex;
+  std::map<const char*, size_t> live;            // address -> bytes
+  std::multimap<size_t, void*> idle;             // bytes -> address
+  at::HostStats stats;
+
+  c10::DataPtr allocate(size_t bytes) override {
+    Device& on = device(current_device());
+    size_t rounded = 4096;
+    while (rounded < bytes) rounded *= 2;
+    void* pointer = nullptr;
+    std::lock_guard<std::mutex> lock(mutex);
+    if (auto found = idle.find(rounded); found != idle.end()) {
+      pointer = found->second;
+      idle.erase(found);
+    } else if (driver().host_alloc) {
+      int status = driver().host_alloc(on.handle, rounded, &pointer);
+      TORCH_CHECK_WITH(OutOfMemoryError, status != BRINGUP_OUT_OF_MEMORY, "no pinned host memory left: requested ", human(bytes));
+      check_driver(status, on);
+    } else {
+      TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&pointer, 4096, rounded) == 0,
+                       "no pinned host memory left: requested ", human(bytes));
+    }
+    live[static_cast<char*>(pointer)] = rounded;
+    return {pointer, pointer, [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); }, c10::Device(c10::kCPU)};
+  }
+  void free(void* pointer) {
+    std::lock_guard<std::mutex> lock(mutex);
+    auto found = live.find(static_cast<char*>(pointer));
+    idle.emplace(found->second, pointer);
+    live.erase(found);
+  }
+  bool contains(const void* pointer) {
+    auto* at = static_cast<const char*>(pointer);
+    std::lock_guard<std::mutex> lock(mutex);
+    auto after = live.upper_bound(at);
+    if (after == live.begin()) return false;
+    auto [start, bytes] = *std::prev(after);
+    return at < start + bytes;
+  }
+  c10::DeleterFnPtr raw_deleter() const override {
+    return [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); };
+  }
+  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
+  bool record_event(void*, void*, c10::Stream) override { return true; }
+  void empty_cache() override {
+    std::lock_guard<std::mutex> lock(mutex);
+    for (auto [bytes, pointer] : idle) {
+      if (driver().host_free) driver().host_free(device(0).handle, pointer, bytes);
+      else ::free(pointer);
+    }
+    idle.clear();
+  }
+  at::HostStats get_stats() override { return stats; }
+  void reset_accumulated_stats() override {}
+  void reset_peak_stats() override {}
+};
+
+PinnedAllocator& the_pinned_allocator() {
+  static auto* allocator = new PinnedAllocator();
+  return *allocator;
+}
+
+}  // namespace
+
+c10::DeviceAllocator& chip_allocator() {
+  static auto* allocator = new ChipAllocator();
+  return *allocator;
+}
+
+c10::DataPtr allocate_on(c10::DeviceIndex index, size_t bytes) {
+  device(index);
+  c10::Device on(kChip, index);
+  if (bytes == 0) return {nullptr, on};
+  Pool& from = pool(index);
+  Block* block = from.allocate(bytes);
+  purpose = {};
+  return {block->address, new Allocation{&from, block}, release_allocation, on};
+}
+
+c10::DeviceIndex device_of(const void* address) {
+  auto* at = static_cast<const char*>(address);
+  std::lock_guard<std::mutex> lock(segments().mutex);
+  auto after = segments().ranges.upper_bound(at);
+  if (after == segments().ranges.begin()) return -1;
+  auto [start, range] = *std::prev(after);
+  return at < start + range.first ? c10::DeviceIndex(range.second) : c10::DeviceIndex(-1);
+}
+
+std::string live_blocks_json(int device, int64_t most) {
+  std::ostringstream text;
+  text << "[";
+  bool first = true;
+  for (const Block& block : pool(device).largest(size_t(most))) {
+    text << (first ? "" : ", ") << "{\"bytes\": " << block.requested << ", \"what\": " << json_text(what_for(block.purpose))
+         << ", \"line\": " << json_text(describe(block.line)) << "}";
+    first = false;
+  }
+  text << "]";
+  return text.str();
+}
+
+void set_memory_limit(int device, double fraction) { pool(device).set_limit(fraction); }
+
+c10::Allocator* pinned_allocator() { return &the_pinned_allocator(); }
+bool is_pinned(const void* pointer) { return the_pinned_allocator().contains(pointer); }
+void register_pinned_allocator() { at::setHostAllocator(kChip, &the_pinned_allocator()); }
+
+}  // namespace bringup

@@ -1,0 +1,299 @@
+// The operators written by hand: memory, metadata, copies. Everything else is launch.cpp's boxed kernel.
+#include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
+#include <ATen/TensorUtils.h>
+#include <ATen/native/Resize.h>
+#include <ATen/native/TensorFactories.h>
+#include <ATen/ops/_fused_sdp_choice_native.h>
+#include <ATen/ops/_local_scalar_dense.h>
+#include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/set_native.h>
+#include <ATen/ops/view_native.h>
+#include <torch/library.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "generator.h"
+#include "launch.h"
+#include "memory.h"
+#include "ops.h"
+
+namespace bringup {
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+c10::DeviceIndex index_of(optional<c10::Device> device) {
+  return device && device->has_index() ? device->index() : current_device();
+}
+
+void check_plain(optional<c10::Layout> layout, optional<bool> pin_memory) {
+  TORCH_CHECK(!layout || *layout == c10::kStrided, "a chip tensor is strided, asked for ", *layout);
+  TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
+}
+
+Tensor empty_strided_on(c10::DeviceIndex device, c10::ScalarType dtype, at::IntArrayRef sizes, at::IntArrayRef strides) {
+  at::detail::check_size_nonnegative(sizes);
+  TensorMeta meta;
+  meta.defined = true;
+  meta.dtype = dtype;
+  meta.sizes.assign(sizes.begin(), sizes.end());
+  meta.strides.assign(strides.begin(), strides.end());
+  meta.nbytes = at::detail::computeStorageNbytes(sizes, strides, c10::elementSize(dtype));
+  return new_tensor(meta, device, "aten::empty");
+}
+
+Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, optional<c10::ScalarType> dtype,
+                     optional<c10::Layout> layout, optional<c10::Device> device, optional<bool> pin_memory) {
+  check_plain(layout, pin_memory);
+  return empty_strided_on(index_of(device), c10::dtype_or_default(dtype), C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
+}
+
+Tensor empty(c10::SymIntArrayRef size, optional<c10::ScalarType> dtype, optional<c10::Layout> layout, optional<c10::Device> device,
+             optional<bool> pin_memory, optional<c10::MemoryFormat> format) {
+  check_plain(layout, pin_memory);
+  auto sizes = C10_AS_INTARRAYREF_SLOW(size);
+  c10::SmallVector<int64_t, 5> strides(sizes.size());
+  int64_t next = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = next;
+    next *= std::max<int64_t>(sizes[i], 1);
+  }
+  Tensor tensor = empty_strided_on(index_of(device), c10::dtype_or_default(dtype), sizes, strides);
+  if (format && *format != c10::MemoryFormat::Contiguous) tensor.unsafeGetTensorImpl()->empty_tensor_restride(*format);
+  return tensor;
+}
+
+Tensor view(const Tensor& self, c10::SymIntArrayRef size) { return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size)); }
+
+Tensor as_strided(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride, optional<c10::SymInt> offset) {
+  optional<int64_t> at_offset;
+  if (offset) at_offset = offset->guard_int(__FILE__, __LINE__);
+  return at::native::as_strided_tensorimpl(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), at_offset);
+}
+
+Tensor reshape_alias(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+  return at::native::_reshape_alias(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
+}
+
+void fit_storage(const Tensor& self) {
+  if (self.numel() == 0) return;
+  size_t bytes = at::detail::computeStorageNbytes(self.sizes(), self.strides(), self.dtype().itemsize(), self.storage_offset());
+  if (self.storage().nbytes() < bytes) resize_storage(self.storage().unsafeGetStorageImpl(), bytes);
+}
+
+const Tensor& resize_(const Tensor& self, c10::SymIntArrayRef size, optional<c10::MemoryFormat> format) {
+  auto* impl = self.unsafeGetTensorImpl();
+  impl->set_sizes_contiguous(C10_AS_INTARRAYREF_SLOW(size));
+  if (format) {
+    TORCH_CHECK(*format != c10::MemoryFormat::Preserve, "Unsupported memory format", *format);
+    impl->empty_tensor_restride(*format);
+  }
+  fit_storage(self);
+  return self;
+}
+
+Tensor& set_storage(Tensor& self, at::Storage source, c10::SymInt offset, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+  auto sizes = C10_AS_INTARRAYREF_SLOW(size);
+  auto strides = C10_AS_INTARRAYREF_SLOW(stride);
+  int64_t at_offset = offset.guard_int(__FILE__, __LINE__);
+  at::native::checkSetStorage(self, source, at_offset, sizes, strides);
+  auto* impl = self.unsafeGetTensorImpl();
+  impl->set_storage_offset(at_offset);
+  if (strides.data()) impl->set_sizes_and_strides(sizes, strides, at_offset);
+  else impl->set_sizes_contiguous(sizes);
+  fit_storage(self);
+  return self;
+}
+
+Tensor& set_empty(Tensor& self) {
+  Tensor fresh = empty_strided_on(self.device().index(), self.scalar_type(), {0}, {1});
+  return set_storage(self, fresh.storage(), 0, {0}, {1});
+}
+
+// ---- copies
+
+// Pageable memory up to this size is copied aside at once, so that a small upload need not wait for the stream; CUDA does
+// the same for transfers of 64 KB or less (CUDA driver API documentation, "API synchronization behavior").
+constexpr size_t kStaged = 64 * 1024;
+
+void copy_on_device(const Tensor& to, const Tensor& from) {
+  static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", ""));
+  Stack stack{to, from, false};
+  launch_boxed(op, &stack);
+}
+
+void* data_of(const Tensor& contiguous) { return contiguous.mutable_data_ptr(); }
+
+// Keeps `tensor` until the stream has reached this point.
+void hold(Stream& stream, const Tensor& tensor) {
+  enqueue(stream, [tensor](bool) {});
+}
+
+void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
+  Stream& stream = current_stream(to.device().index());
+  Device& on = device(to.device().index());
+  size_t bytes = to.nbytes();
+  bool pinned = is_pinned(from.const_data_ptr());
+  if (!pinned && bytes <= kStaged) {
+    void* staged = std::malloc(bytes);
+    std::memcpy(staged, from.const_data_ptr(), bytes);
+    check_driver(driver().copy_h2d(stream.handle, data_of(to), staged, bytes), on);
+    enqueue(stream, [staged](bool) { std::free(staged); });
+    return;
+  }
+  check_driver(driver().copy_h2d(stream.handle, data_of(to), from.const_data_ptr(), bytes), on);
+  if (pinned && non_blocking) hold(stream, from);
+  else synchronize(stream);
+}
+
+void download(const Tensor& to, const Tensor& from, bool non_blocking) {
+  Stream& stream = current_stream(from.device().index());
+  check_driver(driver().copy_d2h(stream.handle, to.mutable_data_ptr(), data_of(from), from.nbytes()),
+               device(from.device().index()));
+  if (non_blocking && is_pinned(to.const_data_ptr())) hold(stream, to);
+  else synchronize(stream);
+}
+
+// One stream waits for all that another has enqueued so far.
+void follow(Stream& follower, Stream& leader) {
+  if (&follower == &leader) return;
+  Event* event = event_create(leader.id.device_index(), false);
+  event_record(event, leader);
+  event_wait(event, follower);
+  event_destroy(event);
+}
+
+void copy_between_devices(const Tensor& to, const Tensor& from) {
+  Stream& target = current_stream(to.device().index());
+  Stream& source = current_stream(from.device().index());
+  follow(target, source);
+  check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()));
+  follow(source, target);  // the source's memory may be reused only after the copy
+}
+
+bool same_bytes(const Tensor& a, const Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && a.strides() == b.strides() &&
+         a.is_non_overlapping_and_dense() && a.is_conj() == b.is_conj() && a.is_neg() == b.is_neg();
+}
+
+Tensor dense(const Tensor& tensor) { return tensor.resolve_conj().resolve_neg().contiguous(); }
+
+Tensor& copy_(Tensor& self, const Tensor& src, bool non_blocking) {
+  if (self.is_same(src)) return self;
+  if (src._is_zerotensor()) return self.zero_();
+  bool to_chip = self.device().type() == kChip, from_chip = src.device().type() == kChip;
+  if (to_chip && from_chip && self.device() == src.device()) {
+    copy_on_device(self, src);
+    return self;
+  }
+  TORCH_CHECK((to_chip || self.device().is_cpu()) && (from_chip || src.device().is_cpu()), "copies go between chips and the CPU; got ",
+              src.device(), " to ", self.device());
+  auto broadcast = at::infer_size(src.sizes(), self.sizes());
+  TORCH_CHECK(broadcast == self.sizes(), "output with shape ", self.sizes(), " doesn't match the broadcast shape ", broadcast);
+  if (self.numel() == 0) return self;
+  // Only contiguous bytes cross a link; layouts and dtypes are changed on the device that has the better right to.
+  if (to_chip) {
+    if (same_bytes(self, src)) {
+      from_chip ? copy_between_devices(self, src) : upload(self, src, non_blocking);
+      return self;
+    }
+    Tensor bytes = dense(src);
+    Tensor arrived = empty_strided_on(self.device().index(), src.scalar_type(), bytes.sizes(), bytes.strides());
+    from_chip ? copy_between_devices(arrived, bytes) : upload(arrived, bytes, non_blocking);
+    copy_on_device(self, arrived);
+    return self;
+  }
+  if (same_bytes(self, src)) {
+    download(self, src, non_blocking);
+    return self;
+  }
+  Tensor bytes = dense(src.to(self.scalar_type()));
+  if (self.is_contiguous() && self.sizes() == bytes.sizes() && !self.is_conj() && !self.is_neg()) {
+    download(self, bytes, non_blocking);
+    return self;
+  }
+  Tensor arrived = at::empty(bytes.sizes(), bytes.options().device(c10::kCPU));
+  download(arrived, bytes, false);
+  self.copy_(arrived);
+  return self;
+}
+
+Tensor copy_from(const Tensor& self, const Tensor& to, bool non_blocking) {
+  Tensor target = to;
+  return copy_(target, self, non_blocking);
+}
+
+Tensor copy_from_and_resize(const Tensor& self, const Tensor& to) {
+  to.resize_(self.sizes());
+  return copy_from(self, to, false);
+}
+
+c10::Scalar local_scalar_dense(const Tensor& self) {
+  Tensor value = at::empty({}, self.options().device(c10::kCPU));
+  Tensor bytes = self.is_conj() || self.is_neg() ? self.resolve_conj().resolve_neg() : self;
+  download(value, bytes, false);
+  return at::_local_scalar_dense(value);
+}
+
+void record_stream(Tensor& self, c10::Stream on) { chip_allocator().recordStream(self.storage().data_ptr(), on); }
+
+Tensor efficientzerotensor(c10::SymIntArrayRef size, optional<c10::ScalarType> dtype, optional<c10::Layout>,
+                           optional<c10::Device> device, optional<bool>) {
+  at::native::ZeroTensorAllocator allocator{c10::Device(kChip, index_of(device))};
+  auto keys = c10::DispatchKeySet({c10::DispatchKey::PrivateUse1, c10::DispatchKey::ZeroTensor});
+  Tensor tensor = at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &allocator, keys, c10::dtype_or_default(dtype), std::nullopt);
+  tensor._set_zero(true);
+  return tensor;
+}
+
+// torch's CPU kernel draws from the CPU's default generator.
+std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optional<bool> train) {
+  if (input.numel() == 0 || !train.value_or(true)) return {input.clone(), at::ones_like(input, input.options().dtype(c10::kBool))};
+  double keep = 1 - p;
+  Tensor noise = at::empty_like(input).bernoulli_(keep);
+  Tensor mask = noise.to(c10::kBool);
+  return {keep == 0 ? input.mul(noise) : input.mul(noise.div_(keep)), mask};
+}
+
+}  // namespace
+
+void resize_storage(c10::StorageImpl* storage, size_t bytes) {
+  TORCH_CHECK(storage->resizable(), "Trying to resize storage that is not resizable");
+  auto index = storage->device().index();
+  c10::DataPtr grown = allocate_on(index, bytes);
+  size_t kept = std::min(bytes, storage->nbytes());
+  if (kept > 0 && storage->data())
+    check_driver(driver().copy_d2d(current_stream(index).handle, grown.get(), storage->data(), kept), device(index));
+  storage->set_data_ptr_noswap(std::move(grown));
+  storage->set_nbytes(bytes);
+}
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  m.impl("empty.memory_format", &empty);
+  m.impl("empty_strided", &empty_strided);
+  m.impl("as_strided", &as_strided);
+  m.impl("view", &view);
+  m.impl("_reshape_alias", &reshape_alias);
+  m.impl("resize_", &resize_);
+  m.impl("set_.source_Storage_storage_offset", &set_storage);
+  m.impl("set_.source_Tensor", &at::native::set_tensor_);
+  m.impl("set_", &set_empty);
+  m.impl("copy_", &copy_);
+  m.impl("_copy_from", &copy_from);
+  m.impl("_copy_from_and_resize", &copy_from_and_resize);
+  m.impl("_local_scalar_dense", &local_scalar_dense);
+  m.impl("record_stream", &record_stream);
+  m.impl("_efficientzerotensor", &efficientzerotensor);
+  m.impl("native_dropout", &native_dropout);
+  m.impl("_fused_sdp_choice", &at::native::_fused_sdp_choice_cpp);
+}
+
+}  // namespace bringup

@@ -1,0 +1,375 @@
+#include "runtime.h"
+
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <array>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+
+#include "lines.h"
+
+extern "C" const bringup_driver* bringup_virtual_driver();
+
+namespace bringup {
+namespace {
+
+std::mutex config_mutex;
+Config the_config;
+bool is_configured = false;
+std::atomic<int> asked_devices{1};
+std::atomic<const bringup_driver*> the_driver{nullptr};
+std::array<std::atomic<Device*>, kMaxDevices> devices;
+std::atomic<bool> is_forked{false}, is_shut_down{false};
+
+thread_local c10::DeviceIndex this_device = 0;
+// Stream id + 1 per device; 0 is the default stream.
+thread_local std::array<Stream*, kMaxDevices> this_stream{};
+
+const bringup_driver* load_driver(const std::string& path) {
+  if (path.empty()) return bringup_virtual_driver();
+  void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
+  TORCH_CHECK(library, "driver ", path, " cannot be loaded: ", dlerror());
+  auto entry = reinterpret_cast<bringup_driver_entry_fn>(dlsym(library, "bringup_driver_entry"));
+  TORCH_CHECK(entry, "driver ", path, " does not export bringup_driver_entry (see csrc/driver.h)");
+  const bringup_driver* found = entry();
+  TORCH_CHECK(found && found->abi == BRINGUP_DRIVER_ABI, "driver ", path, " was built for driver ABI ",
+              found ? found->abi : 0, ", this bringup speaks ABI ", BRINGUP_DRIVER_ABI, ": rebuild it against driver.h");
+  return found;
+}
+
+Stream& open_stream(Device& device, size_t id, int priority) {
+  std::lock_guard<std::mutex> lock(device.mutex);
+  auto& slot = device.streams[id];
+  if (!slot) {
+    bringup_stream* handle = nullptr;
+    check_driver(driver().stream_create(device.handle, priority, &handle), device);
+    c10::Device on(kChip, c10::DeviceIndex(device.index));
+    slot = std::make_unique<Stream>(c10::Stream(c10::Stream::UNSAFE, on, c10::StreamId(id)), priority, handle);
+  }
+  return *slot;
+}
+
+Device& open_device(int index) {
+  check_index(c10::DeviceIndex(index));
+  TORCH_CHECK(!is_shut_down, "chip:", index, " is shut down: the interpreter is exiting");
+  if (!configured()) configure_from_python();
+  check_index(c10::DeviceIndex(index));
+  std::lock_guard<std::mutex> lock(config_mutex);
+  if (Device* device = devices[index].load()) return *device;
+  if (!the_driver.load()) {
+    the_driver.store(load_driver(the_config.driver));
+    pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
+  }
+  bringup_config asked = {the_config.device_bytes, the_config.check ? 1 : 0};
+  bringup_device* handle = nullptr;
+  int status = driver().open(index, &asked, &handle);
+  TORCH_CHECK(status == BRINGUP_OK, "chip:", index, " (", the_config.chip, ") cannot be opened: the ", driver().name,
+              " driver could not reserve ", the_config.device_bytes, " bytes");
+  auto* device = new Device{index, handle, {}, {}};
+  device->streams.resize(1 + 2 * kStreamsPerPriority);
+  open_stream(*device, 0, 0);
+  devices[index].store(device);
+  return *device;
+}
+
+// Called for every device that is open; the list only grows.
+template <class F>
+void for_each_stream(Device& device, F f) {
+  for (size_t id = 0; id < device.streams.size(); ++id) {
+    Stream* stream;
+    {
+      std::lock_guard<std::mutex> lock(device.mutex);
+      stream = device.streams[id].get();
+    }
+    if (stream) f(*stream);
+  }
+}
+
+}  // namespace
+
+void configure(Config asked) {
+  std::lock_guard<std::mutex> lock(config_mutex);
+  TORCH_CHECK(!opened(), "the chip is chosen before its first use: ", the_config.chip, " is already open in this process");
+  TORCH_CHECK(asked.devices >= 1 && asked.devices <= kMaxDevices, "devices must be 1 to ", kMaxDevices, ", got ", asked.devices);
+  the_config = std::move(asked);
+  asked_devices = the_config.devices;
+  is_configured = true;
+}
+
+const Config& config() { return the_config; }
+bool configured() { return is_configured; }
+bool opened() { return the_driver.load() != nullptr; }
+int device_count() noexcept { return asked_devices.load(); }
+void set_device_count(int count) { asked_devices = count; }
+const bringup_driver& driver() { return *the_driver.load(); }
+bool forked() { return is_forked.load(std::memory_order_relaxed); }
+
+void check_index(c10::DeviceIndex index) {
+  TORCH_CHECK(index >= 0 && index < device_count(), "chip:", int(index), " does not exist: this process has ", device_count(),
+              device_count() == 1 ? " chip" : " chips", " (chip:0",
+              device_count() > 1 ? " to chip:" + std::to_string(device_count() - 1) : "",
+              "); ask for more with bringup.use(..., devices=N) or BRINGUP_DEVICES=N");
+}
+
+Device& device(int index) {
+  TORCH_CHECK(!forked(),
+              "the chip cannot be used in a forked process: start workers with the 'spawn' method, or keep chip tensors "
+              "out of them");
+  if (index >= 0 && index < kMaxDevices)
+    if (Device* open = devices[index].load(std::memory_order_acquire)) return *open;
+  return open_device(index);
+}
+
+void throw_driver_error(Device& device) {
+  TORCH_CHECK(false, "chip:", device.index, ": ", driver().last_error(device.handle));
+}
+
+void* map(int index, void* address) {
+  if (!address || !driver().map) return address;
+  return driver().map(device(index).handle, address);
+}
+
+Counters& counters() {
+  static Counters* all = new Counters();
+  return *all;
+}
+
+bool launch_blocking() {
+  static const bool blocking = [] {
+    const char* value = std::getenv("BRINGUP_LAUNCH_BLOCKING");
+    return value && *value && std::strcmp(value, "0") != 0;
+  }();
+  return blocking;
+}
+
+// ---- errors
+
+void Stream::fail(std::exception_ptr error) {
+  std::lock_guard<std::mutex> lock(mutex);
+  if (failure && !failure->raised) {
+    ++more_failures;
+    return;
+  }
+  failure = std::make_shared<Failure>();
+  failure->error = std::move(error);
+  more_failures = 0;
+}
+
+void Stream::adopt(const std::shared_ptr<Failure>& other) {
+  std::lock_guard<std::mutex> lock(mutex);
+  if (other && !other->raised && (!failure || failure->raised)) failure = other;
+}
+
+std::shared_ptr<Failure> Stream::pending() {
+  std::lock_guard<std::mutex> lock(mutex);
+  return failure && !failure->raised ? failure : nullptr;
+}
+
+void Stream::raise() {
+  std::shared_ptr<Failure> found;
+  int more;
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    if (!failure) return;
+    found = std::move(failure);
+    more = std::exchange(more_failures, 0);
+  }
+  if (found->raised.exchange(true)) return;
+  try {
+    std::rethrow_exception(found->error);
+  } catch (c10::Error& error) {
+    if (more > 0) error.add_context("and " + std::to_string(more) + " later launch(es) on this stream failed");
+    throw;
+  }
+}
+
+// ---- streams
+
+c10::DeviceIndex current_device() { return this_device; }
+
+void set_current_device(c10::DeviceIndex index) {
+  if (index == this_device) return;
+  check_index(index);
+  this_device = index;
+}
+
+Stream& current_stream(c10::DeviceIndex index) {
+  if (index < 0) index = this_device;
+  if (index < kMaxDevices)
+    if (Stream* stream = this_stream[index]) return *stream;
+  Device& on = device(index);
+  return *on.streams[0];
+}
+
+Stream& stream(const c10::Stream& id) {
+  Device& on = device(id.device_index() < 0 ? this_device : id.device_index());
+  TORCH_CHECK(id.device_type() == kChip && id.id() >= 0 && size_t(id.id()) < on.streams.size() &&
+                  (id.id() == 0 || on.streams[size_t(id.id())]),
+              "stream ", id.id(), " is not a stream of a chip");
+  return *on.streams[size_t(id.id())];
+}
+
+c10::Stream exchange_stream(const c10::Stream& id) {
+  Stream& next = stream(id);
+  auto index = id.device_index() < 0 ? this_device : id.device_index();
+  c10::Stream previous = current_stream(index).id;
+  this_stream[size_t(index)] = id.id() == 0 ? nullptr : &next;
+  return previous;
+}
+
+c10::Stream stream_from_pool(c10::DeviceIndex index, int priority) {
+  static std::array<std::array<std::atomic<uint32_t>, 2>, kMaxDevices> next;
+  if (index < 0) index = this_device;
+  Device& on = device(index);
+  bool high = priority < 0;
+  uint32_t turn = next[size_t(index)][high].fetch_add(1) % kStreamsPerPriority;
+  return open_stream(on, 1 + turn + (high ? kStreamsPerPriority : 0), high ? -1 : 0).id;
+}
+
+void launch(Stream& stream, bringup_host_fn fn, void* arg) {
+  check_driver(driver().launch_host(stream.handle, fn, arg), device(stream.id.device_index()));
+}
+
+void synchronize(Stream& stream) {
+  ++counters().synchronizations;
+  Device& on = device(stream.id.device_index());
+  int status;
+  {
+    ReleaseGil no_gil;
+    status = driver().stream_synchronize(stream.handle);
+  }
+  stream.raise();
+  check_driver(status, on);
+}
+
+bool query(Stream& stream) { return driver().stream_query(stream.handle) != 0; }
+
+void synchronize_device(int index) {
+  ++counters().synchronizations;
+  Device& on = device(index);
+  int status = BRINGUP_OK;
+  {
+    ReleaseGil no_gil;
+    for_each_stream(on, [&](Stream& s) { status = std::max(status, driver().stream_synchronize(s.handle)); });
+  }
+  for_each_stream(on, [](Stream& s) { s.raise(); });
+  check_driver(status, on);
+}
+
+void drain(int index) {
+  Device& on = device(index);
+  ReleaseGil no_gil;
+  for_each_stream(on, [](Stream& s) { driver().stream_synchronize(s.handle); });
+}
+
+void shutdown() {
+  if (forked() || !opened() || is_shut_down) return;
+  for (auto& slot : devices) {
+    Device* on = slot.load();
+    if (!on) continue;
+    drain(on->index);
+    for_each_stream(*on, [](Stream& s) {
+      try {
+        s.raise();
+      } catch (const c10::Error& error) {
+        std::fprintf(stderr, "bringup: a launch failed and nothing waited for it: %s\n", error.what_without_backtrace());
+      } catch (const std::exception& error) {
+        std::fprintf(stderr, "bringup: a launch failed and nothing waited for it: %s\n", error.what());
+      }
+    });
+  }
+  is_shut_down = true;
+}
+
+// ---- events
+
+namespace {
+
+struct FailureCarrier {
+  Stream* stream;
+  std::shared_ptr<std::shared_ptr<Failure>> box;
+};
+
+// In stream order: what had failed on the stream when the event was reached.
+void store_failure(void* arg, int) {
+  std::unique_ptr<FailureCarrier> carrier(static_cast<FailureCarrier*>(arg));
+  *carrier->box = carrier->stream->pending();
+}
+
+// In the order of the waiting stream, after the wait.
+void take_failure(void* arg, int) {
+  std::unique_ptr<FailureCarrier> carrier(static_cast<FailureCarrier*>(arg));
+  carrier->stream->adopt(*carrier->box);
+}
+
+}  // namespace
+
+Event* event_create(int index, bool timed) {
+  Device& on = device(index);
+  bringup_event* handle = nullptr;
+  check_driver(driver().event_create(on.handle, &handle), on);
+  return new Event{handle, timed, {}, nullptr, nullptr};
+}
+
+void event_destroy(Event* event) noexcept {
+  if (!event || forked()) return;
+  driver().event_destroy(event->handle);
+  delete event;
+}
+
+void event_record(Event* event, Stream& stream) {
+  auto box = std::make_shared<std::shared_ptr<Failure>>();
+  launch(stream, store_failure, new FailureCarrier{&stream, box});
+  {
+    std::lock_guard<std::mutex> lock(event->mutex);
+    event->stream = &stream;
+    event->failure = box;
+  }
+  check_driver(driver().event_record(event->handle, stream.handle), device(stream.id.device_index()));
+}
+
+void event_wait(Event* event, Stream& stream) {
+  std::shared_ptr<std::shared_ptr<Failure>> box;
+  {
+    std::lock_guard<std::mutex> lock(event->mutex);
+    box = event->failure;
+  }
+  if (!box) return;  // never recorded
+  check_driver(driver().event_wait(event->handle, stream.handle), device(stream.id.device_index()));
+  launch(stream, take_failure, new FailureCarrier{&stream, box});
+}
+
+bool event_query(Event* event) { return driver().event_query(event->handle) != 0; }
+
+void event_synchronize(Event* event) {
+  ++counters().synchronizations;
+  Stream* recorded_on;
+  std::shared_ptr<std::shared_ptr<Failure>> box;
+  {
+    std::lock_guard<std::mutex> lock(event->mutex);
+    recorded_on = event->stream;
+    box = event->failure;
+  }
+  if (!recorded_on) return;
+  int status;
+  {
+    ReleaseGil no_gil;
+    status = driver().event_synchronize(event->handle);
+  }
+  check_driver(status, device(recorded_on->id.device_index()));
+  if (*box) recorded_on->raise();
+}
+
+double event_elapsed_ms(Event* start, Event* end) {
+  TORCH_CHECK(start->timed && end->timed, "elapsed_time needs two events made with enable_timing=True");
+  TORCH_CHECK(start->stream && end->stream, "elapsed_time needs two recorded events: record both before the call");
+  TORCH_CHECK(event_query(start) && event_query(end),
+              "elapsed_time was asked before both events were reached: synchronize the second event first");
+  double seconds = 0;
+  check_driver(driver().event_elapsed(start->handle, end->handle, &seconds), device(end->stream->id.device_index()));
+  return seconds * 1e3;
+}
+
+}  // namespace bringup

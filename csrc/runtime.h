@@ -1,0 +1,123 @@
+// Devices, streams, events and the way of an error from a stream to the user's thread.
+#pragma once
+#include <c10/core/Device.h>
+#include <c10/core/Stream.h>
+#include <c10/util/Exception.h>
+
+#include <atomic>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "driver.h"
+
+namespace bringup {
+
+constexpr c10::DeviceType kChip = c10::DeviceType::PrivateUse1;
+constexpr int kMaxDevices = 64;
+constexpr int kStreamsPerPriority = 32;  // as CUDA: a new Stream beyond that shares a queue with an older one
+
+struct Config {
+  std::string chip;         // name of the chip file
+  std::string description;  // one line for get_device_name
+  int devices = 1;
+  uint64_t device_bytes = 0;
+  bool check = false;
+  std::string driver;  // empty: the virtual chip; else the path of a driver library
+};
+
+// A failed launch on its way to a user's thread. Raised once, whatever streams it has travelled to.
+struct Failure {
+  std::exception_ptr error;
+  std::atomic<bool> raised{false};
+};
+
+struct Stream {
+  c10::Stream id;
+  int priority;
+  bringup_stream* handle;
+  std::mutex mutex;
+  std::shared_ptr<Failure> failure;  // the first that nobody has seen yet
+  int more_failures = 0;
+
+  Stream(c10::Stream id, int priority, bringup_stream* handle) : id(id), priority(priority), handle(handle) {}
+
+  void fail(std::exception_ptr error);
+  void adopt(const std::shared_ptr<Failure>& other);
+  std::shared_ptr<Failure> pending();
+  void raise();  // throws the pending failure, if any
+};
+
+struct Event {
+  bringup_event* handle;
+  bool timed;
+  std::mutex mutex;
+  Stream* stream = nullptr;  // of the latest record
+  std::shared_ptr<std::shared_ptr<Failure>> failure;  // filled in stream order
+};
+
+struct Device {
+  int index;
+  bringup_device* handle;
+  std::mutex mutex;
+  std::vector<std::unique_ptr<Stream>> streams;  // by stream id; null until used
+};
+
+// Configuration. `configure` is refused once a device is open.
+void configure(Config config);
+const Config& config();
+bool configured();
+bool opened();
+int device_count() noexcept;
+void set_device_count(int count);  // until configured: what the environment asks for
+
+const bringup_driver& driver();
+Device& device(int index);  // opens it on first use
+void check_index(c10::DeviceIndex index);
+[[noreturn]] void throw_driver_error(Device& device);
+inline void check_driver(int status, Device& device) {
+  if (C10_UNLIKELY(status != BRINGUP_OK)) throw_driver_error(device);
+}
+
+// Streams. The current device and the current stream of a device belong to the thread.
+c10::DeviceIndex current_device();
+void set_current_device(c10::DeviceIndex index);
+Stream& current_stream(c10::DeviceIndex index);
+Stream& stream(const c10::Stream& id);
+c10::Stream exchange_stream(const c10::Stream& id);
+c10::Stream stream_from_pool(c10::DeviceIndex index, int priority);
+void launch(Stream& stream, bringup_host_fn fn, void* arg);
+
+// Waiting. These raise what failed; `drain` and `shutdown` do not.
+void synchronize(Stream& stream);
+void synchronize_device(int index);
+bool query(Stream& stream);
+void drain(int index);
+void shutdown();  // waits for every stream, reports failures that nobody saw on stderr, ends the workers
+bool launch_blocking();
+
+Event* event_create(int index, bool timed);
+void event_destroy(Event* event) noexcept;
+void event_record(Event* event, Stream& stream);
+void event_wait(Event* event, Stream& stream);
+bool event_query(Event* event);
+void event_synchronize(Event* event);
+double event_elapsed_ms(Event* start, Event* end);
+
+// Counters for `bringup.launch_stats()`.
+struct Counters {
+  std::atomic<int64_t> launches{0}, synchronous{0}, learned_by_meta{0}, learned_by_running{0}, synchronizations{0};
+  std::atomic<int64_t> promises_copied{0};  // outputs that the kernel placed elsewhere and that were copied
+};
+Counters& counters();
+
+// True in a process forked from one that had the device open: nothing may be launched there.
+bool forked();
+
+// The host pointer under which kernels find a device address.
+void* map(int index, void* address);
+
+}  // namespace bringup

@@ -1,0 +1,60 @@
+"""Builds the C++ core against the torch of this environment."""
+
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).parent
+
+
+def need_torch():
+    try:
+        import torch
+    except ImportError:
+        sys.exit(
+            "bringup: this build sees no torch. Install torch first, then bringup with "
+            "`pip install --no-build-isolation .`, so that the core fits the torch that will load it"
+        )
+    return torch
+
+
+class BuildCore(build_ext):
+    def build_extensions(self):
+        torch = need_torch()
+        compiler = self.compiler.compiler_cxx[0]
+        if shutil.which(compiler) is None:
+            sys.exit(f"bringup: the C++ core needs a compiler and {compiler} is not there: apt-get install g++")
+        home = Path(torch.__file__).parent
+        (core,) = self.extensions
+        core.include_dirs += [str(home / "include"), str(home / "include" / "kineto"), sysconfig.get_paths()["include"]]
+        core.library_dirs += [str(home / "lib")]
+        core.runtime_library_dirs += [str(home / "lib")]
+        abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
+        core.extra_compile_args += [f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
+        super().build_extensions()
+        inplace = ROOT / "src" / "bringup"
+        target = inplace if self.inplace or self.editable_mode else Path(self.build_lib) / "bringup"
+        target.mkdir(parents=True, exist_ok=True)
+        (target / "_build.py").write_text(
+            f'"""Written by the build."""\n\nTORCH = "{torch.__version__}"\n', encoding="utf-8"
+        )
+
+
+setup(
+    ext_modules=[
+        Extension(
+            "bringup._core",
+            sources=["csrc/core.cpp", "csrc/drivers/virtual.cpp"],
+            depends=[str(path) for path in sorted((ROOT / "csrc").rglob("*.*"))],
+            libraries=["c10", "torch_cpu", "torch"],
+            extra_compile_args=["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"]
+            + ["-Wno-unused-parameter", "-Wno-interference-size", "-DUSE_KINETO", "-DFMT_HEADER_ONLY"],
+            language="c++",
+        )
+    ],
+    cmdclass={"build_ext": BuildCore},
+)

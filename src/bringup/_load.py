@@ -1,0 +1,139 @@
+"""Loading the device into torch, and choosing the chip."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bringup.errors import BringupError, ChipInUseError, VersionError
+
+
+DEFAULT_CHIP = "edge8"
+MAX_DEVICES = 64
+
+_registered = False
+
+
+def _core() -> Path:
+    return next(Path(__file__).parent.glob("_core*.so"), Path("bringup/_core.so"))
+
+
+def _problem() -> str | None:
+    """Say in one sentence why this torch cannot load the core; None if it can."""
+    try:
+        from bringup._build import TORCH
+    except ImportError:
+        return "bringup's C++ core is not built: install it with `pip install --no-build-isolation .`"
+    found = torch.__version__
+    if found.split("+")[0] != TORCH.split("+")[0]:
+        return (
+            f"bringup was built for torch {TORCH} and this is torch {found}, so the device 'chip' is not there: "
+            "reinstall bringup with this torch (pip install --force-reinstall --no-deps --no-build-isolation bringup)"
+        )
+    return None
+
+
+def _another_accelerator() -> str | None:
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return accelerator.type if accelerator is not None and accelerator.type != "chip" else None
+
+
+def autoload() -> None:
+    """Entry point of ``torch.backends``, called by ``import torch``.
+
+    Never raises: a program that does not use the chip must not notice. On a machine with a real accelerator that one
+    stays current until the program asks for a chip.
+    """
+    problem = _problem()
+    if problem is not None:
+        warnings.warn(problem, stacklevel=2)
+    elif os.environ.get("BRINGUP_CHIP") or _another_accelerator() is None:
+        register()
+
+
+def register() -> None:
+    """Make ``chip`` a device of this process. Raises VersionError if the core does not fit this torch."""
+    global _registered
+    if _registered:
+        return
+    problem = _problem()
+    if problem is not None:
+        raise VersionError(problem)
+    torch.ops.load_library(str(_core()))
+    from bringup import device
+
+    torch.ops.bringup.start()
+    torch.utils.rename_privateuse1_backend("chip")
+    torch._register_device_module("chip", device)
+    torch.utils.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_storage=True)
+    torch.ops.bringup.set_device_count(_devices_from_environment())
+    device._patch_torch()
+    atexit.register(torch.ops.bringup.shutdown)
+    _registered = True
+
+
+def _devices_from_environment() -> int:
+    text = os.environ.get("BRINGUP_DEVICES", "1")
+    return int(text) if text.isdigit() and 1 <= int(text) <= MAX_DEVICES else 1
+
+
+def use(chip: str | os.PathLike[str], *, devices: int = 1, check: bool | None = None, driver: str | None = None) -> None:
+    """Choose the chip of this process, before its first use.
+
+    Args:
+        chip: the name of a chip (`available_chips`) or the path of a chip file.
+        devices: how many of them: ``chip:0`` to ``chip:{devices - 1}``.
+        check: catch host dereferences of device memory (default: ``BRINGUP_CHECK``). Slower.
+        driver: path of a driver library (csrc/driver.h; default: ``BRINGUP_DRIVER``, else the virtual chip).
+
+    Raises:
+        UnknownChipError, ChipFileError: the chip cannot be read.
+        ChipInUseError: the chip is open already.
+    """
+    from bringup.chip import load_chip
+
+    register()
+    described = load_chip(os.fspath(chip))
+    if torch.ops.bringup.is_open():
+        raise ChipInUseError(
+            f"{described.name} was asked for, but {torch.ops.bringup.chip()} is in use already: "
+            "choose the chip before the first tensor is made on it (bringup.use at the top, or BRINGUP_CHIP)"
+        )
+    if not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
+        raise BringupError(f"devices must be a whole number from 1 to {MAX_DEVICES}, got {devices!r}")
+    checking = _flag("BRINGUP_CHECK") if check is None else check
+    library = os.environ.get("BRINGUP_DRIVER", "") if driver is None else driver
+    torch.ops.bringup.configure(
+        described.name, described.description, devices, described.device_bytes, checking, library
+    )
+
+
+def choose_from_environment() -> None:
+    """Choose what ``BRINGUP_CHIP`` and ``BRINGUP_DEVICES`` say, or the default chip. Called at first use."""
+    devices = os.environ.get("BRINGUP_DEVICES", "1")
+    if not devices.isdigit() or not 1 <= int(devices) <= MAX_DEVICES:
+        raise BringupError(f"BRINGUP_DEVICES must be a whole number from 1 to {MAX_DEVICES}, got {devices!r}")
+    use(os.environ.get("BRINGUP_CHIP") or DEFAULT_CHIP, devices=int(devices))
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "") not in ("", "0")
+
+
+def launch_stats() -> dict[str, Any]:
+    """Count what the process launched so far.
+
+    Returns:
+        ``launches``; ``synchronous``: launches that made the host wait; ``learned_by_meta`` and ``learned_by_running``:
+        first launches of a signature; ``signatures``; ``outputs_copied``: results that a kernel placed elsewhere;
+        ``synchronizations``: explicit waits and copies to the host; ``synchronous_ops``: op -> count.
+    """
+    register()
+    stats: dict[str, Any] = json.loads(torch.ops.bringup.launch_stats())
+    return stats

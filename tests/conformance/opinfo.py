@@ -1,0 +1,163 @@
+"""torch's own operator database, run on chip and compared with the CPU."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.testing._internal.common_methods_invocations import op_db
+from torch.testing._internal.opinfo.core import OpInfo, SampleInput
+from torch.utils._pytree import tree_flatten, tree_map
+
+SAMPLES = 12
+SEED = 1234
+
+# Two runs on the CPU itself already differ: results are compared by shape and dtype alone.
+VALUES_UNDEFINED = {
+    "empty",
+    "empty_like",
+    "empty_permuted",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+}
+
+
+def full_name(op: OpInfo) -> str:
+    return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
+
+
+def ops(dtype: torch.dtype, *, backward: bool = False) -> list[OpInfo]:
+    """The operators of the database that the CPU supports with a dtype (and differentiates)."""
+    found = [op for op in op_db if dtype in op.supported_dtypes("cpu")]
+    if backward:
+        found = [op for op in found if op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")]
+    return found
+
+
+def to_chip(value: Any) -> Any:
+    """Move tensors and device arguments; keep requires_grad and leaf-ness, strides and storage offset."""
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided:
+            return value.detach().to("chip").requires_grad_(value.requires_grad)
+        with torch.no_grad():
+            source = value.detach()
+            needed = 1 + sum((n - 1) * s for n, s in zip(source.shape, source.stride(), strict=True)) if source.numel() else 0
+            base = torch.empty(needed, dtype=source.dtype, device="chip")
+            moved = base.as_strided(source.shape, source.stride())
+            if needed:
+                flat = source.resolve_conj().resolve_neg()
+                base.copy_(torch.as_strided(source, (needed,), (1,)).detach().resolve_conj().resolve_neg()) if (
+                    not source.is_conj() and not source.is_neg()
+                ) else moved.copy_(flat)
+        return moved.requires_grad_(value.requires_grad)
+    if isinstance(value, torch.device):
+        return torch.device("chip")
+    if isinstance(value, str) and value == "cpu":
+        return "chip"
+    return value
+
+
+def to_cpu(value: Any) -> Any:
+    return value.detach().cpu() if isinstance(value, torch.Tensor) and value.device.type == "chip" else value
+
+
+def samples(op: OpInfo, dtype: torch.dtype, *, requires_grad: bool) -> Iterator[SampleInput]:
+    torch.manual_seed(SEED)
+    return itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=requires_grad), SAMPLES)
+
+
+def arguments(sample: SampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (sample.input, *sample.args), dict(sample.kwargs)
+
+
+def run(function: Any, args: Any, kwargs: Any) -> Any:
+    torch.manual_seed(SEED)
+    return function(*args, **kwargs)
+
+
+def compare(on_chip: Any, on_cpu: Any, what: str, *, values: bool = True) -> None:
+    ours, theirs = tree_flatten(on_chip)[0], tree_flatten(on_cpu)[0]
+    assert len(ours) == len(theirs), f"{what}: {len(ours)} results, the CPU has {len(theirs)}"
+    for a, b in zip(ours, theirs, strict=True):
+        if not isinstance(b, torch.Tensor):
+            assert a == b or (a != a and b != b), f"{what}: {a!r}, the CPU has {b!r}"
+            continue
+        a, b = to_cpu(a), b.detach()
+        assert a.shape == b.shape and a.dtype == b.dtype, f"{what}: {a.dtype}{list(a.shape)}, CPU {b.dtype}{list(b.shape)}"
+        if values:
+            torch.testing.assert_close(a, b, equal_nan=True, msg=lambda m: f"{what}: {m}")
+
+
+def clone(value: Any) -> Any:
+    return tree_map(lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else v, value)
+
+
+def check_forward(op: OpInfo, dtype: torch.dtype, most: int = SAMPLES) -> None:
+    """Function, in-place variant and out= variant of an operator, on the first samples of the database."""
+    values = op.name not in VALUES_UNDEFINED
+    for number, sample in enumerate(itertools.islice(samples(op, dtype, requires_grad=False), most)):
+        args, kwargs = arguments(sample)
+        chip_args, chip_kwargs = tree_map(to_chip, args), tree_map(to_chip, kwargs)
+        expected = run(op.op, clone(args), clone(kwargs))
+        result = run(op.op, clone(chip_args), clone(chip_kwargs))
+        compare(result, expected, f"sample {number}", values=values)
+        _check_out(op, number, chip_args, chip_kwargs, expected, values)
+        inplace = op.inplace_variant
+        if inplace is None or sample.broadcasts_input or number > 3:
+            continue
+        try:
+            expected_inplace = run(inplace, clone(args), clone(kwargs))
+        except Exception:  # the CPU refuses: a result dtype that cannot be cast back, for example
+            continue
+        compare(run(inplace, clone(chip_args), clone(chip_kwargs)), expected_inplace, f"in-place {number}", values=values)
+
+
+def _check_out(op: OpInfo, number: int, args: Any, kwargs: Any, expected: Any, values: bool) -> None:
+    if not op.supports_out or number > 1:
+        return
+    outs = tree_map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="chip") if isinstance(t, torch.Tensor) else t, expected)
+    if not all(isinstance(leaf, torch.Tensor) for leaf in tree_flatten(outs)[0]):
+        return
+    run(op.op, clone(args), {**clone(kwargs), "out": outs})
+    compare(outs, expected, f"out= {number}", values=values)
+
+
+def _differentiable(result: Any) -> list[torch.Tensor]:
+    return [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor) and t.requires_grad]
+
+
+def _gradients(op: OpInfo, args: Any, kwargs: Any, sample: SampleInput) -> list[Any]:
+    leaves = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor) and t.requires_grad]
+    result = run(op.op, args, kwargs)
+    result = sample.output_process_fn_grad(result)
+    outputs = _differentiable(result)
+    if not outputs or not leaves:
+        return []
+    directions = [torch.ones_like(t) for t in outputs]
+    return list(torch.autograd.grad(outputs, leaves, directions, allow_unused=True))
+
+
+def check_backward(op: OpInfo, dtype: torch.dtype, most: int = SAMPLES) -> None:
+    """Gradients of an operator with respect to every differentiable input."""
+    for number, sample in enumerate(itertools.islice(samples(op, dtype, requires_grad=True), most)):
+        args, kwargs = arguments(sample)
+        chip_args, chip_kwargs = tree_map(to_chip, args), tree_map(to_chip, kwargs)
+        try:
+            expected = _gradients(op, args, kwargs, sample)
+        except RuntimeError:
+            if op.name in VALUES_UNDEFINED:
+                continue
+            raise
+        compare(_gradients(op, chip_args, chip_kwargs, sample), expected, f"gradient of sample {number}")
+
+
+def quiet() -> Any:
+    """Context that silences torch's own warnings about prototypes and deprecations."""
+    caught = warnings.catch_warnings()
+    caught.__enter__()
+    warnings.simplefilter("ignore")
+    return caught
