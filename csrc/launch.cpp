@@ -7,6 +7,7 @@
 #include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/native/Resize.h>
+#include <ATen/record_function.h>
 #include <ATen/TensorUtils.h>
 #include <ATen/ops/clone.h>
 #include <c10/core/CPUAllocator.h>
@@ -22,6 +23,7 @@
 #include <unordered_set>
 
 #include "generator.h"
+#include "layouts.h"
 #include "memory.h"
 #include "profiler.h"
 
@@ -56,7 +58,10 @@ bool is_data_dependent(const std::string& name) {
 
 // The meta kernel promises another dtype, size or number of tensors than the CPU kernel returns: learned by running.
 bool has_other_meta(const std::string& name) {
-  static const auto* names = new std::unordered_set<std::string>{};
+  static const auto* names = new std::unordered_set<std::string>{
+      "aten::_embedding_bag", "aten::_embedding_bag_forward_only", "aten::quantize_per_tensor",
+      "aten::quantize_per_tensor.tensor_qparams", "aten::quantize_per_tensor.tensors", "aten::quantize_per_channel",
+      "aten::quantize_per_tensor_dynamic", "aten::native_batch_norm.out", "aten::_native_batch_norm_legit.out"};
   return names->count(name) != 0;
 }
 
@@ -371,6 +376,7 @@ struct NoPython {
                       DispatchKey::FuncTorchDynamicLayerBackMode}) |
       c10::autocast_dispatch_keyset};
   at::AutoDispatchBelowADInplaceOrView below;
+  at::DisableRecordFunctionGuard unprofiled;
   at::impl::TorchFunctionDisabledState previous = at::impl::PythonTorchFunctionTLS::get_disabled_state();
   NoPython() { at::impl::PythonTorchFunctionTLS::set_disabled_state(at::impl::TorchFunctionDisabledState::ALL_DISABLED); }
   ~NoPython() { at::impl::PythonTorchFunctionTLS::set_disabled_state(previous); }
@@ -428,8 +434,37 @@ Stack rebuild(const Op& op, const IValue* arguments, c10::DeviceType device, con
   return stack;
 }
 
+// Where torch's meta kernels of normalisations differ from its CPU kernels: in evaluation mode the CPU's batch
+// normalisation returns empty statistics, and statistics have the input's dtype unless a parameter is wider.
+void correct_promise(Signature& signature, const IValue* arguments) {
+  static const auto* batch_norms = new std::unordered_set<std::string>{"aten::native_batch_norm", "aten::_native_batch_norm_legit",
+                                                                        "aten::_native_batch_norm_legit_no_stats",
+                                                                        "aten::_native_batch_norm_legit_no_training",
+                                                                        "aten::_batch_norm_with_update", "aten::_batch_norm_no_update"};
+  const std::string& name = signature.op->name;
+  bool batch_norm = batch_norms->count(name) != 0;
+  if ((!batch_norm && name != "aten::native_layer_norm") || signature.inputs.empty()) return;
+  constexpr size_t kTraining = 5;  // argument of the first two
+  bool decides = name == "aten::native_batch_norm" || name == "aten::_native_batch_norm_legit";
+  bool empty = batch_norm && (decides ? !arguments[kTraining].toBool() : name.find("_no_training") != std::string::npos ||
+                                                                            name.find("_no_update") != std::string::npos);
+  c10::ScalarType dtype = signature.inputs[0].dtype;
+  for (const TensorMeta& input : signature.inputs)
+    if (input.defined && input.dtype == c10::kFloat && c10::isReducedFloatingType(dtype)) dtype = c10::kFloat;
+  for (size_t i = 1; i < std::min<size_t>(signature.outputs.size(), 3); ++i) {
+    TensorMeta& statistics = signature.outputs[i];
+    if (empty) {
+      statistics.sizes.assign(1, 0);
+      statistics.strides.assign(1, 1);
+    }
+    statistics.dtype = dtype;
+    statistics.nbytes = at::detail::computeStorageNbytes(statistics.sizes, statistics.strides, c10::elementSize(dtype));
+  }
+}
+
 // Stores the metadata of what a kernel returned. False where a result is not a fresh plain tensor.
-bool store_results(Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs) {
+bool store_results(Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs,
+                   const IValue* promised_for = nullptr) {
   const Op& op = *signature.op;
   std::vector<TensorMeta> outputs;
   std::vector<int> list_sizes;
@@ -465,6 +500,7 @@ bool store_results(Signature& signature, const Stack& results, const std::vector
   signature.outputs = std::move(outputs);
   signature.list_sizes = std::move(list_sizes);
   signature.resized = std::move(resized);
+  if (promised_for) correct_promise(signature, promised_for);
   signature.state.store(Signature::Known, std::memory_order_release);
   return true;
 }
@@ -487,7 +523,7 @@ bool learn_by_meta(Signature& signature, const Slots& slots, const IValue* argum
     }
     Stack stack = rebuild(op, arguments, c10::DeviceType::Meta, nullptr, [&](int slot) { return inputs[size_t(slot)]; });
     op.handle.redispatchBoxed(DispatchKeySet(DispatchKey::Meta), &stack);
-    if (!store_results(signature, stack, inputs)) return false;
+    if (!store_results(signature, stack, inputs, arguments)) return false;
     ++counters().learned_by_meta;
     return true;
   } catch (const std::exception&) {
@@ -679,6 +715,14 @@ void execute(Launch& launch) {
   c10::SmallVector<c10::intrusive_ptr<c10::StorageImpl>, 6> storages;
   for (const StorageRef& ref : launch.storages) storages.push_back(borrow(map(device, ref.address), ref.bytes));
   for (void*& output : launch.outputs) output = map(device, output);
+  c10::SmallVector<Promise, 4> steering;  // outlives every tensor of the call
+  if (!launch.waited && signature.op->steered)
+    for (size_t i = 0; i < launch.outputs.size(); ++i)
+      steering.push_back({static_cast<char*>(launch.outputs[i]), signature.outputs[i].nbytes, false});
+  struct Scope {
+    explicit Scope(c10::SmallVector<Promise, 4>* now) { promises = now; }
+    ~Scope() { promises = nullptr; }
+  } scope(&steering);
   auto meta_of_input = [&](int slot) -> const TensorMeta& {
     for (const auto& [resized, meta] : signature.resized)
       if (resized == slot && !launch.waited) return meta;
@@ -692,18 +736,9 @@ void execute(Launch& launch) {
     return tensor;
   };
   Stack stack = rebuild(*signature.op, launch.arguments.data(), c10::kCPU, &launch.generator, input);
-  c10::SmallVector<Promise, 4> steering;
-  if (!launch.waited && signature.op->steered)
-    for (size_t i = 0; i < launch.outputs.size(); ++i)
-      steering.push_back({static_cast<char*>(launch.outputs[i]), signature.outputs[i].nbytes, false});
-  promises = &steering;
-  struct Restore {
-    ~Restore() { promises = nullptr; }
-  } restore;
   signature.op->handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
   if (launch.waited) launch.results = std::move(stack);
   else deliver_all(launch, stack);
-  stack.clear();
 }
 
 // State that torch keeps per thread.
@@ -851,21 +886,26 @@ void return_results(const Op& op, Stack* stack, Stack results) {
   for (IValue& value : results) stack->push_back(std::move(value));
 }
 
+// A view of `base` with the metadata that the CPU kernel gave to `result`.
+at::Tensor view_like(const at::Tensor& base, const at::Tensor& result) {
+  auto view = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(base.storage()), base.key_set(), result.dtype());
+  auto* impl = view.unsafeGetTensorImpl();
+  impl->set_sizes_and_strides(result.sizes(), result.strides(), result.storage_offset());
+  impl->_set_conj(result.is_conj());
+  impl->_set_neg(result.is_neg());
+  return view;
+}
+
 // A result of a synchronous run becomes a device tensor: a view if it shares an input's memory, else a copy.
 at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots& slots, Stream& stream) {
   if (!result.defined() || !result.device().is_cpu()) return result;
   for (size_t i = 0; i < launch.inputs.size(); ++i) {
-    if (launch.signature->storage_of[i] < 0 || !launch.inputs[i].is_alias_of(result)) continue;
+    if (launch.signature->storage_of[i] < 0 || !result.has_storage() || !launch.inputs[i].is_alias_of(result)) continue;
     if (result.is_same(launch.inputs[i])) return *slots[i].tensor;
     const at::Tensor& base = *slots[i].tensor;
-    auto view = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(base.storage()),
-                                                         DispatchKeySet(DispatchKey::PrivateUse1), result.dtype());
-    view.unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes(), result.strides(), result.storage_offset());
-    mark_conjugate(view, meta_of(result));
-    return view;
+    return view_like(base, result);
   }
-  TORCH_CHECK(result.layout() == c10::kStrided && !result.is_quantized(), launch.signature->op->name,
-              " returned a ", result.is_quantized() ? "quantized" : "sparse", " tensor, which this path cannot place on the chip");
+  if (result.layout() != c10::kStrided || result.is_quantized()) return place_on_chip(result, stream.id.device_index());
   TensorMeta meta = meta_of(result);
   at::Tensor placed = new_tensor(meta, stream.id.device_index(), launch.signature->op->name.c_str());
   if (meta.nbytes == 0) return placed;
@@ -899,11 +939,7 @@ void run_synchronously(Signature& signature, Stream& stream, const Slots& slots,
   Op& op = *signature.op;
   std::unique_ptr<Launch> launch(new_launch(signature, stream, slots, arguments));
   launch->waited = true;
-  ++counters().synchronous;
-  if (op.synchronous_calls.fetch_add(1) == 0) {
-    std::lock_guard<std::mutex> lock(waiting_mutex);
-    waiting_ops().push_back(&op);
-  }
+  count_synchronous(op);
   bringup::launch(stream, run, launch.get());
   {
     ReleaseGil no_gil;
@@ -954,11 +990,7 @@ void run_view(Op& op, const Slots& slots, Stack* stack, const IValue* arguments)
   auto as_view = [&](const at::Tensor& result) {
     for (size_t i = 0; i < inputs.size(); ++i) {
       if (!inputs[i].is_alias_of(result)) continue;
-      auto view = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(slots[i].tensor->storage()),
-                                                           DispatchKeySet(DispatchKey::PrivateUse1), result.dtype());
-      view.unsafeGetTensorImpl()->set_sizes_and_strides(result.sizes(), result.strides(), result.storage_offset());
-      mark_conjugate(view, meta_of(result));
-      return view;
+      return view_like(*slots[i].tensor, result);
     }
     TORCH_CHECK(false, op.name, " was expected to return a view");
   };
@@ -1027,6 +1059,13 @@ void launch_boxed(Op& op, Stack* stack) {
   if (C10_UNLIKELY(launch_blocking())) synchronize(stream);
 }
 
+void count_synchronous(Op& op) {
+  ++counters().synchronous;
+  if (op.synchronous_calls.fetch_add(1) > 0) return;
+  std::lock_guard<std::mutex> lock(waiting_mutex);
+  waiting_ops().push_back(&op);
+}
+
 std::string launch_stats_json() {
   Counters& all = counters();
   std::ostringstream text;
@@ -1069,7 +1108,8 @@ void launch_unregistered(const c10::OperatorHandle& handle, Stack* stack) { laun
 bool has_native_kernel(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{
       "aten::empty.memory_format", "aten::empty_strided", "aten::as_strided", "aten::view", "aten::_reshape_alias",
-      "aten::resize_", "aten::set_.source_Storage_storage_offset", "aten::set_.source_Tensor", "aten::set_", "aten::copy_",
+      "aten::resize_", "aten::set_.source_Storage_storage_offset", "aten::set_.source_Storage", "aten::set_.source_Tensor",
+      "aten::set_", "aten::copy_",
       "aten::_copy_from", "aten::_copy_from_and_resize", "aten::_local_scalar_dense", "aten::record_stream",
       "aten::_efficientzerotensor", "aten::native_dropout", "aten::_fused_sdp_choice"};
   return names->count(name) != 0;
@@ -1078,7 +1118,7 @@ bool has_native_kernel(const std::string& name) {
 // Would decompose into operators for one vendor's library, or into many launches, where the CPU has one kernel.
 bool is_kept_whole(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{"aten::convolution", "aten::convolution_backward",
-                                                                  "aten::conj_physical_"};
+                                                                  "aten::conj_physical_", "aten::mode", "aten::mode.values"};
   return names->count(name) != 0;
 }
 

@@ -97,6 +97,9 @@ at::Tensor alias_on_host(const at::Tensor& device_tensor);
 void enqueue(Stream& stream, std::function<void(bool)> f);
 void launch_failed(Stream& stream, const std::string& what);  // inside a catch block, on the worker
 
+// Counts a call that made the host wait.
+void count_synchronous(Op& op);
+
 std::string launch_stats_json();
 void register_kernels();
 

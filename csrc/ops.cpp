@@ -3,7 +3,9 @@
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorUtils.h>
 #include <ATen/native/Resize.h>
+#include <ATen/native/DispatchStub.h>
 #include <ATen/native/TensorFactories.h>
+#include <ATen/native/transformers/attention.h>
 #include <ATen/ops/_fused_sdp_choice_native.h>
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/_reshape_alias_native.h>
@@ -111,6 +113,11 @@ Tensor& set_storage(Tensor& self, at::Storage source, c10::SymInt offset, c10::S
   else impl->set_sizes_contiguous(sizes);
   fit_storage(self);
   return self;
+}
+
+Tensor& set_whole_storage(Tensor& self, at::Storage source) {
+  int64_t elements = int64_t(source.nbytes() / self.dtype().itemsize());
+  return set_storage(self, std::move(source), 0, {elements}, {1});
 }
 
 Tensor& set_empty(Tensor& self) {
@@ -249,9 +256,7 @@ Tensor efficientzerotensor(c10::SymIntArrayRef size, optional<c10::ScalarType> d
                            optional<c10::Device> device, optional<bool>) {
   at::native::ZeroTensorAllocator allocator{c10::Device(kChip, index_of(device))};
   auto keys = c10::DispatchKeySet({c10::DispatchKey::PrivateUse1, c10::DispatchKey::ZeroTensor});
-  Tensor tensor = at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &allocator, keys, c10::dtype_or_default(dtype), std::nullopt);
-  tensor._set_zero(true);
-  return tensor;
+  return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &allocator, keys, c10::dtype_or_default(dtype), std::nullopt);
 }
 
 // torch's CPU kernel draws from the CPU's default generator.
@@ -264,6 +269,14 @@ std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optiona
 }
 
 }  // namespace
+}  // namespace bringup
+
+// Chooses between the fused attention kernels without looking at data.
+namespace at::native {
+REGISTER_PRIVATEUSE1_DISPATCH(_fused_sdp_choice_stub, &_fused_sdp_choice_cpp)
+}
+
+namespace bringup {
 
 void resize_storage(c10::StorageImpl* storage, size_t bytes) {
   TORCH_CHECK(storage->resizable(), "Trying to resize storage that is not resizable");
@@ -284,6 +297,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_reshape_alias", &reshape_alias);
   m.impl("resize_", &resize_);
   m.impl("set_.source_Storage_storage_offset", &set_storage);
+  m.impl("set_.source_Storage", &set_whole_storage);
   m.impl("set_.source_Tensor", &at::native::set_tensor_);
   m.impl("set_", &set_empty);
   m.impl("copy_", &copy_);

@@ -32,33 +32,39 @@ def full_name(op: OpInfo) -> str:
 
 def ops(dtype: torch.dtype, *, backward: bool = False) -> list[OpInfo]:
     """The operators of the database that the CPU supports with a dtype (and differentiates)."""
-    found = [op for op in op_db if dtype in op.supported_dtypes("cpu")]
+    found = [op for op in op_db if dtype in op.supported_dtypes("cpu") and not op.name.startswith("jiterator")]
     if backward:
         found = [op for op in found if op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")]
     return found
 
 
 def to_chip(value: Any) -> Any:
-    """Move tensors and device arguments; keep requires_grad and leaf-ness, strides and storage offset."""
+    """Move tensors and device arguments; keep requires_grad, strides, storage offset and the whole storage."""
     if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided:
-            return value.detach().to("chip").requires_grad_(value.requires_grad)
-        with torch.no_grad():
-            source = value.detach()
-            needed = 1 + sum((n - 1) * s for n, s in zip(source.shape, source.stride(), strict=True)) if source.numel() else 0
-            base = torch.empty(needed, dtype=source.dtype, device="chip")
-            moved = base.as_strided(source.shape, source.stride())
-            if needed:
-                flat = source.resolve_conj().resolve_neg()
-                base.copy_(torch.as_strided(source, (needed,), (1,)).detach().resolve_conj().resolve_neg()) if (
-                    not source.is_conj() and not source.is_neg()
-                ) else moved.copy_(flat)
-        return moved.requires_grad_(value.requires_grad)
+        return _moved(value.detach(), torch.device("chip")).requires_grad_(value.requires_grad)
     if isinstance(value, torch.device):
         return torch.device("chip")
     if isinstance(value, str) and value == "cpu":
         return "chip"
     return value
+
+
+def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if tensor.layout is not torch.strided:
+        return tensor.to(device, copy=True)
+    if tensor.is_conj():
+        return _moved(tensor.conj(), device).conj()
+    if tensor.is_neg():
+        return torch._neg_view(_moved(torch._neg_view(tensor), device))
+    storage = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+    return storage.to(device, copy=True).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
+def moved_arguments(op: OpInfo, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The sample's arguments on chip."""
+    if op.name == "tensor_split":  # its indices are on the CPU for every device
+        return (to_chip(args[0]), *args[1:]), kwargs
+    return tree_map(to_chip, args), tree_map(to_chip, kwargs)
 
 
 def to_cpu(value: Any) -> Any:
@@ -93,7 +99,8 @@ def compare(on_chip: Any, on_cpu: Any, what: str, *, values: bool = True) -> Non
 
 
 def clone(value: Any) -> Any:
-    return tree_map(lambda v: v.detach().clone() if isinstance(v, torch.Tensor) else v, value)
+    """Copy every tensor with its whole storage, so that views of views stay in bounds."""
+    return tree_map(lambda v: _moved(v.detach(), v.device) if isinstance(v, torch.Tensor) else v, value)
 
 
 def check_forward(op: OpInfo, dtype: torch.dtype, most: int = SAMPLES) -> None:
@@ -101,7 +108,7 @@ def check_forward(op: OpInfo, dtype: torch.dtype, most: int = SAMPLES) -> None:
     values = op.name not in VALUES_UNDEFINED
     for number, sample in enumerate(itertools.islice(samples(op, dtype, requires_grad=False), most)):
         args, kwargs = arguments(sample)
-        chip_args, chip_kwargs = tree_map(to_chip, args), tree_map(to_chip, kwargs)
+        chip_args, chip_kwargs = moved_arguments(op, args, kwargs)
         expected = run(op.op, clone(args), clone(kwargs))
         result = run(op.op, clone(chip_args), clone(chip_kwargs))
         compare(result, expected, f"sample {number}", values=values)
@@ -119,11 +126,16 @@ def check_forward(op: OpInfo, dtype: torch.dtype, most: int = SAMPLES) -> None:
 def _check_out(op: OpInfo, number: int, args: Any, kwargs: Any, expected: Any, values: bool) -> None:
     if not op.supports_out or number > 1:
         return
-    outs = tree_map(lambda t: torch.empty(t.shape, dtype=t.dtype, device="chip") if isinstance(t, torch.Tensor) else t, expected)
-    if not all(isinstance(leaf, torch.Tensor) for leaf in tree_flatten(outs)[0]):
+    def outs(device: str) -> Any:
+        return tree_map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device) if isinstance(t, torch.Tensor) else t, expected)
+
+    on_cpu, on_chip = outs("cpu"), outs("chip")
+    try:
+        run(op.op, clone(tree_map(to_cpu, args)), {**clone(tree_map(to_cpu, kwargs)), "out": on_cpu})
+    except Exception:  # the CPU refuses: this operator wants another form of out=
         return
-    run(op.op, clone(args), {**clone(kwargs), "out": outs})
-    compare(outs, expected, f"out= {number}", values=values)
+    run(op.op, clone(args), {**clone(kwargs), "out": on_chip})
+    compare(on_chip, on_cpu, f"out= {number}", values=values)
 
 
 def _differentiable(result: Any) -> list[torch.Tensor]:
@@ -145,7 +157,7 @@ def check_backward(op: OpInfo, dtype: torch.dtype, most: int = SAMPLES) -> None:
     """Gradients of an operator with respect to every differentiable input."""
     for number, sample in enumerate(itertools.islice(samples(op, dtype, requires_grad=True), most)):
         args, kwargs = arguments(sample)
-        chip_args, chip_kwargs = tree_map(to_chip, args), tree_map(to_chip, kwargs)
+        chip_args, chip_kwargs = moved_arguments(op, args, kwargs)
         try:
             expected = _gradients(op, args, kwargs, sample)
         except RuntimeError:

@@ -1,0 +1,10 @@
+// Sparse and quantized tensors.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+namespace bringup {
+
+// Moves any CPU tensor, of any layout, to a chip.
+at::Tensor place_on_chip(const at::Tensor& on_host, c10::DeviceIndex index);
+
+}  // namespace bringup
