@@ -92,6 +92,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
     ArgInfo info;
     info.kind = kind_of(argument.type());
     info.written = argument.alias_info() && argument.alias_info()->isWrite();
+    writes |= info.written;
     has_tensor |= info.kind == ArgKind::Tensor || info.kind == ArgKind::Tensors || info.kind == ArgKind::OptionalTensors;
     args.push_back(info);
   }
@@ -120,6 +121,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
   for (const auto& tag : handle.getTags())
     if (tag == at::Tag::dynamic_output_shape || tag == at::Tag::data_dependent_output) synchronous = true;
   synchronous |= is_data_dependent(name);
+  masks_decide = name == "aten::index.Tensor" || name == "aten::index.Tensor_out" || name == "aten::_unsafe_index.Tensor";
   host_indices = takes_host_tensors(name);
   trust_meta = !has_other_meta(name);
   steered = name.compare(0, 6, "aten::") == 0;  // a custom kernel may keep its result
@@ -323,6 +325,13 @@ bool matches(const Signature* signature, uint64_t hash, const KeyBuilder& key) {
          std::memcmp(signature->key.data(), key.words.data(), key.words.size() * 8) == 0;
 }
 
+// Indexing has a data-dependent result only if an index is a mask.
+bool has_mask(const Signature& signature) {
+  for (size_t i = 1; i < signature.inputs.size(); ++i)
+    if (signature.inputs[i].dtype == c10::kBool || signature.inputs[i].dtype == c10::kByte) return true;
+  return false;
+}
+
 Signature* new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& key) {
   auto* signature = new Signature();
   signature->op = &op;
@@ -330,10 +339,11 @@ Signature* new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& 
   signature->key.assign(key.words.begin(), key.words.end());
   for (const Slot& slot : slots) {
     signature->inputs.push_back(meta_of(*slot.tensor));
+    signature->written.push_back(op.args[size_t(slot.argument)].written);
     signature->storage_of.push_back(on_chip(*slot.tensor) ? int16_t(key.storage_index(*slot.tensor)) : int16_t(-1));
   }
   signature->storages = int(key.storages.size());
-  if (op.synchronous) signature->state = Signature::Synchronous;
+  if (op.synchronous && !(op.masks_decide && !has_mask(*signature))) signature->state = Signature::Synchronous;
   return signature;
 }
 
@@ -438,7 +448,7 @@ Stack rebuild(const Op& op, const IValue* arguments, c10::DeviceType device, con
 // normalisation returns empty statistics, and statistics have the input's dtype unless a parameter is wider.
 void correct_promise(Signature& signature, const IValue* arguments) {
   static const auto* batch_norms = new std::unordered_set<std::string>{"aten::native_batch_norm", "aten::_native_batch_norm_legit",
-                                                                        "aten::_native_batch_norm_legit_no_stats",
+                                                                        "aten::_native_batch_norm_legit.no_stats",
                                                                         "aten::_native_batch_norm_legit_no_training",
                                                                         "aten::_batch_norm_with_update", "aten::_batch_norm_no_update"};
   const std::string& name = signature.op->name;
@@ -709,6 +719,17 @@ void deliver_all(Launch& launch, const Stack& results) {
   }
 }
 
+// A kernel may leave a written argument with other memory or another conjugate bit than the program's tensor has.
+void settle(const at::Tensor& written, const at::Tensor& home) {
+  if (written.unsafeGetTensorImpl() == home.unsafeGetTensorImpl()) return;
+  bool same = written.const_data_ptr() == home.const_data_ptr() && written.sizes() == home.sizes() &&
+              written.strides() == home.strides() && written.is_conj() == home.is_conj() && written.is_neg() == home.is_neg();
+  if (same || home.numel() == 0) return;
+  TORCH_CHECK(written.sizes() == home.sizes(), "a written argument was expected to have sizes ", home.sizes(), " and has ",
+              written.sizes());
+  home.copy_(written.const_data_ptr() == home.const_data_ptr() ? written.clone() : written);
+}
+
 void execute(Launch& launch) {
   const Signature& signature = *launch.signature;
   c10::DeviceIndex device = launch.stream->id.device_index();
@@ -728,17 +749,26 @@ void execute(Launch& launch) {
       if (resized == slot && !launch.waited) return meta;
     return signature.inputs[size_t(slot)];
   };
+  c10::SmallVector<std::pair<int, at::Tensor>, 2> written;
   auto input = [&](int slot) {
     int storage = signature.storage_of[size_t(slot)];
     at::Tensor tensor = storage < 0 ? launch.host_tensors[size_t(slot)]
                                     : alias(storages[size_t(storage)], meta_of_input(slot), launch.offsets[size_t(slot)]);
     if (launch.waited) launch.inputs.push_back(tensor);
+    else if (storage >= 0 && signature.op->writes && signature.written[size_t(slot)]) written.emplace_back(slot, tensor);
     return tensor;
   };
   Stack stack = rebuild(*signature.op, launch.arguments.data(), c10::kCPU, &launch.generator, input);
   signature.op->handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
-  if (launch.waited) launch.results = std::move(stack);
-  else deliver_all(launch, stack);
+  if (launch.waited) {
+    launch.results = std::move(stack);
+    return;
+  }
+  deliver_all(launch, stack);
+  stack.clear();  // while the promises are still known: results must not be freed as ordinary memory
+  promises = nullptr;
+  for (const auto& [slot, tensor] : written)
+    settle(tensor, alias(storages[size_t(signature.storage_of[size_t(slot)])], meta_of_input(slot), launch.offsets[size_t(slot)]));
 }
 
 // State that torch keeps per thread.

@@ -37,6 +37,8 @@ struct Op {
   std::vector<ArgInfo> args;
   std::vector<ReturnInfo> returns;
   bool is_view = false;      // returns a view: metadata only, runs on the host
+  bool writes = false;       // has in-place or out= arguments
+  bool masks_decide = false; // synchronous only if an index is a mask
   bool synchronous = false;  // its result's shape, or a value it returns, depends on data
   bool host_indices = false; // CPU tensors beside device tensors are legal
   bool by_value = false;     // scalars decide output sizes
@@ -76,6 +78,7 @@ struct Signature {
 
   std::vector<TensorMeta> inputs;     // one per tensor argument, lists flattened
   std::vector<int16_t> storage_of;    // input -> index of its storage; -1: host tensor or undefined
+  std::vector<bool> written;          // input -> is it written?
   int storages = 0;
 
   std::atomic<int> state{Unknown};

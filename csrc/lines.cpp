@@ -11,7 +11,9 @@
 
 #include <ATen/SequenceNumber.h>
 #include <c10/core/GradMode.h>
+#include <ATen/record_function.h>
 #include <c10/util/Exception.h>
+#include <torch/csrc/autograd/function.h>
 
 #include <array>
 #include <atomic>
@@ -113,7 +115,43 @@ Line python_line() {
 
 }  // namespace
 
-Line current_line() { return python_line(); }
+namespace {
+
+// Note [Lines of the backward pass]
+// Autograd launches from its own threads, which run no Python. A node of the graph carries the sequence number that the
+// forward operator got on its thread just before it launched: forward launches leave their line under that number.
+// Entries are overwritten without a lock; a reader that loses the race names a neighbouring line, nothing worse.
+struct ForwardLine {
+  uint64_t sequence = ~0ull, thread = 0;
+  Line line;
+};
+constexpr size_t kForwardLines = 1 << 14;
+std::array<ForwardLine, kForwardLines> forward_lines;
+
+Line backward_line() {
+  auto node = torch::autograd::get_current_node();
+  if (!node) return {};
+  const ForwardLine& entry = forward_lines[node->sequence_nr() % kForwardLines];
+  if (entry.sequence != node->sequence_nr() || entry.thread != node->thread_id()) return {};
+  Line line = entry.line;
+  line.backward = true;
+  return line;
+}
+
+}  // namespace
+
+Line current_line() {
+  Line line = python_line();
+  if (!line.code) return backward_line();
+  if (c10::GradMode::is_enabled()) {
+    uint64_t next = at::sequence_number::peek();
+    if (next > 0) {
+      ForwardLine& entry = forward_lines[(next - 1) % kForwardLines];
+      entry = {next - 1, at::RecordFunction::currentThreadId(), line};
+    }
+  }
+  return line;
+}
 
 std::string describe(const Line& line) {
   if (!line.code || !Py_IsInitialized()) return "";
