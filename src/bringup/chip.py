@@ -12,18 +12,6 @@ from bringup.errors import ChipFileError, UnknownChipError
 
 if TYPE_CHECKING:
     from bringup._schema import Chip
-else:
-
-    def __getattr__(name: str) -> object:
-        """Give `Chip` when it is first asked for: pydantic takes 0.1 s to import and most programs never need it."""
-        if name == "Chip":
-            from bringup._schema import Chip
-
-            return Chip
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-__all__ = ["Chip", "available_chips", "load_chip"]
 
 CHIPS = Path(__file__).parent / "chips"
 
