@@ -61,7 +61,8 @@ bool has_other_meta(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{
       "aten::_embedding_bag", "aten::_embedding_bag_forward_only", "aten::quantize_per_tensor",
       "aten::quantize_per_tensor.tensor_qparams", "aten::quantize_per_tensor.tensors", "aten::quantize_per_channel",
-      "aten::quantize_per_tensor_dynamic", "aten::native_batch_norm.out", "aten::_native_batch_norm_legit.out"};
+      "aten::quantize_per_tensor_dynamic", "aten::native_batch_norm.out", "aten::_native_batch_norm_legit.out",
+      "aten::multilabel_margin_loss_forward", "aten::multilabel_margin_loss_forward.output"};
   return names->count(name) != 0;
 }
 
@@ -93,6 +94,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
     info.kind = kind_of(argument.type());
     info.written = argument.alias_info() && argument.alias_info()->isWrite();
     writes |= info.written;
+    if (argument.name() == "output_mask") mask_argument = int(args.size());
     has_tensor |= info.kind == ArgKind::Tensor || info.kind == ArgKind::Tensors || info.kind == ArgKind::OptionalTensors;
     args.push_back(info);
   }
@@ -444,6 +446,15 @@ Stack rebuild(const Op& op, const IValue* arguments, c10::DeviceType device, con
   return stack;
 }
 
+// Gradients that autograd did not ask for: CPU kernels leave them undefined, some meta kernels do not.
+void drop_masked(Signature& signature, const IValue* arguments) {
+  int mask_argument = signature.op->mask_argument;
+  if (mask_argument < 0 || !arguments[mask_argument].isList()) return;
+  auto mask = arguments[mask_argument].toListRef();
+  for (size_t i = 0; i < std::min(mask.size(), signature.outputs.size()); ++i)
+    if (!mask[i].toBool()) signature.outputs[i] = TensorMeta();
+}
+
 // Where torch's meta kernels of normalisations differ from its CPU kernels: in evaluation mode the CPU's batch
 // normalisation returns empty statistics, and statistics have the input's dtype unless a parameter is wider.
 void correct_promise(Signature& signature, const IValue* arguments) {
@@ -510,7 +521,10 @@ bool store_results(Signature& signature, const Stack& results, const std::vector
   signature.outputs = std::move(outputs);
   signature.list_sizes = std::move(list_sizes);
   signature.resized = std::move(resized);
-  if (promised_for) correct_promise(signature, promised_for);
+  if (promised_for) {
+    drop_masked(signature, promised_for);
+    correct_promise(signature, promised_for);
+  }
   signature.state.store(Signature::Known, std::memory_order_release);
   return true;
 }
@@ -645,7 +659,7 @@ c10::intrusive_ptr<c10::StorageImpl> borrow(void* address, size_t bytes) {
 
 std::string text_of(const TensorMeta& meta) {
   std::ostringstream text;
-  text << c10::toString(meta.dtype) << "[";
+  text << c10::getDtypeNames(meta.dtype).first << "[";
   for (size_t i = 0; i < meta.sizes.size(); ++i) text << (i ? ", " : "") << meta.sizes[i];
   text << "]";
   return text.str();
@@ -661,24 +675,33 @@ std::string describe_launch(const Launch& launch) {
   return text.str();
 }
 
-// Puts a kernel's result where the host was promised it would be.
-void deliver(Launch& launch, const at::Tensor& result, size_t index, const Signature& signature, at::Tensor* crossing) {
+// torch's meta kernel was wrong. The host has gone on with tensors of the wrong size, so this launch fails; from now on
+// the operator is learned by running it.
+[[noreturn]] void broken_promise(Signature& signature, size_t index, const std::string& found) {
+  signature.op->trust_meta = false;
+  signature.state = Signature::Synchronous;
+  TORCH_CHECK(false, "output ", index, " was promised to be ", text_of(signature.outputs[index]), " by torch's meta kernel and is ", found,
+              "; later calls of this operator wait for the kernel instead: run it again");
+}
+
+// Notes a result that is not where the host was promised it would be.
+void deliver(Launch& launch, const at::Tensor& result, size_t index, Signature& signature, at::Tensor* stray) {
   const TensorMeta& promised = signature.outputs[index];
-  TORCH_CHECK(result.defined() == promised.defined, "output ", index, " was expected to be ",
-              promised.defined ? "a tensor" : "undefined", " and is not");
-  if (!promised.defined || promised.nbytes == 0) return;
-  TORCH_CHECK(result.scalar_type() == promised.dtype && result.sizes() == c10::IntArrayRef(promised.sizes),
-              "output ", index, " was expected to be ", text_of(promised), " and is ", text_of(meta_of(result)));
+  if (!promised.defined) return;  // masked out
+  if (!result.defined()) broken_promise(signature, index, "undefined");
+  if (result.scalar_type() != promised.dtype || result.sizes() != c10::IntArrayRef(promised.sizes))
+    broken_promise(signature, index, text_of(meta_of(result)));
+  if (promised.nbytes == 0) return;
   void* home = launch.outputs[index];
   bool at_home = result.const_data_ptr() == home && result.strides() == c10::IntArrayRef(promised.strides) &&
                  result.is_conj() == promised.conjugate && result.is_neg() == promised.negative;
   if (at_home) return;
-  *crossing = result;  // copied after all results have been looked at
+  *stray = result;  // copied after all results have been looked at
   ++counters().promises_copied;
 }
 
 void deliver_all(Launch& launch, const Stack& results) {
-  const Signature& signature = *launch.signature;
+  Signature& signature = *launch.signature;
   if (signature.outputs.empty()) return;
   c10::SmallVector<std::pair<size_t, at::Tensor>, 2> strays;
   size_t index = 0;
@@ -1132,7 +1155,12 @@ struct BoxedOp final : c10::OperatorKernel {
 };
 
 // Operators that other libraries registered for the CPU.
-void launch_unregistered(const c10::OperatorHandle& handle, Stack* stack) { launch_boxed(find_op(handle), stack); }
+void launch_unregistered(const c10::OperatorHandle& handle, Stack* stack) {
+  TORCH_CHECK_NOT_IMPLEMENTED(handle.hasComputedKernelForDispatchKey(DispatchKey::CPU), c10::toString(handle.operator_name()),
+                              " does not run on 'chip': it has neither a kernel for chip nor one for the CPU. Register one with "
+                              "torch.library (device_types=\"cpu\" is enough)");
+  launch_boxed(find_op(handle), stack);
+}
 
 // Written by hand in ops.cpp.
 bool has_native_kernel(const std::string& name) {

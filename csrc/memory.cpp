@@ -327,7 +327,7 @@ class Pool {
 std::string what_for(const Purpose& purpose) {
   std::ostringstream text;
   if (purpose.dtype != c10::ScalarType::Undefined) {
-    text << c10::toString(purpose.dtype) << "[";
+    text << c10::getDtypeNames(purpose.dtype).first << "[";
     for (int i = 0; i < purpose.dims; ++i) text << (i ? ", " : "") << purpose.sizes[i];
     text << "]";
   }
@@ -354,8 +354,8 @@ void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<st
     text << "\n  " << human(block.requested) << "  " << (what.empty() ? "?" : what) << "  "
          << (where.empty() ? "(no Python line)" : where);
   }
-  text << "\nfree tensors or lower the batch size; " << human(reserved - allocated)
-       << " of the reserved memory is free but in pieces too small for this request or held for other streams";
+  text << "\nfree tensors, lower the batch size, or choose a chip with more memory (reserved but free, in smaller pieces: "
+       << human(reserved - allocated) << ")";
   TORCH_CHECK_WITH(OutOfMemoryError, false, text.str());
 }
 

@@ -1,6 +1,7 @@
 // The operators written by hand: memory, metadata, copies. Everything else is launch.cpp's boxed kernel.
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
+#include <ATen/TensorOperators.h>
 #include <ATen/TensorUtils.h>
 #include <ATen/native/Resize.h>
 #include <ATen/native/DispatchStub.h>
@@ -10,12 +11,14 @@
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/view_native.h>
+#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <cstdlib>
@@ -268,6 +271,65 @@ std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optiona
   return {keep == 0 ? input.mul(noise) : input.mul(noise.div_(keep)), mask};
 }
 
+// torch demands the fused recurrent cells of every device but the CPU. Here they are compositions of other launches;
+// the layout of the workspaces is our own, only the two backward functions below read them.
+std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& cx,
+                                             const optional<Tensor>& input_bias, const optional<Tensor>& hidden_bias) {
+  Tensor gates = input_gates + hidden_gates;
+  if (input_bias && input_bias->defined()) gates = gates + *input_bias;
+  if (hidden_bias && hidden_bias->defined()) gates = gates + *hidden_bias;
+  auto parts = gates.chunk(4, 1);
+  Tensor in = parts[0].sigmoid(), forget = parts[1].sigmoid(), cell = parts[2].tanh(), out = parts[3].sigmoid();
+  Tensor cy = forget * cx + in * cell;
+  return {out * cy.tanh(), cy, at::cat({in, forget, cell, out}, 1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const optional<Tensor>& grad_hy, const optional<Tensor>& grad_cy,
+                                                      const Tensor& cx, const Tensor& cy, const Tensor& workspace, bool has_bias) {
+  bool has_hy = grad_hy && grad_hy->defined(), has_cy = grad_cy && grad_cy->defined();
+  if (!has_hy && !has_cy) return {};
+  auto parts = workspace.chunk(4, 1);
+  const Tensor &in = parts[0], &forget = parts[1], &cell = parts[2], &out = parts[3];
+  Tensor tanh_cy = cy.tanh();
+  Tensor hy = has_hy ? *grad_hy : at::zeros_like(cy);
+  Tensor total = hy * out * (1 - tanh_cy * tanh_cy);
+  if (has_cy) total = total + *grad_cy;
+  Tensor gates = at::cat({total * cell * in * (1 - in), total * cx * forget * (1 - forget), total * in * (1 - cell * cell),
+                          hy * tanh_cy * out * (1 - out)},
+                         1);
+  return {gates, total * forget, has_bias ? gates.sum(0) : Tensor()};
+}
+
+std::tuple<Tensor, Tensor> gru_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& hx,
+                                    const optional<Tensor>& input_bias, const optional<Tensor>& hidden_bias) {
+  auto input = (input_bias && input_bias->defined() ? input_gates + *input_bias : input_gates).chunk(3, 1);
+  auto hidden = (hidden_bias && hidden_bias->defined() ? hidden_gates + *hidden_bias : hidden_gates).chunk(3, 1);
+  Tensor reset = (input[0] + hidden[0]).sigmoid(), update = (input[1] + hidden[1]).sigmoid();
+  Tensor fresh = (input[2] + reset * hidden[2]).tanh();
+  return {fresh + update * (hx - fresh), at::cat({reset, update, fresh, hx, hidden[2]}, 1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_hy, const Tensor& workspace, bool has_bias) {
+  auto parts = workspace.chunk(5, 1);
+  const Tensor &reset = parts[0], &update = parts[1], &fresh = parts[2], &hx = parts[3], &hidden = parts[4];
+  Tensor grad_update = grad_hy * (hx - fresh) * update * (1 - update);
+  Tensor grad_fresh = grad_hy * (1 - update) * (1 - fresh * fresh);
+  Tensor grad_reset = grad_fresh * hidden * reset * (1 - reset);
+  Tensor input = at::cat({grad_reset, grad_update, grad_fresh}, 1);
+  Tensor hidden_gates = at::cat({grad_reset, grad_update, grad_fresh * reset}, 1);
+  return {input, hidden_gates, grad_hy * update, has_bias ? input.sum(0) : Tensor(), has_bias ? hidden_gates.sum(0) : Tensor()};
+}
+
+// Lets module.to("chip") keep its Parameters, as it does between the CPU and CUDA: optimizers made before stay valid.
+bool has_compatible_shallow_copy_type(const Tensor& self, const Tensor& from) {
+  auto plain = [](const Tensor& tensor) {
+    return tensor.layout() == c10::kStrided && !tensor.is_quantized() && (tensor.device().is_cpu() || tensor.device().type() == kChip) &&
+           !tensor.key_set().has(c10::DispatchKey::Python);
+  };
+  auto* to = self.unsafeGetTensorImpl();
+  return (plain(self) && plain(from)) || to->has_compatible_shallow_copy_type(from.key_set());
+}
+
 }  // namespace
 }  // namespace bringup
 
@@ -307,6 +369,11 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("record_stream", &record_stream);
   m.impl("_efficientzerotensor", &efficientzerotensor);
   m.impl("native_dropout", &native_dropout);
+  m.impl("_thnn_fused_lstm_cell", &lstm_cell);
+  m.impl("_thnn_fused_lstm_cell_backward_impl", &lstm_cell_backward);
+  m.impl("_thnn_fused_gru_cell", &gru_cell);
+  m.impl("_thnn_fused_gru_cell_backward", &gru_cell_backward);
+  m.impl("_has_compatible_shallow_copy_type", &has_compatible_shallow_copy_type);
   m.impl("_fused_sdp_choice", &at::native::_fused_sdp_choice_cpp);
 }
 

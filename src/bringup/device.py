@@ -163,13 +163,19 @@ class Stream(torch.Stream):
         return f"torch.chip.Stream(device=chip:{self.device_index}, id={self.stream_id}, priority={self.priority})"
 
 
-class Event(torch.Event):
+class _EventType(type):
+    def __instancecheck__(cls, instance: object) -> bool:
+        return isinstance(instance, torch.Event) and instance.device.type == "chip"
+
+
+class Event(torch.Event, metaclass=_EventType):
     """A point in a stream's queue: record it, wait for it, take times between two of them (milliseconds)."""
 
     def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
         if interprocess:
             raise BringupError("an event of a chip belongs to one process: interprocess=True is not supported")
-        return super().__new__(cls, device="chip", enable_timing=enable_timing, blocking=blocking)
+        # torch.Event.elapsed_time takes no subclass
+        return torch.Event(device="chip", enable_timing=enable_timing, blocking=blocking)  # type: ignore[return-value]
 
 
 def _as_stream(found: torch.Stream) -> Stream:
@@ -422,3 +428,15 @@ def _patch_torch() -> None:
         return share(self, *args, **kwargs)
 
     torch.UntypedStorage.share_memory_ = share_memory_  # type: ignore[method-assign]
+
+    dlpack_device = torch.Tensor.__dlpack_device__
+
+    @functools.wraps(dlpack_device)
+    def __dlpack_device__(self: torch.Tensor) -> Any:  # torch compares with the name "privateuse1"
+        if self.device.type == "chip":
+            from torch.utils.dlpack import DLDeviceType
+
+            return (DLDeviceType.kDLExtDev, self.device.index)
+        return dlpack_device(self)
+
+    torch.Tensor.__dlpack_device__ = __dlpack_device__  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -38,33 +39,48 @@ def ops(dtype: torch.dtype, *, backward: bool = False) -> list[OpInfo]:
     return found
 
 
+class Move:
+    """Move tensors and device arguments of one call to a device.
+
+    Keeps requires_grad, strides, storage offset, the whole storage, and which tensors share one. Meta tensors stay.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = torch.device(device)
+        self.storages: dict[int, torch.UntypedStorage] = {}
+
+    def __call__(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and not value.is_meta:
+            return self.tensor(value.detach()).requires_grad_(value.requires_grad)
+        if isinstance(value, torch.device) and value.type != "meta":
+            return self.device
+        return self.device.type if isinstance(value, str) and value == "cpu" else value
+
+    def tensor(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.layout is not torch.strided:
+            return tensor.to(self.device, copy=True)
+        if tensor.is_conj():
+            return self.tensor(tensor.conj()).conj()
+        if tensor.is_neg():
+            return torch._neg_view(self.tensor(torch._neg_view(tensor)))
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.storages:
+            whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
+            self.storages[storage._cdata] = whole.to(self.device, copy=True).untyped_storage()
+        empty = torch.empty(0, dtype=tensor.dtype, device=self.device)
+        return empty.set_(self.storages[storage._cdata], tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
 def to_chip(value: Any) -> Any:
-    """Move tensors and device arguments; keep requires_grad, strides, storage offset and the whole storage."""
-    if isinstance(value, torch.Tensor):
-        return _moved(value.detach(), torch.device("chip")).requires_grad_(value.requires_grad)
-    if isinstance(value, torch.device):
-        return torch.device("chip")
-    if isinstance(value, str) and value == "cpu":
-        return "chip"
-    return value
-
-
-def _moved(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    if tensor.layout is not torch.strided:
-        return tensor.to(device, copy=True)
-    if tensor.is_conj():
-        return _moved(tensor.conj(), device).conj()
-    if tensor.is_neg():
-        return torch._neg_view(_moved(torch._neg_view(tensor), device))
-    storage = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
-    return storage.to(device, copy=True).as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+    """Move one value; use tree_map(Move("chip"), ...) where values may share storage."""
+    return Move("chip")(value)
 
 
 def moved_arguments(op: OpInfo, args: Any, kwargs: Any) -> tuple[Any, Any]:
     """The sample's arguments on chip."""
     if op.name == "tensor_split":  # its indices are on the CPU for every device
         return (to_chip(args[0]), *args[1:]), kwargs
-    return tree_map(to_chip, args), tree_map(to_chip, kwargs)
+    return tree_map(Move("chip"), (args, kwargs))
 
 
 def to_cpu(value: Any) -> Any:
@@ -100,7 +116,7 @@ def compare(on_chip: Any, on_cpu: Any, what: str, *, values: bool = True) -> Non
 
 def clone(value: Any) -> Any:
     """Copy every tensor with its whole storage, so that views of views stay in bounds."""
-    return tree_map(lambda v: _moved(v.detach(), v.device) if isinstance(v, torch.Tensor) else v, value)
+    return tree_map(lambda v: Move(str(v.device)).tensor(v.detach()) if isinstance(v, torch.Tensor) else v, value)
 
 
 def check_forward(op: OpInfo, dtype: torch.dtype, most: int = SAMPLES) -> None:
@@ -173,3 +189,24 @@ def quiet() -> Any:
     caught.__enter__()
     warnings.simplefilter("ignore")
     return caught
+
+
+def raised(op: OpInfo, sample: SampleInput, move: Any) -> Exception | None:
+    """What an erroneous sample raises, at the call or at the next synchronisation; None if nothing."""
+    args, kwargs = arguments(sample)
+    try:
+        run(op.op, *tree_map(move, (args, kwargs)))
+        torch.chip.synchronize()
+    except Exception as error:
+        return error
+    return None
+
+
+def same_message(ours: Exception, theirs: Exception) -> bool:
+    """Compare the first lines, without the names of devices and backends."""
+
+    def plain(error: Exception) -> str:
+        first = str(error).splitlines()[0] if str(error) else ""
+        return re.sub(r"\s*\(aten::.*", "", re.sub(r"chip(:\d)?|cpu|CPU|PrivateUse1", "DEVICE", first)).strip()
+
+    return plain(ours) == plain(theirs)

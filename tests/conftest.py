@@ -1,0 +1,41 @@
+"""Shared by all tests: two chips, and no failure left over from the test before."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("BRINGUP_DEVICES", "2")
+ROOT = Path(__file__).parent.parent
+
+import torch  # noqa: E402  (reads the environment)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_over() -> Iterator[None]:
+    yield
+    if torch.chip.is_initialized():
+        torch.chip.synchronize(0)
+
+
+@pytest.fixture
+def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Run a program in a fresh interpreter: what is decided once per process can be decided again there."""
+
+    def run(program: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+        script = tmp_path / "program.py"
+        script.write_text(program, encoding="utf-8")
+        cleaned = {key: value for key, value in os.environ.items() if not key.startswith("BRINGUP_")}
+        return subprocess.run(
+            [sys.executable, "program.py"],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            env={**cleaned, **environment},
+        )
+
+    return run
