@@ -42,8 +42,9 @@ typedef struct bringup_driver {
   // Device. `open` is called once per index.
   int (*open)(int index, const bringup_config* config, bringup_device** device);
   void (*close)(bringup_device* device);  // every stream is idle and destroyed
-  // The last failure on this device, for people. Cleared by the call. Never null.
-  const char* (*last_error)(bringup_device* device);
+  // The last failure on this device, for people. Cleared by the call. Never null. `about`: the device address that it
+  // speaks of, or null.
+  const char* (*last_error)(bringup_device* device, const void** about);
 
   // Device memory. Addresses are unique over all devices of the process and at least 512-byte aligned.
   int (*alloc)(bringup_device* device, size_t bytes, void** address);

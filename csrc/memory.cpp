@@ -64,7 +64,15 @@ Segments& segments() {
   return *all;
 }
 
-std::string human(size_t bytes) { return c10::CachingAllocator::format_size(bytes); }
+std::string human(size_t bytes) {
+  const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  double size = double(bytes);
+  int unit = 0;
+  for (; size >= 1024 && unit < 4; ++unit) size /= 1024;
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.2f %s", size, units[unit]);
+  return text;
+}
 
 // Note [Reuse of memory is decided by the host's order, never by time]
 // A block returns to its stream's pool as soon as the host frees it, although kernels on that stream may still use it:
@@ -171,6 +179,14 @@ class Pool {
   void set_limit(double fraction) {
     std::lock_guard<std::mutex> lock(mutex_);
     limit_ = size_t(double(config().device_bytes) * fraction);
+  }
+
+  std::optional<Block> owner(const void* address) {
+    auto* at = static_cast<const char*>(address);
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& [start, block] : in_use_)
+      if (at >= start && at < start + block->bytes) return *block;
+    return std::nullopt;
   }
 
   std::vector<Block> largest(size_t most) {
@@ -519,6 +535,13 @@ std::string live_blocks_json(int device, int64_t most) {
   }
   text << "]";
   return text.str();
+}
+
+std::string describe_owner(int device, const void* address) {
+  auto block = pool(device).owner(address);
+  if (!block) return "";
+  std::string where = describe(block->line);
+  return what_for(block->purpose) + (where.empty() ? "" : " made at " + where);
 }
 
 void set_memory_limit(int device, double fraction) { pool(device).set_limit(fraction); }

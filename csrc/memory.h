@@ -25,6 +25,8 @@ c10::DeviceAllocator& chip_allocator();
 c10::DataPtr allocate_on(c10::DeviceIndex device, size_t bytes);  // on the device's current stream
 // Largest live blocks first: [{"bytes", "what", "line"}] as JSON.
 std::string live_blocks_json(int device, int64_t most);
+// The live tensor that an address belongs to: "int64[4] by aten::full made at train.py:5"; "" for none.
+std::string describe_owner(int device, const void* address);
 void set_memory_limit(int device, double fraction);  // of the capacity
 c10::DeviceIndex device_of(const void* address);  // of a live allocation's segment; -1: not device memory
 

@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "lines.h"
+#include "memory.h"
 
 extern "C" const bringup_driver* bringup_virtual_driver();
 
@@ -123,7 +124,10 @@ Device& device(int index) {
 }
 
 void throw_driver_error(Device& device) {
-  TORCH_CHECK(false, "chip:", device.index, ": ", driver().last_error(device.handle));
+  const void* about = nullptr;
+  std::string sentence = driver().last_error(device.handle, &about);
+  std::string owner = about ? describe_owner(device.index, about) : "";
+  TORCH_CHECK(false, "chip:", device.index, ": ", sentence, owner.empty() ? "" : ", which belongs to ", owner);
 }
 
 void* map(int index, void* address) {

@@ -56,12 +56,14 @@ struct bringup_device {
   std::mutex mutex;
   std::map<size_t, size_t> holes;  // free address ranges: offset -> bytes
   std::string error, shown;
+  const void* error_about = nullptr;
   std::atomic<int> urgent{0};  // high-priority streams with a kernel running or ready
   std::atomic<char*> trespass{nullptr};
 
-  int fail(const std::string& sentence) {
+  int fail(const std::string& sentence, const void* about = nullptr) {
     std::lock_guard<std::mutex> lock(mutex);
     error = sentence;
+    error_about = about;
     return BRINGUP_FAILED;
   }
 
@@ -73,7 +75,7 @@ struct bringup_device {
     mprotect(page, kPage, PROT_NONE);
     char text[96];
     snprintf(text, sizeof text, "host code dereferenced device memory at %p", static_cast<void*>(address));
-    return fail(text);
+    return fail(text, address);
   }
 };
 
@@ -269,8 +271,9 @@ void close_device(bringup_device* device) {
   delete device;
 }
 
-const char* last_error(bringup_device* device) {
+const char* last_error(bringup_device* device, const void** about) {
   std::lock_guard<std::mutex> lock(device->mutex);
+  *about = device->error_about;
   device->shown.swap(device->error);
   device->error.clear();
   return device->shown.c_str();

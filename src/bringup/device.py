@@ -35,6 +35,13 @@ def is_initialized() -> bool:
     return bool(_ops.is_open())
 
 
+def __getattr__(name: str) -> bool:
+    """Give ``_initialized``, which torch.utils.checkpoint and others read to see whether there is a state to save."""
+    if name == "_initialized":
+        return is_initialized()
+    raise AttributeError(f"module 'torch.chip' has no attribute {name!r}")
+
+
 def init() -> None:
     """Choose and open the first chip now instead of at its first use."""
     _configure()

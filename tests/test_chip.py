@@ -1,0 +1,165 @@
+"""Choosing a chip: files, names, mistakes, and what installing bringup changes."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import bringup
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def test_device_is_there_after_import_torch(python: Run) -> None:
+    done = python(
+        """
+import torch
+print(torch.accelerator.current_accelerator(), torch.accelerator.is_available(), torch.chip.is_available())
+print(torch.chip.is_initialized(), torch.chip.device_count())
+print(torch.ones(2).to("chip").device, torch.chip.get_device_name())
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "chip True True",
+        "False 1",
+        "chip:0 edge8 (invented 8 GiB inference and training chip)",
+    ]
+
+
+@pytest.mark.parametrize("name", bringup.available_chips())
+def test_shipped_chip_loads(name: str) -> None:
+    chip = bringup.load_chip(name)
+    assert chip.name == name
+    assert chip.invented or chip.sources.keys() == {"memory.device_gib"}
+
+
+def test_environment_chooses_chip_and_devices(python: Run) -> None:
+    program = """
+import torch
+print(torch.chip.device_count(), torch.chip.get_device_properties(1)["total_memory"] >> 30, torch.chip.get_device_name())
+"""
+    done = python(program, BRINGUP_CHIP="a100-sxm-80", BRINGUP_DEVICES="2")
+    assert done.stdout.startswith("2 80 a100-sxm-80 ("), done.stderr
+
+
+def test_use_chooses_chip_and_devices(python: Run) -> None:
+    done = python(
+        """
+import torch, bringup
+bringup.use("a100-sxm-80", devices=2)
+print(torch.chip.device_count(), torch.ones(1, device="chip:1").device, torch.chip.mem_get_info()[1] >> 30)
+"""
+    )
+    assert done.stdout.split() == ["2", "chip:1", "80"], done.stderr
+
+
+def test_chip_file_by_path(python: Run, tmp_path: Path) -> None:
+    text = 'vendor = "me"\ndescription = "mine"\ninvented = true\n[memory]\ndevice_gib = 0.5\n'
+    (tmp_path / "mine.toml").write_text(text)
+    done = python('import torch\nprint(torch.chip.mem_get_info()[1], torch.chip.get_device_name())', BRINGUP_CHIP="./mine.toml")
+    assert done.stdout.strip() == f"{1 << 29} mine (mine)", done.stderr
+
+
+def test_unknown_chip_suggests_the_nearest_names() -> None:
+    with pytest.raises(bringup.UnknownChipError, match="no chip is named 'a100-smx-80': did you mean a100-sxm-80"):
+        bringup.load_chip("a100-smx-80")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[memory\n", "is not valid TOML"),
+        ('vendor = "v"\ndescription = "d"\ninvented = true\n', "memory: Field required"),
+        ('vendor = "v"\ndescription = "d"\ninvented = true\n[memory]\ndevice_gib = -1\n', "memory.device_gib: Input should be greater than 0, got -1"),
+        ('vendor = "v"\ndescription = "d"\n[memory]\ndevice_gib = 1\n', "memory.device_gib has no source"),
+        ('vendor = "v"\ndescription = "d"\ninvented = true\nclock = 3\n[memory]\ndevice_gib = 1\n', "clock: Extra inputs are not permitted, got 3"),
+        ('vendor = "v"\ndescription = "d"\n[memory]\ndevice_gib = 1\n[sources]\n"memory.device_gib" = "x"\n"speed" = "y"\n', "names speed"),
+    ],
+)
+def test_malformed_chip_file_is_told_in_one_sentence(tmp_path: Path, text: str, problem: str) -> None:
+    path = tmp_path / "bad.toml"
+    path.write_text(text)
+    with pytest.raises(bringup.ChipFileError) as caught:
+        bringup.load_chip(path)
+    assert problem in str(caught.value)
+    assert "bad.toml" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_chip_file_is_told() -> None:
+    with pytest.raises(bringup.ChipFileError, match=r"^nowhere\.toml: there is no such chip file"):
+        bringup.load_chip("./nowhere.toml")
+
+
+def test_bad_choice_in_the_environment_is_told_at_first_use(python: Run) -> None:
+    done = python('import torch\nprint("imported")\ntorch.ones(2, device="chip")', BRINGUP_CHIP="t5")
+    assert done.stdout == "imported\n"
+    assert "no chip is named 't5'" in done.stderr.splitlines()[-1]
+    done = python('import torch\ntorch.ones(2, device="chip")', BRINGUP_DEVICES="many")
+    assert "BRINGUP_DEVICES must be a whole number from 1 to 64, got 'many'" in done.stderr.splitlines()[-1]
+
+
+def test_chip_chosen_after_first_use_is_refused() -> None:
+    torch.ones(1, device="chip")
+    with pytest.raises(bringup.ChipInUseError, match="edge8 is in use already: choose the chip before"):
+        bringup.use("a100-sxm-80")
+
+
+def test_devices_out_of_range_are_refused() -> None:
+    with pytest.raises(RuntimeError, match=r"chip:7 does not exist: this process has 2 chips \(chip:0 to chip:1\)"):
+        torch.empty(1, device="chip:7")
+    with pytest.raises(bringup.BringupError, match="chip:7 does not exist"):
+        torch.chip.synchronize(7)
+    with pytest.raises(RuntimeError, match="chip:7 does not exist"):
+        torch.chip.set_device(7)
+
+
+def test_other_torch_warns_and_leaves_programs_alone(python: Run) -> None:
+    program = """
+import importlib.metadata, sys, types, warnings
+build = types.ModuleType("bringup._build"); build.TORCH = "2.12.1"
+sys.modules["bringup._build"] = build
+import torch
+print(torch.ones(2).sum().item())
+import bringup
+try:
+    bringup.use("edge8")
+except bringup.VersionError as error:
+    print(error)
+"""
+    done = python(program)
+    assert done.stdout.splitlines()[0] == "2.0", done.stderr
+    assert "bringup was built for torch 2.12.1 and this is torch" in done.stdout
+    assert "UserWarning: bringup was built for torch 2.12.1" in done.stderr
+
+
+def test_real_accelerator_stays_current_until_a_chip_is_asked_for(python: Run) -> None:
+    program = """
+import sys
+import torch  # TORCH_DEVICE_BACKEND_AUTOLOAD=0: load by hand, after pretending to have a GPU
+real = torch.accelerator.current_accelerator
+torch.accelerator.current_accelerator = lambda check_available=False: torch.device("cuda")
+from bringup import _load
+_load.autoload()
+torch.accelerator.current_accelerator = real
+print(torch.accelerator.current_accelerator())
+if sys.argv[1:] or True:
+    import bringup
+    bringup.use("edge8")
+    print(torch.accelerator.current_accelerator())
+"""
+    done = python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert done.stdout.split() == ["None", "chip"], done.stderr
+    done = python(program.replace("if sys.argv[1:] or True", "if False"), TORCH_DEVICE_BACKEND_AUTOLOAD="0", BRINGUP_CHIP="edge8")
+    assert done.stdout.split() == ["chip"], done.stderr
+
+
+def test_import_torch_loads_neither_pydantic_nor_the_device(python: Run) -> None:
+    done = python('import torch, sys\nprint("pydantic" in sys.modules, torch.chip.is_initialized())')
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+

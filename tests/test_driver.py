@@ -1,0 +1,68 @@
+"""The seam: another driver under the same runtime."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def null_driver(tmp_path_factory: pytest.TempPathFactory) -> str:
+    library = tmp_path_factory.mktemp("driver") / "null.so"
+    subprocess.run(["g++", "-shared", "-fPIC", str(HERE / "null_driver.cpp"), "-o", str(library)], check=True)
+    return str(library)
+
+
+def test_null_driver_takes_a_training_step(python: Run, null_driver: str) -> None:
+    done = python(
+        """
+import torch
+model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2)).to("chip")
+optimizer = torch.optim.AdamW(model.parameters())
+loss = model(torch.randn(4, 8).to("chip")).sum()
+loss.backward()
+optimizer.step()
+torch.chip.synchronize()
+print(loss.item(), torch.chip.memory_allocated() > 0, torch.ops.bringup.driver_name())
+""",
+        BRINGUP_DRIVER=null_driver,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0.0", "True", "null"]
+
+
+def test_null_driver_has_the_chips_capacity(python: Run, null_driver: str) -> None:
+    done = python(
+        """
+import torch
+held = [torch.empty(1 << 30, dtype=torch.uint8, device="chip") for _ in range(8)]
+try:
+    torch.empty(1 << 30, dtype=torch.uint8, device="chip")
+except torch.OutOfMemoryError:
+    held.clear()
+    print(torch.empty(1 << 32, dtype=torch.uint8, device="chip").shape)
+""",
+        BRINGUP_DRIVER=null_driver,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4294967296" in done.stdout
+
+
+def test_op_that_needs_a_value_says_so_on_the_null_driver(python: Run, null_driver: str) -> None:
+    done = python('import torch\ntorch.ones(3, device="chip").nonzero()\n', BRINGUP_DRIVER=null_driver)
+    assert done.returncode != 0
+    assert "aten::nonzero needs a value from the device, and the null driver executes nothing" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("path", "problem"),
+    [("./missing.so", "cannot be loaded"), ("libc.so.6", "does not export bringup_driver_entry")],
+)
+def test_unusable_driver_is_refused_in_one_sentence(python: Run, path: str, problem: str) -> None:
+    done = python('import torch\ntorch.ones(3, device="chip")\n', BRINGUP_DRIVER=path)
+    assert done.returncode == 1
+    assert problem in done.stderr.splitlines()[-1]
