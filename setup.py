@@ -2,7 +2,6 @@
 
 import shutil
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -30,7 +29,7 @@ class BuildCore(build_ext):
             sys.exit(f"bringup: the C++ core needs a compiler and {compiler} is not there: apt-get install g++")
         home = Path(torch.__file__).parent
         (core,) = self.extensions
-        core.include_dirs += [str(home / "include"), str(home / "include" / "kineto"), sysconfig.get_paths()["include"]]
+        core.include_dirs += [str(home / "include"), str(home / "include" / "kineto")]
         core.library_dirs += [str(home / "lib")]
         core.runtime_library_dirs += [str(home / "lib")]
         abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)

@@ -1,12 +1,3 @@
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
-#include <frameobject.h>
-#if PY_VERSION_HEX < 0x030C0000
-#define Py_BUILD_CORE 1
-#include <internal/pycore_frame.h>
-#undef Py_BUILD_CORE
-#endif
-
 #include "lines.h"
 
 #include <ATen/SequenceNumber.h>
@@ -21,11 +12,39 @@
 #include <mutex>
 #include <unordered_map>
 
+// The few functions of Python's C API that are used here, so that a build needs no Python headers and one core serves
+// every Python: all are in the stable ABI or unchanged since 3.11.
+extern "C" {
+int PyGILState_Ensure();
+void PyGILState_Release(int);
+int PyGILState_Check();
+void* PyGILState_GetThisThreadState();
+void* PyEval_SaveThread();
+void PyEval_RestoreThread(void*);
+int Py_IsInitialized();
+void Py_IncRef(PyObject*);
+void Py_DecRef(PyObject*);
+PyObject* PyImport_ImportModule(const char*);
+PyObject* PyObject_GetAttrString(PyObject*, const char*);
+PyObject* PyObject_CallMethod(PyObject*, const char*, const char*, ...);
+PyObject* PyObject_Str(PyObject*);
+const char* PyUnicode_AsUTF8(PyObject*);
+void PyErr_Fetch(PyObject**, PyObject**, PyObject**);
+void PyErr_NormalizeException(PyObject**, PyObject**, PyObject**);
+void PyErr_Clear();
+PyObject* PyEval_GetFrame();
+PyObject* PyFrame_GetCode(PyObject*);
+PyObject* PyFrame_GetBack(PyObject*);
+int PyFrame_GetLasti(PyObject*);
+int PyCode_Addr2Line(PyObject*, int);
+extern const unsigned long Py_Version;
+}
+
 namespace bringup {
 namespace {
 
 struct Gil {
-  PyGILState_STATE state = PyGILState_Ensure();
+  int state = PyGILState_Ensure();
   ~Gil() { PyGILState_Release(state); }
 };
 
@@ -40,12 +59,12 @@ const std::vector<std::string>& library_folders() {
   static std::vector<std::string>* folders = [] {
     auto* found = new std::vector<std::string>{"<frozen", "<__array_function__", "<@beartype"};
     for (const char* name : {"torch", "bringup"}) {
-      PyObject* modules = PyImport_GetModuleDict();
-      PyObject* module = PyDict_GetItemString(modules, name);
+      PyObject* module = PyImport_ImportModule(name);
       PyObject* file = module ? PyObject_GetAttrString(module, "__file__") : nullptr;
       const char* path = file ? PyUnicode_AsUTF8(file) : nullptr;
       if (path) found->push_back(std::string(path).substr(0, std::string(path).rfind('/') + 1));
-      Py_XDECREF(file);
+      if (file) Py_DecRef(file);
+      if (module) Py_DecRef(module);
       PyErr_Clear();
     }
     return found;
@@ -53,28 +72,36 @@ const std::vector<std::string>& library_folders() {
   return *folders;
 }
 
+std::string file_of(PyObject* code) {
+  PyObject* name = PyObject_GetAttrString(code, "co_filename");
+  const char* text = name ? PyUnicode_AsUTF8(name) : nullptr;
+  std::string file = text ? text : "";
+  if (name) Py_DecRef(name);
+  PyErr_Clear();
+  return file;
+}
+
 // Is it a user's code object? Decided once per object; the object is kept, so that its address stays its own.
-bool classify(PyCodeObject* code) {
+bool classify(PyObject* code) {
   static std::mutex mutex;
-  static auto* known = new std::unordered_map<PyCodeObject*, bool>();
+  static auto* known = new std::unordered_map<PyObject*, bool>();
   {
     std::lock_guard<std::mutex> lock(mutex);
     auto found = known->find(code);
     if (found != known->end()) return found->second;
   }
   Gil gil;
-  const char* file = PyUnicode_AsUTF8(code->co_filename);
-  PyErr_Clear();
-  bool user = file && !starts_with_any(file, library_folders());
-  Py_INCREF(code);
+  std::string file = file_of(code);
+  bool user = !file.empty() && !starts_with_any(file, library_folders());
+  Py_IncRef(code);
   std::lock_guard<std::mutex> lock(mutex);
   (*known)[code] = user;
   return user;
 }
 
-bool is_user(PyCodeObject* code) {
+bool is_user(PyObject* code) {
   struct Entry {
-    PyCodeObject* code = nullptr;
+    PyObject* code = nullptr;
     bool user = false;
   };
   static thread_local std::array<Entry, 256> recent;
@@ -83,35 +110,59 @@ bool is_user(PyCodeObject* code) {
   return entry.user;
 }
 
-#if PY_VERSION_HEX < 0x030C0000
-// The frames of a thread do not change while the thread itself is in here: they can be read without the GIL.
-Line python_line() {
-  PyThreadState* thread = PyGILState_GetThisThreadState();
-  if (!thread || !thread->cframe) return {};
-  for (_PyInterpreterFrame* frame = thread->cframe->current_frame; frame; frame = frame->previous)
-    if (is_user(frame->f_code))
-      return {frame->f_code, int32_t(_PyInterpreterFrame_LASTI(frame) * sizeof(_Py_CODEUNIT))};
-  return {};
-}
-#else
-Line python_line() {
-  if (!PyGILState_GetThisThreadState()) return {};
+Line line_by_api() {
   Gil gil;
   Line line;
-  PyFrameObject* frame = PyEval_GetFrame();
-  Py_XINCREF(frame);
+  PyObject* frame = PyEval_GetFrame();
+  if (frame) Py_IncRef(frame);
   while (frame) {
-    PyCodeObject* code = PyFrame_GetCode(frame);
+    PyObject* code = PyFrame_GetCode(frame);
     bool user = is_user(code);
     if (user) line = {code, PyFrame_GetLasti(frame)};
-    Py_DECREF(code);
-    PyFrameObject* back = user ? nullptr : PyFrame_GetBack(frame);
-    Py_DECREF(frame);
+    Py_DecRef(code);
+    PyObject* back = user ? nullptr : PyFrame_GetBack(frame);
+    Py_DecRef(frame);
     frame = back;
   }
   return line;
 }
-#endif
+
+template <class T>
+T at_offset(const void* base, size_t offset) {
+  return *reinterpret_cast<const T*>(static_cast<const char*>(base) + offset);
+}
+
+// Note [Reading frames without the GIL]
+// torch launches with the GIL released; taking it for every launch would cost more than the rest of the launch. The
+// frames of a thread do not change while the thread itself is in here, so they can be read as they lie in memory.
+// Offsets of CPython 3.11, whose layout is final (Include/cpython/pystate.h, Include/internal/pycore_frame.h,
+// Include/cpython/code.h). Other versions, and a Python built otherwise, take the API: the first call compares the two.
+Line line_by_layout(const void* thread) {
+  constexpr size_t kCFrame = 56, kCurrentFrame = 8;                   // PyThreadState, _PyCFrame
+  constexpr size_t kCode = 32, kPrevious = 48, kInstruction = 56;     // _PyInterpreterFrame
+  constexpr size_t kBytecode = 184;                                   // PyCodeObject
+  auto* frame = at_offset<const void*>(at_offset<const void*>(thread, kCFrame), kCurrentFrame);
+  for (; frame; frame = at_offset<const void*>(frame, kPrevious)) {
+    auto* code = at_offset<PyObject*>(frame, kCode);
+    if (!is_user(code)) continue;
+    auto* bytecode = reinterpret_cast<const char*>(code) + kBytecode;
+    return {code, int32_t(at_offset<const char*>(frame, kInstruction) - bytecode)};
+  }
+  return {};
+}
+
+bool layout_is_known() {
+  if ((Py_Version >> 16) != 0x030B) return false;
+  Line by_api = line_by_api(), by_layout = line_by_layout(PyGILState_GetThisThreadState());
+  return by_api.code == by_layout.code && by_api.instruction == by_layout.instruction;
+}
+
+Line python_line() {
+  void* thread = PyGILState_GetThisThreadState();
+  if (!thread) return {};
+  static const bool known = layout_is_known();
+  return known ? line_by_layout(thread) : line_by_api();
+}
 
 }  // namespace
 
@@ -156,10 +207,8 @@ Line current_line() {
 std::string describe(const Line& line) {
   if (!line.code || !Py_IsInitialized()) return "";
   Gil gil;
-  auto* code = static_cast<PyCodeObject*>(line.code);
-  const char* name = PyUnicode_AsUTF8(code->co_filename);
-  PyErr_Clear();
-  std::string file = name ? name : "?";
+  auto* code = static_cast<PyObject*>(line.code);
+  std::string file = file_of(code);
   std::error_code error;
   std::string here = std::filesystem::current_path(error).string() + "/";
   if (!error && file.compare(0, here.size(), here) == 0) file = file.substr(here.size());
@@ -168,7 +217,7 @@ std::string describe(const Line& line) {
 
 ReleaseGil::ReleaseGil() : state_(Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
 ReleaseGil::~ReleaseGil() {
-  if (state_) PyEval_RestoreThread(static_cast<PyThreadState*>(state_));
+  if (state_) PyEval_RestoreThread(state_);
 }
 
 void configure_from_python() {
@@ -183,14 +232,14 @@ void configure_from_python() {
     PyObject* text = value ? PyObject_Str(value) : nullptr;
     const char* utf8 = text ? PyUnicode_AsUTF8(text) : nullptr;
     problem = utf8 ? utf8 : "unknown error";
-    Py_XDECREF(text);
-    Py_XDECREF(type);
-    Py_XDECREF(value);
-    Py_XDECREF(trace);
+    if (text) Py_DecRef(text);
+    if (type) Py_DecRef(type);
+    if (value) Py_DecRef(value);
+    if (trace) Py_DecRef(trace);
     PyErr_Clear();
   }
-  Py_XDECREF(result);
-  Py_XDECREF(module);
+  if (result) Py_DecRef(result);
+  if (module) Py_DecRef(module);
   TORCH_CHECK(problem.empty(), problem);
 }
 
