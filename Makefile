@@ -1,0 +1,55 @@
+# make demo: set up and run the example. make test: set up if needed and run the tests. Both can be run again.
+PYTHON ?= python3
+VENV ?= .venv
+TORCH ?= torch==2.13.0
+BIN := $(VENV)/bin
+SOURCES := pyproject.toml setup.py $(wildcard csrc/*) $(wildcard csrc/drivers/*)
+
+.PHONY: demo test test-all lint soak clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/.demo
+	$(BIN)/python examples/digits.py
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+lint: $(VENV)/.lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/drivers/*.cpp tests/*.cpp)
+	$(BIN)/mypy
+
+soak: $(VENV)/.test
+	$(BIN)/python benchmarks/soak.py
+
+$(VENV)/.torch:
+	@command -v $(PYTHON) > /dev/null || { echo "bringup needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bringup needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11"; exit 2; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "bringup needs Python's venv module: apt-get install python3-venv"; exit 2; }
+	@command -v g++ > /dev/null || { echo "bringup needs a C++ compiler: apt-get install g++"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)" numpy "setuptools>=68" wheel
+	@touch $@
+
+$(VENV)/.core: $(VENV)/.torch $(SOURCES)
+	$(BIN)/pip install --quiet --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.demo: $(VENV)/.core
+	$(BIN)/pip install --quiet "scikit-learn>=1.3"
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.core
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo]"
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.core
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[lint]"
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build src/bringup/*.so src/bringup/_build.py src/*.egg-info

@@ -1,0 +1,78 @@
+"""Mixed training on two streams with random frees: memory must not grow, results must stay those of the CPU."""
+
+import argparse
+import random
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+
+class Worker:
+    """One model trained on one stream, and its twin trained on the CPU."""
+
+    def __init__(self, seed: int, width: int) -> None:
+        torch.manual_seed(seed)
+        layers = [nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.GELU(), nn.Flatten(), nn.Linear(width * 64, 10)]
+        self.cpu = nn.Sequential(*layers)
+        self.chip = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.GELU(), nn.Flatten(), nn.Linear(width * 64, 10))
+        self.chip.load_state_dict(self.cpu.state_dict())
+        self.chip.to("chip")
+        self.optimizers = [torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9) for model in (self.cpu, self.chip)]
+        self.stream = torch.chip.Stream()
+        self.stream.wait_stream(torch.chip.current_stream())
+
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = []
+        for model, optimizer, device in zip((self.cpu, self.chip), self.optimizers, ("cpu", "chip"), strict=True):
+            with torch.chip.stream(self.stream):
+                optimizer.zero_grad()
+                loss = functional.cross_entropy(model(x.to(device)), y.to(device))
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+        return losses[0], losses[1]
+
+
+def resident_kib() -> int:
+    return int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS")))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10)
+    options = parser.parse_args()
+    random.seed(0)
+    workers = [Worker(1, 8), Worker(2, 16)]
+    held: list[torch.Tensor] = []
+    start, settled, steps, worst = time.monotonic(), 0, 0, 0.0
+    warm_up = min(60.0, options.minutes * 15)
+    while time.monotonic() - start < options.minutes * 60:
+        worker = random.choice(workers)
+        batch = random.choice([4, 8, 16])
+        x, y = torch.randn(batch, 3, 8, 8), torch.randint(10, (batch,))
+        on_cpu, on_chip = worker.step(x, y)
+        held.append(torch.full((random.randrange(1, 1 << 18),), float(steps % 1000), device="chip"))
+        if random.random() < 0.5 or len(held) > 40:
+            gone = held.pop(random.randrange(len(held)))
+            low, high = gone.aminmax()
+            assert low.item() == high.item(), "a held tensor was overwritten"
+            del gone
+        if steps % 50 == 0:
+            worst = max(worst, abs(on_chip.item() - on_cpu.item()))
+        if random.random() < 0.002:
+            torch.chip.empty_cache()
+        steps += 1
+        if not settled and time.monotonic() - start > warm_up:
+            settled = resident_kib()
+    torch.chip.synchronize()
+    growth = resident_kib() / settled - 1
+    print(f"{steps} steps in {options.minutes:g} minutes: resident memory {settled >> 10} -> {resident_kib() >> 10} MiB ({growth:+.2%}, bar 2 %)")
+    print(f"largest difference of a loss to the CPU: {worst:.2e}")
+    assert growth <= 0.02 and worst < 1e-3
+
+
+if __name__ == "__main__":
+    main()
