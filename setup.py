@@ -50,8 +50,10 @@ setup(
             sources=["csrc/core.cpp", "csrc/drivers/virtual.cpp"],
             depends=[str(path) for path in sorted((ROOT / "csrc").rglob("*.*"))],
             libraries=["c10", "torch_cpu", "torch"],
-            extra_compile_args=["-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra"]
-            + ["-Wno-unused-parameter", "-Wno-interference-size", "-DUSE_KINETO", "-DFMT_HEADER_ONLY"],
+            extra_compile_args=[
+                *("-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"),
+                *("-Wno-interference-size", "-DUSE_KINETO", "-DFMT_HEADER_ONLY"),
+            ],
             language="c++",
         )
     ],

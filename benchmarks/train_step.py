@@ -85,7 +85,10 @@ def peaks(name: str) -> None:
         kib[device] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
     ratio = kib["chip"] / kib["cpu"]
     over = "" if ratio <= 1.1 else "  OVER"
-    print(f"{name:8}peak memory cpu {kib['cpu'] >> 10} MiB  chip {kib['chip'] >> 10} MiB  ratio {ratio:.3f} (bar 1.1){over}")
+    print(
+        f"{name:8}peak memory cpu {kib['cpu'] >> 10} MiB  chip {kib['chip'] >> 10} MiB  "
+        f"ratio {ratio:.3f} (bar 1.1){over}"
+    )
 
 
 def main() -> None:

@@ -36,7 +36,9 @@ void cast_all(const c10::OperatorHandle& op, Stack* stack, c10::ScalarType dtype
   op.callBoxed(stack);
 }
 
-void lower_precision(const c10::OperatorHandle& op, Stack* stack) { cast_all(op, stack, at::autocast::get_autocast_dtype(kChip)); }
+void lower_precision(const c10::OperatorHandle& op, Stack* stack) {
+  cast_all(op, stack, at::autocast::get_autocast_dtype(kChip));
+}
 void fp32(const c10::OperatorHandle& op, Stack* stack) { cast_all(op, stack, c10::kFloat); }
 
 void promote(const c10::OperatorHandle& op, Stack* stack) {
@@ -61,8 +63,9 @@ void fp32_output(const c10::OperatorHandle& op, Stack* stack) {
 }
 
 void banned(const c10::OperatorHandle&, Stack*) {
-  TORCH_CHECK(false, "binary_cross_entropy is unsafe under autocast: its input must be float32. Use "
-                     "binary_cross_entropy_with_logits, or leave autocast for this call");
+  TORCH_CHECK(false,
+              "binary_cross_entropy is unsafe under autocast: its input must be float32. Use "
+              "binary_cross_entropy_with_logits, or leave autocast for this call");
 }
 
 std::string full_name(const char* op, const char* overload) { return std::string(op) + (*overload ? "." : "") + overload; }
@@ -73,10 +76,14 @@ void register_autocast() {
   static auto* aten = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::AutocastPrivateUse1, __FILE__, __LINE__);
   static auto* others = new torch::Library(torch::Library::IMPL, "_", c10::DispatchKey::AutocastPrivateUse1, __FILE__, __LINE__);
   others->fallback(torch::CppFunction::makeFallthrough());
-#define BRINGUP_LOWER(OP, ...) aten->impl(full_name(#OP, #__VA_ARGS__).c_str(), torch::CppFunction::makeFromBoxedFunction<&lower_precision>());
-#define BRINGUP_FP32(OP, ...) aten->impl(full_name(#OP, #__VA_ARGS__).c_str(), torch::CppFunction::makeFromBoxedFunction<&fp32>());
-#define BRINGUP_OUTPUT(OP, ...) aten->impl(full_name(#OP, #__VA_ARGS__).c_str(), torch::CppFunction::makeFromBoxedFunction<&fp32_output>());
-#define BRINGUP_PROMOTE(OP, ...) aten->impl(full_name(#OP, #__VA_ARGS__).c_str(), torch::CppFunction::makeFromBoxedFunction<&promote>());
+#define BRINGUP_LOWER(OP, ...) \
+  aten->impl(full_name(#OP, #__VA_ARGS__).c_str(), torch::CppFunction::makeFromBoxedFunction<&lower_precision>());
+#define BRINGUP_FP32(OP, ...) \
+  aten->impl(full_name(#OP, #__VA_ARGS__).c_str(), torch::CppFunction::makeFromBoxedFunction<&fp32>());
+#define BRINGUP_OUTPUT(OP, ...) \
+  aten->impl(full_name(#OP, #__VA_ARGS__).c_str(), torch::CppFunction::makeFromBoxedFunction<&fp32_output>());
+#define BRINGUP_PROMOTE(OP, ...) \
+  aten->impl(full_name(#OP, #__VA_ARGS__).c_str(), torch::CppFunction::makeFromBoxedFunction<&promote>());
   AT_FORALL_LOWER_PRECISION_FP(BRINGUP_LOWER)
   AT_FORALL_FP32(BRINGUP_FP32)
   AT_FORALL_FP32_SET_OPT_DTYPE(BRINGUP_OUTPUT)

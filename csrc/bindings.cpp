@@ -21,15 +21,14 @@ void start() {
   register_profiler();
 }
 
-void configure_chip(std::string chip, std::string description, int64_t devices, int64_t device_bytes, bool check, std::string driver) {
+void configure_chip(std::string chip, std::string description, int64_t devices, int64_t device_bytes, bool check,
+                    std::string driver) {
   configure({std::move(chip), std::move(description), int(devices), uint64_t(device_bytes), check, std::move(driver)});
 }
 
 const at::Generator& generator(int64_t device) { return default_generator(c10::DeviceIndex(device)); }
 
-at::Tensor rng_state(int64_t device) {
-  return at::Tensor(generator(device).unsafeGetGeneratorImpl()->get_state());
-}
+at::Tensor rng_state(int64_t device) { return at::Tensor(generator(device).unsafeGetGeneratorImpl()->get_state()); }
 
 }  // namespace
 }  // namespace bringup
@@ -59,12 +58,13 @@ TORCH_LIBRARY(bringup, m) {
       if (slot) idle &= query(*slot);
     return idle;
   });
-  m.def("live_blocks(int device, int most) -> str", [](int64_t device, int64_t most) { return live_blocks_json(int(device), most); });
-  m.def("set_memory_limit(int device, float fraction) -> ()", [](int64_t device, double fraction) { set_memory_limit(int(device), fraction); });
+  m.def("live_blocks(int device, int most) -> str",
+        [](int64_t device, int64_t most) { return live_blocks_json(int(device), most); });
+  m.def("set_memory_limit(int device, float fraction) -> ()",
+        [](int64_t device, double fraction) { set_memory_limit(int(device), fraction); });
   m.def("launch_stats() -> str", [] { return launch_stats_json(); });
-  m.def("manual_seed(int device, int seed) -> ()", [](int64_t device, int64_t seed) {
-    generator(device).unsafeGetGeneratorImpl()->set_current_seed(uint64_t(seed));
-  });
+  m.def("manual_seed(int device, int seed) -> ()",
+        [](int64_t device, int64_t seed) { generator(device).unsafeGetGeneratorImpl()->set_current_seed(uint64_t(seed)); });
   m.def("seed(int device) -> int", [](int64_t device) { return int64_t(generator(device).unsafeGetGeneratorImpl()->seed()); });
   m.def("initial_seed(int device) -> int", [](int64_t device) { return int64_t(generator(device).current_seed()); });
   m.def("rng_state(int device) -> Tensor", &rng_state);

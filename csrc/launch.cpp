@@ -15,6 +15,7 @@
 #include <c10/core/GradMode.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <mutex>
@@ -38,31 +39,55 @@ using c10::IValue;
 
 // Take indices or lengths from the host, as torch's CUDA kernels do.
 bool takes_host_tensors(const std::string& name) {
-  static const auto* names = new std::unordered_set<std::string>{
-      "aten::index.Tensor", "aten::index.Tensor_out", "aten::index_put_", "aten::index_put", "aten::index_put.out",
-      "aten::_index_put_impl_", "aten::_index_put_impl", "aten::_unsafe_index.Tensor", "aten::_unsafe_index_put",
-      "aten::_pack_padded_sequence", "aten::_pack_padded_sequence_backward", "aten::tensor_split.tensor_indices_or_sections",
-      "aten::_ctc_loss.Tensor", "aten::_ctc_loss_backward.Tensor"};
+  static const auto* names = new std::unordered_set<std::string>{"aten::index.Tensor",
+                                                                 "aten::index.Tensor_out",
+                                                                 "aten::index_put_",
+                                                                 "aten::index_put",
+                                                                 "aten::index_put.out",
+                                                                 "aten::_index_put_impl_",
+                                                                 "aten::_index_put_impl",
+                                                                 "aten::_unsafe_index.Tensor",
+                                                                 "aten::_unsafe_index_put",
+                                                                 "aten::_pack_padded_sequence",
+                                                                 "aten::_pack_padded_sequence_backward",
+                                                                 "aten::tensor_split.tensor_indices_or_sections",
+                                                                 "aten::_ctc_loss.Tensor",
+                                                                 "aten::_ctc_loss_backward.Tensor"};
   return names->count(name) != 0;
 }
 
 // Their output sizes depend on data although torch does not tag them so, or they hand out host values.
 bool is_data_dependent(const std::string& name) {
-  static const auto* names = new std::unordered_set<std::string>{
-      "aten::_unique", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::unique_dim_consecutive",
-      "aten::nonzero", "aten::nonzero.out", "aten::masked_select", "aten::masked_select.out", "aten::bincount",
-      "aten::repeat_interleave.Tensor", "aten::_pack_padded_sequence", "aten::_ctc_loss.Tensor", "aten::to_sparse",
-      "aten::histogramdd.int_bins", "aten::segment_reduce"};
+  static const auto* names = new std::unordered_set<std::string>{"aten::_unique",
+                                                                 "aten::_unique2",
+                                                                 "aten::unique_dim",
+                                                                 "aten::unique_consecutive",
+                                                                 "aten::unique_dim_consecutive",
+                                                                 "aten::nonzero",
+                                                                 "aten::nonzero.out",
+                                                                 "aten::masked_select",
+                                                                 "aten::masked_select.out",
+                                                                 "aten::bincount",
+                                                                 "aten::repeat_interleave.Tensor",
+                                                                 "aten::_pack_padded_sequence",
+                                                                 "aten::_ctc_loss.Tensor",
+                                                                 "aten::to_sparse"};
   return names->count(name) != 0;
 }
 
 // The meta kernel promises another dtype, size or number of tensors than the CPU kernel returns: learned by running.
 bool has_other_meta(const std::string& name) {
-  static const auto* names = new std::unordered_set<std::string>{
-      "aten::_embedding_bag", "aten::_embedding_bag_forward_only", "aten::quantize_per_tensor",
-      "aten::quantize_per_tensor.tensor_qparams", "aten::quantize_per_tensor.tensors", "aten::quantize_per_channel",
-      "aten::quantize_per_tensor_dynamic", "aten::native_batch_norm.out", "aten::_native_batch_norm_legit.out",
-      "aten::multilabel_margin_loss_forward", "aten::multilabel_margin_loss_forward.output"};
+  static const auto* names = new std::unordered_set<std::string>{"aten::_embedding_bag",
+                                                                 "aten::_embedding_bag_forward_only",
+                                                                 "aten::quantize_per_tensor",
+                                                                 "aten::quantize_per_tensor.tensor_qparams",
+                                                                 "aten::quantize_per_tensor.tensors",
+                                                                 "aten::quantize_per_channel",
+                                                                 "aten::quantize_per_tensor_dynamic",
+                                                                 "aten::native_batch_norm.out",
+                                                                 "aten::_native_batch_norm_legit.out",
+                                                                 "aten::multilabel_margin_loss_forward",
+                                                                 "aten::multilabel_margin_loss_forward.output"};
   return names->count(name) != 0;
 }
 
@@ -94,6 +119,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
     info.kind = kind_of(argument.type());
     info.written = argument.alias_info() && argument.alias_info()->isWrite();
     writes |= info.written;
+    in_place &= !(info.written && argument.kwarg_only());  // out= may be resized
     if (argument.name() == "output_mask") mask_argument = int(args.size());
     has_tensor |= info.kind == ArgKind::Tensor || info.kind == ArgKind::Tensors || info.kind == ArgKind::OptionalTensors;
     args.push_back(info);
@@ -118,6 +144,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
       info.kind = ReturnInfo::Value;
       synchronous = true;
     }
+    in_place &= info.kind == ReturnInfo::Argument;
     returns.push_back(info);
   }
   for (const auto& tag : handle.getTags())
@@ -127,7 +154,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
   host_indices = takes_host_tensors(name);
   trust_meta = !has_other_meta(name);
   steered = name.compare(0, 6, "aten::") == 0;  // a custom kernel may keep its result
-  bool out_only = true;  // arange.out, range.out: sizes follow from the scalars
+  bool out_only = true;                         // arange.out, range.out: sizes follow from the scalars
   for (const auto& argument : args)
     if (argument.kind == ArgKind::Tensor && !argument.written) out_only = false;
   by_value = !has_tensor || (out_only && (name.find("range") != std::string::npos || name.find("space") != std::string::npos));
@@ -145,9 +172,15 @@ Op& find_op(const c10::OperatorHandle& handle) {
 namespace {
 
 std::mutex waiting_mutex;
-std::vector<Op*>& waiting_ops() {  // that made the host wait at least once
+std::vector<Op*>& waiting_ops() {  // those that made the host wait at least once
   static auto* ops = new std::vector<Op*>();
   return *ops;
+}
+
+void list_as_waiting(Op& op, std::atomic<int64_t>& count) {
+  count.fetch_add(1);
+  std::lock_guard<std::mutex> lock(waiting_mutex);
+  if (std::find(waiting_ops().begin(), waiting_ops().end(), &op) == waiting_ops().end()) waiting_ops().push_back(&op);
 }
 
 // ---- one call's arguments
@@ -409,8 +442,10 @@ Stack rebuild(const Op& op, const IValue* arguments, c10::DeviceType device, con
     const IValue& value = arguments[i];
     switch (op.args[i].kind) {
       case ArgKind::Tensor:
-        if (value.isTensor()) stack.emplace_back(replace(slot++));
-        else stack.emplace_back(value);
+        if (value.isTensor())
+          stack.emplace_back(replace(slot++));
+        else
+          stack.emplace_back(value);
         break;
       case ArgKind::Tensors:
         if (value.isList()) {
@@ -426,8 +461,10 @@ Stack rebuild(const Op& op, const IValue* arguments, c10::DeviceType device, con
         if (value.isList()) {
           c10::List<std::optional<at::Tensor>> list;
           for (const IValue& element : value.toListRef()) {
-            if (element.isTensor()) list.push_back(replace(slot++));
-            else list.push_back(std::nullopt);
+            if (element.isTensor())
+              list.push_back(replace(slot++));
+            else
+              list.push_back(std::nullopt);
           }
           stack.emplace_back(std::move(list));
         } else {
@@ -435,12 +472,16 @@ Stack rebuild(const Op& op, const IValue* arguments, c10::DeviceType device, con
         }
         break;
       case ArgKind::Generator:
-        if (generator && generator->defined()) stack.emplace_back(*generator);
-        else stack.emplace_back();
+        if (generator && generator->defined())
+          stack.emplace_back(*generator);
+        else
+          stack.emplace_back();
         break;
       default:
-        if (value.isDevice()) stack.emplace_back(c10::Device(device));
-        else stack.emplace_back(value);
+        if (value.isDevice())
+          stack.emplace_back(c10::Device(device));
+        else
+          stack.emplace_back(value);
     }
   }
   return stack;
@@ -458,17 +499,20 @@ void drop_masked(Signature& signature, const IValue* arguments) {
 // Where torch's meta kernels of normalisations differ from its CPU kernels: in evaluation mode the CPU's batch
 // normalisation returns empty statistics, and statistics have the input's dtype unless a parameter is wider.
 void correct_promise(Signature& signature, const IValue* arguments) {
-  static const auto* batch_norms = new std::unordered_set<std::string>{"aten::native_batch_norm", "aten::_native_batch_norm_legit",
-                                                                        "aten::_native_batch_norm_legit.no_stats",
-                                                                        "aten::_native_batch_norm_legit_no_training",
-                                                                        "aten::_batch_norm_with_update", "aten::_batch_norm_no_update"};
+  static const auto* batch_norms = new std::unordered_set<std::string>{"aten::native_batch_norm",
+                                                                       "aten::_native_batch_norm_legit",
+                                                                       "aten::_native_batch_norm_legit.no_stats",
+                                                                       "aten::_native_batch_norm_legit_no_training",
+                                                                       "aten::_batch_norm_with_update",
+                                                                       "aten::_batch_norm_no_update"};
   const std::string& name = signature.op->name;
   bool batch_norm = batch_norms->count(name) != 0;
   if ((!batch_norm && name != "aten::native_layer_norm") || signature.inputs.empty()) return;
   constexpr size_t kTraining = 5;  // argument of the first two
   bool decides = name == "aten::native_batch_norm" || name == "aten::_native_batch_norm_legit";
-  bool empty = batch_norm && (decides ? !arguments[kTraining].toBool() : name.find("_no_training") != std::string::npos ||
-                                                                            name.find("_no_update") != std::string::npos);
+  bool empty =
+      batch_norm && (decides ? !arguments[kTraining].toBool()
+                             : name.find("_no_training") != std::string::npos || name.find("_no_update") != std::string::npos);
   c10::ScalarType dtype = signature.inputs[0].dtype;
   for (const TensorMeta& input : signature.inputs)
     if (input.defined && input.dtype == c10::kFloat && c10::isReducedFloatingType(dtype)) dtype = c10::kFloat;
@@ -550,6 +594,10 @@ bool learn_by_meta(Signature& signature, const Slots& slots, const IValue* argum
     if (!store_results(signature, stack, inputs, arguments)) return false;
     ++counters().learned_by_meta;
     return true;
+  } catch (const c10::NotImplementedError&) {
+    if (!op.in_place) return false;
+    signature.state.store(Signature::Known, std::memory_order_release);  // returns nothing new: there is nothing to learn
+    return true;
   } catch (const std::exception&) {
     return false;  // no meta kernel for this case, or a mistake of the user: the CPU kernel tells which, in its words
   }
@@ -624,9 +672,9 @@ struct Launch {
   Line line;
   c10::SmallVector<IValue, 8> arguments;  // tensors of the device are None here
   c10::SmallVector<StorageRef, 6> storages;
-  c10::SmallVector<int64_t, 8> offsets;        // per input
+  c10::SmallVector<int64_t, 8> offsets;          // per input
   c10::SmallVector<at::Tensor, 1> host_tensors;  // per input, where it is a host tensor
-  c10::SmallVector<void*, 2> outputs;          // per fresh output
+  c10::SmallVector<void*, 2> outputs;            // per fresh output
   at::Generator generator;
   int threads;
   int64_t correlation = 0;
@@ -680,7 +728,8 @@ std::string describe_launch(const Launch& launch) {
 [[noreturn]] void broken_promise(Signature& signature, size_t index, const std::string& found) {
   signature.op->trust_meta = false;
   signature.state = Signature::Synchronous;
-  TORCH_CHECK(false, "output ", index, " was promised to be ", text_of(signature.outputs[index]), " by torch's meta kernel and is ", found,
+  TORCH_CHECK(false, "output ", index, " was promised to be ", text_of(signature.outputs[index]),
+              " by torch's meta kernel and is ", found,
               "; later calls of this operator wait for the kernel instead: run it again");
 }
 
@@ -777,8 +826,10 @@ void execute(Launch& launch) {
     int storage = signature.storage_of[size_t(slot)];
     at::Tensor tensor = storage < 0 ? launch.host_tensors[size_t(slot)]
                                     : alias(storages[size_t(storage)], meta_of_input(slot), launch.offsets[size_t(slot)]);
-    if (launch.waited) launch.inputs.push_back(tensor);
-    else if (storage >= 0 && signature.op->writes && signature.written[size_t(slot)]) written.emplace_back(slot, tensor);
+    if (launch.waited)
+      launch.inputs.push_back(tensor);
+    else if (storage >= 0 && signature.op->writes && signature.written[size_t(slot)])
+      written.emplace_back(slot, tensor);
     return tensor;
   };
   Stack stack = rebuild(*signature.op, launch.arguments.data(), c10::kCPU, &launch.generator, input);
@@ -791,7 +842,8 @@ void execute(Launch& launch) {
   stack.clear();  // while the promises are still known: results must not be freed as ordinary memory
   promises = nullptr;
   for (const auto& [slot, tensor] : written)
-    settle(tensor, alias(storages[size_t(signature.storage_of[size_t(slot)])], meta_of_input(slot), launch.offsets[size_t(slot)]));
+    settle(tensor,
+           alias(storages[size_t(signature.storage_of[size_t(slot)])], meta_of_input(slot), launch.offsets[size_t(slot)]));
 }
 
 // State that torch keeps per thread.
@@ -815,8 +867,10 @@ void run(void* argument, int should_execute) {
       execute(*launch);
       launch->executed = true;
     } catch (...) {
-      if (waited) launch->error = std::current_exception();
-      else launch_failed(*launch->stream, describe_launch(*launch));
+      if (waited)
+        launch->error = std::current_exception();
+      else
+        launch_failed(*launch->stream, describe_launch(*launch));
     }
     if (start) profiler_record(launch->signature->op->name, *launch->stream, start, profiler_now(), launch->correlation);
   }
@@ -832,8 +886,8 @@ at::Tensor new_tensor(const TensorMeta& meta, c10::DeviceIndex device, const cha
   set_purpose(op, meta.dtype, meta.sizes);
   auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), c10::SymInt(int64_t(meta.nbytes)),
                                                        allocate_on(device, meta.nbytes), &chip_allocator(), true);
-  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(std::move(storage)), DispatchKeySet(DispatchKey::PrivateUse1),
-                                                         c10::scalarTypeToTypeMeta(meta.dtype));
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(
+      c10::Storage(std::move(storage)), DispatchKeySet(DispatchKey::PrivateUse1), c10::scalarTypeToTypeMeta(meta.dtype));
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides);
   mark_conjugate(tensor, meta);
   return tensor;
@@ -841,7 +895,8 @@ at::Tensor new_tensor(const TensorMeta& meta, c10::DeviceIndex device, const cha
 
 at::Tensor alias_on_host(const at::Tensor& tensor) {
   const auto& storage = tensor.storage();
-  return alias(borrow(map(tensor.device().index(), storage.mutable_data()), storage.nbytes()), meta_of(tensor), tensor.storage_offset());
+  return alias(borrow(map(tensor.device().index(), storage.mutable_data()), storage.nbytes()), meta_of(tensor),
+               tensor.storage_offset());
 }
 
 void enqueue(Stream& stream, std::function<void(bool)> f) {
@@ -941,7 +996,8 @@ void return_results(const Op& op, Stack* stack, Stack results) {
 
 // A view of `base` with the metadata that the CPU kernel gave to `result`.
 at::Tensor view_like(const at::Tensor& base, const at::Tensor& result) {
-  auto view = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(base.storage()), base.key_set(), result.dtype());
+  auto view = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(base.storage()), base.key_set(),
+                                                       result.dtype());
   auto* impl = view.unsafeGetTensorImpl();
   impl->set_sizes_and_strides(result.sizes(), result.strides(), result.storage_offset());
   impl->_set_conj(result.is_conj());
@@ -992,7 +1048,13 @@ void run_synchronously(Signature& signature, Stream& stream, const Slots& slots,
   Op& op = *signature.op;
   std::unique_ptr<Launch> launch(new_launch(signature, stream, slots, arguments));
   launch->waited = true;
-  count_synchronous(op);
+  bool learning = signature.state == Signature::Unknown;
+  if (learning) {
+    ++counters().learned_by_running;
+    list_as_waiting(op, op.learning_calls);
+  } else {
+    count_synchronous(op);
+  }
   bringup::launch(stream, run, launch.get());
   {
     ReleaseGil no_gil;
@@ -1001,10 +1063,7 @@ void run_synchronously(Signature& signature, Stream& stream, const Slots& slots,
   if (op.synchronous) stream.raise();
   if (launch->error) std::rethrow_exception(launch->error);
   TORCH_CHECK(launch->executed, op.name, " needs a value from the device, and the ", driver().name, " driver executes nothing");
-  if (signature.state == Signature::Unknown) {
-    ++counters().learned_by_running;
-    if (!store_results(signature, launch->results, launch->inputs)) signature.state = Signature::Synchronous;
-  }
+  if (learning && !store_results(signature, launch->results, launch->inputs)) signature.state = Signature::Synchronous;
   write_back(*launch, slots, stream);
   Stack results;
   for (size_t i = 0; i < op.returns.size(); ++i) {
@@ -1014,8 +1073,10 @@ void run_synchronously(Signature& signature, Stream& stream, const Slots& slots,
         results.emplace_back(arguments[op.returns[i].argument]);
         break;
       case ReturnInfo::Fresh:
-        if (!value.isTensor() || is_host_output(op.name, i)) results.emplace_back(value);
-        else results.emplace_back(take_over(value.toTensor(), *launch, slots, stream));
+        if (!value.isTensor() || is_host_output(op.name, i))
+          results.emplace_back(value);
+        else
+          results.emplace_back(take_over(value.toTensor(), *launch, slots, stream));
         break;
       case ReturnInfo::FreshList: {
         c10::List<at::Tensor> list;
@@ -1033,8 +1094,7 @@ void run_synchronously(Signature& signature, Stream& stream, const Slots& slots,
 // Views touch no data: the CPU kernel computes the metadata, on an alias.
 void run_view(Op& op, const Slots& slots, Stack* stack, const IValue* arguments) {
   std::vector<at::Tensor> inputs;
-  for (const Slot& slot : slots)
-    inputs.push_back(on_chip(*slot.tensor) ? alias_on_host(*slot.tensor) : *slot.tensor);
+  for (const Slot& slot : slots) inputs.push_back(on_chip(*slot.tensor) ? alias_on_host(*slot.tensor) : *slot.tensor);
   Stack results = rebuild(op, arguments, c10::kCPU, nullptr, [&](int slot) { return inputs[size_t(slot)]; });
   {
     at::AutoDispatchBelowADInplaceOrView below;
@@ -1114,9 +1174,7 @@ void launch_boxed(Op& op, Stack* stack) {
 
 void count_synchronous(Op& op) {
   ++counters().synchronous;
-  if (op.synchronous_calls.fetch_add(1) > 0) return;
-  std::lock_guard<std::mutex> lock(waiting_mutex);
-  waiting_ops().push_back(&op);
+  list_as_waiting(op, op.synchronous_calls);
 }
 
 std::string launch_stats_json() {
@@ -1130,14 +1188,20 @@ std::string launch_stats_json() {
     std::lock_guard<std::mutex> lock(table().mutex);
     text << table().by_hash.size();
   }
-  text << ", \"synchronous_ops\": {";
   std::lock_guard<std::mutex> lock(waiting_mutex);
-  bool first = true;
-  for (const Op* op : waiting_ops()) {
-    text << (first ? "" : ", ") << "\"" << op->name << "\": " << op->synchronous_calls;
-    first = false;
-  }
-  text << "}}";
+  auto list = [&](const char* title, auto count) {
+    text << ", \"" << title << "\": {";
+    bool first = true;
+    for (const Op* op : waiting_ops()) {
+      if (count(*op) == 0) continue;
+      text << (first ? "" : ", ") << "\"" << op->name << "\": " << count(*op);
+      first = false;
+    }
+    text << "}";
+  };
+  list("synchronous_ops", [](const Op& op) { return op.synchronous_calls.load(); });
+  list("learned_by_running_ops", [](const Op& op) { return op.learning_calls.load(); });
+  text << "}";
   return text.str();
 }
 
@@ -1164,19 +1228,31 @@ void launch_unregistered(const c10::OperatorHandle& handle, Stack* stack) {
 
 // Written by hand in ops.cpp.
 bool has_native_kernel(const std::string& name) {
-  static const auto* names = new std::unordered_set<std::string>{
-      "aten::empty.memory_format", "aten::empty_strided", "aten::as_strided", "aten::view", "aten::_reshape_alias",
-      "aten::resize_", "aten::set_.source_Storage_storage_offset", "aten::set_.source_Storage", "aten::set_.source_Tensor",
-      "aten::set_", "aten::copy_",
-      "aten::_copy_from", "aten::_copy_from_and_resize", "aten::_local_scalar_dense", "aten::record_stream",
-      "aten::_efficientzerotensor", "aten::native_dropout", "aten::_fused_sdp_choice"};
+  static const auto* names = new std::unordered_set<std::string>{"aten::empty.memory_format",
+                                                                 "aten::empty_strided",
+                                                                 "aten::as_strided",
+                                                                 "aten::view",
+                                                                 "aten::_reshape_alias",
+                                                                 "aten::resize_",
+                                                                 "aten::set_.source_Storage_storage_offset",
+                                                                 "aten::set_.source_Storage",
+                                                                 "aten::set_.source_Tensor",
+                                                                 "aten::set_",
+                                                                 "aten::copy_",
+                                                                 "aten::_copy_from",
+                                                                 "aten::_copy_from_and_resize",
+                                                                 "aten::_local_scalar_dense",
+                                                                 "aten::record_stream",
+                                                                 "aten::_efficientzerotensor",
+                                                                 "aten::native_dropout",
+                                                                 "aten::_fused_sdp_choice"};
   return names->count(name) != 0;
 }
 
 // Would decompose into operators for one vendor's library, or into many launches, where the CPU has one kernel.
 bool is_kept_whole(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{"aten::convolution", "aten::convolution_backward",
-                                                                  "aten::conj_physical_", "aten::mode", "aten::mode.values"};
+                                                                 "aten::conj_physical_", "aten::mode", "aten::mode.values"};
   return names->count(name) != 0;
 }
 

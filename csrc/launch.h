@@ -36,16 +36,17 @@ struct Op {
   std::string name;  // "aten::add.Tensor"
   std::vector<ArgInfo> args;
   std::vector<ReturnInfo> returns;
-  int mask_argument = -1;    // output_mask: which gradients are wanted
-  bool is_view = false;      // returns a view: metadata only, runs on the host
-  bool writes = false;       // has in-place or out= arguments
-  bool masks_decide = false; // synchronous only if an index is a mask
-  bool synchronous = false;  // its result's shape, or a value it returns, depends on data
-  bool host_indices = false; // CPU tensors beside device tensors are legal
-  bool by_value = false;     // scalars decide output sizes
+  int mask_argument = -1;     // output_mask: which gradients are wanted
+  bool is_view = false;       // returns a view: metadata only, runs on the host
+  bool writes = false;        // has in-place or out= arguments
+  bool masks_decide = false;  // synchronous only if an index is a mask
+  bool synchronous = false;   // its result's shape, or a value it returns, depends on data
+  bool host_indices = false;  // CPU tensors beside device tensors are legal
+  bool by_value = false;      // scalars decide output sizes
   std::atomic<bool> trust_meta{true};
-  bool steered = true;       // results may be born in device memory
-  std::atomic<int64_t> synchronous_calls{0};
+  bool steered = true;   // results may be born in device memory
+  bool in_place = true;  // returns nothing but written arguments, which keep their size
+  std::atomic<int64_t> synchronous_calls{0}, learning_calls{0};
 
   explicit Op(const c10::OperatorHandle& handle);
 };
@@ -77,15 +78,15 @@ struct Signature {
   uint64_t hash = 0;
   bool transient = false;  // the table is full: owned by its launch
 
-  std::vector<TensorMeta> inputs;     // one per tensor argument, lists flattened
-  std::vector<int16_t> storage_of;    // input -> index of its storage; -1: host tensor or undefined
-  std::vector<bool> written;          // input -> is it written?
+  std::vector<TensorMeta> inputs;   // one per tensor argument, lists flattened
+  std::vector<int16_t> storage_of;  // input -> index of its storage; -1: host tensor or undefined
+  std::vector<bool> written;        // input -> is it written?
   int storages = 0;
 
   std::atomic<int> state{Unknown};
-  std::vector<TensorMeta> outputs;                       // fresh tensors in order of the returns, lists flattened
-  std::vector<int> list_sizes;                           // length of each FreshList return
-  std::vector<std::pair<int, TensorMeta>> resized;       // written inputs that get another size
+  std::vector<TensorMeta> outputs;                  // fresh tensors in order of the returns, lists flattened
+  std::vector<int> list_sizes;                      // length of each FreshList return
+  std::vector<std::pair<int, TensorMeta>> resized;  // written inputs that get another size
 };
 
 // The boxed kernel: every operator on device "chip" arrives here.

@@ -57,7 +57,8 @@ Tensor quantized_on(const Tensor& tensor, c10::Device device) {
   c10::Storage storage(c10::Storage::use_byte_size_t(), int64_t(bytes), std::move(memory), allocator, true);
   auto key = to_chip ? c10::DispatchKey::QuantizedPrivateUse1 : c10::DispatchKey::QuantizedCPU;
   auto quantizer = at::get_qtensorimpl(tensor)->quantizer();
-  Tensor moved = at::detail::make_tensor<at::QTensorImpl>(std::move(storage), c10::DispatchKeySet(key), tensor.dtype(), quantizer);
+  Tensor moved =
+      at::detail::make_tensor<at::QTensorImpl>(std::move(storage), c10::DispatchKeySet(key), tensor.dtype(), quantizer);
   moved.unsafeGetTensorImpl()->set_sizes_and_strides(tensor.sizes(), tensor.strides(), tensor.storage_offset());
   if (bytes == 0) return moved;
   c10::Device at = to_chip ? device : tensor.device();
@@ -81,8 +82,8 @@ Tensor moved_to(const Tensor& tensor, c10::Device device) {
     bool columns = is_column_major(tensor);
     Tensor compressed = columns ? tensor.ccol_indices() : tensor.crow_indices();
     Tensor plain = columns ? tensor.row_indices() : tensor.col_indices();
-    return at::_sparse_compressed_tensor_unsafe(compressed.to(device), plain.to(device), tensor.values().to(device), tensor.sizes(),
-                                                tensor.options().device(device));
+    return at::_sparse_compressed_tensor_unsafe(compressed.to(device), plain.to(device), tensor.values().to(device),
+                                                tensor.sizes(), tensor.options().device(device));
   }
   if (tensor.is_quantized()) return quantized_on(tensor, device);
   return tensor.to(device);
@@ -98,8 +99,8 @@ void overwrite(const Tensor& target, const Tensor& source) {
     Tensor moved = moved_to(source, target.device());
     bool columns = is_column_major(moved);
     static_cast<at::SparseCsrTensorImpl*>(target.unsafeGetTensorImpl())
-        ->set_member_tensors(columns ? moved.ccol_indices() : moved.crow_indices(), columns ? moved.row_indices() : moved.col_indices(),
-                             moved.values(), moved.sizes());
+        ->set_member_tensors(columns ? moved.ccol_indices() : moved.crow_indices(),
+                             columns ? moved.row_indices() : moved.col_indices(), moved.values(), moved.sizes());
   } else if (target.is_quantized()) {
     Tensor moved = quantized_on(source, target.device());
     target.unsafeGetTensorImpl()->set_storage_keep_dtype(moved.storage());
@@ -152,8 +153,10 @@ void run_on_host(const c10::OperatorHandle& handle, Stack* stack) {
       overwrite(originals[i].toTensor(), arguments[i].toTensor());
   for (size_t i = 0; i < op.returns.size(); ++i) {
     c10::IValue& value = (*stack)[results + i];
-    if (op.returns[i].kind == ReturnInfo::Argument) value = originals[size_t(op.returns[i].argument)];
-    else for_each_tensor(value, [&](const Tensor& tensor) { return moved_to(tensor, device); });
+    if (op.returns[i].kind == ReturnInfo::Argument)
+      value = originals[size_t(op.returns[i].argument)];
+    else
+      for_each_tensor(value, [&](const Tensor& tensor) { return moved_to(tensor, device); });
   }
 }
 

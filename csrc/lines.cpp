@@ -138,9 +138,9 @@ T at_offset(const void* base, size_t offset) {
 // Offsets of CPython 3.11, whose layout is final (Include/cpython/pystate.h, Include/internal/pycore_frame.h,
 // Include/cpython/code.h). Other versions, and a Python built otherwise, take the API: the first call compares the two.
 Line line_by_layout(const void* thread) {
-  constexpr size_t kCFrame = 56, kCurrentFrame = 8;                   // PyThreadState, _PyCFrame
-  constexpr size_t kCode = 32, kPrevious = 48, kInstruction = 56;     // _PyInterpreterFrame
-  constexpr size_t kBytecode = 184;                                   // PyCodeObject
+  constexpr size_t kCFrame = 56, kCurrentFrame = 8;                // PyThreadState, _PyCFrame
+  constexpr size_t kCode = 32, kPrevious = 48, kInstruction = 56;  // _PyInterpreterFrame
+  constexpr size_t kBytecode = 184;                                // PyCodeObject
   auto* frame = at_offset<const void*>(at_offset<const void*>(thread, kCFrame), kCurrentFrame);
   for (; frame; frame = at_offset<const void*>(frame, kPrevious)) {
     auto* code = at_offset<PyObject*>(frame, kCode);

@@ -26,12 +26,12 @@ using c10::CachingAllocator::StatType;
 using c10::CachingDeviceAllocator::DeviceStats;
 
 // The size classes of torch's CUDA allocator, so that a program fragments memory here as it does there.
-constexpr size_t kRound = 512;                  // every block
-constexpr size_t kSmall = size_t(1) << 20;      // up to here: the small pool
+constexpr size_t kRound = 512;              // every block
+constexpr size_t kSmall = size_t(1) << 20;  // up to here: the small pool
 constexpr size_t kSmallSegment = size_t(2) << 20;
 constexpr size_t kLargeSegment = size_t(20) << 20;  // for blocks from kSmall to kMiddle
 constexpr size_t kMiddle = size_t(10) << 20;
-constexpr size_t kRoundLarge = size_t(2) << 20;     // segments for blocks from kMiddle on
+constexpr size_t kRoundLarge = size_t(2) << 20;  // segments for blocks from kMiddle on
 
 struct Block {
   char* address = nullptr;
@@ -239,7 +239,7 @@ class Pool {
   }
 
   Block* grow(Stream& stream, size_t bytes, bool small) {
-    size_t segment = small            ? kSmallSegment
+    size_t segment = small             ? kSmallSegment
                      : bytes < kMiddle ? kLargeSegment
                                        : (bytes + kRoundLarge - 1) / kRoundLarge * kRoundLarge;
     size_t reserved = size_t(stats_.reserved_bytes[0].current);
@@ -361,8 +361,7 @@ void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<st
   text << "chip:" << device_ << " (" << config().chip << ") is out of memory: requested " << human(requested);
   if (std::string what = what_for(wanted); !what.empty()) text << " (" << what << ")";
   if (std::string where = describe(line); !where.empty()) text << " at " << where;
-  text << ", allocated " << human(allocated) << ", reserved " << human(reserved) << ", capacity "
-       << human(config().device_bytes);
+  text << ", allocated " << human(allocated) << ", reserved " << human(reserved) << ", capacity " << human(config().device_bytes);
   if (limit() != config().device_bytes) text << ", limited by the program to " << human(limit());
   if (!live.empty()) text << "\nlargest live tensors:";
   for (const Block& block : live) {
@@ -426,9 +425,12 @@ std::string json_text(const std::string& text) {
   std::ostringstream out;
   out << '"';
   for (char c : text) {
-    if (c == '"' || c == '\\') out << '\\' << c;
-    else if (static_cast<unsigned char>(c) < 0x20) out << ' ';
-    else out << c;
+    if (c == '"' || c == '\\')
+      out << '\\' << c;
+    else if (static_cast<unsigned char>(c) < 0x20)
+      out << ' ';
+    else
+      out << c;
   }
   out << '"';
   return out.str();
@@ -437,8 +439,8 @@ std::string json_text(const std::string& text) {
 // Page-locked host memory. Pending copies hold their host tensor, so a freed block is idle and goes back to the cache.
 struct PinnedAllocator final : at::HostAllocator {
   std::mutex mutex;
-  std::map<const char*, size_t> live;            // address -> bytes
-  std::multimap<size_t, void*> idle;             // bytes -> address
+  std::map<const char*, size_t> live;  // address -> bytes
+  std::multimap<size_t, void*> idle;   // bytes -> address
   at::HostStats stats;
 
   c10::DataPtr allocate(size_t bytes) override {
@@ -455,11 +457,12 @@ struct PinnedAllocator final : at::HostAllocator {
       TORCH_CHECK_WITH(OutOfMemoryError, status != BRINGUP_OUT_OF_MEMORY, "no pinned host memory left: requested ", human(bytes));
       check_driver(status, on);
     } else {
-      TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&pointer, 4096, rounded) == 0,
-                       "no pinned host memory left: requested ", human(bytes));
+      TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&pointer, 4096, rounded) == 0, "no pinned host memory left: requested ",
+                       human(bytes));
     }
     live[static_cast<char*>(pointer)] = rounded;
-    return {pointer, pointer, [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); }, c10::Device(c10::kCPU)};
+    return {pointer, pointer, [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); },
+            c10::Device(c10::kCPU)};
   }
   void free(void* pointer) {
     std::lock_guard<std::mutex> lock(mutex);
@@ -483,8 +486,10 @@ struct PinnedAllocator final : at::HostAllocator {
   void empty_cache() override {
     std::lock_guard<std::mutex> lock(mutex);
     for (auto [bytes, pointer] : idle) {
-      if (driver().host_free) driver().host_free(device(0).handle, pointer, bytes);
-      else ::free(pointer);
+      if (driver().host_free)
+        driver().host_free(device(0).handle, pointer, bytes);
+      else
+        ::free(pointer);
     }
     idle.clear();
   }

@@ -28,7 +28,7 @@ std::string live_blocks_json(int device, int64_t most);
 // The live tensor that an address belongs to: "int64[4] by aten::full made at train.py:5"; "" for none.
 std::string describe_owner(int device, const void* address);
 void set_memory_limit(int device, double fraction);  // of the capacity
-c10::DeviceIndex device_of(const void* address);  // of a live allocation's segment; -1: not device memory
+c10::DeviceIndex device_of(const void* address);     // of a live allocation's segment; -1: not device memory
 
 void register_pinned_allocator();
 c10::Allocator* pinned_allocator();

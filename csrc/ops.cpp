@@ -58,11 +58,12 @@ Tensor empty_strided_on(c10::DeviceIndex device, c10::ScalarType dtype, at::IntA
 Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, optional<c10::ScalarType> dtype,
                      optional<c10::Layout> layout, optional<c10::Device> device, optional<bool> pin_memory) {
   check_plain(layout, pin_memory);
-  return empty_strided_on(index_of(device), c10::dtype_or_default(dtype), C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
+  return empty_strided_on(index_of(device), c10::dtype_or_default(dtype), C10_AS_INTARRAYREF_SLOW(size),
+                          C10_AS_INTARRAYREF_SLOW(stride));
 }
 
-Tensor empty(c10::SymIntArrayRef size, optional<c10::ScalarType> dtype, optional<c10::Layout> layout, optional<c10::Device> device,
-             optional<bool> pin_memory, optional<c10::MemoryFormat> format) {
+Tensor empty(c10::SymIntArrayRef size, optional<c10::ScalarType> dtype, optional<c10::Layout> layout,
+             optional<c10::Device> device, optional<bool> pin_memory, optional<c10::MemoryFormat> format) {
   check_plain(layout, pin_memory);
   auto sizes = C10_AS_INTARRAYREF_SLOW(size);
   c10::SmallVector<int64_t, 5> strides(sizes.size());
@@ -112,8 +113,10 @@ Tensor& set_storage(Tensor& self, at::Storage source, c10::SymInt offset, c10::S
   at::native::checkSetStorage(self, source, at_offset, sizes, strides);
   auto* impl = self.unsafeGetTensorImpl();
   impl->set_storage_offset(at_offset);
-  if (strides.data()) impl->set_sizes_and_strides(sizes, strides, at_offset);
-  else impl->set_sizes_contiguous(sizes);
+  if (strides.data())
+    impl->set_sizes_and_strides(sizes, strides, at_offset);
+  else
+    impl->set_sizes_contiguous(sizes);
   fit_storage(self);
   return self;
 }
@@ -160,16 +163,20 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
     return;
   }
   check_driver(driver().copy_h2d(stream.handle, data_of(to), from.const_data_ptr(), bytes), on);
-  if (pinned && non_blocking) hold(stream, from);
-  else synchronize(stream);
+  if (pinned && non_blocking)
+    hold(stream, from);
+  else
+    synchronize(stream);
 }
 
 void download(const Tensor& to, const Tensor& from, bool non_blocking) {
   Stream& stream = current_stream(from.device().index());
   check_driver(driver().copy_d2h(stream.handle, to.mutable_data_ptr(), data_of(from), from.nbytes()),
                device(from.device().index()));
-  if (non_blocking && is_pinned(to.const_data_ptr())) hold(stream, to);
-  else synchronize(stream);
+  if (non_blocking && is_pinned(to.const_data_ptr()))
+    hold(stream, to);
+  else
+    synchronize(stream);
 }
 
 // One stream waits for all that another has enqueued so far.
@@ -204,8 +211,8 @@ Tensor& copy_(Tensor& self, const Tensor& src, bool non_blocking) {
     copy_on_device(self, src);
     return self;
   }
-  TORCH_CHECK((to_chip || self.device().is_cpu()) && (from_chip || src.device().is_cpu()), "copies go between chips and the CPU; got ",
-              src.device(), " to ", self.device());
+  TORCH_CHECK((to_chip || self.device().is_cpu()) && (from_chip || src.device().is_cpu()),
+              "copies go between chips and the CPU; got ", src.device(), " to ", self.device());
   auto broadcast = at::infer_size(src.sizes(), self.sizes());
   TORCH_CHECK(broadcast == self.sizes(), "output with shape ", self.sizes(), " doesn't match the broadcast shape ", broadcast);
   if (self.numel() == 0) return self;
@@ -264,7 +271,8 @@ Tensor efficientzerotensor(c10::SymIntArrayRef size, optional<c10::ScalarType> d
 
 // torch's CPU kernel draws from the CPU's default generator.
 std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optional<bool> train) {
-  if (input.numel() == 0 || !train.value_or(true)) return {input.clone(), at::ones_like(input, input.options().dtype(c10::kBool))};
+  if (input.numel() == 0 || !train.value_or(true))
+    return {input.clone(), at::ones_like(input, input.options().dtype(c10::kBool))};
   double keep = 1 - p;
   Tensor noise = at::empty_like(input).bernoulli_(keep);
   Tensor mask = noise.to(c10::kBool);
@@ -285,7 +293,8 @@ std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input_gates, const Te
 }
 
 std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const optional<Tensor>& grad_hy, const optional<Tensor>& grad_cy,
-                                                      const Tensor& cx, const Tensor& cy, const Tensor& workspace, bool has_bias) {
+                                                      const Tensor& cx, const Tensor& cy, const Tensor& workspace,
+                                                      bool has_bias) {
   bool has_hy = grad_hy && grad_hy->defined(), has_cy = grad_cy && grad_cy->defined();
   if (!has_hy && !has_cy) return {};
   auto parts = workspace.chunk(4, 1);
@@ -309,7 +318,8 @@ std::tuple<Tensor, Tensor> gru_cell(const Tensor& input_gates, const Tensor& hid
   return {fresh + update * (hx - fresh), at::cat({reset, update, fresh, hx, hidden[2]}, 1)};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_hy, const Tensor& workspace, bool has_bias) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_hy, const Tensor& workspace,
+                                                                     bool has_bias) {
   auto parts = workspace.chunk(5, 1);
   const Tensor &reset = parts[0], &update = parts[1], &fresh = parts[2], &hx = parts[3], &hidden = parts[4];
   Tensor grad_update = grad_hy * (hx - fresh) * update * (1 - update);
@@ -323,8 +333,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tenso
 // Lets module.to("chip") keep its Parameters, as it does between the CPU and CUDA: optimizers made before stay valid.
 bool has_compatible_shallow_copy_type(const Tensor& self, const Tensor& from) {
   auto plain = [](const Tensor& tensor) {
-    return tensor.layout() == c10::kStrided && !tensor.is_quantized() && (tensor.device().is_cpu() || tensor.device().type() == kChip) &&
-           !tensor.key_set().has(c10::DispatchKey::Python);
+    return tensor.layout() == c10::kStrided && !tensor.is_quantized() &&
+           (tensor.device().is_cpu() || tensor.device().type() == kChip) && !tensor.key_set().has(c10::DispatchKey::Python);
   };
   auto* to = self.unsafeGetTensorImpl();
   return (plain(self) && plain(from)) || to->has_compatible_shallow_copy_type(from.key_set());

@@ -35,8 +35,8 @@ const bringup_driver* load_driver(const std::string& path) {
   auto entry = reinterpret_cast<bringup_driver_entry_fn>(dlsym(library, "bringup_driver_entry"));
   TORCH_CHECK(entry, "driver ", path, " does not export bringup_driver_entry (see csrc/driver.h)");
   const bringup_driver* found = entry();
-  TORCH_CHECK(found && found->abi == BRINGUP_DRIVER_ABI, "driver ", path, " was built for driver ABI ",
-              found ? found->abi : 0, ", this bringup speaks ABI ", BRINGUP_DRIVER_ABI, ": rebuild it against driver.h");
+  TORCH_CHECK(found && found->abi == BRINGUP_DRIVER_ABI, "driver ", path, " was built for driver ABI ", found ? found->abi : 0,
+              ", this bringup speaks ABI ", BRINGUP_DRIVER_ABI, ": rebuild it against driver.h");
   return found;
 }
 

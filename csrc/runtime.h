@@ -55,7 +55,7 @@ struct Event {
   bringup_event* handle;
   bool timed;
   std::mutex mutex;
-  Stream* stream = nullptr;  // of the latest record
+  Stream* stream = nullptr;                           // of the latest record
   std::shared_ptr<std::shared_ptr<Failure>> failure;  // filled in stream order
 };
 

@@ -31,7 +31,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::Stream getDefaultStream(c10::Device on) const override {
     return c10::Stream(c10::Stream::DEFAULT, on.has_index() ? on : getDevice());
   }
-  c10::Stream getStreamFromGlobalPool(c10::Device on, bool high) const override { return stream_from_pool(on.index(), high ? -1 : 0); }
+  c10::Stream getStreamFromGlobalPool(c10::Device on, bool high) const override {
+    return stream_from_pool(on.index(), high ? -1 : 0);
+  }
   c10::Stream getNewStream(c10::Device on, int priority) const override { return stream_from_pool(on.index(), priority); }
   c10::Stream exchangeStream(c10::Stream next) const override { return exchange_stream(next); }
   void* getStreamNativeHandle(const c10::Stream on) const override { return stream(on).handle; }
@@ -40,8 +42,8 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void synchronizeDevice(c10::DeviceIndex index) const override { synchronize_device(index); }
 
   void record(void** event, const c10::Stream& on, c10::DeviceIndex index, c10::EventFlag flag) const override {
-    TORCH_CHECK(index == -1 || index == on.device_index(), "an event of chip:", int(index), " cannot be recorded on a stream of chip:",
-                int(on.device_index()));
+    TORCH_CHECK(index == -1 || index == on.device_index(), "an event of chip:", int(index),
+                " cannot be recorded on a stream of chip:", int(on.device_index()));
     if (!*event) *event = event_create(on.device_index(), flag == c10::EventFlag::BACKEND_DEFAULT);
     event_record(static_cast<Event*>(*event), stream(on));
   }
@@ -57,7 +59,9 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
     TORCH_CHECK(start && end, "elapsed_time needs two recorded events: record both before the call");
     return event_elapsed_ms(static_cast<Event*>(start), static_cast<Event*>(end));
   }
-  void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& on) const override { chip_allocator().recordStream(data, on); }
+  void recordDataPtrOnStream(const c10::DataPtr& data, const c10::Stream& on) const override {
+    chip_allocator().recordStream(data, on);
+  }
 };
 
 struct Hooks final : at::PrivateUse1HooksInterface {

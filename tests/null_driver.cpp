@@ -70,10 +70,30 @@ static int event_elapsed(bringup_event*, bringup_event*, double* seconds) {
 }
 
 extern "C" const bringup_driver* bringup_driver_entry() {
-  static const bringup_driver driver = {
-      BRINGUP_DRIVER_ABI, "null",   open_device,    close_device, last_error,   alloc,         release,      nullptr,
-      nullptr,            nullptr,  stream_create,  stream_destroy, stream_ok,  stream_idle,   copy_h2d,     copy_d2h,
-      copy_d2d,           launch_host, event_create, event_destroy, event_stream, event_stream, event_done,   event_ok,
-      event_elapsed};
+  static const bringup_driver driver = {BRINGUP_DRIVER_ABI,
+                                        "null",
+                                        open_device,
+                                        close_device,
+                                        last_error,
+                                        alloc,
+                                        release,
+                                        nullptr,
+                                        nullptr,
+                                        nullptr,
+                                        stream_create,
+                                        stream_destroy,
+                                        stream_ok,
+                                        stream_idle,
+                                        copy_h2d,
+                                        copy_d2h,
+                                        copy_d2d,
+                                        launch_host,
+                                        event_create,
+                                        event_destroy,
+                                        event_stream,
+                                        event_stream,
+                                        event_done,
+                                        event_ok,
+                                        event_elapsed};
   return &driver;
 }

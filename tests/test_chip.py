@@ -1,6 +1,5 @@
 """Choosing a chip: files, names, mistakes, and what installing bringup changes."""
 
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +39,8 @@ def test_shipped_chip_loads(name: str) -> None:
 def test_environment_chooses_chip_and_devices(python: Run) -> None:
     program = """
 import torch
-print(torch.chip.device_count(), torch.chip.get_device_properties(1)["total_memory"] >> 30, torch.chip.get_device_name())
+properties = torch.chip.get_device_properties(1)
+print(torch.chip.device_count(), properties["total_memory"] >> 30, torch.chip.get_device_name())
 """
     done = python(program, BRINGUP_CHIP="a100-sxm-80", BRINGUP_DEVICES="2")
     assert done.stdout.startswith("2 80 a100-sxm-80 ("), done.stderr
@@ -60,7 +60,9 @@ print(torch.chip.device_count(), torch.ones(1, device="chip:1").device, torch.ch
 def test_chip_file_by_path(python: Run, tmp_path: Path) -> None:
     text = 'vendor = "me"\ndescription = "mine"\ninvented = true\n[memory]\ndevice_gib = 0.5\n'
     (tmp_path / "mine.toml").write_text(text)
-    done = python('import torch\nprint(torch.chip.mem_get_info()[1], torch.chip.get_device_name())', BRINGUP_CHIP="./mine.toml")
+    done = python(
+        "import torch\nprint(torch.chip.mem_get_info()[1], torch.chip.get_device_name())", BRINGUP_CHIP="./mine.toml"
+    )
     assert done.stdout.strip() == f"{1 << 29} mine (mine)", done.stderr
 
 
@@ -74,10 +76,20 @@ def test_unknown_chip_suggests_the_nearest_names() -> None:
     [
         ("[memory\n", "is not valid TOML"),
         ('vendor = "v"\ndescription = "d"\ninvented = true\n', "memory: Field required"),
-        ('vendor = "v"\ndescription = "d"\ninvented = true\n[memory]\ndevice_gib = -1\n', "memory.device_gib: Input should be greater than 0, got -1"),
+        (
+            'vendor = "v"\ndescription = "d"\ninvented = true\n[memory]\ndevice_gib = -1\n',
+            "memory.device_gib: Input should be greater than 0, got -1",
+        ),
         ('vendor = "v"\ndescription = "d"\n[memory]\ndevice_gib = 1\n', "memory.device_gib has no source"),
-        ('vendor = "v"\ndescription = "d"\ninvented = true\nclock = 3\n[memory]\ndevice_gib = 1\n', "clock: Extra inputs are not permitted, got 3"),
-        ('vendor = "v"\ndescription = "d"\n[memory]\ndevice_gib = 1\n[sources]\n"memory.device_gib" = "x"\n"speed" = "y"\n', "names speed"),
+        (
+            'vendor = "v"\ndescription = "d"\ninvented = true\nclock = 3\n[memory]\ndevice_gib = 1\n',
+            "clock: Extra inputs are not permitted, got 3",
+        ),
+        (
+            'vendor = "v"\ndescription = "d"\n[memory]\ndevice_gib = 1\n'
+            '[sources]\n"memory.device_gib" = "x"\n"speed" = "y"\n',
+            "names speed",
+        ),
     ],
 )
 def test_malformed_chip_file_is_told_in_one_sentence(tmp_path: Path, text: str, problem: str) -> None:
@@ -154,12 +166,12 @@ if sys.argv[1:] or True:
 """
     done = python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert done.stdout.split() == ["None", "chip"], done.stderr
-    done = python(program.replace("if sys.argv[1:] or True", "if False"), TORCH_DEVICE_BACKEND_AUTOLOAD="0", BRINGUP_CHIP="edge8")
+    done = python(
+        program.replace("if sys.argv[1:] or True", "if False"), TORCH_DEVICE_BACKEND_AUTOLOAD="0", BRINGUP_CHIP="edge8"
+    )
     assert done.stdout.split() == ["chip"], done.stderr
 
 
 def test_import_torch_loads_neither_pydantic_nor_the_device(python: Run) -> None:
     done = python('import torch, sys\nprint("pydantic" in sys.modules, torch.chip.is_initialized())')
     assert done.stdout.split() == ["False", "False"], done.stderr
-
-

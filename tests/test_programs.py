@@ -168,7 +168,9 @@ def test_module_to_chip_keeps_its_parameters() -> None:
 
 
 def test_shared_memory_is_refused() -> None:
-    with pytest.raises(bringup.BringupError, match="cannot be shared between processes: move the tensor to the CPU first"):
+    with pytest.raises(
+        bringup.BringupError, match="cannot be shared between processes: move the tensor to the CPU first"
+    ):
         torch.ones(3, device="chip").share_memory_()
     with pytest.raises(bringup.BringupError, match="cannot be shared"):
         nn.Linear(2, 2).to("chip").share_memory()
@@ -177,7 +179,7 @@ def test_shared_memory_is_refused() -> None:
 def test_dlpack_stays_inside_torch() -> None:
     x = torch.arange(3.0, device="chip")
     assert torch.from_dlpack(x).tolist() == [0, 1, 2]
-    with pytest.raises((RuntimeError, BufferError), match="[Uu]nsupported device"):
+    with pytest.raises((RuntimeError, BufferError), match=r"[Uu]nsupported device"):
         numpy.from_dlpack(x)
     with pytest.raises(TypeError, match=r"Use Tensor\.cpu\(\)"):
         numpy.asarray(x)

@@ -204,7 +204,9 @@ def test_training_in_threads_gives_the_same_losses() -> None:
 def test_data_loader_workers_fork_and_pin() -> None:
     torch.ones(3, device="chip").sum().item()
     data = torch.utils.data.TensorDataset(torch.arange(40.0).view(20, 2))
-    loader = torch.utils.data.DataLoader(data, batch_size=5, num_workers=2, pin_memory=True, multiprocessing_context="fork")
+    loader = torch.utils.data.DataLoader(
+        data, batch_size=5, num_workers=2, pin_memory=True, multiprocessing_context="fork"
+    )
     total = sum(batch.to("chip", non_blocking=True).sum().item() for (batch,) in loader if batch.is_pinned())
     assert total == sum(range(40))
 

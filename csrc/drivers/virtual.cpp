@@ -32,9 +32,7 @@ constexpr size_t kQueueDepth = 4096;  // launches; a full queue makes the host w
 // A worker looks this often for new work before it sleeps: waking a sleeping thread costs the host 5-20 us.
 constexpr int kSpins = 5000;
 
-double now() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
+double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -287,8 +285,7 @@ int alloc(bringup_device* device, size_t bytes, void** address) {
     auto [offset, size] = *hole;
     if (size < bytes) continue;
     char* at = device->base + offset;
-    if (device->shadow == device->base && mprotect(at, bytes, PROT_READ | PROT_WRITE) != 0)
-      return BRINGUP_OUT_OF_MEMORY;
+    if (device->shadow == device->base && mprotect(at, bytes, PROT_READ | PROT_WRITE) != 0) return BRINGUP_OUT_OF_MEMORY;
     device->holes.erase(hole);
     if (size > bytes) device->holes[offset + bytes] = size - bytes;
     device->used += bytes;

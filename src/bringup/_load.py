@@ -13,7 +13,6 @@ import torch
 
 from bringup.errors import BringupError, ChipInUseError, VersionError
 
-
 DEFAULT_CHIP = "edge8"
 MAX_DEVICES = 64
 
@@ -65,13 +64,15 @@ def register() -> None:
     problem = _problem()
     if problem is not None:
         raise VersionError(problem)
-    torch.ops.load_library(str(_core()))
+    from torch.utils import backend_registration
+
+    torch.ops.load_library(str(_core()))  # type: ignore[no-untyped-call]
     from bringup import device
 
     torch.ops.bringup.start()
-    torch.utils.rename_privateuse1_backend("chip")
-    torch._register_device_module("chip", device)
-    torch.utils.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_storage=True)
+    backend_registration.rename_privateuse1_backend("chip")
+    torch._register_device_module("chip", device)  # type: ignore[no-untyped-call]
+    backend_registration.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_storage=True)
     torch.ops.bringup.set_device_count(_devices_from_environment())
     device._patch_torch()
     atexit.register(torch.ops.bringup.shutdown)
@@ -83,7 +84,9 @@ def _devices_from_environment() -> int:
     return int(text) if text.isdigit() and 1 <= int(text) <= MAX_DEVICES else 1
 
 
-def use(chip: str | os.PathLike[str], *, devices: int = 1, check: bool | None = None, driver: str | None = None) -> None:
+def use(
+    chip: str | os.PathLike[str], *, devices: int = 1, check: bool | None = None, driver: str | None = None
+) -> None:
     """Choose the chip of this process, before its first use.
 
     Args:
@@ -130,9 +133,11 @@ def launch_stats() -> dict[str, Any]:
     """Count what the process launched so far.
 
     Returns:
-        ``launches``; ``synchronous``: launches that made the host wait; ``learned_by_meta`` and ``learned_by_running``:
-        first launches of a signature; ``signatures``; ``outputs_copied``: results that a kernel placed elsewhere;
-        ``synchronizations``: explicit waits and copies to the host; ``synchronous_ops``: op -> count.
+        ``launches``, ``signatures``; ``learned_by_meta``: first launches of a signature that a meta kernel answered;
+        ``learned_by_running``: those that waited for their kernel, as it has no (correct) meta kernel; ``synchronous``:
+        launches that wait every time, since what they return depends on data; ``synchronous_ops`` and
+        ``learned_by_running_ops``: operator -> count; ``outputs_copied``: results that a kernel placed elsewhere;
+        ``synchronizations``: explicit waits, blocking copies and reads.
     """
     register()
     stats: dict[str, Any] = json.loads(torch.ops.bringup.launch_stats())

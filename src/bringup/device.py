@@ -152,6 +152,7 @@ class Stream(torch.Stream):
     """An ordered queue of launches. ``priority`` -1 goes before 0 when both have work."""
 
     def __new__(cls, device: DeviceLike = None, priority: int = 0, **kwargs: Any) -> Stream:
+        """Take a stream from the chip's pool (32 per priority)."""
         if kwargs:
             return super().__new__(cls, **kwargs)
         return super().__new__(cls, device=torch.device("chip", _index(device)), priority=priority)
@@ -179,6 +180,7 @@ class Event(torch.Event, metaclass=_EventType):
     """A point in a stream's queue: record it, wait for it, take times between two of them (milliseconds)."""
 
     def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
+        """Make an event; only those with ``enable_timing`` can be asked for times."""
         if interprocess:
             raise BringupError("an event of a chip belongs to one process: interprocess=True is not supported")
         # torch.Event.elapsed_time takes no subclass

@@ -109,7 +109,9 @@ def compare(on_chip: Any, on_cpu: Any, what: str, *, values: bool = True) -> Non
             assert a == b or (a != a and b != b), f"{what}: {a!r}, the CPU has {b!r}"
             continue
         a, b = to_cpu(a), b.detach()
-        assert a.shape == b.shape and a.dtype == b.dtype, f"{what}: {a.dtype}{list(a.shape)}, CPU {b.dtype}{list(b.shape)}"
+        assert a.shape == b.shape and a.dtype == b.dtype, (
+            f"{what}: {a.dtype}{list(a.shape)}, CPU {b.dtype}{list(b.shape)}"
+        )
         if values:
             torch.testing.assert_close(a, b, equal_nan=True, msg=lambda m: f"{what}: {m}")
 
@@ -136,14 +138,19 @@ def check_forward(op: OpInfo, dtype: torch.dtype, most: int = SAMPLES) -> None:
             expected_inplace = run(inplace, clone(args), clone(kwargs))
         except Exception:  # the CPU refuses: a result dtype that cannot be cast back, for example
             continue
-        compare(run(inplace, clone(chip_args), clone(chip_kwargs)), expected_inplace, f"in-place {number}", values=values)
+        compare(
+            run(inplace, clone(chip_args), clone(chip_kwargs)), expected_inplace, f"in-place {number}", values=values
+        )
 
 
 def _check_out(op: OpInfo, number: int, args: Any, kwargs: Any, expected: Any, values: bool) -> None:
     if not op.supports_out or number > 1:
         return
+
     def outs(device: str) -> Any:
-        return tree_map(lambda t: torch.empty(t.shape, dtype=t.dtype, device=device) if isinstance(t, torch.Tensor) else t, expected)
+        return tree_map(
+            lambda t: torch.empty(t.shape, dtype=t.dtype, device=device) if isinstance(t, torch.Tensor) else t, expected
+        )
 
     on_cpu, on_chip = outs("cpu"), outs("chip")
     try:

@@ -32,7 +32,11 @@ def test_module_equals_cpu(info: Any, training: bool) -> None:
         if case.forward_input is None:
             continue
         torch.manual_seed(SEED)
-        module = info.module_cls(*case.constructor_input.args, **case.constructor_input.kwargs).to(torch.float32).train(training)
+        module = (
+            info.module_cls(*case.constructor_input.args, **case.constructor_input.kwargs)
+            .to(torch.float32)
+            .train(training)
+        )
         moved = copy.deepcopy(module).to("chip")
         args, kwargs = case.forward_input.args, case.forward_input.kwargs
         expected = run(module, args, kwargs)
