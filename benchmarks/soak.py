@@ -34,17 +34,24 @@ class Worker:
         self.stream = torch.chip.Stream()
         self.stream.wait_stream(torch.chip.current_stream())
 
-    def step(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Train both twins on one batch; return the losses on the CPU and on chip."""
-        losses = []
+    def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
+        """Train both twins on one batch."""
         for model, optimizer, device in zip((self.cpu, self.chip), self.optimizers, ("cpu", "chip"), strict=True):
             with torch.chip.stream(self.stream):
                 optimizer.zero_grad()
                 loss = functional.cross_entropy(model(x.to(device)), y.to(device))
                 loss.backward()
                 optimizer.step()
-                losses.append(loss.detach())
-        return losses[0], losses[1]
+
+    def compare(self) -> float:
+        """Return the largest difference of a parameter; then give the CPU the chip's, so that rounding cannot add up."""
+        self.stream.synchronize()
+        with torch.no_grad():
+            pairs = list(zip(self.cpu.state_dict().values(), self.chip.state_dict().values(), strict=True))
+            difference = max((ours.cpu() - theirs).abs().max().item() for theirs, ours in pairs)
+            for theirs, ours in pairs:
+                theirs.copy_(ours)
+        return difference
 
 
 def resident_kib() -> int:
@@ -66,7 +73,7 @@ def main() -> None:
         worker = random.choice(workers)
         batch = random.choice([4, 8, 16])
         x, y = torch.randn(batch, 3, 8, 8), torch.randint(10, (batch,))
-        on_cpu, on_chip = worker.step(x, y)
+        worker.step(x, y)
         held.append(torch.full((random.randrange(1, 1 << 18),), float(steps % 1000), device="chip"))
         if random.random() < 0.5 or len(held) > 40:
             gone = held.pop(random.randrange(len(held)))
@@ -74,7 +81,7 @@ def main() -> None:
             assert low.item() == high.item(), "a held tensor was overwritten"
             del gone
         if steps % 50 == 0:
-            worst = max(worst, abs(on_chip.item() - on_cpu.item()))
+            worst = max(worst, worker.compare())
         if random.random() < 0.002:
             torch.chip.empty_cache()
         steps += 1
@@ -85,7 +92,7 @@ def main() -> None:
     growth = end / settled - 1
     print(f"{steps} steps in {options.minutes:g} minutes on two streams")
     print(f"resident memory {settled >> 10} -> {end >> 10} MiB: {growth:+.2%} (bar +2 %)")
-    print(f"largest difference of a loss to the CPU: {worst:.2e}")
+    print(f"largest difference of a parameter to the CPU within 50 steps: {worst:.2e} (bar 1e-3)")
     assert growth <= 0.02 and worst < 1e-3
 
 

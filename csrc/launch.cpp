@@ -244,7 +244,10 @@ c10::DeviceIndex device_of_call(const Op& op, const Slots& slots, const IValue* 
 
 // ---- signatures
 
-constexpr size_t kMaxSignatures = 100'000;  // some 60 MB; programs with more distinct shapes learn the rest anew each time
+// Note [Two generations of signatures]
+// A program with ever new shapes must not grow: when this many are young, they become the old ones, and the old ones that
+// nobody asked for since are dropped. Launches under way hold theirs. At most some 10 MB.
+constexpr size_t kGeneration = 8192;
 
 struct KeyBuilder {
   c10::SmallVector<uint64_t, 96> words;
@@ -345,9 +348,35 @@ TensorMeta meta_of(const at::Tensor& tensor) {
 }
 
 struct SignatureTable {
+  using ByHash = std::unordered_multimap<uint64_t, SignaturePtr>;
   std::mutex mutex;
-  std::unordered_multimap<uint64_t, Signature*> by_hash;
+  ByHash young, old;
   int64_t next_id = 0;
+
+  template <class Matches>
+  SignaturePtr find(uint64_t hash, Matches matches) {
+    for (ByHash* generation : {&young, &old}) {
+      auto [first, last] = generation->equal_range(hash);
+      for (auto it = first; it != last; ++it) {
+        if (!matches(it->second)) continue;
+        SignaturePtr found = it->second;
+        if (generation == &old) {
+          old.erase(it);
+          add(found);
+        }
+        return found;
+      }
+    }
+    return {};
+  }
+
+  void add(const SignaturePtr& signature) {
+    if (young.size() >= kGeneration) {
+      old = std::move(young);
+      young.clear();
+    }
+    young.emplace(signature->hash, signature);
+  }
 };
 
 SignatureTable& table() {
@@ -355,7 +384,7 @@ SignatureTable& table() {
   return *all;
 }
 
-bool matches(const Signature* signature, uint64_t hash, const KeyBuilder& key) {
+bool matches(const SignaturePtr& signature, uint64_t hash, const KeyBuilder& key) {
   return signature && signature->hash == hash && signature->key.size() == key.words.size() &&
          std::memcmp(signature->key.data(), key.words.data(), key.words.size() * 8) == 0;
 }
@@ -367,8 +396,8 @@ bool has_mask(const Signature& signature) {
   return false;
 }
 
-Signature* new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& key) {
-  auto* signature = new Signature();
+SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& key) {
+  auto signature = c10::make_intrusive<Signature>();
   signature->op = &op;
   signature->hash = hash;
   signature->key.assign(key.words.begin(), key.words.end());
@@ -382,9 +411,9 @@ Signature* new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& 
   return signature;
 }
 
-Signature* intern(Op& op, const Slots& slots, const IValue* arguments) {
+const SignaturePtr& intern(Op& op, const Slots& slots, const IValue* arguments) {
   static thread_local KeyBuilder key;
-  static thread_local std::array<Signature*, 2048> recent{};
+  static thread_local std::array<SignaturePtr, 2048> recent;
   key.words.clear();
   key.storages.clear();
   key.add(reinterpret_cast<uintptr_t>(&op));
@@ -396,20 +425,16 @@ Signature* intern(Op& op, const Slots& slots, const IValue* arguments) {
       key.add_value(arguments[i], op.by_value || op.args[i].kind != ArgKind::Scalar);
   }
   uint64_t hash = hash_of(key.words.data(), key.words.size());
-  Signature*& slot = recent[hash % recent.size()];
+  SignaturePtr& slot = recent[hash % recent.size()];
   if (matches(slot, hash, key)) return slot;
   std::lock_guard<std::mutex> lock(table().mutex);
-  auto [first, last] = table().by_hash.equal_range(hash);
-  for (auto it = first; it != last; ++it)
-    if (matches(it->second, hash, key)) return slot = it->second;
-  Signature* signature = new_signature(op, slots, hash, key);
-  if (table().by_hash.size() >= kMaxSignatures) {
-    signature->transient = true;
-    return signature;
+  slot = table().find(hash, [&](const SignaturePtr& signature) { return matches(signature, hash, key); });
+  if (!slot) {
+    slot = new_signature(op, slots, hash, key);
+    slot->id = table().next_id++;
+    table().add(slot);
   }
-  signature->id = table().next_id++;
-  table().by_hash.emplace(hash, signature);
-  return slot = signature;
+  return slot;
 }
 
 // ---- learning what an operation returns
@@ -667,7 +692,7 @@ struct StorageRef {
 // All that a kernel needs after the host has gone on. Device memory is held by address, not by reference: the host
 // frees and reuses it in launch order (see memory.cpp).
 struct Launch {
-  Signature* signature;
+  SignaturePtr signature;
   Stream* stream;
   Line line;
   c10::SmallVector<IValue, 8> arguments;  // tensors of the device are None here
@@ -684,10 +709,6 @@ struct Launch {
   std::vector<at::Tensor> inputs;
   Stack results;
   std::exception_ptr error;
-
-  ~Launch() {
-    if (signature->transient) delete signature;
-  }
 };
 
 at::Tensor alias(const c10::intrusive_ptr<c10::StorageImpl>& storage, const TensorMeta& meta, int64_t offset) {
@@ -934,10 +955,11 @@ void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides, tensor.storage_offset());
 }
 
-Launch* new_launch(Signature& signature, Stream& stream, const Slots& slots, const IValue* arguments) {
+Launch* new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments) {
+  const Signature& signature = *of;
   const Op& op = *signature.op;
   auto* launch = new Launch();
-  launch->signature = &signature;
+  launch->signature = of;
   launch->stream = &stream;
   launch->line = current_line();
   launch->threads = at::get_num_threads();
@@ -1044,9 +1066,10 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
   }
 }
 
-void run_synchronously(Signature& signature, Stream& stream, const Slots& slots, Stack* stack, const IValue* arguments) {
+void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slots, Stack* stack, const IValue* arguments) {
+  Signature& signature = *of;
   Op& op = *signature.op;
-  std::unique_ptr<Launch> launch(new_launch(signature, stream, slots, arguments));
+  std::unique_ptr<Launch> launch(new_launch(of, stream, slots, arguments));
   launch->waited = true;
   bool learning = signature.state == Signature::Unknown;
   if (learning) {
@@ -1130,17 +1153,18 @@ void launch_boxed(Op& op, Stack* stack) {
   if (op.is_view) return run_view(op, slots, stack, arguments);
   install_steering();
   ++counters().launches;
-  Signature& signature = *intern(op, slots, arguments);
+  SignaturePtr of = intern(op, slots, arguments);
+  Signature& signature = *of;
   int state = signature.state.load(std::memory_order_acquire);
   bool first = state == Signature::Unknown;
   if (first && learn_by_meta(signature, slots, arguments)) state = Signature::Known;
-  if (state != Signature::Known) return run_synchronously(signature, stream, slots, stack, arguments);
+  if (state != Signature::Known) return run_synchronously(of, stream, slots, stack, arguments);
 
   for (const auto& [slot, meta] : signature.resized) {
     if (!first) at::native::resize_output_check(*slots[size_t(slot)].tensor, meta.sizes);  // the meta kernel warned
     resize_written(*slots[size_t(slot)].tensor, meta);
   }
-  Launch* launch = new_launch(signature, stream, slots, arguments);
+  Launch* launch = new_launch(of, stream, slots, arguments);
   Stack results;
   results.reserve(op.returns.size());
   size_t output = 0, list = 0;
@@ -1186,7 +1210,7 @@ std::string launch_stats_json() {
        << ", \"signatures\": ";
   {
     std::lock_guard<std::mutex> lock(table().mutex);
-    text << table().by_hash.size();
+    text << table().next_id;
   }
   std::lock_guard<std::mutex> lock(waiting_mutex);
   auto list = [&](const char* title, auto count) {

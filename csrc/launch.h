@@ -4,6 +4,7 @@
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/core/ivalue.h>
 #include <c10/util/SmallVector.h>
+#include <c10/util/intrusive_ptr.h>
 
 #include <atomic>
 #include <functional>
@@ -69,14 +70,13 @@ struct TensorMeta {
 // arguments share memory, the non-tensor arguments. Interned, so that the second launch of a signature is a table
 // look-up: no meta kernel, no wait. Values of `Scalar` arguments (a learning rate) are left out: they change with every
 // step and decide no shape, except in factories.
-struct Signature {
+struct Signature : c10::intrusive_ptr_target {
   enum State : int { Unknown, Known, Synchronous };
 
   int64_t id = -1;
   Op* op = nullptr;
   std::vector<uint64_t> key;
   uint64_t hash = 0;
-  bool transient = false;  // the table is full: owned by its launch
 
   std::vector<TensorMeta> inputs;   // one per tensor argument, lists flattened
   std::vector<int16_t> storage_of;  // input -> index of its storage; -1: host tensor or undefined
@@ -88,6 +88,8 @@ struct Signature {
   std::vector<int> list_sizes;                      // length of each FreshList return
   std::vector<std::pair<int, TensorMeta>> resized;  // written inputs that get another size
 };
+
+using SignaturePtr = c10::intrusive_ptr<Signature>;
 
 // The boxed kernel: every operator on device "chip" arrives here.
 void launch_boxed(Op& op, Stack* stack);
