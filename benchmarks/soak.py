@@ -44,7 +44,7 @@ class Worker:
                 optimizer.step()
 
     def compare(self) -> float:
-        """Return the largest difference of a parameter; then give the CPU the chip's, so that rounding cannot add up."""
+        """Return the largest difference of a parameter; then give the CPU the chip's: rounding must not add up."""
         self.stream.synchronize()
         with torch.no_grad():
             pairs = list(zip(self.cpu.state_dict().values(), self.chip.state_dict().values(), strict=True))

@@ -62,7 +62,7 @@ TORCH_LIBRARY(bringup, m) {
         [](int64_t device, int64_t most) { return live_blocks_json(int(device), most); });
   m.def("set_memory_limit(int device, float fraction) -> ()",
         [](int64_t device, double fraction) { set_memory_limit(int(device), fraction); });
-  m.def("launch_stats() -> str", [] { return launch_stats_json(); });
+  m.def("launch_stats() -> str", [] { return launch_stats_json(interned_signatures()); });
   m.def("manual_seed(int device, int seed) -> ()",
         [](int64_t device, int64_t seed) { generator(device).unsafeGetGeneratorImpl()->set_current_seed(uint64_t(seed)); });
   m.def("seed(int device) -> int", [](int64_t device) { return int64_t(generator(device).unsafeGetGeneratorImpl()->seed()); });

@@ -1,7 +1,7 @@
 // The random generator of a device: torch's CPU generator, advanced in the order in which the host launched.
 #pragma once
-#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/Generator.h>
+#include <ATen/CPUGeneratorImpl.h>
 
 #include <mutex>
 

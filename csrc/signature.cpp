@@ -1,0 +1,257 @@
+#include "signature.h"
+
+#include <ATen/Context.h>
+#include <ATen/EmptyTensor.h>
+#include <c10/core/DefaultDtype.h>
+
+#include <array>
+#include <cstring>
+#include <mutex>
+#include <sstream>
+#include <unordered_map>
+
+#include "runtime.h"
+
+namespace bringup {
+
+using c10::IValue;
+
+void collect(const Op& op, const IValue* arguments, Slots& slots) {
+  for (size_t i = 0; i < op.args.size(); ++i) {
+    const IValue& value = arguments[i];
+    switch (op.args[i].kind) {
+      case ArgKind::Tensor:
+        if (value.isTensor()) slots.push_back({&value.toTensor(), int(i)});
+        break;
+      case ArgKind::Tensors:
+      case ArgKind::OptionalTensors:
+        if (value.isList())
+          for (const IValue& element : value.toListRef())
+            if (element.isTensor()) slots.push_back({&element.toTensor(), int(i)});
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+bool on_chip(const at::Tensor& tensor) { return tensor.defined() && tensor.device().type() == kChip; }
+
+// The device of the call: that of its tensors, else of its device argument, else the current one. Refuses mixtures as
+
+TensorMeta meta_of(const at::Tensor& tensor) {
+  TensorMeta meta;
+  if (!tensor.defined()) return meta;
+  meta.defined = true;
+  meta.on_host = tensor.device().is_cpu();
+  meta.conjugate = tensor.is_conj();
+  meta.negative = tensor.is_neg();
+  meta.dtype = tensor.scalar_type();
+  meta.sizes.assign(tensor.sizes().begin(), tensor.sizes().end());
+  meta.strides.assign(tensor.strides().begin(), tensor.strides().end());
+  meta.nbytes = at::detail::computeStorageNbytes(tensor.sizes(), tensor.strides(), tensor.dtype().itemsize());
+  return meta;
+}
+
+std::string text_of(const TensorMeta& meta) {
+  std::ostringstream text;
+  text << c10::getDtypeNames(meta.dtype).first << "[";
+  for (size_t i = 0; i < meta.sizes.size(); ++i) text << (i ? ", " : "") << meta.sizes[i];
+  text << "]";
+  return text.str();
+}
+
+void mark_conjugate(const at::Tensor& tensor, const TensorMeta& meta) {
+  if (meta.conjugate) tensor.unsafeGetTensorImpl()->_set_conj(true);
+  if (meta.negative) tensor.unsafeGetTensorImpl()->_set_neg(true);
+}
+
+namespace {
+
+// Note [Two generations of signatures]
+// A program with ever new shapes must not grow: when this many are young, they become the old ones, and the old ones that
+// nobody asked for since are dropped. Launches under way hold theirs. At most some 10 MB.
+constexpr size_t kGeneration = 8192;
+
+struct KeyBuilder {
+  c10::SmallVector<uint64_t, 96> words;
+  c10::SmallVector<const c10::StorageImpl*, 8> storages;
+
+  void add(uint64_t word) { words.push_back(word); }
+  void add_double(double value) {
+    uint64_t bits;
+    std::memcpy(&bits, &value, 8);
+    add(bits);
+  }
+
+  int storage_index(const at::Tensor& tensor) {
+    const auto* storage = tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+    for (size_t i = 0; i < storages.size(); ++i)
+      if (storages[i] == storage) return int(i);
+    storages.push_back(storage);
+    return int(storages.size()) - 1;
+  }
+
+  void add_tensor(const at::Tensor& tensor) {
+    if (!tensor.defined()) return add(1);
+    const auto* impl = tensor.unsafeGetTensorImpl();
+    bool chip = on_chip(tensor);
+    int storage = chip ? storage_index(tensor) : 255;
+    auto sizes = impl->sizes(), strides = impl->strides();
+    add(2 | uint64_t(chip) << 8 | uint64_t(impl->is_wrapped_number()) << 9 | uint64_t(tensor.is_conj()) << 10 |
+        uint64_t(tensor.is_neg()) << 11 | uint64_t(tensor.scalar_type()) << 16 | uint64_t(sizes.size()) << 24 |
+        uint64_t(uint16_t(storage)) << 32);
+    for (int64_t size : sizes) add(uint64_t(size));
+    for (int64_t stride : strides) add(uint64_t(stride));
+  }
+
+  void add_text(const std::string& text) {
+    add(3 | uint64_t(text.size()) << 8);
+    for (size_t i = 0; i < text.size(); i += 8) {
+      uint64_t word = 0;
+      std::memcpy(&word, text.data() + i, std::min<size_t>(8, text.size() - i));
+      add(word);
+    }
+  }
+
+  void add_value(const IValue& value, bool by_value) {
+    if (value.isNone()) return add(4);
+    if (value.isInt()) {
+      add(5);
+      if (by_value) add(uint64_t(value.toInt()));
+    } else if (value.isBool()) {
+      add(by_value ? 6 | uint64_t(value.toBool()) << 8 : 6);
+    } else if (value.isDouble()) {
+      add(7);
+      if (by_value) add_double(value.toDouble());
+    } else if (value.isComplexDouble()) {
+      add(8);
+      if (by_value) {
+        add_double(value.toComplexDouble().real());
+        add_double(value.toComplexDouble().imag());
+      }
+    } else if (value.isString()) {
+      add_text(value.toStringRef());
+    } else if (value.isTensor()) {
+      add_tensor(value.toTensor());
+    } else if (value.isList()) {
+      auto elements = value.toListRef();
+      add(9 | uint64_t(elements.size()) << 8);
+      for (const IValue& element : elements) add_value(element, by_value);
+    } else if (value.isDevice()) {
+      add(10);
+    } else if (value.isGenerator()) {
+      add(11);
+    } else {
+      add(12);
+    }
+  }
+};
+
+uint64_t hash_of(const uint64_t* words, size_t count) {
+  uint64_t hash = 0x9E3779B97F4A7C15ull ^ count;
+  for (size_t i = 0; i < count; ++i) {
+    __uint128_t product = __uint128_t(hash ^ words[i]) * 0xD6E8FEB86659FD93ull;
+    hash = uint64_t(product) ^ uint64_t(product >> 64);
+  }
+  return hash;
+}
+
+struct SignatureTable {
+  using ByHash = std::unordered_multimap<uint64_t, SignaturePtr>;
+  std::mutex mutex;
+  ByHash young, old;
+  int64_t next_id = 0;
+
+  template <class Matches>
+  SignaturePtr find(uint64_t hash, Matches matches) {
+    for (ByHash* generation : {&young, &old}) {
+      auto [first, last] = generation->equal_range(hash);
+      for (auto it = first; it != last; ++it) {
+        if (!matches(it->second)) continue;
+        SignaturePtr found = it->second;
+        if (generation == &old) {
+          old.erase(it);
+          add(found);
+        }
+        return found;
+      }
+    }
+    return {};
+  }
+
+  void add(const SignaturePtr& signature) {
+    if (young.size() >= kGeneration) {
+      old = std::move(young);
+      young.clear();
+    }
+    young.emplace(signature->hash, signature);
+  }
+};
+
+SignatureTable& table() {
+  static auto* all = new SignatureTable();
+  return *all;
+}
+
+bool matches(const SignaturePtr& signature, uint64_t hash, const KeyBuilder& key) {
+  return signature && signature->hash == hash && signature->key.size() == key.words.size() &&
+         std::memcmp(signature->key.data(), key.words.data(), key.words.size() * 8) == 0;
+}
+
+// Indexing has a data-dependent result only if an index is a mask.
+bool has_mask(const Signature& signature) {
+  for (size_t i = 1; i < signature.inputs.size(); ++i)
+    if (signature.inputs[i].dtype == c10::kBool || signature.inputs[i].dtype == c10::kByte) return true;
+  return false;
+}
+
+SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& key) {
+  auto signature = c10::make_intrusive<Signature>();
+  signature->op = &op;
+  signature->hash = hash;
+  signature->key.assign(key.words.begin(), key.words.end());
+  for (const Slot& slot : slots) {
+    signature->inputs.push_back(meta_of(*slot.tensor));
+    signature->written.push_back(op.args[size_t(slot.argument)].written);
+    signature->storage_of.push_back(on_chip(*slot.tensor) ? int16_t(key.storage_index(*slot.tensor)) : int16_t(-1));
+  }
+  signature->storages = int(key.storages.size());
+  if (op.synchronous && !(op.masks_decide && !has_mask(*signature))) signature->state = Signature::Synchronous;
+  return signature;
+}
+
+}  // namespace
+
+SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
+  static thread_local KeyBuilder key;
+  static thread_local std::array<SignaturePtr, 2048> recent;
+  key.words.clear();
+  key.storages.clear();
+  key.add(reinterpret_cast<uintptr_t>(&op));
+  key.add(uint64_t(c10::get_default_dtype_as_scalartype()) | uint64_t(at::globalContext().deterministicAlgorithms()) << 8);
+  for (size_t i = 0; i < op.args.size(); ++i) {
+    if (op.args[i].kind == ArgKind::Tensor && arguments[i].isTensor())
+      key.add_tensor(arguments[i].toTensor());
+    else
+      key.add_value(arguments[i], op.by_value || op.args[i].kind != ArgKind::Scalar);
+  }
+  uint64_t hash = hash_of(key.words.data(), key.words.size());
+  SignaturePtr& slot = recent[hash % recent.size()];
+  if (matches(slot, hash, key)) return slot;
+  std::lock_guard<std::mutex> lock(table().mutex);
+  slot = table().find(hash, [&](const SignaturePtr& signature) { return matches(signature, hash, key); });
+  if (!slot) {
+    slot = new_signature(op, slots, hash, key);
+    slot->id = table().next_id++;
+    table().add(slot);
+  }
+  return slot;
+}
+
+int64_t interned_signatures() {
+  std::lock_guard<std::mutex> lock(table().mutex);
+  return table().next_id;
+}
+
+}  // namespace bringup
