@@ -198,7 +198,9 @@ Line current_line() {
     uint64_t next = at::sequence_number::peek();
     if (next > 0) {
       ForwardLine& entry = forward_lines[(next - 1) % kForwardLines];
-      entry = {next - 1, at::RecordFunction::currentThreadId(), line};
+      uint64_t thread = at::RecordFunction::currentThreadId();
+      // The first launch after a node was made is the node's; later ones made no node.
+      if (entry.sequence != next - 1 || entry.thread != thread) entry = {next - 1, thread, line};
     }
   }
   return line;
