@@ -70,8 +70,8 @@ namespace {
 
 // Note [Two generations of signatures]
 // A program with ever new shapes must not grow: when this many are young, they become the old ones, and the old ones that
-// nobody asked for since are dropped. Launches under way hold theirs. At most some 10 MB.
-constexpr size_t kGeneration = 8192;
+// nobody asked for since are dropped. Launches under way hold theirs. At most some 5 MB.
+constexpr size_t kGeneration = 4096;
 
 struct KeyBuilder {
   c10::SmallVector<uint64_t, 96> words;

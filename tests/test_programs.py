@@ -399,6 +399,14 @@ def test_scalars_may_change_with_every_step() -> None:
     assert x[0].item() == pytest.approx(0.1 * sum(range(50)), rel=1e-5)
 
 
+def test_ever_new_shapes_stay_right() -> None:
+    """More signatures than are kept: the first ones are forgotten, learned again, and right."""
+    for size in [*range(1, 10_000), 1, 2, 3]:
+        x = torch.ones(size, device="chip")
+        assert x.neg().shape == (size,)
+    assert x.neg().tolist() == [-1, -1, -1]
+
+
 def test_profiler_shows_the_kernels() -> None:
     a = torch.randn(64, 64, device="chip")
     with torch.profiler.profile() as profile:
