@@ -4,6 +4,7 @@
 #include <libkineto.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <mutex>
 #include <vector>
 
@@ -22,8 +23,6 @@ struct Row {
 std::mutex rows_mutex;
 std::vector<Row> rows;
 thread_local std::vector<int64_t> correlations;
-
-constexpr int64_t kDevicePid = 0x0C000000;  // rows of chip:N appear as process kDevicePid + N
 
 class Session final : public libkineto::IActivityProfilerSession {
  public:
@@ -47,8 +46,9 @@ class Session final : public libkineto::IActivityProfilerSession {
     for (const Row& row : rows) {
       buffer_->emplace_activity(buffer_->span, libkineto::ActivityType::CONCURRENT_KERNEL, row.name);
       auto& activity = *buffer_->activities.back();
-      activity.startTime = row.start;
-      activity.endTime = row.end;
+      // Kineto drops what lies outside its window; its clock and ours differ by some microseconds.
+      activity.startTime = std::clamp(row.start, start, end);
+      activity.endTime = std::clamp(row.end, activity.startTime, end);
       activity.id = int32_t(row.correlation);
       activity.device = row.device;
       activity.resource = row.stream;
