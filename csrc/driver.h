@@ -49,9 +49,11 @@ typedef struct bringup_driver {
   // Device memory. Addresses are unique over all devices of the process and at least 512-byte aligned.
   int (*alloc)(bringup_device* device, size_t bytes, void** address);
   int (*free)(bringup_device* device, void* address, size_t bytes);
-  // Optional: where host functions of a stream find device memory. Valid for the allocation that contains `address`.
+  // Optional: called before a host function touches the allocation that contains `address`; returns where it finds it.
   // Absent: device addresses are host pointers.
   void* (*map)(bringup_device* device, void* address);
+  // Optional: called when that host function is done with it. Absent: nothing is to be done.
+  void (*unmap)(bringup_device* device, void* address);
 
   // Optional (both or none): page-locked host memory. Absent: ordinary host memory, copies stay correct.
   int (*host_alloc)(bringup_device* device, size_t bytes, void** pointer);

@@ -195,9 +195,11 @@ void settle(const at::Tensor& written, const at::Tensor& home) {
 void execute(Launch& launch) {
   const Signature& signature = *launch.signature;
   c10::DeviceIndex device = launch.stream->id.device_index();
+  c10::SmallVector<Mapped, 8> mapped;  // outlives every tensor of the call
   c10::SmallVector<c10::intrusive_ptr<c10::StorageImpl>, 6> storages;
-  for (const StorageRef& ref : launch.storages) storages.push_back(borrow(map(device, ref.address), ref.bytes));
-  for (void*& output : launch.outputs) output = map(device, output);
+  for (const StorageRef& ref : launch.storages)
+    storages.push_back(borrow(mapped.emplace_back(device, ref.address).host(), ref.bytes));
+  for (void*& output : launch.outputs) output = mapped.emplace_back(device, output).host();
   c10::SmallVector<Promise, 4> steering;  // outlives every tensor of the call
   if (!launch.waited && signature.op->steered)
     for (size_t i = 0; i < launch.outputs.size(); ++i)

@@ -172,7 +172,9 @@ at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots
   if (meta.nbytes == 0) return placed;
   void* home = placed.mutable_data_ptr();
   enqueue(stream, [result, home, meta, index = stream.id.device_index()](bool should_execute) {
-    if (should_execute) alias(borrow(map(index, home), meta.nbytes), meta, 0).copy_(result);
+    if (!should_execute) return;
+    Mapped memory(index, home);
+    alias(borrow(memory.host(), meta.nbytes), meta, 0).copy_(result);
   });
   return placed;
 }
@@ -190,8 +192,9 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
     size_t bytes = tensor.storage().nbytes();
     if (meta.nbytes == 0) continue;
     enqueue(stream, [after, home, offset, bytes, meta, index = stream.id.device_index()](bool should_execute) {
-      void* at = map(index, home);
-      if (should_execute && after.storage().data() != at) alias(borrow(at, bytes), meta, offset).copy_(after);
+      if (!should_execute) return;
+      Mapped memory(index, home);
+      if (after.storage().data() != memory.host()) alias(borrow(memory.host(), bytes), meta, offset).copy_(after);
     });
   }
 }
@@ -241,16 +244,16 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
 
 // Views touch no data: the CPU kernel computes the metadata, on an alias.
 
-at::Tensor alias_on_host(const at::Tensor& tensor) {
+// A CPU tensor with a device tensor's metadata and address; nothing may touch its data.
+at::Tensor metadata_on_host(const at::Tensor& tensor) {
   const auto& storage = tensor.storage();
-  return alias(borrow(map(tensor.device().index(), storage.mutable_data()), storage.nbytes()), meta_of(tensor),
-               tensor.storage_offset());
+  return alias(borrow(storage.mutable_data(), storage.nbytes()), meta_of(tensor), tensor.storage_offset());
 }
 
 // Views touch no data: the CPU kernel computes the metadata, on an alias.
 void run_view(Op& op, const Slots& slots, Stack* stack, const IValue* arguments) {
   std::vector<at::Tensor> inputs;
-  for (const Slot& slot : slots) inputs.push_back(on_chip(*slot.tensor) ? alias_on_host(*slot.tensor) : *slot.tensor);
+  for (const Slot& slot : slots) inputs.push_back(on_chip(*slot.tensor) ? metadata_on_host(*slot.tensor) : *slot.tensor);
   Stack results = rebuild(op, arguments, c10::kCPU, nullptr, [&](int slot) { return inputs[size_t(slot)]; });
   {
     at::AutoDispatchBelowADInplaceOrView below;

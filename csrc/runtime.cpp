@@ -130,9 +130,12 @@ void throw_driver_error(Device& device) {
   TORCH_CHECK(false, "chip:", device.index, ": ", sentence, owner.empty() ? "" : ", which belongs to ", owner);
 }
 
-void* map(int index, void* address) {
-  if (!address || !driver().map) return address;
-  return driver().map(device(index).handle, address);
+Mapped::Mapped(int device_index, void* address) : device_(device_index), address_(address), host_(address) {
+  if (address && driver().map) host_ = driver().map(device(device_index).handle, address);
+}
+
+Mapped::~Mapped() {
+  if (address_ && driver().unmap) driver().unmap(device(device_).handle, address_);
 }
 
 Counters& counters() {

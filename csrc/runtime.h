@@ -10,6 +10,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "driver.h"
@@ -117,7 +118,19 @@ Counters& counters();
 // True in a process forked from one that had the device open: nothing may be launched there.
 bool forked();
 
-// The host pointer under which kernels find a device address.
-void* map(int index, void* address);
+// Device memory as a host function sees it, for as long as this lives.
+class Mapped {
+ public:
+  Mapped(int device, void* address);
+  Mapped(Mapped&& other) noexcept
+      : device_(other.device_), address_(std::exchange(other.address_, nullptr)), host_(other.host_) {}
+  Mapped(const Mapped&) = delete;
+  ~Mapped();
+  void* host() const { return host_; }
+
+ private:
+  int device_;
+  void *address_, *host_;
+};
 
 }  // namespace bringup

@@ -473,6 +473,7 @@ extern "C" const bringup_driver* bringup_virtual_driver() {
       .alloc = alloc,
       .free = release,
       .map = map,
+      .unmap = nullptr,
       .host_alloc = nullptr,
       .host_free = nullptr,
       .stream_create = stream_create,
