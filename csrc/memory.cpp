@@ -1,12 +1,12 @@
 #include "memory.h"
 
 #include <ATen/core/CachingHostAllocator.h>
+#include <c10/util/flat_hash_map.h>
 
 #include <algorithm>
 #include <map>
 #include <set>
 #include <sstream>
-#include <unordered_map>
 #include <unordered_set>
 
 namespace bringup {
@@ -33,7 +33,10 @@ constexpr size_t kLargeSegment = size_t(20) << 20;  // for blocks from kSmall to
 constexpr size_t kMiddle = size_t(10) << 20;
 constexpr size_t kRoundLarge = size_t(2) << 20;  // segments for blocks from kMiddle on
 
+class Pool;
+
 struct Block {
+  Pool* pool = nullptr;
   char* address = nullptr;
   size_t bytes = 0, requested = 0;
   Stream* stream = nullptr;
@@ -198,7 +201,7 @@ class Pool {
   int device_;
   std::mutex mutex_;
   std::set<Block*, BySize> free_[2];  // large, small
-  std::unordered_map<char*, Block*> in_use_;
+  ska::flat_hash_map<char*, Block*> in_use_;
   DeviceStats stats_;
   size_t limit_ = 0;
 
@@ -249,6 +252,7 @@ class Pool {
     if (status == BRINGUP_OUT_OF_MEMORY) return nullptr;
     check_driver(status, device(device_));
     auto* block = new Block();
+    block->pool = this;
     block->address = static_cast<char*>(address);
     block->bytes = segment;
     block->stream = &stream;
@@ -267,6 +271,7 @@ class Pool {
     size_t rest = block->bytes - bytes;
     if (rest < kRound || (!block->small && rest <= kSmall)) return;
     auto* tail = new Block();
+    tail->pool = this;
     tail->address = block->address + bytes;
     tail->bytes = rest;
     tail->stream = block->stream;
@@ -384,14 +389,9 @@ Pool& pool(int device) {
   return *pools[size_t(device)];
 }
 
-struct Allocation {
-  Pool* pool;
-  Block* block;
-};
-
-void release_allocation(void* context) {
-  std::unique_ptr<Allocation> allocation(static_cast<Allocation*>(context));
-  if (!forked()) allocation->pool->free(allocation->block);  // a forked child inherits tensors, not the device
+void release_block(void* context) {
+  auto* block = static_cast<Block*>(context);
+  if (!forked()) block->pool->free(block);  // a forked child inherits tensors, not the device
 }
 
 struct ChipAllocator final : c10::DeviceAllocator {
@@ -517,7 +517,7 @@ c10::DataPtr allocate_on(c10::DeviceIndex index, size_t bytes) {
   Pool& from = pool(index);
   Block* block = from.allocate(bytes);
   purpose = {};
-  return {block->address, new Allocation{&from, block}, release_allocation, on};
+  return {block->address, block, release_block, on};
 }
 
 c10::DeviceIndex device_of(const void* address) {
