@@ -160,6 +160,7 @@ bool has_native_kernel(const std::string& name) {
                                                                  "aten::_local_scalar_dense",
                                                                  "aten::record_stream",
                                                                  "aten::_efficientzerotensor",
+                                                                 "aten::histc",
                                                                  "aten::native_dropout",
                                                                  "aten::_fused_sdp_choice"};
   return names->count(name) != 0;

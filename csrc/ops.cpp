@@ -279,6 +279,16 @@ std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optiona
   return {keep == 0 ? input.mul(noise) : input.mul(noise.div_(keep)), mask};
 }
 
+// Accelerators count integers, the CPU kernel only floating-point numbers; programs choose by device.
+Tensor histc(const Tensor& self, int64_t bins, const c10::Scalar& min, const c10::Scalar& max) {
+  static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::histc", ""));
+  bool integral = c10::isIntegralType(self.scalar_type(), /*includeBool=*/false);
+  Stack stack{integral ? self.to(c10::kDouble) : self, bins, min, max};
+  launch_boxed(op, &stack);
+  Tensor counts = stack[0].toTensor();
+  return integral ? counts.to(self.scalar_type()) : counts;
+}
+
 // torch demands the fused recurrent cells of every device but the CPU. Here they are compositions of other launches;
 // the layout of the workspaces is our own, only the two backward functions below read them.
 std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& cx,
@@ -379,6 +389,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("record_stream", &record_stream);
   m.impl("_efficientzerotensor", &efficientzerotensor);
   m.impl("native_dropout", &native_dropout);
+  m.impl("histc", &histc);
   m.impl("_thnn_fused_lstm_cell", &lstm_cell);
   m.impl("_thnn_fused_lstm_cell_backward_impl", &lstm_cell_backward);
   m.impl("_thnn_fused_gru_cell", &gru_cell);

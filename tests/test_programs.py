@@ -407,6 +407,12 @@ def test_ever_new_shapes_stay_right() -> None:
     assert x.neg().tolist() == [-1, -1, -1]
 
 
+def test_histc_counts_integers_as_other_accelerators_do() -> None:
+    x = torch.tensor([0, 1, 1, 3], dtype=torch.int32, device="chip")
+    counts = torch.histc(x, bins=4, min=0, max=3)
+    assert counts.dtype == torch.int32 and counts.tolist() == [1, 2, 0, 1]
+
+
 def test_profiler_shows_the_kernels() -> None:
     a = torch.randn(64, 64, device="chip")
     torch.chip.synchronize()  # or its kernel may run inside the window
