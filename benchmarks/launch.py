@@ -1,7 +1,7 @@
 """Host time of one launch on chip, against the whole time of the same op on the CPU.
 
-Medians over rounds that alternate between the two, in one process. Prints microseconds and the median ratio of the pairs,
-which is the bar.
+Medians over rounds that alternate between the two, in one process. Prints microseconds and the median ratio of the
+pairs, which is the bar.
 """
 
 import argparse

@@ -51,13 +51,6 @@ TORCH_LIBRARY(bringup, m) {
   m.def("stream_priority(int device, int stream) -> int", [](int64_t device, int64_t id) {
     return int64_t(stream(c10::Stream(c10::Stream::UNSAFE, c10::Device(kChip, c10::DeviceIndex(device)), id)).priority);
   });
-  m.def("device_idle(int device) -> bool", [](int64_t index) {
-    bool idle = true;
-    Device& on = device(int(index));
-    for (auto& slot : on.streams)
-      if (slot) idle &= query(*slot);
-    return idle;
-  });
   m.def("live_blocks(int device, int most) -> str",
         [](int64_t device, int64_t most) { return live_blocks_json(int(device), most); });
   m.def("set_memory_limit(int device, float fraction) -> ()",

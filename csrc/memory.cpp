@@ -448,10 +448,12 @@ struct PinnedAllocator final : at::HostAllocator {
     size_t rounded = 4096;
     while (rounded < bytes) rounded *= 2;
     void* pointer = nullptr;
+    bool count_new = true;
     std::lock_guard<std::mutex> lock(mutex);
     if (auto found = idle.find(rounded); found != idle.end()) {
       pointer = found->second;
       idle.erase(found);
+      count_new = false;
     } else if (driver().host_alloc) {
       int status = driver().host_alloc(on.handle, rounded, &pointer);
       TORCH_CHECK_WITH(OutOfMemoryError, status != BRINGUP_OUT_OF_MEMORY, "no pinned host memory left: requested ", human(bytes));
@@ -461,12 +463,21 @@ struct PinnedAllocator final : at::HostAllocator {
                        human(bytes));
     }
     live[static_cast<char*>(pointer)] = rounded;
+    stats.active_requests.increase(1);
+    stats.active_bytes.increase(rounded);
+    if (count_new) {
+      ++stats.num_host_alloc;
+      stats.allocations.increase(1);
+      stats.allocated_bytes.increase(rounded);
+    }
     return {pointer, pointer, [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); },
             c10::Device(c10::kCPU)};
   }
   void free(void* pointer) {
     std::lock_guard<std::mutex> lock(mutex);
     auto found = live.find(static_cast<char*>(pointer));
+    stats.active_requests.decrease(1);
+    stats.active_bytes.decrease(found->second);
     idle.emplace(found->second, pointer);
     live.erase(found);
   }
@@ -482,10 +493,13 @@ struct PinnedAllocator final : at::HostAllocator {
     return [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); };
   }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
-  bool record_event(void*, void*, c10::Stream) override { return true; }
+  bool record_event(void*, void*, c10::Stream) override { return true; }  // copies hold their tensors
   void empty_cache() override {
     std::lock_guard<std::mutex> lock(mutex);
     for (auto [bytes, pointer] : idle) {
+      ++stats.num_host_free;
+      stats.allocations.decrease(1);
+      stats.allocated_bytes.decrease(bytes);
       if (driver().host_free)
         driver().host_free(device(0).handle, pointer, bytes);
       else
@@ -493,9 +507,23 @@ struct PinnedAllocator final : at::HostAllocator {
     }
     idle.clear();
   }
-  at::HostStats get_stats() override { return stats; }
-  void reset_accumulated_stats() override {}
-  void reset_peak_stats() override {}
+  at::HostStats get_stats() override {
+    std::lock_guard<std::mutex> lock(mutex);
+    return stats;
+  }
+  void reset_accumulated_stats() override {
+    for_each_stat([](auto& stat) { stat.reset_accumulated(); });
+    stats.num_host_alloc = stats.num_host_free = 0;
+  }
+  void reset_peak_stats() override {
+    for_each_stat([](auto& stat) { stat.reset_peak(); });
+  }
+
+  template <class F>
+  void for_each_stat(F f) {
+    std::lock_guard<std::mutex> lock(mutex);
+    for (auto* stat : {&stats.active_requests, &stats.active_bytes, &stats.allocations, &stats.allocated_bytes}) f(*stat);
+  }
 };
 
 PinnedAllocator& the_pinned_allocator() {

@@ -13,7 +13,8 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 @pytest.fixture(scope="session")
 def null_driver(tmp_path_factory: pytest.TempPathFactory) -> str:
     library = tmp_path_factory.mktemp("driver") / "null.so"
-    subprocess.run(["g++", "-std=c++20", "-shared", "-fPIC", str(HERE / "null_driver.cpp"), "-o", str(library)], check=True)
+    source = HERE / "null_driver.cpp"
+    subprocess.run(["g++", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
     return str(library)
 
 

@@ -77,12 +77,6 @@ def get_device_properties(device: DeviceLike = None) -> dict[str, Any]:
     return {"name": _ops.chip(), "description": _ops.description(), "total_memory": _ops.device_bytes()}
 
 
-def get_device_capability(device: DeviceLike = None) -> tuple[int, int]:
-    """Return (0, 0): a chip has no compute capability."""
-    _checked(_index(device))
-    return (0, 0)
-
-
 def can_device_access_peer(device: DeviceLike, peer: DeviceLike) -> bool:
     """Tell whether one chip copies to another without the program's help: always."""
     _checked(_index(device))
@@ -135,14 +129,6 @@ def _checked(index: int) -> int:
             "ask for more with bringup.use(..., devices=N) or BRINGUP_DEVICES=N"
         )
     return index
-
-
-def _exchange_device(index: int) -> int:
-    return int(torch._C._accelerator_exchangeDevice(index))
-
-
-def _maybe_exchange_device(index: int) -> int:
-    return int(torch._C._accelerator_maybeExchangeDevice(index))
 
 
 # ---- streams and events
