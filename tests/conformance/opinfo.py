@@ -106,6 +106,7 @@ def compare(on_chip: Any, on_cpu: Any, what: str, *, values: bool = True) -> Non
     assert len(ours) == len(theirs), f"{what}: {len(ours)} results, the CPU has {len(theirs)}"
     for a, b in zip(ours, theirs, strict=True):
         if not isinstance(b, torch.Tensor):
+            assert not isinstance(a, torch.Tensor), f"{what}: {a.dtype}{list(a.shape)}, the CPU has {b!r}"
             assert a == b or (a != a and b != b), f"{what}: {a!r}, the CPU has {b!r}"
             continue
         a, b = to_cpu(a), b.detach()

@@ -1,5 +1,6 @@
 """torch's OpInfo database on chip, asynchronous, against the CPU."""
 
+import os
 import subprocess
 import sys
 import tomllib
@@ -14,6 +15,14 @@ from tests.conformance import opinfo
 pytestmark = pytest.mark.filterwarnings("ignore")
 EXPECTED = tomllib.loads(Path(__file__).with_name("expected_failures.toml").read_text(encoding="utf-8"))
 FORWARD = ["float32", "float16", "bfloat16", "int64", "bool", "complex64"]
+SWEEP = [
+    "float64.forward",
+    "int32.forward",
+    "uint8.forward",
+    "float64.backward",
+    "complex64.backward",
+    "bfloat16.backward",
+]
 BARS = {"float32.forward": 0.995, "float32.backward": 0.995} | {f"{name}.forward": 0.99 for name in FORWARD[1:]}
 
 
@@ -37,6 +46,18 @@ def test_op_forward_equals_cpu(op: Any, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize(("op", "dtype"), cases("float32.backward"))
 def test_op_backward_equals_cpu(op: Any, dtype: torch.dtype) -> None:
+    opinfo.check_backward(op, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "dtype"), cases(*[run for run in SWEEP if run.endswith("forward")]))
+def test_sweep_forward_equals_cpu(op: Any, dtype: torch.dtype) -> None:
+    opinfo.check_forward(op, dtype)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("op", "dtype"), cases(*[run for run in SWEEP if run.endswith("backward")]))
+def test_sweep_backward_equals_cpu(op: Any, dtype: torch.dtype) -> None:
     opinfo.check_backward(op, dtype)
 
 
@@ -68,7 +89,7 @@ sys.exit(len(bad) > 0)
         [sys.executable, "-c", program],
         capture_output=True,
         text=True,
-        env={**__import__("os").environ, "BRINGUP_LAUNCH_BLOCKING": "1"},
+        env={**os.environ, "BRINGUP_LAUNCH_BLOCKING": "1"},
         cwd=Path(__file__).parent.parent.parent,
     )
     assert done.returncode == 0, done.stdout + done.stderr
