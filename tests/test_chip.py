@@ -149,6 +149,33 @@ except bringup.VersionError as error:
     assert "UserWarning: bringup was built for torch 2.12.1" in done.stderr
 
 
+def test_another_out_of_tree_device_is_left_alone(python: Run) -> None:
+    program = """
+import torch
+torch.utils.rename_privateuse1_backend("npu")
+from bringup import _load
+_load.autoload()
+print(torch.ones(2).sum().item(), torch._C._get_privateuse1_backend_name())
+"""
+    done = python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert done.stdout.split() == ["2.0", "npu"], done.stderr
+    assert "another package has registered the device 'npu'" in done.stderr
+
+
+def test_core_that_does_not_load_warns(python: Run) -> None:
+    program = """
+from pathlib import Path
+import torch
+from bringup import _load
+_load._core = lambda: Path(__file__)
+_load.autoload()
+print(torch.ones(2).sum().item())
+"""
+    done = python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
+    assert done.stdout.split() == ["2.0"], done.stderr
+    assert "bringup's core does not load" in done.stderr
+
+
 def test_real_accelerator_stays_current_until_a_chip_is_asked_for(python: Run) -> None:
     program = """
 import sys

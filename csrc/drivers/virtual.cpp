@@ -235,7 +235,6 @@ struct CopyWork {
 };
 
 int open_device(int index, const bringup_config* config, bringup_device** out) {
-  static std::string open_error;
   auto device = std::make_unique<bringup_device>();
   device->index = index;
   device->capacity = config->device_bytes;

@@ -35,6 +35,12 @@ def _problem() -> str | None:
             f"bringup was built for torch {TORCH} and this is torch {found}, so the device 'chip' is not there: "
             "reinstall bringup with this torch (pip install --force-reinstall --no-deps --no-build-isolation bringup)"
         )
+    taken = torch._C._get_privateuse1_backend_name()
+    if taken not in ("privateuseone", "chip"):
+        return (
+            f"another package has registered the device {taken!r}, and PyTorch has room for one such device in a "
+            "process: uninstall one of the two, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 and load the one you want"
+        )
     return None
 
 
@@ -53,7 +59,10 @@ def autoload() -> None:
     if problem is not None:
         warnings.warn(problem, stacklevel=2)
     elif os.environ.get("BRINGUP_CHIP") or _another_accelerator() is None:
-        register()
+        try:
+            register()
+        except (OSError, RuntimeError) as error:
+            warnings.warn(f"bringup's core does not load, so the device 'chip' is not there: {error}", stacklevel=2)
 
 
 def register() -> None:
