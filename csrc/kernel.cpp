@@ -157,27 +157,19 @@ void deliver_all(Launch& launch, const Stack& results) {
     if (kind == ReturnInfo::FreshList)
       for (const IValue& element : results[i].toListRef()) one(element.toTensor());
   }
+  if (strays.empty()) return;
+  for (Promise& promise : *promises) promise.taken = true;  // the copies' own temporaries are not results
   auto in_promised_memory = [&](const at::Tensor& tensor) {
     auto* start = static_cast<const char*>(tensor.storage().data());
     for (const Promise& promise : *promises)
       if (start == promise.address) return true;
     return false;
   };
-  if (!strays.empty()) {
-    auto* steering = std::exchange(promises, nullptr);  // the copies' own temporaries are not results
-    promises = steering;
-    for (auto& [at, tensor] : strays)
-      if (in_promised_memory(tensor)) {
-        promises = nullptr;
-        tensor = tensor.clone();
-        promises = steering;
-      }
-    promises = nullptr;
-    for (auto& [at, tensor] : strays) {
-      const TensorMeta& meta = signature.outputs[at];
-      alias(borrow(launch.outputs[at], meta.nbytes), meta, 0).copy_(tensor);
-    }
-    promises = steering;
+  for (auto& [at, tensor] : strays)
+    if (in_promised_memory(tensor)) tensor = tensor.clone();  // the results themselves are held by the stack
+  for (auto& [at, tensor] : strays) {
+    const TensorMeta& meta = signature.outputs[at];
+    alias(borrow(launch.outputs[at], meta.nbytes), meta, 0).copy_(tensor);
   }
 }
 

@@ -12,6 +12,7 @@
 #include "layouts.h"
 #include "learn.h"
 #include "memory.h"
+#include "ops.h"
 #include "profiler.h"
 
 namespace bringup {
@@ -76,12 +77,7 @@ c10::DeviceIndex device_of_call(const Op& op, const Slots& slots, const IValue* 
 void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
   const auto& storage = tensor.storage();
   size_t bytes = meta.nbytes + size_t(tensor.storage_offset()) * tensor.dtype().itemsize();
-  if (storage.nbytes() < bytes) {
-    auto* impl = storage.unsafeGetStorageImpl();
-    TORCH_CHECK(impl->resizable(), "Trying to resize storage that is not resizable");
-    impl->set_data_ptr_noswap(allocate_on(tensor.device().index(), bytes));
-    impl->set_nbytes(bytes);
-  }
+  if (storage.nbytes() < bytes) resize_storage(storage.unsafeGetStorageImpl(), bytes);
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides, tensor.storage_offset());
 }
 

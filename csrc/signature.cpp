@@ -43,7 +43,6 @@ TensorMeta meta_of(const at::Tensor& tensor) {
   TensorMeta meta;
   if (!tensor.defined()) return meta;
   meta.defined = true;
-  meta.on_host = tensor.device().is_cpu();
   meta.conjugate = tensor.is_conj();
   meta.negative = tensor.is_neg();
   meta.dtype = tensor.scalar_type();

@@ -15,7 +15,6 @@ namespace bringup {
 
 struct TensorMeta {
   bool defined = false;
-  bool on_host = false;
   bool conjugate = false, negative = false;
   c10::ScalarType dtype = c10::ScalarType::Undefined;
   c10::SmallVector<int64_t, 5> sizes, strides;

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -189,14 +188,6 @@ def check_backward(op: OpInfo, dtype: torch.dtype, most: int = SAMPLES) -> None:
                 continue
             raise
         compare(_gradients(op, chip_args, chip_kwargs, sample), expected, f"gradient of sample {number}")
-
-
-def quiet() -> Any:
-    """Context that silences torch's own warnings about prototypes and deprecations."""
-    caught = warnings.catch_warnings()
-    caught.__enter__()
-    warnings.simplefilter("ignore")
-    return caught
 
 
 def raised(op: OpInfo, sample: SampleInput, move: Any) -> Exception | None:
