@@ -14,3 +14,6 @@
 #include "autocast.cpp"
 #include "profiler.cpp"
 #include "bindings.cpp"
+#include "recorder.cpp"
+#include "fallback.cpp"
+#include "timeline.cpp"

@@ -8,12 +8,14 @@
 #include <ATen/ops/clone.h>
 #include <torch/library.h>
 
+#include "fallback.h"
 #include "generator.h"
 #include "layouts.h"
 #include "learn.h"
 #include "memory.h"
 #include "ops.h"
 #include "profiler.h"
+#include "recorder.h"
 
 namespace bringup {
 
@@ -195,12 +197,21 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
   }
 }
 
-void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slots, Stack* stack, const IValue* arguments) {
+// Device memory that a call returned.
+void* address_of(const at::Tensor& tensor) {
+  bool plain = tensor.defined() && tensor.device().type() == kChip && tensor.has_storage();
+  return plain ? tensor.unsafeGetTensorImpl()->unsafe_storage().mutable_data() : nullptr;
+}
+
+// Runs while the host waits: `to_host`, since the chip cannot.
+void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slots, Stack* stack, const IValue* arguments,
+                       bool to_host = false) {
   Signature& signature = *of;
   Op& op = *signature.op;
   std::unique_ptr<Launch> launch(new_launch(of, stream, slots, arguments));
   launch->waited = true;
   bool learning = signature.state == Signature::Unknown;
+  LaunchRow row{signature, arguments, stream, launch->line, launch->storages, {}};
   learning ? count_learning(op) : count_synchronous(op);
   bringup::launch(stream, run_launch, launch.get());
   {
@@ -234,6 +245,11 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
       case ReturnInfo::Value:
         results.emplace_back(value);
     }
+  }
+  if (C10_UNLIKELY(recording())) {
+    for (const IValue& value : results)
+      if (value.isTensor() && !value.isList()) row.outputs.push_back(address_of(value.toTensor()));
+    record_launch(row, uint8_t((op.synchronous && !learning ? kWaits : 0) | (to_host ? kFallback : 0)), &results);
   }
   return_results(op, stack, std::move(results));
 }
@@ -282,7 +298,10 @@ void launch_boxed(Op& op, Stack* stack) {
   collect(op, arguments, slots);
   c10::DeviceIndex index = device_of_call(op, slots, arguments);
   Stream& stream = current_stream(index);
-  if (op.is_view) return run_view(op, slots, stack, arguments);
+  if (op.is_view) {
+    if (C10_UNLIKELY(recording())) count_view();
+    return run_view(op, slots, stack, arguments);
+  }
   install_steering();
   ++counters().launches;
   SignaturePtr of = intern(op, slots, arguments);
@@ -290,6 +309,10 @@ void launch_boxed(Op& op, Stack* stack) {
   int state = signature.state.load(std::memory_order_acquire);
   bool first = state == Signature::Unknown;
   if (first && learn_by_meta(signature, slots, arguments)) state = Signature::Known;
+  if (C10_UNLIKELY(op.host_dtypes != 0) && falls_back(op, slots)) {
+    refuse_if_strict(op, slots, config().chip);
+    return run_synchronously(of, stream, slots, stack, arguments, true);
+  }
   if (state != Signature::Known) return run_synchronously(of, stream, slots, stack, arguments);
 
   for (const auto& [slot, meta] : signature.resized) {
@@ -322,6 +345,10 @@ void launch_boxed(Op& op, Stack* stack) {
   } catch (...) {
     delete launch;
     throw;
+  }
+  if (C10_UNLIKELY(recording())) {
+    LaunchRow row{signature, arguments, stream, launch->line, launch->storages, launch->outputs};
+    record_launch(row, 0);
   }
   bringup::launch(stream, run_launch, launch);
   return_results(op, stack, std::move(results));

@@ -37,6 +37,12 @@ PyObject* PyFrame_GetCode(PyObject*);
 PyObject* PyFrame_GetBack(PyObject*);
 int PyFrame_GetLasti(PyObject*);
 int PyCode_Addr2Line(PyObject*, int);
+PyObject* PyTuple_New(ssize_t);
+int PyTuple_SetItem(PyObject*, ssize_t, PyObject*);
+long PyLong_AsLong(PyObject*);
+double PyFloat_AsDouble(PyObject*);
+// Since 3.12; older versions but 3.11 do not run bringup, and 3.11 reads the frame itself.
+PyObject* PyFrame_GetVarString(PyObject*, const char*) __attribute__((weak));
 extern const unsigned long Py_Version;
 }
 
@@ -110,20 +116,94 @@ bool is_user(PyObject* code) {
   return entry.user;
 }
 
+// Note [Modules and phases]
+// While a program is recorded, the walk to the user's line goes on to the innermost call of a torch.nn.Module, whose
+// `self` is the module, or to a step of an optimizer. A module is named by Python the first time it is met.
+struct Watch {
+  std::atomic<void*> call{nullptr};
+  std::vector<void*> optimizer;  // changes only while nothing is watched
+  std::mutex mutex;
+  std::unordered_map<void*, int32_t> names;
+  std::atomic<uint64_t> forgotten{0};
+};
+
+Watch& watch() {
+  static auto* the = new Watch();
+  return *the;
+}
+
+int32_t name_module(const std::vector<void*>& chain) {  // innermost first
+  Gil gil;
+  PyObject* tuple = PyTuple_New(ssize_t(chain.size()));
+  for (size_t i = 0; i < chain.size(); ++i) {
+    Py_IncRef(static_cast<PyObject*>(chain[i]));
+    PyTuple_SetItem(tuple, ssize_t(i), static_cast<PyObject*>(chain[i]));
+  }
+  PyObject* module = PyImport_ImportModule("bringup.modules");
+  PyObject* number = module ? PyObject_CallMethod(module, "number_of", "(O)", tuple) : nullptr;
+  int32_t found = number ? int32_t(PyLong_AsLong(number)) : -1;
+  PyErr_Clear();
+  if (number) Py_DecRef(number);
+  if (module) Py_DecRef(module);
+  Py_DecRef(tuple);
+  return found;
+}
+
+// `chain()` lists the modules under way, innermost first.
+template <class Chain>
+int32_t number_of_module(void* innermost, Chain chain) {
+  struct Last {
+    void* module = nullptr;
+    int32_t number = -1;
+    uint64_t forgotten = 0;
+  };
+  static thread_local Last last;
+  uint64_t forgotten = watch().forgotten.load(std::memory_order_relaxed);
+  if (last.module == innermost && last.forgotten == forgotten) return last.number;
+  {
+    std::lock_guard<std::mutex> lock(watch().mutex);
+    auto found = watch().names.find(innermost);
+    if (found != watch().names.end()) {
+      last = {innermost, found->second, forgotten};
+      return last.number;
+    }
+  }
+  int32_t number = name_module(chain());
+  std::lock_guard<std::mutex> lock(watch().mutex);
+  watch().names[innermost] = number;
+  last = {innermost, number, forgotten};
+  return number;
+}
+
+bool is_optimizer(void* code) {
+  for (void* known : watch().optimizer)
+    if (known == code) return true;
+  return false;
+}
+
 Line line_by_api() {
   Gil gil;
   Line line;
+  void* call = PyFrame_GetVarString ? watch().call.load(std::memory_order_acquire) : nullptr;
+  std::vector<void*> modules;
   PyObject* frame = PyEval_GetFrame();
   if (frame) Py_IncRef(frame);
   while (frame) {
     PyObject* code = PyFrame_GetCode(frame);
-    bool user = is_user(code);
-    if (user) line = {code, PyFrame_GetLasti(frame)};
+    if (!line.code && is_user(code)) line = {code, PyFrame_GetLasti(frame)};
+    if (call && code == call) {
+      PyObject* self = PyFrame_GetVarString(frame, "self");
+      if (self) modules.push_back(self);
+      PyErr_Clear();
+      if (self) Py_DecRef(self);  // the frame holds it
+    }
+    if (call && modules.empty() && is_optimizer(code)) line.phase = Phase::Optimizer;
     Py_DecRef(code);
-    PyObject* back = user ? nullptr : PyFrame_GetBack(frame);
+    PyObject* back = line.code && !call ? nullptr : PyFrame_GetBack(frame);
     Py_DecRef(frame);
     frame = back;
   }
+  if (!modules.empty() && line.phase == Phase::Forward) line.module = number_of_module(modules[0], [&] { return modules; });
   return line;
 }
 
@@ -140,15 +220,42 @@ T at_offset(const void* base, size_t offset) {
 Line line_by_layout(const void* thread) {
   constexpr size_t kCFrame = 56, kCurrentFrame = 8;                // PyThreadState, _PyCFrame
   constexpr size_t kCode = 32, kPrevious = 48, kInstruction = 56;  // _PyInterpreterFrame
-  constexpr size_t kBytecode = 184;                                // PyCodeObject
+  constexpr size_t kLocals = 72;
+  constexpr size_t kBytecode = 184;  // PyCodeObject
   auto* frame = at_offset<const void*>(at_offset<const void*>(thread, kCFrame), kCurrentFrame);
+  Line line;
+  void* call = watch().call.load(std::memory_order_acquire);
   for (; frame; frame = at_offset<const void*>(frame, kPrevious)) {
+    auto* code = at_offset<PyObject*>(frame, kCode);
+    if (!line.code && is_user(code)) {
+      auto* bytecode = reinterpret_cast<const char*>(code) + kBytecode;
+      line = {code, int32_t(at_offset<const char*>(frame, kInstruction) - bytecode)};
+    }
+    if (!call && line.code) return line;
+    if (!call) continue;
+    if (code == call) {
+      line.module = number_of_module(at_offset<void*>(frame, kLocals), [&] {
+        std::vector<void*> chain;
+        for (const void* outer = frame; outer; outer = at_offset<const void*>(outer, kPrevious))
+          if (at_offset<void*>(outer, kCode) == call) chain.push_back(at_offset<void*>(outer, kLocals));
+        return chain;
+      });
+      break;
+    }
+    if (is_optimizer(code)) {
+      line.phase = Phase::Optimizer;
+      break;
+    }
+  }
+  // The line may lie outside of the module or the optimizer.
+  for (; frame && !line.code; frame = at_offset<const void*>(frame, kPrevious)) {
     auto* code = at_offset<PyObject*>(frame, kCode);
     if (!is_user(code)) continue;
     auto* bytecode = reinterpret_cast<const char*>(code) + kBytecode;
-    return {code, int32_t(at_offset<const char*>(frame, kInstruction) - bytecode)};
+    line.code = code;
+    line.instruction = int32_t(at_offset<const char*>(frame, kInstruction) - bytecode);
   }
-  return {};
+  return line;
 }
 
 bool layout_is_known() {
@@ -182,10 +289,13 @@ std::array<ForwardLine, kForwardLines> forward_lines;
 Line backward_line() {
   auto node = torch::autograd::get_current_node();
   if (!node) return {};
+  Line unknown;
+  unknown.phase = Phase::Backward;
   const ForwardLine& entry = forward_lines[node->sequence_nr() % kForwardLines];
-  if (entry.sequence != node->sequence_nr() || entry.thread != node->thread_id()) return {};
+  if (entry.sequence != node->sequence_nr() || entry.thread != node->thread_id()) return unknown;
   Line line = entry.line;
   line.backward = true;
+  line.phase = Phase::Backward;
   return line;
 }
 
@@ -206,6 +316,23 @@ Line current_line() {
   return line;
 }
 
+void watch_modules(int64_t call, const std::vector<int64_t>& optimizer) {
+  watch().call.store(nullptr);
+  std::lock_guard<std::mutex> lock(watch().mutex);
+  watch().names.clear();
+  ++watch().forgotten;
+  if (!call) return;
+  watch().optimizer.clear();
+  for (int64_t code : optimizer) watch().optimizer.push_back(reinterpret_cast<void*>(code));
+  watch().call.store(reinterpret_cast<void*>(call), std::memory_order_release);
+}
+
+void forget_module(int64_t address) {
+  std::lock_guard<std::mutex> lock(watch().mutex);
+  watch().names.erase(reinterpret_cast<void*>(address));
+  ++watch().forgotten;
+}
+
 std::string describe(const Line& line) {
   if (!line.code || !Py_IsInitialized()) return "";
   Gil gil;
@@ -222,27 +349,43 @@ ReleaseGil::~ReleaseGil() {
   if (state_) PyEval_RestoreThread(state_);
 }
 
+namespace {
+
+// The Python error under way as a c10::Error. Holds the GIL.
+void throw_python_error() {
+  PyObject *type, *value, *trace;
+  PyErr_Fetch(&type, &value, &trace);
+  PyErr_NormalizeException(&type, &value, &trace);
+  PyObject* text = value ? PyObject_Str(value) : nullptr;
+  const char* utf8 = text ? PyUnicode_AsUTF8(text) : nullptr;
+  std::string problem = utf8 ? utf8 : "unknown error";
+  for (PyObject* object : {text, type, value, trace})
+    if (object) Py_DecRef(object);
+  PyErr_Clear();
+  TORCH_CHECK(false, problem);
+}
+
+}  // namespace
+
+double chip_time_between(int64_t start, int64_t end) {
+  Gil gil;
+  PyObject* module = PyImport_ImportModule("bringup.clock");
+  PyObject* result =
+      module ? PyObject_CallMethod(module, "elapsed_ms", "LL", static_cast<long long>(start), static_cast<long long>(end)) : nullptr;
+  if (module) Py_DecRef(module);
+  if (!result) throw_python_error();
+  double milliseconds = PyFloat_AsDouble(result);
+  Py_DecRef(result);
+  return milliseconds;
+}
+
 void configure_from_python() {
   Gil gil;
   PyObject* module = PyImport_ImportModule("bringup.device");
   PyObject* result = module ? PyObject_CallMethod(module, "choose_from_environment", nullptr) : nullptr;
-  std::string problem;
-  if (!result) {
-    PyObject *type, *value, *trace;
-    PyErr_Fetch(&type, &value, &trace);
-    PyErr_NormalizeException(&type, &value, &trace);
-    PyObject* text = value ? PyObject_Str(value) : nullptr;
-    const char* utf8 = text ? PyUnicode_AsUTF8(text) : nullptr;
-    problem = utf8 ? utf8 : "unknown error";
-    if (text) Py_DecRef(text);
-    if (type) Py_DecRef(type);
-    if (value) Py_DecRef(value);
-    if (trace) Py_DecRef(trace);
-    PyErr_Clear();
-  }
-  if (result) Py_DecRef(result);
   if (module) Py_DecRef(module);
-  TORCH_CHECK(problem.empty(), problem);
+  if (!result) throw_python_error();
+  Py_DecRef(result);
 }
 
 }  // namespace bringup

@@ -2,8 +2,11 @@
 #pragma once
 #include <cstdint>
 #include <string>
+#include <vector>
 
 namespace bringup {
+
+enum class Phase : uint8_t { Forward, Backward, Optimizer };
 
 // The innermost frame of the user's program, not of torch or bringup. Held by address; code objects seen here are kept
 // alive, so a Line is valid for the life of the process.
@@ -11,11 +14,19 @@ struct Line {
   void* code = nullptr;      // PyCodeObject*
   int32_t instruction = -1;  // byte offset
   bool backward = false;     // launched by autograd; the line is that of the forward op, where known
+  // Only while a program is recorded:
+  Phase phase = Phase::Forward;
+  int32_t module = -1;  // number of the innermost torch.nn.Module that is being called (bringup.modules)
 };
 
 // Costs some 20 ns; needs no GIL. Empty on threads without Python frames.
 Line current_line();
 std::string describe(const Line& line);  // "train.py:12"; "" for none. Takes the GIL.
+
+// From now on lines say phase and module: `call` is the code object of Module's call, `optimizer` those of
+// torch.optim's; 0 and empty end it.
+void watch_modules(int64_t call, const std::vector<int64_t>& optimizer);
+void forget_module(int64_t address);  // it died; another may get its address
 
 // Lets other Python threads run while this one waits in C++. Does nothing on threads that do not hold the GIL.
 class ReleaseGil {
@@ -26,6 +37,9 @@ class ReleaseGil {
  private:
   void* state_;
 };
+
+// Milliseconds of the chip's time between two recorded events, from the replay of the recording under way.
+double chip_time_between(int64_t start, int64_t end);
 
 // Runs bringup's Python side of first use: choose the chip from the environment. Raises its error as c10::Error.
 void configure_from_python();

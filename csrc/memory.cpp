@@ -9,6 +9,9 @@
 #include <sstream>
 #include <unordered_set>
 
+#include "json.h"
+#include "recorder.h"
+
 namespace bringup {
 
 thread_local Purpose purpose;
@@ -118,6 +121,7 @@ class Pool {
     std::vector<Event*> pending;
     pending.swap(block->pending);
     lock.unlock();
+    if (C10_UNLIKELY(recording())) record_memory(RowKind::Alloc, stream, line, int64_t(bytes), block->address);
     for (Event* event : pending) {
       event_wait(event, stream);
       event_destroy(event);
@@ -126,6 +130,7 @@ class Pool {
   }
 
   void free(Block* block) {
+    if (C10_UNLIKELY(recording())) record_memory(RowKind::Free, *block->stream, {}, int64_t(block->bytes), block->address);
     std::unique_lock<std::mutex> lock(mutex_);
     std::unordered_set<Stream*> users;
     users.swap(block->users);
@@ -420,21 +425,6 @@ struct ChipAllocator final : c10::DeviceAllocator {
     return {limit - std::min(limit, reserved), config().device_bytes};
   }
 };
-
-std::string json_text(const std::string& text) {
-  std::ostringstream out;
-  out << '"';
-  for (char c : text) {
-    if (c == '"' || c == '\\')
-      out << '\\' << c;
-    else if (static_cast<unsigned char>(c) < 0x20)
-      out << ' ';
-    else
-      out << c;
-  }
-  out << '"';
-  return out.str();
-}
 
 // Page-locked host memory. Pending copies hold their host tensor, so a freed block is idle and goes back to the cache.
 struct PinnedAllocator final : at::HostAllocator {

@@ -74,6 +74,7 @@ ArgKind kind_of(const c10::TypePtr& type) {
   if (inner->kind() == c10::TypeKind::GeneratorType) return ArgKind::Generator;
   if (auto list = inner->cast<c10::ListType>()) {
     auto element = list->getElementType();
+    if (element->kind() == c10::TypeKind::NumberType) return ArgKind::Scalar;
     if (element->kind() == c10::TypeKind::TensorType) return ArgKind::Tensors;
     if (auto optional = element->cast<c10::OptionalType>())
       if (optional->getElementType()->kind() == c10::TypeKind::TensorType) return ArgKind::OptionalTensors;
@@ -132,13 +133,42 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
   by_value = !has_tensor || (out_only && (name.find("range") != std::string::npos || name.find("space") != std::string::npos));
 }
 
+namespace {
+
+struct AllOps {
+  std::mutex mutex;
+  std::unordered_map<std::string, std::unique_ptr<Op>> ops;
+  std::unordered_map<std::string, uint64_t> host_dtypes;
+};
+
+AllOps& all_ops() {
+  static auto* all = new AllOps();
+  return *all;
+}
+
+}  // namespace
+
 Op& find_op(const c10::OperatorHandle& handle) {
-  static std::mutex mutex;
-  static auto* ops = new std::unordered_map<std::string, std::unique_ptr<Op>>();
+  auto& [mutex, ops, host_dtypes] = all_ops();
   std::lock_guard<std::mutex> lock(mutex);
-  auto& slot = (*ops)[c10::toString(handle.operator_name())];
-  if (!slot) slot = std::make_unique<Op>(handle);
+  auto& slot = ops[c10::toString(handle.operator_name())];
+  if (!slot) {
+    slot = std::make_unique<Op>(handle);
+    auto found = host_dtypes.find(slot->name);
+    if (found != host_dtypes.end()) slot->host_dtypes = found->second;
+  }
   return *slot;
+}
+
+void set_host_dtypes(const std::vector<std::string>& names, const std::vector<int64_t>& dtypes) {
+  auto& [mutex, ops, host_dtypes] = all_ops();
+  std::lock_guard<std::mutex> lock(mutex);
+  host_dtypes.clear();
+  for (auto& [name, op] : ops) op->host_dtypes = 0;
+  for (size_t i = 0; i < names.size(); ++i) {
+    host_dtypes[names[i]] = uint64_t(dtypes[i]);
+    if (auto found = ops.find(names[i]); found != ops.end()) found->second->host_dtypes = uint64_t(dtypes[i]);
+  }
 }
 
 bool is_host_output(const std::string& name, size_t index) { return name == "aten::_pack_padded_sequence" && index == 1; }
@@ -169,7 +199,8 @@ bool has_native_kernel(const std::string& name) {
 bool is_kept_whole(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{"aten::convolution", "aten::convolution_backward",
                                                                  "aten::conj_physical_", "aten::mode", "aten::mode.values"};
-  return names->count(name) != 0;
+  // Accelerators have one kernel for a whole list of tensors.
+  return names->count(name) != 0 || name.compare(0, 15, "aten::_foreach_") == 0;
 }
 
 namespace {

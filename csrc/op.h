@@ -35,6 +35,7 @@ struct Op {
   bool synchronous = false;   // its result's shape, or a value it returns, depends on data
   bool host_indices = false;  // CPU tensors beside device tensors are legal
   bool by_value = false;      // scalars decide output sizes
+  std::atomic<uint64_t> host_dtypes{0};  // bit per ScalarType: the chip leaves these to the host
   std::atomic<bool> trust_meta{true};
   bool steered = true;   // results may be born in device memory
   bool in_place = true;  // returns nothing but written arguments, which keep their size
@@ -51,6 +52,9 @@ bool is_host_output(const std::string& name, size_t index);
 bool has_native_kernel(const std::string& name);
 // Would decompose into operators for one vendor's library, or into many launches, where the CPU has one kernel.
 bool is_kept_whole(const std::string& name);
+
+// What runs on the host: operator -> dtypes as bits; applies to operators found later too.
+void set_host_dtypes(const std::vector<std::string>& names, const std::vector<int64_t>& dtypes);
 
 // Count calls that made the host wait: every time, or to learn what a signature returns.
 void count_synchronous(Op& op);

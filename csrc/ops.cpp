@@ -28,6 +28,7 @@
 #include "launch.h"
 #include "memory.h"
 #include "ops.h"
+#include "recorder.h"
 
 namespace bringup {
 namespace {
@@ -77,15 +78,20 @@ Tensor empty(c10::SymIntArrayRef size, optional<c10::ScalarType> dtype, optional
   return tensor;
 }
 
-Tensor view(const Tensor& self, c10::SymIntArrayRef size) { return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size)); }
+Tensor view(const Tensor& self, c10::SymIntArrayRef size) {
+  if (C10_UNLIKELY(recording())) count_view();
+  return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size));
+}
 
 Tensor as_strided(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride, optional<c10::SymInt> offset) {
+  if (C10_UNLIKELY(recording())) count_view();
   optional<int64_t> at_offset;
   if (offset) at_offset = offset->guard_int(__FILE__, __LINE__);
   return at::native::as_strided_tensorimpl(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), at_offset);
 }
 
 Tensor reshape_alias(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+  if (C10_UNLIKELY(recording())) count_view();
   return at::native::_reshape_alias(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
 }
 
@@ -155,6 +161,7 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   Device& on = device(to.device().index());
   size_t bytes = to.nbytes();
   bool pinned = is_pinned(from.const_data_ptr());
+  if (C10_UNLIKELY(recording())) record_row(RowKind::H2D, &stream, current_line(), int64_t(bytes), 0, pinned ? kPinned : 0);
   if (!pinned && bytes <= kStaged) {
     void* staged = std::malloc(bytes);
     std::memcpy(staged, from.const_data_ptr(), bytes);
@@ -171,9 +178,12 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
 
 void download(const Tensor& to, const Tensor& from, bool non_blocking) {
   Stream& stream = current_stream(from.device().index());
+  bool pinned = is_pinned(to.const_data_ptr());
+  if (C10_UNLIKELY(recording()))
+    record_row(RowKind::D2H, &stream, current_line(), int64_t(from.nbytes()), 0, pinned ? kPinned : 0);
   check_driver(driver().copy_d2h(stream.handle, to.mutable_data_ptr(), data_of(from), from.nbytes()),
                device(from.device().index()));
-  if (non_blocking && is_pinned(to.const_data_ptr()))
+  if (non_blocking && pinned)
     hold(stream, to);
   else
     synchronize(stream);
@@ -192,6 +202,7 @@ void copy_between_devices(const Tensor& to, const Tensor& from) {
   Stream& target = current_stream(to.device().index());
   Stream& source = current_stream(from.device().index());
   follow(target, source);
+  if (C10_UNLIKELY(recording())) record_row(RowKind::D2D, &target, current_line(), int64_t(to.nbytes()), from.device().index());
   check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()));
   follow(source, target);  // the source's memory may be reused only after the copy
 }

@@ -10,6 +10,7 @@
 
 #include "lines.h"
 #include "memory.h"
+#include "recorder.h"
 
 extern "C" const bringup_driver* bringup_virtual_driver();
 
@@ -241,6 +242,7 @@ void launch(Stream& stream, bringup_host_fn fn, void* arg) {
 
 void synchronize(Stream& stream) {
   ++counters().synchronizations;
+  if (C10_UNLIKELY(recording())) record_row(RowKind::StreamSync, &stream, current_line(), 0, 0);
   Device& on = device(stream.id.device_index());
   int status;
   {
@@ -256,6 +258,7 @@ bool query(Stream& stream) { return driver().stream_query(stream.handle) != 0; }
 void synchronize_device(int index) {
   ++counters().synchronizations;
   Device& on = device(index);
+  if (C10_UNLIKELY(recording())) record_row(RowKind::DeviceSync, on.streams[0].get(), current_line(), 0, 0);
   int status = BRINGUP_OK;
   {
     ReleaseGil no_gil;
@@ -317,7 +320,8 @@ Event* event_create(int index, bool timed) {
   Device& on = device(index);
   bringup_event* handle = nullptr;
   check_driver(driver().event_create(on.handle, &handle), on);
-  return new Event{handle, timed, {}, nullptr, nullptr};
+  static std::atomic<int64_t> next_id{0};
+  return new Event{handle, next_id++, timed, {}, nullptr, nullptr};
 }
 
 void event_destroy(Event* event) noexcept {
@@ -327,6 +331,7 @@ void event_destroy(Event* event) noexcept {
 }
 
 void event_record(Event* event, Stream& stream) {
+  if (C10_UNLIKELY(recording())) record_row(RowKind::EventRecord, &stream, current_line(), 0, event->id);
   auto box = std::make_shared<std::shared_ptr<Failure>>();
   launch(stream, store_failure, new FailureCarrier{&stream, box});
   {
@@ -344,6 +349,7 @@ void event_wait(Event* event, Stream& stream) {
     box = event->failure;
   }
   if (!box) return;  // never recorded
+  if (C10_UNLIKELY(recording())) record_row(RowKind::EventWait, &stream, current_line(), 0, event->id);
   check_driver(driver().event_wait(event->handle, stream.handle), device(stream.id.device_index()));
   launch(stream, take_failure, new FailureCarrier{&stream, box});
 }
@@ -360,6 +366,7 @@ void event_synchronize(Event* event) {
     box = event->failure;
   }
   if (!recorded_on) return;
+  if (C10_UNLIKELY(recording())) record_row(RowKind::EventSync, recorded_on, current_line(), 0, event->id);
   int status;
   {
     ReleaseGil no_gil;
@@ -374,6 +381,7 @@ double event_elapsed_ms(Event* start, Event* end) {
   TORCH_CHECK(start->stream && end->stream, "elapsed_time needs two recorded events: record both before the call");
   TORCH_CHECK(event_query(start) && event_query(end),
               "elapsed_time was asked before both events were reached: synchronize the second event first");
+  if (C10_UNLIKELY(recording())) return chip_time_between(start->id, end->id);
   double seconds = 0;
   check_driver(driver().event_elapsed(start->handle, end->handle, &seconds), device(end->stream->id.device_index()));
   return seconds * 1e3;

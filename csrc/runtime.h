@@ -54,6 +54,7 @@ struct Stream {
 
 struct Event {
   bringup_event* handle;
+  int64_t id;
   bool timed;
   std::mutex mutex;
   Stream* stream = nullptr;                           // of the latest record

@@ -43,6 +43,7 @@ struct Signature : c10::intrusive_ptr_target {
   std::vector<bool> written;        // input -> is it written?
   int storages = 0;
 
+  mutable std::atomic<int64_t> recorded{0};  // recording << 32 | number in it
   std::atomic<int> state{Unknown};
   std::vector<TensorMeta> outputs;                  // fresh tensors in order of the returns, lists flattened
   std::vector<int> list_sizes;                      // length of each FreshList return

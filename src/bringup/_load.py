@@ -7,16 +7,33 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from bringup.errors import BringupError, ChipInUseError, VersionError
 
+if TYPE_CHECKING:
+    from bringup._schema import Chip
+
 DEFAULT_CHIP = "edge8"
 MAX_DEVICES = 64
 
+# c10/core/ScalarType.h: the order is part of torch's file formats.
+_SCALAR_TYPES = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "complex32", "complex64"),
+            *("complex128", "bool", "qint8", "quint8", "qint32", "bfloat16", "quint4x2", "quint2x4", "bits1x8"),
+            *("bits2x4", "bits4x2", "bits8", "bits16", "float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz"),
+            *("float8_e4m3fnuz", "uint16", "uint32", "uint64"),
+        )
+    )
+}
+
 _registered = False
+chosen: Chip | None = None  # the chip of this process, once it is chosen
 
 
 def _core() -> Path:
@@ -94,7 +111,12 @@ def _devices_from_environment() -> int:
 
 
 def use(
-    chip: str | os.PathLike[str], *, devices: int = 1, check: bool | None = None, driver: str | None = None
+    chip: str | os.PathLike[str],
+    *,
+    devices: int = 1,
+    check: bool | None = None,
+    driver: str | None = None,
+    strict: bool | None = None,
 ) -> None:
     """Choose the chip of this process, before its first use.
 
@@ -103,6 +125,8 @@ def use(
         devices: how many of them: ``chip:0`` to ``chip:{devices - 1}``.
         check: catch host dereferences of device memory (default: ``BRINGUP_CHECK``). Slower.
         driver: path of a driver library (csrc/driver.h; default: ``BRINGUP_DRIVER``, else the virtual chip).
+        strict: raise where an operator would run on the host because the chip does not list it (default:
+            ``BRINGUP_STRICT``).
 
     Raises:
         UnknownChipError, ChipFileError: the chip cannot be read.
@@ -119,11 +143,34 @@ def use(
         )
     if not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
         raise BringupError(f"devices must be a whole number from 1 to {MAX_DEVICES}, got {devices!r}")
+    global chosen
+    chosen = described
+    refuse = _flag("BRINGUP_STRICT") if strict is None else strict
+    torch.ops.bringup.set_fallbacks(*_host_dtypes(described), refuse)
     checking = _flag("BRINGUP_CHECK") if check is None else check
     library = os.environ.get("BRINGUP_DRIVER", "") if driver is None else driver
     torch.ops.bringup.configure(
         described.name, described.description, devices, described.device_bytes, checking, library
     )
+
+
+def _host_dtypes(chip: Chip) -> tuple[list[str], list[int]]:
+    """Operators with the dtypes, as bits, that a chip leaves to the host."""
+    from bringup.cost import family_of, named_family_of
+    from bringup.cost.signature import ITEM_BYTES
+
+    bits = {name: _SCALAR_TYPES[name] for name in ITEM_BYTES if name in _SCALAR_TYPES}
+    missing = [name for name in bits if name not in chip.ops.dtypes]
+    if not (missing or chip.ops.groups or chip.ops.host):
+        return [], []
+    names, masks = [], []
+    for op in torch._C._dispatch_get_all_op_names():
+        family = named_family_of(op) or (family_of(op) if chip.ops.groups else "other")
+        mask = sum(1 << bit for name, bit in bits.items() if not chip.supports(op, family, name))
+        if mask:
+            names.append(op)
+            masks.append(mask)
+    return names, masks
 
 
 def choose_from_environment() -> None:

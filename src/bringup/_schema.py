@@ -1,50 +1,261 @@
-"""The validated form of a chip file."""
+"""The validated forms of a chip file and a host file."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from bringup.cost.signature import ITEM_BYTES
+
 Text = Annotated[str, Field(min_length=1)]
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+DTYPES = frozenset(ITEM_BYTES)
 
 
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class Compute(_Table):
+    """The chip's cores: streaming multiprocessors, compute units, tiles, NeuronCores."""
+
+    cores: Count
+    clock_ghz: Positive
+    concurrent_kernels: Count = 1
+
+
+class Matrix(_Table):
+    """The matrix engine. ``tflops`` is the dense peak of the whole chip per dtype of the inputs."""
+
+    kind: Literal["tile", "systolic"]
+    rows: Count | None = None
+    columns: Count | None = None
+    arrays: Count = 1
+    sustained: Annotated[float | None, Field(gt=0, le=1, description="best large GEMM over peak")] = None
+    tflops: dict[str, Positive]
+
+    @model_validator(mode="after")
+    def _systolic_has_a_shape(self) -> Matrix:
+        if self.kind == "systolic" and (self.rows is None or self.columns is None):
+            raise ValueError("a systolic matrix engine needs rows and columns")
+        for dtype in self.tflops:
+            if dtype not in DTYPES and dtype != "tf32":
+                raise ValueError(f"tflops names {dtype}, which is no dtype of torch: give float32, bfloat16, int8, ...")
+        return self
+
+
+class Vector(_Table):
+    """The vector units: float32 rate, and special functions (exp, tanh, ...) per second."""
+
+    tflops: Positive
+    special_tops: Positive | None = None
+
+
+class Scratchpad(_Table):
+    """Memory of one core that software manages."""
+
+    kib_per_core: Positive
+
+
+class Cache(_Table):
+    """The last cache before device memory."""
+
+    mib: Positive
+    bandwidth_tb_s: Positive | None = None
+
+
 class Memory(_Table):
     """Device memory."""
 
     device_gib: Annotated[float, Field(gt=0, le=4096, description="capacity in GiB (2**30 bytes)")]
+    bandwidth_gb_s: Positive
+    sustained: Annotated[float | None, Field(gt=0, le=1, description="streaming read over peak")] = None
 
 
-class Chip(_Table):
-    """What a chip file describes.
+class Link(_Table):
+    """The link to the host."""
 
-    Numbers carry their unit in the key. Every number has an entry of the same dotted name under ``[sources]``, unless
-    the file says ``invented = true``.
+    kind: Literal["pcie", "usb", "ethernet", "shared"]
+    generation: Count | None = None
+    lanes: Count | None = None
+    h2d_gb_s: Positive
+    d2h_gb_s: Positive
+    latency_us: Annotated[float, Field(ge=0)]
+
+    @property
+    def text(self) -> str:
+        """For people: ``pcie3 x16``."""
+        generation = "" if self.generation is None else str(self.generation)
+        return f"{self.kind}{generation}" + ("" if self.lanes is None else f" x{self.lanes}")
+
+
+class Interconnect(_Table):
+    """One link to another chip, in one direction."""
+
+    kind: Text
+    gb_s: Positive
+
+
+class Launch(_Table):
+    """What one launch costs on the device, and how many may be pending."""
+
+    eager_us: Positive | None = None
+    graph_us: Positive | None = None
+    queue_depth: Count = 1024
+    copy_engines: Literal[1, 2] = 2
+
+
+class Ops(_Table):
+    """What runs on the chip: dtypes, per group if they differ; ``host`` lists exceptions.
+
+    An exception is an operator without overload, ``aten::topk``, or with one dtype, ``aten::topk int64``.
     """
 
+    dtypes: list[str]
+    groups: dict[str, list[str]] = {}
+    host: list[str] = []
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Ops:
+        from bringup.cost import FAMILIES
+
+        for group, dtypes in [("dtypes", self.dtypes), *self.groups.items()]:
+            if group != "dtypes" and group not in FAMILIES:
+                raise ValueError(f"groups names {group}: the groups are {', '.join(FAMILIES)}")
+            for dtype in dtypes:
+                if dtype not in DTYPES:
+                    raise ValueError(f"{group} names {dtype}, which is no dtype of torch: give float32, int64, ...")
+        for entry in self.host:
+            op, _, dtype = entry.partition(" ")
+            if "::" not in op or (dtype and dtype not in DTYPES):
+                raise ValueError(f"host names {entry!r}: write an operator, aten::topk, or with a dtype, aten::topk int64")
+        return self
+
+
+class Numerics(_Table):
+    """What the matrix engine does to its inputs, and what it accumulates in."""
+
+    matmul_input: Text
+    accumulate: Text
+
+
+class Power(_Table):
+    """Watts."""
+
+    idle_w: Annotated[float | None, Field(ge=0)] = None
+    tdp_w: Positive
+
+
+class Price(_Table):
+    """US dollars."""
+
+    usd: Positive | None = None
+    usd_per_hour: Positive | None = None
+
+
+class _Sourced(_Table):
     name: Text
     vendor: Text
     description: Text
     invented: bool = False
-    memory: Memory
     sources: dict[str, Text] = {}
+
+    @model_validator(mode="after")
+    def _every_number_has_a_source(self) -> _Sourced:
+        numbers = list(_numbers(self))
+        for key in numbers:
+            parts = key.split(".")
+            above = [".".join(parts[: i + 1]) for i in range(len(parts))]
+            if not self.invented and not any(part in self.sources for part in above):
+                raise ValueError(f"{key} has no source: add it under [sources], or say invented = true")
+        for key in self.sources:
+            if not any(number == key or number.startswith(key + ".") for number in numbers):
+                raise ValueError(f"[sources] names {key}, which is not a number of this file")
+        return self
+
+
+class Chip(_Sourced):
+    """What a chip file describes.
+
+    Numbers carry their unit in the key. Every number has an entry of the same dotted name, or of its table's, under
+    ``[sources]``, unless the file says ``invented = true``.
+    """
+
+    kind: Literal["gpu", "tpu", "ipu", "npu"]
+    modes: list[Literal["eager", "graph"]]
+    compute: Compute
+    matrix: Matrix
+    vector: Vector
+    scratchpad: Scratchpad | None = None
+    cache: Cache | None = None
+    memory: Memory
+    link: Link
+    interconnect: Interconnect | None = None
+    launch: Launch = Launch()
+    ops: Ops
+    numerics: Numerics
+    power: Power | None = None
+    price: Price | None = None
 
     @property
     def device_bytes(self) -> int:
         """Capacity of one device in bytes."""
         return int(self.memory.device_gib * 2**30)
 
-    @model_validator(mode="after")
-    def _every_number_has_a_source(self) -> Chip:
-        numbers = [f"memory.{key}" for key in Memory.model_fields]
-        for key in numbers:
-            if not self.invented and key not in self.sources:
-                raise ValueError(f"{key} has no source: add it under [sources], or say invented = true")
-        for key in self.sources:
-            if key not in numbers:
-                raise ValueError(f"[sources] names {key}, which is not a number of this file")
-        return self
+    def supports(self, op: str, family: str, dtype: str) -> bool:
+        """Tell whether the chip runs an operator (``aten::topk``, with or without overload) on a dtype.
+
+        Moving bytes needs no arithmetic: copies run in every dtype.
+        """
+        name = op.split(".")[0]
+        forms = {name, name.removesuffix("_")}
+        if any(form in self.ops.host or f"{form} {dtype}" in self.ops.host for form in forms):
+            return False
+        return family == "copy" or dtype in self.ops.groups.get(family, self.ops.dtypes)
+
+
+class HostDispatch(_Table):
+    """Microseconds of the host's time that one eager launch takes, by class of operator."""
+
+    pointwise_us: Positive
+    norm_us: Positive
+    matmul_us: Positive
+    view_us: Positive
+    copy_us: Positive
+    synchronize_us: Positive
+    backward: Annotated[float, Field(gt=0, le=1, description="of the above, for launches by autograd")]
+
+
+class HostCompute(_Table):
+    """What a fallback runs on."""
+
+    cores: Count
+    clock_ghz: Positive
+    vector_tflops: Positive
+    memory_gb_s: Positive
+    cache_mib: Positive
+    kernel_us: Positive
+    pageable_gb_s: Annotated[float, Field(gt=0, description="copies between pageable and pinned memory")]
+
+
+class Host(_Sourced):
+    """What a host file describes."""
+
+    compute: HostCompute
+    dispatch: HostDispatch
+    idle_w: Positive | None = None
+
+
+def _numbers(table: BaseModel, prefix: str = "") -> Iterator[str]:
+    for key in table.model_fields_set:
+        value: Any = getattr(table, key)
+        if isinstance(value, BaseModel):
+            yield from _numbers(value, f"{prefix}{key}.")
+        elif isinstance(value, dict):
+            yield from (f"{prefix}{key}.{item}" for item in value if isinstance(value[item], (int, float)))
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{key}"

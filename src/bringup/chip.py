@@ -1,4 +1,4 @@
-"""One chip file -> Chip."""
+"""Chip and host files: by name or path -> Chip, Host."""
 
 from __future__ import annotations
 
@@ -6,20 +6,28 @@ import difflib
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from bringup.errors import ChipFileError, UnknownChipError
 
 if TYPE_CHECKING:
-    from bringup._schema import Chip
+    from bringup._schema import Chip, Host, _Sourced
 
 CHIPS = Path(__file__).parent / "chips"
+HOSTS = Path(__file__).parent / "hosts"
+DEFAULT_HOST = "xeon-8275cl"
 
 
 @cache
 def available_chips() -> list[str]:
     """Return the names of the chips that ship with bringup, sorted."""
     return sorted(path.stem for path in CHIPS.glob("*.toml"))
+
+
+@cache
+def available_hosts() -> list[str]:
+    """Return the names of the hosts that ship with bringup, sorted."""
+    return sorted(path.stem for path in HOSTS.glob("*.toml"))
 
 
 def load_chip(name_or_file: str | Path) -> Chip:
@@ -29,33 +37,48 @@ def load_chip(name_or_file: str | Path) -> Chip:
         UnknownChipError: no chip of that name; the message has the nearest names.
         ChipFileError: the file is missing or malformed.
     """
-    text = str(name_or_file)
-    if text.endswith(".toml") or "/" in text:
-        return _read(Path(text))
-    if text not in available_chips():
-        nearest = difflib.get_close_matches(text, available_chips(), n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"there are {', '.join(available_chips())}"
-        raise UnknownChipError(f"no chip is named {text!r}: {hint} A file is given by its path, as ./mine.toml")
-    return _read(CHIPS / f"{text}.toml")
-
-
-def _read(path: Path) -> Chip:
-    from pydantic import ValidationError
-
     from bringup._schema import Chip
 
+    return _read(_find(str(name_or_file), "chip", CHIPS, available_chips()), Chip)
+
+
+def load_host(name_or_file: str | Path | None = None) -> Host:
+    """Read a host (default: the one that the dispatch costs were published for) as `load_chip` reads a chip."""
+    from bringup._schema import Host
+
+    return _read(_find(str(name_or_file or DEFAULT_HOST), "host", HOSTS, available_hosts()), Host)
+
+
+def _find(text: str, what: str, folder: Path, names: list[str]) -> Path:
+    if text.endswith(".toml") or "/" in text:
+        return Path(text)
+    if text not in names:
+        nearest = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"`bringup chips` lists the {len(names)} {what}s."
+        raise UnknownChipError(f"no {what} is named {text!r}: {hint} A file is given by its path, as ./mine.toml")
+    return folder / f"{text}.toml"
+
+
+_Described = TypeVar("_Described", bound="_Sourced")
+
+
+def _read(path: Path, kind: type[_Described]) -> _Described:
+    from pydantic import ValidationError
+
+    what = kind.__name__.lower()
     try:
         data = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ChipFileError(f"{path}: there is no such chip file") from None
+        raise ChipFileError(f"{path}: there is no such {what} file") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ChipFileError(f"{path}: cannot be read as a text file: {error}") from None
     except tomllib.TOMLDecodeError as error:
         raise ChipFileError(f"{path}: is not valid TOML: {error}") from None
     try:
-        return Chip.model_validate({"name": path.stem, **data})
+        return kind.model_validate({"name": path.stem, **data})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"]) or "file"
-        found = "" if first["type"] == "missing" else f", got {first['input']!r}"
-        raise ChipFileError(f"{path.name}: {key}: {first['msg']}{found}") from None
+        simple = isinstance(first["input"], (str, int, float, bool, list))
+        found = "" if first["type"] == "missing" or not simple else f", got {first['input']!r}"
+        raise ChipFileError(f"{path.name}: {key}: {first['msg'].removeprefix('Value error, ')}{found}") from None

@@ -7,6 +7,7 @@ what was found and what to do::
     +-- ChipFileError        a chip file is malformed: file, key, value and the fix
     +-- UnknownChipError     no chip of that name; the nearest names
     +-- ChipInUseError       the chip was chosen after its first use
+    +-- TraceError           a trace file is missing, truncated, foreign or of another version
     +-- VersionError         this torch is not the one that bringup was built for
 
 What a kernel or torch itself refuses keeps torch's own types: ``IndexError``, ``RuntimeError``,
@@ -28,6 +29,10 @@ class UnknownChipError(BringupError):
 
 class ChipInUseError(BringupError):
     """The chip was chosen after its first use."""
+
+
+class TraceError(BringupError):
+    """A trace file cannot be read."""
 
 
 class VersionError(BringupError):

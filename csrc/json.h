@@ -1,0 +1,22 @@
+#pragma once
+#include <sstream>
+#include <string>
+
+namespace bringup {
+
+inline std::string json_text(const std::string& text) {
+  std::ostringstream out;
+  out << '"';
+  for (char c : text) {
+    if (c == '"' || c == '\\')
+      out << '\\' << c;
+    else if (static_cast<unsigned char>(c) < 0x20)
+      out << ' ';
+    else
+      out << c;
+  }
+  out << '"';
+  return out.str();
+}
+
+}  // namespace bringup

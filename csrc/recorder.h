@@ -1,0 +1,52 @@
+// What the program launches, one row each: the trace that is priced later. See docs/design.md, "The trace".
+#pragma once
+#include <atomic>
+
+#include "kernel.h"
+#include "lines.h"
+#include "signature.h"
+
+namespace bringup {
+
+// The numbers are written to trace files: append only.
+enum class RowKind : uint8_t {
+  Launch,
+  H2D,
+  D2H,
+  D2D,
+  EventRecord,
+  EventWait,
+  StreamSync,
+  DeviceSync,
+  EventSync,
+  Alloc,
+  Free,
+  Forward,  // an outermost module call begins
+  Step,     // the program, or an optimizer, ended a step
+};
+
+// Flags of a row.
+enum : uint8_t {
+  kPinned = 1,    // the host side of the copy is page-locked
+  kWaits = 2,     // the host needs a value from the device to go on
+  kFallback = 4,  // ran on the host when it was recorded
+};
+
+extern std::atomic<bool> recording_now;
+inline bool recording() { return recording_now.load(std::memory_order_relaxed); }
+
+// `results`: what the launch returned, where the signature does not say. `launch` may already be running.
+struct LaunchRow {
+  const Signature& signature;
+  const c10::IValue* arguments;
+  const Stream& stream;
+  Line line;
+  c10::SmallVector<StorageRef, 6> storages;
+  c10::SmallVector<void*, 2> outputs;
+};
+void record_launch(const LaunchRow& row, uint8_t flags, const Stack* results = nullptr);
+void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags = 0);
+void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address);
+void count_view();  // host time without a row
+
+}  // namespace bringup

@@ -1,0 +1,56 @@
+"""The command line: one file per verb."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from bringup.errors import BringupError
+
+VERBS = {
+    "run": "Run a program on a virtual chip and say where the whole system's time goes.",
+    "compare": "Price one recording on many chips.",
+    "chips": "List, show and check chip files.",
+}
+
+
+class _Verbs(click.Group):
+    """Imports a verb when it is asked for: `bringup chips` needs no torch."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        import importlib
+
+        command: click.Command = importlib.import_module(f"bringup.cli.{cmd_name}").command
+        command.help = command.help or VERBS[cmd_name]
+        command.short_help = VERBS[cmd_name]
+        return command
+
+
+@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="bringup", message="bringup %(version)s")
+def bringup() -> None:
+    """Run an unmodified PyTorch program on an AI chip that you do not have."""
+
+
+def main() -> None:
+    """Run the command line. A user's mistake is one sentence on stderr and exit code 2."""
+    try:
+        code = bringup.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        code = 130
+    except click.ClickException as error:
+        print(f"bringup: {error.format_message()}", file=sys.stderr)
+        code = 2
+    except BringupError as error:
+        print(f"bringup: {error}", file=sys.stderr)
+        code = 2
+    except BrokenPipeError:
+        sys.stderr.close()
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)

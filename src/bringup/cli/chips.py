@@ -1,0 +1,128 @@
+"""``bringup chips``: list, show and check chip files."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from bringup.chip import available_chips, available_hosts, load_chip, load_host
+from bringup.report import terminal
+
+if TYPE_CHECKING:
+    from bringup._schema import Chip
+
+
+def _facts(chip: Chip) -> dict[str, Any]:
+    from bringup.validation import error_band
+
+    band, source = error_band(chip)
+    fastest = max((name for name in chip.matrix.tflops if name != "tf32"), key=lambda name: chip.matrix.tflops[name])
+    return {
+        "name": chip.name,
+        "vendor": chip.vendor,
+        "description": chip.description,
+        "kind": chip.kind,
+        "modes": list(chip.modes),
+        "device_gib": chip.memory.device_gib,
+        "bandwidth_gb_s": chip.memory.bandwidth_gb_s,
+        "peak_tflops": dict(chip.matrix.tflops),
+        "fastest_dtype": fastest,
+        "validation": source,
+        "error_band": None if band is None else round(band, 4),
+        "invented": chip.invented,
+    }
+
+
+@click.group(invoke_without_command=True)
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.pass_context
+def command(context: click.Context, as_json: bool) -> None:
+    """List, show and check chip files."""
+    if context.invoked_subcommand is not None:
+        return
+    rows = [_facts(load_chip(name)) for name in available_chips()]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title, justify in (
+        ("chip", "left"),
+        ("GiB", "right"),
+        ("GB/s", "right"),
+        ("TFLOPS", "right"),
+        ("of", "left"),
+        ("band", "right"),
+        ("predictions", "left"),
+    ):
+        table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for row in rows:
+        validated = row["validation"].startswith("validated")
+        table.add_row(
+            row["name"],
+            f"{row['device_gib']:g}",
+            f"{row['bandwidth_gb_s']:g}",
+            f"{row['peak_tflops'][row['fastest_dtype']]:g}",
+            row["fastest_dtype"],
+            "" if row["error_band"] is None else f"{row['error_band']:.0%}",
+            escape(row["validation"].split(":")[0]),
+            style=None if validated else "dim",
+        )
+    console = terminal.console()
+    console.print(table)
+    console.print(f"{len(rows)} chips; hosts: {', '.join(available_hosts())}. `bringup chips show NAME` shows one.")
+
+
+@command.command()
+@click.argument("name")
+@click.option("--json", "as_json", is_flag=True, help="Print an object.")
+def show(name: str, as_json: bool) -> None:
+    """Show a chip or a host: every number with its source."""
+    described = load_host(name) if name in available_hosts() else load_chip(name)
+    data = described.model_dump(exclude_none=True)
+    if as_json:
+        click.echo(json.dumps(data, indent=2))
+        return
+    sources = data.pop("sources", {})
+    console = terminal.console()
+    console.print(f"[bold]{escape(described.name)}[/]  {escape(described.description)}")
+    if "kind" in data:
+        console.print(escape(_facts(described)["validation"]))  # type: ignore[arg-type]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("key", no_wrap=True)
+    table.add_column("value", overflow="fold")
+    table.add_column("source", overflow="fold", style="dim")
+    for key, value in flat({k: v for k, v in data.items() if k not in ("name", "description")}):
+        table.add_row(key, escape(str(value)), escape(source_of(key, sources)))
+    console.print(table)
+
+
+def flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """List a file's values by dotted key."""
+    rows: list[tuple[str, Any]] = []
+    for key, value in data.items():
+        if isinstance(value, dict):
+            rows += flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list):
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value))))
+        else:
+            rows.append((f"{prefix}{key}", value))
+    return rows
+
+
+def source_of(key: str, sources: dict[str, str]) -> str:
+    """Return the source of a key, or of the nearest table above it."""
+    parts = key.split(".")
+    return next((sources[".".join(parts[:i])] for i in range(len(parts), 0, -1) if ".".join(parts[:i]) in sources), "")
+
+
+@command.command()
+@click.argument("file")
+def check(file: str) -> None:
+    """Check a chip file: keys, units, values, a source for every number."""
+    chip = load_chip(file if "/" in file or file.endswith(".toml") or file in available_chips() else f"./{file}")
+    facts = _facts(chip)
+    click.echo(f"{file}: a whole chip file of {chip.name}; {facts['validation']}")

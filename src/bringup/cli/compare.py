@@ -1,0 +1,85 @@
+"""``bringup compare``: one recording on many chips."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import Progress
+from rich.table import Table
+
+from bringup.chip import available_chips, load_chip, load_host
+
+if TYPE_CHECKING:
+    from bringup.comparison import Row
+
+
+@click.command()
+@click.argument("trace")
+@click.option("--chips", default=None, metavar="NAME|FILE,...", help="Chips to price it on, the first is the baseline (default: all).")
+@click.option("--all", "every", is_flag=True, help="All chips that ship with bringup.")
+@click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for.")
+@click.option("--host-clock", type=click.Choice(["modelled", "measured"]), default="modelled", show_default=True, help="The host's time between launches.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of summaries.")
+@click.option("--html", "page", default=None, metavar="FILE", help="Also write a page (default: compare.html in a report's directory).")
+def command(
+    trace: str, chips: str | None, every: bool, host: str | None, host_clock: str, as_json: bool, page: str | None
+) -> None:
+    """Price the recording TRACE (a report's directory or a trace file) on many chips."""
+    if every and chips:
+        raise click.UsageError("--all and --chips were both given: give one")
+    names = [name for name in chips.split(",") if name] if chips else available_chips()
+    described = [load_chip(name) for name in names]
+    machine = load_host(host)
+    from bringup.comparison import compare
+    from bringup.files import write_text
+    from bringup.prediction import read_trace
+    from bringup.report import html, terminal
+    from bringup.report.machine import as_dict
+
+    recording = read_trace(trace)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("pricing", total=len(described))
+        rows = compare(recording, described, machine, host_clock=host_clock, advance=lambda: bar.advance(task))  # type: ignore[arg-type]
+    target = Path(page) if page else Path(trace) / "compare.html" if Path(trace).is_dir() else None
+    if target is not None:
+        write_text(target, html.comparison(recording, rows))
+    if as_json:
+        click.echo(json.dumps([{**as_dict(row.summary), "bound": row.bound} for row in rows], sort_keys=True))
+        return
+    console = terminal.console()
+    print_table(rows if chips else sorted(rows, key=lambda row: row.summary.step_seconds), console)
+    if target is not None:
+        console.print(f"page: {target}", highlight=False)
+
+
+def print_table(rows: list[Row], console: Console) -> None:
+    """Print one line per chip."""
+    from bringup.report.terminal import duration, unit
+
+    what = unit(rows[0].summary)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("chip", what, "", "bound", "busy", "memory", "fallbacks", "energy", f"USD / million {what}s", "band"):
+        table.add_column(title, justify="left" if title in ("chip", "bound") else "right", no_wrap=True)
+    for row in rows:
+        summary = row.summary
+        total = summary.step_seconds or 1.0
+        used = summary.peak_bytes / summary.capacity_bytes
+        table.add_row(
+            escape(summary.chip),
+            duration(summary.step_seconds),
+            f"{row.ratio:.2f}x",
+            row.bound,
+            f"{summary.device_seconds / total:.0%}",
+            f"{used:.0%}" if summary.fits else f"[red]{used:.0%}: too small[/]",
+            f"{sum(item.count for item in summary.fallbacks):,.0f}" if summary.fallbacks else "-",
+            "-" if summary.energy_joules is None else f"{summary.energy_joules:.3g} J",
+            "-" if summary.cost_usd is None else f"{summary.cost_usd * 1e6:,.3g}",
+            "-" if summary.error_band is None else f"{summary.error_band:.0%}",
+        )
+    console.print(table)

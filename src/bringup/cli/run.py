@@ -1,0 +1,247 @@
+"""``bringup run``: run a program on a virtual chip, then say where the time went."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import os
+import signal
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from bringup.chip import load_chip, load_host
+from bringup.errors import BringupError
+
+if TYPE_CHECKING:
+    from bringup._schema import Chip, Host
+
+OUTPUTS = ("trace.parquet", "summary.json", "report.html", "timeline.json", "compare.html")
+
+
+@click.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+@click.option("--chip", "chips", default=None, metavar="NAME|FILE[,...]", help="Chip to run on (default: BRINGUP_CHIP or edge8); further ones are compared.")
+@click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for.")
+@click.option("--host-clock", type=click.Choice(["modelled", "measured"]), default="modelled", show_default=True, help="The host's time between launches: from the host file, or the program's own CPU time.")
+@click.option("--strict", is_flag=True, help="Raise where an operator would run on the host.")
+@click.option("--out", default=None, metavar="DIR", help="Where the report goes (default: bringup-SCRIPT).")
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
+@click.option("-m", "module", is_flag=True, help="SCRIPT is a module's name, as for python -m.")
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(
+    chips: str | None,
+    host: str | None,
+    host_clock: str,
+    strict: bool,
+    out: str | None,
+    as_json: bool,
+    module: bool,
+    script: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run SCRIPT with ARGUMENTS on a virtual chip, and say where the whole system's time goes.
+
+    The program runs as under python: its arguments, exit code, input and signals are its own.
+    """
+    names = [name for name in (chips or os.environ.get("BRINGUP_CHIP") or "edge8").split(",") if name]
+    described = [load_chip(name) for name in names]
+    machine = load_host(host)
+    target = Path(out or f"bringup-{_stem(script, module)}")
+    _check_directory(target)
+    program = _module_program(script) if module else _script_program(script)
+    sys.argv = [program.file, *arguments]
+    code = _record(program, names[0], described, machine, host_clock, strict, target, as_json)
+    _leave(code)
+
+
+class _Program:
+    """What to run as ``__main__``: its file, its place on ``sys.path``, its code."""
+
+    def __init__(self, file: str, folder: str, code: Callable[[], types.CodeType], spec: object = None) -> None:
+        self.file = file
+        self.folder = folder
+        self.code = code
+        self.spec = spec
+
+
+def _stem(script: str, module: bool) -> str:
+    return script.rsplit(".", 1)[-1] if module else Path(script).stem
+
+
+def _script_program(script: str) -> _Program:
+    path = Path(script)
+    if not path.is_file():
+        what = "is a directory" if path.is_dir() else "there is no such script"
+        raise BringupError(f"{script}: {what}; give the path of a Python file, or -m and a module")
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise BringupError(f"{script}: cannot be read ({error.strerror})") from None
+    return _Program(script, str(path.resolve().parent), lambda: compile(source, script, "exec", dont_inherit=True))
+
+
+def _module_program(name: str) -> _Program:
+    sys.path.insert(0, os.getcwd())
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except (ImportError, ValueError):
+        spec = None
+    finally:
+        sys.path.pop(0)
+    if spec is None or spec.origin is None or spec.loader is None or not hasattr(spec.loader, "get_code"):
+        raise BringupError(f"-m {name}: there is no such module that can be run; is it installed, or in this directory?")
+    loader, full = spec.loader, spec.name
+
+    def code() -> types.CodeType:
+        found = loader.get_code(full)
+        assert isinstance(found, types.CodeType)
+        return found
+
+    return _Program(spec.origin, os.getcwd(), code, spec)
+
+
+def _check_directory(target: Path) -> None:
+    """Refuse a directory that is not a report's, and one that cannot be written, before hours of running."""
+    if target.exists() and not target.is_dir():
+        raise BringupError(f"{target}: is a file; the report needs a directory: give another with --out")
+    if target.is_dir():
+        foreign = sorted(path.name for path in target.iterdir() if path.name not in OUTPUTS)
+        if foreign:
+            raise BringupError(
+                f"{target}: is not a report's directory (it holds {foreign[0]}): give another with --out, or empty it"
+            )
+    folder = next(path for path in (target, *target.resolve().parents) if path.is_dir())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BringupError(f"{target}: {folder} is not writable: give another directory with --out")
+
+
+def _record(
+    program: _Program,
+    name: str,
+    chips: list[Chip],
+    host: Host,
+    host_clock: str,
+    strict: bool,
+    target: Path,
+    as_json: bool,
+) -> int | None:
+    import torch
+
+    from bringup import _load
+    from bringup.trace import recorded
+
+    devices = os.environ.get("BRINGUP_DEVICES", "1")
+    if not devices.isdigit() or not 1 <= int(devices) <= _load.MAX_DEVICES:
+        raise BringupError(f"BRINGUP_DEVICES must be a whole number from 1 to {_load.MAX_DEVICES}, got {devices!r}")
+    _load.use(name, devices=int(devices), strict=strict)
+    with recorded(host, host_clock) as recorder:  # type: ignore[arg-type]
+        code = _execute(program)
+        if torch.ops.bringup.is_open():
+            _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
+    trace = recorder.trace()
+    _report(trace, chips, host, host_clock, target, as_json)
+    return code
+
+
+def _quietly(function: Callable[[], None]) -> None:
+    """Wait for what is under way; a launch that failed says so on stderr, as at the exit of any program."""
+    try:
+        function()
+    except Exception as error:  # the program is over: its error is for people
+        print(f"bringup: a launch failed and nothing waited for it: {error}", file=sys.stderr)
+
+
+def _execute(program: _Program) -> int | None:
+    """Run as ``__main__``. Return the exit code; None for an interrupt, which the caller passes on."""
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=program.file, __builtins__=builtins, __spec__=program.spec)
+    if program.spec is not None:
+        main.__dict__["__package__"] = str(getattr(program.spec, "parent", ""))
+        main.__dict__["__loader__"] = getattr(program.spec, "loader", None)
+    sys.modules["__main__"] = main
+    sys.path[0] = program.folder
+    try:
+        exec(program.code(), main.__dict__)
+    except SystemExit as error:
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        _print_traceback()
+        return None
+    except BaseException:
+        _print_traceback()
+        return 1
+    finally:
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join()
+        sys.stdout.flush()
+    return 0
+
+
+def _exit_code(error: SystemExit) -> int:
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code
+    print(error.code, file=sys.stderr)
+    return 1
+
+
+def _print_traceback() -> None:
+    """Print the error as python does: from the program's own first frame on."""
+    kind, value, trace = sys.exc_info()
+    assert kind is not None and value is not None
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    if sys.excepthook is not sys.__excepthook__:
+        sys.excepthook(kind, value, trace)
+    else:
+        traceback.print_exception(kind, value, trace)
+
+
+def _report(trace: object, chips: list[Chip], host: Host, host_clock: str, target: Path, as_json: bool) -> None:
+    from bringup.prediction import price
+    from bringup.report import machine, terminal, writer
+    from bringup.trace import Trace
+
+    assert isinstance(trace, Trace)
+    if not trace.launches:
+        print(
+            "bringup: the program launched nothing on the chip: move its model and data to the device 'chip' "
+            "(torch.accelerator.current_accelerator() names it)",
+            file=sys.stderr,
+        )
+    prediction = price(trace, chips[0], host, host_clock=host_clock)  # type: ignore[arg-type]
+    files = writer.write(prediction, target, progress=sys.stderr.isatty())
+    if as_json:
+        print(machine.as_json(prediction.summary, indent=None), flush=True)
+        return
+    console = terminal.console()
+    console.print()
+    terminal.print_summary(prediction.summary, console)
+    console.print(
+        f"report: {files['report.html']}   trace: {files['trace.parquet']}   timeline: {files['timeline.json']} (Perfetto)",
+        highlight=False,
+    )
+    if len(chips) > 1:
+        from bringup.cli.compare import print_table
+        from bringup.comparison import compare
+
+        print_table(compare(trace, chips, host, host_clock=host_clock), console)  # type: ignore[arg-type]
+
+
+def _leave(code: int | None) -> None:
+    if code is None:  # as python does: die of the interrupt, so that a shell's loop ends too
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    sys.exit(code)

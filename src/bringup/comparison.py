@@ -1,0 +1,66 @@
+"""One recording on many chips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bringup.summary import Summary, summarize
+from bringup.timeline import HostClock, replay
+from bringup.trace import Trace
+
+if TYPE_CHECKING:
+    from bringup._schema import Chip, Host
+
+
+@dataclass(frozen=True)
+class Row:
+    """One chip of a comparison.
+
+    Attributes:
+        summary: the numbers.
+        bound: what takes most of a step: ``chip``, ``link``, ``host`` or ``fallbacks``.
+        ratio: the first chip's step time over this one's.
+    """
+
+    summary: Summary
+    bound: str
+    ratio: float
+
+
+def compare(
+    trace: Trace,
+    chips: Sequence[Chip],
+    host: Host,
+    *,
+    host_clock: HostClock = "modelled",
+    advance: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """Price a trace on every chip, in the given order.
+
+    Args:
+        trace: what was launched.
+        chips: on what.
+        host: beside which host.
+        host_clock: ``modelled`` or ``measured``.
+        advance: called after every chip.
+    """
+    rows: list[Row] = []
+    for chip in chips:
+        summary = summarize(replay(trace, chip, host, host_clock=host_clock), advise=False)
+        first = rows[0].summary.step_seconds if rows else summary.step_seconds
+        rows.append(Row(summary, bound_of(summary), first / summary.step_seconds if summary.step_seconds else 0.0))
+        advance()
+    return rows
+
+
+def bound_of(summary: Summary) -> str:
+    """Name what takes most of a step."""
+    shares = {
+        "chip": summary.device_seconds,
+        "link": summary.link_seconds,
+        "host": summary.host_seconds,
+        "fallbacks": summary.fallback_seconds,
+    }
+    return max(shares, key=lambda name: shares[name])

@@ -1,0 +1,76 @@
+"""Fused attention: two products per head and a softmax that stays on the chip."""
+
+from __future__ import annotations
+
+import math
+
+from bringup.cost.rules import Gemm, Work, rule
+from bringup.cost.signature import Signature
+
+
+def _work(signature: Signature, products: int) -> Work:
+    query, key, value = (signature.tensor(name) for name in ("query", "key", "value"))
+    assert query is not None and key is not None and value is not None
+    *heads, rows, depth = query.shape
+    batch, columns = math.prod(heads), key.shape[-2]
+    # A causal kernel skips the blocks above the diagonal.
+    causal = bool(signature.args.get("is_causal")) and rows == columns
+    columns_read = max(columns // 2, 1) if causal else columns
+    scores, mix = Gemm(batch, rows, columns_read, depth), Gemm(batch, rows, value.shape[-1], columns_read)
+    gemms = (scores, mix) if products == 2 else (scores, scores, scores, mix, mix)
+    elements = batch * rows * columns_read
+    return Work(
+        "attention",
+        signature.dtype,
+        gemms,
+        vector_flops=4.0 * elements,
+        special=float(elements),
+        read_bytes=signature.read_bytes,
+        written_bytes=signature.written_bytes,
+        items=batch * rows * value.shape[-1],
+        kernels=1 if products == 2 else 2,
+    )
+
+
+@rule(
+    "attention",
+    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
+    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention", "scaled_dot_product_attention"),
+    *("_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math"),
+)
+def forward(signature: Signature) -> Work:
+    """Price queries by keys, weights by values: the flops of ``torch.utils.flop_counter.sdpa_flop_count``."""
+    return _work(signature, 2)
+
+
+@rule(
+    "attention",
+    *("_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward"),
+    *("_scaled_dot_product_efficient_attention_backward", "_scaled_dot_product_cudnn_attention_backward"),
+    "_scaled_dot_product_fused_attention_overrideable_backward",
+)
+def backward(signature: Signature) -> Work:
+    """Price five products: the scores again, and one gradient each of weights, values, queries and keys."""
+    return _work(signature, 5)
+
+
+@rule("attention", "_native_multi_head_attention", "_transformer_encoder_layer_fwd", "_triton_multi_head_attention")
+def encoder(signature: Signature) -> Work:
+    """Price the fused inference kernels: projections by every weight matrix, and attention among the rows."""
+    data = next(tensor for tensor in signature.tensors if len(tensor.shape) == 3)
+    batch, rows, width = data.shape
+    matrices = [tensor for tensor in signature.tensors if len(tensor.shape) == 2 and width in tensor.shape]
+    gemms = [Gemm(1, batch * rows, *matrix.shape) for matrix in matrices]
+    gemms += [Gemm(batch, rows, rows, width), Gemm(batch, rows, width, rows)]
+    elements = batch * rows * rows
+    return Work(
+        "attention",
+        signature.dtype,
+        tuple(gemms),
+        4.0 * elements,
+        float(elements),
+        signature.read_bytes,
+        signature.written_bytes,
+        batch * rows * width,
+        kernels=len(gemms) + 4,
+    )

@@ -1,0 +1,58 @@
+"""Matrix products."""
+
+from __future__ import annotations
+
+import math
+
+from bringup.cost.rules import Gemm, Work, rule
+from bringup.cost.signature import Signature
+
+
+def product(signature: Signature, gemm: Gemm) -> Work:
+    """Work of one product that reads its inputs and writes its result."""
+    return Work(
+        "matmul",
+        signature.dtype,
+        gemms=(gemm,),
+        read_bytes=signature.read_bytes,
+        written_bytes=signature.written_bytes,
+        items=gemm.batch * gemm.m * gemm.n,
+    )
+
+
+@rule("matmul", "mm", "addmm", "_addmm_activation", "sspaddmm", "_int_mm", "_scaled_mm", "addmv", "mv")
+def two_dimensional(signature: Signature) -> Work:
+    """Price [m, k] by [k, n]; the last two tensors of two dimensions at most are the factors."""
+    names = ("mat1", "mat2") if "mat1" in signature.args else ("mat", "vec") if "vec" in signature.args else ("self", "mat2")
+    if signature.base == "mv":
+        names = ("self", "vec")
+    first, second = signature.tensor(names[0]), signature.tensor(names[1])
+    assert first is not None and second is not None
+    m, k = first.shape
+    return product(signature, Gemm(1, m, second.shape[1] if len(second.shape) > 1 else 1, k))
+
+
+@rule("matmul", "bmm", "baddbmm", "addbmm")
+def batched(signature: Signature) -> Work:
+    """Price [b, m, k] by [b, k, n]."""
+    names = ("self", "mat2") if signature.base == "bmm" else ("batch1", "batch2")
+    first, second = signature.tensor(names[0]), signature.tensor(names[1])
+    assert first is not None and second is not None
+    b, m, k = first.shape
+    return product(signature, Gemm(b, m, second.shape[2], k))
+
+
+@rule("matmul", "dot", "vdot")
+def inner(signature: Signature) -> Work:
+    """Price a sum of products: memory decides, so the vector units do it."""
+    work = product(signature, Gemm(1, 1, 1, 0))
+    return Work("matmul", work.dtype, (), 2 * signature.tensors[0].numel, 0, work.read_bytes, work.written_bytes, 1024)
+
+
+@rule("matmul", "linear", "matmul", "mkldnn_linear", "_trilinear", "_cdist_forward", "_euclidean_dist", "_cdist_backward")
+def general(signature: Signature) -> Work:
+    """Price a product of any rank: rows of the first by columns of the last dimension of the result."""
+    first, result = signature.tensors[0], signature.results[0]
+    k = first.shape[-1] if first.shape else 1
+    n = result.shape[-1] if result.shape else 1
+    return product(signature, Gemm(1, math.prod(result.shape[:-1]), n, k))

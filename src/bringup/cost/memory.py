@@ -1,0 +1,118 @@
+"""Operators that move data: copies and layouts, gather and scatter, random numbers, optimizers, sorting."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from bringup.cost.rules import Work, rule, streaming
+from bringup.cost.signature import Signature
+
+# Rows picked by an index are shorter than a burst of the memory: the fraction of the bandwidth that reaches the kernel.
+# Half is the order that random rows of 64-128 bytes reach on GPUs (Mei & Chu, TPDS 2017, figure on strided access).
+GATHER = 0.5
+# A copy that changes the order of dimensions reads or writes in short runs, though tiled through the scratchpad:
+# 0.6 of a plain copy (Ruetsch & Micikevicius, "Optimizing Matrix Transpose in CUDA", 2009).
+TRANSPOSE = 0.6
+
+
+@rule(
+    "copy",
+    *("copy", "clone", "_to_copy", "cat", "stack", "contiguous", "fill", "zero", "zeros_like", "ones_like", "full_like"),
+    *("constant_pad_nd", "flip", "roll", "repeat", "tril", "triu", "arange", "eye", "full", "ones", "zeros", "empty_like"),
+    *("linspace", "logspace", "range", "narrow_copy", "slice_scatter", "select_scatter", "diagonal_scatter", "rot90"),
+    *("as_strided_scatter", "slice_backward", "select_backward", "diagonal_backward", "new_zeros", "new_full", "new_ones"),
+    *("tril_indices", "triu_indices", "_reshape_copy", "block_diag", "_pack_padded_sequence", "_pad_packed_sequence"),
+    *("scalar_tensor", "hann_window", "vander", "resize_as", "resize", "_unsafe_view", "_copy_from", "fill_diagonal"),
+    *("_cast_Float", "view_as_complex_copy", "unfold_copy", "_chunk_cat", "split_with_sizes_copy", "_pack_padded_sequence_backward"),
+    *("lift", "lift_fresh_copy", "detach_copy", "alias_copy", "new_empty", "im2col_backward", "_nested_tensor_from_mask"),
+)
+def copy(signature: Signature) -> Work:
+    """Price bytes in and out."""
+    work = streaming(signature, "copy", flops=0)
+    layouts = {_order(tensor.strides) for tensor in (*signature.tensors, *signature.results) if len(tensor.shape) > 1}
+    return replace(work, streams=TRANSPOSE) if len(layouts) > 1 else work
+
+
+def _order(strides: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(sorted(range(len(strides)), key=lambda dim: -strides[dim]))
+
+
+@rule(
+    "gather",
+    *("gather", "index", "_unsafe_index", "index_select", "take", "embedding", "take_along_dim", "masked_select", "nonzero"),
+    *("_embedding_bag", "_embedding_bag_forward_only", "embedding_renorm", "_embedding_bag_backward", "nonzero_static"),
+    *("_embedding_bag_dense_backward", "_embedding_bag_per_sample_weights_backward", "argwhere", "repeat_interleave"),
+)
+def gather(signature: Signature) -> Work:
+    """Price the rows that are picked, not the whole table."""
+    results = sum(tensor.nbytes for tensor in signature.results)
+    indices = sum(tensor.nbytes for tensor in signature.tensors[1:] if tensor.is_integer)
+    elements = max(sum(tensor.numel for tensor in signature.results), 1)
+    return Work("gather", signature.dtype, (), elements, 0, results + indices, results, elements, streams=GATHER)
+
+
+@rule(
+    "gather",
+    *("scatter", "scatter_add", "scatter_reduce", "index_put", "_index_put_impl", "index_add", "index_copy", "index_fill"),
+    *("index_reduce", "put", "embedding_dense_backward", "masked_scatter", "_unsafe_index_put", "masked_scatter_backward"),
+    *("gather_backward", "_unsafe_masked_index", "_unsafe_masked_index_put_accumulate", "index_select_backward"),
+    *("value_selecting_reduction_backward",),
+)
+def scatter(signature: Signature) -> Work:
+    """Price what is written, read and the rest of a fresh result."""
+    source = max((tensor.nbytes for tensor in signature.tensors if not tensor.written), default=0)
+    fresh = sum(tensor.nbytes for tensor in signature.outputs if tensor is not None)
+    elements = max((tensor.numel for tensor in signature.tensors if not tensor.written), default=1)
+    return Work("gather", signature.dtype, (), elements, 0, 2 * source + fresh, source + fresh, elements, streams=GATHER)
+
+
+@rule(
+    "sort",
+    *("sort", "argsort", "msort", "unique_dim", "_unique2", "_unique", "unique_consecutive", "unique_dim_consecutive"),
+    *("median", "nanmedian", "mode", "kthvalue", "quantile", "nanquantile", "_sort", "sort_stable"),
+)
+def sort(signature: Signature) -> Work:
+    """Price a radix sort of keys and positions: one pass over both per byte of the key (Merrill & Grimshaw, 2011)."""
+    data = signature.tensors[0]
+    row = data.shape[-1] if data.shape else 1
+    passes = 1 if row <= 2048 else data.item_bytes  # short rows are sorted in the scratchpad
+    moved = (data.item_bytes + 8) * data.numel
+    depth = math.log2(max(row, 2))
+    return Work("sort", data.dtype, (), data.numel * depth * 2, 0, moved * passes, moved * passes, data.numel, kernels=passes)
+
+
+@rule("sort", "topk", "searchsorted")
+def topk(signature: Signature) -> Work:
+    """Price a radix selection: the input is read once per byte of the key, at most four times (Alabi et al., 2012)."""
+    data = signature.tensors[0]
+    passes = min(data.item_bytes, 4)
+    return Work(
+        "sort", data.dtype, (), data.numel * 4, 0, data.nbytes * passes, signature.written_bytes, data.numel, kernels=2
+    )
+
+
+@rule(
+    "random",
+    *("nondeterministic_seeded", "normal", "uniform", "bernoulli", "random", "exponential", "geometric", "cauchy"),
+    *("log_normal", "randn", "rand", "randint", "randperm", "multinomial", "poisson", "native_dropout", "binomial"),
+    *("_standard_gamma", "_sample_dirichlet", "_dirichlet_grad", "_standard_gamma_grad", "randn_like", "rand_like"),
+    *("randint_like", "_fused_dropout", "alpha_dropout", "feature_dropout"),
+)
+def random(signature: Signature) -> Work:
+    """Price Philox: some 30 integer operations per element, and a special function (Salmon et al., SC 2011)."""
+    return streaming(signature, "random", flops=30, special=1)
+
+
+@rule("optimizer", "_foreach_", "_fused_")
+def lists(signature: Signature) -> Work:
+    """Price one multi-tensor launch over all tensors of the lists; as many as fit the kernel's arguments go at once."""
+    work = streaming(signature, "optimizer")
+    fused = 12.0 if signature.base.startswith("_fused_") else 1.0
+    elements = sum(tensor.numel for tensor in signature.tensors if tensor.written) or work.items
+    if not signature.results or all(tensor.numel == 0 for tensor in signature.results):
+        return work
+    special = elements if any(word in signature.base for word in ("sqrt", "div", "exp", "pow", "adam")) else 0.0
+    tensors = len(signature.tensors)
+    # 110 tensors per kernel for one list, 30 for five (aten/src/ATen/native/cuda/MultiTensorApply.cuh).
+    return replace(work, vector_flops=fused * elements, special=special, items=elements, kernels=max(1, round(tensors / 110)))

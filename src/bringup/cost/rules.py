@@ -1,0 +1,171 @@
+"""The registry of cost rules."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+from bringup.cost.signature import Signature
+
+FAMILIES = (
+    *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
+    *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Gemm:
+    """``batch`` products of [m, k] by [k, n], by a tuned library or inside a fused kernel."""
+
+    batch: int
+    m: int
+    n: int
+    k: int
+
+    @property
+    def flops(self) -> int:
+        """Multiplications and additions."""
+        return 2 * self.batch * self.m * self.n * self.k
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one launch asks of a chip, whatever the chip.
+
+    Attributes:
+        gemms: products for the matrix engine.
+        vector_flops: operations of the vector units.
+        special: evaluations of exp, log, tanh, sqrt, ...
+        read_bytes, written_bytes: traffic with device memory if nothing is cached.
+        items: independent results: how much of the chip can work at once.
+        kernels: device kernels that the launch stands for.
+        streams: fraction of the streaming bandwidth that this access pattern reaches.
+    """
+
+    family: str
+    dtype: str
+    gemms: tuple[Gemm, ...] = ()
+    vector_flops: float = 0.0
+    special: float = 0.0
+    read_bytes: float = 0.0
+    written_bytes: float = 0.0
+    items: float = 1.0
+    kernels: int = 1
+    streams: float = 1.0
+
+    @property
+    def flops(self) -> float:
+        """Operations of all engines."""
+        return sum(gemm.flops for gemm in self.gemms) + self.vector_flops + self.special
+
+    @property
+    def bytes(self) -> float:
+        """Bytes read and written."""
+        return self.read_bytes + self.written_bytes
+
+
+Rule = Callable[[Signature], Work]
+_rules: dict[str, tuple[str, Rule]] = {}
+
+
+def rule(family: str, *operators: str) -> Callable[[Rule], Rule]:
+    """Register a rule for operators, named without namespace, overload and the underscore of the in-place form."""
+    assert family in FAMILIES, family
+
+    def register(function: Rule) -> Rule:
+        for operator in operators:
+            assert operator not in _rules, f"{operator} has a rule already"
+            _rules[operator] = (family, function)
+        return function
+
+    return register
+
+
+def streaming(signature: Signature, family: str, *, flops: float = 1.0, special: float = 0.0) -> Work:
+    """Work of an operator that reads its inputs and writes its results once.
+
+    Args:
+        signature: the launch.
+        family: its family.
+        flops: vector operations per element of the larger of inputs and results.
+        special: special functions per such element.
+    """
+    results = sum(tensor.numel for tensor in signature.results)
+    elements = max([results, *(tensor.numel for tensor in signature.tensors)])
+    return Work(
+        family,
+        signature.dtype,
+        vector_flops=flops * elements,
+        special=special * elements,
+        read_bytes=signature.read_bytes,
+        written_bytes=signature.written_bytes,
+        items=max(elements, 1),
+    )
+
+
+@cache
+def _families_are_loaded() -> bool:
+    for name in ("matmul", "convolution", "attention", "normalization", "pointwise", "reduction", "memory", "algebra"):
+        importlib.import_module(f"bringup.cost.{name}")
+    return True
+
+
+@cache
+def _tags(op: str) -> frozenset[str]:
+    import torch
+
+    namespace, _, rest = op.partition("::")
+    name, _, overload = rest.partition(".")
+    try:
+        found = getattr(getattr(getattr(torch.ops, namespace), name), overload or "default")
+    except AttributeError:
+        return frozenset()
+    return frozenset(str(tag).split(".")[-1] for tag in found.tags)
+
+
+def _base(op: str) -> str:
+    name = op.split("::")[-1].split(".")[0]
+    return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+
+@cache
+def _rule_of(op: str) -> tuple[str, Rule]:
+    assert _families_are_loaded()
+    base = _base(op)
+    if base in _rules:
+        return _rules[base]
+    for prefix, family in (("_foreach_", "optimizer"), ("_fused_", "optimizer"), ("_fft_", "fft"), ("linalg_", "linalg")):
+        if base.startswith(prefix):
+            return _rules[prefix]
+    tags = _tags(op)
+    for tag in ("pointwise", "reduction", "nondeterministic_seeded"):
+        if tag in tags:
+            return _rules[tag]
+    if base.endswith("_copy"):
+        return _rules["copy"]
+    return ("other", _other)
+
+
+def _other(signature: Signature) -> Work:
+    return streaming(signature, "other")
+
+
+def family_of(op: str) -> str:
+    """Return the family of an operator (``aten::add.Tensor``); ``other`` if it has no rule."""
+    return _rule_of(op)[0]
+
+
+def named_family_of(op: str) -> str | None:
+    """Return the family of an operator that a rule names; None if torch's tags decide, which takes longer to ask."""
+    assert _families_are_loaded()
+    found = _rules.get(_base(op))
+    return None if found is None else found[0]
+
+
+def work_of(signature: Signature) -> Work:
+    """Return what a launch asks of a chip."""
+    family, function = _rule_of(signature.op)
+    work = function(signature)
+    return work if work.family == family else replace(work, family=family)

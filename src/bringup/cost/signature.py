@@ -1,0 +1,151 @@
+"""What a cost rule sees of a launch: operator, tensors, arguments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+ITEM_BYTES = {
+    **dict.fromkeys(("bool", "uint8", "int8", "float8_e4m3fn", "float8_e5m2", "quint8", "qint8"), 1),
+    **dict.fromkeys(("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"), 1),
+    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
+    **dict.fromkeys(("float32", "int32", "uint32", "complex32", "qint32"), 4),
+    **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
+    "complex128": 16,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor argument or result."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    storage: int = -1  # which of the launch's storages; -1: on the host, or fresh
+    written: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def item_bytes(self) -> int:
+        """Bytes of one element."""
+        return ITEM_BYTES.get(self.dtype, 4)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the distinct elements: dimensions of stride 0 (expanded) count once."""
+        distinct = math.prod(size for size, stride in zip(self.shape, self.strides, strict=True) if stride or not size)
+        return distinct * self.item_bytes
+
+    @property
+    def is_integer(self) -> bool:
+        """Tell whether the elements are whole numbers, bool included."""
+        return "int" in self.dtype or self.dtype == "bool"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """One distinct kind of launch: see csrc/signature.h."""
+
+    op: str
+    inputs: tuple[Tensor | None, ...]
+    outputs: tuple[Tensor | None, ...]
+    args: dict[str, Any]
+
+    @classmethod
+    def parse(cls, data: dict[str, Any]) -> Signature:
+        """Build from the form that traces keep."""
+        inputs = tuple(_tensor(item) for item in data["inputs"])
+        outputs = tuple(_tensor(item) for item in data["outputs"])
+        args = {str(name): _value(value, inputs) for name, value in data["args"].items()}
+        return cls(str(data["op"]), inputs, outputs, args)
+
+    @cached_property
+    def name(self) -> str:
+        """Operator without namespace and overload: ``add`` for ``aten::add.Tensor``."""
+        return self.op.split("::")[-1].split(".")[0]
+
+    @cached_property
+    def base(self) -> str:
+        """Like `name`, without the underscore of the in-place form."""
+        name = self.name
+        return name[:-1] if name.endswith("_") and not name.endswith("__") else name
+
+    @cached_property
+    def tensors(self) -> tuple[Tensor, ...]:
+        """The defined inputs."""
+        return tuple(tensor for tensor in self.inputs if tensor is not None)
+
+    @cached_property
+    def results(self) -> tuple[Tensor, ...]:
+        """What the launch writes: fresh outputs and written inputs."""
+        fresh = [tensor for tensor in self.outputs if tensor is not None]
+        return tuple([*fresh, *(tensor for tensor in self.tensors if tensor.written)])
+
+    def tensor(self, name: str) -> Tensor | None:
+        """Return a tensor argument by name; None if it is absent or undefined."""
+        value = self.args.get(name)
+        return value if isinstance(value, Tensor) else None
+
+    @cached_property
+    def dtype(self) -> str:
+        """The dtype that the launch computes in: of the first device tensor of the highest kind.
+
+        Kinds: complex, float, integer, bool. Tensors without dimensions decide only if there are no others. The same
+        rule as ``deciding_dtype`` in csrc/fallback.cpp.
+        """
+        on_chip = [tensor for tensor in self.tensors if tensor.storage >= 0]
+        deciding = [tensor for tensor in on_chip if tensor.shape] or on_chip or self.results
+        found = ""
+        for tensor in deciding:
+            if not found or _rank(tensor.dtype) > _rank(found):
+                found = tensor.dtype
+        return found or "float32"
+
+    @cached_property
+    def read_bytes(self) -> int:
+        """Bytes read from device memory, each input once."""
+        return sum(tensor.nbytes for tensor in self.tensors if not (tensor.written and self._overwrites))
+
+    @cached_property
+    def written_bytes(self) -> int:
+        """Bytes written to device memory."""
+        return sum(tensor.nbytes for tensor in self.results)
+
+    @property
+    def _overwrites(self) -> bool:
+        return self.op.endswith((".out", "_out")) or self.base in ("copy", "fill", "zero", "normal", "uniform")
+
+    @property
+    def shapes(self) -> str:
+        """The inputs (results, if there are none) as text: ``float32[8, 3] int64[8]``."""
+        return " ".join(f"{t.dtype}{list(t.shape)}" for t in (self.tensors or self.results))
+
+
+def _rank(dtype: str) -> int:
+    if dtype.startswith("complex"):
+        return 3
+    if "float" in dtype:
+        return 2
+    return 0 if dtype == "bool" else 1
+
+
+def _tensor(item: list[Any] | None) -> Tensor | None:
+    if item is None:
+        return None
+    dtype, shape, strides, storage, written = item
+    return Tensor(str(dtype), tuple(shape), tuple(strides), int(storage), bool(written))
+
+
+def _value(value: Any, inputs: tuple[Tensor | None, ...]) -> Any:
+    if isinstance(value, dict):
+        return inputs[value["tensor"]]
+    if isinstance(value, list):
+        return [_value(item, inputs) for item in value]
+    return value

@@ -1,0 +1,221 @@
+"""The plots of the report, as plotly figures (JSON types)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from bringup import pricing
+from bringup.cost import FAMILIES
+from bringup.report.terminal import duration, size
+from bringup.summary import Summary, memory_over_time
+from bringup.timeline import Timeline
+from bringup.trace import D2D, D2H, H2D, LAUNCH
+
+MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
+MOST_POINTS = 4000
+MOST_SIGNATURES = 400
+COLORS = {
+    **{"matmul": "#2563a8", "convolution": "#3b82c4", "attention": "#17406d", "normalization": "#0f8a6d"},
+    **{"softmax": "#45b08f", "pointwise": "#7a9a2e", "reduction": "#b8a11f", "pooling": "#8f7a1a", "gather": "#c9822a"},
+    **{"sort": "#a85d1a", "copy": "#8b94a3", "random": "#6f5fa8", "optimizer": "#8d3f97", "fft": "#b0558a"},
+    **{"linalg": "#c0397b", "other": "#333333", "fallback": "#a8322d", "link": "#b3561d"},
+}
+_LAYOUT: dict[str, Any] = {
+    "margin": {"l": 70, "r": 15, "t": 30, "b": 45},
+    "paper_bgcolor": "#ffffff",
+    "plot_bgcolor": "#ffffff",
+    "font": {"family": "system-ui, sans-serif", "size": 12},
+    "legend": {"orientation": "h", "y": -0.22},
+    "height": 360,
+}
+_GRID = {"gridcolor": "#e6e9ef", "zeroline": False}
+
+
+def timeline(of: Timeline) -> tuple[dict[str, Any], str]:
+    """Draw one step: a lane per stream, one per direction of the link, one for fallbacks.
+
+    Returns:
+        the figure, and a sentence on what it shows.
+    """
+    ends = of.steps.ends
+    last = int(ends[-1]) if len(ends) else 0
+    first = int(ends[-2]) if len(ends) > 1 else of.steps.start
+    kind = of.trace.columns["kind"]
+    rows = np.arange(first, last)
+    rows = rows[np.isin(kind[rows], (LAUNCH, H2D, D2H, D2D)) & (of.end[rows] > of.start[rows])]
+    if not len(rows):
+        return {"data": [], "layout": _LAYOUT}, "Nothing ran on the chip."
+    since = float(of.start[rows].min())
+    lanes: dict[tuple[str, str], list[int]] = {}
+    for row in rows:
+        lanes.setdefault(_lane(of, int(row)), []).append(int(row))
+    merged = 0
+    traces = []
+    named: set[str] = set()
+    for (lane, family), members in sorted(lanes.items()):
+        spans = _spans(of, np.asarray(members), since)
+        merged += len(members) - len(spans)
+        traces.append(
+            {
+                "type": "bar",
+                "orientation": "h",
+                "y": [lane] * len(spans),
+                "base": [span[0] for span in spans],
+                "x": [span[1] for span in spans],
+                "text": [span[2] for span in spans],
+                "textposition": "none",
+                "hovertemplate": "%{text}<extra></extra>",
+                "name": family,
+                "legendgroup": family,
+                "showlegend": family not in named,
+                "marker": {"color": COLORS.get(family, "#555555"), "line": {"width": 0}},
+            }
+        )
+        named.add(family)
+    order = sorted({lane for lane, _ in lanes}, reverse=True)
+    layout = {
+        **_LAYOUT,
+        "barmode": "overlay",
+        "bargap": 0.25,
+        "height": 180 + 50 * len(order),
+        "xaxis": {**_GRID, "title": {"text": "milliseconds of chip time"}},
+        "yaxis": {**_GRID, "categoryorder": "array", "categoryarray": order, "fixedrange": True},
+    }
+    note = f"The last step: {len(rows):,} launches and copies."
+    if merged > 0:
+        note += f" {merged:,} short neighbours are drawn as one; timeline.json has all of them."
+    return {"data": traces, "layout": layout}, note
+
+
+def _lane(of: Timeline, row: int) -> tuple[str, str]:
+    columns = of.trace.columns
+    what, device = int(columns["kind"][row]), int(columns["device"][row])
+    if what != LAUNCH:
+        return f"link {'up' if what == D2H else 'down'}", "link"
+    if of.fallback[row] >= 0:
+        return "host", "fallback"
+    family = FAMILIES[of.work.family[columns["signature"][row]]]
+    return f"chip:{device} s{int(columns['stream'][row])}", family
+
+
+def _spans(of: Timeline, rows: np.ndarray, since: float) -> list[tuple[float, float, str]]:  # type: ignore[type-arg]
+    """(start, length in ms, text); neighbours are merged if there are too many to draw."""
+    start, end = (of.start[rows] - since) * 1e3, (of.end[rows] - since) * 1e3
+    pieces = np.array_split(np.arange(len(rows)), min(len(rows), MOST_SPANS))
+    spans = []
+    for piece in pieces:
+        row = int(rows[piece[0]])
+        text = _text(of, row) if len(piece) == 1 else f"{len(piece)} launches, the first {_text(of, row)}"
+        low, high = float(start[piece[0]]), float(end[piece].max())
+        spans.append((round(low, 6), round(high - low, 6), text))
+    return spans
+
+
+def _text(of: Timeline, row: int) -> str:
+    columns = of.trace.columns
+    took = duration(float(of.end[row] - of.start[row]))
+    line, module = int(columns["line"][row]), int(columns["module"][row])
+    where = of.trace.lines[line] if line >= 0 else "no Python line"
+    if int(columns["kind"][row]) != LAUNCH:
+        return f"{size(int(columns['bytes'][row]))}, {took}, {_safe(where)}"
+    signature = of.trace.signatures[columns["signature"][row]]
+    inside = f", {_safe(of.trace.modules[module])}" if module >= 0 else ""
+    return f"{_safe(signature.op)} {took}<br>{_safe(signature.shapes[:120])}<br>{_safe(where)}{inside}"
+
+
+def _safe(text: str) -> str:
+    """Plotly reads some tags in texts."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def memory(of: Timeline, summary: Summary) -> dict[str, Any]:
+    """Draw the bytes that tensors hold over chip time, with the capacity if it is near."""
+    _, held = memory_over_time(of.trace)
+    rows = np.flatnonzero(np.diff(held, prepend=0) != 0)
+    if len(rows) > MOST_POINTS:  # the largest of every piece, so that no peak is lost
+        rows = np.asarray([piece[np.argmax(held[piece])] for piece in np.array_split(rows, MOST_POINTS)])
+    shapes = []
+    if summary.peak_bytes * 4 > summary.capacity_bytes:
+        capacity = summary.capacity_bytes / 2**20
+        line = {"color": "#a8322d", "dash": "dash"}
+        shapes = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": capacity, "y1": capacity, "line": line}]
+    data = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [round(float(value) * 1e3, 6) for value in of.issued[rows]],
+        "y": [round(float(value) / 2**20, 4) for value in held[rows]],
+        "line": {"shape": "hv", "color": "#2563a8", "width": 1.5},
+        "fill": "tozeroy",
+        "name": "held by tensors",
+        "hovertemplate": "%{y:.2f} MiB at %{x:.3f} ms<extra></extra>",
+    }
+    layout = {
+        **_LAYOUT,
+        "shapes": shapes,
+        "xaxis": {**_GRID, "title": {"text": "milliseconds, when the host issued it"}},
+        "yaxis": {**_GRID, "title": {"text": "MiB"}, "rangemode": "tozero"},
+    }
+    return {"data": [data], "layout": layout}
+
+
+def roofline(of: Timeline) -> dict[str, Any]:
+    """Draw achieved flop/s over flops per byte, one point per kind of launch, under the chip's roofs."""
+    columns, work, prices = of.trace.columns, of.work, of.prices
+    counts = np.bincount(columns["signature"][columns["kind"] == LAUNCH], minlength=len(prices.seconds))
+    spent = counts * prices.seconds
+    shown = [int(i) for i in np.argsort(-spent, kind="stable")[:MOST_SIGNATURES] if spent[i] > 0 and work.flops[i] > 0]
+    shown = [i for i in shown if prices.supported[i] and work.bytes[i] > 0]
+    data = []
+    for code in sorted({int(work.family[i]) for i in shown}):
+        members = [i for i in shown if work.family[i] == code]
+        share = spent[members] / spent.sum()
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": FAMILIES[code],
+                "x": [float(f"{work.flops[i] / work.bytes[i]:.6g}") for i in members],
+                "y": [float(f"{work.flops[i] / prices.seconds[i] / 1e9:.6g}") for i in members],
+                "text": [_point(of, i, int(counts[i])) for i in members],
+                "hovertemplate": "%{text}<extra></extra>",
+                "marker": {
+                    "color": COLORS[FAMILIES[code]],
+                    "opacity": 0.75,
+                    "size": [round(float(5 + 30 * np.sqrt(value)), 2) for value in share],
+                },
+            }
+        )
+    memory_rate = pricing.memory_rate(of.chip)
+    low, high = 1e-2, 1e4
+    for dtype in of.chip.matrix.tflops:
+        if dtype == "tf32":
+            continue
+        rate = pricing.matrix_rate(of.chip, dtype)
+        knee = rate / memory_rate
+        data.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": f"{dtype} matrix",
+                "x": [low, knee, max(high, knee)],
+                "y": [low * memory_rate / 1e9, rate / 1e9, rate / 1e9],
+                "line": {"width": 1.2, "dash": "dot" if dtype != "float32" else "solid"},
+                "hoverinfo": "name",
+            }
+        )
+    layout = {
+        **_LAYOUT,
+        "height": 460,
+        "xaxis": {**_GRID, "type": "log", "title": {"text": "flop per byte of device memory"}},
+        "yaxis": {**_GRID, "type": "log", "title": {"text": "Gflop/s"}},
+    }
+    return {"data": data, "layout": layout}
+
+
+def _point(of: Timeline, i: int, count: int) -> str:
+    signature = of.trace.signatures[i]
+    bound = pricing.BOUNDS[int(of.prices.bound[i])]
+    took = duration(float(of.prices.seconds[i]))
+    return f"{_safe(signature.op)} {count:,}x {took}, {bound}-bound<br>{_safe(signature.shapes[:120])}"

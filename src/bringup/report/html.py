@@ -1,0 +1,161 @@
+"""report.html and compare.html: one self-contained file each, which works offline."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+
+from bringup.comparison import Row
+from bringup.report import figures
+from bringup.report.terminal import band, duration, size, unit
+from bringup.summary import Summary, by_group, memory_over_time
+from bringup.timeline import Timeline
+from bringup.trace import ALLOC, FREE, PHASES, Trace
+
+FOLDER = Path(__file__).parent
+MOST_ROWS = 25
+
+
+@cache
+def _templates() -> jinja2.Environment:
+    # Everything is escaped; `Markup` below marks our own style, script and figures.
+    loader = jinja2.FileSystemLoader(FOLDER / "templates")
+    return jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+
+
+def _own(name: str) -> Markup:
+    return Markup((FOLDER / name).read_text(encoding="utf-8"))
+
+
+def _script(figure: Any) -> Markup:
+    """A figure as JSON that no text in it can break out of."""
+    text = json.dumps(figure, sort_keys=True, allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def page(timeline: Timeline, summary: Summary) -> str:
+    """Write the report of one recording on one machine."""
+    from plotly.offline import get_plotlyjs
+
+    shown, note = figures.timeline(timeline)
+    plots = {
+        "plot-timeline": shown,
+        "plot-memory": figures.memory(timeline, summary),
+        "plot-roofline": figures.roofline(timeline),
+    }
+    return _templates().get_template("report.html").render(
+        title=f"{timeline.trace.about.get('program', 'trace')} on {summary.chip}: bringup",
+        css=_own("page.css"),
+        js=_own("page.js"),
+        plotly=Markup(get_plotlyjs()),
+        figures={name: _script(figure) for name, figure in plots.items()},
+        about=timeline.trace.about,
+        chip=timeline.chip,
+        s=summary,
+        unit=unit(summary),
+        band=band(summary),
+        found=_found(summary),
+        parts=_parts(summary),
+        groups=_groups(timeline),
+        owners=_owners(timeline.trace),
+        facts=_facts(timeline),
+        timeline_note=note,
+        duration=duration,
+        size=size,
+    )
+
+
+def comparison(trace: Trace, rows: list[Row]) -> str:
+    """Write the comparison of one recording on many chips."""
+    return _templates().get_template("compare.html").render(
+        title=f"{trace.about.get('program', 'trace')} on {len(rows)} chips: bringup",
+        css=_own("page.css"),
+        js="",
+        plotly="",
+        about=trace.about,
+        rows=rows,
+        slowest=max(row.summary.step_seconds for row in rows) or 1.0,
+        unit=unit(rows[0].summary),
+        duration=duration,
+        fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),
+    )
+
+
+def _found(summary: Summary) -> str:
+    by = {
+        "optimizer": "optimizer steps",
+        "forward": "outermost module calls",
+        "program": "the program's own marks",
+        "whole": "no steps: the whole recording is one",
+    }[summary.steps_by]
+    return f"{summary.steps:,} steps, found by {by}" + (", the first left out" if summary.steps > 1 else "")
+
+
+def _parts(summary: Summary) -> list[dict[str, Any]]:
+    total = summary.step_seconds or 1.0
+    named = (
+        ("chip busy", "chip", summary.device_seconds),
+        ("link", "link", summary.link_seconds),
+        ("host-bound", "host", summary.host_seconds),
+        ("waiting on fallbacks", "fallback", summary.fallback_seconds),
+    )
+    return [
+        {"name": name, "css": css, "percent": round(100 * seconds / total, 1), "text": duration(seconds)}
+        for name, css, seconds in named
+    ]
+
+
+def _groups(timeline: Timeline) -> list[tuple[str, list[dict[str, Any]], int]]:
+    groups = []
+    for label in ("family", "module", "line", "op"):
+        rows = by_group(timeline, label)
+        total = sum(seconds for _, _, seconds, _ in rows) or 1.0
+        shown = [
+            {"name": name, "count": count, "seconds": seconds, "percent": 100 * seconds / total, "gflop": flops / 1e9}
+            for name, count, seconds, flops in rows[:MOST_ROWS]
+        ]
+        groups.append((label, shown, max(len(rows) - MOST_ROWS, 0)))
+    return groups
+
+
+def _owners(trace: Trace) -> list[dict[str, Any]]:
+    """Who holds the memory at the peak: by line and phase of the allocation."""
+    columns = trace.columns
+    _, held = memory_over_time(trace)
+    if not len(held) or held.max() == 0:
+        return []
+    top = int(np.argmax(held))
+    kind, objects = columns["kind"][: top + 1], columns["object"][: top + 1]
+    live: dict[int, int] = {}
+    for row in np.flatnonzero((kind == ALLOC) | (kind == FREE)):
+        if kind[row] == ALLOC:
+            live[int(objects[row])] = int(row)
+        else:
+            live.pop(int(objects[row]), None)
+    totals: dict[tuple[int, int], list[int]] = {}
+    for row in live.values():
+        totals.setdefault((int(columns["line"][row]), int(columns["phase"][row])), []).append(int(columns["bytes"][row]))
+    rows = [
+        {
+            "line": trace.lines[line] if line >= 0 else "(no Python line)",
+            "phase": PHASES[phase],
+            "count": len(sizes),
+            "bytes": sum(sizes),
+        }
+        for (line, phase), sizes in totals.items()
+    ]
+    return sorted(rows, key=lambda row: (-row["bytes"], row["line"]))[:15]
+
+
+def _facts(timeline: Timeline) -> list[tuple[str, str, str]]:
+    from bringup.cli.chips import flat, source_of
+
+    data = timeline.chip.model_dump(exclude_none=True)
+    sources = data.pop("sources", {})
+    return [(key, str(value), source_of(key, sources)) for key, value in flat(data)]

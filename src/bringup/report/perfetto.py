@@ -1,0 +1,72 @@
+"""timeline.json in the Chrome trace format, which ui.perfetto.dev opens."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+
+from bringup.timeline import Timeline
+from bringup.trace import D2D, D2H, DEVICE_SYNC, EVENT_SYNC, H2D, KINDS, LAUNCH, STREAM_SYNC
+
+MOST_EVENTS = 200_000  # what the viewer opens without complaint; a longer trace is cut, and says so
+
+
+def events(timeline: Timeline) -> list[dict[str, Any]]:
+    """Return complete events: host threads as process 0, device n as process n + 1."""
+    trace = timeline.trace
+    columns = trace.columns
+    kind = columns["kind"]
+    shown = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC)))
+    found: list[dict[str, Any]] = [_name("process_name", 0, 0, f"host {timeline.host.name}")]
+    for device in np.unique(columns["device"][shown]):
+        found.append(_name("process_name", int(device) + 1, 0, f"chip:{device} {timeline.chip.name}"))
+        found.append(_name("thread_name", int(device) + 1, 1000, "link to the chip"))
+        found.append(_name("thread_name", int(device) + 1, 1001, "link to the host"))
+        found.append(_name("thread_name", int(device) + 1, 1002, "fallbacks on the host"))
+    for row in shown[:MOST_EVENTS]:
+        what = int(kind[row])
+        device, line = int(columns["device"][row]), int(columns["line"][row])
+        args: dict[str, Any] = {"line": trace.lines[line] if line >= 0 else ""}
+        name, process, thread = KINDS[what], device + 1, int(columns["stream"][row])
+        if what == LAUNCH:
+            signature = trace.signatures[columns["signature"][row]]
+            name = signature.op.removeprefix("aten::")
+            module = int(columns["module"][row])
+            args |= {"shapes": signature.shapes, "module": trace.modules[module] if module >= 0 else ""}
+            if timeline.fallback[row] >= 0:
+                thread = 1002
+        elif what in (H2D, D2H, D2D):
+            thread = 1001 if what == D2H else 1000
+            args["bytes"] = int(columns["bytes"][row])
+        else:
+            process, thread = 0, int(columns["thread"][row])
+            found.append(_span(f"wait: {name}", process, thread, timeline.issued[row], timeline.waited[row], args))
+            continue
+        found.append(_span(name, process, thread, timeline.start[row], timeline.end[row] - timeline.start[row], args))
+    if len(shown) > MOST_EVENTS:
+        last = timeline.end[shown[MOST_EVENTS - 1]]
+        found.append(_span(f"cut: {len(shown) - MOST_EVENTS} more events", 0, 0, last, 0.0, {}))
+    return found
+
+
+def text(timeline: Timeline) -> str:
+    """Write the events as JSON."""
+    return json.dumps({"displayTimeUnit": "ms", "traceEvents": events(timeline)}, sort_keys=True)
+
+
+def _name(what: str, process: int, thread: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": what, "pid": process, "tid": thread, "args": {"name": name}}
+
+
+def _span(name: str, process: int, thread: int, start: float, seconds: float, args: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "ph": "X",
+        "name": name,
+        "pid": process,
+        "tid": thread,
+        "ts": round(float(start) * 1e6, 3),
+        "dur": round(float(seconds) * 1e6, 3),
+        "args": args,
+    }

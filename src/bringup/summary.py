@@ -1,0 +1,242 @@
+"""The numbers of a replayed trace: where the time of a step goes, what fell back, what to change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup import advice
+from bringup.cost import FAMILIES
+from bringup.timeline import Timeline
+from bringup.trace import ALLOC, D2D, D2H, FREE, H2D, LAUNCH
+
+Array = npt.NDArray[Any]
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """Launches of one operator and dtype on one line that ran on the host; count and seconds per step."""
+
+    op: str
+    dtype: str
+    file: str
+    line: int
+    count: float
+    seconds: float
+    d2h_seconds: float
+    host_seconds: float
+    h2d_seconds: float
+    stall_seconds: float
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What one recording costs on one machine. Times are seconds of one step, the average of the steady ones.
+
+    Attributes:
+        step_seconds: from the end of one step to the end of the next.
+        device_seconds, fallback_seconds, link_seconds, host_seconds: its parts: the chip computes; else the host computes
+            what the chip cannot; else the link is busy; else the chip waits for the host.
+        launches: per step.
+        peak_bytes: of device memory that tensors held at once, by the caching allocator's blocks.
+        energy_joules, cost_usd: per step; None if the chip file has no power, no price.
+    """
+
+    chip: str
+    host: str
+    link: str
+    step_seconds: float
+    device_seconds: float
+    link_seconds: float
+    host_seconds: float
+    fallback_seconds: float
+    total_seconds: float
+    steps: int
+    steps_by: str
+    launches: int
+    peak_bytes: int
+    capacity_bytes: int
+    fits: bool
+    energy_joules: float | None
+    cost_usd: float | None
+    error_band: float | None
+    error_source: str
+    unpriced: list[str]
+    fallbacks: list[Fallback] = field(default_factory=list)
+    bottlenecks: list[advice.Bottleneck] = field(default_factory=list)
+    what_if: list[advice.WhatIf] = field(default_factory=list)
+
+
+def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
+    """Return the steady part: first and last row, since and until in seconds, and its number of steps.
+
+    The first step warms up and is left out, if there is another.
+    """
+    steps = timeline.steps
+    ends, start, rows = steps.ends, steps.start, len(timeline.trace)
+    # A step is over when the host has issued it and every device has done it.
+    done = np.maximum.accumulate(np.maximum(timeline.end, timeline.issued + timeline.waited)) if rows else np.zeros(0)
+    if not rows:
+        return 0, 0, 0.0, 0.0, 1
+    if len(ends) > 1:
+        return int(ends[0]), int(ends[-1]), float(done[ends[0] - 1]), float(done[ends[-1] - 1]), len(ends) - 1
+    since = float(done[start - 1]) if start else 0.0
+    return start, int(ends[-1]), since, float(done[ends[-1] - 1]), 1
+
+
+def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
+    """Add up a timeline.
+
+    Args:
+        timeline: a replayed trace.
+        advise: also look for bottlenecks, which replays some what-ifs.
+    """
+    from bringup import validation
+
+    trace, chip, host = timeline.trace, timeline.chip, timeline.host
+    first, last, since, until, count = steady(timeline)
+    busy, on_host, link = _shares(timeline, since, until)
+    step = (until - since) / count
+    peak, _ = memory_over_time(trace)
+    band, source = validation.error_band(chip)
+    energy = _energy(timeline, step, busy / count)
+    price = chip.price
+    launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
+    summary = Summary(
+        chip=chip.name,
+        host=host.name,
+        link=chip.link.text,
+        step_seconds=step,
+        device_seconds=busy / count,
+        link_seconds=link / count,
+        host_seconds=max(step - (busy + on_host + link) / count, 0.0),
+        fallback_seconds=on_host / count,
+        total_seconds=float(max(timeline.end.max(initial=0.0), (timeline.issued + timeline.waited).max(initial=0.0))),
+        steps=len(timeline.steps.ends),
+        steps_by=timeline.steps.by,
+        launches=round(launches / count),
+        peak_bytes=peak,
+        capacity_bytes=chip.device_bytes,
+        fits=peak <= chip.device_bytes,
+        energy_joules=energy,
+        cost_usd=price.usd_per_hour * step / 3600 if price and price.usd_per_hour else None,
+        error_band=band,
+        error_source=source,
+        unpriced=unpriced(timeline),
+        fallbacks=fallbacks(timeline, first, last, count),
+    )
+    if not advise:
+        return summary
+    found, what_if = advice.advise(timeline, summary)
+    return Summary(**{**summary.__dict__, "bottlenecks": found, "what_if": what_if})
+
+
+def _shares(timeline: Timeline, since: float, until: float) -> tuple[float, float, float]:
+    import torch
+
+    kind = torch.from_numpy(np.ascontiguousarray(timeline.trace.columns["kind"]).copy())
+    fallback = torch.from_numpy(timeline.fallback)
+    start, end = torch.from_numpy(timeline.start), torch.from_numpy(timeline.end)
+    busy, on_host, link = torch.ops.bringup.timeline_shares(kind, fallback, start, end, since, until)
+    return busy, on_host, link
+
+
+def _energy(timeline: Timeline, step: float, busy: float) -> float | None:
+    """Idle power always, the rest of the TDP while the chip computes: an upper bound. Idle defaults to a tenth."""
+    power = timeline.chip.power
+    if power is None:
+        return None
+    idle = power.idle_w if power.idle_w is not None else power.tdp_w * 0.1
+    return idle * step + (power.tdp_w - idle) * busy
+
+
+def unpriced(timeline: Timeline) -> list[str]:
+    """Name the operators that no rule knows; they are priced by their bytes."""
+    other = FAMILIES.index("other")
+    named = {
+        timeline.trace.signatures[i].op.split(".")[0] for i in np.flatnonzero(timeline.work.family == other)
+    }
+    return sorted(named)
+
+
+def memory_over_time(trace: Trace) -> tuple[int, Array]:
+    """Return the peak in bytes of the fullest device, and the bytes held after every row on its device."""
+    kind, size, device = (trace.columns[name] for name in ("kind", "bytes", "device"))
+    change = np.where(kind == ALLOC, size, 0) - np.where(kind == FREE, size, 0)
+    # What was there before the recording began is freed in it: the balance never falls below zero.
+    held = np.zeros(len(kind), dtype=np.int64)
+    peak = 0
+    for index in np.unique(device) if len(device) else ():
+        on = device == index
+        balance = np.cumsum(np.where(on, change, 0))
+        balance -= min(0, int(balance.min(initial=0)))
+        held = np.where(on, balance, held)
+        peak = max(peak, int(balance.max(initial=0)))
+    return peak, held
+
+
+def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fallback]:
+    """List what ran on the host in the rows from `first` to `last`, the dearest first, divided by `steps`."""
+    trace = timeline.trace
+    rows = np.flatnonzero(timeline.fallback[first:last] >= 0) + first
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    for row in rows:
+        signature = trace.signatures[trace.columns["signature"][row]]
+        key = (signature.op.split(".")[0], signature.dtype, int(trace.columns["line"][row]))
+        groups.setdefault(key, []).append(int(row))
+    found = []
+    for (op, dtype, line), members in groups.items():
+        parts = timeline.fallback_parts[timeline.fallback[members]].sum(axis=0) / steps
+        stall = float(timeline.waited[members].sum()) / steps
+        file, number = split_line(trace.lines[line] if line >= 0 else "")
+        seconds = float(parts.sum()) + stall
+        found.append(Fallback(op, dtype, file, number, len(members) / steps, seconds, *map(float, parts), stall))
+    return sorted(found, key=lambda item: (-item.seconds, item.op, item.line))
+
+
+def split_line(text: str) -> tuple[str, int]:
+    """Split ``train.py:12``; an unknown line is ``("", 0)``."""
+    file, _, number = text.rpartition(":")
+    return (file, int(number)) if number.isdigit() else (text, 0)
+
+
+def by_group(timeline: Timeline, label: str) -> list[tuple[str, int, float, float]]:
+    """Group the steady launches by ``family``, ``op``, ``module`` or ``line``.
+
+    Returns:
+        (name, launches per step, device seconds per step, flops per step), the longest first.
+    """
+    first, last, _, _, count = steady(timeline)
+    columns = timeline.trace.columns
+    kind = columns["kind"][first:last]
+    rows = np.flatnonzero(kind == LAUNCH) + first
+    signature = columns["signature"][rows]
+    if label == "family":
+        names, codes = list(FAMILIES), timeline.work.family[signature]
+    elif label == "op":
+        ops = [item.op for item in timeline.trace.signatures]
+        names = sorted(set(ops))
+        place = {name: number for number, name in enumerate(names)}
+        codes = np.asarray([place[op] for op in ops], dtype=np.int64)[signature]
+    else:
+        texts = timeline.trace.modules if label == "module" else timeline.trace.lines
+        names, codes = [*texts, "(none)"], columns[label][rows].astype(np.int64)
+        codes = np.where(codes < 0, len(texts), codes)
+    spent = timeline.end[rows] - timeline.start[rows]
+    totals = np.bincount(codes, spent, len(names))
+    flops = np.bincount(codes, timeline.work.flops[signature], len(names))
+    counts = np.bincount(codes, minlength=len(names))
+    order = sorted(np.flatnonzero(counts), key=lambda i: (-totals[i], names[i]))
+    return [(names[i], int(counts[i]) // count, float(totals[i]) / count, float(flops[i]) / count) for i in order]
+
+
+def link_bytes(timeline: Timeline) -> dict[str, int]:
+    """Bytes per step over the link: pinned and pageable, in each direction."""
+    first, last, _, _, count = steady(timeline)
+    columns = timeline.trace.columns
+    kind, size = columns["kind"][first:last], columns["bytes"][first:last]
+    return {name: int(size[kind == which].sum()) // count for name, which in (("h2d", H2D), ("d2h", D2H), ("d2d", D2D))}

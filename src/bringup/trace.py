@@ -1,0 +1,277 @@
+"""A recording of what a program launched: record, save, load."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.cost.signature import Signature
+from bringup.errors import BringupError, TraceError
+from bringup.files import written_whole
+
+if TYPE_CHECKING:
+    from bringup._schema import Host
+
+VERSION = 1
+# In the order of csrc/recorder.h's RowKind; the numbers are in trace files: append only.
+KINDS = (
+    *("launch", "h2d", "d2h", "d2d", "event_record", "event_wait", "stream_sync", "device_sync", "event_sync"),
+    *("alloc", "free", "forward", "step"),
+)
+LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, ALLOC, FREE, FORWARD, STEP = range(
+    len(KINDS)
+)
+PHASES = ("forward", "backward", "optimizer")
+PINNED, WAITS, FALLBACK = 1, 2, 4
+BY_PROGRAM = -1  # object of a step row that bringup.step() wrote
+
+COLUMNS = {
+    "kind": np.uint8,
+    "flags": np.uint8,
+    "phase": np.uint8,
+    "device": np.int8,
+    "stream": np.int16,
+    "thread": np.int16,
+    "views": np.int16,
+    "signature": np.int32,
+    "line": np.int32,
+    "module": np.int32,
+    "host_ns": np.int64,
+    "bytes": np.int64,
+    "object": np.int64,
+}
+Column = npt.NDArray[Any]
+
+
+@dataclass
+class Trace:
+    """What a program launched, one row each, in the host's order.
+
+    Attributes:
+        columns: name -> one value per row; ``signature``, ``line`` and ``module`` index the lists below (-1: none).
+        uses: storage * 2 + written, of all rows; row i has ``uses[offsets[i]:offsets[i + 1]]``.
+        about: program, chip, torch version.
+    """
+
+    columns: dict[str, Column]
+    uses: Column
+    offsets: Column
+    signature_data: list[dict[str, Any]]
+    lines: list[str]
+    modules: list[str]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        """Count the rows."""
+        return len(self.columns["kind"])
+
+    @cached_property
+    def signatures(self) -> list[Signature]:
+        """The distinct kinds of launch."""
+        return [Signature.parse(data) for data in self.signature_data]
+
+    @property
+    def launches(self) -> int:
+        """Count the launches."""
+        return int(np.count_nonzero(self.columns["kind"] == LAUNCH))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a Parquet file, whole or not at all. ``pandas.read_parquet`` and ``polars.read_parquet`` read it."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = self.columns
+        kinds = pa.DictionaryArray.from_arrays(pa.array(columns["kind"].astype(np.int8)), pa.array(KINDS))
+        phases = pa.DictionaryArray.from_arrays(pa.array(columns["phase"].astype(np.int8)), pa.array(PHASES))
+        arrays = {
+            "kind": kinds,
+            "op": _labels(columns["signature"], [data["op"] for data in self.signature_data]),
+            "shapes": _labels(columns["signature"], [signature.shapes for signature in self.signatures]),
+            "line": _labels(columns["line"], self.lines),
+            "module": _labels(columns["module"], self.modules),
+            "phase": phases,
+            **{name: pa.array(columns[name]) for name in ("device", "stream", "thread", "views", "signature", "flags")},
+            **{name: pa.array(columns[name]) for name in ("host_ns", "bytes", "object")},
+            "uses": pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.uses)),
+        }
+        about = {
+            "version": VERSION,
+            "about": self.about,
+            "signatures": self.signature_data,
+            "lines": self.lines,
+            "modules": self.modules,
+        }
+        table = pa.table(arrays).replace_schema_metadata({"bringup": json.dumps(about, sort_keys=True)})
+        with written_whole(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Trace:
+        """Read a trace file. Never executes what the file holds.
+
+        Raises:
+            TraceError: the file is missing, truncated, not a trace, or of another version.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        file = Path(path)
+        if not file.is_file():
+            raise TraceError(f"{file}: there is no such trace file")
+        try:
+            table = pq.read_table(file)
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).splitlines()[0]
+            raise TraceError(f"{file}: cannot be read as a trace, it is truncated or not Parquet ({reason})") from None
+        text = (table.schema.metadata or {}).get(b"bringup")
+        if text is None:
+            raise TraceError(f"{file}: is Parquet, but not a trace that bringup wrote: record one with `bringup run`")
+        try:
+            return _parse(file, json.loads(text), table)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            raise TraceError(f"{file}: is a damaged trace ({type(error).__name__}: {error}): record it again") from None
+
+
+def _parse(file: Path, about: dict[str, Any], table: Any) -> Trace:
+    if about["version"] != VERSION:
+        raise TraceError(
+            f"{file}: is a trace of version {about['version']}, this bringup reads {VERSION}: record it again"
+        )
+    columns: dict[str, Column] = {}
+    for name, dtype in COLUMNS.items():
+        array = table[name].combine_chunks()
+        if name in ("kind", "phase"):
+            values = KINDS if name == "kind" else PHASES
+            columns[name] = np.asarray([values.index(text) for text in array.dictionary.to_pylist()], dtype)[
+                array.indices.to_numpy()
+            ]
+        elif name in ("line", "module"):
+            columns[name] = _codes(array, about["lines" if name == "line" else "modules"])
+        else:
+            columns[name] = np.ascontiguousarray(array.to_numpy(zero_copy_only=False).astype(dtype))
+    uses = table["uses"].combine_chunks()
+    trace = Trace(
+        columns,
+        np.asarray(uses.values),
+        np.asarray(uses.offsets).astype(np.int64),
+        about["signatures"],
+        about["lines"],
+        about["modules"],
+        about["about"],
+    )
+    top = int(columns["signature"].max(initial=-1))
+    if top >= len(trace.signatures):
+        raise ValueError(f"row of signature {top}, and there are {len(trace.signatures)}")
+    return trace
+
+
+def _labels(codes: Column, texts: list[str]) -> Any:
+    import pyarrow as pa
+
+    unique = list(dict.fromkeys(texts))  # several signatures have one operator
+    place = {text: number for number, text in enumerate(unique)}
+    to_unique = np.asarray([place[text] for text in texts] or [0], dtype=np.int32)
+    missing = codes < 0
+    indices = to_unique[np.where(missing, 0, codes)]
+    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=missing), pa.array(unique, pa.string()))
+
+
+def _codes(array: Any, texts: list[str]) -> Column:
+    place = {text: number for number, text in enumerate(texts)}
+    of = np.asarray([place[text] for text in array.dictionary.to_pylist()] or [-1], dtype=np.int32)
+    indices = array.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return np.ascontiguousarray(np.where(indices < 0, -1, of[np.maximum(indices, 0)]).astype(np.int32))
+
+
+# ---- recording
+
+
+class Recorder:
+    """A recording under way. `trace` takes what was launched so far."""
+
+    def trace(self) -> Trace:
+        """Copy the rows recorded so far."""
+        import torch
+
+        from bringup import modules
+
+        ops = torch.ops.bringup
+        *values, uses, offsets = (column.numpy() for column in ops.recorded_columns(0))
+        columns = dict(zip(COLUMNS, values, strict=True))
+        texts: list[str] = ops.recorded_lines()
+        lines = list(dict.fromkeys(texts))  # one line of source has several instructions
+        place = {text: number for number, text in enumerate(lines)}
+        to_line = np.asarray([*(place[text] for text in texts), -1], dtype=np.int32)
+        columns["line"] = to_line[columns["line"]]
+        about = {
+            "program": Path(sys.argv[0]).name,
+            "chip": ops.chip(),
+            "torch": torch.__version__.split("+")[0],
+        }
+        return Trace(
+            columns,
+            uses,
+            offsets,
+            json.loads(ops.recorded_signatures(0)),
+            lines,
+            list(modules.names),
+            about,
+        )
+
+
+@contextmanager
+def recorded(host: Host | None = None, host_clock: Literal["modelled", "measured"] = "modelled") -> Iterator[Recorder]:
+    """Record what is launched inside the block. The host is what events' times are predicted for."""
+    import torch
+
+    from bringup import _load, clock, modules
+
+    _load.register()
+    if torch.ops.bringup.is_recording():
+        raise BringupError("a recording is under way already: end it before another begins")
+    if not torch.ops.bringup.is_configured():
+        _load.choose_from_environment()
+    assert _load.chosen is not None
+    with modules.watched(FORWARD, STEP):
+        torch.ops.bringup.start_recording()
+        clock.start(_load.chosen, host, host_clock)
+        try:
+            yield Recorder()
+        finally:
+            torch.ops.bringup.stop_recording()
+            clock.stop()
+
+
+@contextmanager
+def record() -> Iterator[Trace]:
+    """Record what is launched inside the block into a trace, which is filled when the block ends::
+
+        with bringup.record() as trace:
+            model(x)
+        print(bringup.price(trace, chip="t4").step_seconds)
+    """
+    trace = Trace({}, np.zeros(0, np.int64), np.zeros(1, np.int64), [], [], [])
+    with recorded() as recorder:
+        try:
+            yield trace
+        finally:
+            filled = recorder.trace()
+            for name in ("columns", "uses", "offsets", "signature_data", "lines", "modules", "about"):
+                setattr(trace, name, getattr(filled, name))
+
+
+def step() -> None:
+    """Mark the end of a step of the program. Without marks, optimizer steps or outermost module calls are the steps."""
+    import torch
+
+    torch.ops.bringup.record_mark(STEP, BY_PROGRAM)
