@@ -41,8 +41,8 @@ bool falls_back(const Op& op, const Slots& slots) {
 void refuse_if_strict(const Op& op, const Slots& slots, const std::string& chip) {
   if (!strict) return;
   std::string where = describe(current_line());
-  TORCH_CHECK_NOT_IMPLEMENTED(false, op.name, " (", c10::getDtypeNames(deciding_dtype(slots)).first,
-                              ") would run on the host", where.empty() ? "" : ", launched at " + where, ": chip ", chip,
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op.name, " (", c10::getDtypeNames(deciding_dtype(slots)).first, ") would run on the host",
+                              where.empty() ? "" : ", launched at " + where, ": chip ", chip,
                               " does not list it (add it under [ops] of the chip file, or leave out --strict)");
 }
 

@@ -371,7 +371,8 @@ double chip_time_between(int64_t start, int64_t end) {
   Gil gil;
   PyObject* module = PyImport_ImportModule("bringup.clock");
   PyObject* result =
-      module ? PyObject_CallMethod(module, "elapsed_ms", "LL", static_cast<long long>(start), static_cast<long long>(end)) : nullptr;
+      module ? PyObject_CallMethod(module, "elapsed_ms", "LL", static_cast<long long>(start), static_cast<long long>(end))
+             : nullptr;
   if (module) Py_DecRef(module);
   if (!result) throw_python_error();
   double milliseconds = PyFloat_AsDouble(result);

@@ -28,13 +28,13 @@ struct Op {
   std::string name;  // "aten::add.Tensor"
   std::vector<ArgInfo> args;
   std::vector<ReturnInfo> returns;
-  int mask_argument = -1;     // output_mask: which gradients are wanted
-  bool is_view = false;       // returns a view: metadata only, runs on the host
-  bool writes = false;        // has in-place or out= arguments
-  bool masks_decide = false;  // synchronous only if an index is a mask
-  bool synchronous = false;   // its result's shape, or a value it returns, depends on data
-  bool host_indices = false;  // CPU tensors beside device tensors are legal
-  bool by_value = false;      // scalars decide output sizes
+  int mask_argument = -1;                // output_mask: which gradients are wanted
+  bool is_view = false;                  // returns a view: metadata only, runs on the host
+  bool writes = false;                   // has in-place or out= arguments
+  bool masks_decide = false;             // synchronous only if an index is a mask
+  bool synchronous = false;              // its result's shape, or a value it returns, depends on data
+  bool host_indices = false;             // CPU tensors beside device tensors are legal
+  bool by_value = false;                 // scalars decide output sizes
   std::atomic<uint64_t> host_dtypes{0};  // bit per ScalarType: the chip leaves these to the host
   std::atomic<bool> trust_meta{true};
   bool steered = true;   // results may be born in device memory

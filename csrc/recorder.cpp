@@ -23,14 +23,14 @@ using c10::IValue;
 
 // 64 bytes, so that a million launches stay far below a gigabyte.
 struct TraceRow {
-  int64_t host_ns;      // CPU time of the launching thread since its previous row
-  int64_t bytes;        // of a copy or an allocation
-  int64_t object;       // event id, address of an allocation, module of a call
-  int32_t signature;    // -1: not a launch
+  int64_t host_ns;    // CPU time of the launching thread since its previous row
+  int64_t bytes;      // of a copy or an allocation
+  int64_t object;     // event id, address of an allocation, module of a call
+  int32_t signature;  // -1: not a launch
   int32_t line, module;
-  uint32_t first_use;   // into `uses`
+  uint32_t first_use;  // into `uses`
   uint16_t use_count;
-  uint16_t views;       // view operators since the thread's previous row
+  uint16_t views;  // view operators since the thread's previous row
   int16_t stream, thread;
   int8_t device;
   RowKind kind;

@@ -35,7 +35,7 @@ struct DeviceClock {
 
 struct Replay {
   Machine machine;
-  double host = 0;  // the interpreter's clock
+  double host = 0;                          // the interpreter's clock
   std::unordered_map<int, double> blocked;  // thread -> until when it waits
   std::unordered_map<int64_t, double> events;
   std::unordered_map<int, DeviceClock> devices;

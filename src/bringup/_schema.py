@@ -132,7 +132,9 @@ class Ops(_Table):
         for entry in self.host:
             op, _, dtype = entry.partition(" ")
             if "::" not in op or (dtype and dtype not in DTYPES):
-                raise ValueError(f"host names {entry!r}: write an operator, aten::topk, or with a dtype, aten::topk int64")
+                raise ValueError(
+                    f"host names {entry!r}: write an operator, aten::topk, or with a dtype, aten::topk int64"
+                )
         return self
 
 
@@ -251,7 +253,9 @@ class Host(_Sourced):
 
 
 def _numbers(table: BaseModel, prefix: str = "") -> Iterator[str]:
-    for key in table.model_fields_set:
+    for key in type(table).model_fields:
+        if key not in table.model_fields_set:
+            continue
         value: Any = getattr(table, key)
         if isinstance(value, BaseModel):
             yield from _numbers(value, f"{prefix}{key}.")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bringup import pricing
 from bringup.cost import FAMILIES
@@ -16,6 +17,7 @@ from bringup.trace import D2H, DEVICE_SYNC, EVENT_SYNC, H2D, LAUNCH, PINNED, STR
 if TYPE_CHECKING:
     from bringup.summary import Summary
 
+Array = npt.NDArray[Any]
 SHORT_KERNEL = 20e-6  # what the host takes to launch the next one, eagerly (see hosts/*.toml)
 
 
@@ -94,11 +96,14 @@ def _in_half(work: WorkTable, dtype: str) -> WorkTable:
     changed = product & (np.asarray(work.dtypes) == "float32")
     factor = np.where(changed, 0.5, 1.0)
     works = tuple(
-        replace(item, dtype=dtype, read_bytes=item.read_bytes / 2, written_bytes=item.written_bytes / 2) if half else item
+        replace(item, dtype=dtype, read_bytes=item.read_bytes / 2, written_bytes=item.written_bytes / 2)
+        if half
+        else item
         for item, half in zip(work.works, changed, strict=True)
     )
     dtypes = tuple(dtype if half else name for name, half in zip(work.dtypes, changed, strict=True))
-    return replace(work, works=works, dtypes=dtypes, bytes=work.bytes * factor)
+    item = work.item * factor[work.owner]
+    return replace(work, works=works, dtypes=dtypes, bytes=work.bytes * factor, item=item)
 
 
 def _gain(what_if: list[WhatIf], start: str) -> float | None:
@@ -118,7 +123,9 @@ def _host_bound(timeline: Timeline, summary: Summary, what_if: list[WhatIf]) -> 
     working = summary.device_seconds
     times = summary.step_seconds / working if working else 0.0
     graph = _gain(what_if, "launches replayed")
-    even = f", or raise the batch: the chip keeps up with the host at {times:.1f} times this one" if times > 1.05 else ""
+    even = (
+        f", or raise the batch: the chip keeps up with the host at {times:.1f} times this one" if times > 1.05 else ""
+    )
     action = "fuse (torch.compile)" + (f": {_ms(graph)} as a graph" if graph is not None else "") + even
     return [
         Bottleneck(
@@ -239,7 +246,7 @@ def _engines(timeline: Timeline, summary: Summary, what_if: list[WhatIf]) -> lis
     return found
 
 
-def _dearest_line(trace: Trace, lines: np.ndarray, weights: np.ndarray) -> str:  # type: ignore[type-arg]
+def _dearest_line(trace: Trace, lines: Array, weights: Array) -> str:
     known = lines >= 0
     if not known.any():
         return ""

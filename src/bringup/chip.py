@@ -54,7 +54,9 @@ def _find(text: str, what: str, folder: Path, names: list[str]) -> Path:
         return Path(text)
     if text not in names:
         nearest = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(nearest)}?" if nearest else f"`bringup chips` lists the {len(names)} {what}s."
+        hint = (
+            f"did you mean {' or '.join(nearest)}?" if nearest else f"`bringup chips` lists the {len(names)} {what}s."
+        )
         raise UnknownChipError(f"no {what} is named {text!r}: {hint} A file is given by its path, as ./mine.toml")
     return folder / f"{text}.toml"
 

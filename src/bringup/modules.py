@@ -20,7 +20,8 @@ def number_of(chain: tuple[torch.nn.Module, ...]) -> int:
     """
     module = chain[0]
     address = id(module)
-    weakref.finalize(module, _forget, address).atexit = False
+    finalizer: Any = weakref.finalize(module, _forget, address)
+    finalizer.atexit = False
     return _numbered(_path(module, chain))
 
 
@@ -86,7 +87,7 @@ def watched(forward: int, step: int) -> Iterator[None]:
 
     hook = register_optimizer_step_post_hook(stepped)
     torch.ops.bringup.watch_modules(id(torch.nn.Module._wrapped_call_impl.__code__), _optimizer_code())
-    torch.nn.Module.__call__ = call  # type: ignore[method-assign, assignment]
+    torch.nn.Module.__call__ = call  # type: ignore[method-assign]
     try:
         yield
     finally:

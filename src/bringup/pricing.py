@@ -1,9 +1,9 @@
 """Work -> seconds on a chip, for all signatures of a trace at once.
 
 Note [The analytic model]
-A launch takes ``launch + (compute^p + memory^p)^(1/p)``: the two overlap, but not perfectly near their crossing. Products
-are tiled as a tuned library would: the best of a menu of tiles and splits is taken. Everything is elementwise over
-arrays of signatures, so that pricing a recording takes milliseconds. Constants that data sheets hide stand at the top,
+A launch takes ``launch + (compute^p + memory^p)^(1/p)``: the two overlap, but not perfectly near their crossing.
+Products are tiled as a tuned library would: the best of a menu of tiles and splits is taken. Everything is elementwise
+over arrays of signatures, so that pricing a recording takes milliseconds. Constants that data sheets hide stand at the top,
 one for all chips; a chip file may give its own measured ones.
 """
 
@@ -38,7 +38,7 @@ GRAPH_LAUNCH_SECONDS = 1.3e-6
 TILE_SECONDS = 0.6e-6
 # A third of the cores saturates the memory (the knee of gpu-benches' bandwidth over occupied cores).
 CORES_FOR_BANDWIDTH = 0.35
-# Operand traffic inside of a core: a tile of 16 x 16 reaches a third of the engine's rate, one of 128 x 128 four fifths.
+# Operand traffic inside of a core: a tile of 16 x 16 reaches a third of the engine's rate, of 128 x 128 four fifths.
 SMALL_TILE = 16
 OVERLAP = 4.0  # the p of Note [The analytic model]
 SYSTOLIC_OVERLAP = 6.0  # software-managed double buffering overlaps better
@@ -65,8 +65,8 @@ class WorkTable:
     vector_flops: Array
     special: Array
     bytes: Array
-    read_bytes: Array
-    written_bytes: Array
+    down_bytes: Array  # of the tensors that a fallback copies to the host
+    up_bytes: Array  # and back
     items: Array
     kernels: Array
     streams: Array
@@ -76,6 +76,7 @@ class WorkTable:
     m: Array
     n: Array
     k: Array
+    item: Array  # bytes per element of a gemm's matrices
 
     @classmethod
     def of(cls, signatures: Sequence[Signature]) -> WorkTable:
@@ -87,21 +88,26 @@ class WorkTable:
 
         gemms = [(i, gemm) for i, work in enumerate(works) for gemm in work.gemms]
         sizes = np.asarray([(g.batch, g.m, g.n, g.k) for _, g in gemms], dtype=np.float64).reshape(-1, 4)
+        batch, m, n, k = np.maximum(sizes, 1).T.copy()
         return cls(
-            works,
-            np.asarray([FAMILIES.index(work.family) for work in works], dtype=np.int64),
-            tuple(work.dtype for work in works),
-            column("vector_flops"),
-            column("special"),
-            column("bytes"),
-            column("read_bytes"),
-            column("written_bytes"),
-            column("items"),
-            column("kernels"),
-            column("streams"),
-            column("flops"),
-            np.asarray([i for i, _ in gemms], dtype=np.int64),
-            *np.maximum(sizes, 1).T.copy(),
+            works=works,
+            family=np.asarray([FAMILIES.index(work.family) for work in works], dtype=np.int64),
+            dtypes=tuple(work.dtype for work in works),
+            vector_flops=column("vector_flops"),
+            special=column("special"),
+            bytes=column("bytes"),
+            down_bytes=np.asarray([s.read_bytes for s in signatures], dtype=np.float64),
+            up_bytes=np.asarray([s.written_bytes for s in signatures], dtype=np.float64),
+            items=column("items"),
+            kernels=column("kernels"),
+            streams=column("streams"),
+            flops=column("flops"),
+            owner=np.asarray([i for i, _ in gemms], dtype=np.int64),
+            batch=batch,
+            m=m,
+            n=n,
+            k=k,
+            item=np.asarray([works[i].bytes / max(_elements(works[i]), 1) for i, _ in gemms], dtype=np.float64),
         )
 
 
@@ -212,7 +218,7 @@ def _tiled(table: WorkTable, chip: Chip, rates: Array) -> tuple[Array, Array]:
     efficiency = tile_m * tile_n / (tile_m * tile_n + SMALL_TILE * (tile_m + tile_n))
     core_rate = rates[:, None, None] / cores / efficiency.max()  # the sustained rate is that of the best tile
     one_tile = 2 * tile_m * tile_n * padded_k / (core_rate * efficiency)
-    item = np.asarray([table.works[i].bytes / max(_elements(table.works[i]), 1) for i in table.owner])[:, None, None]
+    item = table.item[:, None, None]
     feed_rate = _cache_rate(chip) / np.minimum(tiles, cores)
     fed = (tile_m + tile_n) * padded_k * item / feed_rate
     seconds = waves * (np.maximum(one_tile, fed) + TILE_SECONDS)
@@ -248,8 +254,7 @@ def _rereads(table: WorkTable, chip: Chip) -> Array:
     if chip.scratchpad is not None:
         cache = max(cache, chip.scratchpad.kib_per_core * 1024 * chip.compute.cores)
     half = max(cache, 2**20) / 2
-    item = np.asarray([table.works[i].bytes / max(_elements(table.works[i]), 1) for i in table.owner])
-    first, second = table.m * table.k * item, table.k * table.n * item
+    first, second = table.m * table.k * table.item, table.k * table.n * table.item
     small, large = np.minimum(first, second), np.maximum(first, second)
     again = np.where(small > half, np.ceil(large / half) - 1, 0.0) * small * table.batch
     seconds = np.zeros(len(table.works))

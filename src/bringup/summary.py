@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bringup import advice
 from bringup.cost import FAMILIES
 from bringup.timeline import Timeline
-from bringup.trace import ALLOC, D2D, D2H, FREE, H2D, LAUNCH
+from bringup.trace import ALLOC, FREE, LAUNCH, Trace
 
 Array = npt.NDArray[Any]
 SCHEMA_VERSION = 1
@@ -39,8 +39,8 @@ class Summary:
 
     Attributes:
         step_seconds: from the end of one step to the end of the next.
-        device_seconds, fallback_seconds, link_seconds, host_seconds: its parts: the chip computes; else the host computes
-            what the chip cannot; else the link is busy; else the chip waits for the host.
+        device_seconds, fallback_seconds, link_seconds, host_seconds: its parts: the chip computes; else the host
+            computes what the chip cannot; else the link is busy; else the chip waits for the host.
         launches: per step.
         peak_bytes: of device memory that tensors held at once, by the caching allocator's blocks.
         energy_joules, cost_usd: per step; None if the chip file has no power, no price.
@@ -157,9 +157,7 @@ def _energy(timeline: Timeline, step: float, busy: float) -> float | None:
 def unpriced(timeline: Timeline) -> list[str]:
     """Name the operators that no rule knows; they are priced by their bytes."""
     other = FAMILIES.index("other")
-    named = {
-        timeline.trace.signatures[i].op.split(".")[0] for i in np.flatnonzero(timeline.work.family == other)
-    }
+    named = {timeline.trace.signatures[i].op.split(".")[0] for i in np.flatnonzero(timeline.work.family == other)}
     return sorted(named)
 
 
@@ -190,11 +188,11 @@ def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fal
         groups.setdefault(key, []).append(int(row))
     found = []
     for (op, dtype, line), members in groups.items():
-        parts = timeline.fallback_parts[timeline.fallback[members]].sum(axis=0) / steps
+        d2h, on_host, h2d = map(float, timeline.fallback_parts[timeline.fallback[members]].sum(axis=0) / steps)
         stall = float(timeline.waited[members].sum()) / steps
         file, number = split_line(trace.lines[line] if line >= 0 else "")
-        seconds = float(parts.sum()) + stall
-        found.append(Fallback(op, dtype, file, number, len(members) / steps, seconds, *map(float, parts), stall))
+        seconds = d2h + on_host + h2d + stall
+        found.append(Fallback(op, dtype, file, number, len(members) / steps, seconds, d2h, on_host, h2d, stall))
     return sorted(found, key=lambda item: (-item.seconds, item.op, item.line))
 
 
@@ -232,11 +230,3 @@ def by_group(timeline: Timeline, label: str) -> list[tuple[str, int, float, floa
     counts = np.bincount(codes, minlength=len(names))
     order = sorted(np.flatnonzero(counts), key=lambda i: (-totals[i], names[i]))
     return [(names[i], int(counts[i]) // count, float(totals[i]) / count, float(flops[i]) / count) for i in order]
-
-
-def link_bytes(timeline: Timeline) -> dict[str, int]:
-    """Bytes per step over the link: pinned and pageable, in each direction."""
-    first, last, _, _, count = steady(timeline)
-    columns = timeline.trace.columns
-    kind, size = columns["kind"][first:last], columns["bytes"][first:last]
-    return {name: int(size[kind == which].sum()) // count for name, which in (("h2d", H2D), ("d2h", D2H), ("d2d", D2D))}

@@ -1,10 +1,11 @@
 """A trace replayed with prices on host, link and chip: who waits for whom.
 
 Note [The clock of the replay]
-One host clock, since Python's threads share one interpreter: a row takes its thread's host time, then is issued. A launch
-starts when it is issued plus the launch latency, its stream is done, the queue has room and the chip has a share of its
-cores free. Copies take the link, one engine per direction. A wait moves its thread's clock to what it waits for. A launch
-that the chip does not support runs on the host: wait for the stream, copy the inputs down, compute, copy the results up.
+One host clock, since Python's threads share one interpreter: a row takes its thread's host time, then is issued. A
+launch starts when it is issued plus the launch latency, its stream is done, the queue has room and the chip has a share
+of its cores free. Copies take the link, one engine per direction. A wait moves its thread's clock to what it waits for.
+A launch that the chip does not support runs on the host: wait for the stream, copy the inputs down, compute, copy the
+results up.
 
 The host's time is *modelled*: a fixed cost per class of operator, from the host file, so that the same trace gives the
 same bytes; or *measured*: what the program's threads used, which includes the emulation's own Python.
@@ -118,7 +119,8 @@ def replay(
         chip: the device.
         host: the CPU side.
         host_clock: ``modelled`` or ``measured``.
-        graph: launches are replayed from a graph, which costs the host nothing (default: if that is the chip's only mode).
+        graph: launches are replayed from a graph, which costs the host little (default: if the chip has no
+            other mode).
         prices: the chip's prices, if they are known already.
         dispatch_scale: factor on the host's time per launch; what-if.
         link_scale: factor on the link's bandwidth; what-if.
@@ -228,7 +230,9 @@ def feed(handle: int, columns: dict[str, Array], inputs: RowInputs) -> tuple[Arr
 
     names = ("kind", "flags", "device", "stream", "thread", "object")
     tensors = [_tensor(columns[name]) for name in names]
-    tensors += [_tensor(array) for array in (inputs.host_seconds, inputs.seconds, inputs.share, inputs.fallback, inputs.parts)]
+    tensors += [
+        _tensor(array) for array in (inputs.host_seconds, inputs.seconds, inputs.share, inputs.fallback, inputs.parts)
+    ]
     issued, start, end, waited = (result.numpy() for result in torch.ops.bringup.timeline_feed(handle, *tensors))
     return issued, start, end, waited
 
@@ -261,7 +265,7 @@ def _fallback_parts(work: WorkTable, which: Array, chip: Chip, host: Host, scale
     flops = work.flops[which] / (host.compute.vector_tflops * 1e12)
     moved = work.bytes[which] / (host.compute.memory_gb_s * 1e9)
     compute = host.compute.kernel_us * 1e-6 * work.kernels[which] + np.maximum(flops, moved)
-    parts = [latency + work.read_bytes[which] / down, compute, latency + work.written_bytes[which] / up]
+    parts = [latency + work.down_bytes[which] / down, compute, latency + work.up_bytes[which] / up]
     return np.stack(parts, axis=1) if len(which) else np.zeros((0, 3))
 
 

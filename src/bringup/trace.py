@@ -28,8 +28,8 @@ KINDS = (
     *("launch", "h2d", "d2h", "d2d", "event_record", "event_wait", "stream_sync", "device_sync", "event_sync"),
     *("alloc", "free", "forward", "step"),
 )
-LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, ALLOC, FREE, FORWARD, STEP = range(
-    len(KINDS)
+LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, ALLOC, FREE, FORWARD, STEP = (
+    range(len(KINDS))
 )
 PHASES = ("forward", "backward", "optimizer")
 PINNED, WAITS, FALLBACK = 1, 2, 4
@@ -254,11 +254,9 @@ def recorded(host: Host | None = None, host_clock: Literal["modelled", "measured
 
 @contextmanager
 def record() -> Iterator[Trace]:
-    """Record what is launched inside the block into a trace, which is filled when the block ends::
+    """Record what is launched inside the block into a trace, which is filled when the block ends.
 
-        with bringup.record() as trace:
-            model(x)
-        print(bringup.price(trace, chip="t4").step_seconds)
+    Example: ``with bringup.record() as trace: model(x)``, then ``bringup.price(trace, chip="t4")``.
     """
     trace = Trace({}, np.zeros(0, np.int64), np.zeros(1, np.int64), [], [], [])
     with recorded() as recorder:

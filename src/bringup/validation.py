@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bringup import pricing
-from bringup.chip import load_chip
+from bringup.chip import available_chips, load_chip
 from bringup.cost.signature import Signature
 
 if TYPE_CHECKING:
@@ -96,19 +96,39 @@ def errors(rows: tuple[Measurement, ...], chip: Chip) -> list[float]:
     return [float(got / row.seconds - 1) for got, row in zip(prices.seconds, rows, strict=True)]
 
 
-@cache
-def _errors_of(name: str) -> tuple[float, ...]:
-    return tuple(errors(tuple(row for row in measurements() if row.chip == name), load_chip(name)))
-
-
 def error_band(chip: Chip) -> tuple[float | None, str]:
     """Return the mean absolute error of a chip's predictions (0.18: 18 %), and where it comes from in words."""
-    names = sorted({row.chip for row in measurements()})
-    own = errors(tuple(row for row in measurements() if row.chip == chip.name), chip)
+    if chip.name in available_chips() and chip == _shipped(chip.name):
+        return _shipped_band(chip.name)
+    return _band(chip)
+
+
+@cache
+def _shipped(name: str) -> Chip:
+    return load_chip(name)
+
+
+@cache
+def _shipped_band(name: str) -> tuple[float | None, str]:
+    return _band(_shipped(name))
+
+
+def _rows_of(name: str) -> tuple[Measurement, ...]:
+    return tuple(row for row in measurements() if row.chip == name)
+
+
+@cache
+def _shipped_errors(name: str) -> tuple[float, ...]:
+    return tuple(errors(_rows_of(name), _shipped(name)))
+
+
+def _band(chip: Chip) -> tuple[float | None, str]:
+    own = errors(_rows_of(chip.name), chip)
     if own:
         return float(np.mean(np.abs(own))), f"validated on {len(own)} measurements of operators"
-    same = [name for name in names if (load_chip(name).kind == "gpu") == (chip.kind == "gpu")]
-    pooled = [error for name in same for error in _errors_of(name)]
+    names = sorted({row.chip for row in measurements()})
+    same = [name for name in names if (_shipped(name).kind == "gpu") == (chip.kind == "gpu")]
+    pooled = [error for name in same for error in _shipped_errors(name)]
     if chip.invented or not pooled:
         return None, "invented chip: nothing to validate"
     what = "GPUs" if chip.kind == "gpu" else "NPUs and TPUs"

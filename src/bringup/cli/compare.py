@@ -21,12 +21,29 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("trace")
-@click.option("--chips", default=None, metavar="NAME|FILE,...", help="Chips to price it on, the first is the baseline (default: all).")
+@click.option(
+    "--chips",
+    default=None,
+    metavar="NAME|FILE,...",
+    help="Chips to price it on, the first is the baseline (default: all).",
+)
 @click.option("--all", "every", is_flag=True, help="All chips that ship with bringup.")
 @click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for.")
-@click.option("--host-clock", type=click.Choice(["modelled", "measured"]), default="modelled", show_default=True, help="The host's time between launches.")
+@click.option(
+    "--host-clock",
+    type=click.Choice(["modelled", "measured"]),
+    default="modelled",
+    show_default=True,
+    help="The host's time between launches.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a list of summaries.")
-@click.option("--html", "page", default=None, metavar="FILE", help="Also write a page (default: compare.html in a report's directory).")
+@click.option(
+    "--html",
+    "page",
+    default=None,
+    metavar="FILE",
+    help="Also write a page (default: compare.html in a report's directory).",
+)
 def command(
     trace: str, chips: str | None, every: bool, host: str | None, host_clock: str, as_json: bool, page: str | None
 ) -> None:

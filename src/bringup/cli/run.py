@@ -26,9 +26,21 @@ OUTPUTS = ("trace.parquet", "summary.json", "report.html", "timeline.json", "com
 
 
 @click.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
-@click.option("--chip", "chips", default=None, metavar="NAME|FILE[,...]", help="Chip to run on (default: BRINGUP_CHIP or edge8); further ones are compared.")
+@click.option(
+    "--chip",
+    "chips",
+    default=None,
+    metavar="NAME|FILE[,...]",
+    help="Chip to run on (default: BRINGUP_CHIP or edge8); further ones are compared.",
+)
 @click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for.")
-@click.option("--host-clock", type=click.Choice(["modelled", "measured"]), default="modelled", show_default=True, help="The host's time between launches: from the host file, or the program's own CPU time.")
+@click.option(
+    "--host-clock",
+    type=click.Choice(["modelled", "measured"]),
+    default="modelled",
+    show_default=True,
+    help="The host's time between launches: from the host file, or the program's own CPU time.",
+)
 @click.option("--strict", is_flag=True, help="Raise where an operator would run on the host.")
 @click.option("--out", default=None, metavar="DIR", help="Where the report goes (default: bringup-SCRIPT).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
@@ -56,7 +68,7 @@ def command(
     target = Path(out or f"bringup-{_stem(script, module)}")
     _check_directory(target)
     program = _module_program(script) if module else _script_program(script)
-    sys.argv = [program.file, *arguments]
+    sys.argv = [program.file if module else script, *arguments]
     code = _record(program, names[0], described, machine, host_clock, strict, target, as_json)
     _leave(code)
 
@@ -84,7 +96,8 @@ def _script_program(script: str) -> _Program:
         source = path.read_bytes()
     except OSError as error:
         raise BringupError(f"{script}: cannot be read ({error.strerror})") from None
-    return _Program(script, str(path.resolve().parent), lambda: compile(source, script, "exec", dont_inherit=True))
+    file = os.path.abspath(script)  # as python names it in tracebacks and __file__
+    return _Program(file, str(path.resolve().parent), lambda: compile(source, file, "exec", dont_inherit=True))
 
 
 def _module_program(name: str) -> _Program:
@@ -98,7 +111,9 @@ def _module_program(name: str) -> _Program:
     finally:
         sys.path.pop(0)
     if spec is None or spec.origin is None or spec.loader is None or not hasattr(spec.loader, "get_code"):
-        raise BringupError(f"-m {name}: there is no such module that can be run; is it installed, or in this directory?")
+        raise BringupError(
+            f"-m {name}: there is no such module that can be run; is it installed, or in this directory?"
+        )
     loader, full = spec.loader, spec.name
 
     def code() -> types.CodeType:
@@ -229,7 +244,8 @@ def _report(trace: object, chips: list[Chip], host: Host, host_clock: str, targe
     console.print()
     terminal.print_summary(prediction.summary, console)
     console.print(
-        f"report: {files['report.html']}   trace: {files['trace.parquet']}   timeline: {files['timeline.json']} (Perfetto)",
+        f"report: {files['report.html']}   trace: {files['trace.parquet']}   "
+        f"timeline: {files['timeline.json']} (Perfetto)",
         highlight=False,
     )
     if len(chips) > 1:

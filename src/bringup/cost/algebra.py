@@ -11,8 +11,25 @@ from bringup.cost.signature import Signature
 @rule(
     "linalg",
     *("linalg_", "cholesky", "cholesky_solve", "cholesky_inverse", "triangular_solve", "lu_unpack", "_linalg_det"),
-    *("_linalg_eigh", "_linalg_eigvals", "_linalg_slogdet", "_linalg_solve_ex", "_linalg_svd", "geqrf", "orgqr", "ormqr"),
-    *("inverse", "lu_solve", "matrix_exp", "linalg_matrix_exp", "_linalg_check_errors", "_cholesky_solve_helper", "svd"),
+    *(
+        "_linalg_eigh",
+        "_linalg_eigvals",
+        "_linalg_slogdet",
+        "_linalg_solve_ex",
+        "_linalg_svd",
+        "geqrf",
+        "orgqr",
+        "ormqr",
+    ),
+    *(
+        "inverse",
+        "lu_solve",
+        "matrix_exp",
+        "linalg_matrix_exp",
+        "_linalg_check_errors",
+        "_cholesky_solve_helper",
+        "svd",
+    ),
     *("_linalg_inv_ex", "linalg_lu_factor_ex", "householder_product", "_compute_linear_combination", "_lu_with_info"),
 )
 def factorization(signature: Signature) -> Work:

@@ -23,7 +23,13 @@ def product(signature: Signature, gemm: Gemm) -> Work:
 @rule("matmul", "mm", "addmm", "_addmm_activation", "sspaddmm", "_int_mm", "_scaled_mm", "addmv", "mv")
 def two_dimensional(signature: Signature) -> Work:
     """Price [m, k] by [k, n]; the last two tensors of two dimensions at most are the factors."""
-    names = ("mat1", "mat2") if "mat1" in signature.args else ("mat", "vec") if "vec" in signature.args else ("self", "mat2")
+    names = (
+        ("mat1", "mat2")
+        if "mat1" in signature.args
+        else ("mat", "vec")
+        if "vec" in signature.args
+        else ("self", "mat2")
+    )
     if signature.base == "mv":
         names = ("self", "vec")
     first, second = signature.tensor(names[0]), signature.tensor(names[1])
@@ -49,7 +55,9 @@ def inner(signature: Signature) -> Work:
     return Work("matmul", work.dtype, (), 2 * signature.tensors[0].numel, 0, work.read_bytes, work.written_bytes, 1024)
 
 
-@rule("matmul", "linear", "matmul", "mkldnn_linear", "_trilinear", "_cdist_forward", "_euclidean_dist", "_cdist_backward")
+@rule(
+    "matmul", "linear", "matmul", "mkldnn_linear", "_trilinear", "_cdist_forward", "_euclidean_dist", "_cdist_backward"
+)
 def general(signature: Signature) -> Work:
     """Price a product of any rank: rows of the first by columns of the last dimension of the result."""
     first, result = signature.tensors[0], signature.results[0]

@@ -18,14 +18,62 @@ TRANSPOSE = 0.6
 
 @rule(
     "copy",
-    *("copy", "clone", "_to_copy", "cat", "stack", "contiguous", "fill", "zero", "zeros_like", "ones_like", "full_like"),
-    *("constant_pad_nd", "flip", "roll", "repeat", "tril", "triu", "arange", "eye", "full", "ones", "zeros", "empty_like"),
+    *(
+        "copy",
+        "clone",
+        "_to_copy",
+        "cat",
+        "stack",
+        "contiguous",
+        "fill",
+        "zero",
+        "zeros_like",
+        "ones_like",
+        "full_like",
+    ),
+    *(
+        "constant_pad_nd",
+        "flip",
+        "roll",
+        "repeat",
+        "tril",
+        "triu",
+        "arange",
+        "eye",
+        "full",
+        "ones",
+        "zeros",
+        "empty_like",
+    ),
     *("linspace", "logspace", "range", "narrow_copy", "slice_scatter", "select_scatter", "diagonal_scatter", "rot90"),
-    *("as_strided_scatter", "slice_backward", "select_backward", "diagonal_backward", "new_zeros", "new_full", "new_ones"),
+    *(
+        "as_strided_scatter",
+        "slice_backward",
+        "select_backward",
+        "diagonal_backward",
+        "new_zeros",
+        "new_full",
+        "new_ones",
+    ),
     *("tril_indices", "triu_indices", "_reshape_copy", "block_diag", "_pack_padded_sequence", "_pad_packed_sequence"),
     *("scalar_tensor", "hann_window", "vander", "resize_as", "resize", "_unsafe_view", "_copy_from", "fill_diagonal"),
-    *("_cast_Float", "view_as_complex_copy", "unfold_copy", "_chunk_cat", "split_with_sizes_copy", "_pack_padded_sequence_backward"),
-    *("lift", "lift_fresh_copy", "detach_copy", "alias_copy", "new_empty", "im2col_backward", "_nested_tensor_from_mask"),
+    *(
+        "_cast_Float",
+        "view_as_complex_copy",
+        "unfold_copy",
+        "_chunk_cat",
+        "split_with_sizes_copy",
+        "_pack_padded_sequence_backward",
+    ),
+    *(
+        "lift",
+        "lift_fresh_copy",
+        "detach_copy",
+        "alias_copy",
+        "new_empty",
+        "im2col_backward",
+        "_nested_tensor_from_mask",
+    ),
 )
 def copy(signature: Signature) -> Work:
     """Price bytes in and out."""
@@ -40,7 +88,17 @@ def _order(strides: tuple[int, ...]) -> tuple[int, ...]:
 
 @rule(
     "gather",
-    *("gather", "index", "_unsafe_index", "index_select", "take", "embedding", "take_along_dim", "masked_select", "nonzero"),
+    *(
+        "gather",
+        "index",
+        "_unsafe_index",
+        "index_select",
+        "take",
+        "embedding",
+        "take_along_dim",
+        "masked_select",
+        "nonzero",
+    ),
     *("_embedding_bag", "_embedding_bag_forward_only", "embedding_renorm", "_embedding_bag_backward", "nonzero_static"),
     *("_embedding_bag_dense_backward", "_embedding_bag_per_sample_weights_backward", "argwhere", "repeat_interleave"),
 )
@@ -54,8 +112,24 @@ def gather(signature: Signature) -> Work:
 
 @rule(
     "gather",
-    *("scatter", "scatter_add", "scatter_reduce", "index_put", "_index_put_impl", "index_add", "index_copy", "index_fill"),
-    *("index_reduce", "put", "embedding_dense_backward", "masked_scatter", "_unsafe_index_put", "masked_scatter_backward"),
+    *(
+        "scatter",
+        "scatter_add",
+        "scatter_reduce",
+        "index_put",
+        "_index_put_impl",
+        "index_add",
+        "index_copy",
+        "index_fill",
+    ),
+    *(
+        "index_reduce",
+        "put",
+        "embedding_dense_backward",
+        "masked_scatter",
+        "_unsafe_index_put",
+        "masked_scatter_backward",
+    ),
     *("gather_backward", "_unsafe_masked_index", "_unsafe_masked_index_put_accumulate", "index_select_backward"),
     *("value_selecting_reduction_backward",),
 )
@@ -64,7 +138,9 @@ def scatter(signature: Signature) -> Work:
     source = max((tensor.nbytes for tensor in signature.tensors if not tensor.written), default=0)
     fresh = sum(tensor.nbytes for tensor in signature.outputs if tensor is not None)
     elements = max((tensor.numel for tensor in signature.tensors if not tensor.written), default=1)
-    return Work("gather", signature.dtype, (), elements, 0, 2 * source + fresh, source + fresh, elements, streams=GATHER)
+    return Work(
+        "gather", signature.dtype, (), elements, 0, 2 * source + fresh, source + fresh, elements, streams=GATHER
+    )
 
 
 @rule(
@@ -79,7 +155,9 @@ def sort(signature: Signature) -> Work:
     passes = 1 if row <= 2048 else data.item_bytes  # short rows are sorted in the scratchpad
     moved = (data.item_bytes + 8) * data.numel
     depth = math.log2(max(row, 2))
-    return Work("sort", data.dtype, (), data.numel * depth * 2, 0, moved * passes, moved * passes, data.numel, kernels=passes)
+    return Work(
+        "sort", data.dtype, (), data.numel * depth * 2, 0, moved * passes, moved * passes, data.numel, kernels=passes
+    )
 
 
 @rule("sort", "topk", "searchsorted")
@@ -115,4 +193,6 @@ def lists(signature: Signature) -> Work:
     special = elements if any(word in signature.base for word in ("sqrt", "div", "exp", "pow", "adam")) else 0.0
     tensors = len(signature.tensors)
     # 110 tensors per kernel for one list, 30 for five (aten/src/ATen/native/cuda/MultiTensorApply.cuh).
-    return replace(work, vector_flops=fused * elements, special=special, items=elements, kernels=max(1, round(tensors / 110)))
+    return replace(
+        work, vector_flops=fused * elements, special=special, items=elements, kernels=max(1, round(tensors / 110))
+    )

@@ -7,8 +7,8 @@ from dataclasses import replace
 from bringup.cost.rules import Work, rule, streaming
 from bringup.cost.signature import Signature
 
-# Row kernels stop to reduce between reading and writing: 0.72 of the streaming bandwidth, the median over the layer norm
-# and softmax rows of measurements.csv on V100, T4 and A100 (github.com/sitar-lab/NeuSight).
+# Row kernels stop to reduce between reading and writing: 0.72 of the streaming bandwidth, the median over the layer
+# norm and softmax rows of measurements.csv on V100, T4 and A100 (github.com/sitar-lab/NeuSight).
 ROWS = 0.72
 
 
@@ -35,7 +35,16 @@ def backward(signature: Signature) -> Work:
     return replace(streaming(signature, "normalization", flops=14), kernels=2, streams=ROWS)
 
 
-@rule("softmax", "_softmax", "_log_softmax", "_safe_softmax", "logsumexp", "_masked_softmax", "_logcumsumexp", "logcumsumexp")
+@rule(
+    "softmax",
+    "_softmax",
+    "_log_softmax",
+    "_safe_softmax",
+    "logsumexp",
+    "_masked_softmax",
+    "_logcumsumexp",
+    "logcumsumexp",
+)
 def softmax(signature: Signature) -> Work:
     """Price maximum, exponential, sum and division; a row stays on the chip."""
     return replace(streaming(signature, "softmax", flops=4, special=1), streams=ROWS)

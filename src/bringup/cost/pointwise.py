@@ -17,7 +17,16 @@ SPECIAL = {
 }
 
 
-@rule("pointwise", "pointwise", "where", "masked_fill", "lerp", "_fake_quantize_learnable_per_tensor_affine", "glu", "prelu")
+@rule(
+    "pointwise",
+    "pointwise",
+    "where",
+    "masked_fill",
+    "lerp",
+    "_fake_quantize_learnable_per_tensor_affine",
+    "glu",
+    "prelu",
+)
 def elementwise(signature: Signature) -> Work:
     """Price one operation per element, and the special functions of `SPECIAL`."""
     special = float(SPECIAL.get(signature.base, 1 if signature.base.startswith("special_") else 0))
@@ -29,11 +38,34 @@ def elementwise(signature: Signature) -> Work:
 @rule(
     "pointwise",
     *("glu_backward", "glu_jvp", "prelu_backward", "_prelu_kernel", "_prelu_kernel_backward", "threshold_backward"),
-    *("tanh_backward", "sigmoid_backward", "hardtanh_backward", "leaky_relu_backward", "elu_backward", "softplus_backward"),
+    *(
+        "tanh_backward",
+        "sigmoid_backward",
+        "hardtanh_backward",
+        "leaky_relu_backward",
+        "elu_backward",
+        "softplus_backward",
+    ),
     *("hardswish_backward", "hardsigmoid_backward", "logit_backward", "log_sigmoid_backward", "softshrink_backward"),
-    *("hardshrink_backward", "rrelu_with_noise", "rrelu_with_noise_backward", "native_dropout_backward", "angle", "complex"),
+    *(
+        "hardshrink_backward",
+        "rrelu_with_noise",
+        "rrelu_with_noise_backward",
+        "native_dropout_backward",
+        "angle",
+        "complex",
+    ),
     *("fake_quantize_per_tensor_affine_cachemask", "fake_quantize_per_channel_affine_cachemask", "masked_scale"),
-    *("_conj_physical", "conj_physical", "view_as_real_copy", "polar", "isin", "bucketize", "frexp", "smooth_l1_loss_backward"),
+    *(
+        "_conj_physical",
+        "conj_physical",
+        "view_as_real_copy",
+        "polar",
+        "isin",
+        "bucketize",
+        "frexp",
+        "smooth_l1_loss_backward",
+    ),
     *("mse_loss_backward", "huber_loss_backward", "binary_cross_entropy_backward", "soft_margin_loss_backward"),
     *("log_sigmoid_forward", "cross", "linalg_cross", "quantize_per_tensor", "dequantize", "heaviside", "bitwise_not"),
     *("_amp_foreach_non_finite_check_and_unscale", "_amp_update_scale"),

@@ -136,7 +136,12 @@ def _rule_of(op: str) -> tuple[str, Rule]:
     base = _base(op)
     if base in _rules:
         return _rules[base]
-    for prefix, family in (("_foreach_", "optimizer"), ("_fused_", "optimizer"), ("_fft_", "fft"), ("linalg_", "linalg")):
+    for prefix in (
+        "_foreach_",
+        "_fused_",
+        "_fft_",
+        "linalg_",
+    ):
         if base.startswith(prefix):
             return _rules[prefix]
     tags = _tags(op)

@@ -86,7 +86,7 @@ class Signature:
     def results(self) -> tuple[Tensor, ...]:
         """What the launch writes: fresh outputs and written inputs."""
         fresh = [tensor for tensor in self.outputs if tensor is not None]
-        return tuple([*fresh, *(tensor for tensor in self.tensors if tensor.written)])
+        return (*fresh, *(tensor for tensor in self.tensors if tensor.written))
 
     def tensor(self, name: str) -> Tensor | None:
         """Return a tensor argument by name; None if it is absent or undefined."""
@@ -111,7 +111,8 @@ class Signature:
     @cached_property
     def read_bytes(self) -> int:
         """Bytes read from device memory, each input once."""
-        return sum(tensor.nbytes for tensor in self.tensors if not (tensor.written and self._overwrites))
+        read = (tensor for tensor in self.tensors if not (tensor.written and self._overwrites))
+        return sum(tensor.nbytes for tensor in read if tensor.storage >= 0)
 
     @cached_property
     def written_bytes(self) -> int:

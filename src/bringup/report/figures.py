@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bringup import pricing
 from bringup.cost import FAMILIES
@@ -23,11 +24,11 @@ COLORS = {
     **{"linalg": "#c0397b", "other": "#333333", "fallback": "#a8322d", "link": "#b3561d"},
 }
 _LAYOUT: dict[str, Any] = {
-    "margin": {"l": 70, "r": 15, "t": 30, "b": 45},
+    "margin": {"l": 70, "r": 15, "t": 70, "b": 45},
     "paper_bgcolor": "#ffffff",
     "plot_bgcolor": "#ffffff",
     "font": {"family": "system-ui, sans-serif", "size": 12},
-    "legend": {"orientation": "h", "y": -0.22},
+    "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
     "height": 360,
 }
 _GRID = {"gridcolor": "#e6e9ef", "zeroline": False}
@@ -79,7 +80,7 @@ def timeline(of: Timeline) -> tuple[dict[str, Any], str]:
         **_LAYOUT,
         "barmode": "overlay",
         "bargap": 0.25,
-        "height": 180 + 50 * len(order),
+        "height": 200 + 50 * len(order),
         "xaxis": {**_GRID, "title": {"text": "milliseconds of chip time"}},
         "yaxis": {**_GRID, "categoryorder": "array", "categoryarray": order, "fixedrange": True},
     }
@@ -100,7 +101,7 @@ def _lane(of: Timeline, row: int) -> tuple[str, str]:
     return f"chip:{device} s{int(columns['stream'][row])}", family
 
 
-def _spans(of: Timeline, rows: np.ndarray, since: float) -> list[tuple[float, float, str]]:  # type: ignore[type-arg]
+def _spans(of: Timeline, rows: npt.NDArray[Any], since: float) -> list[tuple[float, float, str]]:
     """(start, length in ms, text); neighbours are merged if there are too many to draw."""
     start, end = (of.start[rows] - since) * 1e3, (of.end[rows] - since) * 1e3
     pieces = np.array_split(np.arange(len(rows)), min(len(rows), MOST_SPANS))

@@ -49,41 +49,49 @@ def page(timeline: Timeline, summary: Summary) -> str:
         "plot-memory": figures.memory(timeline, summary),
         "plot-roofline": figures.roofline(timeline),
     }
-    return _templates().get_template("report.html").render(
-        title=f"{timeline.trace.about.get('program', 'trace')} on {summary.chip}: bringup",
-        css=_own("page.css"),
-        js=_own("page.js"),
-        plotly=Markup(get_plotlyjs()),
-        figures={name: _script(figure) for name, figure in plots.items()},
-        about=timeline.trace.about,
-        chip=timeline.chip,
-        s=summary,
-        unit=unit(summary),
-        band=band(summary),
-        found=_found(summary),
-        parts=_parts(summary),
-        groups=_groups(timeline),
-        owners=_owners(timeline.trace),
-        facts=_facts(timeline),
-        timeline_note=note,
-        duration=duration,
-        size=size,
+    return (
+        _templates()
+        .get_template("report.html")
+        .render(
+            title=f"{timeline.trace.about.get('program', 'trace')} on {summary.chip}: bringup",
+            css=_own("page.css"),
+            js=_own("page.js"),
+            plotly=Markup(get_plotlyjs()),
+            figures={name: _script(figure) for name, figure in plots.items()},
+            about=timeline.trace.about,
+            chip=timeline.chip,
+            s=summary,
+            unit=unit(summary),
+            band=band(summary),
+            found=_found(summary),
+            parts=_parts(summary),
+            groups=_groups(timeline),
+            owners=_owners(timeline.trace),
+            facts=_facts(timeline),
+            timeline_note=note,
+            duration=duration,
+            size=size,
+        )
     )
 
 
 def comparison(trace: Trace, rows: list[Row]) -> str:
     """Write the comparison of one recording on many chips."""
-    return _templates().get_template("compare.html").render(
-        title=f"{trace.about.get('program', 'trace')} on {len(rows)} chips: bringup",
-        css=_own("page.css"),
-        js="",
-        plotly="",
-        about=trace.about,
-        rows=rows,
-        slowest=max(row.summary.step_seconds for row in rows) or 1.0,
-        unit=unit(rows[0].summary),
-        duration=duration,
-        fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),
+    return (
+        _templates()
+        .get_template("compare.html")
+        .render(
+            title=f"{trace.about.get('program', 'trace')} on {len(rows)} chips: bringup",
+            css=_own("page.css"),
+            js="",
+            plotly="",
+            about=trace.about,
+            rows=rows,
+            slowest=max(row.summary.step_seconds for row in rows) or 1.0,
+            unit=unit(rows[0].summary),
+            duration=duration,
+            fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),
+        )
     )
 
 
@@ -133,15 +141,17 @@ def _owners(trace: Trace) -> list[dict[str, Any]]:
     top = int(np.argmax(held))
     kind, objects = columns["kind"][: top + 1], columns["object"][: top + 1]
     live: dict[int, int] = {}
-    for row in np.flatnonzero((kind == ALLOC) | (kind == FREE)):
+    for row in map(int, np.flatnonzero((kind == ALLOC) | (kind == FREE))):
         if kind[row] == ALLOC:
-            live[int(objects[row])] = int(row)
+            live[int(objects[row])] = row
         else:
             live.pop(int(objects[row]), None)
     totals: dict[tuple[int, int], list[int]] = {}
     for row in live.values():
-        totals.setdefault((int(columns["line"][row]), int(columns["phase"][row])), []).append(int(columns["bytes"][row]))
-    rows = [
+        totals.setdefault((int(columns["line"][row]), int(columns["phase"][row])), []).append(
+            int(columns["bytes"][row])
+        )
+    rows: list[dict[str, Any]] = [
         {
             "line": trace.lines[line] if line >= 0 else "(no Python line)",
             "phase": PHASES[phase],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from rich.console import Console
@@ -29,7 +30,7 @@ def write(prediction: Prediction, target: Path, *, progress: bool = False) -> di
     except OSError as error:
         raise BringupError(f"{target}: cannot be made ({error.strerror}): give another directory with --out") from None
     timeline, summary = prediction.timeline, prediction.summary
-    work = {
+    work: dict[str, Callable[[Path], None]] = {
         "trace.parquet": lambda path: prediction.trace.save(path),
         "summary.json": lambda path: write_text(path, machine.as_json(summary) + "\n"),
         "timeline.json": lambda path: write_text(path, perfetto.text(timeline)),

@@ -1,0 +1,286 @@
+"""Prices and the replay, with numbers worked out by hand."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import bringup
+from bringup import pricing
+from bringup._schema import Chip, Host
+from bringup.cost.signature import Signature
+from bringup.pricing import COMPUTE, LAUNCH, MEMORY, WorkTable, price_table
+from bringup.summary import summarize
+from bringup.timeline import LAUNCH_LATENCY, Timeline, replay
+from bringup.trace import Trace
+
+
+def chip(**changes: Any) -> Chip:
+    """edge8 with other tables."""
+    data = bringup.load_chip("edge8").model_dump()
+    for key, value in changes.items():
+        data[key] = {**data[key], **value} if isinstance(data[key], dict) else value
+    return Chip.model_validate(data)
+
+
+def host() -> Host:
+    return bringup.load_host()
+
+
+def mm(m: int, n: int, k: int, dtype: str = "float32") -> Signature:
+    shapes = [[m, k], [k, n]]
+    inputs = [[dtype, shape, [shape[1], 1], i, 0] for i, shape in enumerate(shapes)]
+    args = {"self": {"tensor": 0}, "mat2": {"tensor": 1}}
+    return Signature.parse(
+        {"op": "aten::mm", "inputs": inputs, "outputs": [[dtype, [m, n], [n, 1], -1, 1]], "args": args}
+    )
+
+
+def add(n: int) -> Signature:
+    tensor = ["float32", [n], [1], 0, 0]
+    args = {"self": {"tensor": 0}, "other": {"tensor": 0}}
+    return Signature.parse({"op": "aten::add.Tensor", "inputs": [tensor], "outputs": [tensor], "args": args})
+
+
+def priced(signature: Signature, on: Chip) -> tuple[float, int]:
+    prices = price_table(WorkTable.of([signature]), [signature], on)
+    return float(prices.seconds[0]), int(prices.bound[0])
+
+
+def test_large_product_runs_at_the_sustained_rate() -> None:
+    seconds, bound = priced(mm(4096, 4096, 4096), chip())
+    ideal = 2 * 4096**3 / (4e12 * 0.8)
+    assert bound == COMPUTE
+    assert ideal < seconds < 1.05 * ideal
+
+
+def test_matrix_times_vector_is_memory_bound() -> None:
+    seconds, bound = priced(mm(4096, 1, 4096), chip())
+    ideal = 4 * 4096 * 4096 / (120e9 * 0.85)
+    assert bound == MEMORY
+    assert ideal < seconds < 1.5 * ideal
+
+
+def test_large_add_streams_at_the_sustained_bandwidth() -> None:
+    seconds, bound = priced(add(1 << 24), chip())
+    assert bound == MEMORY
+    assert seconds == pytest.approx(2 * 4 * 2**24 / (120e9 * 0.85) + 4e-6, rel=0.02)
+
+
+def test_small_add_costs_its_launch() -> None:
+    seconds, bound = priced(add(16), chip())
+    assert bound == LAUNCH
+    assert seconds == pytest.approx(4e-6, rel=0.05)
+
+
+def test_one_row_more_than_a_wave_costs_another_wave() -> None:
+    on = chip()
+    full, _ = priced(mm(4096, 4096, 1024), on)
+    more, _ = priced(mm(4096 + 16, 4096, 1024), on)
+    assert more > full * 4112 / 4096
+
+
+def test_systolic_array_waits_for_its_rows() -> None:
+    array = {"kind": "systolic", "rows": 128, "columns": 128, "arrays": 1}
+    on = chip(matrix=array, memory={"bandwidth_gb_s": 1e6})
+    few, _ = priced(mm(1, 8192, 8192), on)
+    many, _ = priced(mm(128, 8192, 8192), on)
+    assert few == pytest.approx(many, rel=0.01)
+
+
+def test_missing_dtype_of_the_matrix_engine_runs_as_float32() -> None:
+    on = chip(matrix={"kind": "tile", "tflops": {"float32": 4.0}})
+    assert pricing.matrix_rate(on, "bfloat16") == pricing.matrix_rate(on, "float32")
+
+
+def record(function: Any) -> Trace:
+    torch.chip.synchronize()
+    with bringup.record() as trace:
+        function()
+    return trace
+
+
+def launches(timeline: Timeline) -> list[int]:
+    return np.flatnonzero(timeline.trace.columns["kind"] == 0).tolist()
+
+
+def test_host_bound_launches_follow_the_host() -> None:
+    x = torch.ones(16, device="chip")
+    trace = record(lambda: [x + 1 for _ in range(50)])
+    timeline = replay(trace, chip(), host())
+    starts = timeline.start[launches(timeline)]
+    assert np.diff(starts) == pytest.approx(host().dispatch.pointwise_us * 1e-6)
+    assert starts[0] == pytest.approx(host().dispatch.pointwise_us * 1e-6 + LAUNCH_LATENCY)
+
+
+def test_queue_that_is_full_holds_the_host() -> None:
+    x = torch.ones(512, 512, device="chip")
+    trace = record(lambda: [x @ x for _ in range(20)])
+    deep = replay(trace, chip(launch={"queue_depth": 1000}), host())
+    shallow = replay(trace, chip(launch={"queue_depth": 2}), host())
+    assert deep.waited.sum() == 0
+    assert shallow.waited.sum() > 0
+    assert shallow.end.max() == pytest.approx(deep.end.max(), rel=0.1)
+
+
+def test_reading_a_value_waits_for_the_stream() -> None:
+    x = torch.ones(1024, 1024, device="chip")
+    trace = record(lambda: (x @ x).sum().item())
+    timeline = replay(trace, chip(), host())
+    product = launches(timeline)[0]
+    assert timeline.waited.max() > 0.9 * (timeline.end[product] - timeline.start[product])
+
+
+def test_streams_overlap_where_the_chip_has_room() -> None:
+    x = torch.ones(64, 64, device="chip")
+
+    def two_streams() -> None:
+        for stream in (torch.Stream("chip"), torch.Stream("chip")):
+            with stream:
+                for _ in range(50):
+                    x @ x
+
+    trace = record(two_streams)
+    fast_host = {"launch": {"eager_us": 400.0}}
+    together = replay(trace, chip(**fast_host), host()).end.max()
+    alone = replay(trace, chip(**fast_host, compute={"concurrent_kernels": 1}), host()).end.max()
+    assert alone > 1.5 * together
+
+
+def test_event_orders_two_streams() -> None:
+    x = torch.ones(1024, 1024, device="chip")
+
+    def ordered() -> None:
+        first, second = torch.Stream("chip"), torch.Stream("chip")
+        with first:
+            x @ x
+            event = first.record_event()
+        second.wait_event(event)
+        with second:
+            torch.ones(4, device="chip")
+
+    timeline = replay(record(ordered), chip(), host())
+    product, last = launches(timeline)
+    assert timeline.start[last] >= timeline.end[product]
+
+
+def test_pinned_copies_are_faster_than_pageable_ones() -> None:
+    size = 1 << 24
+    trace = record(lambda: (torch.ones(size).pin_memory().to("chip"), torch.ones(size).to("chip")))
+    timeline = replay(trace, chip(link={"h2d_gb_s": 25.0}), host())
+    copies = np.flatnonzero(trace.columns["kind"] == 1)
+    pinned, pageable = timeline.end[copies] - timeline.start[copies]
+    assert pinned == pytest.approx(4 * size / 25e9 + 10e-6)
+    assert pageable == pytest.approx(4 * size / 8e9 + 10e-6)
+
+
+def test_fallback_is_priced_as_copies_host_and_stall() -> None:
+    x = torch.ones(1 << 20, device="chip")
+
+    def program() -> None:
+        y = x * 2
+        y.topk(5)
+
+    trace = record(program)
+    whole = chip(ops={"host": ["aten::topk"]})
+    timeline = replay(trace, whole, host())
+    (ledger,) = summarize(timeline, advise=False).fallbacks
+    assert (ledger.op, ledger.dtype, ledger.count) == ("aten::topk", "float32", 1)
+    assert ledger.file.endswith("test_timeline.py")
+    assert ledger.d2h_seconds == pytest.approx(10e-6 + 4 * 2**20 / 6e9)
+    assert ledger.h2d_seconds == pytest.approx(10e-6 + 5 * 12 / 6e9)
+    assert ledger.stall_seconds > 0
+    parts = (ledger.d2h_seconds, ledger.host_seconds, ledger.h2d_seconds, ledger.stall_seconds)
+    assert ledger.seconds == pytest.approx(sum(parts))
+
+
+def test_parts_of_a_step_add_up() -> None:
+    model = torch.nn.Linear(256, 256).to("chip")
+
+    def program() -> None:
+        for _ in range(4):
+            model(torch.ones(64, 256).to("chip")).sum().item()
+
+    summary = summarize(replay(record(program), chip(ops={"host": ["aten::sum"]}), host()), advise=False)
+    parts = summary.device_seconds + summary.link_seconds + summary.host_seconds + summary.fallback_seconds
+    assert parts == pytest.approx(summary.step_seconds)
+    assert (summary.steps, summary.steps_by) == (4, "forward")
+
+
+def test_steps_are_marked_by_the_program_if_it_does() -> None:
+    def program() -> None:
+        for _ in range(3):
+            torch.ones(4, device="chip")
+            bringup.step()
+
+    summary = bringup.price(record(program), "t4").summary
+    assert (summary.steps, summary.steps_by, summary.launches) == (3, "program", 1)
+
+
+def test_memory_peak_is_the_allocators() -> None:
+    torch.chip.empty_cache()
+    torch.chip.reset_peak_memory_stats()
+    before = torch.chip.memory_allocated()
+
+    def program() -> None:
+        x = torch.ones(1000, 1000, device="chip")
+        y = x + 1
+        del x
+        y * 2
+
+    trace = record(program)
+    assert bringup.price(trace, "t4").peak_bytes == torch.chip.max_memory_allocated() - before
+
+
+def test_event_times_are_chip_time_while_recording() -> None:
+    x = torch.ones(1024, 1024, device="chip")
+    with bringup.record() as trace:
+        start, end = (torch.Event("chip", enable_timing=True) for _ in range(2))
+        start.record()
+        x @ x
+        end.record()
+        end.synchronize()
+        first = start.elapsed_time(end)
+        start.record()
+        x @ x
+        end.record()
+        end.synchronize()
+        second = start.elapsed_time(end)
+    seconds = bringup.price(trace, "edge8").timeline.prices.seconds[0]
+    assert first * 1e-3 >= seconds
+    assert second * 1e-3 == pytest.approx(seconds, rel=0.2)
+
+
+def test_pricing_again_gives_the_same_numbers() -> None:
+    x = torch.ones(64, 64, device="chip")
+    trace = record(lambda: [(x @ x).relu().sum().item() for _ in range(5)])
+    assert bringup.price(trace, "t4").summary == bringup.price(trace, "t4").summary
+
+
+def test_predict_runs_once_and_moves_arguments() -> None:
+    calls = []
+
+    def function(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x.device.type)
+        return x @ x
+
+    found = bringup.predict(function, torch.ones(128, 128), chip="h200-sxm")
+    assert calls == ["chip"]
+    assert found.chip == "h200-sxm"
+    assert 0 < found.step_seconds < 1e-3
+    assert found.trace.launches == found.launches == 1
+
+
+def test_predict_of_a_function_that_launches_nothing_is_told() -> None:
+    with pytest.raises(bringup.BringupError, match="launched nothing on the chip"):
+        bringup.predict(lambda: torch.ones(2), chip="t4")
+
+
+def test_predictions_are_near_published_measurements() -> None:
+    from bringup.validation import error_band, measurements
+
+    bands = {name: error_band(bringup.load_chip(name))[0] for name in {row.chip for row in measurements()}}
+    assert len(bands) >= 12
+    assert np.mean(list(bands.values())) < 0.25, bands
+    assert "described, not validated" in error_band(bringup.load_chip("rngd"))[1]

@@ -1,0 +1,187 @@
+"""The recorder and its files."""
+
+import subprocess
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bringup
+from bringup.trace import ALLOC, D2H, EVENT_RECORD, EVENT_WAIT, FORWARD, FREE, H2D, LAUNCH, PHASES, STEP, STREAM_SYNC
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+class Tiny(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers(x)
+
+
+@pytest.fixture(scope="module")
+def trace() -> bringup.Trace:
+    model = Tiny().to("chip")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with bringup.record() as recorded:
+        for _ in range(3):
+            x = torch.randn(2, 8).to("chip")
+            loss = model(x).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            loss.item()
+    return recorded
+
+
+def ops(trace: bringup.Trace, phase: str) -> Counter[str]:
+    rows = (trace.columns["kind"] == LAUNCH) & (trace.columns["phase"] == PHASES.index(phase))
+    return Counter(trace.signatures[i].op for i in trace.columns["signature"][rows])
+
+
+def test_launches_have_phases(trace: bringup.Trace) -> None:
+    assert ops(trace, "forward")["aten::addmm"] == 6
+    assert ops(trace, "backward")["aten::mm"] == 9  # the first layer's input needs no gradient
+    assert set(ops(trace, "optimizer")) == {"aten::_foreach_add_.List"}
+
+
+def test_launches_have_lines_and_modules(trace: bringup.Trace) -> None:
+    where = {
+        (trace.modules[m], trace.lines[line].split("/")[-1].split(":")[0])
+        for m, line, s in zip(*(trace.columns[name] for name in ("module", "line", "signature")), strict=True)
+        if s >= 0 and trace.signatures[s].op == "aten::addmm"
+    }
+    assert where == {("layers.0", "test_trace.py"), ("layers.2", "test_trace.py")}
+
+
+def test_backward_launches_have_the_module_of_their_forward(trace: bringup.Trace) -> None:
+    columns = trace.columns
+    rows = (columns["kind"] == LAUNCH) & (columns["phase"] == PHASES.index("backward"))
+    pairs = zip(columns["module"][rows], columns["signature"][rows], strict=True)
+    found = {trace.modules[m] for m, s in pairs if m >= 0 and trace.signatures[s].op == "aten::mm"}
+    assert found == {"layers.0", "layers.2"}
+
+
+def test_copies_waits_steps_and_calls_are_rows(trace: bringup.Trace) -> None:
+    kinds = Counter(int(kind) for kind in trace.columns["kind"])
+    assert (kinds[H2D], kinds[D2H], kinds[STREAM_SYNC], kinds[STEP], kinds[FORWARD]) == (3, 3, 3, 3, 3)
+    copied = trace.columns["bytes"][trace.columns["kind"] == H2D]
+    assert set(copied.tolist()) == {2 * 8 * 4}
+
+
+def test_storages_tell_who_reads_what_was_written(trace: bringup.Trace) -> None:
+    columns = trace.columns
+    rows = [i for i in np.flatnonzero(columns["kind"] == LAUNCH) if columns["phase"][i] == 0]
+    names = [trace.signatures[columns["signature"][i]].name for i in rows]
+    addmm, relu = rows[names.index("addmm")], rows[names.index("relu")]
+
+    def uses(row: int, written: int) -> set[int]:
+        of_row = trace.uses[trace.offsets[row] : trace.offsets[row + 1]]
+        return {int(use) >> 1 for use in of_row if use & 1 == written}
+
+    assert uses(addmm, written=1) <= uses(relu, written=0)
+
+
+def test_allocations_and_frees_pair(trace: bringup.Trace) -> None:
+    kind, objects = trace.columns["kind"], trace.columns["object"]
+    allocated = set(objects[kind == ALLOC].tolist())
+    assert len(allocated) == int((kind == ALLOC).sum())
+    assert allocated & set(objects[kind == FREE].tolist())
+
+
+def test_scalars_that_change_do_not_make_new_signatures() -> None:
+    x = torch.ones(4, device="chip")
+    with bringup.record() as trace:
+        for value in range(5):
+            x * float(value)
+    assert len(trace.signatures) == 1
+    assert trace.launches == 5
+
+
+def test_streams_and_events_are_rows() -> None:
+    with bringup.record() as trace:
+        side = torch.Stream("chip")
+        with side:
+            torch.ones(4, device="chip")
+            event = side.record_event()
+        torch.chip.current_stream().wait_event(event)
+    kind, objects, stream = (trace.columns[name] for name in ("kind", "object", "stream"))
+    assert objects[kind == EVENT_RECORD].tolist() == objects[kind == EVENT_WAIT].tolist()
+    assert stream[kind == LAUNCH].tolist() == [side.stream_id]
+
+
+def test_nothing_is_recorded_outside_of_the_block() -> None:
+    with bringup.record() as trace:
+        torch.ones(4, device="chip")
+    torch.ones(4, device="chip")
+    assert trace.launches == 1
+
+
+def test_two_recordings_at_once_are_refused() -> None:
+    with bringup.record(), pytest.raises(bringup.BringupError, match="under way already"), bringup.record():
+        pass
+
+
+def test_module_of_a_dead_model_does_not_name_the_next() -> None:
+    with bringup.record() as trace:
+        for kind in (nn.ReLU, nn.Tanh, nn.Sigmoid):
+            kind()(torch.ones(2, device="chip"))
+    columns = trace.columns
+    pairs = zip(columns["signature"], columns["module"], strict=True)
+    named = [(trace.signatures[s].name, trace.modules[m]) for s, m in pairs if s >= 0 and m >= 0]
+    assert named == [("relu", "ReLU"), ("tanh", "Tanh"), ("sigmoid", "Sigmoid")]
+
+
+def test_saved_trace_comes_back(trace: bringup.Trace, tmp_path: Path) -> None:
+    trace.save(tmp_path / "t.parquet")
+    again = bringup.Trace.load(tmp_path / "t.parquet")
+    for name, column in trace.columns.items():
+        assert np.array_equal(column, again.columns[name]), name
+    assert np.array_equal(trace.uses, again.uses) and np.array_equal(trace.offsets, again.offsets)
+    assert (trace.signatures, trace.lines, trace.modules, trace.about) == (
+        again.signatures,
+        again.lines,
+        again.modules,
+        again.about,
+    )
+
+
+def test_trace_is_one_line_for_other_tools(trace: bringup.Trace, tmp_path: Path) -> None:
+    trace.save(tmp_path / "t.parquet")
+    import pyarrow.parquet as pq  # what pandas.read_parquet and polars.read_parquet(use_pyarrow=True) call
+
+    table = pq.read_table(tmp_path / "t.parquet").to_pydict()
+    assert table["op"][table["kind"].index("launch")].startswith("aten::")
+    assert {"line", "module", "phase", "shapes", "bytes", "host_ns"} <= table.keys()
+
+
+@pytest.mark.parametrize("spoil", ["missing", "truncated", "foreign", "other parquet", "other version", "damaged"])
+def test_bad_trace_is_told_in_one_sentence(trace: bringup.Trace, tmp_path: Path, spoil: str) -> None:
+    import json
+
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "t.parquet"
+    if spoil != "missing":
+        trace.save(path)
+    if spoil == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    if spoil == "foreign":
+        path.write_text("not a trace")
+    if spoil == "other parquet":
+        pq.write_table(pa.table({"a": [1]}), path)
+    if spoil in ("other version", "damaged"):
+        table = pq.read_table(path)
+        about = json.loads(table.schema.metadata[b"bringup"])
+        about |= {"version": 99} if spoil == "other version" else {"signatures": []}
+        pq.write_table(table.replace_schema_metadata({"bringup": json.dumps(about)}), path)
+    with pytest.raises(bringup.TraceError, match=r"t\.parquet") as caught:
+        bringup.Trace.load(path)
+    assert "\n" not in str(caught.value)
