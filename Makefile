@@ -1,4 +1,4 @@
-# make demo: set up and run the example. make test: set up if needed and run the tests. Both can be run again.
+# make demo: set up, run the example on a virtual T4 and report where its time goes. make test: set up if needed and run the tests. Both can be run again.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py $(wildcard csrc/*) $(wildcard csrc/drivers/*)
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
-	$(BIN)/python examples/digits.py
+	$(BIN)/bringup run --chip t4 examples/digits.py
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2

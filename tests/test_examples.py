@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,41 @@ def test_launch_benchmark_runs() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "add 16" in done.stdout and "first a @ a" in done.stdout
+
+
+def test_readme_run_prints_what_the_readme_shows(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(r"the program's own output \.\.\.\n\n(.*?)\n\$ bringup compare", readme, re.DOTALL)
+    assert shown is not None
+    command = [
+        sys.executable,
+        "-m",
+        "bringup",
+        "run",
+        "--chip",
+        "t4",
+        "--out",
+        str(tmp_path / "out"),
+        "examples/digits.py",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    printed = done.stdout[done.stdout.index("step ") :]
+    assert printed.split("report: ")[0] == shown[1].split("report: ")[0], done.stderr
+
+
+def test_docs_show_the_errors_of_the_model() -> None:
+    from bringup import load_chip
+    from bringup.validation import error_band, measurements
+
+    text = (ROOT / "docs" / "cost.md").read_text(encoding="utf-8")
+    for name in {row.chip for row in measurements()}:
+        count = sum(row.chip == name for row in measurements())
+        band, _ = error_band(load_chip(name))
+        assert f"| {name} | {count} | {band:.0%} |" in text, (name, count, band)
+
+
+def test_prediction_benchmark_runs() -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "predict.py"), "--rounds", "1", "--launches", "10000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "recording on / off" in done.stdout and "compare on 30 chips" in done.stdout

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bringup import pricing
 from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, MEMORY, WorkTable
+from bringup.text import duration, size
 from bringup.timeline import Timeline, replay
 from bringup.trace import D2H, DEVICE_SYNC, EVENT_SYNC, H2D, LAUNCH, PINNED, STREAM_SYNC, Trace
 
@@ -126,10 +127,10 @@ def _host_bound(timeline: Timeline, summary: Summary, what_if: list[WhatIf]) -> 
     even = (
         f", or raise the batch: the chip keeps up with the host at {times:.1f} times this one" if times > 1.05 else ""
     )
-    action = "fuse (torch.compile)" + (f": {_ms(graph)} as a graph" if graph is not None else "") + even
+    action = "fuse (torch.compile)" + (f": {duration(graph)} as a graph" if graph is not None else "") + even
     return [
         Bottleneck(
-            f"host-bound: the chip waits {_ms(summary.host_seconds)} per step for launches",
+            f"host-bound: the chip waits {duration(summary.host_seconds)} per step for launches",
             f"{per_step:,} launches of < 20 us per step, each of which takes the host longer than the chip",
             action,
             summary.host_seconds,
@@ -143,7 +144,7 @@ def _fallbacks(summary: Summary) -> list[Bottleneck]:
         where = f"{item.file}:{item.line}" if item.file else "an unknown line"
         found.append(
             Bottleneck(
-                f"fallback: {item.op} {item.dtype} runs on the host, {_ms(item.seconds)} per step",
+                f"fallback: {item.op} {item.dtype} runs on the host, {duration(item.seconds)} per step",
                 f"{summary.chip} does not list it; {item.count:,.3g}x at {where}",
                 "use another dtype or operator there, move the step to the host on purpose, or ask the vendor for it",
                 item.seconds,
@@ -162,7 +163,7 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     if not copies.any() or summary.link_seconds <= 0:
         return []
     pageable = copies & ((flags & PINNED) == 0)
-    size = int(columns["bytes"][first:last][copies].sum()) // count
+    moved = int(columns["bytes"][first:last][copies].sum()) // count
     share = float(pageable.sum()) / float(copies.sum())
     where = _dearest_line(timeline.trace, columns["line"][first:last][copies], timeline.seconds[first:last][copies])
     action = (
@@ -172,8 +173,8 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     )
     return [
         Bottleneck(
-            f"link-bound: copies keep the chip waiting {_ms(summary.link_seconds)} per step",
-            f"{size / 1e6:,.1f} MB per step over {summary.link}, {share:.0%} of the copies pageable{where}",
+            f"link-bound: copies keep the chip waiting {duration(summary.link_seconds)} per step",
+            f"{size(moved)} per step over {summary.link}, {share:.0%} of the copies pageable{where}",
             action,
             summary.link_seconds,
         )
@@ -224,9 +225,9 @@ def _engines(timeline: Timeline, summary: Summary, what_if: list[WhatIf]) -> lis
         dtype = half.change.split()[-1]
         found.append(
             Bottleneck(
-                f"compute-bound in float32: products take {_ms(heavy)} per step",
+                f"compute-bound in float32: products take {duration(heavy)} per step",
                 f"{summary.chip} multiplies {dtype} faster than float32",
-                f"torch.autocast('chip', dtype=torch.{dtype}): {_ms(half.step_seconds)} per step before its casts",
+                f"torch.autocast('chip', dtype=torch.{dtype}): {duration(half.step_seconds)} per step before its casts",
                 gain,
             )
         )
@@ -237,7 +238,7 @@ def _engines(timeline: Timeline, summary: Summary, what_if: list[WhatIf]) -> lis
         # A chain of n pointwise operators moves every tensor n times; fused, once.
         found.append(
             Bottleneck(
-                f"memory-bound: operators that only move data take {_ms(moving)} per step",
+                f"memory-bound: operators that only move data take {duration(moving)} per step",
                 f"{int(light.sum()) // count:,} launches, most of the time in {FAMILIES[top]}",
                 "fuse them (torch.compile), use fused optimizers and in-place forms, or a smaller dtype",
                 moving / 2,
@@ -252,7 +253,3 @@ def _dearest_line(trace: Trace, lines: Array, weights: Array) -> str:
         return ""
     totals = np.bincount(lines[known], weights[known], len(trace.lines))
     return f", most at {trace.lines[int(totals.argmax())]}"
-
-
-def _ms(seconds: float) -> str:
-    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"

@@ -3,8 +3,8 @@
 Note [The analytic model]
 A launch takes ``launch + (compute^p + memory^p)^(1/p)``: the two overlap, but not perfectly near their crossing.
 Products are tiled as a tuned library would: the best of a menu of tiles and splits is taken. Everything is elementwise
-over arrays of signatures, so that pricing a recording takes milliseconds. Constants that data sheets hide stand at the top,
-one for all chips; a chip file may give its own measured ones.
+over arrays of signatures, so that pricing a recording takes milliseconds. Constants that data sheets hide stand at the
+top, one for all chips; a chip file may give its own measured ones.
 """
 
 from __future__ import annotations

@@ -77,7 +77,8 @@ def command(
 
 def print_table(rows: list[Row], console: Console) -> None:
     """Print one line per chip."""
-    from bringup.report.terminal import duration, unit
+    from bringup.report.terminal import unit
+    from bringup.text import duration
 
     what = unit(rows[0].summary)
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -9,8 +9,8 @@ import numpy.typing as npt
 
 from bringup import pricing
 from bringup.cost import FAMILIES
-from bringup.report.terminal import duration, size
 from bringup.summary import Summary, memory_over_time
+from bringup.text import duration, size
 from bringup.timeline import Timeline
 from bringup.trace import D2D, D2H, H2D, LAUNCH
 

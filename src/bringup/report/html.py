@@ -13,8 +13,9 @@ from markupsafe import Markup
 
 from bringup.comparison import Row
 from bringup.report import figures
-from bringup.report.terminal import band, duration, size, unit
+from bringup.report.terminal import band, unit
 from bringup.summary import Summary, by_group, memory_over_time
+from bringup.text import duration, size
 from bringup.timeline import Timeline
 from bringup.trace import ALLOC, FREE, PHASES, Trace
 
