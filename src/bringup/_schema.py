@@ -49,16 +49,23 @@ class Matrix(_Table):
 
 
 class Vector(_Table):
-    """The vector units: float32 rate, and special functions (exp, tanh, ...) per second."""
+    """The vector units: rate per dtype, and special functions (exp, tanh, ...) per second."""
 
-    tflops: Positive
+    tflops: dict[str, Positive]
     special_tops: Positive | None = None
+
+    @model_validator(mode="after")
+    def _has_float32(self) -> Vector:
+        if "float32" not in self.tflops:
+            raise ValueError("tflops needs float32: other dtypes follow from it where they are not given")
+        return self
 
 
 class Scratchpad(_Table):
-    """Memory of one core that software manages."""
+    """Memory of one core that software manages; the bandwidth is that of all cores together."""
 
     kib_per_core: Positive
+    bandwidth_tb_s: Positive | None = None
 
 
 class Cache(_Table):

@@ -44,7 +44,8 @@ OVERLAP = 4.0  # the p of Note [The analytic model]
 SYSTOLIC_OVERLAP = 6.0  # software-managed double buffering overlaps better
 # Elements one core of a GPU has in flight before the latency of memory is hidden: 2,048 threads, one each.
 ITEMS_PER_CORE = 2048
-# Double precision and whole numbers on the vector units, over float32: 1/2 on data-centre GPUs; one for int32.
+# What a chip file does not give, over float32: float64 is half as fast on data-centre GPUs, int64 takes two
+# instructions, a complex multiplication four (and two additions).
 VECTOR_RATE = {"float64": 0.5, "complex128": 0.125, "complex64": 0.25, "int64": 0.5}
 TILES = [
     (m, n) for m in (16, 32, 64, 128, 256) for n in (32, 64, 128, 256) if m * n <= 256 * 128 or (m, n) == (256, 256)
@@ -151,7 +152,8 @@ def matrix_rate(chip: Chip, dtype: str) -> float:
 
 def vector_rate(chip: Chip, dtype: str) -> float:
     """Flop/s of the vector units."""
-    return chip.vector.tflops * 1e12 * VECTOR_RATE.get(dtype, 1.0)
+    table = chip.vector.tflops
+    return table[dtype] * 1e12 if dtype in table else table["float32"] * 1e12 * VECTOR_RATE.get(dtype, 1.0)
 
 
 def memory_rate(chip: Chip) -> float:
@@ -174,7 +176,9 @@ def price_table(table: WorkTable, signatures: Sequence[Signature], chip: Chip, *
     launch = launch_seconds(chip, graph=graph) * table.kernels
     share = np.clip(table.items / (cores * ITEMS_PER_CORE), 1.0 / cores, 1.0)
     vector_rates = np.asarray([vector_rate(chip, dtype) for dtype in table.dtypes]) if table.dtypes else np.zeros(0)
-    special_rate = chip.vector.tflops * 0.25e12 if chip.vector.special_tops is None else chip.vector.special_tops * 1e12
+    special_rate = (
+        chip.vector.tflops["float32"] * 0.25e12 if chip.vector.special_tops is None else chip.vector.special_tops * 1e12
+    )
     # Little work cannot fill the chip: it runs at the rate of the cores that it reaches.
     compute = (table.vector_flops / vector_rates + table.special / special_rate) / share
     reach = np.minimum(1.0, share / CORES_FOR_BANDWIDTH)
@@ -244,7 +248,9 @@ def _systolic(table: WorkTable, chip: Chip, rates: Array) -> tuple[Array, Array]
 
 
 def _cache_rate(chip: Chip) -> float:
-    own = chip.cache.bandwidth_tb_s if chip.cache is not None else None
+    """Bytes/s that feed the tiles: the last cache's, or the scratchpads' of a chip without one."""
+    level = chip.cache or chip.scratchpad
+    own = level.bandwidth_tb_s if level is not None else None
     return own * 1e12 if own is not None else memory_rate(chip) * CACHE_SPEEDUP
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -98,6 +99,11 @@ def show(name: str, as_json: bool) -> None:
     for key, value in flat({k: v for k, v in data.items() if k not in ("name", "description")}):
         table.add_row(key, escape(str(value)), escape(source_of(key, sources)))
     console.print(table)
+    from bringup.validation import measurements
+
+    used = Counter(row.source for row in measurements() if row.chip == described.name)
+    for source, count in sorted(used.items()):
+        console.print(f"validated by {count} measurements of {escape(source)}", highlight=False)
 
 
 def flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
