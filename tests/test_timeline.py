@@ -218,6 +218,18 @@ def test_steps_are_marked_by_the_program_if_it_does() -> None:
     assert (summary.steps, summary.steps_by, summary.launches) == (3, "program", 1)
 
 
+@pytest.mark.parametrize(
+    ("model", "data"),
+    [
+        (torch.nn.Linear(8, 4), torch.ones(6, 8)),
+        (torch.nn.Conv2d(3, 4, 3), torch.ones(6, 3, 8, 8)),
+        (torch.nn.Sequential(torch.nn.Embedding(10, 4), torch.nn.Linear(4, 4)), torch.zeros(6, 5, dtype=torch.int64)),
+    ],
+)
+def test_batch_is_what_the_first_layer_sees(model: torch.nn.Module, data: torch.Tensor) -> None:
+    assert bringup.predict(model, data, chip="t4").samples == 6
+
+
 def test_memory_peak_is_the_allocators() -> None:
     torch.chip.empty_cache()
     torch.chip.reset_peak_memory_stats()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -124,9 +125,8 @@ def _host_bound(timeline: Timeline, summary: Summary, what_if: list[WhatIf]) -> 
     working = summary.device_seconds
     times = summary.step_seconds / working if working else 0.0
     graph = _gain(what_if, "launches replayed")
-    even = (
-        f", or raise the batch: the chip keeps up with the host at {times:.1f} times this one" if times > 1.05 else ""
-    )
+    batch = f"batch {math.ceil(summary.samples * times):,}" if summary.samples else f"{times:.1f} times this batch"
+    even = f", or raise the batch: break-even at {batch}" if times > 1.05 else ""
     action = "fuse (torch.compile)" + (f": {duration(graph)} as a graph" if graph is not None else "") + even
     return [
         Bottleneck(

@@ -42,6 +42,7 @@ class Summary:
         device_seconds, fallback_seconds, link_seconds, host_seconds: its parts: the chip computes; else the host
             computes what the chip cannot; else the link is busy; else the chip waits for the host.
         launches: per step.
+        samples: batch size of a step, as its first embedding, convolution or product sees it; 0 if there is none.
         peak_bytes: of device memory that tensors held at once, by the caching allocator's blocks.
         energy_joules, cost_usd: per step; None if the chip file has no power, no price.
     """
@@ -58,6 +59,7 @@ class Summary:
     steps: int
     steps_by: str
     launches: int
+    samples: int
     peak_bytes: int
     capacity_bytes: int
     fits: bool
@@ -119,6 +121,7 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
         steps=len(timeline.steps.ends),
         steps_by=timeline.steps.by,
         launches=round(launches / count),
+        samples=samples(timeline, first, last),
         peak_bytes=peak,
         capacity_bytes=chip.device_bytes,
         fits=peak <= chip.device_bytes,
@@ -152,6 +155,22 @@ def _energy(timeline: Timeline, step: float, busy: float) -> float | None:
         return None
     idle = power.idle_w if power.idle_w is not None else power.tdp_w * 0.1
     return idle * step + (power.tdp_w - idle) * busy
+
+
+def samples(timeline: Timeline, first: int, last: int) -> int:
+    """Return the leading dimension of what the first embedding, convolution or product of the rows works on."""
+    columns, work = timeline.trace.columns, timeline.work
+    for row in np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first:
+        number = columns["signature"][row]
+        signature = timeline.trace.signatures[number]
+        product = work.works[number].family in ("convolution", "matmul")
+        if columns["phase"][row] != 0 or not (product or signature.base == "embedding"):
+            continue
+        names = ("indices", "input", "mat1", "self")
+        data = next((found for name in names if (found := signature.tensor(name)) is not None and found.shape), None)
+        if data is not None:
+            return int(data.shape[0])
+    return 0
 
 
 def unpriced(timeline: Timeline) -> list[str]:

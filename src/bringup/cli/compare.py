@@ -77,12 +77,12 @@ def command(
 
 def print_table(rows: list[Row], console: Console) -> None:
     """Print one line per chip."""
-    from bringup.report.terminal import unit
+    from bringup.report.terminal import per_million, unit
     from bringup.text import duration
 
     what = unit(rows[0].summary)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("chip", what, "", "bound", "busy", "memory", "fallbacks", "energy", f"USD / million {what}s", "band"):
+    for title in ("chip", what, "", "bound", "busy", "memory", "fallbacks", "energy", "cost", "band"):
         table.add_column(title, justify="left" if title in ("chip", "bound") else "right", no_wrap=True)
     for row in rows:
         summary = row.summary
@@ -97,7 +97,7 @@ def print_table(rows: list[Row], console: Console) -> None:
             f"{used:.0%}" if summary.fits else f"[red]{used:.0%}: too small[/]",
             f"{sum(item.count for item in summary.fallbacks):,.0f}" if summary.fallbacks else "-",
             "-" if summary.energy_joules is None else f"{summary.energy_joules:.3g} J",
-            "-" if summary.cost_usd is None else f"{summary.cost_usd * 1e6:,.3g}",
+            per_million(summary),
             "-" if summary.error_band is None else f"{summary.error_band:.0%}",
         )
     console.print(table)

@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from bringup.comparison import Row
 from bringup.report import figures
-from bringup.report.terminal import band, unit
+from bringup.report.terminal import band, per_million, unit
 from bringup.summary import Summary, by_group, memory_over_time
 from bringup.text import duration, size
 from bringup.timeline import Timeline
@@ -64,6 +64,7 @@ def page(timeline: Timeline, summary: Summary) -> str:
             s=summary,
             unit=unit(summary),
             band=band(summary),
+            cost=per_million,
             found=_found(summary),
             parts=_parts(summary),
             groups=_groups(timeline),
@@ -88,7 +89,8 @@ def comparison(trace: Trace, rows: list[Row]) -> str:
             plotly="",
             about=trace.about,
             rows=rows,
-            slowest=max(row.summary.step_seconds for row in rows) or 1.0,
+            fastest=min(row.summary.step_seconds for row in rows) or 1.0,
+            cost=per_million,
             unit=unit(rows[0].summary),
             duration=duration,
             fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),

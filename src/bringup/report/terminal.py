@@ -29,6 +29,14 @@ def unit(summary: Summary) -> str:
     return "run" if summary.steps_by == "whole" else "step"
 
 
+def per_million(summary: Summary) -> str:
+    """Write the cost of a million samples, or of a million steps if the batch is not known."""
+    if summary.cost_usd is None:
+        return "-"
+    each, what = (summary.samples, "samples") if summary.samples else (1, f"{unit(summary)}s")
+    return f"{summary.cost_usd * 1e6 / each:,.3g} USD per million {what}"
+
+
 def print_summary(summary: Summary, console: Console) -> None:
     """Print what happened and what to do, on one screen."""
     what = unit(summary)
@@ -54,9 +62,10 @@ def print_summary(summary: Summary, console: Console) -> None:
     warm = ", the first left out" if summary.steps > 1 else ""
     fits = "fits" if summary.fits else "[bold red]does not fit[/]"
     energy = "" if summary.energy_joules is None else f"   {summary.energy_joules:.3g} J"
-    cost = "" if summary.cost_usd is None else f"   {summary.cost_usd * 1e6:.3g} USD per million {what}s"
+    cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
     console.print(
-        f"  {summary.launches:,.0f} launches per {what}; {summary.steps:,} steps {found}{warm}"
+        f"  {summary.launches:,} launches per {what}, batch {summary.samples or 'unknown'}; "
+        f"{summary.steps:,} steps {found}{warm}"
         if summary.steps_by != "whole"
         else f"  {summary.launches:,.0f} launches, {found}",
         highlight=False,
