@@ -12,7 +12,7 @@ from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.summary import Summary, summarize
 from bringup.timeline import HostClock, Timeline, replay
-from bringup.trace import Trace, record
+from bringup.trace import Trace, record, step
 
 if TYPE_CHECKING:
     from bringup._schema import Chip, Host
@@ -82,7 +82,8 @@ def predict(
     """Run ``function(*args, **kwargs)`` once on the virtual chip, record it, and price it.
 
     Tensors and modules among the arguments are moved to the chip first, which is not part of the prediction. The chip
-    of the process stays what it is; `chip` is what the recording is priced on.
+    of the process stays what it is; `chip` is what the recording is priced on. One call is one step, unless the
+    function marks steps itself.
 
     Args:
         function: what to run.
@@ -111,6 +112,7 @@ def predict(
     with record() as trace:
         function(*moved, **named)
         torch.chip.synchronize()  # type: ignore[attr-defined]
+        step()
     if not trace.launches:
         name = getattr(function, "__name__", type(function).__name__)
         raise BringupError(f"{name} launched nothing on the chip: make its tensors there, or pass them as arguments")

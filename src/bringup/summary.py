@@ -184,13 +184,12 @@ def memory_over_time(trace: Trace) -> tuple[int, Array]:
     """Return the peak in bytes of the fullest device, and the bytes held after every row on its device."""
     kind, size, device = (trace.columns[name] for name in ("kind", "bytes", "device"))
     change = np.where(kind == ALLOC, size, 0) - np.where(kind == FREE, size, 0)
-    # What was there before the recording began is freed in it: the balance never falls below zero.
+    before = [int(count) for count in trace.about.get("held_bytes", [])]
     held = np.zeros(len(kind), dtype=np.int64)
     peak = 0
     for index in np.unique(device) if len(device) else ():
         on = device == index
-        balance = np.cumsum(np.where(on, change, 0))
-        balance -= min(0, int(balance.min(initial=0)))
+        balance = np.cumsum(np.where(on, change, 0)) + (before[index] if index < len(before) else 0)
         held = np.where(on, balance, held)
         peak = max(peak, int(balance.max(initial=0)))
     return peak, held

@@ -60,7 +60,7 @@ class Trace:
     Attributes:
         columns: name -> one value per row; ``signature``, ``line`` and ``module`` index the lists below (-1: none).
         uses: storage * 2 + written, of all rows; row i has ``uses[offsets[i]:offsets[i + 1]]``.
-        about: program, chip, torch version.
+        about: program, chip, torch version; ``held_bytes``: what tensors held on every device when the recording began.
     """
 
     columns: dict[str, Column]
@@ -199,6 +199,9 @@ def _codes(array: Any, texts: list[str]) -> Column:
 class Recorder:
     """A recording under way. `trace` takes what was launched so far."""
 
+    def __init__(self, held_bytes: list[int]) -> None:
+        self.held_bytes = held_bytes
+
     def trace(self) -> Trace:
         """Copy the rows recorded so far."""
         import torch
@@ -217,6 +220,7 @@ class Recorder:
             "program": Path(sys.argv[0]).name,
             "chip": ops.chip(),
             "torch": torch.__version__.split("+")[0],
+            "held_bytes": self.held_bytes,
         }
         return Trace(
             columns,
@@ -242,11 +246,14 @@ def recorded(host: Host | None = None, host_clock: Literal["modelled", "measured
     if not torch.ops.bringup.is_configured():
         _load.choose_from_environment()
     assert _load.chosen is not None
+    chips: Any = torch.chip  # type: ignore[attr-defined]
+    is_open = chips.is_initialized()
+    held = [int(chips.memory_allocated(i)) if is_open else 0 for i in range(chips.device_count())]
     with modules.watched(FORWARD, STEP):
         torch.ops.bringup.start_recording()
         clock.start(_load.chosen, host, host_clock)
         try:
-            yield Recorder()
+            yield Recorder(held)
         finally:
             torch.ops.bringup.stop_recording()
             clock.stop()
