@@ -129,18 +129,22 @@ def test_module_stdin_and_main_are_as_under_python(bringup: Bringup, tmp_path: P
     assert done.stdout.startswith(plain.stdout), done.stderr
 
 
-def test_interrupt_ends_the_program_as_under_python(tmp_path: Path) -> None:
-    (tmp_path / "waits.py").write_text("import time\nprint('ready', flush=True)\ntime.sleep(60)\n")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signal_ends_the_program_as_under_python_and_leaves_a_report(tmp_path: Path, number: signal.Signals) -> None:
+    (tmp_path / "waits.py").write_text(
+        "import time, torch\nx = torch.ones(4, device='chip') + 1\nprint('ready', flush=True)\n"
+        "try:\n    time.sleep(60)\nfinally:\n    print('clean', flush=True)\n"
+    )
     command = [*BRINGUP, "run", "waits.py"]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGINT
-    assert "KeyboardInterrupt" in errors
-    assert (tmp_path / "bringup-waits" / "summary.json").is_file()
+        process.send_signal(number)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == -number
+    assert ("KeyboardInterrupt" in errors) == ("clean" in output) == (number == signal.SIGINT)
+    assert json.loads((tmp_path / "bringup-waits" / "summary.json").read_text())["launches"] == 2
 
 
 def test_strict_raises_at_the_line(bringup: Bringup, tmp_path: Path) -> None:

@@ -299,3 +299,33 @@ def test_predictions_are_near_published_measurements() -> None:
     assert len(bands) >= 12
     assert np.mean(list(bands.values())) < 0.25, bands
     assert "described, not validated" in error_band(bringup.load_chip("rngd"))[1]
+
+
+def test_advice_names_the_cause() -> None:
+    x = torch.ones(512, 512, device="chip")
+
+    def reads_often() -> None:
+        for _ in range(20):
+            (x @ x).sum().item()
+            bringup.step()
+
+    conditions = [item.condition for item in bringup.price(record(reads_often), "h100-sxm").bottlenecks]
+    assert any("the host waits for the chip 1 times per step" in text for text in conditions)
+    assert not any("link-bound" in text for text in conditions)
+
+    def copies_much() -> None:
+        for _ in range(4):
+            torch.ones(1 << 22).to("chip")
+            bringup.step()
+
+    (first, *_) = bringup.price(record(copies_much), "t4").bottlenecks
+    assert first.condition.startswith("link-bound")
+    assert "16.00 MiB per step over pcie3 x16, 100% of the copies pageable" in first.cause
+    assert "pin_memory=True" in first.action
+
+
+def test_what_ifs_never_make_a_step_slower() -> None:
+    x = torch.ones(1024, 1024, device="chip")
+    summary = bringup.price(record(lambda: [(x @ x).relu() for _ in range(10)]), "t4").summary
+    assert {item.change for item in summary.what_if} >= {"host twice as fast", "link twice as fast"}
+    assert all(item.step_seconds <= summary.step_seconds * 1.001 for item in summary.what_if)

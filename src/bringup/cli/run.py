@@ -159,12 +159,34 @@ def _record(
         raise BringupError(f"BRINGUP_DEVICES must be a whole number from 1 to {_load.MAX_DEVICES}, got {devices!r}")
     _load.use(name, devices=int(devices), strict=strict)
     with recorded(host, host_clock) as recorder:  # type: ignore[arg-type]
+
+        def finish() -> None:
+            if torch.ops.bringup.is_open():
+                _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
+            _report(recorder.trace(), chips, host, host_clock, target, as_json)
+
+        _report_before_termination(finish)
         code = _execute(program)
-        if torch.ops.bringup.is_open():
-            _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
-    trace = recorder.trace()
-    _report(trace, chips, host, host_clock, target, as_json)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is being written
+        torch.ops.bringup.stop_recording()
+        finish()
     return code
+
+
+def _report_before_termination(finish: Callable[[], None]) -> None:
+    """Write the report when somebody ends the program with SIGTERM, then end as python does, without clean-up.
+
+    A program that handles the signal itself replaces this.
+    """
+
+    def handle(number: int, _frame: object) -> None:
+        finish()
+        sys.stdout.flush()
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, handle)
 
 
 def _quietly(function: Callable[[], None]) -> None:
@@ -178,7 +200,7 @@ def _quietly(function: Callable[[], None]) -> None:
 def _execute(program: _Program) -> int | None:
     """Run as ``__main__``. Return the exit code; None for an interrupt, which the caller passes on."""
     main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=program.file, __builtins__=builtins, __spec__=program.spec)
+    main.__dict__.update(__file__=program.file, __builtins__=builtins, __spec__=program.spec, __annotations__={})
     if program.spec is not None:
         main.__dict__["__package__"] = str(getattr(program.spec, "parent", ""))
         main.__dict__["__loader__"] = getattr(program.spec, "loader", None)
