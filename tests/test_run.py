@@ -205,3 +205,19 @@ def test_chips_lists_shows_and_checks(bringup: Bringup) -> None:
     assert "described, not validated" in bringup("chips").stdout
     assert "bandwidth_gb_s" in bringup("chips", "show", "t4").stdout
     assert "a whole chip file of t4" in bringup("chips", "check", "t4").stdout
+
+
+def test_validate_shows_the_errors(bringup: Bringup) -> None:
+    done = bringup("validate")
+    assert done.returncode == 0, done.stderr
+    assert "wormhole-n150" in done.stdout and "predicted" in done.stdout
+    found = json.loads(bringup("validate", "--chip", "t4,h100-sxm", "--op", "mm", "--json").stdout)
+    assert list(found["chips"]) == ["h100-sxm", "t4"] and list(found["ops"]) == ["mm"]
+    assert 0 < found["all"]["mean"] < 0.5
+    one_sentence(bringup("validate", "--chip", "t5"), "t5", "wormhole-n150")
+
+
+def test_no_verb_shows_the_verbs(bringup: Bringup) -> None:
+    done = bringup()
+    assert done.returncode == 0
+    assert "compare" in done.stdout

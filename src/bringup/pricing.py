@@ -40,6 +40,9 @@ TILE_SECONDS = 0.6e-6
 CORES_FOR_BANDWIDTH = 0.35
 # Operand traffic inside of a core: a tile of 16 x 16 reaches a third of the engine's rate, of 128 x 128 four fifths.
 SMALL_TILE = 16
+# The same for products on the vector units (float32 without a matrix engine for it), which are slower and so easier to
+# feed: fitted on the float32 products of V100, T4 and A100 in measurements.csv.
+SMALL_TILE_VECTOR = 4
 OVERLAP = 4.0  # the p of Note [The analytic model]
 SYSTOLIC_OVERLAP = 6.0  # software-managed double buffering overlaps better
 # Elements one core of a GPU has in flight before the latency of memory is hidden: 2,048 threads, one each.
@@ -219,8 +222,11 @@ def _tiled(table: WorkTable, chip: Chip, rates: Array) -> tuple[Array, Array]:
     tiles = np.ceil(m / tile_m) * np.ceil(n / tile_n) * batch * splits
     waves = np.ceil(tiles / cores)
     padded_k = np.ceil(k / splits / 16) * 16  # the engine's step
-    efficiency = tile_m * tile_n / (tile_m * tile_n + SMALL_TILE * (tile_m + tile_n))
-    core_rate = rates[:, None, None] / cores / efficiency.max()  # the sustained rate is that of the best tile
+    on_vector = [chip.matrix.tflops.get(table.dtypes[i], 0.0) <= chip.vector.tflops["float32"] for i in table.owner]
+    small = np.where(on_vector, SMALL_TILE_VECTOR, SMALL_TILE)[:, None, None]
+    efficiency = tile_m * tile_n / (tile_m * tile_n + small * (tile_m + tile_n))
+    best_tile = efficiency.max(axis=(1, 2), keepdims=True)  # the sustained rate is that of the best tile
+    core_rate = rates[:, None, None] / cores / best_tile
     one_tile = 2 * tile_m * tile_n * padded_k / (core_rate * efficiency)
     item = table.item[:, None, None]
     feed_rate = _cache_rate(chip) / np.minimum(tiles, cores)
@@ -255,14 +261,17 @@ def _cache_rate(chip: Chip) -> float:
 
 
 def _rereads(table: WorkTable, chip: Chip) -> Array:
-    """Seconds for reading the smaller operand again where neither fits the cache, in blocks of half of it."""
-    cache = chip.cache.mib * 2**20 if chip.cache is not None else 0.0
+    """Seconds for reading operands again: a block of the result is computed at once, and its rows and columns streamed.
+
+    The block is what one wave of 128 x 128 tiles covers, or what its operands and itself leave of the on-chip memory.
+    """
+    on_chip = chip.cache.mib * 2**20 if chip.cache is not None else 0.0
     if chip.scratchpad is not None:
-        cache = max(cache, chip.scratchpad.kib_per_core * 1024 * chip.compute.cores)
-    half = max(cache, 2**20) / 2
+        on_chip = max(on_chip, chip.scratchpad.kib_per_core * 1024 * chip.compute.cores)
+    side = np.maximum(128 * np.sqrt(chip.compute.cores), np.sqrt(on_chip / (3 * np.maximum(table.item, 1))))
     first, second = table.m * table.k * table.item, table.k * table.n * table.item
-    small, large = np.minimum(first, second), np.maximum(first, second)
-    again = np.where(small > half, np.ceil(large / half) - 1, 0.0) * small * table.batch
+    again = first * (np.ceil(table.n / side) - 1) + second * (np.ceil(table.m / side) - 1)
+    again = np.where(np.minimum(first, second) > on_chip / 2, again, 0.0) * table.batch
     seconds = np.zeros(len(table.works))
-    np.add.at(seconds, table.owner, np.maximum(again, 0.0) / memory_rate(chip))
+    np.add.at(seconds, table.owner, again / memory_rate(chip))
     return seconds

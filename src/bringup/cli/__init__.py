@@ -12,6 +12,7 @@ VERBS = {
     "run": "Run a program on a virtual chip and say where the whole system's time goes.",
     "compare": "Price one recording on many chips.",
     "chips": "List, show and check chip files.",
+    "validate": "Check predictions against published measurements.",
 }
 
 
@@ -44,6 +45,9 @@ def main() -> None:
         code = bringup.main(standalone_mode=False)
     except click.exceptions.Abort:
         code = 130
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+        code = 0
     except click.ClickException as error:
         print(f"bringup: {error.format_message()}", file=sys.stderr)
         code = 2
