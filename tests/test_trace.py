@@ -185,3 +185,23 @@ def test_bad_trace_is_told_in_one_sentence(trace: bringup.Trace, tmp_path: Path,
     with pytest.raises(bringup.TraceError, match=r"t\.parquet") as caught:
         bringup.Trace.load(path)
     assert "\n" not in str(caught.value)
+
+
+def test_module_calls_of_two_threads_are_both_marked() -> None:
+    from threading import Barrier, Thread
+
+    both = Barrier(2)
+
+    class Meets(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            both.wait()
+            return x + 1
+
+    with bringup.record() as trace:
+        threads = [Thread(target=Meets(), args=(torch.ones(2, device="chip"),)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert int((trace.columns["kind"] == FORWARD).sum()) == 2
+    assert len(set(trace.columns["thread"][trace.columns["kind"] == FORWARD].tolist())) == 2

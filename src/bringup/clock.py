@@ -80,6 +80,3 @@ def elapsed_ms(first: int, second: int) -> float:
     if missing:
         raise BringupError("elapsed_time needs two events that were recorded while the program is recorded")
     return (_clock.events[second] - _clock.events[first]) * 1e3
-
-
-__all__ = ["ChipClock", "elapsed_ms", "start", "stop"]

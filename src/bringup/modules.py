@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,18 +68,17 @@ def watched(forward: int, step: int) -> Iterator[None]:
     _numbers.clear()
     mark = torch.ops.bringup.record_mark
     original: Any = torch.nn.Module.__call__
-    inside = False
+    calls = threading.local()
 
     def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        nonlocal inside
-        if inside or torch.compiler.is_compiling():
+        if getattr(calls, "inside", False) or torch.compiler.is_compiling():
             return original(self, *args, **kwargs)
-        inside = True
+        calls.inside = True
         try:
             mark(forward, _numbered(type(self).__name__))
             return original(self, *args, **kwargs)
         finally:
-            inside = False
+            calls.inside = False
 
     optimizers: dict[int, int] = {}
 
