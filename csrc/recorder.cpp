@@ -21,7 +21,7 @@ namespace {
 
 using c10::IValue;
 
-// 64 bytes, so that a million launches stay far below a gigabyte.
+// At most 64 bytes, so that a million launches stay far below a gigabyte.
 struct TraceRow {
   int64_t host_ns;    // CPU time of the launching thread since its previous row
   int64_t bytes;      // of a copy or an allocation
@@ -37,6 +37,8 @@ struct TraceRow {
   Phase phase;
   uint8_t flags;
 };
+
+static_assert(sizeof(TraceRow) <= 64);
 
 struct LineHash {
   size_t operator()(const std::pair<void*, int64_t>& key) const {
