@@ -99,11 +99,12 @@ def comparison(trace: Trace, rows: list[Row]) -> str:
 
 
 def _found(summary: Summary) -> str:
+    if summary.steps_by == "whole":
+        return "No steps were found: the whole recording is one"
     by = {
         "optimizer": "optimizer steps",
         "forward": "outermost module calls",
         "program": "the program's own marks",
-        "whole": "no steps: the whole recording is one",
     }[summary.steps_by]
     return f"{summary.steps:,} steps, found by {by}" + (", the first left out" if summary.steps > 1 else "")
 
