@@ -47,6 +47,7 @@ TORCH_LIBRARY(bringup, m) {
   m.def("description() -> str", [] { return config().description; });
   m.def("device_bytes() -> int", [] { return int64_t(config().device_bytes); });
   m.def("driver_name() -> str", [] { return std::string(driver().name); });
+  m.def("set_dry(bool on) -> ()", [](bool on) { dry_contexts.fetch_add(on ? 1 : -1); });
   m.def("shutdown() -> ()", [] { shutdown(); });
   m.def("stream_priority(int device, int stream) -> int", [](int64_t device, int64_t id) {
     return int64_t(stream(c10::Stream(c10::Stream::UNSAFE, c10::Device(kChip, c10::DeviceIndex(device)), id)).priority);

@@ -350,7 +350,10 @@ void launch_boxed(Op& op, Stack* stack) {
     LaunchRow row{signature, arguments, stream, launch->line, launch->storages, launch->outputs};
     record_launch(row, 0);
   }
-  bringup::launch(stream, run_launch, launch);
+  if (C10_UNLIKELY(is_dry()))
+    delete launch;
+  else
+    bringup::launch(stream, run_launch, launch);
   return_results(op, stack, std::move(results));
   if (C10_UNLIKELY(launch_blocking())) synchronize(stream);
 }

@@ -162,6 +162,7 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   size_t bytes = to.nbytes();
   bool pinned = is_pinned(from.const_data_ptr());
   if (C10_UNLIKELY(recording())) record_row(RowKind::H2D, &stream, current_line(), int64_t(bytes), 0, pinned ? kPinned : 0);
+  if (C10_UNLIKELY(is_dry())) return;
   if (!pinned && bytes <= kStaged) {
     void* staged = std::malloc(bytes);
     std::memcpy(staged, from.const_data_ptr(), bytes);

@@ -236,6 +236,8 @@ c10::Stream stream_from_pool(c10::DeviceIndex index, int priority) {
   return open_stream(on, 1 + turn + (high ? kStreamsPerPriority : 0), high ? -1 : 0).id;
 }
 
+std::atomic<int> dry_contexts{0};
+
 void launch(Stream& stream, bringup_host_fn fn, void* arg) {
   check_driver(driver().launch_host(stream.handle, fn, arg), device(stream.id.device_index()));
 }

@@ -93,6 +93,10 @@ c10::Stream exchange_stream(const c10::Stream& id);
 c10::Stream stream_from_pool(c10::DeviceIndex index, int priority);
 void launch(Stream& stream, bringup_host_fn fn, void* arg);
 
+// Dry: launches and uploads are recorded and allocate, but nothing is computed or moved. A count, since contexts nest.
+extern std::atomic<int> dry_contexts;
+inline bool is_dry() { return dry_contexts.load(std::memory_order_relaxed) > 0; }
+
 // Waiting. These raise what failed; `drain` and `shutdown` do not.
 void synchronize(Stream& stream);
 void synchronize_device(int index);

@@ -205,3 +205,55 @@ def test_module_calls_of_two_threads_are_both_marked() -> None:
             thread.join()
     assert int((trace.columns["kind"] == FORWARD).sum()) == 2
     assert len(set(trace.columns["thread"][trace.columns["kind"] == FORWARD].tolist())) == 2
+
+
+def test_dry_records_what_a_real_run_records() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.GELU(), torch.nn.Linear(64, 8)).to("chip")
+    x = torch.randn(16, 64).to("chip")
+
+    def step() -> None:
+        model(x).square().sum().backward()
+        model.zero_grad()
+
+    step()
+
+    def recorded() -> tuple[list[str], int, int]:
+        torch.chip.synchronize()
+        torch.chip.reset_peak_memory_stats()
+        with bringup.record() as trace:
+            step()
+        ops = [trace.signature_data[i]["op"] for i in trace.columns["signature"] if i >= 0]
+        return ops, torch.chip.max_memory_allocated(), int(bringup.price(trace, "t4").step_seconds * 1e12)
+
+    real = recorded()
+    with bringup.dry():
+        assert recorded() == real
+
+
+def test_dry_computes_nothing_and_touches_no_memory() -> None:
+    import resource
+
+    kept = torch.ones(4, device="chip")
+    torch.chip.synchronize()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with bringup.dry():
+        large = torch.ones(1 << 28, device="chip")  # 1 GiB
+        kept.mul_(2)
+        uploaded = torch.full((1 << 20,), 7.0).to("chip")
+        assert torch.chip.memory_allocated() >= 1 << 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 * 1024
+    assert kept.tolist() == [1, 1, 1, 1]
+    assert uploaded[:2].tolist() != [7.0, 7.0]
+    del large
+    kept.mul_(3)
+    assert kept.tolist() == [3, 3, 3, 3], "after the block everything is computed again"
+
+
+def test_dry_nests_and_ends_with_an_error() -> None:
+    with pytest.raises(ZeroDivisionError), bringup.dry():
+        with bringup.dry():
+            pass
+        x = torch.ones(2, device="chip").add_(1)
+        1 / 0  # noqa: B018
+    assert torch.ones(2, device="chip").add_(1).tolist() == [2, 2]
+    assert x.shape == (2,)

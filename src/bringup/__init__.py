@@ -15,7 +15,7 @@ if TYPE_CHECKING:
         VersionError,
     )
     from bringup.prediction import Prediction, predict, price
-    from bringup.trace import Trace, record, step
+    from bringup.trace import Trace, dry, record, step
 
 __all__ = [
     "BringupError",
@@ -30,6 +30,7 @@ __all__ = [
     "VersionError",
     "available_chips",
     "available_hosts",
+    "dry",
     "launch_stats",
     "load_chip",
     "load_host",
@@ -47,7 +48,7 @@ _HOMES = {
     **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "chip"),
     **dict.fromkeys(("launch_stats", "use"), "_load"),
     **dict.fromkeys(("Prediction", "predict", "price"), "prediction"),
-    **dict.fromkeys(("Trace", "record", "step"), "trace"),
+    **dict.fromkeys(("Trace", "dry", "record", "step"), "trace"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
 }
 

@@ -81,6 +81,7 @@ class Memory(_Table):
     device_gib: Annotated[float, Field(gt=0, le=4096, description="capacity in GiB (2**30 bytes)")]
     bandwidth_gb_s: Positive
     sustained: Annotated[float | None, Field(gt=0, le=1, description="streaming read over peak")] = None
+    fresh_gb_s: Annotated[float | None, Field(gt=0, description="first write to memory of the operating system")] = None
 
 
 class Link(_Table):
@@ -191,10 +192,12 @@ class Chip(_Sourced):
     """What a chip file describes.
 
     Numbers carry their unit in the key. Every number has an entry of the same dotted name, or of its table's, under
-    ``[sources]``, unless the file says ``invented = true``.
+    ``[sources]``, unless the file says ``invented = true``. ``efficiency`` is how fast the kernels of an operator
+    (``gelu``) or a family (``softmax``) are on this chip over what the model expects, where it was measured;
+    ``streams`` is the share of the sustained bandwidth that a family's kernels reach.
     """
 
-    kind: Literal["gpu", "tpu", "ipu", "npu"]
+    kind: Literal["gpu", "tpu", "ipu", "npu", "cpu"]
     modes: list[Literal["eager", "graph"]]
     compute: Compute
     matrix: Matrix
@@ -205,6 +208,8 @@ class Chip(_Sourced):
     link: Link
     interconnect: Interconnect | None = None
     launch: Launch = Launch()
+    efficiency: dict[str, Positive] = {}
+    streams: dict[str, Positive] = {}
     ops: Ops
     numerics: Numerics
     power: Power | None = None
@@ -224,7 +229,8 @@ class Chip(_Sourced):
         forms = {name, name.removesuffix("_")}
         if any(form in self.ops.host or f"{form} {dtype}" in self.ops.host for form in forms):
             return False
-        return family == "copy" or dtype in self.ops.groups.get(family, self.ops.dtypes)
+        group = "convolution" if family == "depthwise" else family
+        return family == "copy" or dtype in self.ops.groups.get(group, self.ops.dtypes)
 
 
 class HostDispatch(_Table):

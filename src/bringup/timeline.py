@@ -36,6 +36,7 @@ from bringup.trace import (
     PINNED,
     STEP,
     STREAM_SYNC,
+    WAITS,
     Trace,
 )
 
@@ -164,6 +165,7 @@ class RowInputs:
     """What the replay needs of every row, beside the trace's own columns."""
 
     prices: Prices
+    flags: Array
     host_seconds: Array
     seconds: Array
     share: Array
@@ -199,7 +201,9 @@ def row_inputs(
     place[unsupported] = np.arange(len(unsupported), dtype=np.int32)
     fallback = np.where(is_launch, place[signature], -1).astype(np.int32)
     host_seconds = _host_seconds(trace, work, host, host_clock, graph) * dispatch_scale
-    return RowInputs(prices, host_seconds, seconds, share, fallback, parts)
+    # A CPU has no queue: who launches computes.
+    flags = np.where(is_launch, columns["flags"] | WAITS, columns["flags"]) if chip.kind == "cpu" else columns["flags"]
+    return RowInputs(prices, flags.astype(np.uint8), host_seconds, seconds, share, fallback, parts)
 
 
 def open_replay(chip: Chip) -> int:
@@ -212,7 +216,10 @@ def open_replay(chip: Chip) -> int:
     launch = chip.launch
     return int(
         torch.ops.bringup.timeline_open(
-            LAUNCH_LATENCY, launch.queue_depth, launch.copy_engines, chip.compute.concurrent_kernels
+            0.0 if chip.kind == "cpu" else LAUNCH_LATENCY,
+            launch.queue_depth,
+            launch.copy_engines,
+            chip.compute.concurrent_kernels,
         )
     )
 
@@ -228,8 +235,9 @@ def feed(handle: int, columns: dict[str, Array], inputs: RowInputs) -> tuple[Arr
     """Replay further rows: seconds at which each was issued, started and ended, and how long its host call waited."""
     import torch
 
-    names = ("kind", "flags", "device", "stream", "thread", "object")
-    tensors = [_tensor(columns[name]) for name in names]
+    names = ("kind", "device", "stream", "thread", "object")
+    kind, *rest = [_tensor(columns[name]) for name in names]
+    tensors = [kind, _tensor(inputs.flags), *rest]
     tensors += [
         _tensor(array) for array in (inputs.host_seconds, inputs.seconds, inputs.share, inputs.fallback, inputs.parts)
     ]

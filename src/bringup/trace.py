@@ -275,6 +275,26 @@ def record() -> Iterator[Trace]:
                 setattr(trace, name, getattr(filled, name))
 
 
+@contextmanager
+def dry() -> Iterator[None]:
+    """Launch, allocate and record inside the block, but compute nothing and copy nothing to the chip.
+
+    For programs larger than this machine: memory of the chip is reserved, not touched. Tensors on the CPU stay real.
+    What a program reads back from the chip is zero. Operators whose result's shape depends on data, or that torch
+    cannot describe without running them once, still run, on zeros.
+    """
+    import torch
+
+    from bringup import _load
+
+    _load.register()
+    torch.ops.bringup.set_dry(True)
+    try:
+        yield
+    finally:
+        torch.ops.bringup.set_dry(False)
+
+
 def step() -> None:
     """Mark the end of a step of the program. Without marks, optimizer steps or outermost module calls are the steps."""
     import torch

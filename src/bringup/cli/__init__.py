@@ -12,6 +12,7 @@ VERBS = {
     "run": "Run a program on a virtual chip and say where the whole system's time goes.",
     "compare": "Price one recording on many chips.",
     "chips": "List, show and check chip files.",
+    "calibrate": "Measure a device of this machine: its chip file and host file.",
     "validate": "Check predictions against published measurements.",
 }
 

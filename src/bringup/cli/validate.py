@@ -1,65 +1,90 @@
-"""``bringup validate``: predictions against published measurements."""
+"""``bringup validate``: predictions against measurements."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
-import numpy as np
+from rich.console import Console
 from rich.markup import escape
+from rich.progress import Progress
 from rich.table import Table
 
-from bringup.chip import load_chip
+from bringup.chip import load_chip, load_host
 from bringup.errors import BringupError
+from bringup.files import write_text
 from bringup.report import terminal
 from bringup.text import duration
 
+if TYPE_CHECKING:
+    from bringup.validation import Errors, Measurement
+    from bringup.validation.programs import Run
+
 
 @click.command()
+@click.option("--data", default=None, metavar="DIR", help="Published measurement sets (docs/validation.md says where).")
 @click.option("--chip", "chips", default=None, metavar="NAME,...", help="Only these chips.")
-@click.option("--op", "ops", default=None, metavar="NAME,...", help="Only these operators: mm, bmm, softmax, ...")
+@click.option("--family", "families", default=None, metavar="NAME,...", help="Only these operators: mm, softmax, ...")
+@click.option("--programs", is_flag=True, help="Whole programs instead: models of transformers, recorded in dry form.")
+@click.option("--leave-one-out", is_flag=True, help="Fit the constants again without each chip; needs --data.")
+@click.option("--live", is_flag=True, help="Run models on a real device, beside the prediction; needs --chip FILE.")
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="The torch device of --live.")
+@click.option("--host", default=None, metavar="FILE", help="The host file of --live (default: beside the chip file).")
 @click.option("--worst", default=5, show_default=True, help="How many of the worst predictions to show.")
+@click.option("--html", default=None, metavar="FILE", help="Write plots of predicted against measured.")
 @click.option("--json", "as_json", is_flag=True, help="Print an object.")
-def command(chips: str | None, ops: str | None, worst: int, as_json: bool) -> None:
-    """Predict every published measurement that ships with bringup, and print the errors.
+def command(
+    data: str | None,
+    chips: str | None,
+    families: str | None,
+    programs: bool,
+    leave_one_out: bool,
+    live: bool,
+    device: str,
+    host: str | None,
+    worst: int,
+    html: str | None,
+    as_json: bool,
+) -> None:
+    """Predict what others measured, and print the errors per chip, operator and set.
 
-    The measurements are single figures that others published, each with its source (measurements.csv).
+    Without --data: the figures that ship with bringup, each with its source. With it: every row of the sets in DIR,
+    rows that constants were fitted on apart from unseen ones.
     """
-    from bringup.validation import Measurement, errors, measurements
+    if live:
+        _live(device, chips, host, as_json)
+        return
+    if programs:
+        _programs(chips, worst, html, as_json)
+        return
+    from bringup.validation import errors, measurements, read_folder
 
-    rows = [row for row in measurements() if _wanted(row.chip, chips) and _wanted(row.op, ops)]
-    if not rows:
-        known = sorted({row.chip for row in measurements()}), sorted({row.op for row in measurements()})
+    everything = read_folder(Path(data)) if data else None
+    rows = everything.rows if everything else measurements()
+    wanted = [row for row in rows if _asked(row.chip, chips) and _asked_row(row, families)]
+    if not wanted:
+        known = sorted({row.chip for row in rows}), sorted({row.op for row in rows})
         raise BringupError(
-            f"no measurement is of chips {chips or 'any'} and operators {ops or 'any'}: there are "
+            f"no measurement is of chips {chips or 'any'} and operators {families or 'any'}: there are "
             f"{', '.join(known[0])}; {', '.join(known[1])}"
         )
-    off: dict[Measurement, float] = {}
-    for name in sorted({row.chip for row in rows}):
-        own = tuple(row for row in rows if row.chip == name)
-        off |= dict(zip(own, errors(own, load_chip(name)), strict=True))
-    by_chip = _grouped(off, lambda row: row.chip)
-    by_op = _grouped(off, lambda row: row.op)
+    off = errors(wanted)
+    left_out = _left_out(list(rows), wanted, bool(data)) if leave_one_out else {}
+    tables = _tables(off, left_out, sets=bool(data))
+    if html:
+        from bringup.report.validation import page
+
+        write_text(html, page({row: row.seconds for row in off}, off, tables, data is not None))
     if as_json:
-        click.echo(json.dumps({"chips": by_chip, "ops": by_op, "all": _numbers(off.values())}, indent=2))
+        click.echo(json.dumps(_plain(tables), indent=2))
         return
     console = terminal.console()
-    for title, groups in (("chip", by_chip), ("operator", by_op)):
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in (title, "figures", "mean", "median", "bias"):
-            table.add_column(name, justify="left" if name == title else "right")
-        for name, found in [*groups.items(), ("all", _numbers(off.values()))]:
-            table.add_row(
-                escape(name),
-                str(found["figures"]),
-                f"{found['mean']:.1%}",
-                f"{found['median']:.1%}",
-                f"{found['bias']:+.1%}",
-            )
-        console.print(table)
-        console.print()
+    for title, groups in tables.items():
+        _print(console, title, groups)
     for row, error in sorted(off.items(), key=lambda item: -abs(item[1]))[:worst]:
         dims = "x".join(map(str, row.dims))
         console.print(
@@ -67,23 +92,173 @@ def command(chips: str | None, ops: str | None, worst: int, as_json: bool) -> No
             f"predicted {duration(row.seconds * (1 + error))}  [dim]{escape(row.source)}[/]",
             highlight=False,
         )
+    if everything and everything.unread:
+        console.print(
+            f"{len(everything.unread)} files have no reader or no chip: {', '.join(everything.unread[:3])}, ..."
+        )
 
 
-def _wanted(name: str, asked: str | None) -> bool:
+def _asked(name: str, asked: str | None) -> bool:
     return asked is None or name in asked.split(",")
 
 
-def _grouped(off: dict[Any, float], key: Callable[[Any], str]) -> dict[str, dict[str, float]]:
-    names = sorted({key(row) for row in off})
-    return {name: _numbers(error for row, error in off.items() if key(row) == name) for name in names}
+def _asked_row(row: Measurement, asked: str | None) -> bool:
+    return asked is None or not {row.op, row.family}.isdisjoint(asked.split(","))
 
 
-def _numbers(errors: Iterable[float]) -> dict[str, float]:
-    """Mean and median absolute error, and the mean signed one; 0.1 is 10 %."""
-    values = np.asarray(list(errors))
+def _publisher(row: Measurement) -> str:
+    return row.source.split(" at ")[0].rsplit("/", 1)[-1]
+
+
+Groups = dict[str, dict[str, "Errors"]]
+
+
+def _tables(off: dict[Measurement, float], left_out: dict[Measurement, float], *, sets: bool) -> dict[str, Groups]:
+    """Errors by chip, by operator and by set, each in columns: all rows, fitted ones, unseen ones, chips left out."""
+    from bringup.validation import summarize
+    from bringup.validation.fit import is_fitted
+
+    kinds: dict[str, dict[Measurement, float]] = {"all": off}
+    if sets:
+        kinds["fitted"] = {row: error for row, error in off.items() if is_fitted(row)}
+        kinds["unseen"] = {row: error for row, error in off.items() if not is_fitted(row)}
+    if left_out:
+        kinds["left out"] = left_out
+    keys: dict[str, Callable[[Measurement], str]] = {"chip": lambda row: row.chip, "operator": lambda row: row.family}
+    if sets:
+        keys["set"] = lambda row: f"{_publisher(row)} {row.chip} {row.family} {row.dtype}"
+    tables: dict[str, Groups] = {}
+    for title, key in keys.items():
+        columns = {name: {**summarize(part, key), **summarize(part, lambda _: "all")} for name, part in kinds.items()}
+        names = [*sorted(name for name in columns["all"] if name != "all"), "all"]
+        tables[title] = {
+            name: {kind: found[name] for kind, found in columns.items() if name in found} for name in names
+        }
+    return tables
+
+
+def _plain(tables: dict[str, Groups]) -> Any:
     return {
-        "figures": len(values),
-        "mean": round(float(np.mean(np.abs(values))), 4),
-        "median": round(float(np.median(np.abs(values))), 4),
-        "bias": round(float(np.mean(values)), 4),
+        title: {name: {kind: dataclasses.asdict(found) for kind, found in groups[name].items()} for name in groups}
+        for title, groups in tables.items()
     }
+
+
+def _print(console: Console, title: str, groups: Groups) -> None:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    kinds = list(dict.fromkeys(kind for found in groups.values() for kind in found))
+    others = [kind for kind in kinds if kind != "all"]
+    for name in (title, "figures", "mean", "median", "bias", *others):
+        table.add_column(name, justify="left" if name == title else "right")
+    for name, found in groups.items():
+        every = found["all"]
+        table.add_row(
+            escape(name),
+            f"{every.figures:,}",
+            f"{every.mean:.1%}",
+            f"{every.median:.1%}",
+            f"{every.bias:+.1%}",
+            *(f"{found[kind].mean:.1%}" if kind in found else "-" for kind in others),
+        )
+    console.print(table)
+    console.print()
+
+
+def _left_out(rows: list[Measurement], wanted: list[Measurement], has_data: bool) -> dict[Measurement, float]:
+    """Errors of every chip with constants that were fitted without its generation."""
+    if not has_data:
+        raise BringupError(
+            "--leave-one-out fits the constants again, which needs the measurement sets: give --data DIR"
+        )
+    from bringup.validation import grouped
+    from bringup.validation.fit import fit, generation
+
+    found: dict[Measurement, float] = {}
+    generations = sorted({generation(row.chip) for row in wanted})
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        for name in bar.track(generations, description="fitting without each chip"):
+            constants = fit(rows, leave_out=name)
+            for group in grouped(row for row in wanted if generation(row.chip) == name):
+                off = group.errors(load_chip(group.chip), constants)
+                found |= {row: float(error) for row, error in zip(group.rows, off, strict=True)}
+    return found
+
+
+def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) -> None:
+    from bringup.validation import programs, summarize
+
+    rows = [run for run in programs.runs() if _asked(run.chip, chips)]
+    if not rows:
+        known = ", ".join(sorted({run.chip for run in programs.runs()}))
+        raise BringupError(f"no whole program was measured on {chips}: there are runs on {known}")
+    off: dict[Run, float] = {}
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        for run in bar.track(rows, description="recording programs in dry form"):
+            off |= programs.errors([run])
+    scaled = programs.with_one_run(off)
+    tables: dict[str, Groups] = {}
+    keys: dict[str, Callable[[Any], str]] = {
+        "chip": lambda run: run.chip,
+        "program": lambda run: f"{run.model} {run.mode}",
+    }
+    for title, key in keys.items():
+        columns = {
+            name: {**summarize(part, key), **summarize(part, lambda _: "all")}
+            for name, part in (("all", off), ("one run known", scaled))
+        }
+        names = [*sorted(name for name in columns["all"] if name != "all"), "all"]
+        tables[title] = {name: {kind: part[name] for kind, part in columns.items() if name in part} for name in names}
+    if html:
+        from bringup.report.validation import page
+
+        write_text(html, page({run: run.seconds for run in off}, off, tables, True))
+    if as_json:
+        click.echo(json.dumps(_plain(tables), indent=2))
+        return
+    console = terminal.console()
+    for title, groups in tables.items():
+        _print(console, title, groups)
+    for run, error in sorted(off.items(), key=lambda item: -abs(item[1]))[:worst]:
+        console.print(
+            f"{error:+.0%}  {run.chip} {run.text}: measured {duration(run.seconds)}, "
+            f"predicted {duration(run.seconds * (1 + error))}  [dim]{escape(run.source)}[/]",
+            highlight=False,
+        )
+
+
+def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bool) -> None:
+    from bringup.validation import Errors
+    from bringup.validation.live import compare
+
+    if chip_file is None:
+        raise BringupError(
+            "--live compares a real device with its own chip file: measure one with `bringup calibrate`, then give "
+            "--chip ./this-cpu.toml"
+        )
+    beside = Path(chip_file).with_name("this-host.toml")
+    chip, host = load_chip(chip_file), load_host(host_file or (str(beside) if beside.is_file() else None))
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+
+        def begin(total: int) -> Callable[[], Any]:
+            task = bar.add_task(f"running models on {device}", total=total)
+            return lambda: bar.advance(task)
+
+        found = compare(device, chip, host, begin)
+    total = Errors.of(each.error for each in found)
+    if as_json:
+        rows = [
+            {"program": each.program.text, "measured_seconds": each.measured, "predicted_seconds": each.predicted}
+            for each in found
+        ]
+        click.echo(
+            json.dumps({"device": device, "chip": chip.name, "programs": rows, **dataclasses.asdict(total)}, indent=2)
+        )
+        return
+    console = terminal.console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("program, batch", "measured", "predicted", "error"):
+        table.add_column(name, justify="left" if name.startswith("program") else "right")
+    for each in found:
+        table.add_row(each.program.text, duration(each.measured), duration(each.predicted), f"{each.error:+.0%}")
+    console.print(table)
+    console.print(f"mean {total.mean:.1%}, median {total.median:.1%}, bias {total.bias:+.1%}", highlight=False)

@@ -13,10 +13,13 @@ def _work(signature: Signature, products: int) -> Work:
     assert query is not None and key is not None and value is not None
     *heads, rows, depth = query.shape
     batch, columns = math.prod(heads), key.shape[-2]
+    # Heads that share keys and values are rows of one product.
+    shared = max(batch // max(math.prod(key.shape[:-2]), 1), 1)
     # A causal kernel skips the blocks above the diagonal.
     causal = bool(signature.args.get("is_causal")) and rows == columns
     columns_read = max(columns // 2, 1) if causal else columns
-    scores, mix = Gemm(batch, rows, columns_read, depth), Gemm(batch, rows, value.shape[-1], columns_read)
+    scores = Gemm(batch // shared, rows * shared, columns_read, depth)
+    mix = Gemm(batch // shared, rows * shared, value.shape[-1], columns_read)
     gemms = (scores, mix) if products == 2 else (scores, scores, scores, mix, mix)
     elements = batch * rows * columns_read
     return Work(

@@ -25,7 +25,16 @@ def _gemm(signature: Signature, data: Tensor, result: Tensor, weight: Tensor) ->
     return forward_gemm(weight, pixels, batch, groups)
 
 
-def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0.0) -> Work:
+def _is_winograd(signature: Signature, weight: Tensor) -> bool:
+    """Tell whether this is a dense convolution of 3 x 3 in steps of one (Lavin & Gray, CVPR 2016)."""
+    steps = [*(signature.args.get("stride") or [1]), *(signature.args.get("dilation") or [1])]
+    return weight.shape[2:] == (3, 3) and all(step == 1 for step in steps) and weight.shape[1] >= 16
+
+
+def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0.0, winograd: bool = False) -> Work:
+    weight = signature.tensor("weight") or signature.tensors[-1]
+    if gemms and gemms[0].batch > 1 and weight.shape[1] == 1:
+        return _depthwise(signature, gemms, vector_flops)
     items = max(gemm.batch * gemm.m * gemm.n for gemm in gemms) if gemms else 1
     return Work(
         "convolution",
@@ -37,6 +46,22 @@ def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0
         signature.written_bytes,
         items,
         kernels=max(len(gemms), 1),
+        winograd=winograd,
+    )
+
+
+def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float) -> Work:
+    """One filter per channel is no product: too little is reused, so the vector units do it."""
+    return Work(
+        "depthwise",
+        signature.dtype,
+        (),
+        vector_flops + sum(gemm.flops for gemm in gemms),
+        0.0,
+        signature.read_bytes * len(gemms),
+        signature.written_bytes,
+        max(sum(tensor.numel for tensor in signature.results), 1),
+        kernels=len(gemms),
     )
 
 
@@ -50,7 +75,8 @@ def forward(signature: Signature) -> Work:
     """Price output pixels x filters x (channels x window)."""
     data, weight, result = signature.tensors[0], signature.tensor("weight"), signature.results[0]
     assert weight is not None
-    return _work(signature, (_gemm(signature, data, result, weight),))
+    gemms = (_gemm(signature, data, result, weight),)
+    return _work(signature, gemms, winograd=_is_winograd(signature, weight))
 
 
 @rule("convolution", "convolution_backward", "convolution_backward_overrideable", "_slow_conv2d_backward")
@@ -64,4 +90,5 @@ def backward(signature: Signature) -> Work:
         gemms.append(Gemm(gemm.batch, gemm.m, gemm.k, gemm.n))
     if mask[1]:
         gemms.append(Gemm(gemm.batch, gemm.n, gemm.k, gemm.m))
-    return _work(signature, tuple(gemms), vector_flops=gradient.numel if mask[2] else 0.0)
+    bias = float(gradient.numel) if mask[2] else 0.0
+    return _work(signature, tuple(gemms), bias, _is_winograd(signature, weight))

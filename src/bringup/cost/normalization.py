@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from bringup.cost.rules import Work, rule, streaming
 from bringup.cost.signature import Signature
 
-# Row kernels stop to reduce between reading and writing: 0.72 of the streaming bandwidth, the median over the layer
-# norm and softmax rows of measurements.csv on V100, T4 and A100 (github.com/sitar-lab/NeuSight).
-ROWS = 0.72
+THREADS = 2048  # that a core of a GPU has resident (CUDA C++ Programming Guide, technical specifications)
+# Layer norm: blocks of 128 threads, a row each (vectorized_layer_norm_kernel of torch's layer_norm_kernel.cu): the mean
+# and variance are one pass, scale and shift another.
+ROWS_IN_FLIGHT = THREADS // 128
+# Softmax: rows of up to 1,024 elements stay in registers (PersistentSoftmax.cuh); longer ones are read for the maximum,
+# the sum and the result (SoftMax.cu), by blocks with a thread for every 16 bytes, 1,024 threads at most.
+SHORT_ROW = 1024
+
+
+def _row_length(signature: Signature) -> int:
+    data = signature.tensors[0]
+    dim = signature.args.get("dim")
+    if isinstance(dim, int) and data.shape:
+        return data.shape[dim]
+    return data.shape[-1] if data.shape else 1
 
 
 @rule(
@@ -20,8 +33,16 @@ ROWS = 0.72
     *("_batch_norm_no_update", "_weight_norm_interface", "batch_norm_update_stats", "batch_norm_gather_stats"),
 )
 def forward(signature: Signature) -> Work:
-    """Price a sum, a sum of squares, and scale and shift: 8 operations per element; a row is read once."""
-    return replace(streaming(signature, "normalization", flops=8), streams=ROWS)
+    """Price a sum, a sum of squares, and scale and shift: 8 operations per element; a row is read twice."""
+    work = streaming(signature, "normalization", flops=8)
+    if signature.args.get("training") is False or signature.base.endswith("no_training"):
+        return work  # the statistics are given: one pass
+    data = signature.tensors[0]
+    width = math.prod(signature.args.get("normalized_shape") or [_row_length(signature)])
+    if "layer" not in signature.base and "rms" not in signature.base:
+        width = max(data.numel // max(data.shape[1] if len(data.shape) > 1 else 1, 1), 1)
+    in_flight = ROWS_IN_FLIGHT * width * data.item_bytes
+    return replace(work, again_bytes=float(data.nbytes), in_flight=in_flight, passes=1)
 
 
 @rule(
@@ -31,8 +52,9 @@ def forward(signature: Signature) -> Work:
     *("batch_norm_backward_reduce", "_weight_norm_interface_backward"),
 )
 def backward(signature: Signature) -> Work:
-    """Price two sums over rows and the gradient: a second kernel sums the gradients of scale and shift."""
-    return replace(streaming(signature, "normalization", flops=14), kernels=2, streams=ROWS)
+    """Price two sums over rows and the gradient; a second kernel reads all again for those of scale and shift."""
+    work = streaming(signature, "normalization", flops=14)
+    return replace(work, kernels=2, again_bytes=work.read_bytes, in_flight=math.inf)
 
 
 @rule(
@@ -46,12 +68,25 @@ def backward(signature: Signature) -> Work:
     "logcumsumexp",
 )
 def softmax(signature: Signature) -> Work:
-    """Price maximum, exponential, sum and division; a row stays on the chip."""
-    return replace(streaming(signature, "softmax", flops=4, special=1), streams=ROWS)
+    """Price maximum, exponential, sum and division; a short row stays on the chip, a long one is read three times."""
+    work = streaming(signature, "softmax", flops=50, special=1)
+    data, width = signature.tensors[0], _row_length(signature)
+    if width <= SHORT_ROW:
+        return work
+    # Some 25 instructions, none of them a multiply-add, and an exponential in each of the last two passes.
+    work = streaming(signature, "softmax", flops=50, special=2)
+    threads = min(width * data.item_bytes // 16, 1024)
+    in_flight = THREADS // threads * width * data.item_bytes
+    return replace(work, again_bytes=2.0 * data.nbytes, in_flight=float(in_flight), passes=2)
 
 
 @rule("softmax", "_softmax_backward_data", "_log_softmax_backward_data", "_masked_softmax_backward")
 def softmax_backward(signature: Signature) -> Work:
-    """Price a sum of products and the gradient."""
+    """Price a sum of products and the gradient: a long row is read twice."""
     special = 1.0 if "log" in signature.base else 0.0
-    return replace(streaming(signature, "softmax", flops=4, special=special), streams=ROWS)
+    work = streaming(signature, "softmax", flops=4, special=special)
+    data, width = signature.tensors[0], _row_length(signature)
+    if width <= SHORT_ROW:
+        return work
+    in_flight = THREADS // min(width * data.item_bytes // 16, 1024) * width * data.item_bytes
+    return replace(work, again_bytes=work.read_bytes, in_flight=2.0 * in_flight, passes=1)

@@ -11,7 +11,7 @@ from bringup.cost.signature import Signature
 
 FAMILIES = (
     *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
-    *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other"),
+    *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other", "depthwise"),
 )
 
 
@@ -42,6 +42,10 @@ class Work:
         items: independent results: how much of the chip can work at once.
         kernels: device kernels that the launch stands for.
         streams: fraction of the streaming bandwidth that this access pattern reaches.
+        again_bytes: read again by later passes of the kernel, from the cache if what is in flight fits.
+        in_flight: bytes that one core has in flight between such passes.
+        passes: further passes that wait for the one before.
+        winograd: may the products be done by Winograd's minimal filtering?
     """
 
     family: str
@@ -54,6 +58,10 @@ class Work:
     items: float = 1.0
     kernels: int = 1
     streams: float = 1.0
+    again_bytes: float = 0.0
+    in_flight: float = 0.0
+    passes: int = 0
+    winograd: bool = False
 
     @property
     def flops(self) -> float:
@@ -65,6 +73,9 @@ class Work:
         """Bytes read and written."""
         return self.read_bytes + self.written_bytes
 
+
+# Kernels for half precision compute in float32 (torch's opmath type); only memory holds halves.
+OPMATH = {"float16": "float32", "bfloat16": "float32"}
 
 Rule = Callable[[Signature], Work]
 _rules: dict[str, tuple[str, Rule]] = {}
@@ -96,7 +107,7 @@ def streaming(signature: Signature, family: str, *, flops: float = 1.0, special:
     elements = max([results, *(tensor.numel for tensor in signature.tensors)])
     return Work(
         family,
-        signature.dtype,
+        OPMATH.get(signature.dtype, signature.dtype),
         vector_flops=flops * elements,
         special=special * elements,
         read_bytes=signature.read_bytes,
@@ -173,4 +184,5 @@ def work_of(signature: Signature) -> Work:
     """Return what a launch asks of a chip."""
     family, function = _rule_of(signature.op)
     work = function(signature)
-    return work if work.family == family else replace(work, family=family)
+    # A rule may find a kind that the operator's name does not tell.
+    return work if work.family in (family, "depthwise") else replace(work, family=family)

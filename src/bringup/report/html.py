@@ -1,4 +1,4 @@
-"""report.html and compare.html: one self-contained file each, which works offline."""
+"""report.html, compare.html and the page of bringup validate: one self-contained file each, which works offline."""
 
 from __future__ import annotations
 
@@ -94,6 +94,26 @@ def comparison(trace: Trace, rows: list[Row]) -> str:
             unit=unit(rows[0].summary),
             duration=duration,
             fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),
+        )
+    )
+
+
+def validation(count: int, tables: dict[str, Any], plots: dict[str, Any], sets: bool) -> str:
+    """Write predictions against measurements: a scatter plot and tables of errors."""
+    from plotly.offline import get_plotlyjs
+
+    return (
+        _templates()
+        .get_template("validation.html")
+        .render(
+            title=f"{count:,} predictions against measurements: bringup",
+            css=_own("page.css"),
+            js="",
+            plotly=Markup(get_plotlyjs()),
+            figures={name: _script(figure) for name, figure in plots.items()},
+            count=count,
+            tables=tables,
+            sets=sets,
         )
     )
 

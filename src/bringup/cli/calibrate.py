@@ -1,0 +1,63 @@
+"""``bringup calibrate``: measure a device of this machine and write its chip file and host file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bringup.errors import BringupError
+from bringup.files import write_text
+from bringup.report import terminal
+
+
+@click.command()
+@click.option(
+    "--device", default="cpu", show_default=True, metavar="NAME", help="A torch device: cpu, cuda, cuda:1, ..."
+)
+@click.option("--name", default=None, metavar="NAME", help="Name of the chip (default: this-cpu, this-cuda, ...).")
+@click.option("--out", default=".", show_default=True, metavar="DIR", help="Where the two files go.")
+def command(device: str, name: str | None, out: str) -> None:
+    """Time a suite of operators on a real device, and describe the device in a chip file and its host in a host file.
+
+    Every number has this machine and the date as its source. Use them as any other:
+    `bringup run --chip ./this-cpu.toml --host ./this-host.toml script.py`. Leave the machine alone meanwhile.
+    """
+    import tomli_w
+
+    from bringup.calibration import calibrate
+    from bringup.chip import load_chip, load_host
+    from bringup.validation import errors, summarize
+
+    folder = Path(out)
+    if not folder.is_dir():
+        raise BringupError(f"{folder} is no folder: make it first, or give another with --out")
+    chosen = name or f"this-{device.split(':')[0]}"
+    console = terminal.console()
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    with Progress(*columns, console=console) as progress:
+
+        def begin(total: int, what: str) -> Callable[[], Any]:
+            task = progress.add_task(what, total=total)
+            return lambda: progress.advance(task)
+
+        found = calibrate(device, chosen, begin)
+    chip_file, host_file = folder / f"{chosen}.toml", folder / "this-host.toml"
+    write_text(chip_file, tomli_w.dumps(found.chip))
+    write_text(host_file, tomli_w.dumps(found.host))
+    chip, _ = load_chip(str(chip_file)), load_host(str(host_file))
+    off = errors(found.rows, chip)
+    console.print(
+        f"{chip.description}: {chip.matrix.tflops['float32'] * 1e3:,.0f} GFLOP/s float32, "
+        f"{chip.memory.bandwidth_gb_s:,.1f} GB/s, a launch {chip.launch.eager_us:.2g} us",
+        highlight=False,
+    )
+    for family, each in summarize(off, lambda row: row.op).items():
+        console.print(f"  {family:<12} {each.figures:>3} figures, the model is off by {each.mean:.0%}", highlight=False)
+    console.print(
+        f"all: {np.mean(np.abs(list(off.values()))):.0%}. Written: {chip_file} and {host_file}", highlight=False
+    )

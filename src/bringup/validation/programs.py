@@ -1,0 +1,212 @@
+"""Whole programs: Hugging Face models recorded in dry form, priced, and compared with what others measured.
+
+The prediction is made from what the model launches, not from a formula for its row. Needs transformers; weights are
+random and nothing is computed, so that gigabytes of model take a fraction of a second.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bringup.errors import BringupError
+from bringup.prediction import price
+
+if TYPE_CHECKING:
+    from bringup._schema import Chip
+    from bringup.trace import Trace
+
+TABLE = Path(__file__).parent / "programs.csv"
+# The chip that programs are recorded on; the trace is priced on others.
+RECORDED_ON = "b200-sxm"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A published latency of a whole program.
+
+    Attributes:
+        chip: name of a chip file.
+        host: name of a host file; None if the source does not say which it was.
+        model: key of `MODELS`.
+        mode: ``inference`` (forward) or ``training`` (forward and backward, no optimizer).
+        precision: ``float32`` or ``amp`` (autocast to float16).
+        length: tokens, or pixels of a side.
+        batch: sequences or images.
+        seconds: what was measured.
+        source: where.
+    """
+
+    chip: str
+    host: str | None
+    model: str
+    mode: str
+    precision: str
+    length: int
+    batch: int
+    seconds: float
+    source: str
+
+    @property
+    def program(self) -> tuple[str, str, str, int, int]:
+        """What is recorded once, whatever the chip."""
+        return self.model, self.mode, self.precision, self.length, self.batch
+
+    @property
+    def text(self) -> str:
+        """For people: ``gpt2-large inference 4 x 1024``."""
+        return f"{self.model} {self.mode} {self.batch} x {self.length}" + (" amp" if self.precision == "amp" else "")
+
+
+def _bert(hidden: int, layers: int, heads: int) -> Callable[[Any], Any]:
+    def build(transformers: Any) -> Any:
+        config = transformers.BertConfig(
+            hidden_size=hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            intermediate_size=4 * hidden,
+            attn_implementation="eager",
+        )
+        return transformers.BertForSequenceClassification(config)
+
+    return build
+
+
+def _gpt(width: int, layers: int, heads: int, positions: int) -> Callable[[Any], Any]:
+    def build(transformers: Any) -> Any:
+        config = transformers.GPT2Config(
+            n_embd=width, n_layer=layers, n_head=heads, n_positions=positions, attn_implementation="eager"
+        )
+        config.use_cache = False
+        return transformers.GPT2LMHeadModel(config)
+
+    return build
+
+
+def _opt(width: int, layers: int, heads: int) -> Callable[[Any], Any]:
+    def build(transformers: Any) -> Any:
+        config = transformers.OPTConfig(
+            hidden_size=width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            ffn_dim=4 * width,
+            word_embed_proj_dim=width,
+            attn_implementation="eager",
+        )
+        config.use_cache = False
+        return transformers.OPTForCausalLM(config)
+
+    return build
+
+
+def _resnet(transformers: Any) -> Any:
+    return transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000))
+
+
+# Dimensions from the models' papers. GPT-3 XL has 24 heads of 128, which its table joins with a width of 2,048 (Brown
+# et al., 2020, table 2.1); the measured latencies are those of the width that the heads need.
+MODELS: dict[str, Callable[[Any], Any]] = {
+    "bert-large": _bert(1024, 24, 16),
+    "gpt2-large": _gpt(1280, 36, 20, 1024),
+    "gpt3-xl": _gpt(3072, 24, 24, 2048),
+    "gpt3-2.7b": _gpt(2560, 32, 32, 2048),
+    "opt-1.3b": _opt(2048, 24, 32),
+    "resnet50": _resnet,
+}
+
+
+@cache
+def runs() -> tuple[Run, ...]:
+    """Read the published latencies that ship with bringup."""
+    with TABLE.open(encoding="utf-8", newline="") as file:
+        return tuple(
+            Run(
+                row["chip"],
+                row["host"] or None,
+                row["model"],
+                row["mode"],
+                row["precision"],
+                int(row["length"]),
+                int(row["batch"]),
+                float(row["milliseconds"]) * 1e-3,
+                row["source"],
+            )
+            for row in csv.DictReader(file)
+        )
+
+
+def can_record() -> bool:
+    """Tell whether the models' library is there."""
+    from importlib.util import find_spec
+
+    return find_spec("transformers") is not None
+
+
+@cache
+def recorded(model: str, mode: str, precision: str, length: int, batch: int) -> Trace:
+    """Record one step of a program in dry form.
+
+    Raises:
+        BringupError: transformers is missing, or the process uses a chip that is too small.
+    """
+    if not can_record():
+        raise BringupError(
+            "whole programs are models of transformers, which is not installed: pip install transformers"
+        )
+    import torch
+    import transformers
+
+    from bringup import _load
+    from bringup.trace import dry, record, step
+
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    _load.register()
+    if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
+        _load.use(RECORDED_ON)
+    trains = mode == "training"
+    with dry(), torch.device("chip"):
+        program = MODELS[model](transformers).train(trains)
+        shape = (batch, 3, length, length) if model == "resnet50" else (batch, length)
+        data = torch.zeros(shape, dtype=torch.float32 if model == "resnet50" else torch.int64)
+        with (
+            record() as trace,
+            torch.set_grad_enabled(trains),
+            torch.autocast("chip", dtype=torch.float16, enabled=precision == "amp"),
+        ):
+            result = program(data).logits
+            if trains:
+                result.backward(torch.empty_like(result))
+            torch.chip.synchronize()  # type: ignore[attr-defined]
+            step()
+    return trace
+
+
+def predicted(run: Run, chip: Chip | None = None) -> float:
+    """Seconds of one step, on the run's own chip unless one is given."""
+    return float(price(recorded(*run.program), chip or run.chip, run.host).step_seconds)
+
+
+# How far one run moves a chip's scale: the model is off by some 10 % from chip to chip, and a run from its neighbours
+# by 8 % (labs disagree by 3 to 9 % on the same silicon), so a run's share is 0.1^2 / (0.1^2 + 0.08^2).
+TRUST = 0.6
+
+
+def with_one_run(off: dict[Run, float]) -> dict[Run, float]:
+    """Errors after one measured run per chip: the first of the table moves the chip's scale and is no row itself."""
+    scales: dict[str, float] = {}
+    found: dict[Run, float] = {}
+    for run, error in off.items():
+        if run.chip not in scales:
+            scales[run.chip] = (1 + error) ** TRUST
+        else:
+            found[run] = (1 + error) / scales[run.chip] - 1
+    return found
+
+
+def errors(rows: Iterable[Run]) -> dict[Run, float]:
+    """Predicted over measured, less one, for every run."""
+    return {run: predicted(run) / run.seconds - 1 for run in rows}

@@ -1,0 +1,332 @@
+"""Measurement sets that others published, in the form in which they published them.
+
+One reader per form; a reader yields `Measurement`s and leaves out what it cannot express (collectives, mixtures of
+experts, quantised products with scales). Every column is data: a row that is not as expected ends the reading with one
+sentence that names file and row.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from bringup.errors import BringupError
+from bringup.validation.measurement import Measurement
+
+Row = dict[str, str]
+Reader = Callable[[Path], Iterator[Measurement]]
+
+
+@dataclass(frozen=True)
+class MeasurementSet:
+    """The rows of one publisher. ``unread``: files for which there is no reader, or no chip file."""
+
+    rows: tuple[Measurement, ...]
+    unread: tuple[str, ...]
+
+
+_readers: list[tuple[str, str, Reader]] = []
+
+
+def reader(publisher: str, pattern: str) -> Callable[[Reader], Reader]:
+    """Register a reader for the files that match a pattern below a folder named after the publisher."""
+
+    def register(function: Reader) -> Reader:
+        _readers.append((publisher, pattern, function))
+        return function
+
+    return register
+
+
+def read_folder(folder: Path) -> MeasurementSet:
+    """Read every known file below a folder.
+
+    Raises:
+        BringupError: the folder is missing, or a file is not in its form.
+    """
+    if not folder.is_dir():
+        raise BringupError(f"{folder} is no folder: give one with measurement sets, see docs/validation.md")
+    from bringup.chip import available_chips
+
+    known = set(available_chips())
+    rows: list[Measurement] = []
+    unread = {path.relative_to(folder) for path in folder.rglob("*.csv")}
+    for publisher, pattern, function in _readers:
+        for path in sorted(folder.rglob(f"{publisher}/{pattern}")):
+            try:
+                found = list(function(path))
+            except (ValueError, KeyError, StopIteration, csv.Error, UnicodeDecodeError) as error:
+                raise BringupError(f"{path} is not in the form of {publisher}: {error}") from error
+            rows += (row for row in found if row.chip in known)
+            if any(row.chip in known for row in found):
+                unread.discard(path.relative_to(folder))
+    if not rows:
+        publishers = ", ".join(sorted({publisher for publisher, _, _ in _readers}))
+        raise BringupError(f"{folder} has no measurement set: bringup reads those of {publishers}")
+    return MeasurementSet(tuple(rows), tuple(sorted(map(str, unread))))
+
+
+def _table(path: Path) -> Iterator[Row]:
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _lines(path: Path) -> Iterator[list[str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        yield from ([cell.strip() for cell in line] for line in csv.reader(file) if line)
+
+
+def _above_floor(rows: Iterable[Measurement]) -> Iterator[Measurement]:
+    """Give rows by a host's clock their floor: the smallest of its chip and operator, which is then no row itself."""
+    groups: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
+    for row in rows:
+        groups[row.chip, row.op].append(row)
+    for group in groups.values():
+        lowest = min(group, key=lambda row: row.seconds)
+        yield from (replace(row, floor=lowest.seconds) for row in group if row is not lowest)
+
+
+AICONFIGURATOR = "github.com/ai-dynamo/aiconfigurator at 095f58a (device time)"
+_AICONFIGURATOR_CHIPS = {
+    "a100_sxm": "a100-sxm-80",
+    "h100_sxm": "h100-sxm",
+    "h200_sxm": "h200-sxm",
+    "b200_sxm": "b200-sxm",
+    "l40s": "l40s",
+    "a30": "a30",
+    "rtx_pro_6000_server": "rtx-pro-6000",
+    "b300_sxm": "b300-sxm",
+    "b60": "arc-b60",
+}
+# Collected without clearing caches, which are large on these cards: their small products read above DRAM's bandwidth.
+_AICONFIGURATOR_WARM = {"l40s", "rtx-pro-6000", "arc-b60"}
+
+
+def _aiconfigurator(path: Path) -> Iterator[tuple[str, Row]]:
+    system, _, _ = path.name.partition("__")
+    constant: Row = {}
+    about = path.parent / "FILES.json"
+    if about.is_file():
+        files = json.loads(about.read_text(encoding="utf-8"))
+        constant = next((file["constant_columns"] for file in files if file["file"] == path.name), {})
+    for row in _table(path):
+        yield _AICONFIGURATOR_CHIPS.get(system, system), {**constant, **row}
+
+
+@reader("aiconfigurator", "*__gemm_perf.csv")
+def aiconfigurator_gemm(path: Path) -> Iterator[Measurement]:
+    """Read products of 16-bit floats; those of narrower ones quantise their input within the figure."""
+    for chip, row in _aiconfigurator(path):
+        dtype = row["gemm_dtype"]
+        if dtype in ("bfloat16", "float16"):
+            dims = int(row["m"]), int(row["n"]), int(row["k"])
+            seconds = float(row["latency"]) * 1e-3
+            yield Measurement(
+                chip, "mm", dtype, dims, seconds, AICONFIGURATOR, warm=chip in _AICONFIGURATOR_WARM, graph=True
+            )
+
+
+@reader("aiconfigurator", "*_attention_perf.csv")
+def aiconfigurator_attention(path: Path) -> Iterator[Measurement]:
+    """Read attention in 16 bits without a window: prefill is causal, generation one query against the cache.
+
+    The figures include the kernels that write the cache and plan the work, some 10 us: a floor.
+    """
+    yield from _above_floor(_aiconfigurator_attention(path))
+
+
+def _aiconfigurator_attention(path: Path) -> Iterator[Measurement]:
+    for chip, row in _aiconfigurator(path):
+        if row["kv_cache_dtype"] != "bfloat16" or int(row.get("window_size") or 0) != 0:
+            continue
+        batch, heads = int(row["batch_size"]), int(row["num_heads"])
+        kv_heads = int(row["num_key_value_heads"]) or heads
+        rows = int(row["isl"])
+        columns = rows + int(row.get("step") or 0)
+        dims = batch, heads, kv_heads, rows, columns, int(row["head_dim"]), int(rows > 1)
+        seconds = float(row["latency"]) * 1e-3
+        warm = chip in _AICONFIGURATOR_WARM
+        yield Measurement(chip, "attention", "bfloat16", dims, seconds, AICONFIGURATOR, warm=warm, graph=True)
+
+
+NEUSIGHT = "github.com/sitar-lab/NeuSight at 6945927 (asplos data)"
+_NEUSIGHT_CHIPS = {
+    "Tesla P4": "p4",
+    "Tesla P100-PCIE-16GB": "p100-pcie",
+    "Tesla V100-PCIE-32GB": "v100-pcie",
+    "Tesla T4": "t4",
+    "NVIDIA A100-PCIE-40GB": "a100-pcie-40",
+    "NVIDIA A100 80GB PCIe": "a100-pcie-80",
+    "NVIDIA L4": "l4",
+    "NVIDIA H100 80GB HBM3": "h100-sxm",
+    "AMD Instinct MI100": "mi100",
+    "AMD Instinct MI210": "mi210",
+}
+_NEUSIGHT_OPS = {
+    **{f"{name}u": f"{name}_scalar" for name in ("add", "mul", "div", "pow")},
+    **{name: name for name in ("add", "mul", "div", "pow", "relu", "gelu", "tanh", "bmm", "softmax")},
+    **{"ln": "layer_norm", "linear": "mm", "conv": "convolution"},
+}
+
+
+@reader("neusight", "test_*.csv")
+@reader("neusight", "*_sub*.csv")
+def neusight(path: Path) -> Iterator[Measurement]:
+    """Read float32 operators (tf32 off): products, convolutions, pointwise, layer norm, softmax."""
+    for row in _table(path):
+        op, chip = _NEUSIGHT_OPS[row["OPName"]], _NEUSIGHT_CHIPS[row["Device"]]
+        if op == "mm":
+            names: tuple[str, ...] = ("M", "N", "K")
+        elif op == "bmm":
+            names = ("B", "M", "N", "K")
+        elif op == "convolution":
+            names = ("B", "Input_Channel", "Output_Channel", "Kernel_Szie", "Input_Size", "Stride", "Padding")
+        else:
+            names = ("B", "H")
+        dims = tuple(int(float(row[name])) for name in names)
+        yield Measurement(chip, op, "float32", dims, float(row["Latency"]) * 1e-3, NEUSIGHT)
+
+
+LLMCOMPASS = "github.com/PrincetonUniversity/LLMCompass at 2e015fd (host wall clock)"
+
+
+@reader("llmcompass", "*_A100.csv")
+@reader("llmcompass", "*_MI210.csv")
+def llmcompass(path: Path) -> Iterator[Measurement]:
+    """Read float16 operators by the host's clock, over their floor."""
+    name, _, device = path.stem.partition("_")
+    op = {"matmul": "mm", "layernorm": "layer_norm"}.get(name, name)
+    chip = {"A100": "a100-sxm-80", "MI210": "mi210"}[device]
+    if name not in ("matmul", "softmax", "layernorm", "gelu"):
+        return
+
+    def rows() -> Iterator[Measurement]:
+        for cells in _lines(path):
+            if op == "mm":
+                m, n, k = (int(cell) for cell in cells[:3])
+                yield Measurement(chip, op, "float16", (m, n, k), float(cells[3].removesuffix("ms")) * 1e-3, LLMCOMPASS)
+            else:
+                *dims, rate = cells
+                shape = tuple(int(cell) for cell in dims)
+                elements = shape[0] * (shape[1] if len(shape) > 1 else 1)
+                yield Measurement(chip, op, "float16", shape, elements / (float(rate) * 1e9), LLMCOMPASS)
+
+    yield from _above_floor(rows())
+
+
+VIDUR = "github.com/microsoft/vidur at 7d47513 (device time)"
+
+
+@reader("vidur", "mlp_median*.csv")
+def vidur(path: Path) -> Iterator[Measurement]:
+    """Read the float16 layers of language models, one shard of a tensor-parallel group."""
+    for row in _table(path):
+        chip = {"a100": "a100-pcie-80", "a40": "a40", "h100": "h100-sxm"}[row["device"]]
+        width, inner, heads, kv_heads = (
+            int(row[name]) for name in ("n_embd", "n_expanded_embd", "n_head", "n_kv_head")
+        )
+        tokens, shards = int(row["num_tokens"]), int(row["num_tensor_parallel_workers"])
+        depth = width // heads
+        gated = 2 if row["use_gated_mlp"] == "True" else 1
+        shapes: dict[str, tuple[str, tuple[int, ...]]] = {
+            "attn_pre_proj": ("mm", (tokens, (heads + 2 * kv_heads) * depth // shards, width)),
+            "attn_post_proj": ("mm", (tokens, width, width // shards)),
+            "mlp_up_proj": ("mm", (tokens, gated * inner // shards, width)),
+            "mlp_down_proj": ("mm", (tokens, width, inner // shards)),
+            "add": ("add", (tokens, width)),
+        }
+        for column, (op, dims) in shapes.items():
+            milliseconds = float(row[f"{column}_ms"] or 0)
+            if milliseconds > 0:
+                yield Measurement(chip, op, "float16", dims, milliseconds * 1e-3, VIDUR)
+
+
+PYTORCHSIM = "github.com/PSAL-POSTECH/PyTorchSim at 2405399 (device time)"
+
+
+def _named(workload: str) -> tuple[str, tuple[int, ...]] | None:
+    """Parse a workload's name, ``gemm_1x384x1536`` (m, k, n) or ``attn_enc_12x512x64``."""
+    kind, _, text = workload.rpartition("_")
+    if not re.fullmatch(r"\d+(x\d+)*", text):
+        return None
+    dims = tuple(int(part) for part in text.split("x"))
+    if kind == "gemm":
+        return "mm", (dims[0], dims[2], dims[1])
+    if kind in ("attn_enc", "attention"):
+        heads, rows, depth = dims
+        return "attention", (1, heads, heads, rows, rows, depth, 0)
+    if kind == "conv":
+        batch, height, _, inner, outer, window, stride, padding = dims
+        return "convolution", (batch, inner, outer, window, height, stride, padding)
+    if kind in ("layernorm", "softmax"):
+        return {"layernorm": "layer_norm"}.get(kind, kind), dims
+    return None
+
+
+@reader("pytorchsim_tpuv6e", "*.csv")
+def tpu_v6e(path: Path) -> Iterator[Measurement]:
+    """Read products and attention on one TPU v6e."""
+    for row in _table(path):
+        found = _named(row["workload"])
+        if found is not None:
+            yield Measurement(
+                "tpu-v6e", found[0], "bfloat16", found[1], float(row["latency_ns"]) * 1e-9, PYTORCHSIM, graph=True
+            )
+
+
+@reader("pytorchsim_tpuv3", "baseline_cycle.csv")
+def tpu_v3(path: Path) -> Iterator[Measurement]:
+    """Read operators on one core of a TPU v3, in cycles of 940 MHz."""
+    for row in _table(path):
+        found = _named(row["Workload"])
+        if found is not None:
+            op, dims = found
+            yield Measurement("tpu-v3", op, "bfloat16", dims, float(row["TPUv3"]) / 940e6, PYTORCHSIM, graph=True)
+
+
+TENSTORRENT = "github.com/tenstorrent/tt-metal at 06bd373, tech_reports/GEMM_FLOPS (replayed trace)"
+
+
+@reader("tenstorrent", "gemm_oob.csv")
+def tenstorrent(path: Path) -> Iterator[Measurement]:
+    """Read bfloat16 products that were replayed from a recorded command stream."""
+    for row in _table(path):
+        chip = {"n150": "wormhole-n150", "p150": "blackhole-p150"}[row["board"]]
+        if row["use_trace"] == "True" and row["dtype"] == "BFLOAT16":
+            dims = int(row["M"]), int(row["N"]), int(row["K"])
+            yield Measurement(chip, "mm", "bfloat16", dims, float(row["time_avg_ns"]) * 1e-9, TENSTORRENT, graph=True)
+
+
+LLMSERVINGSIM = "github.com/casys-kaist/LLMServingSim at 5daddb2 (eager, host included)"
+_LLAMA = {  # width, inner, query width, key width, vocabulary: the models' config.json
+    "Llama-3.1-8B": (4096, 14336, 4096, 1024, 128256),
+    "Llama-3.1-70B": (8192, 28672, 8192, 1024, 128256),
+}
+
+
+@reader("llmservingsim", "*__layers.csv")
+def llmservingsim(path: Path) -> Iterator[Measurement]:
+    """Read the bfloat16 products of language models, over the host's floor."""
+    device, model, _ = path.stem.split("__")
+    chip = {"H100": "h100-sxm", "RTX3090": "rtx-3090", "A6000": "a6000"}[device]
+    if model not in _LLAMA:
+        return
+    width, inner, query, key, vocabulary = _LLAMA[model]
+    shapes = {
+        **{"q_proj": (query, width), "k_proj": (key, width), "v_proj": (key, width), "o_proj": (width, query)},
+        **{"gate_proj": (inner, width), "up_proj": (inner, width), "down_proj": (width, inner)},
+        "lm_head": (vocabulary, width),
+    }
+
+    def rows() -> Iterator[Measurement]:
+        for row in _table(path):
+            if row["layer_name"] in shapes and row["tp_size"] == "1":
+                dims = (int(row["input"]), *shapes[row["layer_name"]])
+                yield Measurement(chip, "mm", "bfloat16", dims, float(row["latency(ns)"]) * 1e-9, LLMSERVINGSIM)
+
+    yield from _above_floor(rows())
