@@ -80,8 +80,8 @@ class Constants:
     small_tile: float = 12.4
     small_tile_vector: float = 4.59
     overlap: float = 2.2
-    systolic_sustained: float = 0.948
-    systolic_overlap: float = 1.67
+    systolic_sustained: float = 0.94
+    systolic_overlap: float = 1.61
     systolic_fill: float = 0.1
     attention: float = 0.562
     winograd: float = 1.4
@@ -391,6 +391,8 @@ def _tiled(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> 
     padded_k = np.ceil(k / splits / 16) * 16  # the engine's step
     on_vector = [chip.matrix.tflops.get(table.dtypes[i], 0.0) <= chip.vector.tflops["float32"] for i in table.owner]
     small = np.where(on_vector, constants.small_tile_vector, constants.small_tile)[:, None, None]
+    if chip.kind == "cpu":
+        small = np.ones_like(small)  # operands stay in registers for a whole panel
     efficiency = tile_m * tile_n / (tile_m * tile_n + small * (tile_m + tile_n))
     efficiency = efficiency / efficiency.max(axis=(1, 2), keepdims=True)
     flops = 2 * tile_m * tile_n * padded_k

@@ -243,7 +243,8 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
             task = bar.add_task(f"running models on {device}", total=total)
             return lambda: bar.advance(task)
 
-        found = compare(device, chip, host, begin)
+        outcome = compare(device, chip, host, begin)
+    found = outcome.rows
     total = Errors.of(each.error for each in found)
     if as_json:
         rows = [
@@ -251,7 +252,16 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
             for each in found
         ]
         click.echo(
-            json.dumps({"device": device, "chip": chip.name, "programs": rows, **dataclasses.asdict(total)}, indent=2)
+            json.dumps(
+                {
+                    "device": device,
+                    "chip": chip.name,
+                    "programs": rows,
+                    **dataclasses.asdict(total),
+                    "speed": round(outcome.speed, 4),
+                },
+                indent=2,
+            )
         )
         return
     console = terminal.console()
@@ -262,3 +272,7 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
         table.add_row(each.program.text, duration(each.measured), duration(each.predicted), f"{each.error:+.0%}")
     console.print(table)
     console.print(f"mean {total.mean:.1%}, median {total.median:.1%}, bias {total.bias:+.1%}", highlight=False)
+    console.print(
+        f"The machine now runs a product at {outcome.speed:.2f} of the speed in its chip file.",
+        highlight=False,
+    )

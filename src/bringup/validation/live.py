@@ -7,9 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bringup.calibration import keep_freed_memory, timed
 from bringup.errors import BringupError
 from bringup.prediction import price
+from bringup.validation.measurement import Measurement
 from bringup.validation.programs import RECORDED_ON, can_record
+from bringup.validation.score import errors
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +38,19 @@ class Program:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """All comparisons, and how fast the machine was meanwhile.
+
+    Attributes:
+        rows: one per program.
+        speed: of a product, over what the chip file says: 1.1 if the machine ran faster than at its calibration.
+    """
+
+    rows: list[Comparison]
+    speed: float
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A program's measured and predicted seconds per step."""
 
@@ -49,6 +65,7 @@ class Comparison:
 
 
 TOKENS = 64
+PROBE = (512, 512, 512)  # m, n, k of a product that tells the machine's speed
 
 
 def _resnet(layers: str) -> Callable[[Any], Any]:
@@ -117,8 +134,8 @@ def _seeded() -> Iterator[None]:
         yield
 
 
-def measured(device: torch.device, tick: Callable[[], None]) -> dict[Program, float]:
-    """Median seconds of a step of every program on the real device."""
+def measured(device: torch.device, tick: Callable[[], None]) -> tuple[dict[Program, float], float]:
+    """Median seconds of a step of every program on the real device, and of the product `PROBE` in between."""
     import statistics
 
     import torch
@@ -132,11 +149,14 @@ def measured(device: torch.device, tick: Callable[[], None]) -> dict[Program, fl
         timers[program] = Timer("step()", globals={"step": step}, num_threads=torch.get_num_threads())
         tick()
     seconds: dict[Program, list[float]] = {program: [] for program in timers}
+    square = torch.randn(PROBE[:2], device=device)
+    probes = []
     for _ in range(ROUNDS):
         for program, timer in timers.items():
+            probes.append(timed(lambda: square @ square))
             seconds[program].append(timer.blocked_autorange(min_run_time=0.2).median)
             tick()
-    return {program: statistics.median(values) for program, values in seconds.items()}
+    return {program: statistics.median(values) for program, values in seconds.items()}, statistics.median(probes)
 
 
 def recorded(program: Program) -> Trace:
@@ -159,7 +179,7 @@ def recorded(program: Program) -> Trace:
     return trace
 
 
-def compare(device: str, chip: Chip, host: Host, progress: Callable[[int], Callable[[], None]]) -> list[Comparison]:
+def compare(device: str, chip: Chip, host: Host, progress: Callable[[int], Callable[[], None]]) -> Outcome:
     """Run every program on the device and price it.
 
     Args:
@@ -173,8 +193,6 @@ def compare(device: str, chip: Chip, host: Host, progress: Callable[[int], Calla
     """
     import torch
 
-    from bringup.calibration import keep_freed_memory
-
     if not can_record():
         raise BringupError("--live runs models of transformers, which is not installed: pip install transformers")
     try:
@@ -184,7 +202,10 @@ def compare(device: str, chip: Chip, host: Host, progress: Callable[[int], Calla
         raise BringupError(f"torch cannot use the device {device!r}: {str(error).splitlines()[0]}") from None
     keep_freed_memory()
     tick = progress((ROUNDS + 1) * len(programs()))
-    return [
+    medians, probe = measured(on, tick)
+    product = Measurement(chip.name, "mm", "float32", PROBE, probe, "now", warm=True)
+    rows = [
         Comparison(program, seconds, float(price(recorded(program), chip, host).step_seconds))
-        for program, seconds in measured(on, tick).items()
+        for program, seconds in medians.items()
     ]
+    return Outcome(rows, 1 + errors([product], chip)[product])
