@@ -111,6 +111,7 @@ def _publisher(row: Measurement) -> str:
 
 
 Groups = dict[str, dict[str, "Errors"]]
+KINDS = ("fitted", "unseen", "left out", "one run known")  # columns beside that of all rows
 
 
 def _tables(off: dict[Measurement, float], left_out: dict[Measurement, float], *, sets: bool) -> dict[str, Groups]:
@@ -146,8 +147,8 @@ def _plain(tables: dict[str, Groups]) -> Any:
 
 def _print(console: Console, title: str, groups: Groups) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    kinds = list(dict.fromkeys(kind for found in groups.values() for kind in found))
-    others = [kind for kind in kinds if kind != "all"]
+    kinds = {kind for found in groups.values() for kind in found}
+    others = [kind for kind in KINDS if kind in kinds]
     for name in (title, "figures", "mean", "median", "bias", *others):
         table.add_column(name, justify="left" if name == title else "right")
     for name, found in groups.items():

@@ -98,7 +98,7 @@ def comparison(trace: Trace, rows: list[Row]) -> str:
     )
 
 
-def validation(count: int, tables: dict[str, Any], plots: dict[str, Any], sets: bool) -> str:
+def validation(count: int, tables: dict[str, Any], plots: dict[str, Any], sets: bool, most: int) -> str:
     """Write predictions against measurements: a scatter plot and tables of errors."""
     from plotly.offline import get_plotlyjs
 
@@ -112,6 +112,7 @@ def validation(count: int, tables: dict[str, Any], plots: dict[str, Any], sets: 
             plotly=Markup(get_plotlyjs()),
             figures={name: _script(figure) for name, figure in plots.items()},
             count=count,
+            most=most,
             tables=tables,
             sets=sets,
         )

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Callable
 from typing import Any
 
 from markupsafe import Markup
 
 from bringup.report import html
+
+MOST_POINTS = 300  # per chip or operator: what a browser draws at once without WebGL
 
 
 def page(measured: dict[Any, float], off: dict[Any, float], tables: dict[str, Any], sets: bool) -> str:
@@ -19,45 +22,56 @@ def page(measured: dict[Any, float], off: dict[Any, float], tables: dict[str, An
         tables: title -> name -> kind -> `Errors`.
         sets: are these whole published sets?
     """
-    by_chip: dict[str, list[Any]] = defaultdict(list)
+    plots = {
+        "By chip": _scatter(measured, off, lambda row: str(row.chip)),
+        "By operator": _scatter(measured, off, lambda row: str(getattr(row, "family", None) or row.model)),
+    }
+    return html.validation(len(off), tables, plots, sets, MOST_POINTS)
+
+
+def _scatter(measured: dict[Any, float], off: dict[Any, float], key: Callable[[Any], str]) -> dict[str, Any]:
+    groups: dict[str, list[Any]] = defaultdict(list)
     for row in off:
-        by_chip[row.chip].append(row)
+        groups[key(row)].append(row)
     low, high = min(measured.values()) * 1e6, max(measured.values()) * 1e6
-    traces: list[dict[str, Any]] = [
-        {
-            "type": "scattergl",
-            "mode": "markers",
-            "name": chip,
-            "x": [round(measured[row] * 1e6, 3) for row in rows],
-            "y": [round(measured[row] * (1 + off[row]) * 1e6, 3) for row in rows],
-            "text": [_label(row) for row in rows],
-            "hovertemplate": "%{text}<br>measured %{x:.4g} us, predicted %{y:.4g} us<extra></extra>",
-            "marker": {"size": 4, "opacity": 0.55},
-        }
-        for chip, rows in sorted(by_chip.items())
-    ]
-    traces += [
-        {
-            "type": "scatter",
-            "mode": "lines",
-            "name": name,
-            "x": [low, high],
-            "y": [low * factor, high * factor],
-            "hoverinfo": "skip",
-            "line": {"color": "#6b7280", "width": 1, "dash": dash},
-        }
-        for name, factor, dash in (("equal", 1.0, "solid"), ("+25 %", 1.25, "dot"), ("-25 %", 0.75, "dot"))
-    ]
+    traces: list[dict[str, Any]] = []
+    for name, rows in sorted(groups.items()):
+        drawn = rows[:: -(-len(rows) // MOST_POINTS)]
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "markers",
+                "name": str(Markup.escape(name)),
+                "x": [float(f"{measured[row] * 1e6:.4g}") for row in drawn],
+                "y": [float(f"{measured[row] * (1 + off[row]) * 1e6:.4g}") for row in drawn],
+                "text": [_label(row) for row in drawn],
+                "hovertemplate": "%{text}<br>measured %{x:.4g} us, predicted %{y:.4g} us<extra></extra>",
+                "marker": {"size": 4, "opacity": 0.55},
+            }
+        )
+    for name, factor, dash in (("equal", 1.0, "solid"), ("+25 %", 1.25, "dot"), ("-25 %", 0.75, "dot")):
+        traces.append(
+            {
+                "type": "scatter",
+                "mode": "lines",
+                "name": name,
+                "x": [low, high],
+                "y": [low * factor, high * factor],
+                "hoverinfo": "skip",
+                "line": {"color": "#6b7280", "width": 1, "dash": dash},
+            }
+        )
     axis = {"type": "log", "gridcolor": "#e6e9ef"}
     layout = {
         "height": 620,
         "margin": {"l": 70, "r": 15, "t": 20, "b": 55},
         "paper_bgcolor": "#ffffff",
         "plot_bgcolor": "#ffffff",
+        "legend": {"itemsizing": "constant"},
         "xaxis": {**axis, "title": {"text": "measured, us"}},
         "yaxis": {**axis, "title": {"text": "predicted, us"}},
     }
-    return html.validation(len(off), tables, {"scatter": {"data": traces, "layout": layout}}, sets)
+    return {"data": traces, "layout": layout}
 
 
 def _label(row: Any) -> str:
