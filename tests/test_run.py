@@ -211,9 +211,9 @@ def test_validate_shows_the_errors(bringup: Bringup) -> None:
     done = bringup("validate")
     assert done.returncode == 0, done.stderr
     assert "wormhole-n150" in done.stdout and "predicted" in done.stdout
-    found = json.loads(bringup("validate", "--chip", "t4,h100-sxm", "--op", "mm", "--json").stdout)
-    assert list(found["chips"]) == ["h100-sxm", "t4"] and list(found["ops"]) == ["mm"]
-    assert 0 < found["all"]["mean"] < 0.5
+    found = json.loads(bringup("validate", "--chip", "t4,h100-sxm", "--family", "mm", "--json").stdout)
+    assert list(found["chip"]) == ["h100-sxm", "t4", "all"] and list(found["operator"]) == ["mm", "all"]
+    assert 0 < found["chip"]["all"]["all"]["mean"] < 0.5
     one_sentence(bringup("validate", "--chip", "t5"), "t5", "wormhole-n150")
 
 
