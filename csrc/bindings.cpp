@@ -22,8 +22,9 @@ void start() {
 }
 
 void configure_chip(std::string chip, std::string description, int64_t devices, int64_t device_bytes, bool check,
-                    std::string driver) {
-  configure({std::move(chip), std::move(description), int(devices), uint64_t(device_bytes), check, std::move(driver)});
+                    std::string driver, bool past_capacity) {
+  configure(
+      {std::move(chip), std::move(description), int(devices), uint64_t(device_bytes), check, std::move(driver), past_capacity});
 }
 
 const at::Generator& generator(int64_t device) { return default_generator(c10::DeviceIndex(device)); }
@@ -36,7 +37,10 @@ at::Tensor rng_state(int64_t device) { return at::Tensor(generator(device).unsaf
 TORCH_LIBRARY(bringup, m) {
   using namespace bringup;
   m.def("start() -> ()", &start);
-  m.def("configure(str chip, str description, int devices, int device_bytes, bool check, str driver) -> ()", &configure_chip);
+  m.def(
+      "configure(str chip, str description, int devices, int device_bytes, bool check, str driver, "
+      "bool past_capacity) -> ()",
+      &configure_chip);
   m.def("set_device_count(int count) -> ()", [](int64_t count) { set_device_count(int(count)); });
   m.def("device_count() -> int", [] { return int64_t(device_count()); });
   m.def("is_configured() -> bool", [] { return configured(); });
@@ -47,7 +51,6 @@ TORCH_LIBRARY(bringup, m) {
   m.def("description() -> str", [] { return config().description; });
   m.def("device_bytes() -> int", [] { return int64_t(config().device_bytes); });
   m.def("driver_name() -> str", [] { return std::string(driver().name); });
-  m.def("set_dry(bool on) -> ()", [](bool on) { dry_contexts.fetch_add(on ? 1 : -1); });
   m.def("shutdown() -> ()", [] { shutdown(); });
   m.def("stream_priority(int device, int stream) -> int", [](int64_t device, int64_t id) {
     return int64_t(stream(c10::Stream(c10::Stream::UNSAFE, c10::Device(kChip, c10::DeviceIndex(device)), id)).priority);

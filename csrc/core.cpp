@@ -7,6 +7,7 @@
 #include "signature.cpp"
 #include "learn.cpp"
 #include "kernel.cpp"
+#include "dry.cpp"
 #include "launch.cpp"
 #include "ops.cpp"
 #include "layouts.cpp"

@@ -208,8 +208,9 @@ void execute(Launch& launch) {
   c10::SmallVector<std::pair<int, at::Tensor>, 2> written;
   auto input = [&](int slot) {
     int storage = signature.storage_of[size_t(slot)];
-    at::Tensor tensor = storage < 0 ? launch.host_tensors[size_t(slot)]
-                                    : alias(storages[size_t(storage)], meta_of_input(slot), launch.offsets[size_t(slot)]);
+    bool given = storage < 0 || (!launch.host_tensors.empty() && launch.host_tensors[size_t(slot)].defined());
+    at::Tensor tensor = given ? launch.host_tensors[size_t(slot)]
+                              : alias(storages[size_t(storage)], meta_of_input(slot), launch.offsets[size_t(slot)]);
     if (launch.waited)
       launch.inputs.push_back(tensor);
     else if (storage >= 0 && signature.op->writes && signature.written[size_t(slot)])

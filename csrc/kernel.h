@@ -23,7 +23,7 @@ struct Launch {
   c10::SmallVector<c10::IValue, 8> arguments;  // tensors of the device are None here
   c10::SmallVector<StorageRef, 6> storages;
   c10::SmallVector<int64_t, 8> offsets;          // per input
-  c10::SmallVector<at::Tensor, 1> host_tensors;  // per input, where it is a host tensor
+  c10::SmallVector<at::Tensor, 1> host_tensors;  // per input, where it is a host tensor or stands in for unknown memory
   c10::SmallVector<void*, 2> outputs;            // per fresh output
   at::Generator generator;
   int threads;

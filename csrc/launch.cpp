@@ -8,6 +8,7 @@
 #include <ATen/ops/clone.h>
 #include <torch/library.h>
 
+#include "dry.h"
 #include "fallback.h"
 #include "generator.h"
 #include "layouts.h"
@@ -83,6 +84,18 @@ void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides, tensor.storage_offset());
 }
 
+c10::SmallVector<StorageRef, 6> storages_of(const Signature& signature, const Slots& slots) {
+  c10::SmallVector<StorageRef, 6> storages(size_t(signature.storages));
+  for (size_t i = 0; i < slots.size(); ++i) {
+    if (signature.storage_of[i] < 0) continue;
+    const auto& memory = slots[i].tensor->unsafeGetTensorImpl()->unsafe_storage();
+    storages[size_t(signature.storage_of[i])] = {memory.mutable_data(), memory.nbytes()};
+  }
+  return storages;
+}
+
+}  // namespace
+
 Launch* new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments) {
   const Signature& signature = *of;
   const Op& op = *signature.op;
@@ -92,18 +105,11 @@ Launch* new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, c
   launch->line = current_line();
   launch->threads = at::get_num_threads();
   bool any_host = false;  // or undefined
-  launch->storages.resize(size_t(signature.storages));
+  launch->storages = storages_of(signature, slots);
   for (size_t i = 0; i < slots.size(); ++i) {
-    const at::Tensor& tensor = *slots[i].tensor;
-    int storage = signature.storage_of[i];
-    if (storage < 0) {
-      any_host = true;
-      launch->offsets.push_back(0);
-    } else {
-      const auto& memory = tensor.unsafeGetTensorImpl()->unsafe_storage();
-      launch->storages[size_t(storage)] = {memory.mutable_data(), memory.nbytes()};
-      launch->offsets.push_back(tensor.unsafeGetTensorImpl()->storage_offset());
-    }
+    bool on_host = signature.storage_of[i] < 0;
+    any_host |= on_host;
+    launch->offsets.push_back(on_host ? 0 : slots[i].tensor->unsafeGetTensorImpl()->storage_offset());
   }
   if (any_host) {
     launch->host_tensors.resize(slots.size());
@@ -139,6 +145,8 @@ Launch* new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, c
   return launch;
 }
 
+namespace {
+
 void return_results(const Op& op, Stack* stack, Stack results) {
   stack->resize(stack->size() - op.args.size());
   for (IValue& value : results) stack->push_back(std::move(value));
@@ -156,7 +164,7 @@ at::Tensor view_like(const at::Tensor& base, const at::Tensor& result) {
 }
 
 // A result of a synchronous run becomes a device tensor: a view if it shares an input's memory, else a copy.
-at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots& slots, Stream& stream) {
+at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots& slots, Stream& stream, Content content) {
   if (!result.defined() || !result.device().is_cpu()) return result;
   for (size_t i = 0; i < launch.inputs.size(); ++i) {
     if (launch.signature->storage_of[i] < 0 || !result.has_storage() || !launch.inputs[i].is_alias_of(result)) continue;
@@ -167,7 +175,8 @@ at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots
   if (result.layout() != c10::kStrided || result.is_quantized()) return place_on_chip(result, stream.id.device_index());
   TensorMeta meta = meta_of(result);
   at::Tensor placed = new_tensor(meta, stream.id.device_index(), launch.signature->op->name.c_str());
-  if (meta.nbytes == 0) return placed;
+  if (meta.nbytes == 0 || (is_dry() && !dry_computes(placed))) return placed;
+  if (is_dry()) set_dry_content(placed, std::max(content, Content::Guessed));
   void* home = placed.mutable_data_ptr();
   enqueue(stream, [result, home, meta, index = stream.id.device_index()](bool should_execute) {
     if (!should_execute) return;
@@ -188,7 +197,7 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
     void* home = tensor.storage().mutable_data();
     int64_t offset = tensor.storage_offset();
     size_t bytes = tensor.storage().nbytes();
-    if (meta.nbytes == 0) continue;
+    if (meta.nbytes == 0 || (is_dry() && !dry_computes(tensor))) continue;
     enqueue(stream, [after, home, offset, bytes, meta, index = stream.id.device_index()](bool should_execute) {
       if (!should_execute) return;
       Mapped memory(index, home);
@@ -211,6 +220,8 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
   std::unique_ptr<Launch> launch(new_launch(of, stream, slots, arguments));
   launch->waited = true;
   bool learning = signature.state == Signature::Unknown;
+  Content content = C10_UNLIKELY(is_dry()) ? replace_unknown(*launch, slots, op.synchronous) : Content::Known;
+  if (content != Content::Known && op.synchronous) notice_read(op.name + " of " + text_of(signature.inputs[0]));
   LaunchRow row{signature, arguments, stream, launch->line, launch->storages, {}};
   learning ? count_learning(op) : count_synchronous(op);
   bringup::launch(stream, run_launch, launch.get());
@@ -234,16 +245,17 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
         if (!value.isTensor() || is_host_output(op.name, i))
           results.emplace_back(value);
         else
-          results.emplace_back(take_over(value.toTensor(), *launch, slots, stream));
+          results.emplace_back(take_over(value.toTensor(), *launch, slots, stream, content));
         break;
       case ReturnInfo::FreshList: {
         c10::List<at::Tensor> list;
-        for (const IValue& element : value.toListRef()) list.push_back(take_over(element.toTensor(), *launch, slots, stream));
+        for (const IValue& element : value.toListRef())
+          list.push_back(take_over(element.toTensor(), *launch, slots, stream, content));
         results.emplace_back(std::move(list));
         break;
       }
       case ReturnInfo::Value:
-        results.emplace_back(value);
+        results.emplace_back(content == Content::Unknown && op.synchronous ? stand_in_value(value) : value);
     }
   }
   if (C10_UNLIKELY(recording())) {
@@ -309,51 +321,48 @@ void launch_boxed(Op& op, Stack* stack) {
   int state = signature.state.load(std::memory_order_acquire);
   bool first = state == Signature::Unknown;
   if (first && learn_by_meta(signature, slots, arguments)) state = Signature::Known;
-  if (C10_UNLIKELY(op.host_dtypes != 0) && falls_back(op, slots)) {
-    refuse_if_strict(op, slots, config().chip);
-    return run_synchronously(of, stream, slots, stack, arguments, true);
-  }
-  if (state != Signature::Known) return run_synchronously(of, stream, slots, stack, arguments);
+  bool to_host = C10_UNLIKELY(op.host_dtypes != 0) && falls_back(op, slots);
+  if (to_host) refuse_if_strict(op, slots, config().chip);
+  bool dry = C10_UNLIKELY(is_dry());
+  if (state != Signature::Known || (to_host && !dry)) return run_synchronously(of, stream, slots, stack, arguments, to_host);
 
   for (const auto& [slot, meta] : signature.resized) {
     if (!first) at::native::resize_output_check(*slots[size_t(slot)].tensor, meta.sizes);  // the meta kernel warned
     resize_written(*slots[size_t(slot)].tensor, meta);
   }
-  Launch* launch = new_launch(of, stream, slots, arguments);
+  std::unique_ptr<Launch> launch;
+  if (!dry) launch.reset(new_launch(of, stream, slots, arguments));
   Stack results;
   results.reserve(op.returns.size());
-  size_t output = 0, list = 0;
+  c10::SmallVector<at::Tensor, 4> outputs;
+  size_t list = 0;
   auto fresh = [&] {
-    const TensorMeta& meta = signature.outputs[output++];
-    at::Tensor tensor = new_tensor(meta, index, op.name.c_str());
-    launch->outputs.push_back(meta.defined ? tensor.unsafeGetTensorImpl()->unsafe_storage().mutable_data() : nullptr);
-    return tensor;
+    outputs.push_back(new_tensor(signature.outputs[outputs.size()], index, op.name.c_str()));
+    return outputs.back();
   };
-  try {
-    for (const ReturnInfo& info : op.returns) {
-      if (info.kind == ReturnInfo::Argument) {
-        results.emplace_back(arguments[info.argument]);
-      } else if (info.kind == ReturnInfo::Fresh) {
-        results.emplace_back(fresh());
-      } else {
-        c10::List<at::Tensor> tensors;
-        for (int i = 0; i < signature.list_sizes[list]; ++i) tensors.push_back(fresh());
-        ++list;
-        results.emplace_back(std::move(tensors));
-      }
+  for (const ReturnInfo& info : op.returns) {
+    if (info.kind == ReturnInfo::Argument) {
+      results.emplace_back(arguments[info.argument]);
+    } else if (info.kind == ReturnInfo::Fresh) {
+      results.emplace_back(fresh());
+    } else {
+      c10::List<at::Tensor> tensors;
+      for (int i = 0; i < signature.list_sizes[list]; ++i) tensors.push_back(fresh());
+      ++list;
+      results.emplace_back(std::move(tensors));
     }
-  } catch (...) {
-    delete launch;
-    throw;
   }
   if (C10_UNLIKELY(recording())) {
-    LaunchRow row{signature, arguments, stream, launch->line, launch->storages, launch->outputs};
-    record_launch(row, 0);
+    LaunchRow row{signature, arguments, stream, launch ? launch->line : current_line(), storages_of(signature, slots), {}};
+    for (const at::Tensor& output : outputs) row.outputs.push_back(address_of(output));
+    record_launch(row, to_host ? kFallback : 0);
   }
-  if (C10_UNLIKELY(is_dry()))
-    delete launch;
-  else
-    bringup::launch(stream, run_launch, launch);
+  if (launch) {
+    for (const at::Tensor& output : outputs) launch->outputs.push_back(address_of(output));
+    bringup::launch(stream, run_launch, launch.release());
+  } else {
+    launch_dry(of, stream, slots, arguments, outputs);
+  }
   return_results(op, stack, std::move(results));
   if (C10_UNLIKELY(launch_blocking())) synchronize(stream);
 }

@@ -380,6 +380,15 @@ double chip_time_between(int64_t start, int64_t end) {
   return milliseconds;
 }
 
+void notice_dry_read(const std::string& where, const std::string& what) {
+  Gil gil;
+  PyObject* module = PyImport_ImportModule("bringup.dryrun");
+  PyObject* result = module ? PyObject_CallMethod(module, "notice", "ss", where.c_str(), what.c_str()) : nullptr;
+  if (module) Py_DecRef(module);
+  if (!result) throw_python_error();
+  Py_DecRef(result);
+}
+
 void configure_from_python() {
   Gil gil;
   PyObject* module = PyImport_ImportModule("bringup.device");

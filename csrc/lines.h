@@ -41,6 +41,9 @@ class ReleaseGil {
 // Milliseconds of the chip's time between two recorded events, from the replay of the recording under way.
 double chip_time_between(int64_t start, int64_t end);
 
+// A dry run's program read what was not computed, at `where`: warns or raises, as bringup.dryrun decides.
+void notice_dry_read(const std::string& where, const std::string& what);
+
 // Runs bringup's Python side of first use: choose the chip from the environment. Raises its error as c10::Error.
 void configure_from_python();
 

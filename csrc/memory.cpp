@@ -9,6 +9,7 @@
 #include <sstream>
 #include <unordered_set>
 
+#include "dry.h"
 #include "json.h"
 #include "recorder.h"
 
@@ -44,6 +45,7 @@ struct Block {
   size_t bytes = 0, requested = 0;
   Stream* stream = nullptr;
   bool small = false, allocated = false;
+  Content content = Content::Unknown;
   Block *previous = nullptr, *next = nullptr;  // neighbours in the segment
   std::unordered_set<Stream*> users;           // other streams that use it: record_stream
   std::vector<Event*> pending;                 // what the next owner's stream has to wait for
@@ -109,6 +111,10 @@ class Pool {
       release_unused();
       block = take(stream, bytes, small);
       if (!block) block = grow(stream, bytes, small);
+      if (!block && config().past_capacity) {
+        block = grow(stream, bytes, small, true);
+        if (block) warn_past_capacity(requested, line, lock);
+      }
     }
     if (!block) out_of_memory(requested, line, lock);
     split(block, bytes);
@@ -116,12 +122,13 @@ class Pool {
     block->requested = requested;
     block->line = line;
     block->purpose = purpose;
+    block->content = Content::Unknown;
     in_use_.emplace(block->address, block);
     count(block, true);
     std::vector<Event*> pending;
     pending.swap(block->pending);
     lock.unlock();
-    if (C10_UNLIKELY(recording())) record_memory(RowKind::Alloc, stream, line, int64_t(bytes), block->address);
+    if (C10_UNLIKELY(recording())) record_memory(RowKind::Alloc, stream, line, int64_t(block->bytes), block->address);
     for (Event* event : pending) {
       event_wait(event, stream);
       event_destroy(event);
@@ -246,12 +253,13 @@ class Pool {
     return block;
   }
 
-  Block* grow(Stream& stream, size_t bytes, bool small) {
+  // `anyway`: past the chip's capacity, but never past what the program has set itself as a limit.
+  Block* grow(Stream& stream, size_t bytes, bool small, bool anyway = false) {
     size_t segment = small             ? kSmallSegment
                      : bytes < kMiddle ? kLargeSegment
                                        : (bytes + kRoundLarge - 1) / kRoundLarge * kRoundLarge;
     size_t reserved = size_t(stats_.reserved_bytes[0].current);
-    if (reserved + segment > limit()) return nullptr;
+    if (reserved + segment > limit() && !(anyway && limit() == config().device_bytes)) return nullptr;
     void* address = nullptr;
     int status = driver().alloc(device(device_).handle, segment, &address);
     if (status == BRINGUP_OUT_OF_MEMORY) return nullptr;
@@ -266,6 +274,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(segments().mutex);
       segments().ranges[block->address] = {segment, device_};
     }
+    if (C10_UNLIKELY(recording())) record_row(RowKind::Reserve, &stream, {}, int64_t(segment), 0);
     ++stats_.num_device_alloc;
     change(stats_.segment, block, 1);
     change(stats_.reserved_bytes, block, int64_t(segment));
@@ -328,6 +337,7 @@ class Pool {
           segments().ranges.erase(block->address);
         }
         driver().free(device(device_).handle, block->address, block->bytes);
+        if (C10_UNLIKELY(recording())) record_row(RowKind::Release, block->stream, {}, int64_t(block->bytes), 0);
         ++stats_.num_device_free;
         change(stats_.segment, block, -1);
         change(stats_.reserved_bytes, block, -int64_t(block->bytes));
@@ -347,6 +357,8 @@ class Pool {
     return live;
   }
 
+  bool warned_ = false;
+  void warn_past_capacity(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock);
   [[noreturn]] void out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock);
 };
 
@@ -359,6 +371,16 @@ std::string what_for(const Purpose& purpose) {
   }
   if (purpose.op) text << (text.tellp() > 0 ? " by " : "") << purpose.op;
   return text.str();
+}
+
+void Pool::warn_past_capacity(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
+  if (std::exchange(warned_, true)) return;
+  lock.unlock();  // describe takes the GIL
+  std::string where = describe(line);
+  std::fprintf(stderr, "bringup: chip:%d (%s) would be out of memory here: %s%srequested %s of %s; going on (--oom=continue)\n",
+               device_, config().chip.c_str(), where.c_str(), where.empty() ? "" : ": ", human(requested).c_str(),
+               human(config().device_bytes).c_str());
+  lock.lock();
 }
 
 void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
@@ -403,6 +425,7 @@ struct ChipAllocator final : c10::DeviceAllocator {
   c10::DataPtr allocate(size_t bytes) override { return allocate_on(current_device(), bytes); }
   void copy_data(void* to, const void* from, size_t bytes) const override {
     auto index = device_of(to);
+    if (is_dry_copy(bytes)) return;
     Stream& stream = current_stream(index);
     check_driver(driver().copy_d2d(stream.handle, to, from, bytes), device(index));
   }
@@ -545,6 +568,14 @@ c10::DeviceIndex device_of(const void* address) {
   if (after == segments().ranges.begin()) return -1;
   auto [start, range] = *std::prev(after);
   return at < start + range.first ? c10::DeviceIndex(range.second) : c10::DeviceIndex(-1);
+}
+
+Content content_of(const c10::DataPtr& memory) {
+  return memory.get_deleter() == release_block ? static_cast<Block*>(memory.get_context())->content : Content::Unknown;
+}
+
+void set_content(const c10::DataPtr& memory, Content content) {
+  if (memory.get_deleter() == release_block) static_cast<Block*>(memory.get_context())->content = content;
 }
 
 std::string live_blocks_json(int device, int64_t most) {

@@ -27,6 +27,10 @@ c10::DataPtr allocate_on(c10::DeviceIndex device, size_t bytes);  // on the devi
 std::string live_blocks_json(int device, int64_t most);
 // The live tensor that an address belongs to: "int64[4] by aten::full made at train.py:5"; "" for none.
 std::string describe_owner(int device, const void* address);
+// A note of dry runs at a live block (see dry.cpp): what is its content? A fresh one's is unknown.
+enum class Content : uint8_t { Unknown, Guessed, Drawn, Known };  // the two in the middle are stand-ins
+Content content_of(const c10::DataPtr& memory);
+void set_content(const c10::DataPtr& memory, Content content);
 void set_memory_limit(int device, double fraction);  // of the capacity
 c10::DeviceIndex device_of(const void* address);     // of a live allocation's segment; -1: not device memory
 

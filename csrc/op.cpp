@@ -197,9 +197,9 @@ bool has_native_kernel(const std::string& name) {
 }
 
 bool is_kept_whole(const std::string& name) {
-  static const auto* names = new std::unordered_set<std::string>{"aten::convolution", "aten::convolution_backward",
-                                                                 "aten::embedding",   "aten::conj_physical_",
-                                                                 "aten::mode",        "aten::mode.values"};
+  static const auto* names = new std::unordered_set<std::string>{
+      "aten::convolution", "aten::convolution_backward", "aten::embedding",  "aten::conj_physical_",
+      "aten::mode",        "aten::mode.values",          "aten::_grouped_mm"};
   // Accelerators have one kernel for a whole list of tensors.
   return names->count(name) != 0 || name.compare(0, 15, "aten::_foreach_") == 0;
 }

@@ -24,6 +24,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "dry.h"
 #include "generator.h"
 #include "launch.h"
 #include "memory.h"
@@ -161,8 +162,15 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   Device& on = device(to.device().index());
   size_t bytes = to.nbytes();
   bool pinned = is_pinned(from.const_data_ptr());
-  if (C10_UNLIKELY(recording())) record_row(RowKind::H2D, &stream, current_line(), int64_t(bytes), 0, pinned ? kPinned : 0);
-  if (C10_UNLIKELY(is_dry())) return;
+  if (C10_UNLIKELY(recording()))
+    record_copy(RowKind::H2D, stream, int64_t(bytes), pinned ? kPinned : 0, nullptr, to.storage().data());
+  if (C10_UNLIKELY(is_dry())) {
+    set_dry_content(to, Content::Known);
+    if (!dry_computes(to)) {
+      if (!(pinned ? non_blocking : bytes <= kStaged)) synchronize(stream);
+      return;
+    }
+  }
   if (!pinned && bytes <= kStaged) {
     void* staged = std::malloc(bytes);
     std::memcpy(staged, from.const_data_ptr(), bytes);
@@ -181,7 +189,14 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
   Stream& stream = current_stream(from.device().index());
   bool pinned = is_pinned(to.const_data_ptr());
   if (C10_UNLIKELY(recording()))
-    record_row(RowKind::D2H, &stream, current_line(), int64_t(from.nbytes()), 0, pinned ? kPinned : 0);
+    record_copy(RowKind::D2H, stream, int64_t(from.nbytes()), pinned ? kPinned : 0, from.storage().data(), nullptr);
+  if (C10_UNLIKELY(is_dry()) && dry_content(from) != Content::Known) {
+    notice_read(text_of(meta_of(from)));
+    if (dry_content(from) == Content::Unknown) {
+      if (!(non_blocking && pinned)) synchronize(stream);
+      return fill_stand_in(to);
+    }
+  }
   check_driver(driver().copy_d2h(stream.handle, to.mutable_data_ptr(), data_of(from), from.nbytes()),
                device(from.device().index()));
   if (non_blocking && pinned)
@@ -203,8 +218,11 @@ void copy_between_devices(const Tensor& to, const Tensor& from) {
   Stream& target = current_stream(to.device().index());
   Stream& source = current_stream(from.device().index());
   follow(target, source);
-  if (C10_UNLIKELY(recording())) record_row(RowKind::D2D, &target, current_line(), int64_t(to.nbytes()), from.device().index());
-  check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()));
+  if (C10_UNLIKELY(recording()))
+    record_copy(RowKind::D2D, target, int64_t(to.nbytes()), 0, from.storage().data(), to.storage().data(), from.device().index());
+  if (is_dry()) set_dry_content(to, dry_content(from));
+  if (!is_dry() || dry_computes(from))
+    check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()));
   follow(source, target);  // the source's memory may be reused only after the copy
 }
 
@@ -377,8 +395,9 @@ void resize_storage(c10::StorageImpl* storage, size_t bytes) {
   auto index = storage->device().index();
   c10::DataPtr grown = allocate_on(index, bytes);
   size_t kept = std::min(bytes, storage->nbytes());
-  if (kept > 0 && storage->data())
+  if (kept > 0 && storage->data() && !is_dry_copy(kept))
     check_driver(driver().copy_d2d(current_stream(index).handle, grown.get(), storage->data(), kept), device(index));
+  if (is_dry()) set_content(grown, content_of(storage->data_ptr()));
   storage->set_data_ptr_noswap(std::move(grown));
   storage->set_nbytes(bytes);
 }

@@ -264,6 +264,34 @@ void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t by
   state.rows.push_back(row);
 }
 
+void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
+                 int64_t other) {
+  Line line = current_line();
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, kind, &stream, line);
+  row.bytes = bytes;
+  row.object = other;
+  row.flags = flags;
+  for (const void* address : {from, to})
+    if (address) state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + (address == to));
+  row.use_count = uint16_t(state.uses.size() - row.first_use);
+  state.rows.push_back(row);
+}
+
+void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsize, int64_t device) {
+  if (!recording()) return;
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::Owner, nullptr, {});
+  row.object = address;
+  row.bytes = kind;
+  row.module = int32_t(module);
+  row.flags = uint8_t(itemsize);
+  row.device = int8_t(device);
+  state.rows.push_back(row);
+}
+
 void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address) {
   record_row(kind, &stream, line, bytes, int64_t(reinterpret_cast<uintptr_t>(address)));
 }
@@ -336,7 +364,7 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
   auto* offset = offsets.mutable_data_ptr<int64_t>();
   for (size_t i = first; i < rows.size(); ++i) {
     const TraceRow& row = rows[i];
-    bool memory = row.kind == RowKind::Alloc || row.kind == RowKind::Free;
+    bool memory = row.kind == RowKind::Alloc || row.kind == RowKind::Free || row.kind == RowKind::Owner;
     if (!memory || first > 0)
       *object++ = row.object;
     else
@@ -383,6 +411,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("record_mark(int kind, int object) -> ()", [](int64_t kind, int64_t object) {
     if (recording()) record_row(RowKind(kind), nullptr, current_line(), 0, object);
   });
+  m.def("record_owner(int address, int kind, int module, int itemsize, int device) -> ()", &record_owner);
   m.def("watch_modules(int call, int[] optimizer) -> ()",
         [](int64_t call, std::vector<int64_t> optimizer) { watch_modules(call, optimizer); });
   m.def("forget_module(int address) -> ()", [](int64_t address) { forget_module(address); });

@@ -23,6 +23,9 @@ enum class RowKind : uint8_t {
   Free,
   Forward,  // an outermost module call begins
   Step,     // the program, or an optimizer, ended a step
+  Reserve,  // the allocator took a segment from the device
+  Release,  // and gave one back
+  Owner,    // what a storage is for: bytes is bringup.memory's kind, flags the bytes of an element
 };
 
 // Flags of a row.
@@ -46,6 +49,9 @@ struct LaunchRow {
 };
 void record_launch(const LaunchRow& row, uint8_t flags, const Stack* results = nullptr);
 void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags = 0);
+// Of a copy that reads and writes these storages, where they are the device's. `other`: the device that it comes from.
+void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
+                 int64_t other = 0);
 void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address);
 void count_view();  // host time without a row
 

@@ -64,7 +64,9 @@ Device& open_device(int index) {
     the_driver.store(load_driver(the_config.driver));
     pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
   }
-  bringup_config asked = {the_config.device_bytes, the_config.check ? 1 : 0};
+  // Address range is all that this costs: room for a hundred times the largest chip.
+  uint64_t room = the_config.past_capacity ? (uint64_t(16) << 40) / uint64_t(the_config.devices) : the_config.device_bytes;
+  bringup_config asked = {room, the_config.check ? 1 : 0};
   bringup_device* handle = nullptr;
   int status = driver().open(index, &asked, &handle);
   TORCH_CHECK(status == BRINGUP_OK, "chip:", index, " (", the_config.chip, ") cannot be opened: the ", driver().name,
@@ -94,6 +96,8 @@ void for_each_stream(Device& device, F f) {
 void configure(Config asked) {
   std::lock_guard<std::mutex> lock(config_mutex);
   TORCH_CHECK(!opened(), "the chip is chosen before its first use: ", the_config.chip, " is already open in this process");
+  TORCH_CHECK(!asked.past_capacity || asked.driver.empty(),
+              "only the virtual chip can go on past its capacity: leave out the driver, or let it raise");
   TORCH_CHECK(asked.devices >= 1 && asked.devices <= kMaxDevices, "devices must be 1 to ", kMaxDevices, ", got ", asked.devices);
   the_config = std::move(asked);
   asked_devices = the_config.devices;
@@ -235,8 +239,6 @@ c10::Stream stream_from_pool(c10::DeviceIndex index, int priority) {
   uint32_t turn = next[size_t(index)][high].fetch_add(1) % kStreamsPerPriority;
   return open_stream(on, 1 + turn + (high ? kStreamsPerPriority : 0), high ? -1 : 0).id;
 }
-
-std::atomic<int> dry_contexts{0};
 
 void launch(Stream& stream, bringup_host_fn fn, void* arg) {
   check_driver(driver().launch_host(stream.handle, fn, arg), device(stream.id.device_index()));

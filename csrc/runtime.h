@@ -27,7 +27,8 @@ struct Config {
   int devices = 1;
   uint64_t device_bytes = 0;
   bool check = false;
-  std::string driver;  // empty: the virtual chip; else the path of a driver library
+  std::string driver;          // empty: the virtual chip; else the path of a driver library
+  bool past_capacity = false;  // go on beyond device_bytes; the virtual chip only
 };
 
 // A failed launch on its way to a user's thread. Raised once, whatever streams it has travelled to.
@@ -92,10 +93,6 @@ Stream& stream(const c10::Stream& id);
 c10::Stream exchange_stream(const c10::Stream& id);
 c10::Stream stream_from_pool(c10::DeviceIndex index, int priority);
 void launch(Stream& stream, bringup_host_fn fn, void* arg);
-
-// Dry: launches and uploads are recorded and allocate, but nothing is computed or moved. A count, since contexts nest.
-extern std::atomic<int> dry_contexts;
-inline bool is_dry() { return dry_contexts.load(std::memory_order_relaxed) > 0; }
 
 // Waiting. These raise what failed; `drain` and `shutdown` do not.
 void synchronize(Stream& stream);

@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from bringup._load import launch_stats, use
     from bringup._schema import Chip, Host
     from bringup.chip import available_chips, available_hosts, load_chip, load_host
+    from bringup.dryrun import DryWarning, dry
     from bringup.errors import (
         BringupError,
         ChipFileError,
@@ -15,13 +16,14 @@ if TYPE_CHECKING:
         VersionError,
     )
     from bringup.prediction import Prediction, predict, price
-    from bringup.trace import Trace, dry, record, step
+    from bringup.trace import Trace, record, step
 
 __all__ = [
     "BringupError",
     "Chip",
     "ChipFileError",
     "ChipInUseError",
+    "DryWarning",
     "Host",
     "Prediction",
     "Trace",
@@ -48,7 +50,8 @@ _HOMES = {
     **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "chip"),
     **dict.fromkeys(("launch_stats", "use"), "_load"),
     **dict.fromkeys(("Prediction", "predict", "price"), "prediction"),
-    **dict.fromkeys(("Trace", "dry", "record", "step"), "trace"),
+    **dict.fromkeys(("Trace", "record", "step"), "trace"),
+    **dict.fromkeys(("DryWarning", "dry"), "dryrun"),
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
 }
 

@@ -117,6 +117,7 @@ def use(
     check: bool | None = None,
     driver: str | None = None,
     strict: bool | None = None,
+    past_capacity: bool = False,
 ) -> None:
     """Choose the chip of this process, before its first use.
 
@@ -127,6 +128,7 @@ def use(
         driver: path of a driver library (csrc/driver.h; default: ``BRINGUP_DRIVER``, else the virtual chip).
         strict: raise where an operator would run on the host because the chip does not list it (default:
             ``BRINGUP_STRICT``).
+        past_capacity: memory does not end at the chip's capacity; the report says by how much it was exceeded.
 
     Raises:
         UnknownChipError, ChipFileError: the chip cannot be read.
@@ -150,7 +152,7 @@ def use(
     checking = _flag("BRINGUP_CHECK") if check is None else check
     library = os.environ.get("BRINGUP_DRIVER", "") if driver is None else driver
     torch.ops.bringup.configure(
-        described.name, described.description, devices, described.device_bytes, checking, library
+        described.name, described.description, devices, described.device_bytes, checking, library, past_capacity
     )
 
 

@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
+
+from bringup.memory import BUFFERS, PARAMETERS
 
 names: list[str] = []
 _numbers: dict[str, int] = {}
 
 
-def number_of(chain: tuple[torch.nn.Module, ...]) -> int:
-    """Number the module ``chain[0]``, called by ``chain[1]`` and so on, under its path in the outermost that has it.
+def number_of(callers: tuple[torch.nn.Module, ...]) -> int:
+    """Number the module ``callers[0]``, called by ``callers[1]`` and so on, by its path in the outermost that has it.
 
     Called by the core, once for every module that it meets.
     """
-    module = chain[0]
+    module = callers[0]
     address = id(module)
     finalizer: Any = weakref.finalize(module, _forget, address)
     finalizer.atexit = False
-    return _numbered(_path(module, chain))
+    return _numbered(_path(module, callers))
 
 
 def _forget(address: int) -> None:
     torch.ops.bringup.forget_module(address)
 
 
-def _path(module: torch.nn.Module, chain: tuple[torch.nn.Module, ...]) -> str:
-    for root in reversed(chain):
+def _path(module: torch.nn.Module, callers: tuple[torch.nn.Module, ...]) -> str:
+    for root in reversed(callers):
         for name, child in root.named_modules():
             if child is module:
                 return name or type(module).__name__
@@ -43,6 +46,33 @@ def _numbered(name: str) -> int:
         _numbers[name] = len(names)
         names.append(name)
     return _numbers[name]
+
+
+_owned: dict[int, int] = {}  # module or optimizer -> address of its first tensor, when it was marked
+_marked: set[int] = set()  # addresses of storages
+
+
+def _own(owner: object, tensors: Iterable[tuple[str, torch.Tensor]], kind: int) -> bool:
+    """Let the recording know what tensors are for: once, and again when they have moved. Tell whether it was done."""
+    plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    named = ((name, item) for name, item in tensors if type(item) in plain and item.device.type == "chip")
+    first = next(named, None)
+    if first is None or _owned.get(id(owner)) == first[1].data_ptr():
+        return False
+    _owned[id(owner)] = first[1].data_ptr()
+    for name, item in chain([first], named):
+        address, module = item.untyped_storage().data_ptr(), name.rpartition(".")[0] or type(owner).__name__
+        _marked.add(address)
+        torch.ops.bringup.record_owner(address, kind, _numbered(module), item.element_size(), item.device.index)
+    return True
+
+
+def _loose(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    """What an optimizer trains that belongs to no module."""
+    for group in optimizer.param_groups:
+        for item in group["params"]:
+            if item.device.type == "chip" and item.untyped_storage().data_ptr() not in _marked:
+                yield "", item
 
 
 def _dummy(*_: Any, **__: Any) -> None: ...
@@ -64,8 +94,8 @@ def watched(forward: int, step: int) -> Iterator[None]:
     """
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    names.clear()
-    _numbers.clear()
+    for known in (names, _numbers, _owned, _marked):
+        known.clear()
     mark = torch.ops.bringup.record_mark
     original: Any = torch.nn.Module.__call__
     calls = threading.local()
@@ -76,14 +106,18 @@ def watched(forward: int, step: int) -> Iterator[None]:
         calls.inside = True
         try:
             mark(forward, _numbered(type(self).__name__))
+            if _own(self, self.named_parameters(), PARAMETERS):
+                _own(self.named_buffers, self.named_buffers(), BUFFERS)
             return original(self, *args, **kwargs)
         finally:
             calls.inside = False
 
-    optimizers: dict[int, int] = {}
+    optimizers: dict[torch.optim.Optimizer, int] = {}
 
     def stepped(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
-        mark(step, optimizers.setdefault(id(optimizer), len(optimizers)))
+        if optimizer not in optimizers:
+            _own(optimizer, _loose(optimizer), PARAMETERS)
+        mark(step, optimizers.setdefault(optimizer, len(optimizers)))
 
     hook = register_optimizer_step_post_hook(stepped)
     torch.ops.bringup.watch_modules(id(torch.nn.Module._wrapped_call_impl.__code__), _optimizer_code())

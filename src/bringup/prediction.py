@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bringup import dryrun
 from bringup.chip import load_chip, load_host
 from bringup.errors import BringupError
 from bringup.files import write_text
@@ -15,6 +17,8 @@ from bringup.timeline import HostClock, Timeline, replay
 from bringup.trace import Trace, record, step
 
 if TYPE_CHECKING:
+    import torch
+
     from bringup._schema import Chip, Host
 
 
@@ -77,19 +81,22 @@ def predict(
     *args: Any,
     chip: str | os.PathLike[str],
     host: str | os.PathLike[str] | None = None,
+    dry: bool = True,
     **kwargs: Any,
 ) -> Prediction:
-    """Run ``function(*args, **kwargs)`` once on the virtual chip, record it, and price it.
+    """Call ``function(*args, **kwargs)`` once on the virtual chip, record it, and price it.
 
-    Tensors and modules among the arguments are moved to the chip first, which is not part of the prediction. The chip
-    of the process stays what it is; `chip` is what the recording is priced on. One call is one step, unless the
-    function marks steps itself.
+    Nothing is computed (see `bringup.dry`), so models larger than this machine are as quick as small ones, and modules
+    are left as and where they were. Tensors and modules among the arguments are moved to the chip first, which is not
+    part of the prediction. The chip of the process stays what it is; `chip` is what the recording is priced on. One
+    call is one step, unless the function marks steps itself.
 
     Args:
         function: what to run.
         args: its arguments.
         chip: name or file of the chip to price it on.
         host: name or file of the host.
+        dry: compute nothing; False runs every kernel.
         kwargs: its named arguments.
 
     Raises:
@@ -105,18 +112,37 @@ def predict(
         from bringup._load import use
 
         use(os.fspath(chip))
-    moved, named = _on_chip(args), _on_chip(kwargs)
-    if isinstance(function, torch.nn.Module):
-        function = function.to("chip")
-    torch.chip.synchronize()  # type: ignore[attr-defined]
-    with record() as trace:
-        function(*moved, **named)
+    modules = [item for item in (function, *args, *kwargs.values()) if isinstance(item, torch.nn.Module)]
+    with dryrun.dry() if dry else nullcontext(), _put_back(modules) if dry else nullcontext():
+        moved, named = _on_chip(args), _on_chip(kwargs)
+        if isinstance(function, torch.nn.Module):
+            function = function.to("chip")
         torch.chip.synchronize()  # type: ignore[attr-defined]
-        step()
+        with record() as trace:
+            function(*moved, **named)
+            torch.chip.synchronize()  # type: ignore[attr-defined]
+            step()
     if not trace.launches:
         name = getattr(function, "__name__", type(function).__name__)
         raise BringupError(f"{name} launched nothing on the chip: make its tensors there, or pass them as arguments")
     return price(trace, described, host)
+
+
+@contextmanager
+def _put_back(modules: list[torch.nn.Module]) -> Iterator[None]:
+    """Give modules back what they held: a dry run moves their parameters without their values."""
+    inside = [inner for module in modules for inner in module.modules()]
+    buffers = [(inner._buffers, name, value) for inner in inside for name, value in inner._buffers.items()]
+    held = [(item, item.data, item.grad) for module in modules for item in module.parameters()]
+    try:
+        yield
+    finally:
+        for item, data, grad in held:
+            item.grad = None
+            item.data = data
+            item.grad = grad
+        for owner, name, value in buffers:
+            owner[name] = value
 
 
 def _on_chip(value: Any) -> Any:

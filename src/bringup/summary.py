@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from bringup import advice
+from bringup import advice, fitting, memory
 from bringup.cost import FAMILIES
 from bringup.timeline import Timeline
-from bringup.trace import ALLOC, FREE, LAUNCH, Trace
+from bringup.trace import LAUNCH
 
 Array = npt.NDArray[Any]
 SCHEMA_VERSION = 1
@@ -44,6 +44,12 @@ class Summary:
         launches: per step.
         samples: batch size of a step, as its first embedding, convolution or product sees it; 0 if there is none.
         peak_bytes: of device memory that tensors held at once, by the caching allocator's blocks.
+        fits: in the chip's memory, by what the allocator reserved; on a chip that the program was not recorded on, by
+            what tensors held.
+        out_of_memory: the program ended with that error, so its peak is not known.
+        dry: nothing was computed when it was recorded.
+        memory: who holds it at its fullest.
+        ways_to_fit: changes that make it fit, the cheapest first; empty if it does.
         energy_joules, cost_usd: per step; None if the chip file has no power, no price.
     """
 
@@ -63,6 +69,9 @@ class Summary:
     peak_bytes: int
     capacity_bytes: int
     fits: bool
+    out_of_memory: bool
+    dry: bool
+    memory: memory.Memory
     energy_joules: float | None
     cost_usd: float | None
     error_band: float | None
@@ -71,6 +80,7 @@ class Summary:
     fallbacks: list[Fallback] = field(default_factory=list)
     bottlenecks: list[advice.Bottleneck] = field(default_factory=list)
     what_if: list[advice.WhatIf] = field(default_factory=list)
+    ways_to_fit: list[fitting.Way] = field(default_factory=list)
 
 
 def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
@@ -103,7 +113,7 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
     first, last, since, until, count = steady(timeline)
     busy, on_host, link = _shares(timeline, since, until)
     step = (until - since) / count
-    peak, _ = memory_over_time(trace)
+    used = memory.usage(trace, timeline.steps.ends)
     band, source = validation.error_band(chip)
     energy = _energy(timeline, step, busy / count)
     price = chip.price
@@ -122,9 +132,12 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
         steps_by=timeline.steps.by,
         launches=round(launches / count),
         samples=samples(timeline, first, last),
-        peak_bytes=peak,
+        peak_bytes=used.peak_bytes,
         capacity_bytes=chip.device_bytes,
-        fits=peak <= chip.device_bytes,
+        fits=fitting.fits(trace, used, chip),
+        out_of_memory=bool(trace.about.get("out_of_memory", False)),
+        dry=bool(trace.about.get("dry", False)),
+        memory=used,
         energy_joules=energy,
         cost_usd=price.usd_per_hour * step / 3600 if price and price.usd_per_hour else None,
         error_band=band,
@@ -135,7 +148,8 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
     if not advise:
         return summary
     found, what_if = advice.advise(timeline, summary)
-    return Summary(**{**summary.__dict__, "bottlenecks": found, "what_if": what_if})
+    ways = [] if summary.fits or summary.out_of_memory else fitting.ways(timeline, replace(summary, what_if=what_if))
+    return replace(summary, bottlenecks=found, what_if=what_if, ways_to_fit=ways)
 
 
 def _shares(timeline: Timeline, since: float, until: float) -> tuple[float, float, float]:
@@ -178,21 +192,6 @@ def unpriced(timeline: Timeline) -> list[str]:
     other = FAMILIES.index("other")
     named = {timeline.trace.signatures[i].op.split(".")[0] for i in np.flatnonzero(timeline.work.family == other)}
     return sorted(named)
-
-
-def memory_over_time(trace: Trace) -> tuple[int, Array]:
-    """Return the peak in bytes of the fullest device, and the bytes held after every row on its device."""
-    kind, size, device = (trace.columns[name] for name in ("kind", "bytes", "device"))
-    change = np.where(kind == ALLOC, size, 0) - np.where(kind == FREE, size, 0)
-    before = [int(count) for count in trace.about.get("held_bytes", [])]
-    held = np.zeros(len(kind), dtype=np.int64)
-    peak = 0
-    for index in np.unique(device) if len(device) else ():
-        on = device == index
-        balance = np.cumsum(np.where(on, change, 0)) + (before[index] if index < len(before) else 0)
-        held = np.where(on, balance, held)
-        peak = max(peak, int(balance.max(initial=0)))
-    return peak, held
 
 
 def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fallback]:

@@ -26,11 +26,10 @@ VERSION = 1
 # In the order of csrc/recorder.h's RowKind; the numbers are in trace files: append only.
 KINDS = (
     *("launch", "h2d", "d2h", "d2d", "event_record", "event_wait", "stream_sync", "device_sync", "event_sync"),
-    *("alloc", "free", "forward", "step"),
+    *("alloc", "free", "forward", "step", "reserve", "release", "owner"),
 )
-LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, ALLOC, FREE, FORWARD, STEP = (
-    range(len(KINDS))
-)
+LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, *_ = range(len(KINDS))
+ALLOC, FREE, FORWARD, STEP, RESERVE, RELEASE, OWNER = range(9, len(KINDS))
 PHASES = ("forward", "backward", "optimizer")
 PINNED, WAITS, FALLBACK = 1, 2, 4
 BY_PROGRAM = -1  # object of a step row that bringup.step() wrote
@@ -60,7 +59,8 @@ class Trace:
     Attributes:
         columns: name -> one value per row; ``signature``, ``line`` and ``module`` index the lists below (-1: none).
         uses: storage * 2 + written, of all rows; row i has ``uses[offsets[i]:offsets[i + 1]]``.
-        about: program, chip, torch version; ``held_bytes``: what tensors held on every device when the recording began.
+        about: program, chip, torch version; ``dry``: nothing was computed; ``held_bytes``, ``held_reserved_bytes``:
+            what tensors and the allocator held on every device when the recording began.
     """
 
     columns: dict[str, Column]
@@ -199,8 +199,8 @@ def _codes(array: Any, texts: list[str]) -> Column:
 class Recorder:
     """A recording under way. `trace` takes what was launched so far."""
 
-    def __init__(self, held_bytes: list[int]) -> None:
-        self.held_bytes = held_bytes
+    def __init__(self, about: dict[str, Any]) -> None:
+        self.about = about
 
     def trace(self) -> Trace:
         """Copy the rows recorded so far."""
@@ -220,7 +220,7 @@ class Recorder:
             "program": Path(sys.argv[0]).name,
             "chip": ops.chip(),
             "torch": torch.__version__.split("+")[0],
-            "held_bytes": self.held_bytes,
+            **self.about,
         }
         return Trace(
             columns,
@@ -248,12 +248,15 @@ def recorded(host: Host | None = None, host_clock: Literal["modelled", "measured
     assert _load.chosen is not None
     chips: Any = torch.chip  # type: ignore[attr-defined]
     is_open = chips.is_initialized()
-    held = [int(chips.memory_allocated(i)) if is_open else 0 for i in range(chips.device_count())]
+    devices = range(chips.device_count())
+    held = [int(chips.memory_allocated(i)) if is_open else 0 for i in devices]
+    reserved = [int(chips.memory_reserved(i)) if is_open else 0 for i in devices]
+    about = {"dry": bool(torch.ops.bringup.is_dry()), "held_bytes": held, "held_reserved_bytes": reserved}
     with modules.watched(FORWARD, STEP):
         torch.ops.bringup.start_recording()
         clock.start(_load.chosen, host, host_clock)
         try:
-            yield Recorder(held)
+            yield Recorder(about)
         finally:
             torch.ops.bringup.stop_recording()
             clock.stop()
@@ -273,26 +276,6 @@ def record() -> Iterator[Trace]:
             filled = recorder.trace()
             for name in ("columns", "uses", "offsets", "signature_data", "lines", "modules", "about"):
                 setattr(trace, name, getattr(filled, name))
-
-
-@contextmanager
-def dry() -> Iterator[None]:
-    """Launch, allocate and record inside the block, but compute nothing and copy nothing to the chip.
-
-    For programs larger than this machine: memory of the chip is reserved, not touched. Tensors on the CPU stay real.
-    What a program reads back from the chip is zero. Operators whose result's shape depends on data, or that torch
-    cannot describe without running them once, still run, on zeros.
-    """
-    import torch
-
-    from bringup import _load
-
-    _load.register()
-    torch.ops.bringup.set_dry(True)
-    try:
-        yield
-    finally:
-        torch.ops.bringup.set_dry(False)
 
 
 def step() -> None:

@@ -10,6 +10,7 @@ from bringup.errors import BringupError
 
 VERBS = {
     "run": "Run a program on a virtual chip and say where the whole system's time goes.",
+    "fit": "Say which chips hold a program, and the largest batch that fits.",
     "compare": "Price one recording on many chips.",
     "chips": "List, show and check chip files.",
     "calibrate": "Measure a device of this machine: its chip file and host file.",

@@ -11,6 +11,8 @@ import threading
 import traceback
 import types
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +24,26 @@ from bringup.errors import BringupError
 if TYPE_CHECKING:
     from bringup._schema import Chip, Host
 
+OUT_OF_MEMORY = -1  # in place of an exit code: the program ended with torch.OutOfMemoryError
 OUTPUTS = ("trace.parquet", "summary.json", "report.html", "timeline.json", "compare.html")
 
 
-@click.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+class _Run(click.Command):
+    """Lets ``--dry`` stand alone or have a value, which click only does for the last option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Give a bare ``--dry`` before the script its value."""
+        options = [item for item in self.params if isinstance(item, click.Option)]
+        with_value = {name for item in options if not item.is_flag for name in item.opts} - {"--dry"}
+        place = 0
+        while place < len(args) and args[place].startswith("-") and args[place] != "--":
+            if args[place] == "--dry":
+                args[place] = "--dry=stand-in"
+            place += 2 if args[place] in with_value else 1
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_Run, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
 @click.option(
     "--chip",
     "chips",
@@ -42,6 +60,27 @@ OUTPUTS = ("trace.parquet", "summary.json", "report.html", "timeline.json", "com
     help="The host's time between launches: from the host file, or the program's own CPU time.",
 )
 @click.option("--strict", is_flag=True, help="Raise where an operator would run on the host.")
+@click.option(
+    "--dry",
+    type=click.Choice(["stand-in", "strict"]),
+    default=None,
+    metavar="[=strict]",
+    help="Compute nothing: for programs larger than this machine. Reading a value gives a stand-in; strict: an error.",
+)
+@click.option(
+    "--dry-value",
+    default="0",
+    metavar="NUMBER|random",
+    help="The stand-in of a floating-point number in a dry run.",
+    show_default=True,
+)
+@click.option(
+    "--oom",
+    type=click.Choice(["raise", "continue"]),
+    default="raise",
+    show_default=True,
+    help="At the end of the chip's memory: raise as the chip does, or go on and report what is missing.",
+)
 @click.option("--out", default=None, metavar="DIR", help="Where the report goes (default: bringup-SCRIPT).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module's name, as for python -m.")
@@ -52,6 +91,9 @@ def command(
     host: str | None,
     host_clock: str,
     strict: bool,
+    dry: str | None,
+    dry_value: str,
+    oom: str,
     out: str | None,
     as_json: bool,
     module: bool,
@@ -68,9 +110,36 @@ def command(
     target = Path(out or f"bringup-{_stem(script, module)}")
     _check_directory(target)
     program = _module_program(script) if module else _script_program(script)
+    context = _dry(dry, dry_value)
     sys.argv = [program.file if module else script, *arguments]
-    code = _record(program, names[0], described, machine, host_clock, strict, target, as_json)
+    report = _Report(described, machine, host_clock, target, as_json)
+    code = _record(program, names[0], report, strict, oom == "continue", context)
     _leave(code)
+
+
+def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
+    if how is None:
+        return nullcontext()
+    number: float | str = value
+    if value != "random":
+        try:
+            number = float(value)
+        except ValueError:
+            raise BringupError(f"--dry-value must be a number or random, got {value!r}") from None
+    from bringup.dryrun import dry
+
+    return dry(strict=how == "strict", value=number)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class _Report:
+    """What the recording is priced on, and where the report goes."""
+
+    chips: list[Chip]
+    host: Host
+    host_clock: str
+    target: Path
+    as_json: bool
 
 
 class _Program:
@@ -142,12 +211,10 @@ def _check_directory(target: Path) -> None:
 def _record(
     program: _Program,
     name: str,
-    chips: list[Chip],
-    host: Host,
-    host_clock: str,
+    report: _Report,
     strict: bool,
-    target: Path,
-    as_json: bool,
+    past_capacity: bool,
+    dry: AbstractContextManager[None],
 ) -> int | None:
     import torch
 
@@ -157,20 +224,23 @@ def _record(
     devices = os.environ.get("BRINGUP_DEVICES", "1")
     if not devices.isdigit() or not 1 <= int(devices) <= _load.MAX_DEVICES:
         raise BringupError(f"BRINGUP_DEVICES must be a whole number from 1 to {_load.MAX_DEVICES}, got {devices!r}")
-    _load.use(name, devices=int(devices), strict=strict)
-    with recorded(host, host_clock) as recorder:  # type: ignore[arg-type]
+    if past_capacity and os.environ.get("BRINGUP_DRIVER"):
+        raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
+    _load.use(name, devices=int(devices), strict=strict, past_capacity=past_capacity)
+    with dry, recorded(report.host, report.host_clock) as recorder:  # type: ignore[arg-type]
 
         def finish() -> None:
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
-            _report(recorder.trace(), chips, host, host_clock, target, as_json)
+            _write(recorder.trace(), report)
 
         _report_before_termination(finish)
         code = _execute(program)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is being written
         torch.ops.bringup.stop_recording()
+        recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
         finish()
-    return code
+    return 1 if code == OUT_OF_MEMORY else code
 
 
 def _report_before_termination(finish: Callable[[], None]) -> None:
@@ -213,15 +283,21 @@ def _execute(program: _Program) -> int | None:
     except KeyboardInterrupt:
         _print_traceback()
         return None
-    except BaseException:
+    except BaseException as error:
         _print_traceback()
-        return 1
+        return OUT_OF_MEMORY if _is_out_of_memory(error) else 1
     finally:
         for thread in threading.enumerate():
             if thread is not threading.main_thread() and not thread.daemon:
                 thread.join()
         sys.stdout.flush()
     return 0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
 
 
 def _exit_code(error: SystemExit) -> int:
@@ -245,7 +321,7 @@ def _print_traceback() -> None:
         traceback.print_exception(kind, value, trace)
 
 
-def _report(trace: object, chips: list[Chip], host: Host, host_clock: str, target: Path, as_json: bool) -> None:
+def _write(trace: object, to: _Report) -> None:
     from bringup.prediction import price
     from bringup.report import machine, terminal, writer
     from bringup.trace import Trace
@@ -257,9 +333,9 @@ def _report(trace: object, chips: list[Chip], host: Host, host_clock: str, targe
             "(torch.accelerator.current_accelerator() names it)",
             file=sys.stderr,
         )
-    prediction = price(trace, chips[0], host, host_clock=host_clock)  # type: ignore[arg-type]
-    files = writer.write(prediction, target, progress=sys.stderr.isatty())
-    if as_json:
+    prediction = price(trace, to.chips[0], to.host, host_clock=to.host_clock)  # type: ignore[arg-type]
+    files = writer.write(prediction, to.target, progress=sys.stderr.isatty())
+    if to.as_json:
         print(machine.as_json(prediction.summary, indent=None), flush=True)
         return
     console = terminal.console()
@@ -270,11 +346,11 @@ def _report(trace: object, chips: list[Chip], host: Host, host_clock: str, targe
         f"timeline: {files['timeline.json']} (Perfetto)",
         highlight=False,
     )
-    if len(chips) > 1:
+    if len(to.chips) > 1:
         from bringup.cli.compare import print_table
         from bringup.comparison import compare
 
-        print_table(compare(trace, chips, host, host_clock=host_clock), console)  # type: ignore[arg-type]
+        print_table(compare(trace, to.chips, to.host, host_clock=to.host_clock), console)  # type: ignore[arg-type]
 
 
 def _leave(code: int | None) -> None:

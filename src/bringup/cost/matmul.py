@@ -48,6 +48,26 @@ def batched(signature: Signature) -> Work:
     return product(signature, Gemm(b, m, second.shape[2], k))
 
 
+@rule("matmul", "_grouped_mm")
+def grouped(signature: Signature) -> Work:
+    """Price the products of a mixture of experts. Where offsets divide a dimension, every group has an equal part."""
+    first, second = signature.tensor("self"), signature.tensor("mat2")
+    assert first is not None and second is not None
+    groups = (
+        signature.results[0].shape[0]
+        if len(first.shape) == len(second.shape)
+        else max(first.shape, second.shape, key=len)[0]
+    )
+    m, k, n = first.shape[-2], first.shape[-1], second.shape[-1]
+    if len(first.shape) == 2 and len(second.shape) == 3:
+        m = math.ceil(m / groups)
+    elif len(first.shape) == 3 and len(second.shape) == 2:
+        n = math.ceil(n / groups)
+    elif len(first.shape) == 2:
+        k = math.ceil(k / groups)
+    return product(signature, Gemm(groups, m, n, k))
+
+
 @rule("matmul", "dot", "vdot")
 def inner(signature: Signature) -> Work:
     """Price a sum of products: memory decides, so the vector units do it."""

@@ -22,6 +22,7 @@ SPECIAL = {
     "pointwise",
     "where",
     "masked_fill",
+    "floor_divide",
     "lerp",
     "_fake_quantize_learnable_per_tensor_affine",
     "glu",

@@ -9,7 +9,8 @@ import numpy.typing as npt
 
 from bringup import pricing
 from bringup.cost import FAMILIES
-from bringup.summary import Summary, memory_over_time
+from bringup.memory import memory_over_time
+from bringup.summary import Summary
 from bringup.text import duration, size
 from bringup.timeline import Timeline
 from bringup.trace import D2D, D2H, H2D, LAUNCH

@@ -12,9 +12,10 @@ import numpy as np
 from markupsafe import Markup
 
 from bringup.comparison import Row
+from bringup.memory import memory_over_time
 from bringup.report import figures
-from bringup.report.terminal import band, per_million, unit
-from bringup.summary import Summary, by_group, memory_over_time
+from bringup.report.terminal import band, by_kind, moment, per_million, unit
+from bringup.summary import Summary, by_group
 from bringup.text import duration, size
 from bringup.timeline import Timeline
 from bringup.trace import ALLOC, FREE, PHASES, Trace
@@ -69,6 +70,8 @@ def page(timeline: Timeline, summary: Summary) -> str:
             parts=_parts(summary),
             groups=_groups(timeline),
             owners=_owners(timeline.trace),
+            kinds=by_kind(summary.memory.owners),
+            fullest=moment(summary.memory.at) if summary.memory.at else "",
             facts=_facts(timeline),
             timeline_note=note,
             duration=duration,

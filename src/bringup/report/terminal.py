@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import sys
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from bringup.fitting import Way
+from bringup.memory import Moment, Owner
 from bringup.summary import Summary
 from bringup.text import duration, size
 
@@ -60,6 +63,10 @@ def print_summary(summary: Summary, console: Console) -> None:
         "whole": "no steps found",
     }[summary.steps_by]
     warm = ", the first left out" if summary.steps > 1 else ""
+    if summary.dry:
+        console.print(
+            "  dry run: nothing was computed; what the program printed of results are stand-ins", highlight=False
+        )
     fits = "fits" if summary.fits else "[bold red]does not fit[/]"
     energy = "" if summary.energy_joules is None else f"   {summary.energy_joules:.3g} J"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
@@ -73,6 +80,8 @@ def print_summary(summary: Summary, console: Console) -> None:
     console.print(
         f"  memory {size(summary.peak_bytes)} of {size(summary.capacity_bytes)}, {fits}{energy}{cost}", highlight=False
     )
+    if not summary.fits:
+        _print_memory(summary, console)
     _print_fallbacks(summary, console)
     for number, item in enumerate(summary.bottlenecks, 1):
         console.print(f"  [bold]{number}.[/] {escape(item.condition)}; {escape(item.cause)}", highlight=False)
@@ -80,6 +89,52 @@ def print_summary(summary: Summary, console: Console) -> None:
     if summary.unpriced:
         names = ", ".join(summary.unpriced[:6]) + (", ..." if len(summary.unpriced) > 6 else "")
         console.print(f"  priced by their bytes, as no rule knows them: {escape(names)}", highlight=False)
+
+
+def _print_memory(summary: Summary, console: Console) -> None:
+    """Print when memory is fullest, who holds it then, and what would make it fit."""
+    used = summary.memory
+    if used.at is not None:
+        console.print(f"  fullest in {escape(moment(used.at))}", highlight=False)
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for kind, total, most in by_kind(used.owners):
+        where = ", ".join(f"{escape(name or 'outside modules')} {size(count)}" for name, count in most)
+        if total < 0.005 * used.reserved_bytes:
+            continue
+        table.add_row("   ", kind, size(total), f"{total / max(used.reserved_bytes, 1):.0%}", where)
+    console.print(table)
+    if summary.out_of_memory:
+        console.print("  it ended there: run it with --oom=continue to see what it needs, and what would make it fit")
+    for way in summary.ways_to_fit:
+        console.print(f"  -> {escape(way_text(way, summary.capacity_bytes))}", highlight=False)
+
+
+def way_text(way: Way, capacity: int) -> str:
+    """Write a way to fit, what it needs then and how long the same work takes."""
+    verdict = "fits" if way.fits else f"{size(way.peak_bytes - capacity)} too much"
+    return f"{way.change}: {size(way.peak_bytes)}, {verdict}, {duration(way.step_seconds)} for the same work"
+
+
+def moment(at: Moment) -> str:
+    """Write when memory is fullest."""
+    inside = f" of {at.module}" if at.module else ""
+    return f"step {at.step + 1}, {at.phase} pass{inside}" + (
+        f", at {at.line.split('site-packages/')[-1]}" if at.line else ""
+    )
+
+
+def by_kind(owners: list[Owner]) -> list[tuple[str, int, list[tuple[str, int]]]]:
+    """Group who holds memory: kind, bytes, and its three largest modules, where the members of a list are one."""
+    totals: dict[str, dict[str, int]] = {}
+    for item in owners:
+        name = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", item.module)
+        of_kind = totals.setdefault(item.kind, {})
+        of_kind[name] = of_kind.get(name, 0) + item.bytes
+    found = []
+    for kind, modules in totals.items():
+        largest = sorted(modules.items(), key=lambda pair: (-pair[1], pair[0]))
+        found.append((kind, sum(modules.values()), largest[:3] if modules.keys() != {""} else []))
+    return sorted(found, key=lambda group: (-group[1], group[0]))
 
 
 def _print_fallbacks(summary: Summary, console: Console) -> None:

@@ -164,7 +164,8 @@ def recorded(program: Program) -> Trace:
     import torch
 
     from bringup import _load
-    from bringup.trace import dry, record, step
+    from bringup.dryrun import dry
+    from bringup.trace import record, step
 
     _load.register()
     if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():

@@ -161,7 +161,8 @@ def recorded(model: str, mode: str, precision: str, length: int, batch: int) -> 
     import transformers
 
     from bringup import _load
-    from bringup.trace import dry, record, step
+    from bringup.dryrun import dry
+    from bringup.trace import record, step
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     _load.register()

@@ -1,0 +1,131 @@
+"""``bringup fit``: which chips hold a program, and the largest batch that fits."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from bringup.chip import load_chip, load_host
+from bringup.errors import BringupError
+
+if TYPE_CHECKING:
+    from bringup.search import Fit
+
+
+@click.command()
+@click.option("--chips", required=True, metavar="NAME|FILE,...", help="Chips to fit it on.")
+@click.option(
+    "--vary",
+    default=None,
+    metavar="--ARGUMENT|VARIABLE",
+    help="Find the largest whole number that fits for this argument of the script, or this environment variable.",
+)
+@click.option("--most", default=65536, show_default=True, type=click.IntRange(min=1), help="Largest number to try.")
+@click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
+@click.argument("script")
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def command(
+    chips: str,
+    vary: str | None,
+    most: int,
+    host: str | None,
+    as_json: bool,
+    script: str,
+    arguments: tuple[str, ...],
+) -> None:
+    """Run SCRIPT dry, and say which chips hold it and how fast they are. ARGUMENTS follow ``--``.
+
+    With --vary, look for the largest number that fits, such as a batch size.
+    """
+    from pathlib import Path
+
+    from bringup.search import Program, search
+
+    described = [load_chip(name) for name in chips.split(",") if name]
+    if not described:
+        raise BringupError("--chips names no chip: give one or more, separated by commas")
+    if not Path(script).is_file():
+        raise BringupError(f"{script}: there is no such script; give the path of a Python file")
+    if vary is not None and not re.fullmatch(r"--?[A-Za-z][\w-]*|[A-Za-z_]\w*", vary):
+        raise BringupError(
+            f"--vary must be an argument (--batch-size) or an environment variable (BATCH), got {vary!r}"
+        )
+    names = [name for name in chips.split(",") if name]
+    program = Program(script, arguments, vary)
+    fits = search(program, dict(zip(names, described, strict=True)), load_host(host), most=most, say=_say)
+    if as_json:
+        click.echo(
+            json.dumps({"script": script, "vary": vary, "chips": [_as_dict(fit) for fit in fits]}, sort_keys=True)
+        )
+        return
+    _print(fits, program)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _as_dict(fit: Fit) -> dict[str, Any]:
+    from bringup.report.machine import as_dict
+
+    def run(summary: Any) -> dict[str, Any]:
+        full = as_dict(summary)
+        keep = ("peak_bytes", "fits", "step_seconds", "samples", "launches", "error_band", "ways_to_fit")
+        return {**{name: full[name] for name in keep}, "reserved_bytes": full["memory"]["reserved_bytes"]}
+
+    largest = None
+    if fit.largest is not None and fit.at_largest is not None:
+        largest = {"value": fit.largest, **run(fit.at_largest)}
+    return {
+        "chip": fit.as_is.chip,
+        "capacity_bytes": fit.as_is.capacity_bytes,
+        **run(fit.as_is),
+        "largest": largest,
+    }
+
+
+def _print(fits: list[Fit], program: Any) -> None:
+    from bringup.report import terminal
+    from bringup.text import duration, size
+
+    console = terminal.console()
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    titles = ["chip", "capacity", "needs", "", terminal.unit(fits[0].as_is)]
+    if program.vary:
+        titles += [f"largest {program.vary}", terminal.unit(fits[0].as_is), "samples/s"]
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("chip", "") else "right", no_wrap=True)
+    for fit in fits:
+        summary = fit.as_is
+        row = [
+            escape(summary.chip),
+            size(summary.capacity_bytes),
+            size(summary.peak_bytes),
+            "fits" if summary.fits else "[red]does not fit[/]",
+            duration(summary.step_seconds),
+        ]
+        if program.vary:
+            row += _largest(fit)
+        table.add_row(*row)
+    console.print(table)
+    for fit in fits:
+        for way in fit.as_is.ways_to_fit:
+            text = terminal.way_text(way, fit.as_is.capacity_bytes)
+            console.print(f"{escape(fit.as_is.chip)} -> {escape(text)}", highlight=False)
+
+
+def _largest(fit: Fit) -> list[str]:
+    from bringup.text import duration
+
+    if fit.largest is None or fit.at_largest is None:
+        return ["none fits", "-", "-"]
+    last = fit.at_largest
+    rate = f"{last.samples / last.step_seconds:,.4g}" if last.samples and last.step_seconds else "-"
+    return [f"{fit.largest:,}" + (" or more" if fit.open_end else ""), duration(last.step_seconds), rate]
