@@ -1,6 +1,7 @@
 // The C++ core as one translation unit: torch's headers are read once, which halves the time of a cold build.
 #include "lines.cpp"
 #include "runtime.cpp"
+#include "watch.cpp"
 #include "memory.cpp"
 #include "generator.cpp"
 #include "op.cpp"

@@ -17,6 +17,7 @@
 #include "ops.h"
 #include "profiler.h"
 #include "recorder.h"
+#include "watch.h"
 
 namespace bringup {
 
@@ -212,6 +213,12 @@ void* address_of(const at::Tensor& tensor) {
   return plain ? tensor.unsafeGetTensorImpl()->unsafe_storage().mutable_data() : nullptr;
 }
 
+uint8_t host_index(const Signature& signature, const Slots& slots) {
+  for (size_t i = 0; i < slots.size(); ++i)
+    if (signature.storage_of[i] < 0 && slots[i].tensor->defined() && slots[i].tensor->dim() > 0) return kHostIndex;
+  return 0;
+}
+
 // Runs while the host waits: `to_host`, since the chip cannot.
 void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slots, Stack* stack, const IValue* arguments,
                        bool to_host = false) {
@@ -229,6 +236,7 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
     ReleaseGil no_gil;
     check_driver(driver().stream_synchronize(stream.handle), device(stream.id.device_index()));
   }
+  if (op.synchronous) stream_reached(stream);
   if (op.synchronous) stream.raise();
   if (launch->error) std::rethrow_exception(launch->error);
   TORCH_CHECK(launch->executed, op.name, " needs a value from the device, and the ", driver().name, " driver executes nothing");
@@ -261,7 +269,9 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
   if (C10_UNLIKELY(recording())) {
     for (const IValue& value : results)
       if (value.isTensor() && !value.isList()) row.outputs.push_back(address_of(value.toTensor()));
-    record_launch(row, uint8_t((op.synchronous && !learning ? kWaits : 0) | (to_host ? kFallback : 0)), &results);
+    record_launch(row,
+                  uint8_t((op.synchronous && !learning ? kWaits : 0) | (to_host ? kFallback : 0) | host_index(signature, slots)),
+                  &results);
   }
   return_results(op, stack, std::move(results));
 }
@@ -355,7 +365,7 @@ void launch_boxed(Op& op, Stack* stack) {
   if (C10_UNLIKELY(recording())) {
     LaunchRow row{signature, arguments, stream, launch ? launch->line : current_line(), storages_of(signature, slots), {}};
     for (const at::Tensor& output : outputs) row.outputs.push_back(address_of(output));
-    record_launch(row, to_host ? kFallback : 0);
+    record_launch(row, uint8_t((to_host ? kFallback : 0) | host_index(signature, slots)));
   }
   if (launch) {
     for (const at::Tensor& output : outputs) launch->outputs.push_back(address_of(output));

@@ -60,11 +60,11 @@ bool starts_with_any(const std::string& text, const std::vector<std::string>& pr
   return false;
 }
 
-// Folders whose frames are not the user's: torch's and our own. Called with the GIL.
+// Folders whose frames are not the user's: torch's, numpy's and our own. Called with the GIL.
 const std::vector<std::string>& library_folders() {
   static std::vector<std::string>* folders = [] {
     auto* found = new std::vector<std::string>{"<frozen", "<__array_function__", "<@beartype"};
-    for (const char* name : {"torch", "bringup"}) {
+    for (const char* name : {"torch", "bringup", "numpy"}) {
       PyObject* module = PyImport_ImportModule(name);
       PyObject* file = module ? PyObject_GetAttrString(module, "__file__") : nullptr;
       const char* path = file ? PyUnicode_AsUTF8(file) : nullptr;

@@ -12,6 +12,7 @@
 #include "dry.h"
 #include "json.h"
 #include "recorder.h"
+#include "watch.h"
 
 namespace bringup {
 
@@ -128,7 +129,8 @@ class Pool {
     std::vector<Event*> pending;
     pending.swap(block->pending);
     lock.unlock();
-    if (C10_UNLIKELY(recording())) record_memory(RowKind::Alloc, stream, line, int64_t(block->bytes), block->address);
+    if (C10_UNLIKELY(recording()))
+      record_memory(RowKind::Alloc, stream, line, int64_t(block->bytes), block->address, purpose.grows ? kInitialised : 0);
     for (Event* event : pending) {
       event_wait(event, stream);
       event_destroy(event);
@@ -471,6 +473,8 @@ struct PinnedAllocator final : at::HostAllocator {
       int status = driver().host_alloc(on.handle, rounded, &pointer);
       TORCH_CHECK_WITH(OutOfMemoryError, status != BRINGUP_OUT_OF_MEMORY, "no pinned host memory left: requested ", human(bytes));
       check_driver(status, on);
+    } else if (watching()) {
+      pointer = watched_allocate(rounded);
     } else {
       TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&pointer, 4096, rounded) == 0, "no pinned host memory left: requested ",
                        human(bytes));
@@ -489,6 +493,7 @@ struct PinnedAllocator final : at::HostAllocator {
   void free(void* pointer) {
     std::lock_guard<std::mutex> lock(mutex);
     auto found = live.find(static_cast<char*>(pointer));
+    if (copy_address(pointer) != pointer) watched_freed(pointer);
     stats.active_requests.decrease(1);
     stats.active_bytes.decrease(found->second);
     idle.emplace(found->second, pointer);
@@ -515,7 +520,7 @@ struct PinnedAllocator final : at::HostAllocator {
       stats.allocated_bytes.decrease(bytes);
       if (driver().host_free)
         driver().host_free(device(0).handle, pointer, bytes);
-      else
+      else if (copy_address(pointer) == pointer)  // watched blocks stay: few, and only while a program is sanitized
         ::free(pointer);
     }
     idle.clear();

@@ -17,6 +17,7 @@ struct Purpose {
   c10::ScalarType dtype = c10::ScalarType::Undefined;
   uint8_t dims = 0;
   int64_t sizes[6] = {};
+  bool grows = false;  // from another allocation, whose content it takes over
 };
 extern thread_local Purpose purpose;
 void set_purpose(const char* op, c10::ScalarType dtype, c10::IntArrayRef sizes);

@@ -30,6 +30,7 @@
 #include "memory.h"
 #include "ops.h"
 #include "recorder.h"
+#include "watch.h"
 
 namespace bringup {
 namespace {
@@ -178,10 +179,11 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
     enqueue(stream, [staged](bool) { std::free(staged); });
     return;
   }
-  check_driver(driver().copy_h2d(stream.handle, data_of(to), from.const_data_ptr(), bytes), on);
-  if (pinned && non_blocking)
+  check_driver(driver().copy_h2d(stream.handle, data_of(to), copy_address(from.const_data_ptr()), bytes), on);
+  if (pinned && non_blocking) {
     hold(stream, from);
-  else
+    copy_pending(from.const_data_ptr(), false, stream);
+  } else
     synchronize(stream);
 }
 
@@ -197,11 +199,12 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
       return fill_stand_in(to);
     }
   }
-  check_driver(driver().copy_d2h(stream.handle, to.mutable_data_ptr(), data_of(from), from.nbytes()),
+  check_driver(driver().copy_d2h(stream.handle, copy_address(to.const_data_ptr()), data_of(from), from.nbytes()),
                device(from.device().index()));
-  if (non_blocking && pinned)
+  if (non_blocking && pinned) {
     hold(stream, to);
-  else
+    copy_pending(to.const_data_ptr(), true, stream);
+  } else
     synchronize(stream);
 }
 
@@ -393,6 +396,7 @@ namespace bringup {
 void resize_storage(c10::StorageImpl* storage, size_t bytes) {
   TORCH_CHECK(storage->resizable(), "Trying to resize storage that is not resizable");
   auto index = storage->device().index();
+  purpose.grows = storage->nbytes() > 0;
   c10::DataPtr grown = allocate_on(index, bytes);
   size_t kept = std::min(bytes, storage->nbytes());
   if (kept > 0 && storage->data() && !is_dry_copy(kept))

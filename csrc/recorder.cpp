@@ -292,8 +292,8 @@ void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsiz
   state.rows.push_back(row);
 }
 
-void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address) {
-  record_row(kind, &stream, line, bytes, int64_t(reinterpret_cast<uintptr_t>(address)));
+void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address, uint8_t flags) {
+  record_row(kind, &stream, line, bytes, int64_t(reinterpret_cast<uintptr_t>(address)), flags);
 }
 
 // ---- Python's side

@@ -30,9 +30,11 @@ enum class RowKind : uint8_t {
 
 // Flags of a row.
 enum : uint8_t {
-  kPinned = 1,    // the host side of the copy is page-locked
-  kWaits = 2,     // the host needs a value from the device to go on
-  kFallback = 4,  // ran on the host when it was recorded
+  kPinned = 1,        // the host side of the copy is page-locked
+  kWaits = 2,         // the host needs a value from the device to go on
+  kFallback = 4,      // ran on the host when it was recorded
+  kHostIndex = 8,     // a tensor on the host is among its arguments
+  kInitialised = 16,  // of an allocation: it grew from another, whose content is copied
 };
 
 extern std::atomic<bool> recording_now;
@@ -52,7 +54,7 @@ void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t by
 // Of a copy that reads and writes these storages, where they are the device's. `other`: the device that it comes from.
 void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
                  int64_t other = 0);
-void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address);
+void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address, uint8_t flags = 0);
 void count_view();  // host time without a row
 
 }  // namespace bringup

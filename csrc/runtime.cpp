@@ -11,6 +11,7 @@
 #include "lines.h"
 #include "memory.h"
 #include "recorder.h"
+#include "watch.h"
 
 extern "C" const bringup_driver* bringup_virtual_driver();
 
@@ -253,11 +254,18 @@ void synchronize(Stream& stream) {
     ReleaseGil no_gil;
     status = driver().stream_synchronize(stream.handle);
   }
+  stream_reached(stream);
   stream.raise();
   check_driver(status, on);
 }
 
-bool query(Stream& stream) { return driver().stream_query(stream.handle) != 0; }
+// A poll that succeeds is where the program stops waiting: the recording takes it as a wait.
+bool query(Stream& stream) {
+  bool done = driver().stream_query(stream.handle) != 0;
+  if (done) stream_reached(stream);
+  if (C10_UNLIKELY(recording()) && done) record_row(RowKind::StreamSync, &stream, current_line(), 0, 0);
+  return done;
+}
 
 void synchronize_device(int index) {
   ++counters().synchronizations;
@@ -268,6 +276,7 @@ void synchronize_device(int index) {
     ReleaseGil no_gil;
     for_each_stream(on, [&](Stream& s) { status = std::max(status, driver().stream_synchronize(s.handle)); });
   }
+  device_reached(index);
   for_each_stream(on, [](Stream& s) { s.raise(); });
   check_driver(status, on);
 }
@@ -336,6 +345,7 @@ void event_destroy(Event* event) noexcept {
 
 void event_record(Event* event, Stream& stream) {
   if (C10_UNLIKELY(recording())) record_row(RowKind::EventRecord, &stream, current_line(), 0, event->id);
+  event_noted(event->id, stream);
   auto box = std::make_shared<std::shared_ptr<Failure>>();
   launch(stream, store_failure, new FailureCarrier{&stream, box});
   {
@@ -354,11 +364,20 @@ void event_wait(Event* event, Stream& stream) {
   }
   if (!box) return;  // never recorded
   if (C10_UNLIKELY(recording())) record_row(RowKind::EventWait, &stream, current_line(), 0, event->id);
+  event_followed(event->id, stream);
   check_driver(driver().event_wait(event->handle, stream.handle), device(stream.id.device_index()));
   launch(stream, take_failure, new FailureCarrier{&stream, box});
 }
 
 bool event_query(Event* event) { return driver().event_query(event->handle) != 0; }
+
+bool poll(Event* event) {
+  bool done = event_query(event);
+  if (done) event_reached(event->id);
+  if (C10_UNLIKELY(recording()) && done && event->stream)
+    record_row(RowKind::EventSync, event->stream, current_line(), 0, event->id);
+  return done;
+}
 
 void event_synchronize(Event* event) {
   ++counters().synchronizations;
@@ -376,6 +395,7 @@ void event_synchronize(Event* event) {
     ReleaseGil no_gil;
     status = driver().event_synchronize(event->handle);
   }
+  event_reached(event->id);
   check_driver(status, device(recorded_on->id.device_index()));
   if (*box) recorded_on->raise();
 }

@@ -107,6 +107,7 @@ void event_destroy(Event* event) noexcept;
 void event_record(Event* event, Stream& stream);
 void event_wait(Event* event, Stream& stream);
 bool event_query(Event* event);
+bool poll(Event* event);  // the program asks
 void event_synchronize(Event* event);
 double event_elapsed_ms(Event* start, Event* end);
 

@@ -50,7 +50,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   void block(void* event, const c10::Stream& on) const override {
     if (event) event_wait(static_cast<Event*>(event), stream(on));
   }
-  bool queryEvent(void* event) const override { return !event || event_query(static_cast<Event*>(event)); }
+  bool queryEvent(void* event) const override { return !event || poll(static_cast<Event*>(event)); }
   void synchronizeEvent(void* event) const override {
     if (event) event_synchronize(static_cast<Event*>(event));
   }

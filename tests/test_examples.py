@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("[!t]*.py")), ids=lambda path: path.name)
 def test_example_runs(example: object) -> None:
     done = subprocess.run([sys.executable, "-W", "error", str(example)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
@@ -61,3 +61,17 @@ def test_prediction_benchmark_runs() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "recording on / off" in done.stdout and "compare on 30 chips" in done.stdout
+
+
+def test_the_examples_pass_under_the_plug_in() -> None:
+    command = [sys.executable, "-m", "pytest", "--chip", "t4", "examples"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    assert done.returncode == 0 and "2 tests, " in done.stdout, done.stdout
+
+
+def test_the_example_has_nothing_to_sanitize(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "bringup", "run", "--chip", "t4", "--sanitize", "race,init,leak,device"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "out"), "examples/digits.py"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stdout

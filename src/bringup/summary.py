@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup import advice, fitting, memory
+from bringup import advice, fitting, memory, sanitize
 from bringup.cost import FAMILIES
 from bringup.timeline import Timeline
 from bringup.trace import LAUNCH
@@ -49,6 +49,7 @@ class Summary:
         out_of_memory: the program ended with that error, so its peak is not known.
         dry: nothing was computed when it was recorded.
         memory: who holds it at its fullest.
+        findings: what the sanitizer found, if it was asked.
         ways_to_fit: changes that make it fit, the cheapest first; empty if it does.
         energy_joules, cost_usd: per step; None if the chip file has no power, no price.
     """
@@ -81,6 +82,7 @@ class Summary:
     bottlenecks: list[advice.Bottleneck] = field(default_factory=list)
     what_if: list[advice.WhatIf] = field(default_factory=list)
     ways_to_fit: list[fitting.Way] = field(default_factory=list)
+    findings: list[sanitize.Finding] = field(default_factory=list)
 
 
 def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:

@@ -12,7 +12,7 @@ import traceback
 import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +81,12 @@ class _Run(click.Command):
     show_default=True,
     help="At the end of the chip's memory: raise as the chip does, or go on and report what is missing.",
 )
+@click.option(
+    "--sanitize",
+    default=None,
+    metavar="CHECK,...",
+    help="Look for mistakes: race, init, leak, sync, device, or all. Findings make the exit code 1.",
+)
 @click.option("--out", default=None, metavar="DIR", help="Where the report goes (default: bringup-SCRIPT).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module's name, as for python -m.")
@@ -94,6 +100,7 @@ def command(
     dry: str | None,
     dry_value: str,
     oom: str,
+    sanitize: str | None,
     out: str | None,
     as_json: bool,
     module: bool,
@@ -111,8 +118,9 @@ def command(
     _check_directory(target)
     program = _module_program(script) if module else _script_program(script)
     context = _dry(dry, dry_value)
+    checks = _checks(sanitize)
     sys.argv = [program.file if module else script, *arguments]
-    report = _Report(described, machine, host_clock, target, as_json)
+    report = _Report(described, machine, host_clock, target, as_json, checks)
     code = _record(program, names[0], report, strict, oom == "continue", context)
     _leave(code)
 
@@ -131,7 +139,19 @@ def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
     return dry(strict=how == "strict", value=number)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
+def _checks(names: str | None) -> tuple[str, ...]:
+    if names is None:
+        return ()
+    from bringup.sanitize import CHECKS
+
+    asked = tuple(CHECKS) if names == "all" else tuple(name for name in names.split(",") if name)
+    for name in asked:
+        if name not in CHECKS:
+            raise BringupError(f"--sanitize knows {', '.join(CHECKS)} and all, not {name!r}")
+    return asked
+
+
+@dataclass
 class _Report:
     """What the recording is priced on, and where the report goes."""
 
@@ -140,6 +160,8 @@ class _Report:
     host_clock: str
     target: Path
     as_json: bool
+    checks: tuple[str, ...]
+    found: int = 0
 
 
 class _Program:
@@ -227,7 +249,10 @@ def _record(
     if past_capacity and os.environ.get("BRINGUP_DRIVER"):
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
     _load.use(name, devices=int(devices), strict=strict, past_capacity=past_capacity)
-    with dry, recorded(report.host, report.host_clock) as recorder:  # type: ignore[arg-type]
+    from bringup.sanitize import watched
+
+    watch = watched() if "race" in report.checks else nullcontext()
+    with dry, watch, recorded(report.host, report.host_clock) as recorder:  # type: ignore[arg-type]
 
         def finish() -> None:
             if torch.ops.bringup.is_open():
@@ -240,7 +265,7 @@ def _record(
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
         finish()
-    return 1 if code == OUT_OF_MEMORY else code
+    return 1 if code == OUT_OF_MEMORY or (code == 0 and report.found) else code
 
 
 def _report_before_termination(finish: Callable[[], None]) -> None:
@@ -322,6 +347,7 @@ def _print_traceback() -> None:
 
 
 def _write(trace: object, to: _Report) -> None:
+    from bringup import sanitize
     from bringup.prediction import price
     from bringup.report import machine, terminal, writer
     from bringup.trace import Trace
@@ -334,6 +360,10 @@ def _write(trace: object, to: _Report) -> None:
             file=sys.stderr,
         )
     prediction = price(trace, to.chips[0], to.host, host_clock=to.host_clock)  # type: ignore[arg-type]
+    if to.checks:
+        findings = sanitize.findings(trace, to.checks) + (sanitize.touched() if "race" in to.checks else [])
+        prediction.summary = replace(prediction.summary, findings=findings)
+        to.found = len(findings)
     files = writer.write(prediction, to.target, progress=sys.stderr.isatty())
     if to.as_json:
         print(machine.as_json(prediction.summary, indent=None), flush=True)

@@ -83,6 +83,9 @@ def print_summary(summary: Summary, console: Console) -> None:
     if not summary.fits:
         _print_memory(summary, console)
     _print_fallbacks(summary, console)
+    for finding in summary.findings:
+        console.print(f"  [bold red]{finding.check}[/]: {escape(finding.what)}", highlight=False)
+        console.print(f"     -> {escape(finding.advice)}", highlight=False)
     for number, item in enumerate(summary.bottlenecks, 1):
         console.print(f"  [bold]{number}.[/] {escape(item.condition)}; {escape(item.cause)}", highlight=False)
         console.print(f"     -> {escape(item.action)}", highlight=False)

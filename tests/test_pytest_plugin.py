@@ -1,0 +1,185 @@
+"""``pytest --chip``: what it finds, what it leaves alone."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bringup import pytest_plugin
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+SUITE = """
+import pytest, torch
+device = torch.accelerator.current_accelerator() or "cpu"
+kept = []
+
+
+def test_right():
+    assert (torch.ones(3, device=device) + 1).sum().item() == 6
+
+
+def test_init():
+    torch.empty(8, device=device).add_(1)
+
+
+def test_leak():
+    kept.append(torch.ones(1000, device=device))
+
+
+def test_race():
+    s, a = torch.Stream(device), torch.ones(8, 8, device=device)
+    with s:
+        b = a @ a
+
+
+def test_device():
+    torch.ones(8, device=device)[torch.tensor([1])]
+
+
+@pytest.mark.max_syncs(1)
+def test_syncs():
+    x = torch.ones(3, device=device)
+    for _ in range(3):
+        x.sum().item()
+
+
+@pytest.mark.max_device_memory("1MiB")
+def test_memory():
+    torch.zeros(1 << 20, device=device)
+
+
+@pytest.mark.max_chip_time("1us", chip="t4")
+def test_time():
+    torch.ones(1000, 1000, device=device) @ torch.ones(1000, 1000, device=device)
+"""
+FINE = """
+import pytest, torch
+from torch import nn
+
+
+@pytest.fixture(scope="module")
+def model(chip):
+    return nn.Linear(64, 64).to(chip)
+
+
+@pytest.fixture
+def optimizer(model):
+    return torch.optim.AdamW(model.parameters())
+
+
+@pytest.mark.max_chip_time("50ms")
+@pytest.mark.max_device_memory("1 GiB")
+@pytest.mark.max_syncs(2)
+def test_training(model, optimizer, chip, chip_report):
+    loss = model(torch.randn(4, 64).to(chip)).sum()
+    loss.backward()
+    optimizer.step()
+    model.zero_grad()
+    loss.item()
+    assert chip_report().launches > 5 and chip_report("a100-sxm-80").chip == "a100-sxm-80"
+
+
+def test_again(model, chip):
+    assert model(torch.randn(4, 64).to(chip)).shape == (4, 64)
+"""
+
+
+@pytest.fixture
+def suite(tmp_path: Path) -> Run:
+    def run(source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "test_it.py").write_text(source, encoding="utf-8")
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("BRINGUP_")}
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+
+    return run
+
+
+def test_every_finding_fails_its_test_with_its_line(suite: Run) -> None:
+    done = suite(SUITE, "--chip", "t4")
+    out = done.stdout
+    assert done.returncode == 1 and "6 failed, 2 passed, 1 error" in out, out
+    assert "t4: init: aten::add_ at test_it.py:12 reads memory that was allocated at test_it.py:12" in out
+    assert "t4: leak: 4.00 KiB of device memory outlive the test" in out and "test_it.py:16" in out
+    assert (
+        "t4: race: aten::mm at test_it.py:22 reads on stream 1" in out and "aten::fill_ at test_it.py:20 wrote" in out
+    )
+    assert "t4: device: aten::index at test_it.py:26 gets a tensor on the host" in out
+    assert "the host waits 3 times for the chip, at most 1 are allowed: test_it.py:33 3x" in out
+    assert "holds 4.00 MiB of device memory at once, 1.00 MiB are allowed (at test_it.py:38)" in out
+    assert "on t4 and its host, 1.0 us are allowed; most of the chip's time at test_it.py:43" in out
+    assert "chip t4" in out and "8 tests, " in out
+    assert "findings: device 1, init 1, leak 1, memory 1, race 1, sync 1, time 1" in out
+
+
+def test_a_right_suite_passes_with_fixtures_of_every_scope(suite: Run) -> None:
+    done = suite(FINE, "--chip", "t4", "-W", "error")
+    assert done.returncode == 0, done.stdout
+    assert "2 passed" in done.stdout and "findings" not in done.stdout
+    again = suite(FINE, "--chip", "t4", "--chip-dry", "-W", "error")
+    assert again.returncode == 0 and "dry, nothing was computed" in again.stdout, again.stdout
+
+
+def test_warnings_let_the_tests_pass(suite: Run) -> None:
+    done = suite(SUITE, "--chip", "t4", "--chip-warn")
+    assert done.returncode == 0 and "8 passed" in done.stdout, done.stdout
+    assert "ChipWarning: init: aten::add_ at test_it.py:12" in done.stdout
+
+
+def test_it_works_with_xdist(suite: Run) -> None:
+    done = suite(SUITE, "--chip", "t4", "-n", "2")
+    assert "6 failed, 2 passed, 1 error" in done.stdout, done.stdout
+    assert "8 tests, " in done.stdout and "findings: device 1, init 1, leak 1" in done.stdout
+
+
+def test_it_is_inert_without_the_option(suite: Run) -> None:
+    done = suite(SUITE, "--strict-markers")
+    assert done.returncode == 0 and "8 passed" in done.stdout and "chip t4" not in done.stdout, done.stdout
+    done = suite(FINE, "--strict-markers")
+    assert "2 skipped" in done.stdout and done.returncode == 0, done.stdout
+
+
+def test_strict_refuses_what_the_chip_does_not_have(suite: Run, tmp_path: Path) -> None:
+    source = (
+        "import torch\ndef test_double():\n    torch.ones(3, dtype=torch.float64, device='chip').sin()\n"
+        "def test_single():\n    torch.ones(3, device='chip').sin()\n"
+    )
+    done = suite(source, "--chip", "tpu-v5e")
+    assert "2 passed" in done.stdout and "on the host, as tpu-v5e does not have them: " in done.stdout, done.stdout
+    done = suite(source, "--chip", "tpu-v5e", "--chip-strict")
+    assert "1 failed, 1 passed" in done.stdout and "would run on the host" in done.stdout, done.stdout
+
+
+def test_a_test_that_fails_by_itself_says_only_that(suite: Run) -> None:
+    done = suite(
+        "import torch\ndef test_it():\n    assert torch.empty(3, device='chip').add_(1) is None\n", "--chip", "t4"
+    )
+    assert "1 failed" in done.stdout and "init:" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--chip", "t5"), "no chip is named 't5'"),
+        (("--chip-dry",), "--chip-dry needs --chip NAME"),
+        (("--chip-strict",), "--chip-strict needs --chip NAME"),
+    ],
+)
+def test_bad_options_are_one_sentence(suite: Run, arguments: tuple[str, ...], words: str) -> None:
+    done = suite(FINE, *arguments)
+    assert done.returncode == 4 and f"ERROR: {words}" in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize(("text", "count"), [("4GiB", 4 << 30), ("1.5 MiB", 3 << 19), ("512b", 512), ("2kB", 2000)])
+def test_sizes_are_read(text: str, count: int) -> None:
+    assert pytest_plugin.parse_size(text) == count
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("20ms", 0.02), ("1e-3 s", 0.001), ("5us", 5e-6)])
+def test_times_are_read(text: str, seconds: float) -> None:
+    assert pytest_plugin.parse_time(text) == pytest.approx(seconds)
+    with pytest.raises(pytest.UsageError, match="is no amount"):
+        pytest_plugin.parse_time("20")
