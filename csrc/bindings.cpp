@@ -50,7 +50,10 @@ TORCH_LIBRARY(bringup, m) {
   m.def("chip() -> str", [] { return config().chip; });
   m.def("description() -> str", [] { return config().description; });
   m.def("device_bytes() -> int", [] { return int64_t(config().device_bytes); });
-  m.def("driver_name() -> str", [] { return std::string(driver().name); });
+  m.def("driver_name() -> str", [] {
+    device(0);  // which loads the driver
+    return std::string(driver().name);
+  });
   m.def("shutdown() -> ()", [] { shutdown(); });
   m.def("stream_priority(int device, int stream) -> int", [](int64_t device, int64_t id) {
     return int64_t(stream(c10::Stream(c10::Stream::UNSAFE, c10::Device(kChip, c10::DeviceIndex(device)), id)).priority);

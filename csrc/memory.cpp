@@ -465,7 +465,9 @@ struct PinnedAllocator final : at::HostAllocator {
     void* pointer = nullptr;
     bool count_new = true;
     std::lock_guard<std::mutex> lock(mutex);
-    if (auto found = idle.find(rounded); found != idle.end()) {
+    auto [found, last] = idle.equal_range(rounded);
+    while (found != last && watching() != (copy_address(found->second) != found->second)) ++found;
+    if (found != last) {
       pointer = found->second;
       idle.erase(found);
       count_new = false;

@@ -14,6 +14,7 @@ VERBS = {
     "compare": "Price one recording on many chips.",
     "chips": "List, show and check chip files.",
     "calibrate": "Measure a device of this machine: its chip file and host file.",
+    "check": "The scorecard: how complete is an accelerator's software?",
     "validate": "Check predictions against published measurements.",
 }
 

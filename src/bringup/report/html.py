@@ -122,6 +122,44 @@ def validation(count: int, tables: dict[str, Any], plots: dict[str, Any], sets: 
     )
 
 
+def scorecard(card: dict[str, Any], items: dict[str, Any], old: dict[str, Any] | None) -> str:
+    """Write a scorecard's page, with the support matrix and what changed against an older card."""
+    from bringup.check import card as cards
+    from bringup.check.registry import LEVELS
+
+    name = card["chip"] or card["device"]
+    return (
+        _templates()
+        .get_template("check.html")
+        .render(
+            title=f"scorecard of {name}: bringup",
+            css=_own("page.css"),
+            js="",
+            plotly="",
+            card=card,
+            name=name,
+            badge=Markup(badge(card)),
+            about={key: entry.about for key, entry in items.items()},
+            levels=[
+                (level, text, cards.share(card, level), cards.totals(card)[level]) for level, text in LEVELS.items()
+            ],
+            changes=cards.changes(old, card) if old else [],
+            dtypes=sorted({dtype for row in card["ops"].values() if isinstance(row, dict) for dtype in row}),
+            ops={key: row for key, row in card["ops"].items() if isinstance(row, dict)},
+        )
+    )
+
+
+def badge(card: dict[str, Any]) -> str:
+    """Draw the share that passes as an SVG."""
+    from bringup.check.card import share
+
+    score = share(card)
+    text = "nothing applies" if score is None else f"{int(100 * score)} %"
+    colour = "#777777" if score is None else "#2c7a3f" if score > 0.9 else "#b07a12" if score > 0.6 else "#a8322d"
+    return _templates().get_template("badge.svg").render(name=card["chip"] or card["device"], text=text, colour=colour)
+
+
 def _found(summary: Summary) -> str:
     if summary.steps_by == "whole":
         return "No steps were found: the whole recording is one"

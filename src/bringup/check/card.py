@@ -1,0 +1,132 @@
+"""A scorecard: the items run in processes of their own, as JSON, compared with an older one."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bringup.check.registry import LEVELS, Item, line
+from bringup.errors import BringupError
+
+SCHEMA = 1
+MATRIX_SECONDS = 600
+MARK = "BRINGUP-ITEM "  # before a worker's JSON: items may print, too
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is checked: a torch device, for `chip` the chip, and files with items."""
+
+    device: str
+    chip: str | None
+    files: tuple[str, ...] = ()
+
+
+def run(
+    items: list[Item], target: Target, *, jobs: int, matrix: bool, tell: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """Run items, each in a process with a time limit: a crash or a hang is that item's verdict.
+
+    Args:
+        items: what to run.
+        target: on what.
+        jobs: how many processes at once.
+        matrix: also try every operator by dtype.
+        tell: is given every line of the card as it comes.
+    """
+
+    def one(which: Item) -> dict[str, Any]:
+        answer = _worker(["--item", which.id], target, which.seconds)
+        failed = isinstance(answer, str)
+        found: dict[str, Any] = line(which, "fail", 0.0, answer, which.seconds) if failed else answer
+        tell(found)
+        return found
+
+    with ThreadPoolExecutor(max_workers=jobs) as pool:
+        trying = pool.submit(_worker, ["--matrix"], target, MATRIX_SECONDS) if matrix else None
+        lines = list(pool.map(one, items))
+    ops = trying.result() if trying else {}
+    return {
+        "schema": SCHEMA,
+        "device": target.device,
+        "chip": target.chip,
+        "items": lines,
+        "ops": ops if isinstance(ops, dict) else {"error": ops},
+    }
+
+
+def _worker(what: list[str], target: Target, seconds: float) -> Any:
+    """Run ``python -m bringup.check`` and return its JSON, or a sentence on how it ended."""
+    command = [sys.executable, "-m", "bringup.check", *what, "--device", target.device]
+    command += ["--chip", target.chip] if target.chip else []
+    command += [part for file in target.files for part in ("--file", file)]
+    environment = {**os.environ, "BRINGUP_DEVICES": os.environ.get("BRINGUP_DEVICES", "2")}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        return f"it did not end within {seconds:.0f} s, and was killed"
+    found = next((text for text in out.splitlines() if text.startswith(MARK)), None)
+    if found is not None:
+        return json.loads(found[len(MARK) :])
+    if process.returncode < 0:
+        return f"its process died of {signal.Signals(-process.returncode).name}"
+    return (err.strip().splitlines() or [f"its process ended with exit code {process.returncode}"])[-1]
+
+
+def totals(card: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Count verdicts per level."""
+    found = {level: dict.fromkeys(("pass", "partial", "fail", "na"), 0) for level in LEVELS}
+    for entry in card["items"]:
+        found[entry["level"]][entry["verdict"]] += 1
+    return found
+
+
+def share(card: dict[str, Any], level: str | None = None) -> float | None:
+    """Return the share of what applies that passes, partial ones by their score; None if nothing applies."""
+    scores = [entry["score"] for entry in card["items"] if entry["verdict"] != "na" and level in (None, entry["level"])]
+    return sum(scores) / len(scores) if scores else None
+
+
+def load(file: str) -> dict[str, Any]:
+    """Read a scorecard.
+
+    Raises:
+        BringupError: it is missing, or not a scorecard of this version.
+    """
+    try:
+        card: Any = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BringupError(f"{file}: cannot be read ({error.strerror})") from None
+    except ValueError:
+        raise BringupError(f"{file}: is not a scorecard: it is no JSON") from None
+    keys = {"id", "level", "title", "verdict", "score", "evidence", "hint", "seconds"}
+    right = isinstance(card, dict) and card.get("schema") == SCHEMA and isinstance(card.get("items"), list)
+    if not right or not all(isinstance(entry, dict) and keys <= entry.keys() for entry in card["items"]):
+        raise BringupError(f"{file}: is not a scorecard of version {SCHEMA} that bringup check wrote")
+    read: dict[str, Any] = card
+    return read
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
+    """List what changed for items that both have: (``better`` or ``worse``, old line, new line), the worse first."""
+    before = {entry["id"]: entry for entry in old["items"]}
+    found = []
+    for entry in new["items"]:
+        was = before.get(entry["id"])
+        if was is None or "na" in (was["verdict"], entry["verdict"]) or was["score"] == entry["score"]:
+            continue
+        found.append(("better" if entry["score"] > was["score"] else "worse", was, entry))
+    return sorted(found, key=lambda change: change[0] == "better")

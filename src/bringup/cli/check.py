@@ -1,0 +1,153 @@
+"""``bringup check``: the scorecard of a device's software."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from bringup.errors import BringupError
+
+COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
+OUTPUTS = ("scorecard.json", "scorecard.html", "scorecard.svg")
+
+
+@click.command()
+@click.option(
+    "--device", default="chip", show_default=True, help="Any torch device: chip, cpu, cuda, xpu, a vendor's own."
+)
+@click.option(
+    "--chip", default=None, metavar="NAME|FILE", help="Chip of the device chip (default: BRINGUP_CHIP or edge8)."
+)
+@click.option("--level", type=click.Choice(["D", "T", "P"]), default="P", show_default=True, help="Up to this level.")
+@click.option("--only", default=None, metavar="ID,...", help="Only these items.")
+@click.option("--items", "files", multiple=True, metavar="FILE", help="A Python file with more items.")
+@click.option("--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Processes at once.")
+@click.option("--against", default=None, metavar="FILE", help="An older scorecard.json to compare with.")
+@click.option("--out", default="bringup-check", show_default=True, metavar="DIR", help="Where the card goes.")
+@click.option("--json", "json_file", default=None, metavar="FILE", help="Write the card here, too.")
+@click.option("--list", "listing", is_flag=True, help="List the items.")
+def command(
+    device: str,
+    chip: str | None,
+    level: str,
+    only: str | None,
+    files: tuple[str, ...],
+    jobs: int,
+    against: str | None,
+    out: str,
+    json_file: str | None,
+    listing: bool,
+) -> None:
+    """Check how complete an accelerator's software is: framework, runtime, memory, kernels, tools, system.
+
+    The exit code is 0 whatever the verdicts are, and 1 if something is worse than in the card given with --against.
+    """
+    import os
+
+    from bringup.check import card
+    from bringup.check.registry import load
+    from bringup.chip import load_chip
+    from bringup.files import write_text
+    from bringup.report import html, terminal
+
+    every = load(files)
+    if listing:
+        for entry in every.values():
+            click.echo(f"{entry.id:>4} {entry.level}  {entry.title}: {entry.about}")
+        return
+    name = _chip_of(device, chip, os.environ.get("BRINGUP_CHIP"))
+    if name is not None:
+        load_chip(name)
+    else:
+        _check_device(device)
+    chosen = _chosen(every, only, level)
+    old = card.load(against) if against else None
+    console = terminal.console()
+
+    def tell(line: dict[str, Any]) -> None:
+        if sys.stderr.isatty():
+            print(f"{line['id']:>4} {line['verdict']}", file=sys.stderr, flush=True)
+
+    target = card.Target(device, name, files)
+    found = card.run(chosen, target, jobs=jobs, matrix=only is None, tell=tell)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(found, indent=2, sort_keys=True) + "\n"
+    write_text(folder / "scorecard.json", text)
+    write_text(folder / "scorecard.html", html.scorecard(found, every, old))
+    write_text(folder / "scorecard.svg", html.badge(found))
+    if json_file:
+        write_text(json_file, text)
+    _print(found, console)
+    changed = card.changes(old, found) if old else []
+    for word, was, now in changed:
+        console.print(
+            f"[{'green' if word == 'better' else 'red'}]{word}[/] {now['id']} {escape(now['title'])}: "
+            f"{was['verdict']} {was['score']:.0%} -> {now['verdict']} {now['score']:.0%}",
+            highlight=False,
+        )
+    if old and not changed:
+        console.print("nothing changed against the older card", highlight=False)
+    console.print(f"card: {folder / 'scorecard.html'}   badge: {folder / 'scorecard.svg'}", highlight=False)
+    sys.exit(1 if any(word == "worse" for word, _, _ in changed) else 0)
+
+
+def _chip_of(device: str, chip: str | None, default: str | None) -> str | None:
+    if device.split(":")[0] != "chip":
+        if chip:
+            raise BringupError(f"--chip is for the device chip, not for {device}: leave one of the two out")
+        return None
+    return chip or default or "edge8"
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise BringupError(f"--device {device}: this torch cannot use it ({reason})") from None
+
+
+def _chosen(every: dict[str, Any], only: str | None, level: str) -> list[Any]:
+    if only is None:
+        return [entry for entry in every.values() if "DTP".index(entry.level) <= "DTP".index(level)]
+    names = [name for name in only.split(",") if name]
+    for name in names:
+        if name not in every:
+            raise BringupError(f"--only: there is no item {name!r}; `bringup check --list` names them")
+    return [every[name] for name in names]
+
+
+def _print(found: dict[str, Any], console: Any) -> None:
+    from bringup.check.card import share, totals
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("item", "", "", "verdict", "evidence"):
+        table.add_column(title, no_wrap=title != "evidence", overflow="fold")
+    for line in found["items"]:
+        verdict = line["verdict"] if line["verdict"] != "partial" else f"partial {line['score']:.1%}"
+        hint = f" -> {line['hint']}" if line["hint"] else ""
+        colour = COLOURS[line["verdict"]]
+        table.add_row(
+            line["id"],
+            line["level"],
+            escape(line["title"]),
+            f"[{colour}]{verdict}[/]",
+            escape(line["evidence"][:160] + hint),
+        )
+    console.print(table)
+    for level, counts in totals(found).items():
+        score = share(found, level)
+        if sum(counts.values()):
+            text = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
+            console.print(
+                f"level {level}: {'nothing applies' if score is None else f'{score:.0%}'} ({text})", highlight=False
+            )
