@@ -183,3 +183,43 @@ def test_times_are_read(text: str, seconds: float) -> None:
     assert pytest_plugin.parse_time(text) == pytest.approx(seconds)
     with pytest.raises(pytest.UsageError, match="is no amount"):
         pytest_plugin.parse_time("20")
+
+
+MODELS = """
+import pytest, torch
+import transformers as T
+
+size = dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128, vocab_size=200)
+grouped = dict(size, num_key_value_heads=2)
+models = {
+    "bert": lambda: T.BertModel(T.BertConfig(**size)),
+    "roberta": lambda: T.RobertaModel(T.RobertaConfig(**size)),
+    "electra": lambda: T.ElectraModel(T.ElectraConfig(**size)),
+    "deberta": lambda: T.DebertaV2Model(T.DebertaV2Config(**size)),
+    "gpt2": lambda: T.GPT2Model(T.GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=200)),
+    "llama": lambda: T.LlamaModel(T.LlamaConfig(**size)),
+    "mistral": lambda: T.MistralModel(T.MistralConfig(**grouped)),
+    "mixtral": lambda: T.MixtralModel(T.MixtralConfig(**grouped)),
+    "qwen2": lambda: T.Qwen2Model(T.Qwen2Config(**grouped)),
+    "gemma": lambda: T.GemmaModel(T.GemmaConfig(**grouped, head_dim=16)),
+    "mamba": lambda: T.MambaModel(T.MambaConfig(hidden_size=64, num_hidden_layers=2, vocab_size=200)),
+    "longformer": lambda: T.LongformerModel(T.LongformerConfig(**size, attention_window=16)),
+}
+
+
+@pytest.mark.parametrize("train", [False, True])
+@pytest.mark.parametrize("name", models)
+def test_model(name, train, chip):
+    model = models[name]().to(chip).train(train)
+    hidden = model(input_ids=torch.randint(200, (2, 32)).to(chip)).last_hidden_state
+    if train:
+        hidden.square().mean().backward()
+    assert torch.isfinite(hidden.sum()).item()
+"""
+
+
+def test_public_models_raise_no_alarm(suite: Run) -> None:
+    pytest.importorskip("transformers")
+    done = suite(MODELS, "--chip", "t4")
+    assert done.returncode == 0 and "24 passed" in done.stdout, done.stdout
+    assert "findings" not in done.stdout and "24 tests, " in done.stdout

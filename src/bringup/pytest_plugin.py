@@ -340,14 +340,20 @@ def _chips() -> Any:
     return torch.chip  # type: ignore[attr-defined]
 
 
-def _held() -> int:
+def _bytes() -> list[tuple[int, int]]:
+    """Bytes that tensors hold on every device: now, and at most."""
+    import torch
+
     chips = _chips()
-    return sum(chips.memory_allocated(index) for index in range(chips.device_count())) if chips.is_initialized() else 0
+    return [torch.ops.bringup.held_bytes(i) for i in range(chips.device_count())] if chips.is_initialized() else []
+
+
+def _held() -> int:
+    return sum(now for now, _ in _bytes())
 
 
 def _peak() -> int:
-    chips = _chips()
-    return max(chips.max_memory_allocated(i) for i in range(chips.device_count())) if chips.is_initialized() else 0
+    return max((most for _, most in _bytes()), default=0)
 
 
 def _leak(count: int, lines: set[str]) -> Finding:
