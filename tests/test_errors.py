@@ -165,3 +165,13 @@ def test_wrong_fake_kernel_fails_once_and_is_not_trusted_again() -> None:
     with pytest.raises(RuntimeError, match=r"promised to be float32\[4\] by torch's meta kernel and is float32\[2\]"):
         torch.chip.synchronize()
     assert half(torch.arange(4.0, device="chip")).cpu().tolist() == [0, 2]
+
+
+def test_every_package_is_installed() -> None:
+    import tomllib
+
+    from tests.conftest import ROOT
+
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = sorted(path.parent for path in (ROOT / "src" / "bringup").rglob("__init__.py"))
+    assert sorted(listed) == [".".join(folder.relative_to(ROOT / "src").parts) for folder in folders]
