@@ -14,6 +14,11 @@ ROOT = Path(__file__).parent.parent
 import torch  # noqa: E402  (reads the environment)
 
 
+def without_bringup() -> dict[str, str]:
+    """The environment of a process that is to choose for itself."""
+    return {key: value for key, value in os.environ.items() if not key.startswith("BRINGUP_")}
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_over() -> Iterator[None]:
     yield
@@ -28,14 +33,13 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(program: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "program.py"
         script.write_text(program, encoding="utf-8")
-        cleaned = {key: value for key, value in os.environ.items() if not key.startswith("BRINGUP_")}
         return subprocess.run(
             [sys.executable, "program.py"],
             capture_output=True,
             text=True,
             timeout=timeout,
             cwd=tmp_path,
-            env={**cleaned, **environment},
+            env={**without_bringup(), **environment},
         )
 
     return run

@@ -20,7 +20,7 @@ from bringup.check import card, framework, kernels, matrix, memory, registry, ru
 from bringup.check.registry import Failed, NotApplicable, Partial, load, run_item
 from bringup.errors import BringupError
 from bringup.report import html, perfetto
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_bringup
 
 CHIP = torch.device("chip", 0)
 ITEMS = load()
@@ -300,7 +300,7 @@ def works(device):
 @pytest.fixture
 def check(tmp_path: Path) -> Callable[..., "subprocess.CompletedProcess[str]"]:
     (tmp_path / "vendor.py").write_text(VENDOR, encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("BRINGUP_")}
+    environment = without_bringup()
 
     def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(

@@ -18,7 +18,7 @@ import bringup
 from bringup import DryWarning
 from bringup.cli import main
 from bringup.dryrun import DryFloat
-from tests.conftest import ROOT
+from tests.conftest import ROOT, without_bringup
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from models import GPT, ResNet18
@@ -293,13 +293,13 @@ def test_predict_runs_dry_and_leaves_the_model_as_it_was() -> None:
 # ---- memory
 
 
-def training(batch: int = 64, optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW) -> bringup.Trace:
+def training(batch: int = 64) -> bringup.Trace:
     """Two steps of eight blocks of two layers, recorded dry."""
     gc.collect()
     torch.chip.empty_cache()
     with dry(), bringup.record() as trace:
         model = GPT(layers=8, tokens=64, words=1000).to("chip")
-        steps = optimizer(model.parameters(), lr=0.1)
+        steps = torch.optim.AdamW(model.parameters(), lr=0.1)
         for _ in range(2):
             ids = torch.zeros(batch, 64, dtype=torch.int64).to("chip")
             model(ids).logsumexp(-1).sum().backward()
@@ -411,21 +411,24 @@ for step in range(2):
 """
 
 
-def command(capfd: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *arguments: str) -> tuple[int, str, str]:
-    (tmp_path / "train.py").write_text(PROGRAM, encoding="utf-8")
-    environment = {key: value for key, value in __import__("os").environ.items() if not key.startswith("BRINGUP_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "bringup", *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True
-    )
-    return done.returncode, done.stdout, done.stderr
-
-
 Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(capfd: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Command:
-    return lambda *arguments: command(capfd, monkeypatch, tmp_path, *arguments)
+def run(tmp_path: Path) -> Command:
+    (tmp_path / "train.py").write_text(PROGRAM, encoding="utf-8")
+
+    def command(*arguments: str) -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "bringup", *arguments],
+            cwd=tmp_path,
+            env=without_bringup(),
+            capture_output=True,
+            text=True,
+        )
+        return done.returncode, done.stdout, done.stderr
+
+    return command
 
 
 def test_run_dry_says_so(run: Command, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Families of public models at their real sizes, dry: most would not fit this machine."""
 
 import json
-import os
 import subprocess
 import sys
 from typing import Any
 
 import pytest
+
+from tests.conftest import without_bringup
 
 pytest.importorskip("transformers")
 
@@ -127,7 +128,7 @@ FAMILIES = (
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     script = tmp_path_factory.mktemp("families") / "families.py"
     script.write_text(PROGRAM, encoding="utf-8")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("BRINGUP_")}
+    environment = without_bringup()
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=600, env=environment)
     lines = [line.removeprefix("RESULT ") for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert done.returncode == 0, done.stderr

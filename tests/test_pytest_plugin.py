@@ -1,6 +1,5 @@
 """``pytest --chip``: what it finds, what it leaves alone."""
 
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bringup import pytest_plugin
+from tests.conftest import without_bringup
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SUITE = """
@@ -91,7 +91,7 @@ def test_again(model, chip):
 def suite(tmp_path: Path) -> Run:
     def run(source: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "test_it.py").write_text(source, encoding="utf-8")
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("BRINGUP_")}
+        environment = without_bringup()
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *arguments]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
 

@@ -1,7 +1,6 @@
 """The command line, as a user sees it."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import without_bringup
 
 BRINGUP = [sys.executable, "-m", "bringup"]
 PROGRAM = """
@@ -34,7 +35,7 @@ def bringup(tmp_path: Path) -> Bringup:
     (tmp_path / "train.py").write_text(PROGRAM, encoding="utf-8")
 
     def run(*arguments: str, **options: str) -> subprocess.CompletedProcess[str]:
-        environment = {key: value for key, value in os.environ.items() if not key.startswith("BRINGUP_")}
+        environment = without_bringup()
         command = [*BRINGUP, *arguments]
         return subprocess.run(
             command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment, **options

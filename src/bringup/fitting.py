@@ -22,7 +22,7 @@ from bringup.memory import (
     Memory,
     Storages,
 )
-from bringup.trace import LAUNCH, OWNER, Trace
+from bringup.trace import IN_BACKWARD, IN_FORWARD, LAUNCH, OWNER, Trace
 
 if TYPE_CHECKING:
     from bringup._schema import Chip
@@ -90,7 +90,7 @@ def ways(timeline: Timeline, summary: Summary) -> list[Way]:
     If none does alone, all that the program can do for itself is put together with as many chips as it takes.
     """
     trace, chip = timeline.trace, timeline.chip
-    every = memory.storages(trace, memory.fullest(trace))
+    every = memory.storages(trace, summary.memory.at.device if summary.memory.at else 0)
     free = next((item.bytes for item in summary.memory.owners if item.kind == "fragmentation"), 0)
 
     def judged(change: _Change) -> Way:
@@ -197,14 +197,14 @@ def _checkpointed(timeline: Timeline, summary: Summary, every: Storages) -> Iter
     """Activation checkpointing of repeated modules: what passes between them stays, their forward pass runs again."""
     trace = timeline.trace
     columns = trace.columns
-    backward = np.flatnonzero((columns["kind"] == LAUNCH) & (columns["phase"] == 1))
+    backward = np.flatnonzero((columns["kind"] == LAUNCH) & (columns["phase"] == IN_BACKWARD))
     if not len(backward):
         return
     names, of_list, of_element = blocks(trace.modules)
     element = of_element[every.module]
     survives = every.freed > backward[np.minimum(np.searchsorted(backward, every.made), len(backward) - 1)]
     inside = (every.kind == ACTIVATIONS) & (element >= 0) & survives & ~_passed_on(trace, every, of_element)
-    launches = (columns["kind"] == LAUNCH) & (columns["phase"] == 0)
+    launches = (columns["kind"] == LAUNCH) & (columns["phase"] == IN_FORWARD)
     row_list = np.where(columns["module"] >= 0, of_list[columns["module"]], -1)
     steps = max(len(timeline.steps.ends), 1)
     for number in np.unique(of_list[every.module[inside]]):
@@ -223,7 +223,7 @@ def _passed_on(trace: Trace, every: Storages, of_element: Array) -> Array:
     made_by = np.full(int(max((trace.uses >> 1).max(initial=0), columns["object"].max(initial=0))) + 1, -1)
     made_by[columns["object"][every.made]] = of_element[every.module]
     counts = np.diff(trace.offsets)
-    forward = np.repeat((columns["kind"] == LAUNCH) & (columns["phase"] == 0), counts)
+    forward = np.repeat((columns["kind"] == LAUNCH) & (columns["phase"] == IN_FORWARD), counts)
     module = np.repeat(columns["module"], counts)[forward]
     used = trace.uses[forward] >> 1
     foreign = np.where(module >= 0, of_element[module], -1) != made_by[used]

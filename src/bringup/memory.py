@@ -8,7 +8,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup.trace import ALLOC, FORWARD, FREE, H2D, LAUNCH, OWNER, PHASES, RELEASE, RESERVE, STEP, Trace
+from bringup.trace import (
+    ALLOC,
+    FORWARD,
+    FREE,
+    H2D,
+    IN_BACKWARD,
+    IN_OPTIMIZER,
+    LAUNCH,
+    OWNER,
+    PHASES,
+    RELEASE,
+    RESERVE,
+    STEP,
+    Trace,
+)
 
 Array = npt.NDArray[Any]
 
@@ -19,7 +33,6 @@ KINDS = (
 )
 PARAMETERS, BUFFERS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, KEPT, INPUTS, *_ = range(len(KINDS))
 WORKSPACE, BEFORE, FRAGMENTATION = range(INPUTS + 1, len(KINDS))
-_FORWARD_PHASE, _BACKWARD_PHASE, _OPTIMIZER_PHASE = range(len(PHASES))
 
 
 @dataclass(frozen=True)
@@ -101,15 +114,20 @@ def reserved_over_time(trace: Trace) -> tuple[int, Array]:
 def _over_time(trace: Trace, more: int, less: int, held_before: str) -> tuple[int, Array]:
     kind, size, device = (trace.columns[name] for name in ("kind", "bytes", "device"))
     change = np.where(kind == more, size, 0) - np.where(kind == less, size, 0)
-    before = [int(count) for count in trace.about.get(held_before, [])]
+    before = trace.about.get(held_before, [])
     held = np.zeros(len(kind), dtype=np.int64)
     peak = max(before, default=0)
     for index in np.unique(device) if len(device) else ():
         on = device == index
-        balance = np.cumsum(np.where(on, change, 0)) + (before[index] if index < len(before) else 0)
+        balance = np.cumsum(np.where(on, change, 0)) + _before(before, index)
         held = np.where(on, balance, held)
         peak = max(peak, int(balance.max(initial=0)))
     return peak, held
+
+
+def _before(held: list[int], device: int) -> int:
+    """What a device held when the recording began."""
+    return int(held[device]) if device < len(held) else 0
 
 
 def storages(trace: Trace, device: int) -> Storages:
@@ -137,7 +155,7 @@ def storages(trace: Trace, device: int) -> Storages:
     owner_module[objects[marks]] = columns["module"][marks]
 
     phase = columns["phase"][made]
-    in_optimizer = _used_by(trace, (kind == LAUNCH) & (columns["phase"] == _OPTIMIZER_PHASE), size)[number]
+    in_optimizer = _used_by(trace, (kind == LAUNCH) & (columns["phase"] == IN_OPTIMIZER), size)[number]
     uploaded = _used_by(trace, kind == H2D, size)[number]
     outlives = freed > _next(np.flatnonzero(kind == STEP), made, rows)
     next_call = _next(np.flatnonzero(kind == FORWARD), made, rows)
@@ -149,8 +167,8 @@ def storages(trace: Trace, device: int) -> Storages:
     found = np.select(
         [
             marked[number] >= 0,
-            phase == _OPTIMIZER_PHASE,
-            phase == _BACKWARD_PHASE,
+            phase == IN_OPTIMIZER,
+            phase == IN_BACKWARD,
             uploaded,
             kept,
         ],
@@ -164,8 +182,7 @@ def storages(trace: Trace, device: int) -> Storages:
         np.where(called, ACTIVATIONS, unmarked),
     )
     module = np.where(owner_module[number] >= 0, owner_module[number], columns["module"][made])
-    held = trace.about.get("held_bytes", [])
-    before = int(held[device]) if device < len(held) else 0
+    before = _before(trace.about.get("held_bytes", []), device)
     return Storages(device, made, freed, columns["bytes"][made].astype(np.int64), found, module, before)
 
 
@@ -184,14 +201,6 @@ def _next(marks: Array, after: Array, none: int) -> Array:
     return found
 
 
-def fullest(trace: Trace) -> int:
-    """Return the device that holds the most at once."""
-    _, held = memory_over_time(trace)
-    if not len(held) or held.max() == 0:
-        return 0
-    return int(trace.columns["device"][int(np.argmax(held))])
-
-
 def usage(trace: Trace, steps: Array) -> Memory:
     """Say who holds the memory at the peak. Computed once per trace.
 
@@ -207,7 +216,7 @@ def usage(trace: Trace, steps: Array) -> Memory:
 
 def _usage(trace: Trace, steps: Array) -> Memory:
     peak, held = memory_over_time(trace)
-    reserved, _ = reserved_over_time(trace)
+    reserved, taken = reserved_over_time(trace)
     if not len(held) or held.max() == 0:
         return Memory(peak, reserved, None, [])
     top = int(np.argmax(held))
@@ -218,7 +227,7 @@ def _usage(trace: Trace, steps: Array) -> Memory:
     codes = every.kind[live] * len(names) + every.module[live] % len(names)
     sums = np.bincount(codes, every.bytes[live], len(KINDS) * len(names))
     totals = {(KINDS[code // len(names)], names[code % len(names)]): int(sums[code]) for code in np.flatnonzero(sums)}
-    free = _free_at(trace, top)
+    free = int(taken[top] - held[top])  # both of the row's device
     for kind, count in ((BEFORE, every.before), (FRAGMENTATION, free)):
         if count > 0:
             totals[(KINDS[kind], "")] = count
@@ -232,18 +241,3 @@ def _usage(trace: Trace, steps: Array) -> Memory:
         every.device,
     )
     return Memory(peak, reserved, at, sorted(owners, key=lambda item: (-item.bytes, item.kind, item.module)))
-
-
-def _free_at(trace: Trace, row: int) -> int:
-    """Bytes that the allocator of the row's device had reserved and no tensor held."""
-    columns = trace.columns
-    device = int(columns["device"][row])
-    on = columns["device"][: row + 1] == device
-    kind, size = columns["kind"][: row + 1], columns["bytes"][: row + 1]
-
-    def total(more: int, less: int, before: str) -> int:
-        held = trace.about.get(before, [])
-        since = int(size[on & (kind == more)].sum()) - int(size[on & (kind == less)].sum())
-        return since + (int(held[device]) if device < len(held) else 0)
-
-    return total(RESERVE, RELEASE, "held_reserved_bytes") - total(ALLOC, FREE, "held_bytes")

@@ -119,8 +119,6 @@ class ChipPlugin:
     def __init__(self, config: pytest.Config, name: str) -> None:
         from bringup.chip import load_chip, load_host
 
-        self.config = config
-        self.name = name
         self.chip, self.host = load_chip(name), load_host(None)
         self.dry = bool(config.getoption("--chip-dry"))
         self.warn = bool(config.getoption("--chip-warn"))
@@ -273,7 +271,7 @@ class ChipPlugin:
                     signature = trace.signatures[number]
                     name = f"{signature.op.split('.')[0]} {signature.dtype}"
                     unsupported[name] = unsupported.get(name, 0) + count
-            seconds = float(max(timeline.end.max(initial=0.0), timeline.issued.max(initial=0.0)))
+            seconds = timeline.total_seconds
         return {
             "launches": len(launched),
             "seconds": seconds,

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bringup import advice, fitting, memory, sanitize
 from bringup.cost import FAMILIES
 from bringup.timeline import Timeline
-from bringup.trace import LAUNCH
+from bringup.trace import IN_FORWARD, LAUNCH
 
 Array = npt.NDArray[Any]
 SCHEMA_VERSION = 1
@@ -129,7 +129,7 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
         link_seconds=link / count,
         host_seconds=max(step - (busy + on_host + link) / count, 0.0),
         fallback_seconds=on_host / count,
-        total_seconds=float(max(timeline.end.max(initial=0.0), (timeline.issued + timeline.waited).max(initial=0.0))),
+        total_seconds=timeline.total_seconds,
         steps=len(timeline.steps.ends),
         steps_by=timeline.steps.by,
         launches=round(launches / count),
@@ -180,7 +180,7 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
         number = columns["signature"][row]
         signature = timeline.trace.signatures[number]
         product = work.works[number].family in ("convolution", "matmul")
-        if columns["phase"][row] != 0 or not (product or signature.base == "embedding"):
+        if columns["phase"][row] != IN_FORWARD or not (product or signature.base == "embedding"):
             continue
         names = ("indices", "input", "mat1", "self")
         data = next((found for name in names if (found := signature.tensor(name)) is not None and found.shape), None)

@@ -32,6 +32,7 @@ from bringup.trace import (
     FORWARD,
     FREE,
     H2D,
+    IN_BACKWARD,
     LAUNCH,
     PINNED,
     STEP,
@@ -49,7 +50,6 @@ HostClock = Literal["modelled", "measured"]
 # From the host's call to the earliest start of a kernel on an idle device: a doorbell over the link and the front end's
 # fetch, some 5 us on PCIe GPUs (wall time of an empty kernel with its synchronisation less the two calls).
 LAUNCH_LATENCY = 5e-6
-_PHASE_BACKWARD = 1
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class Timeline:
     seconds: Array
     fallback: Array
     fallback_parts: Array
+
+    @property
+    def total_seconds(self) -> float:
+        """From the first row until the host has gone on and every device is done."""
+        return float(max(self.end.max(initial=0.0), (self.issued + self.waited).max(initial=0.0)))
 
 
 def work_table(trace: Trace) -> WorkTable:
@@ -293,7 +298,7 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, clock: HostClock, g
     cost[np.isin(kind, (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC))] = dispatch.synchronize_us
     if not graph:
         cost += columns["views"] * dispatch.view_us
-        cost *= np.where(columns["phase"] == _PHASE_BACKWARD, dispatch.backward, 1.0)
+        cost *= np.where(columns["phase"] == IN_BACKWARD, dispatch.backward, 1.0)
     else:
         cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us  # one launch of a compiled graph each
     cost[np.isin(kind, (ALLOC, FREE))] = 0.0  # a cached block: within the launch that asks for it

@@ -31,6 +31,7 @@ KINDS = (
 LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, *_ = range(len(KINDS))
 ALLOC, FREE, FORWARD, STEP, RESERVE, RELEASE, OWNER = range(9, len(KINDS))
 PHASES = ("forward", "backward", "optimizer")
+IN_FORWARD, IN_BACKWARD, IN_OPTIMIZER = range(len(PHASES))
 PINNED, WAITS, FALLBACK, HOST_INDEX, INITIALISED = 1, 2, 4, 8, 16  # flags; the last of allocations
 BY_PROGRAM = -1  # object of a step row that bringup.step() wrote
 

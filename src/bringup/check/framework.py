@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from bringup.check.registry import NotApplicable, Partial, item, require
+from bringup.check.registry import Partial, item, require
 
 SAMPLES = 2  # of an operator's inputs
 OTHERS = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 1e-7, torch.int64: 0.0}
@@ -58,6 +58,11 @@ def opinfos(dtype: torch.dtype) -> Iterator[Any]:
             yield op
 
 
+def full_name(op: Any) -> str:
+    """Name an operator of the database with its variant."""
+    return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
+
+
 def share(names: list[str], failed: list[str], what: str) -> str:
     """Turn counts into evidence; raise `Partial` if some failed."""
     text = f"{len(names) - len(failed)} of {len(names)} {what}"
@@ -74,7 +79,7 @@ def compare_ops(device: torch.device, dtype: torch.dtype, tolerance: float, *, e
         for op in list(opinfos(dtype))[::every]:
             if grad and not (op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")):
                 continue
-            name = f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
+            name = full_name(op)
             names.append(name)
             try:
                 same = all(_same(op, sample, device, tolerance, grad) for sample in _samples(op, dtype, grad))
@@ -325,9 +330,3 @@ def habits(device: torch.device) -> str:
     loaded = torch.load(buffer, map_location="cpu", weights_only=True)
     require(all(value.device.type == "cpu" for value in loaded.values()), "map_location='cpu' is not obeyed")
     return "autocast in bfloat16, seeded numbers repeat, a checkpoint was loaded on the CPU"
-
-
-def needs_accelerator(device: torch.device, what: str) -> None:
-    """The CPU has no such thing."""
-    if device.type == "cpu":
-        raise NotApplicable(f"the CPU has no {what}")

@@ -14,8 +14,7 @@ from typing import Any
 
 import torch
 
-from bringup.check.framework import needs_accelerator
-from bringup.check.registry import Failed, NotApplicable, item, require
+from bringup.check.registry import Failed, item, needs_accelerator, needs_chip, require
 
 
 def _custom(device: torch.device) -> Any:
@@ -133,8 +132,7 @@ def tolerances(device: torch.device) -> str:
 @item("D4", "T", "a violated constraint is a sentence with a line", hint="name the limit, what was asked, and the line")
 def constraints(device: torch.device) -> str:
     """A dtype that the chip does not have, and memory that it does not have, are refused with operator and line."""
-    if device.type != "chip":
-        raise NotApplicable("the limits are those of a chip file")
+    needs_chip(device, "the limits are those of a chip file")
     program = _VIOLATION.format(amount="torch.zeros(2, dtype=torch.float64, device='chip').cos()")
     dtype = _last_line(program, BRINGUP_CHIP="tpu-v5e", BRINGUP_STRICT="1")
     require("float64" in dtype and ".py:" in dtype, f"a dtype that the chip lacks: {dtype}")

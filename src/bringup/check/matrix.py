@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bringup.check.framework import close, moved, opinfos
+from bringup.check.framework import close, full_name, moved, opinfos
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 LOOSE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -26,8 +26,7 @@ def support(
         warnings.simplefilter("ignore")
         for dtype in dtypes:
             for op in list(opinfos(dtype))[::every]:
-                name = f"{op.name}.{op.variant_test_name}" if op.variant_test_name else op.name
-                found.setdefault(name, {})[str(dtype).split(".")[-1]] = _try(op, dtype, device)
+                found.setdefault(full_name(op), {})[str(dtype).split(".")[-1]] = _try(op, dtype, device)
     return {name: found[name] for name in sorted(found)}
 
 

@@ -9,8 +9,7 @@ from typing import Any
 
 import torch
 
-from bringup.check.framework import needs_accelerator
-from bringup.check.registry import NotApplicable, item, require
+from bringup.check.registry import NotApplicable, item, needs_accelerator, needs_chip, require
 from bringup.check.runtime import synchronize, work
 
 _PEEK = """
@@ -142,8 +141,7 @@ def reused(device: torch.device) -> str:
 )
 def uninitialised(device: torch.device) -> str:
     """A read of ``torch.empty`` is found at its line; a read after a write is not."""
-    if device.type != "chip":
-        raise NotApplicable("the check is bringup's (pytest --chip, bringup run --sanitize)")
+    needs_chip(device, "the check is bringup's (pytest --chip, bringup run --sanitize)")
     import bringup
     from bringup.sanitize import findings
 

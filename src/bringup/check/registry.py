@@ -101,6 +101,18 @@ def require(condition: object, otherwise: str) -> None:
         raise Failed(otherwise)
 
 
+def needs_accelerator(device: Any, what: str) -> None:
+    """Leave the item out on the CPU, which has no such thing."""
+    if device.type == "cpu":
+        raise NotApplicable(f"the CPU has no {what}")
+
+
+def needs_chip(device: Any, otherwise: str = "the tool is bringup's, for the device chip") -> None:
+    """Leave the item out on every device but bringup's own."""
+    if device.type != "chip":
+        raise NotApplicable(otherwise)
+
+
 def load(files: tuple[str, ...] = ()) -> dict[str, Item]:
     """Import all items: bringup's own, those of installed packages, those of files."""
     from importlib.metadata import entry_points

@@ -7,8 +7,7 @@ from typing import Any
 
 import torch
 
-from bringup.check.framework import needs_accelerator
-from bringup.check.registry import NotApplicable, item, require
+from bringup.check.registry import item, needs_accelerator, needs_chip, require
 
 
 def synchronize(device: torch.device) -> None:
@@ -154,8 +153,7 @@ def _copies_beside(device: torch.device) -> bool:
 )
 def implicit_waits(device: torch.device) -> str:
     """Three reads of a device value are counted, with their line; a launch without a read is not."""
-    if device.type != "chip":
-        raise NotApplicable("the count is bringup's; the device has no interface that all devices share")
+    needs_chip(device, "the count is bringup's; the device has no interface that all devices share")
     import bringup
     from bringup.sanitize import waits
 

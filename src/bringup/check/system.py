@@ -6,12 +6,15 @@ import importlib.metadata
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
-from bringup.check.framework import needs_accelerator
-from bringup.check.registry import NotApplicable, item, require
+from bringup.check.registry import NotApplicable, item, needs_accelerator, needs_chip, require
 from bringup.check.tools import recording
 
 
@@ -41,8 +44,7 @@ def host_sensitivity(device: torch.device) -> str:
 @item("F5", "T", "sensitivity to the link", hint="replay with another link")
 def link_sensitivity(device: torch.device) -> str:
     """A link that is twice as fast makes a program of copies faster."""
-    if device.type != "chip":
-        raise NotApplicable("the tool is bringup's, for the device chip")
+    needs_chip(device)
     import bringup
 
     with bringup.record() as trace:
@@ -68,8 +70,7 @@ def energy(device: torch.device) -> str:
 @item("G2", "T", "strict mode", hint="refuse what the chip file does not list")
 def strict(device: torch.device) -> str:
     """In strict mode an operator that the chip does not have raises and is named; without it, it runs."""
-    if device.type != "chip":
-        raise NotApplicable("the device has no list of operators that bringup can read")
+    needs_chip(device, "the device has no list of operators that bringup can read")
     program = "import torch; print(torch.zeros(2, dtype=torch.float64, device='chip').cos().sum().item())"
     said = {}
     for flag in ("0", "1"):
@@ -85,8 +86,7 @@ def strict(device: torch.device) -> str:
 )
 def versions(device: torch.device) -> str:
     """The package says in one sentence that it was built for another torch, instead of crashing."""
-    if device.type != "chip":
-        raise NotApplicable("only bringup's own package can be asked")
+    needs_chip(device, "only bringup's own package can be asked")
     from unittest import mock
 
     from bringup import _load
@@ -100,8 +100,7 @@ def versions(device: torch.device) -> str:
 @item("H2", "D", "works without hardware, and says so", hint="offer an emulator under the same device")
 def without_hardware(device: torch.device) -> str:
     """The device computes on this machine, which has none, and its name says what it is."""
-    if device.type != "chip":
-        raise NotApplicable("the device is hardware of its own")
+    needs_chip(device, "the device is hardware of its own")
     name = torch.chip.get_device_name()  # type: ignore[attr-defined]
     require(torch.ops.bringup.driver_name() and name, "the device does not say what it is")
     require((torch.ones(2, device=device) + 1).tolist() == [2, 2], "it does not compute")
@@ -183,22 +182,25 @@ def matrix(device: torch.device) -> str:
 WORDS = ("native", "fallback", "fails")
 
 
-def _one_process(device: torch.device, wrap: Any) -> float:
-    """Train a wrapped module in a process group of one."""
-    import tempfile
-
-    import torch.distributed as dist
-
+@contextmanager
+def _group_of_one() -> Iterator[None]:
+    """A process group of this process alone."""
     with tempfile.NamedTemporaryFile() as file:
         dist.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
         try:
-            torch.manual_seed(0)
-            model = wrap(torch.nn.Linear(8, 4).to(device))
-            loss = model(torch.ones(2, 8, device=device)).square().sum()
-            loss.backward()
-            return float(loss.item())
+            yield
         finally:
             dist.destroy_process_group()
+
+
+def _one_process(device: torch.device, wrap: Any) -> float:
+    """Train a wrapped module in a process group of one."""
+    with _group_of_one():
+        torch.manual_seed(0)
+        model = wrap(torch.nn.Linear(8, 4).to(device))
+        loss = model(torch.ones(2, 8, device=device)).square().sum()
+        loss.backward()
+        return float(loss.item())
 
 
 @item("I2", "T", "DistributedDataParallel", hint="register a c10d backend for the device")
@@ -247,8 +249,7 @@ def soak(device: torch.device) -> str:
 @item("J5", "P", "errors are documented", hint="one type per kind of mistake, with a docstring")
 def errors(device: torch.device) -> str:
     """Every error that the package raises for a user's mistake has a type of its own and a docstring."""
-    if device.type != "chip":
-        raise NotApplicable("only bringup's own package can be asked")
+    needs_chip(device, "only bringup's own package can be asked")
     import bringup
     from bringup.errors import BringupError
 
@@ -262,21 +263,11 @@ def errors(device: torch.device) -> str:
 @item("I4", "P", "collectives in the timeline", hint="record collectives as launches, priced by the interconnect")
 def collectives(device: torch.device) -> str:
     """An all-reduce is a row of the recording, with bytes and seconds."""
-    if device.type != "chip":
-        raise NotApplicable("the tool is bringup's, for the device chip")
-    import tempfile
-
-    import torch.distributed as dist
-
+    needs_chip(device)
     import bringup
 
-    with tempfile.NamedTemporaryFile() as file:
-        dist.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
-        try:
-            with bringup.record() as trace:
-                dist.all_reduce(torch.ones(1 << 20, device=device))
-        finally:
-            dist.destroy_process_group()
+    with _group_of_one(), bringup.record() as trace:
+        dist.all_reduce(torch.ones(1 << 20, device=device))
     ops = [data["op"] for data in trace.signature_data]
     require(any("reduce" in op for op in ops), f"an all-reduce leaves no row, only {', '.join(ops)}")
     return "an all-reduce is in the recording"

@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from bringup.check.registry import NotApplicable, item, require
+from bringup.check.registry import item, needs_chip, require
 
 
 def recording(device: torch.device) -> Any:
     """Record two training steps of a small network, priced on the device's chip."""
-    if device.type != "chip":
-        raise NotApplicable("the tool is bringup's, for the device chip")
+    needs_chip(device)
     import bringup
 
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8)).to(device)
@@ -68,8 +67,7 @@ def timeline(device: torch.device) -> str:
 @item("E3", "T", "the fallback ledger", hint="price what the chip file does not list: d2h, host, h2d, stall")
 def ledger(device: torch.device) -> str:
     """An operator that a chip does not have is listed with its line, count and milliseconds."""
-    if device.type != "chip":
-        raise NotApplicable("the tool is bringup's, for the device chip")
+    needs_chip(device)
     import bringup
 
     with bringup.record() as trace:

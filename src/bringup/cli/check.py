@@ -111,7 +111,7 @@ def _check_device(device: str) -> None:
 
     try:
         torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise BringupError(f"--device {device}: this torch cannot use it ({reason})") from None
 

@@ -48,7 +48,7 @@ def command(
 
     from bringup.search import Program, search
 
-    described = [load_chip(name) for name in chips.split(",") if name]
+    described = {name: load_chip(name) for name in chips.split(",") if name}
     if not described:
         raise BringupError("--chips names no chip: give one or more, separated by commas")
     if not Path(script).is_file():
@@ -57,9 +57,8 @@ def command(
         raise BringupError(
             f"--vary must be an argument (--batch-size) or an environment variable (BATCH), got {vary!r}"
         )
-    names = [name for name in chips.split(",") if name]
     program = Program(script, arguments, vary)
-    fits = search(program, dict(zip(names, described, strict=True)), load_host(host), most=most, say=_say)
+    fits = search(program, described, load_host(host), most=most, say=_say)
     if as_json:
         click.echo(
             json.dumps({"script": script, "vary": vary, "chips": [_as_dict(fit) for fit in fits]}, sort_keys=True)

@@ -75,16 +75,9 @@ def command(
     off = errors(wanted)
     left_out = _left_out(list(rows), wanted, bool(data)) if leave_one_out else {}
     tables = _tables(off, left_out, sets=bool(data))
-    if html:
-        from bringup.report.validation import page
-
-        write_text(html, page({row: row.seconds for row in off}, off, tables, data is not None))
-    if as_json:
-        click.echo(json.dumps(_plain(tables), indent=2))
+    console = _show(off, tables, html, as_json, sets=data is not None)
+    if console is None:
         return
-    console = terminal.console()
-    for title, groups in tables.items():
-        _print(console, title, groups)
     for row, error in sorted(off.items(), key=lambda item: -abs(item[1]))[:worst]:
         dims = "x".join(map(str, row.dims))
         console.print(
@@ -185,6 +178,23 @@ def _left_out(rows: list[Measurement], wanted: list[Measurement], has_data: bool
     return found
 
 
+def _show(
+    off: dict[Any, float], tables: dict[str, Groups], html: str | None, as_json: bool, *, sets: bool
+) -> Console | None:
+    """Write the page, and the tables as JSON or as text; the console for more of the latter."""
+    if html:
+        from bringup.report.validation import page
+
+        write_text(html, page({row: row.seconds for row in off}, off, tables, sets))
+    if as_json:
+        click.echo(json.dumps(_plain(tables), indent=2))
+        return None
+    console = terminal.console()
+    for title, groups in tables.items():
+        _print(console, title, groups)
+    return console
+
+
 def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) -> None:
     from bringup.validation import programs, summarize
 
@@ -209,16 +219,9 @@ def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) ->
         }
         names = [*sorted(name for name in columns["all"] if name != "all"), "all"]
         tables[title] = {name: {kind: part[name] for kind, part in columns.items() if name in part} for name in names}
-    if html:
-        from bringup.report.validation import page
-
-        write_text(html, page({run: run.seconds for run in off}, off, tables, True))
-    if as_json:
-        click.echo(json.dumps(_plain(tables), indent=2))
+    console = _show(off, tables, html, as_json, sets=True)
+    if console is None:
         return
-    console = terminal.console()
-    for title, groups in tables.items():
-        _print(console, title, groups)
     for run, error in sorted(off.items(), key=lambda item: -abs(item[1]))[:worst]:
         console.print(
             f"{error:+.0%}  {run.chip} {run.text}: measured {duration(run.seconds)}, "

@@ -41,84 +41,75 @@ def _script(figure: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
+def _render(template: str, *, title: str, js: str = "", plots: dict[str, Any] | None = None, **values: Any) -> str:
+    """Write a page with our style, and with plotly if it has plots."""
+    plotly = ""
+    if plots:
+        from plotly.offline import get_plotlyjs
+
+        plotly = Markup(get_plotlyjs())
+    figures = {name: _script(figure) for name, figure in (plots or {}).items()}
+    found = _templates().get_template(template)
+    return found.render(title=title, css=_own("page.css"), js=js, plotly=plotly, figures=figures, **values)
+
+
 def page(timeline: Timeline, summary: Summary) -> str:
     """Write the report of one recording on one machine."""
-    from plotly.offline import get_plotlyjs
-
     shown, note = figures.timeline(timeline)
     plots = {
         "plot-timeline": shown,
         "plot-memory": figures.memory(timeline, summary),
         "plot-roofline": figures.roofline(timeline),
     }
-    return (
-        _templates()
-        .get_template("report.html")
-        .render(
-            title=f"{timeline.trace.about.get('program', 'trace')} on {summary.chip}: bringup",
-            css=_own("page.css"),
-            js=_own("page.js"),
-            plotly=Markup(get_plotlyjs()),
-            figures={name: _script(figure) for name, figure in plots.items()},
-            about=timeline.trace.about,
-            chip=timeline.chip,
-            s=summary,
-            unit=unit(summary),
-            band=band(summary),
-            cost=per_million,
-            found=_found(summary),
-            parts=_parts(summary),
-            groups=_groups(timeline),
-            owners=_owners(timeline.trace),
-            kinds=by_kind(summary.memory.owners),
-            fullest=moment(summary.memory.at) if summary.memory.at else "",
-            facts=_facts(timeline),
-            timeline_note=note,
-            duration=duration,
-            size=size,
-        )
+    return _render(
+        "report.html",
+        title=f"{timeline.trace.about.get('program', 'trace')} on {summary.chip}: bringup",
+        js=_own("page.js"),
+        plots=plots,
+        about=timeline.trace.about,
+        chip=timeline.chip,
+        s=summary,
+        unit=unit(summary),
+        band=band(summary),
+        cost=per_million,
+        found=_found(summary),
+        parts=_parts(summary),
+        groups=_groups(timeline),
+        owners=_owners(timeline.trace),
+        kinds=by_kind(summary.memory.owners),
+        fullest=moment(summary.memory.at) if summary.memory.at else "",
+        facts=_facts(timeline),
+        timeline_note=note,
+        duration=duration,
+        size=size,
     )
 
 
 def comparison(trace: Trace, rows: list[Row]) -> str:
     """Write the comparison of one recording on many chips."""
-    return (
-        _templates()
-        .get_template("compare.html")
-        .render(
-            title=f"{trace.about.get('program', 'trace')} on {len(rows)} chips: bringup",
-            css=_own("page.css"),
-            js="",
-            plotly="",
-            about=trace.about,
-            rows=rows,
-            fastest=min(row.summary.step_seconds for row in rows) or 1.0,
-            cost=per_million,
-            unit=unit(rows[0].summary),
-            duration=duration,
-            fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),
-        )
+    return _render(
+        "compare.html",
+        title=f"{trace.about.get('program', 'trace')} on {len(rows)} chips: bringup",
+        about=trace.about,
+        rows=rows,
+        fastest=min(row.summary.step_seconds for row in rows) or 1.0,
+        cost=per_million,
+        unit=unit(rows[0].summary),
+        duration=duration,
+        fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),
     )
 
 
 def validation(count: int, tables: dict[str, Any], plots: dict[str, Any], sets: bool, most: int) -> str:
     """Write predictions against measurements: a scatter plot and tables of errors."""
-    from plotly.offline import get_plotlyjs
-
-    return (
-        _templates()
-        .get_template("validation.html")
-        .render(
-            title=f"{count:,} predictions against measurements: bringup",
-            css=_own("page.css"),
-            js="",
-            plotly=Markup(get_plotlyjs()),
-            figures={name: _script(figure) for name, figure in plots.items()},
-            count=count,
-            most=most,
-            tables=tables,
-            sets=sets,
-        )
+    return _render(
+        "validation.html",
+        title=f"{count:,} predictions against measurements: bringup",
+        plots=plots,
+        count=count,
+        most=most,
+        tables=tables,
+        sets=sets,
     )
 
 
@@ -128,25 +119,17 @@ def scorecard(card: dict[str, Any], items: dict[str, Any], old: dict[str, Any] |
     from bringup.check.registry import LEVELS
 
     name = card["chip"] or card["device"]
-    return (
-        _templates()
-        .get_template("check.html")
-        .render(
-            title=f"scorecard of {name}: bringup",
-            css=_own("page.css"),
-            js="",
-            plotly="",
-            card=card,
-            name=name,
-            badge=Markup(badge(card)),
-            about={key: entry.about for key, entry in items.items()},
-            levels=[
-                (level, text, cards.share(card, level), cards.totals(card)[level]) for level, text in LEVELS.items()
-            ],
-            changes=cards.changes(old, card) if old else [],
-            dtypes=sorted({dtype for row in card["ops"].values() if isinstance(row, dict) for dtype in row}),
-            ops={key: row for key, row in card["ops"].items() if isinstance(row, dict)},
-        )
+    return _render(
+        "check.html",
+        title=f"scorecard of {name}: bringup",
+        card=card,
+        name=name,
+        badge=Markup(badge(card)),
+        about={key: entry.about for key, entry in items.items()},
+        levels=[(level, text, cards.share(card, level), cards.totals(card)[level]) for level, text in LEVELS.items()],
+        changes=cards.changes(old, card) if old else [],
+        dtypes=sorted({dtype for row in card["ops"].values() if isinstance(row, dict) for dtype in row}),
+        ops={key: row for key, row in card["ops"].items() if isinstance(row, dict)},
     )
 
 
