@@ -60,9 +60,9 @@ TORCH_LIBRARY(bringup, m) {
   });
   m.def("live_blocks(int device, int most) -> str",
         [](int64_t device, int64_t most) { return live_blocks_json(int(device), most); });
-  m.def("held_bytes(int device) -> int[]", [](int64_t device) {  // now, and at most
-    auto bytes = chip_allocator().getDeviceStats(c10::DeviceIndex(device)).allocated_bytes[0];
-    return std::vector<int64_t>{bytes.current, bytes.peak};
+  m.def("held_bytes(int device) -> int[]", [](int64_t device) {  // by tensors now and at most; reserved
+    auto stats = chip_allocator().getDeviceStats(c10::DeviceIndex(device));
+    return std::vector<int64_t>{stats.allocated_bytes[0].current, stats.allocated_bytes[0].peak, stats.reserved_bytes[0].current};
   });
   m.def("set_memory_limit(int device, float fraction) -> ()",
         [](int64_t device, double fraction) { set_memory_limit(int(device), fraction); });

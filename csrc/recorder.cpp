@@ -379,12 +379,10 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
   return columns;
 }
 
-std::string recorded_signatures(int64_t start) {
+std::vector<std::string> recorded_signatures(int64_t start) {  // JSON
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
-  std::string text = "[";
-  for (size_t i = size_t(start); i < state.signatures.size(); ++i) text += (text.size() > 1 ? "," : "") + state.signatures[i];
-  return text + "]";
+  return {state.signatures.begin() + std::min<int64_t>(start, int64_t(state.signatures.size())), state.signatures.end()};
 }
 
 std::vector<std::string> recorded_lines() {
@@ -406,7 +404,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("stop_recording() -> ()", [] { recording_now = false; });
   m.def("is_recording() -> bool", [] { return recording(); });
   m.def("recorded_columns(int start) -> Tensor[]", &recorded_columns);
-  m.def("recorded_signatures(int start) -> str", &recorded_signatures);
+  m.def("recorded_signatures(int start) -> str[]", &recorded_signatures);
   m.def("recorded_lines() -> str[]", &recorded_lines);
   m.def("record_mark(int kind, int object) -> ()", [](int64_t kind, int64_t object) {
     if (recording()) record_row(RowKind(kind), nullptr, current_line(), 0, object);

@@ -166,9 +166,17 @@ def _host_dtypes(chip: Chip) -> tuple[list[str], list[int]]:
     if not (missing or chip.ops.groups or chip.ops.host):
         return [], []
     names, masks = [], []
+    named = {entry.split(" ")[0] for entry in chip.ops.host}
+    masks_of: dict[str, int] = {}  # family -> bits, of operators that the chip file does not name
     for op in torch._C._dispatch_get_all_op_names():
         family = named_family_of(op) or (family_of(op) if chip.ops.groups else "other")
-        mask = sum(1 << bit for name, bit in bits.items() if not chip.supports(op, family, name))
+        base = op.split(".")[0]
+        special = base in named or base.removesuffix("_") in named
+        mask = None if special else masks_of.get(family)
+        if mask is None:
+            mask = sum(1 << bit for name, bit in bits.items() if not chip.supports(op, family, name))
+            if not special:
+                masks_of[family] = mask
         if mask:
             names.append(op)
             masks.append(mask)

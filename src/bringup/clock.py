@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,7 @@ from bringup import timeline
 from bringup.chip import load_host
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
-from bringup.trace import COLUMNS, EVENT_RECORD, Trace
+from bringup.trace import COLUMNS, EVENT_RECORD, Trace, read_signature
 
 if TYPE_CHECKING:
     from bringup._schema import Chip, Host
@@ -28,16 +27,19 @@ class ChipClock:
         self.data: list[dict[str, Any]] = []
         self.signatures: list[Signature] = []
         self.events: dict[int, float] = {}  # id -> seconds of its latest record
-        self.replay = timeline.open_replay(chip)
+        self.replay: int | None = None
 
     def follow(self) -> None:
         """Replay what was recorded since the last call."""
         import torch
 
         ops = torch.ops.bringup
-        new = json.loads(ops.recorded_signatures(len(self.signatures)))
-        self.data += new
-        self.signatures += [Signature.parse(item) for item in new]
+        if self.replay is None:
+            self.replay = timeline.open_replay(self.chip)
+        for text in ops.recorded_signatures(len(self.signatures)):
+            data, signature = read_signature(text)
+            self.data.append(data)
+            self.signatures.append(signature)
         *values, _, _ = (column.numpy() for column in ops.recorded_columns(self.rows))
         columns = dict(zip(COLUMNS, values, strict=True))
         trace = Trace(columns, np.zeros(0, np.int64), np.zeros(1, np.int64), self.data, [], [])
@@ -50,7 +52,8 @@ class ChipClock:
 
     def close(self) -> None:
         """Forget the replay."""
-        timeline.close_replay(self.replay)
+        if self.replay is not None:
+            timeline.close_replay(self.replay)
 
 
 _clock: ChipClock | None = None

@@ -338,8 +338,8 @@ def _chips() -> Any:
     return torch.chip  # type: ignore[attr-defined]
 
 
-def _bytes() -> list[tuple[int, int]]:
-    """Bytes that tensors hold on every device: now, and at most."""
+def _bytes() -> list[tuple[int, int, int]]:
+    """Bytes that tensors hold on every device: now and at most; and what is reserved."""
     import torch
 
     chips = _chips()
@@ -347,11 +347,11 @@ def _bytes() -> list[tuple[int, int]]:
 
 
 def _held() -> int:
-    return sum(now for now, _ in _bytes())
+    return sum(now for now, *_ in _bytes())
 
 
 def _peak() -> int:
-    return max((most for _, most in _bytes()), default=0)
+    return max((most for _, most, _ in _bytes()), default=0)
 
 
 def _leak(count: int, lines: set[str]) -> Finding:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -197,6 +197,13 @@ def _codes(array: Any, texts: list[str]) -> Column:
 # ---- recording
 
 
+@lru_cache(maxsize=1 << 16)
+def read_signature(text: str) -> tuple[dict[str, Any], Signature]:
+    """Read the core's JSON of a signature, once: the next recording has it again."""
+    data = json.loads(text)
+    return data, Signature.parse(data)
+
+
 class Recorder:
     """A recording under way. `trace` takes what was launched so far."""
 
@@ -223,15 +230,18 @@ class Recorder:
             "torch": torch.__version__.split("+")[0],
             **self.about,
         }
-        return Trace(
+        read = [read_signature(text) for text in ops.recorded_signatures(0)]
+        trace = Trace(
             columns,
             uses,
             offsets,
-            json.loads(ops.recorded_signatures(0)),
+            [data for data, _ in read],
             lines,
             list(modules.names),
             about,
         )
+        trace.__dict__["signatures"] = [signature for _, signature in read]
+        return trace
 
 
 @contextmanager
@@ -249,10 +259,12 @@ def recorded(host: Host | None = None, host_clock: Literal["modelled", "measured
     assert _load.chosen is not None
     chips: Any = torch.chip  # type: ignore[attr-defined]
     is_open = chips.is_initialized()
-    devices = range(chips.device_count())
-    held = [int(chips.memory_allocated(i)) if is_open else 0 for i in devices]
-    reserved = [int(chips.memory_reserved(i)) if is_open else 0 for i in devices]
-    about = {"dry": bool(torch.ops.bringup.is_dry()), "held_bytes": held, "held_reserved_bytes": reserved}
+    held = [torch.ops.bringup.held_bytes(i) if is_open else (0, 0, 0) for i in range(chips.device_count())]
+    about = {
+        "dry": bool(torch.ops.bringup.is_dry()),
+        "held_bytes": [now for now, _, _ in held],
+        "held_reserved_bytes": [reserved for _, _, reserved in held],
+    }
     with modules.watched(FORWARD, STEP):
         torch.ops.bringup.start_recording()
         clock.start(_load.chosen, host, host_clock)

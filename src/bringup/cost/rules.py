@@ -181,8 +181,12 @@ def named_family_of(op: str) -> str | None:
 
 
 def work_of(signature: Signature) -> Work:
-    """Return what a launch asks of a chip."""
-    family, function = _rule_of(signature.op)
-    work = function(signature)
-    # A rule may find a kind that the operator's name does not tell.
-    return work if work.family in (family, "depthwise") else replace(work, family=family)
+    """Return what a launch asks of a chip. Computed once per signature."""
+    known: Work | None = signature.__dict__.get("_work")
+    if known is None:
+        family, function = _rule_of(signature.op)
+        known = function(signature)
+        if known.family not in (family, "depthwise"):  # a rule may find a kind that the operator's name does not tell
+            known = replace(known, family=family)
+        signature.__dict__["_work"] = known
+    return known
