@@ -8,6 +8,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <filesystem>
 #include <mutex>
 #include <unordered_map>
@@ -346,10 +347,22 @@ std::string describe(const Line& line) {
   return file + ":" + std::to_string(PyCode_Addr2Line(code, line.instruction)) + (line.backward ? " (backward)" : "");
 }
 
-ReleaseGil::ReleaseGil() : state_(Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr) {}
+namespace {
+
+thread_local int64_t waited = 0;
+
+int64_t wall_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+}  // namespace
+
+ReleaseGil::ReleaseGil() : state_(Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr), since_(wall_ns()) {}
 ReleaseGil::~ReleaseGil() {
   if (state_) PyEval_RestoreThread(state_);
+  waited += wall_ns() - since_;
 }
+int64_t waited_ns() { return waited; }
 
 namespace {
 

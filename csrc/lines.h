@@ -36,7 +36,9 @@ class ReleaseGil {
 
  private:
   void* state_;
+  int64_t since_;
 };
+int64_t waited_ns();  // how long this thread was in such waits
 
 // Milliseconds of the chip's time between two recorded events, from the replay of the recording under way.
 double chip_time_between(int64_t start, int64_t end);

@@ -53,7 +53,8 @@ struct Recording {
   std::vector<uint64_t> uses;  // address * 2 + written
   std::vector<std::string> signatures;
   std::unordered_map<std::string, int32_t> by_text;
-  std::vector<Line> lines;
+  std::vector<std::pair<Line, std::string>> lines;  // the text of those that a compiler names
+  std::unordered_map<std::string, int32_t> line_texts;
   std::unordered_map<std::pair<void*, int64_t>, int32_t, LineHash> line_ids;
   int threads = 0;
 };
@@ -207,8 +208,8 @@ int32_t intern_line(Recording& state, const Line& line) {
   if (!line.code) return -1;
   auto [found, added] = state.line_ids.try_emplace({line.code, line.instruction}, int32_t(state.lines.size()));
   if (added) {
-    state.lines.push_back(line);
-    state.lines.back().backward = false;
+    state.lines.emplace_back(line, "");
+    state.lines.back().first.backward = false;
   }
   return found->second;
 }
@@ -232,6 +233,8 @@ TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Lin
 }  // namespace
 
 void count_view() { ++thread_clock.views; }
+
+int recording_thread() { return thread_clock.number == recording_state().number ? thread_clock.id : -1; }
 
 void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results) {
   Recording& state = recording_state();
@@ -296,6 +299,34 @@ void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t
   record_row(kind, &stream, line, bytes, int64_t(reinterpret_cast<uintptr_t>(address)), flags);
 }
 
+// A kernel of a compiled graph. `read` and `written` are on the chip; the compiler knows the line ("": the caller's), the
+// module (-1: none) and whether the graph is a backward one.
+void record_compiled(const std::string& signature, at::TensorList read, at::TensorList written, const std::string& line,
+                     int64_t module, bool backward) {
+  if (!recording()) return;
+  Line here = current_line();
+  const Stream& stream = current_stream((written.empty() ? read : written).front().device().index());
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::Launch, &stream, here);
+  row.signature = intern_text(state, signature);
+  row.module = int32_t(module);
+  if (backward) row.phase = Phase::Backward;
+  if (!line.empty()) {
+    auto [found, added] = state.line_texts.try_emplace(line, int32_t(state.lines.size()));
+    if (added) state.lines.emplace_back(Line{}, line);
+    row.line = found->second;
+  }
+  auto use = [&](const at::Tensor& tensor, bool writes) {
+    if (const void* address = tensor.storage().data())
+      state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + writes);
+  };
+  for (const at::Tensor& tensor : read) use(tensor, false);
+  for (const at::Tensor& tensor : written) use(tensor, true);
+  row.use_count = uint16_t(std::min<size_t>(state.uses.size() - row.first_use, 65535));
+  state.rows.push_back(row);
+}
+
 // ---- Python's side
 
 namespace {
@@ -310,6 +341,7 @@ void start_recording() {
   state.signatures.clear();
   state.by_text.clear();
   state.lines.clear();
+  state.line_texts.clear();
   state.line_ids.clear();
   state.threads = 0;
   recording_now = true;
@@ -386,14 +418,15 @@ std::vector<std::string> recorded_signatures(int64_t start) {  // JSON
 }
 
 std::vector<std::string> recorded_lines() {
-  std::vector<Line> lines;
+  std::vector<std::pair<Line, std::string>> lines;
   {
     std::lock_guard<std::mutex> lock(recording_state().mutex);
     lines = recording_state().lines;
   }
   std::vector<std::string> texts;
   texts.reserve(lines.size());
-  for (const Line& line : lines) texts.push_back(describe(line));  // takes the GIL: not under the mutex
+  for (const auto& [line, text] : lines)
+    texts.push_back(text.empty() ? describe(line) : text);  // takes the GIL: not under the mutex
   return texts;
 }
 
@@ -403,6 +436,10 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("start_recording() -> ()", &start_recording);
   m.def("stop_recording() -> ()", [] { recording_now = false; });
   m.def("is_recording() -> bool", [] { return recording(); });
+  m.def("recorded_rows() -> int", [] {
+    std::lock_guard<std::mutex> lock(recording_state().mutex);
+    return int64_t(recording_state().rows.size());
+  });
   m.def("recorded_columns(int start) -> Tensor[]", &recorded_columns);
   m.def("recorded_signatures(int start) -> str[]", &recorded_signatures);
   m.def("recorded_lines() -> str[]", &recorded_lines);
@@ -412,6 +449,14 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("record_owner(int address, int kind, int module, int itemsize, int device) -> ()", &record_owner);
   m.def("watch_modules(int call, int[] optimizer) -> ()",
         [](int64_t call, std::vector<int64_t> optimizer) { watch_modules(call, optimizer); });
+  m.def("record_compiled(str signature, Tensor[] read, Tensor[] written, str line, int module, bool backward) -> ()",
+        [](const std::string& signature, const std::vector<at::Tensor>& read, const std::vector<at::Tensor>& written,
+           const std::string& line, int64_t module,
+           bool backward) { record_compiled(signature, read, written, line, module, backward); });
+  m.def("skip_host_time() -> ()", [] {  // what passed was not the program's
+    std::lock_guard<std::mutex> lock(recording_state().mutex);
+    thread_clock.elapsed(recording_state());
+  });
   m.def("forget_module(int address) -> ()", [](int64_t address) { forget_module(address); });
 }
 

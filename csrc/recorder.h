@@ -26,6 +26,7 @@ enum class RowKind : uint8_t {
   Reserve,  // the allocator took a segment from the device
   Release,  // and gave one back
   Owner,    // what a storage is for: bytes is bringup.memory's kind, flags the bytes of an element
+  Host,     // the host slept, or waited for something that is not the chip: object is nanoseconds
 };
 
 // Flags of a row.
@@ -55,6 +56,7 @@ void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t by
 void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
                  int64_t other = 0);
 void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address, uint8_t flags = 0);
-void count_view();  // host time without a row
+void count_view();       // host time without a row
+int recording_thread();  // this thread's number in the recording's rows; -1 before its first
 
 }  // namespace bringup

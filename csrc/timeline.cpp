@@ -175,6 +175,10 @@ std::vector<at::Tensor> timeline_feed(int64_t handle, const at::Tensor& kinds, c
         on->done = std::max(on->done, end[i]);
         break;
       }
+      case RowKind::Host:
+        end[i] = now + work[i];
+        *blocked = end[i];
+        break;
       case RowKind::EventRecord:
         replay.events[object[i]] = start[i] = end[i] = std::max(now, *stream);
         break;
@@ -273,6 +277,12 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
       "timeline_feed(int timeline, Tensor kind, Tensor flags, Tensor device, Tensor stream, Tensor thread, Tensor object, "
       "Tensor host_seconds, Tensor seconds, Tensor share, Tensor fallback, Tensor fallback_seconds) -> Tensor[]",
       &timeline_feed);
+  m.def("timeline_now(int timeline) -> float", [](int64_t handle) {  // of the calling thread
+    std::lock_guard<std::mutex> lock(replays_mutex);
+    Replay& replay = *replays.at(handle);
+    auto found = replay.blocked.find(recording_thread());
+    return found == replay.blocked.end() ? replay.host : std::max(replay.host, found->second);
+  });
   m.def("timeline_close(int timeline) -> ()", &timeline_close);
   m.def("timeline_shares(Tensor kind, Tensor fallback, Tensor start, Tensor end, float since, float until) -> float[]",
         &timeline_shares);

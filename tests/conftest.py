@@ -43,3 +43,20 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         )
 
     return run
+
+
+@pytest.fixture
+def bringup_run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``bringup run`` with these arguments, in the test's directory."""
+
+    def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "bringup", "run", *arguments],
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd=tmp_path,
+            env=without_bringup(),
+        )
+
+    return run

@@ -57,7 +57,7 @@ def test_environment_chooses_chip_and_devices(python: Run) -> None:
     program = """
 import torch
 properties = torch.chip.get_device_properties(1)
-print(torch.chip.device_count(), properties["total_memory"] >> 30, torch.chip.get_device_name())
+print(torch.chip.device_count(), properties.total_memory >> 30, torch.chip.get_device_name())
 """
     done = python(program, BRINGUP_CHIP="a100-sxm-80", BRINGUP_DEVICES="2")
     assert done.stdout.startswith("2 80 a100-sxm-80 ("), done.stderr

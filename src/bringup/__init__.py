@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         VersionError,
     )
     from bringup.prediction import Prediction, predict, price
+    from bringup.redirect import redirect_cuda
     from bringup.trace import Trace, record, step
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "predict",
     "price",
     "record",
+    "redirect_cuda",
     "step",
     "use",
 ]
@@ -52,6 +54,7 @@ _HOMES = {
     **dict.fromkeys(("Prediction", "predict", "price"), "prediction"),
     **dict.fromkeys(("Trace", "record", "step"), "trace"),
     **dict.fromkeys(("DryWarning", "dry"), "dryrun"),
+    "redirect_cuda": "redirect",
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
 }
 

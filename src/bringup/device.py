@@ -6,10 +6,9 @@ device except ``synchronize``, ``get_rng_state`` and reading an event's time.
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
 from typing import Any, Union
 
 import torch
@@ -18,6 +17,8 @@ from bringup._load import choose_from_environment
 from bringup.errors import BringupError
 
 _ops = torch.ops.bringup
+
+named_cuda = False  # the program's name of the chip is cuda
 
 DeviceLike = Union[torch.device, str, int, None]
 
@@ -70,11 +71,74 @@ def get_device_name(device: DeviceLike = None) -> str:
     return f"{_ops.chip()} ({_ops.description()})"
 
 
-def get_device_properties(device: DeviceLike = None) -> dict[str, Any]:
-    """Return what is known of the chip: ``name``, ``description``, ``total_memory`` in bytes."""
+@dataclasses.dataclass(frozen=True)
+class DeviceProperties:
+    """What the chip file says, with the names of ``torch.cuda.get_device_properties``.
+
+    Attributes:
+        total_memory, L2_cache_size, shared_memory_per_multiprocessor: bytes; the latter two are 0 if there are none.
+        multi_processor_count: cores.
+        clock_rate: kHz.
+        major, minor: the first CUDA compute capability whose matrix units take the dtypes that the chip's take, so that
+            programs which ask for it choose the right dtypes (CUDA C++ Programming Guide, "Compute Capabilities").
+    """
+
+    name: str
+    description: str
+    total_memory: int
+    multi_processor_count: int
+    clock_rate: int
+    L2_cache_size: int
+    shared_memory_per_multiprocessor: int
+    major: int
+    minor: int
+    is_integrated: bool
+    is_multi_gpu_board: bool = False
+
+    @property
+    def gcnArchName(self) -> str:
+        """The chip's name: Inductor asks for it in builds of torch without CUDA."""
+        return self.name
+
+
+def get_device_properties(device: DeviceLike = None) -> DeviceProperties:
+    """Return what is known of the chip."""
+    from bringup import _load
+
     _configure()
     _checked(_index(device))
-    return {"name": _ops.chip(), "description": _ops.description(), "total_memory": _ops.device_bytes()}
+    chip = _load.chosen
+    assert chip is not None
+    major, minor = get_device_capability(device)
+    return DeviceProperties(
+        name=_ops.chip(),
+        description=_ops.description(),
+        total_memory=_ops.device_bytes(),
+        multi_processor_count=chip.compute.cores,
+        clock_rate=round(chip.compute.clock_ghz * 1e6),
+        L2_cache_size=round(chip.cache.mib * 2**20) if chip.cache else 0,
+        shared_memory_per_multiprocessor=round(chip.scratchpad.kib_per_core * 1024) if chip.scratchpad else 0,
+        major=major,
+        minor=minor,
+        is_integrated=chip.link.kind == "shared",
+    )
+
+
+def get_device_capability(device: DeviceLike = None) -> tuple[int, int]:
+    """Return the first CUDA compute capability whose matrix units take the dtypes that the chip's take."""
+    from bringup import _load
+
+    _configure()
+    _checked(_index(device))
+    assert _load.chosen is not None
+    dtypes = set(_load.chosen.matrix.tflops)
+    if any(name.startswith("float8") for name in dtypes):
+        return (8, 9)
+    if "bfloat16" in dtypes:
+        return (8, 0)
+    if "float16" in dtypes:
+        return (7, 5) if "int8" in dtypes else (7, 0)
+    return (6, 0)
 
 
 def can_device_access_peer(device: DeviceLike, peer: DeviceLike) -> bool:
@@ -82,6 +146,14 @@ def can_device_access_peer(device: DeviceLike, peer: DeviceLike) -> bool:
     _checked(_index(device))
     _checked(_index(peer))
     return True
+
+
+def real_device(tensor: torch.Tensor) -> torch.device:
+    """Return where a tensor is, whatever name the program has for it (`bringup.redirect_cuda`)."""
+    fake = getattr(tensor, "fake_device", None)
+    found: torch.device = fake if fake is not None else torch._C.TensorBase.device.__get__(tensor)
+    # Under a mode of torch functions the core's getter asks the class, which says what the program is to see.
+    return torch.device("chip", found.index) if named_cuda and found.type == "cuda" else found
 
 
 class device:
@@ -103,7 +175,7 @@ class device_of(device):
     """Context in which the chip of a tensor is the current one; does nothing for other tensors."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        super().__init__(tensor.device if tensor.device.type == "chip" else None)
+        super().__init__(real_device(tensor) if real_device(tensor).type == "chip" else None)
 
 
 def _configure() -> None:
@@ -194,20 +266,28 @@ def set_stream(stream: torch.Stream) -> None:
     torch.accelerator.set_stream(stream)
 
 
-@contextlib.contextmanager
-def stream(stream: torch.Stream | None) -> Iterator[None]:
+class StreamContext:
     """Context in which this thread launches on another stream; None changes nothing."""
-    if stream is None:
-        yield
-        return
-    previous_device = current_device()
-    previous = torch._C._accelerator_getStream(stream.device_index)
-    torch.accelerator.set_stream(stream)
-    try:
-        yield
-    finally:
-        torch.accelerator.set_stream(previous)
-        set_device(previous_device)
+
+    def __init__(self, stream: torch.Stream | None) -> None:
+        self.stream = stream
+        self.previous: tuple[int, torch.Stream] | None = None
+
+    def __enter__(self) -> None:
+        if self.stream is not None:
+            self.previous = (current_device(), torch._C._accelerator_getStream(self.stream.device_index))
+            torch.accelerator.set_stream(self.stream)
+
+    def __exit__(self, *_: object) -> None:
+        if self.previous is not None:
+            index, stream = self.previous
+            torch.accelerator.set_stream(stream)
+            set_device(index)
+
+
+def stream(stream: torch.Stream | None) -> StreamContext:
+    """Return a context in which this thread launches on another stream; None changes nothing."""
+    return StreamContext(stream)
 
 
 def synchronize(device: DeviceLike = None) -> None:
@@ -424,14 +504,28 @@ def _patch_torch() -> None:
 
     torch.UntypedStorage.share_memory_ = share_memory_  # type: ignore[method-assign]
 
+    inductor: Any = torch._TorchCompileInductorWrapper
+    compile_ = inductor.__call__
+
+    @functools.wraps(compile_)
+    def __call__(self: Any, model_: Any, inputs_: Any, *, config_patches: Any = None) -> Any:
+        from bringup import compiler
+
+        if not compiler.is_on_chip(inputs_, model_):
+            return compile_(self, model_, inputs_, config_patches=config_patches)
+        patches = {**self.config, **(config_patches or {})}
+        return compiler.compile_graph(model_, inputs_, config_patches=patches, compile_region_name=self.name)
+
+    inductor.__call__ = __call__
+
     dlpack_device = torch.Tensor.__dlpack_device__
 
     @functools.wraps(dlpack_device)
     def __dlpack_device__(self: torch.Tensor) -> Any:  # torch compares with the name "privateuse1"
-        if self.device.type == "chip":
+        if real_device(self).type == "chip":
             from torch.utils.dlpack import DLDeviceType
 
-            return (DLDeviceType.kDLExtDev, self.device.index)
+            return (DLDeviceType.kDLExtDev, real_device(self).index)
         return dlpack_device(self)
 
     torch.Tensor.__dlpack_device__ = __dlpack_device__  # type: ignore[method-assign]

@@ -115,7 +115,9 @@ def notice(where: str, what: str) -> None:
 
 
 def _unknown(tensor: Any) -> bool:
-    return bool(tensor.device.type == "chip" and (tensor.is_floating_point() or tensor.is_complex()))
+    from bringup.device import real_device
+
+    return bool(real_device(tensor).type == "chip" and (tensor.is_floating_point() or tensor.is_complex()))
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bringup.device import real_device
 from bringup.memory import BUFFERS, PARAMETERS
 
 names: list[str] = []
@@ -55,7 +56,7 @@ _marked: set[int] = set()  # addresses of storages
 def _own(owner: object, tensors: Iterable[tuple[str, torch.Tensor]], kind: int) -> bool:
     """Let the recording know what tensors are for: once, and again when they have moved. Tell whether it was done."""
     plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-    named = ((name, item) for name, item in tensors if type(item) in plain and item.device.type == "chip")
+    named = ((name, item) for name, item in tensors if type(item) in plain and real_device(item).type == "chip")
     first = next(named, None)
     if first is None or _owned.get(id(owner)) == first[1].data_ptr():
         return False
@@ -71,7 +72,7 @@ def _loose(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor
     """What an optimizer trains that belongs to no module."""
     for group in optimizer.param_groups:
         for item in group["params"]:
-            if item.device.type == "chip" and item.untyped_storage().data_ptr() not in _marked:
+            if real_device(item).type == "chip" and item.untyped_storage().data_ptr() not in _marked:
                 yield "", item
 
 
@@ -101,7 +102,7 @@ def watched(forward: int, step: int) -> Iterator[None]:
     calls = threading.local()
 
     def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if getattr(calls, "inside", False) or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or getattr(calls, "inside", False):
             return original(self, *args, **kwargs)
         calls.inside = True
         try:

@@ -326,8 +326,8 @@ def price_table(
     bound = np.where(launch > body, LAUNCH, np.where(compute >= memory, COMPUTE, MEMORY))
     supported = np.asarray(
         [
-            chip.supports(signature.op, work.family, signature.dtype)
-            for signature, work in zip(signatures, table.works, strict=True)
+            all(chip.supports(item.op, work_of(item).family, item.dtype) for item in (signature.inner or (signature,)))
+            for signature in signatures
         ],
         dtype=bool,
     )

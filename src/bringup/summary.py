@@ -34,6 +34,14 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class GraphBreak:
+    """A line at which torch.compile had to cut the program's graph, and Dynamo's reason."""
+
+    line: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Summary:
     """What one recording costs on one machine. Times are seconds of one step, the average of the steady ones.
 
@@ -50,6 +58,9 @@ class Summary:
         dry: nothing was computed when it was recorded.
         memory: who holds it at its fullest.
         findings: what the sanitizer found, if it was asked.
+        compiled_graphs, graph_breaks: of torch.compile, in the whole program.
+        redirected: what the program used by the name of CUDA, and how often.
+        chip_time: the program's clocks showed the predicted time.
         ways_to_fit: changes that make it fit, the cheapest first; empty if it does.
         energy_joules, cost_usd: per step; None if the chip file has no power, no price.
     """
@@ -83,6 +94,10 @@ class Summary:
     what_if: list[advice.WhatIf] = field(default_factory=list)
     ways_to_fit: list[fitting.Way] = field(default_factory=list)
     findings: list[sanitize.Finding] = field(default_factory=list)
+    compiled_graphs: int = 0
+    graph_breaks: list[GraphBreak] = field(default_factory=list)
+    redirected: dict[str, int] = field(default_factory=dict)
+    chip_time: bool = False
 
 
 def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
@@ -146,6 +161,10 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
         error_source=source,
         unpriced=unpriced(timeline),
         fallbacks=fallbacks(timeline, first, last, count),
+        compiled_graphs=int(trace.about.get("compiled_graphs", 0)),
+        graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
+        redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},
+        chip_time=bool(trace.about.get("chip_time", False)),
     )
     if not advise:
         return summary
@@ -180,6 +199,7 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
         number = columns["signature"][row]
         signature = timeline.trace.signatures[number]
         product = work.works[number].family in ("convolution", "matmul")
+        signature = next((item for item in signature.inner if item.base == "embedding"), signature)
         if columns["phase"][row] != IN_FORWARD or not (product or signature.base == "embedding"):
             continue
         names = ("indices", "input", "mat1", "self")

@@ -32,6 +32,7 @@ from bringup.trace import (
     FORWARD,
     FREE,
     H2D,
+    HOST,
     IN_BACKWARD,
     LAUNCH,
     PINNED,
@@ -200,6 +201,7 @@ def row_inputs(
     seconds = np.where(is_launch, prices.seconds[signature] if len(prices.seconds) else 0.0, 0.0)
     share = np.where(is_launch, prices.share[signature] if len(prices.share) else 1.0, 1.0)
     _price_copies(seconds, columns, chip, host, link_scale)
+    seconds = np.where(kind == HOST, columns["object"] * 1e-9, seconds)
     unsupported = np.flatnonzero(~prices.supported) if keep_fallbacks else np.zeros(0, np.int64)
     parts = _fallback_parts(work, unsupported, chip, host, link_scale)
     place = np.full(len(prices.seconds) + 1, -1, dtype=np.int32)

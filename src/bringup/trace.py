@@ -26,10 +26,10 @@ VERSION = 1
 # In the order of csrc/recorder.h's RowKind; the numbers are in trace files: append only.
 KINDS = (
     *("launch", "h2d", "d2h", "d2d", "event_record", "event_wait", "stream_sync", "device_sync", "event_sync"),
-    *("alloc", "free", "forward", "step", "reserve", "release", "owner"),
+    *("alloc", "free", "forward", "step", "reserve", "release", "owner", "host"),
 )
 LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, *_ = range(len(KINDS))
-ALLOC, FREE, FORWARD, STEP, RESERVE, RELEASE, OWNER = range(9, len(KINDS))
+ALLOC, FREE, FORWARD, STEP, RESERVE, RELEASE, OWNER, HOST = range(9, len(KINDS))
 PHASES = ("forward", "backward", "optimizer")
 IN_FORWARD, IN_BACKWARD, IN_OPTIMIZER = range(len(PHASES))
 PINNED, WAITS, FALLBACK, HOST_INDEX, INITIALISED = 1, 2, 4, 8, 16  # flags; the last of allocations
@@ -60,7 +60,8 @@ class Trace:
     Attributes:
         columns: name -> one value per row; ``signature``, ``line`` and ``module`` index the lists below (-1: none).
         uses: storage * 2 + written, of all rows; row i has ``uses[offsets[i]:offsets[i + 1]]``.
-        about: program, chip, torch version; ``dry``: nothing was computed; ``held_bytes``, ``held_reserved_bytes``:
+        about: program, chip, torch version; ``redirected``: names of CUDA that it used; ``compiled_graphs``,
+            ``graph_breaks``: of torch.compile; ``dry``: nothing was computed; ``held_bytes``, ``held_reserved_bytes``:
             what tensors and the allocator held on every device when the recording began.
     """
 
@@ -209,6 +210,7 @@ class Recorder:
 
     def __init__(self, about: dict[str, Any]) -> None:
         self.about = about
+        self.compiled = _compilations()  # before it
 
     def trace(self) -> Trace:
         """Copy the rows recorded so far."""
@@ -225,6 +227,8 @@ class Recorder:
         to_line = np.asarray([*(place[text] for text in texts), -1], dtype=np.int32)
         columns["line"] = to_line[columns["line"]]
         about = {
+            "redirected": _redirected(),
+            **_compiled(*self.compiled),
             "program": Path(sys.argv[0]).name,
             "chip": ops.chip(),
             "torch": torch.__version__.split("+")[0],
@@ -242,6 +246,27 @@ class Recorder:
         )
         trace.__dict__["signatures"] = [signature for _, signature in read]
         return trace
+
+
+def _compilations() -> tuple[int, int]:
+    """Count graphs and graph breaks of torch.compile in this process."""
+    compiler, dynamo = sys.modules.get("bringup.compiler"), sys.modules.get("torch._dynamo.utils")
+    return getattr(compiler, "graphs", 0), len(getattr(dynamo, "graph_break_reasons", ()))
+
+
+def _compiled(graphs: int, breaks: int) -> dict[str, Any]:
+    now, breaks_now = _compilations()
+    found = {"compiled_graphs": now - graphs, "graph_breaks": []}
+    if breaks_now > breaks:
+        from bringup.compiler import breaks_since
+
+        found["graph_breaks"] = breaks_since(breaks)
+    return found
+
+
+def _redirected() -> dict[str, int]:
+    redirect = sys.modules.get("bringup.redirect")
+    return redirect.report() if redirect is not None else {}
 
 
 @contextmanager

@@ -87,6 +87,10 @@ class _Run(click.Command):
     metavar="CHECK,...",
     help="Look for mistakes: race, init, leak, sync, device, or all. Findings make the exit code 1.",
 )
+@click.option("--cuda", is_flag=True, help="The program's cuda is the chip: its names, its devices, torch.cuda.")
+@click.option(
+    "--chip-time", is_flag=True, help="The program's clocks show the predicted time: what it prints is the chip's."
+)
 @click.option("--out", default=None, metavar="DIR", help="Where the report goes (default: bringup-SCRIPT).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module's name, as for python -m.")
@@ -101,6 +105,8 @@ def command(
     dry_value: str,
     oom: str,
     sanitize: str | None,
+    cuda: bool,
+    chip_time: bool,
     out: str | None,
     as_json: bool,
     module: bool,
@@ -121,7 +127,7 @@ def command(
     checks = _checks(sanitize)
     sys.argv = [program.file if module else script, *arguments]
     report = _Report(described, machine, host_clock, target, as_json, checks)
-    code = _record(program, names[0], report, strict, oom == "continue", context)
+    code = _record(program, names[0], report, strict, oom == "continue", context, cuda, chip_time)
     _leave(code)
 
 
@@ -237,10 +243,12 @@ def _record(
     strict: bool,
     past_capacity: bool,
     dry: AbstractContextManager[None],
+    cuda: bool,
+    chip_time: bool,
 ) -> int | None:
     import torch
 
-    from bringup import _load
+    from bringup import _load, clock
     from bringup.trace import recorded
 
     devices = os.environ.get("BRINGUP_DEVICES", "1")
@@ -249,6 +257,10 @@ def _record(
     if past_capacity and os.environ.get("BRINGUP_DRIVER"):
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
     _load.use(name, devices=int(devices), strict=strict, past_capacity=past_capacity)
+    if cuda:
+        from bringup.redirect import redirect_cuda
+
+        redirect_cuda()
     from bringup.sanitize import watched
 
     watch = watched() if "race" in report.checks else nullcontext()
@@ -260,7 +272,9 @@ def _record(
             _write(recorder.trace(), report)
 
         _report_before_termination(finish)
-        code = _execute(program)
+        recorder.about["chip_time"] = chip_time
+        with clock.shown() if chip_time else nullcontext():
+            code = _execute(program)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is being written
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
@@ -312,6 +326,8 @@ def _execute(program: _Program) -> int | None:
         _print_traceback()
         return OUT_OF_MEMORY if _is_out_of_memory(error) else 1
     finally:
+        if pools := sys.modules.get("concurrent.futures.thread"):
+            pools._python_exit()  # as at python's own exit: idle threads of pools would never end
         for thread in threading.enumerate():
             if thread is not threading.main_thread() and not thread.daemon:
                 thread.join()
@@ -356,7 +372,7 @@ def _write(trace: object, to: _Report) -> None:
     if not trace.launches:
         print(
             "bringup: the program launched nothing on the chip: move its model and data to the device 'chip' "
-            "(torch.accelerator.current_accelerator() names it)",
+            "(torch.accelerator.current_accelerator() names it), or run it with --cuda if it says cuda",
             file=sys.stderr,
         )
     prediction = price(trace, to.chips[0], to.host, host_clock=to.host_clock)  # type: ignore[arg-type]

@@ -45,7 +45,17 @@ TRANSPOSE = 0.6
         "zeros",
         "empty_like",
     ),
-    *("linspace", "logspace", "range", "narrow_copy", "slice_scatter", "select_scatter", "diagonal_scatter", "rot90"),
+    *(
+        "iota",
+        "linspace",
+        "logspace",
+        "range",
+        "narrow_copy",
+        "slice_scatter",
+        "select_scatter",
+        "diagonal_scatter",
+        "rot90",
+    ),
     *(
         "as_strided_scatter",
         "slice_backward",

@@ -118,7 +118,17 @@ def streaming(signature: Signature, family: str, *, flops: float = 1.0, special:
 
 @cache
 def _families_are_loaded() -> bool:
-    for name in ("matmul", "convolution", "attention", "normalization", "pointwise", "reduction", "memory", "algebra"):
+    for name in (
+        "matmul",
+        "convolution",
+        "attention",
+        "normalization",
+        "pointwise",
+        "reduction",
+        "memory",
+        "algebra",
+        "fused",
+    ):
         importlib.import_module(f"bringup.cost.{name}")
     return True
 
@@ -145,6 +155,8 @@ def _base(op: str) -> str:
 def _rule_of(op: str) -> tuple[str, Rule]:
     assert _families_are_loaded()
     base = _base(op)
+    if op.startswith("fused::"):
+        return _rules["fused"]
     if base in _rules:
         return _rules[base]
     for prefix in (

@@ -57,6 +57,7 @@ class Signature:
     inputs: tuple[Tensor | None, ...]
     outputs: tuple[Tensor | None, ...]
     args: dict[str, Any]
+    inner: tuple[Signature, ...] = ()  # what a compiler fused
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Signature:
@@ -64,7 +65,7 @@ class Signature:
         inputs = tuple(_tensor(item) for item in data["inputs"])
         outputs = tuple(_tensor(item) for item in data["outputs"])
         args = {str(name): _value(value, inputs) for name, value in data["args"].items()}
-        return cls(str(data["op"]), inputs, outputs, args)
+        return cls(str(data["op"]), inputs, outputs, args, tuple(cls.parse(item) for item in data.get("inner", ())))
 
     @cached_property
     def name(self) -> str:

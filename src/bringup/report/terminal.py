@@ -67,6 +67,10 @@ def print_summary(summary: Summary, console: Console) -> None:
         console.print(
             "  dry run: nothing was computed; what the program printed of results are stand-ins", highlight=False
         )
+    if summary.chip_time:
+        console.print("  the program's clocks showed chip time: what it printed of times is predicted", highlight=False)
+    if summary.redirected:
+        console.print(f"  cuda meant the chip: {escape(redirected(summary))}", highlight=False)
     fits = "fits" if summary.fits else "[bold red]does not fit[/]"
     energy = "" if summary.energy_joules is None else f"   {summary.energy_joules:.3g} J"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
@@ -89,9 +93,25 @@ def print_summary(summary: Summary, console: Console) -> None:
     for number, item in enumerate(summary.bottlenecks, 1):
         console.print(f"  [bold]{number}.[/] {escape(item.condition)}; {escape(item.cause)}", highlight=False)
         console.print(f"     -> {escape(item.action)}", highlight=False)
+    if summary.compiled_graphs:
+        breaks = len(summary.graph_breaks)
+        cut = f", cut at {breaks} line{'s' * (breaks > 1)}:" if breaks else ", no graph breaks"
+        console.print(f"  torch.compile: {summary.compiled_graphs} graphs{cut}", highlight=False)
+        for cut_at in summary.graph_breaks[:5]:
+            line = cut_at.line.split("site-packages/")[-1]
+            console.print(f"     {escape(line)}: {escape(cut_at.reason)}", highlight=False)
+        if breaks > 5:
+            console.print(f"     and {breaks - 5} more: see the report", highlight=False)
     if summary.unpriced:
         names = ", ".join(summary.unpriced[:6]) + (", ..." if len(summary.unpriced) > 6 else "")
         console.print(f"  priced by their bytes, as no rule knows them: {escape(names)}", highlight=False)
+
+
+def redirected(summary: Summary) -> str:
+    """Write what was used most by the name of CUDA."""
+    most = sorted(summary.redirected.items(), key=lambda pair: (-pair[1], pair[0]))
+    shown = ", ".join(f"{name} {count:,}x" if count > 1 else name for name, count in most[:4])
+    return shown + (f", and {len(most) - 4} more names" if len(most) > 4 else "")
 
 
 def _print_memory(summary: Summary, console: Console) -> None:

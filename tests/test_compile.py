@@ -1,0 +1,225 @@
+"""torch.compile with default arguments: numbers as on the CPU, kernels in the recording."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import bringup
+from bringup.trace import ALLOC, FREE, IN_BACKWARD, LAUNCH
+
+CHIP = "chip"
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.row, self.first, self.last = nn.LayerNorm(512), nn.Linear(512, 32), nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.norm(self.conv(x)))
+        return self.last(F.gelu(self.first(self.row(x.flatten(1)))))  # type: ignore[no-any-return]
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+
+
+def train(model: nn.Module, function: Callable[..., Any], device: str) -> list[float]:
+    torch.manual_seed(1)
+    x, y = torch.randn(4, 3, 8, 8).to(device), torch.randint(10, (4,)).to(device)
+    optimizer, losses = torch.optim.SGD(model.parameters(), lr=0.1), []
+    for _ in range(4):
+        loss = F.cross_entropy(function(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_training_equals_the_cpu() -> None:
+    model = Net()
+    chip = copy.deepcopy(model).to(CHIP)
+    expected = train(model, model, "cpu")
+    assert train(chip, torch.compile(chip), CHIP) == pytest.approx(expected, rel=1e-5)
+    for name, value in model.state_dict().items():  # running statistics, too: the graph changes its inputs
+        torch.testing.assert_close(chip.state_dict()[name].cpu(), value, rtol=1e-4, atol=1e-5)
+
+
+def test_inputs_are_not_written_over() -> None:
+    model = Net().to(CHIP)
+    x = torch.randn(4, 3, 8, 8)
+    on_chip = x.to(CHIP)
+    function = torch.compile(model)
+    for _ in range(2):
+        function(on_chip).sum().backward()
+    assert torch.equal(on_chip.cpu(), x)
+
+
+def test_sizes_may_change_without_a_graph_each() -> None:
+    from bringup import compiler
+
+    function = torch.compile(lambda x: torch.softmax(x * 2, -1) @ x.T)
+    before = compiler.graphs
+    for rows in (4, 7, 9, 12):
+        x = torch.randn(rows, 16)
+        torch.testing.assert_close(function(x.to(CHIP)).cpu(), torch.softmax(x * 2, -1) @ x.T)
+    assert compiler.graphs - before == 2  # one of fixed size, one for all
+
+
+def test_changed_views_and_constants() -> None:
+    @torch.compile
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.device]:
+        x.add_(1)
+        return x.view(-1)[:2], torch.zeros(4, device="chip") + torch.arange(4, device=x.device), x.device
+
+    x = torch.zeros(2, 2, device=CHIP)
+    part, row, where = function(x)
+    assert x.tolist() == [[1, 1], [1, 1]] and part.tolist() == [1, 1] and row.tolist() == [0, 1, 2, 3]
+    assert part.device.type == "chip" and where == torch.device("chip:0")
+    x.fill_(5)
+    assert part.tolist() == [5, 5]  # still a view of it
+
+
+def test_dropout_draws_from_the_chip_generator() -> None:
+    function = torch.compile(nn.Dropout(0.5))
+    x, before = torch.ones(64, 64, device=CHIP), torch.get_rng_state()
+    torch.chip.manual_seed(3)
+    first, second = function(x), function(x)
+    torch.chip.manual_seed(3)
+    assert torch.equal(function(x), first) and not torch.equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert 0.4 < (first == 0).float().mean().item() < 0.6
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead", "max-autotune-no-cudagraphs"])
+def test_modes_and_a_full_graph(mode: str) -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).to(CHIP)
+    x = torch.randn(8, 16, device=CHIP)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(model, mode=mode, fullgraph=True)(x), model(x))
+
+
+def test_autocast_inside_and_outside() -> None:
+    model = nn.Linear(16, 16).to(CHIP)
+    x = torch.randn(8, 16, device=CHIP)
+    with torch.autocast(CHIP, torch.bfloat16):
+        made = torch.compile(model)(x)
+        torch.testing.assert_close(made, model(x))
+    assert made.dtype == torch.bfloat16
+
+    @torch.compile
+    def half(x: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(CHIP, torch.float16):
+            return x @ x.T
+
+    assert half(x).dtype == torch.float16
+
+
+def test_compiled_optimizer_and_exported_program() -> None:
+    model = nn.Linear(8, 8)
+    chip = copy.deepcopy(model).to(CHIP)
+    for one in (model, chip):
+        one(torch.ones(2, 8).to(next(one.parameters()).device)).sum().backward()
+        optimizer = torch.optim.AdamW(one.parameters(), lr=0.1)
+        (torch.compile(optimizer.step) if one is chip else optimizer.step)()
+    torch.testing.assert_close(chip.weight.cpu(), model.weight)
+    x = torch.randn(2, 8, device=CHIP)
+    exported = torch.export.export(chip, (x,))
+    torch.testing.assert_close(exported.module()(x), chip(x))
+
+
+def test_second_backward_needs_retain_graph() -> None:
+    x = torch.ones(4, device=CHIP, requires_grad=True)
+    made = torch.compile(lambda x: (x * x).exp())(x).sum()
+    made.backward(retain_graph=True)
+    made.backward()
+    torch.testing.assert_close(x.grad.cpu(), torch.full((4,), 4 * torch.e))  # type: ignore[union-attr]
+    with pytest.raises(RuntimeError, match="second time"):
+        made.backward()
+
+
+def test_what_lies_between_products_is_one_launch() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 64)).to(CHIP)
+    x = torch.randn(32, 64, device=CHIP)
+    function = torch.compile(model)
+    with torch.no_grad():
+        function(x)
+        with bringup.record() as trace:
+            function(x)
+        with bringup.record() as eager:
+            model(x)
+    ops = [trace.signatures[number].op for number in trace.columns["signature"][trace.columns["kind"] == LAUNCH]]
+    assert [op.split("_")[0] for op in ops] == ["aten::addmm", "fused::mul", "aten::addmm"]
+    fused = next(signature for signature in trace.signatures if signature.op.startswith("fused::"))
+    assert {"erf", "var_mean", "rsqrt"} <= {item.base for item in fused.inner}
+    # In: 32 x 64 values, scale and shift. Out: as much. Nothing between.
+    assert fused.read_bytes == (32 * 64 + 64 + 64) * 4 and fused.written_bytes == 32 * 64 * 4
+    prices = [bringup.price(item, chip="t4").summary for item in (trace, eager)]
+    assert prices[0].device_seconds < prices[1].device_seconds
+    assert trace.lines and all("test_compile.py" in line for line in trace.lines)
+
+
+def test_backward_kernels_say_so_and_memory_comes_back() -> None:
+    model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8)).to(CHIP)
+    x = torch.randn(32, 64, device=CHIP)
+    function = torch.compile(model)
+    function(x).sum().backward()
+    model.zero_grad()
+    held = torch.chip.memory_allocated()
+    with bringup.record() as trace:
+        function(x).sum().backward()
+    model.zero_grad()
+    assert torch.chip.memory_allocated() == held
+    columns = trace.columns
+    launched = columns["kind"] == LAUNCH
+    backward = [trace.signatures[i].base for i in columns["signature"][launched & (columns["phase"] == IN_BACKWARD)]]
+    assert backward.count("mm") == 3  # two weights, and the input of the second
+    assert (columns["kind"] == ALLOC).sum() >= (columns["kind"] == FREE).sum() > 0
+    modules = {trace.modules[i] for i in columns["module"][launched] if i >= 0}
+    assert {"0", "2"} <= modules
+
+
+def test_dry_run_allocates_and_records_and_computes_nothing() -> None:
+    counts = []
+    for dry in (False, True):
+        torch._dynamo.reset()
+        with bringup.dry() if dry else torch.enable_grad():
+            model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8)).to(CHIP)
+            function, x = torch.compile(model), torch.randn(32, 64, device=CHIP)
+            with bringup.record() as trace:
+                function(x).sum().backward()
+            counts.append([s["op"] for s in trace.signature_data])
+            assert model[0].weight.grad is not None
+    assert counts[0] == counts[1]
+
+
+def test_graph_breaks_are_in_the_summary(tmp_path: Path, bringup_run: Callable[..., Any]) -> None:
+    (tmp_path / "broken.py").write_text(
+        """
+import torch
+
+@torch.compile
+def function(x):
+    y = x + 1
+    print("hello")
+    return y * 2
+
+function(torch.ones(4, device="chip"))
+"""
+    )
+    done = bringup_run("broken.py")
+    assert "torch.compile: 2 graphs, cut at 1 line:" in done.stdout and "broken.py:7" in done.stdout, done.stderr
+    summary = json.loads((tmp_path / "bringup-broken" / "summary.json").read_text())
+    assert summary["compiled_graphs"] == 2 and summary["graph_breaks"][0]["line"] == "broken.py:7"
+    assert "broken.py:7" in (tmp_path / "bringup-broken" / "report.html").read_text()
