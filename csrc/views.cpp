@@ -1,5 +1,6 @@
-// For torch.compile: the host's views of device memory. bringup/compiler.py runs what the compiler made on them.
-#include <c10/core/impl/LocalDispatchKeySet.h>
+// The host's views of device memory: torch.compile's code (bringup/compiler.py) and collectives run on them.
+#include "views.h"
+
 #include <torch/library.h>
 
 #include "kernel.h"
@@ -10,33 +11,36 @@
 namespace bringup {
 namespace {
 
-struct Lent {  // keeps the device's memory mapped and alive while the host has a view of it
+struct Lease {  // keeps the device's memory mapped and alive while the host has a view of it
   c10::Storage storage;
   Mapped mapped;
 };
 
-void give_back(void* lent) { delete static_cast<Lent*>(lent); }
+void give_back(void* lent) { delete static_cast<Lease*>(lent); }
 
-// A CPU tensor over a chip's tensor. Whoever reads it must have waited for the stream.
+bool is_host_view(const at::Tensor& tensor) {
+  return tensor.has_storage() && tensor.storage().data_ptr().get_deleter() == &give_back;
+}
+
+}  // namespace
+
 at::Tensor host_view(const at::Tensor& tensor) {
   TORCH_CHECK(tensor.device().type() == kChip, "host_view needs a tensor on chip, got one on ", tensor.device());
   c10::Storage storage = tensor.storage();
   size_t bytes = storage.nbytes();
-  auto* lent = new Lent{storage, Mapped(tensor.device().index(), storage.mutable_data())};
+  auto* lent = new Lease{storage, Mapped(tensor.device().index(), storage.mutable_data())};
   auto borrowed = c10::make_intrusive<c10::StorageImpl>(
       c10::StorageImpl::use_byte_size_t(), c10::SymInt(int64_t(bytes)),
       c10::DataPtr(lent->mapped.host(), lent, &give_back, c10::Device(c10::kCPU)), nullptr, /*resizable=*/false);
   return alias(borrowed, meta_of(tensor), tensor.storage_offset());
 }
 
-bool is_host_view(const at::Tensor& tensor) {
-  return tensor.has_storage() && tensor.storage().data_ptr().get_deleter() == &give_back;
-}
+namespace {
 
 // The chip's tensor under a view of the host, with the view's sizes and strides.
 at::Tensor chip_view(const at::Tensor& view) {
   TORCH_CHECK(is_host_view(view), "chip_view needs what host_view returned");
-  const c10::Storage& storage = static_cast<Lent*>(view.storage().data_ptr().get_context())->storage;
+  const c10::Storage& storage = static_cast<Lease*>(view.storage().data_ptr().get_context())->storage;
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage),
                                                          c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), view.dtype());
   auto* impl = tensor.unsafeGetTensorImpl();
@@ -46,7 +50,8 @@ at::Tensor chip_view(const at::Tensor& view) {
   return tensor;
 }
 
-// Waits for the current stream; the program does not ask for it, so no row says so.
+}  // namespace
+
 void settle_stream(int64_t index) {
   Stream& stream = current_stream(c10::DeviceIndex(index));
   {
@@ -55,8 +60,6 @@ void settle_stream(int64_t index) {
   }
   stream.raise();
 }
-
-}  // namespace
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("host_view(Tensor tensor) -> Tensor", &host_view);
