@@ -8,7 +8,7 @@ import tempfile
 import torch
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-LENGTH, FIRST, SECOND = 16, 5, 6
+LENGTH, FIRST, SECOND = 8, 5, 6
 
 
 class Sentences(torch.utils.data.Dataset):
@@ -40,14 +40,14 @@ def main() -> None:
             output_dir=folder,
             per_device_train_batch_size=64,
             per_device_eval_batch_size=100,
-            num_train_epochs=8,
+            num_train_epochs=6,
             learning_rate=2e-3,
-            logging_steps=32,
+            logging_steps=16,
             save_strategy="no",
             report_to=[],
             disable_tqdm=True,
         )
-        trainer = Trainer(model=model, args=arguments, train_dataset=Sentences(2048, seed=1), eval_dataset=test)
+        trainer = Trainer(model=model, args=arguments, train_dataset=Sentences(1024, seed=1), eval_dataset=test)
         trainer.train()
         predictions = torch.from_numpy(trainer.predict(test).predictions).argmax(1)
     print(f"trained on {next(model.parameters()).device}; accuracy {(predictions == test.labels).float().mean():.0%}")

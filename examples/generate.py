@@ -1,14 +1,14 @@
 """Generate text with a Llama of random weights and a key-value cache; the tokenizer works on the host.
 
-``bringup run --cuda --chip-time --dry --chip h100-sxm examples/generate.py --size 8b``: tokens per second of a model that
-this machine could not hold. Needs transformers.
+``bringup run --cuda --chip-time --dry --chip h100-sxm examples/generate.py --size 8b``: tokens per second of a
+model that this machine could not hold. Needs transformers.
 """
 
 import argparse
 import time
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM
 
 SIZES = {
@@ -20,7 +20,7 @@ SIZES = {
 def tokenizer() -> Tokenizer:
     """Train a byte-pair encoding on this file."""
     made = Tokenizer(models.BPE())
-    made.pre_tokenizer = pre_tokenizers.ByteLevel()
+    made.pre_tokenizer, made.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=500, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
     )

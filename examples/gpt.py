@@ -20,6 +20,8 @@ dtype = torch.bfloat16 if device == "cuda" and torch.cuda.is_bf16_supported() el
 
 
 class Block(nn.Module):
+    """Attention and a perceptron, each after a norm."""
+
     def __init__(self) -> None:
         super().__init__()
         self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
@@ -27,6 +29,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Map (batch, length, WIDTH) to the same."""
         batch, length, _ = x.shape
         heads = self.attention(self.norm1(x)).view(batch, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
         mixed = functional.scaled_dot_product_attention(*heads.unbind(), is_causal=True)
@@ -35,6 +38,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    """Radford et al. 2019, small; bytes are its tokens."""
+
     def __init__(self, vocabulary: int) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(vocabulary, WIDTH), nn.Embedding(CONTEXT, WIDTH)
@@ -42,6 +47,7 @@ class GPT(nn.Module):
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, vocabulary, bias=False)
 
     def forward(self, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        """Return the loss of (batch, length) tokens."""
         x = self.tokens(tokens) + self.places(torch.arange(tokens.shape[1], device=tokens.device))
         logits = self.head(self.norm(self.blocks(x)))
         return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())

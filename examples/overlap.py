@@ -1,6 +1,7 @@
 """Copy the next batch while the chip computes on this one: one stream against two.
 
-``bringup run --cuda --chip t4 examples/overlap.py``: the times are the chip's, and the report's timeline shows both streams.
+``bringup run --cuda --chip t4 examples/overlap.py``: the times are the chip's, and the report's timeline shows
+both streams.
 """
 
 import torch

@@ -1,5 +1,6 @@
 """Every example runs, and the README tells the truth."""
 
+import json
 import re
 import subprocess
 import sys
@@ -13,12 +14,58 @@ from tests.conftest import ROOT
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("[!t]*.py")), ids=lambda path: path.name)
-def test_example_runs(example: object) -> None:
-    done = subprocess.run([sys.executable, "-W", "error", str(example)], capture_output=True, text=True, timeout=300)
+# Of `bringup run`: options, arguments, what the program prints, and bounds of what summary.json says on one step.
+EXAMPLES: dict[str, tuple[list[str], list[str], str, dict[str, tuple[float, float]]]] = {
+    "digits.py": (
+        ["-W", "error"],
+        [],
+        r"accuracy on 297 unseen digits: 9\d\.\d%",
+        {"samples": (50, 50), "launches": (20, 60)},
+    ),
+    "gpt.py": (
+        ["--cuda", "--chip-time"],
+        [],
+        r"parameters on cuda:0\n(.*\n)*step 30: loss [23]\.\d+, 3\.\d+ ms per step",
+        {"samples": (8, 8), "launches": (120, 150), "compiled_graphs": (0, 0), "step_seconds": (3.3e-3, 3.5e-3)},
+    ),
+    "gpt.py --compile": (
+        ["--cuda", "--chip-time"],
+        ["--compile"],
+        r"step 30: loss [23]\.\d+",
+        {"samples": (8, 8), "launches": (80, 125), "compiled_graphs": (1, 1), "step_seconds": (2e-3, 3.3e-3)},
+    ),
+    "bert.py": (
+        ["--cuda"],
+        [],
+        r"trained on cuda:0; accuracy (9\d|100)%",
+        {"samples": (64, 64), "launches": (150, 250)},
+    ),
+    "generate.py": (["--cuda", "--chip-time"], [], r"measured: 32 tokens, 2\d\d\.\d tokens/s", {"samples": (1, 1)}),
+    "search.py": ([], [], r"differ from the CPU's by at most (0\.0e\+00|\d\.\de-0[6-9])", {"steps": (3, 3)}),
+    "overlap.py": (["--cuda"], [], r"overlap hides (1\d|2\d)%", {"link_seconds": (0.02, 0.05)}),
+}
+
+
+def test_every_example_is_run() -> None:
+    found = {path.name for path in (ROOT / "examples").glob("*.py") if not path.name.startswith("test_")}
+    assert {name.split()[0] for name in EXAMPLES} == found
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_runs_and_its_summary_is_as_expected(example: str, bringup_run: Run, tmp_path: Path) -> None:
+    options, arguments, printed, bounds = EXAMPLES[example]
+    script = str(ROOT / "examples" / example.split()[0])
+    if options[:1] == ["-W"]:  # without any warning, and without bringup run
+        done = subprocess.run([sys.executable, *options, script], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0 and done.stderr == "" and re.search(printed, done.stdout), done.stderr
+        options = []
+    done = bringup_run(*options, "--chip", "t4", "--out", "out", script, *arguments)
     assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    assert re.search(r"accuracy on 297 unseen digits: 9\d\.\d%", done.stdout)
+    assert re.search(printed, done.stdout), done.stdout
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
+    for name, (least, most) in bounds.items():
+        assert least <= summary[name] <= most, (name, summary[name])
+    assert summary["fits"] and not summary["graph_breaks"]
 
 
 def test_readme_program_prints_what_the_readme_shows(python: Run) -> None:

@@ -5,7 +5,7 @@ Under `shown` a clock of Python's ``time`` shows when the calling thread would b
 rows replayed so far. What is no row passes as it is: `time.sleep`, and waiting for files, sockets or other processes,
 which is noticed when a clock is read and becomes a row of its own. Python between launches takes what the host clock
 of the recording says: nothing beside its launches if modelled, its CPU time if measured. The standard library keeps
-the real clocks, since it computes deadlines with them; but for timeit and logging.
+the real clocks, since it computes deadlines with them; but for timeit and logging. So does torch, but for torch.utils.
 """
 
 from __future__ import annotations
@@ -169,6 +169,8 @@ def _queued_ns() -> int:
 
 def _wants_real(depth: int) -> bool:
     module = str(sys._getframe(depth).f_globals.get("__name__", ""))
+    if module.startswith("torch."):  # compilers and time-outs; but for torch.utils.benchmark and tensorboard
+        return not module.startswith("torch.utils.")
     return module.partition(".")[0] in _REAL_FOR
 
 
