@@ -24,7 +24,7 @@ from tests.conftest import ROOT, without_bringup
 
 CHIP = torch.device("chip", 0)
 ITEMS = load()
-FAILS_TODAY = {"D2", "G3", "I2", "I4"}
+FAILS_TODAY = {"D2", "G3", "I4"}
 SLOW = {"A3", "A4", "A5", "A6", "J4"}
 
 Patch = pytest.MonkeyPatch

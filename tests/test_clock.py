@@ -110,3 +110,20 @@ print("done")
 """
     )
     assert done.stdout == "done\n", done.stderr
+
+
+def test_a_monitor_that_waits_beside_the_program_is_in_no_step(bringup_run: Run, tmp_path: Path) -> None:
+    beside = """import threading
+def monitor():
+    time.sleep(0.5)
+    time.perf_counter()
+threading.Thread(target=monitor).start()
+"""
+    (tmp_path / "train.py").write_text(
+        TRAINING.replace("torch.manual_seed", "import time\n" + beside + "torch.manual_seed")
+    )
+    done = bringup_run("--cuda", "--chip-time", "--chip", "t4", "train.py")
+    found = re.search(r"samples/s ([0-9.]+) ", done.stdout)
+    assert found, done.stderr
+    summary = json.loads((tmp_path / "bringup-train" / "summary.json").read_text())
+    assert float(found[1]) == pytest.approx(64 / summary["step_seconds"], rel=0.02)

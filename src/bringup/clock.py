@@ -127,7 +127,7 @@ def elapsed_ms(first: int, second: int) -> float:
 _CLOCKS = ("time", "perf_counter", "monotonic", "process_time")
 _real: dict[str, Any] = {name: getattr(time, name) for clock in _CLOCKS for name in (clock, f"{clock}_ns")}
 _real_sleep = time.sleep
-_REAL_FOR = frozenset(sys.stdlib_module_names - {"timeit", "logging"}) | {"bringup", "rich"}
+_REAL_FOR = frozenset(sys.stdlib_module_names - {"timeit", "logging"}) | {"bringup", "filelock", "rich"}
 
 
 class _Waits(threading.local):
@@ -150,12 +150,18 @@ def emulating() -> Iterator[None]:
         _waits.emulated += _real["monotonic_ns"]() - wall - (time.thread_time_ns() - cpu)
 
 
-def skip() -> None:
-    """Say that what passed was not the program's time: torch.compile compiled."""
+_compiling = False
+
+
+def compiling(begin: bool) -> None:
+    """Say that torch.compile begins or has ended: what passes between is not the program's time."""
     import torch
 
-    torch.ops.bringup.skip_host_time()
-    _waits.seen = None
+    global _compiling
+    _compiling = begin
+    if not begin:
+        torch.ops.bringup.skip_host_time()
+        _waits.seen = None
 
 
 def _queued_ns() -> int:
@@ -176,6 +182,8 @@ def _wants_real(depth: int) -> bool:
 
 def _note_waits(slept: int = 0) -> None:
     """Record how long this thread waited, since it last looked, for neither the chip nor the processor."""
+    if _compiling:
+        return
     import torch
 
     ops = torch.ops.bringup

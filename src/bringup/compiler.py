@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.callback import on_compile_end
+from torch._dynamo.callback import on_compile_end, on_compile_start
 from torch._dynamo.eval_frame import skip_code
 
 from bringup import _load, clock, modules
@@ -56,9 +56,8 @@ for _name_of_ours in ("clock", "device", "redirect"):
     _skip(sys.modules.get(f"bringup.{_name_of_ours}"))
 
 
-@on_compile_end
-def _has_compiled(_: Any) -> None:
-    clock.skip()
+on_compile_start(lambda _: clock.compiling(True))
+on_compile_end(lambda _: clock.compiling(False))
 
 
 def is_on_chip(inputs: Sequence[Any], graph: fx.GraphModule) -> bool:
