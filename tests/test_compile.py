@@ -223,3 +223,51 @@ function(torch.ones(4, device="chip"))
     summary = json.loads((tmp_path / "bringup-broken" / "summary.json").read_text())
     assert summary["compiled_graphs"] == 2 and summary["graph_breaks"][0]["line"] == "broken.py:7"
     assert "broken.py:7" in (tmp_path / "bringup-broken" / "report.html").read_text()
+
+
+def test_results_that_repeat_memory() -> None:
+    @torch.compile
+    def function(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        row = (x * 2).sum(0, keepdim=True)
+        return row.expand(4, 8), row
+
+    x = torch.randn(4, 8)
+    for found, expected in zip(function(x.to(CHIP)), function(x), strict=True):
+        assert found.stride() == expected.stride()
+        torch.testing.assert_close(found.cpu(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo's own, on the CPU, too
+def test_tensor_and_view_that_inductor_lays_out_apart() -> None:
+    transformers = pytest.importorskip("transformers")
+    settings = {"hidden_sizes": [8, 16, 32, 64], "depths": [1] * 4, "drop_path_rate": 0.0}
+    config = transformers.SegformerConfig(
+        **settings, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, classifier_dropout_prob=0.0
+    )
+    model = transformers.SegformerForSemanticSegmentation(config)
+    images, grads = torch.randn(2, 3, 64, 64), []
+    for device in ("cpu", CHIP):
+        moved = copy.deepcopy(model).to(device).train()
+        run = torch.compile(moved) if device == CHIP else moved
+        run(pixel_values=images.to(device)).logits.pow(2).mean().backward()
+        grads.append([p.grad.cpu() for p in moved.parameters() if p.grad is not None])
+    for found, expected in zip(*reversed(grads), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-3)
+
+
+def test_tensors_made_of_tensors() -> None:
+    from torch.testing._internal.two_tensor import TwoTensor
+
+    def two(device: str) -> TwoTensor:
+        torch.manual_seed(0)
+        return TwoTensor(torch.randn(4, 4).to(device), torch.randn(4, 4).to(device))
+
+    @torch.compile
+    def function(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (x @ y).relu()
+
+    y = torch.randn(4, 4)
+    expected, found = function(two("cpu"), y), function(two("chip"), y.to(CHIP))
+    assert isinstance(found, TwoTensor) and found.a.device.type == "chip"
+    torch.testing.assert_close(found.a.cpu(), expected.a)
+    torch.testing.assert_close(found.b.cpu(), expected.b)

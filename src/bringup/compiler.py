@@ -30,6 +30,7 @@ import torch
 from torch import fx
 from torch._dynamo.callback import on_compile_end, on_compile_start
 from torch._dynamo.eval_frame import skip_code
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass, transform_subclass
 
 from bringup import _load, clock, modules
 from bringup.cost import family_of
@@ -41,6 +42,8 @@ _TORCH = os.path.dirname(torch.__file__) + os.sep
 _OURS = os.path.dirname(__file__) + os.sep
 
 graphs = 0  # compiled in this process
+
+_transformed: Callable[[Any, Callable[[str, torch.Tensor], Any]], torch.Tensor] = transform_subclass
 
 
 def _skip(module: ModuleType | None) -> None:
@@ -113,13 +116,18 @@ def _lend(value: Any, requires_grad: bool = False) -> Any:
     if not isinstance(value, torch.Tensor):
         return value
     value = value.detach()
-    view = torch.ops.bringup.host_view(value) if real_device(value).type == "chip" else value
+    if is_traceable_wrapper_subclass(value):
+        view = _transformed(value, lambda _, inner: _lend(inner))
+    else:
+        view = torch.ops.bringup.host_view(value) if real_device(value).type == "chip" else value
     return view.requires_grad_() if requires_grad else view
 
 
 def _take(value: torch.Tensor, index: int) -> torch.Tensor:
     """Return the chip's tensor under a result of compiled code."""
     value = value.detach()
+    if is_traceable_wrapper_subclass(value):
+        return _transformed(value, lambda _, inner: _take(inner, index))
     if torch.ops.bringup.is_host_view(value):
         taken: torch.Tensor = torch.ops.bringup.chip_view(value)
         return taken
@@ -191,6 +199,8 @@ def _on_host(value: Any) -> Any:
     """Return a fake CPU tensor with the metadata of the chip's."""
     if not isinstance(value, torch.Tensor) or real_device(value).type != "chip":
         return value
+    if is_traceable_wrapper_subclass(value):
+        return _transformed(value, lambda _, inner: _on_host(inner)).requires_grad_(value.requires_grad)
     mode = getattr(value, "fake_mode", None)
     with mode if mode is not None else nullcontext(), torch.enable_grad():
         made = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="cpu")
@@ -324,20 +334,27 @@ class _Region:
         ops.settle_stream(self.device.index)
         with clock.emulating(), self._generator() if self.random else nullcontext():
             results = self.run(inputs)
-        return [self._placed(result, node, memory) for result, node in zip(results, self.outputs, strict=True)]
+        free = {root: tensor for root, tensor in memory.items() if root[0].op != "placeholder"}
+        homes: dict[int, torch.Tensor] = {}
+        return [self._placed(result, node, free, homes) for result, node in zip(results, self.outputs, strict=True)]
 
-    def _placed(self, result: Any, node: Any, memory: dict[Root, torch.Tensor]) -> Any:
-        """Move a result into the memory that was allocated for it."""
-        ops = torch.ops.bringup
-        if not isinstance(result, torch.Tensor) or ops.is_host_view(result):
+    def _placed(self, result: Any, node: Any, free: dict[Root, torch.Tensor], homes: dict[int, torch.Tensor]) -> Any:
+        """Move a result into the memory that was allocated for it; results that share memory, together.
+
+        What is one tensor and its view in the graph may be two in Inductor's code, each in a layout of its own.
+        """
+        if not isinstance(result, torch.Tensor) or torch.ops.bringup.is_host_view(result):
             return result
-        root = self.roots.get((node, 0), (node, 0))
-        home = None if root[0].op == "placeholder" else memory.get(root)
-        if home is None or home.untyped_storage().nbytes() < result.untyped_storage().nbytes():
-            home = torch.empty(result.untyped_storage().nbytes(), dtype=torch.uint8, device=self.device)
-        view = self._in(home, result.dtype, list(result.size()), list(result.stride()), result.storage_offset())
-        view.copy_(result)
-        return view
+        memory = result.untyped_storage()
+        if memory.data_ptr() not in homes:
+            home = free.pop(self.roots.get((node, 0), (node, 0)), None)
+            if home is None or home.untyped_storage().nbytes() < memory.nbytes():
+                home = torch.empty(memory.nbytes(), dtype=torch.uint8, device=self.device)
+            whole = torch.empty(0, dtype=torch.uint8).set_(memory)
+            self._in(home, torch.uint8, [memory.nbytes()], [1], 0).copy_(whole)
+            homes[memory.data_ptr()] = home
+        home = homes[memory.data_ptr()]
+        return self._in(home, result.dtype, list(result.size()), list(result.stride()), result.storage_offset())
 
     def _in(self, home: torch.Tensor, dtype: torch.dtype, *shape: Any) -> torch.Tensor:
         """Return the host's view of a tensor in a piece of the chip's memory: sizes, strides, offset."""

@@ -58,7 +58,9 @@ def _own(owner: object, tensors: Iterable[tuple[str, torch.Tensor]], kind: int) 
     plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
     named = ((name, item) for name, item in tensors if type(item) in plain and real_device(item).type == "chip")
     first = next(named, None)
-    if first is None or _owned.get(id(owner)) == first[1].data_ptr():
+    if first is None or torch._C._functorch.is_functorch_wrapped_tensor(first[1]):
+        return False
+    if _owned.get(id(owner)) == first[1].data_ptr():
         return False
     _owned[id(owner)] = first[1].data_ptr()
     for name, item in chain([first], named):

@@ -154,6 +154,12 @@ def _patch_tensors() -> None:
         index = torch.device("chip", device) if isinstance(device, int) else real(device or "cuda")
         return to(self, device=index, non_blocking=non_blocking, memory_format=memory_format)
 
+    def module_cuda(self: Any, device: Any = None) -> Any:
+        used["Module.cuda"] += 1
+        return self._apply(lambda item: item.cuda(device))
+
+    module: Any = torch.nn.Module
+    module.cuda = functools.wraps(module.cuda)(module_cuda)
     tensor.device, tensor.is_cuda = property(device), property(is_cuda)
     tensor.to, tensor.cuda = to_, cuda
     kinds = {f"torch.cuda.{name}": kind for name, kind in _TYPES.items()}
