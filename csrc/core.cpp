@@ -11,6 +11,7 @@
 #include "dry.cpp"
 #include "launch.cpp"
 #include "views.cpp"
+#include "kernels.cpp"
 #include "collectives.cpp"
 #include "ops.cpp"
 #include "layouts.cpp"

@@ -65,7 +65,7 @@ bool starts_with_any(const std::string& text, const std::vector<std::string>& pr
 const std::vector<std::string>& library_folders() {
   static std::vector<std::string>* folders = [] {
     auto* found = new std::vector<std::string>{"<frozen", "<__array_function__", "<@beartype"};
-    for (const char* name : {"torch", "bringup", "numpy"}) {
+    for (const char* name : {"torch", "bringup", "numpy", "triton"}) {
       PyObject* module = PyImport_ImportModule(name);
       PyObject* file = module ? PyObject_GetAttrString(module, "__file__") : nullptr;
       const char* path = file ? PyUnicode_AsUTF8(file) : nullptr;

@@ -605,6 +605,11 @@ std::string describe_owner(int device, const void* address) {
   return what_for(block->purpose) + (where.empty() ? "" : " made at " + where);
 }
 
+std::pair<void*, size_t> allocation_of(int device, const void* address) {
+  auto block = pool(device).owner(address);
+  return block ? std::pair<void*, size_t>(block->address, block->requested) : std::pair<void*, size_t>(nullptr, 0);
+}
+
 void set_memory_limit(int device, double fraction) { pool(device).set_limit(fraction); }
 
 c10::Allocator* pinned_allocator() { return &the_pinned_allocator(); }

@@ -327,6 +327,27 @@ void record_compiled(const std::string& signature, at::TensorList read, at::Tens
   state.rows.push_back(row);
 }
 
+RecordedRow record_kernel(const std::string& signature, const Line& line, const Stream& stream,
+                          const c10::SmallVector<StorageRef, 6>& storages, const std::vector<int64_t>& written) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::Launch, &stream, line);
+  row.signature = intern_text(state, signature);
+  for (size_t i = 0; i < storages.size(); ++i)
+    if (storages[i].address)
+      state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(storages[i].address)) * 2 + uint64_t(written[i] != 0));
+  row.use_count = uint16_t(std::min<size_t>(state.uses.size() - row.first_use, 65535));
+  state.rows.push_back(row);
+  return {state.number, state.rows.size() - 1};
+}
+
+void amend_recorded(const RecordedRow& row, std::string signature) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  if (row.recording == state.number && row.row < state.rows.size())
+    state.rows[row.row].signature = intern_text(state, std::move(signature));
+}
+
 // ---- Python's side
 
 namespace {
@@ -368,6 +389,7 @@ at::Tensor column(const std::deque<TraceRow>& rows, size_t first, c10::ScalarTyp
 
 // The rows from `first` on, as columns; storages renumbered only for the whole recording.
 std::vector<at::Tensor> recorded_columns(int64_t start) {
+  wait_for_kernels();
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
   const auto& rows = state.rows;
@@ -412,6 +434,7 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
 }
 
 std::vector<std::string> recorded_signatures(int64_t start) {  // JSON
+  wait_for_kernels();
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
   return {state.signatures.begin() + std::min<int64_t>(start, int64_t(state.signatures.size())), state.signatures.end()};

@@ -56,6 +56,16 @@ void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t by
 void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
                  int64_t other = 0);
 void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address, uint8_t flags = 0);
+// A kernel of the program's own. What it did is known when it has run: then its signature is amended.
+struct RecordedRow {
+  int64_t recording = -1;
+  size_t row = 0;
+};
+RecordedRow record_kernel(const std::string& signature, const Line& line, const Stream& stream,
+                          const c10::SmallVector<StorageRef, 6>& storages, const std::vector<int64_t>& written);
+void amend_recorded(const RecordedRow& row, std::string signature);
+void wait_for_kernels();
+
 void count_view();       // host time without a row
 int recording_thread();  // this thread's number in the recording's rows; -1 before its first
 

@@ -1,6 +1,7 @@
 """Shared by all tests: two chips, and no failure left over from the test before."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -10,6 +11,8 @@ import pytest
 
 os.environ.setdefault("BRINGUP_DEVICES", "2")
 ROOT = Path(__file__).parent.parent
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background jobs have it: programs would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import torch  # noqa: E402  (reads the environment)
 

@@ -146,6 +146,16 @@ class Ops(_Table):
         return self
 
 
+class Kernels(_Table):
+    """Limits of kernels that the program brings, and what happens beyond them.
+
+    ``grid``: most programs along x, y, z. Tiles are held against ``[scratchpad]``.
+    """
+
+    limits: Literal["error", "warning", "off"] = "warning"
+    grid: Annotated[list[Count], Field(min_length=1, max_length=3)] | None = None
+
+
 class Numerics(_Table):
     """What the matrix engine does to its inputs, and what it accumulates in."""
 
@@ -211,6 +221,7 @@ class Chip(_Sourced):
     efficiency: dict[str, Positive] = {}
     streams: dict[str, Positive] = {}
     ops: Ops
+    kernels: Kernels = Kernels()
     numerics: Numerics
     power: Power | None = None
     price: Price | None = None

@@ -11,7 +11,7 @@ from bringup.cost.signature import Signature
 
 FAMILIES = (
     *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
-    *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other", "depthwise"),
+    *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other", "depthwise", "kernel"),
 )
 
 
@@ -128,6 +128,7 @@ def _families_are_loaded() -> bool:
         "memory",
         "algebra",
         "fused",
+        "kernel",
     ):
         importlib.import_module(f"bringup.cost.{name}")
     return True
@@ -157,6 +158,8 @@ def _rule_of(op: str) -> tuple[str, Rule]:
     base = _base(op)
     if op.startswith("fused::"):
         return _rules["fused"]
+    if op.startswith("triton::"):
+        return _rules["triton"]
     if base in _rules:
         return _rules[base]
     for prefix in (

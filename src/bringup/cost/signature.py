@@ -147,7 +147,7 @@ def _tensor(item: list[Any] | None) -> Tensor | None:
 
 def _value(value: Any, inputs: tuple[Tensor | None, ...]) -> Any:
     if isinstance(value, dict):
-        return inputs[value["tensor"]]
+        return inputs[value["tensor"]] if "tensor" in value else value
     if isinstance(value, list):
         return [_value(item, inputs) for item in value]
     return value

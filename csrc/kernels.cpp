@@ -1,0 +1,140 @@
+// Kernels that the program brings: launched as every operator is, run by Python (bringup/kernels) in stream order.
+#include <torch/library.h>
+
+#include <condition_variable>
+#include <sstream>
+
+#include "dry.h"
+#include "launch.h"
+#include "memory.h"
+#include "recorder.h"
+#include "runtime.h"
+
+namespace bringup {
+namespace {
+
+// A launch's counters are known when it has run: whoever reads the recording waits for those under way.
+struct UnderWay {
+  std::mutex mutex;
+  std::condition_variable none;
+  int count = 0;
+};
+
+UnderWay& under_way() {
+  static auto* state = new UnderWay();
+  return *state;
+}
+
+void one_is_over() {
+  std::lock_guard<std::mutex> lock(under_way().mutex);
+  if (--under_way().count == 0) under_way().none.notify_all();
+}
+
+struct KernelLaunch {
+  int64_t id;
+  std::string name;
+  Stream* stream;
+  Line line;
+  RecordedRow row;
+  c10::SmallVector<StorageRef, 6> storages;
+};
+
+at::Tensor bytes_of(const c10::intrusive_ptr<c10::StorageImpl>& storage, size_t bytes) {
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
+                                                         c10::scalarTypeToTypeMeta(at::kByte));
+  tensor.unsafeGetTensorImpl()->set_sizes_contiguous({int64_t(bytes)});
+  return tensor;
+}
+
+// Python's side: the bytes of the storages and their addresses. Returns the signature, or "!" and what went wrong.
+std::string run_in_python(int64_t id, const std::vector<at::Tensor>& memory, const std::vector<int64_t>& addresses) {
+  static auto run = c10::Dispatcher::singleton()
+                        .findSchemaOrThrow("bringup::run_kernel", "")
+                        .typed<std::string(int64_t, at::TensorList, at::IntArrayRef)>();
+  return run.call(id, memory, addresses);
+}
+
+void run_kernel(KernelLaunch& launch, bool should_execute) {
+  std::vector<at::Tensor> memory;
+  std::vector<int64_t> addresses;
+  c10::SmallVector<Mapped, 6> mapped;
+  if (should_execute) {
+    for (const StorageRef& storage : launch.storages) {
+      void* host = mapped.emplace_back(launch.stream->id.device_index(), storage.address).host();
+      memory.push_back(bytes_of(borrow(host, storage.bytes), storage.bytes));
+      addresses.push_back(int64_t(reinterpret_cast<uintptr_t>(storage.address)));
+    }
+  }
+  try {
+    std::string found = run_in_python(launch.id, memory, addresses);
+    TORCH_CHECK(found.empty() || found[0] != '!', found.substr(1));
+    if (!found.empty()) amend_recorded(launch.row, std::move(found));
+  } catch (...) {
+    std::string where = describe(launch.line);
+    launch_failed(*launch.stream, "kernel " + launch.name + (where.empty() ? "" : ", launched at " + where));
+  }
+}
+
+void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors,
+                   const std::vector<int64_t>& written, int64_t index, const std::string& signature, bool tiny) {
+  Stream& stream = current_stream(c10::DeviceIndex(index));
+  auto launch = std::make_unique<KernelLaunch>(KernelLaunch{id, name, &stream, current_line(), {}, {}});
+  for (const at::Tensor& tensor : tensors) {
+    const auto& storage = tensor.storage();
+    launch->storages.push_back({storage.mutable_data(), storage.nbytes()});
+  }
+  ++counters().launches;
+  if (recording()) launch->row = record_kernel(signature, launch->line, stream, launch->storages, written);
+  if (is_dry()) return run_kernel(*launch, true);
+  // Handing the interpreter over to the worker and back takes longer than a tiny kernel runs. Nobody can tell the
+  // difference if the stream has nothing to do; errors stay on the stream, as always.
+  if (tiny && config().driver.empty() && !stream.pending() && driver().stream_query(stream.handle) != 0)
+    return run_kernel(*launch, true);
+  {
+    std::lock_guard<std::mutex> lock(under_way().mutex);
+    ++under_way().count;
+  }
+  bringup::launch(
+      stream,
+      [](void* argument, int should_execute) {
+        std::unique_ptr<KernelLaunch> launch(static_cast<KernelLaunch*>(argument));
+        run_kernel(*launch, should_execute != 0);
+        one_is_over();
+      },
+      launch.release());
+  if (C10_UNLIKELY(launch_blocking())) synchronize(stream);
+}
+
+void unmap(void* mapped) { delete static_cast<Mapped*>(mapped); }
+
+// The live allocation that an address belongs to: its bytes, and where it starts; -1 if there is none.
+std::tuple<at::Tensor, int64_t> allocation_at(int64_t address) {
+  auto* pointer = reinterpret_cast<void*>(uintptr_t(address));
+  c10::DeviceIndex device = device_of(pointer);
+  auto [start, bytes] = device < 0 ? std::pair<void*, size_t>() : allocation_of(device, pointer);
+  if (!start) return {bytes_of(borrow(nullptr, 0), 0), -1};
+  auto* mapped = new Mapped(device, start);
+  auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), c10::SymInt(int64_t(bytes)),
+                                                       c10::DataPtr(mapped->host(), mapped, &unmap, c10::Device(c10::kCPU)),
+                                                       nullptr, /*resizable=*/false);
+  return {bytes_of(storage, bytes), int64_t(reinterpret_cast<uintptr_t>(start))};
+}
+
+}  // namespace
+
+void wait_for_kernels() {
+  ReleaseGil no_gil;
+  std::unique_lock<std::mutex> lock(under_way().mutex);
+  under_way().none.wait(lock, [] { return under_way().count == 0; });
+}
+
+TORCH_LIBRARY_FRAGMENT(bringup, m) {
+  m.def("run_kernel(int id, Tensor[] memory, int[] addresses) -> str");
+  m.def("launch_kernel(int id, str name, Tensor[] tensors, int[] written, int device, str signature, bool tiny) -> ()",
+        [](int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors, const std::vector<int64_t>& written,
+           int64_t device, const std::string& signature,
+           bool tiny) { launch_kernel(id, name, tensors, written, device, signature, tiny); });
+  m.def("allocation_at(int address) -> (Tensor, int)", &allocation_at);
+}
+
+}  // namespace bringup

@@ -1,0 +1,47 @@
+"""Kernels that the program brings: priced by what they did, which the launch counted."""
+
+from __future__ import annotations
+
+import math
+
+from bringup.cost.rules import Gemm, Work, rule
+from bringup.cost.signature import Signature
+
+ELEMENTS = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i8": "int8"}
+ELEMENTS |= {"f8E5M2": "float8_e5m2", "f8E4M3FN": "float8_e4m3fn"}
+
+
+@rule("kernel", "triton")
+def kernel(signature: Signature) -> Work:
+    """Price products on the matrix engine, the rest on the vector units; bytes that are read again come from the cache.
+
+    A loop of products of one shape is one product: what its programs compute, side by side along m. A launch that the
+    driver did not execute has no counters: it costs what reading and writing its tensors once does.
+    """
+    counters = signature.args.get("counters")
+    programs = math.prod(signature.args.get("grid", [1]))
+    if not isinstance(counters, dict):
+        return Work(
+            "kernel",
+            signature.dtype,
+            read_bytes=signature.read_bytes,
+            written_bytes=signature.written_bytes,
+            items=programs,
+        )
+    gemms = []
+    dtype = signature.dtype
+    for m, n, k, element, count in counters["products"]:
+        per_program = max(count // max(programs, 1), 1)
+        gemms.append(Gemm(max(count // per_program, 1), m, n, k * per_program))
+        dtype = ELEMENTS.get(element, dtype)
+    return Work(
+        "kernel",
+        dtype if gemms else {"float16": "float32", "bfloat16": "float32"}.get(dtype, dtype),
+        tuple(gemms),
+        vector_flops=counters["vector"],
+        special=counters["special"],
+        read_bytes=counters["read_once"],
+        written_bytes=counters["written_once"],
+        again_bytes=counters["loaded"] - counters["read_once"] if not gemms else 0,
+        items=max(counters["stored"] // 4, 1),
+    )

@@ -1,0 +1,1 @@
+"""The program's own kernels: Triton on the chip. See docs/kernels.md."""
