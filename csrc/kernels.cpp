@@ -36,6 +36,7 @@ struct KernelLaunch {
   Stream* stream;
   Line line;
   RecordedRow row;
+  std::string signature;  // without what the launch will have done
   c10::SmallVector<StorageRef, 6> storages;
 };
 
@@ -68,23 +69,24 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
   try {
     std::string found = run_in_python(launch.id, memory, addresses);
     TORCH_CHECK(found.empty() || found[0] != '!', found.substr(1));
-    if (!found.empty()) amend_recorded(launch.row, std::move(found));
+    if (!found.empty()) launch.signature = std::move(found);
   } catch (...) {
     std::string where = describe(launch.line);
     launch_failed(*launch.stream, "kernel " + launch.name + (where.empty() ? "" : ", launched at " + where));
   }
+  if (launch.row.recording >= 0) amend_recorded(launch.row, std::move(launch.signature));
 }
 
 void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors,
                    const std::vector<int64_t>& written, int64_t index, const std::string& signature, bool tiny) {
   Stream& stream = current_stream(c10::DeviceIndex(index));
-  auto launch = std::make_unique<KernelLaunch>(KernelLaunch{id, name, &stream, current_line(), {}, {}});
+  auto launch = std::make_unique<KernelLaunch>(KernelLaunch{id, name, &stream, current_line(), {}, signature, {}});
   for (const at::Tensor& tensor : tensors) {
     const auto& storage = tensor.storage();
     launch->storages.push_back({storage.mutable_data(), storage.nbytes()});
   }
   ++counters().launches;
-  if (recording()) launch->row = record_kernel(signature, launch->line, stream, launch->storages, written);
+  if (recording()) launch->row = record_kernel(launch->line, stream, launch->storages, written);
   if (is_dry()) return run_kernel(*launch, true);
   // Handing the interpreter over to the worker and back takes longer than a tiny kernel runs. Nobody can tell the
   // difference if the stream has nothing to do; errors stay on the stream, as always.

@@ -327,12 +327,11 @@ void record_compiled(const std::string& signature, at::TensorList read, at::Tens
   state.rows.push_back(row);
 }
 
-RecordedRow record_kernel(const std::string& signature, const Line& line, const Stream& stream,
-                          const c10::SmallVector<StorageRef, 6>& storages, const std::vector<int64_t>& written) {
+RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::SmallVector<StorageRef, 6>& storages,
+                          const std::vector<int64_t>& written) {
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
   TraceRow row = new_row(state, RowKind::Launch, &stream, line);
-  row.signature = intern_text(state, signature);
   for (size_t i = 0; i < storages.size(); ++i)
     if (storages[i].address)
       state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(storages[i].address)) * 2 + uint64_t(written[i] != 0));
@@ -458,6 +457,11 @@ std::vector<std::string> recorded_lines() {
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("start_recording() -> ()", &start_recording);
   m.def("stop_recording() -> ()", [] { recording_now = false; });
+  m.def("pause_recording(bool paused) -> ()", [](bool paused) {  // what is not the program's own work
+    recording_now = !paused;
+    std::lock_guard<std::mutex> lock(recording_state().mutex);
+    thread_clock.elapsed(recording_state());
+  });
   m.def("is_recording() -> bool", [] { return recording(); });
   m.def("recorded_rows() -> int", [] {
     std::lock_guard<std::mutex> lock(recording_state().mutex);

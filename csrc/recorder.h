@@ -61,8 +61,8 @@ struct RecordedRow {
   int64_t recording = -1;
   size_t row = 0;
 };
-RecordedRow record_kernel(const std::string& signature, const Line& line, const Stream& stream,
-                          const c10::SmallVector<StorageRef, 6>& storages, const std::vector<int64_t>& written);
+RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::SmallVector<StorageRef, 6>& storages,
+                          const std::vector<int64_t>& written);
 void amend_recorded(const RecordedRow& row, std::string signature);
 void wait_for_kernels();
 

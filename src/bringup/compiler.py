@@ -104,12 +104,19 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) 
         tensors = [x for x in arguments if isinstance(x, torch.Tensor)]
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
             return join(run, stays, index, arguments, *tensors)
+        _settle(index)
         return _finish(run([_lend(x) for x in arguments]), stays, index)
 
     return call
 
 
 # ---- from the chip to the host and back
+
+
+def _settle(index: int) -> None:
+    """Wait for the chip. What is lent after that is read at once, also by torch's code around Inductor's."""
+    if not torch.ops.bringup.is_dry():
+        torch.ops.bringup.settle_stream(index)
 
 
 def _lend(value: Any, requires_grad: bool = False) -> Any:
@@ -147,6 +154,7 @@ class _Joined(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, run: Any, stays: list[bool], index: int, arguments: Any, *tensors: torch.Tensor) -> Any:
         needs = iter(ctx.needs_input_grad[4:])
+        _settle(index)
         with torch.enable_grad():
             lent = [_lend(x, next(needs)) if isinstance(x, torch.Tensor) else x for x in arguments]
             ctx.inputs = [x for x in lent if isinstance(x, torch.Tensor)]
@@ -173,6 +181,7 @@ class _Joined(torch.autograd.Function):
         inputs = [x for x in ctx.inputs if x.requires_grad]
         found: Any = [None] * len(inputs)
         if wanted and inputs:
+            _settle(ctx.index)
             found = torch.autograd.grad(
                 [result for result, _ in wanted],
                 inputs,
@@ -331,7 +340,6 @@ class _Region:
             given = dict(zip(self.inputs, inputs, strict=True))
             inputs.clear()
             return [self._promised(node, given, memory, sizes) for node in self.outputs]
-        ops.settle_stream(self.device.index)
         with clock.emulating(), self._generator() if self.random else nullcontext():
             results = self.run(inputs)
         free = {root: tensor for root, tensor in memory.items() if root[0].op != "placeholder"}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections import OrderedDict
 from typing import Any, Union
 
@@ -189,7 +190,7 @@ def _index(device: DeviceLike) -> int:
     if device is None:
         return current_device()
     named = torch.device(device)
-    if named.type != "chip":
+    if named.type != "chip" and not (named_cuda and named.type == "cuda"):
         raise ValueError(f"expected a chip device, got {named}")
     return current_device() if named.index is None else named.index
 
@@ -511,10 +512,15 @@ def _patch_torch() -> None:
     def __call__(self: Any, model_: Any, inputs_: Any, *, config_patches: Any = None) -> Any:
         from bringup import compiler
 
-        if not compiler.is_on_chip(inputs_, model_):
-            return compile_(self, model_, inputs_, config_patches=config_patches)
-        patches = {**self.config, **(config_patches or {})}
-        return compiler.compile_graph(model_, inputs_, config_patches=patches, compile_region_name=self.name)
+        if compiler.is_on_chip(inputs_, model_) and os.environ.get("BRINGUP_COMPILE") == "triton":
+            from bringup.kernels import inductor, require_triton
+
+            require_triton("BRINGUP_COMPILE=triton")
+            inductor.register()
+        elif compiler.is_on_chip(inputs_, model_):
+            patches = {**self.config, **(config_patches or {})}
+            return compiler.compile_graph(model_, inputs_, config_patches=patches, compile_region_name=self.name)
+        return compile_(self, model_, inputs_, config_patches=config_patches)
 
     inductor.__call__ = __call__
 

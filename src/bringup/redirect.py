@@ -21,6 +21,7 @@ import torch
 
 from bringup import device as chips
 from bringup.errors import BringupError
+from bringup.kernels import choose_for_triton
 
 used: Counter[str] = Counter()  # name -> how often the program used it
 _active = False
@@ -82,6 +83,7 @@ def redirect_cuda() -> None:
     _patch_amp()
     _patch_files()
     _patch_cuda()
+    choose_for_triton()
 
 
 def report() -> dict[str, int]:

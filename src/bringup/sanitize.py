@@ -266,16 +266,22 @@ def _uninitialised(rows: _Rows) -> Iterator[Finding]:
         data = rows.trace.signature_data[int(columns["signature"][row])] if is_launch else {"op": "", "inputs": []}
         op = data["op"]
         base = op.split("::")[-1].split(".")[0]
-        if rows.written[place] and not _reads_itself(op):
+        at = rows.at(row)
+        if op.startswith("triton::"):
+            line = data["args"].get("read_first", {}).get(str(place - int(rows.trace.offsets[row])))
+            if line is None:
+                continue
+            at = f" at {line}{', launched' + at if at else ''}"
+        elif rows.written[place] and not _reads_itself(op):
             continue
         if base in _IGNORE_SELF and place == int(rows.trace.offsets[row]):
             continue
-        if rows.written[place] and not _is_input(rows.trace, row, place):
+        if rows.written[place] and not _is_input(rows.trace, row, place) and not op.startswith("triton::"):
             continue  # a fresh result
         born = allocated[storage]
         yield Finding(
             "init",
-            f"{rows.name(row)}{rows.at(row)} reads memory that was allocated{rows.at(born)} and never written",
+            f"{rows.name(row)}{at} reads memory that was allocated{rows.at(born)} and never written",
             rows.line(row),
             rows.line(born),
             "fill it first: torch.empty has no values (torch.zeros has)",
@@ -383,10 +389,12 @@ def _hot_waits(rows: _Rows) -> Iterator[Finding]:
 
 
 def touched() -> list[Finding]:
-    """Take what the core noticed of page-locked memory since the last call: used before its copy was waited for."""
+    """Take what was noticed since the last call: page-locked memory used too early, races inside of kernels."""
     import torch
 
-    found = []
+    from bringup.kernels import shadow
+
+    found = shadow.taken()
     for item in json.loads(torch.ops.bringup.pinned_touches()):
         copy, line = item["copy"], item["line"]
         at = f"{line} " if line else "the program "
@@ -401,13 +409,17 @@ def touched() -> list[Finding]:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Watch page-locked memory that is allocated inside the block."""
+    """Watch page-locked memory that is allocated inside the block, and what programs of kernels touch."""
     import torch
 
+    from bringup.kernels import shadow
+
     torch.ops.bringup.watch_pinned(True)
+    shadow.watching += 1
     try:
         yield
     finally:
+        shadow.watching -= 1
         torch.ops.bringup.watch_pinned(False)
 
 

@@ -63,7 +63,12 @@ def triton(device: torch.device) -> str:
     except Exception as error:
         raise Failed(f"triton has no driver for {device.type}: {(str(error).splitlines() or [''])[0]}") from None
     require(device.type in target, f"triton compiles for {target}, not for {device.type}")
-    return f"triton compiles for {target}"
+    double = importlib.import_module("bringup.check.double").kernel
+    x = torch.arange(1000, dtype=torch.float32, device=device)
+    out = torch.zeros_like(x)
+    double[(4,)](x, out, 1000, BLOCK=256)
+    require(torch.equal(out, x * 2), "a kernel that doubles 1,000 numbers is wrong")
+    return f"triton compiles for {target}, and a kernel's results are right"
 
 
 @item(

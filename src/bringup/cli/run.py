@@ -91,6 +91,22 @@ class _Run(click.Command):
 @click.option(
     "--chip-time", is_flag=True, help="The program's clocks show the predicted time: what it prints is the chip's."
 )
+@click.option(
+    "--compile",
+    "compiler",
+    type=click.Choice(["graph", "triton"]),
+    default="graph",
+    show_default=True,
+    help="torch.compile: the graph's kernels as bringup fuses them, or those that Inductor writes in Triton.",
+)
+@click.option(
+    "--ops", type=click.Choice(["torch", "flaggems"]), default="torch", show_default=True, help="Whose operators run."
+)
+@click.option(
+    "--kernel-debug",
+    is_flag=True,
+    help="Triton's kernels run in its interpreter: print and breakpoint() work inside. Times are not the chip's.",
+)
 @click.option("--out", default=None, metavar="DIR", help="Where the report goes (default: bringup-SCRIPT).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module's name, as for python -m.")
@@ -107,6 +123,9 @@ def command(
     sanitize: str | None,
     cuda: bool,
     chip_time: bool,
+    compiler: str,
+    ops: str,
+    kernel_debug: bool,
     out: str | None,
     as_json: bool,
     module: bool,
@@ -127,7 +146,8 @@ def command(
     checks = _checks(sanitize)
     sys.argv = [program.file if module else script, *arguments]
     report = _Report(described, machine, host_clock, target, as_json, checks)
-    code = _record(program, names[0], report, strict, oom == "continue", context, cuda, chip_time)
+    prepare = _kernels(compiler, ops, kernel_debug)
+    code = _record(program, names[0], report, strict, oom == "continue", context, cuda, chip_time, prepare)
     _leave(code)
 
 
@@ -143,6 +163,31 @@ def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
     from bringup.dryrun import dry
 
     return dry(strict=how == "strict", value=number)  # type: ignore[arg-type]
+
+
+def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
+    """Return what is to be done about Triton once the chip is chosen and before the program runs."""
+    from bringup import kernels
+
+    if debug:
+        kernels.require_triton("--kernel-debug")
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is defined
+    if ops == "flaggems":
+        if debug:
+            raise BringupError("--ops flaggems has no interpreted form: leave out --kernel-debug")
+        kernels.require_triton("--ops flaggems")
+    if compiler == "triton":
+        kernels.require_triton("--compile triton")
+        os.environ["BRINGUP_COMPILE"] = "triton"
+
+    def prepare() -> None:
+        os.environ.setdefault("TRITON_DEFAULT_BACKEND", "chip")
+        if ops == "flaggems":
+            from bringup.kernels import flaggems
+
+            flaggems.enable()
+
+    return prepare
 
 
 def _checks(names: str | None) -> tuple[str, ...]:
@@ -245,6 +290,7 @@ def _record(
     dry: AbstractContextManager[None],
     cuda: bool,
     chip_time: bool,
+    prepare: Callable[[], None],
 ) -> int | None:
     import torch
 
@@ -261,9 +307,10 @@ def _record(
         from bringup.redirect import redirect_cuda
 
         redirect_cuda()
+    prepare()
     from bringup.sanitize import watched
 
-    watch = watched() if "race" in report.checks else nullcontext()
+    watch = watched() if {"race", "init"} & set(report.checks) else nullcontext()
     with dry, watch, recorded(report.host, report.host_clock) as recorder:  # type: ignore[arg-type]
 
         def finish() -> None:
@@ -377,7 +424,8 @@ def _write(trace: object, to: _Report) -> None:
         )
     prediction = price(trace, to.chips[0], to.host, host_clock=to.host_clock)  # type: ignore[arg-type]
     if to.checks:
-        findings = sanitize.findings(trace, to.checks) + (sanitize.touched() if "race" in to.checks else [])
+        noticed = {str(item): item for item in sanitize.touched() if item.check in to.checks}
+        findings = sanitize.findings(trace, to.checks) + list(noticed.values())
         prediction.summary = replace(prediction.summary, findings=findings)
         to.found = len(findings)
     files = writer.write(prediction, to.target, progress=sys.stderr.isatty())

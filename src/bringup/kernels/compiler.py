@@ -23,6 +23,7 @@ class ChipOptions:
     num_warps: int = 4
     num_stages: int = 3
     num_ctas: int = 1
+    cluster_dims: tuple[int, int, int] = (1, 1, 1)
     warp_size: int = 32
     debug: bool = False
     sanitize_overflow: bool = False
@@ -37,14 +38,12 @@ class ChipOptions:
     default_dot_input_precision: str = "ieee"
     allowed_dot_input_precisions: tuple[str, ...] = ("ieee", "tf32", "tf32x3", "bf16x3", "bf16x6")
     max_num_imprecise_acc_default: int = 0
-    others: tuple[tuple[str, str], ...] = ()
-
-    def __getattr__(self, name: str) -> Any:
-        """Give an option that only other backends know."""
-        for known, value in object.__getattribute__(self, "__dict__").get("others", ()):
-            if known == name:
-                return value
-        raise AttributeError(name)
+    maxnreg: int | None = None
+    ir_override: str | None = None
+    waves_per_eu: int = 0
+    matrix_instr_nonkdim: int = 0
+    kpack: int = 1
+    launch_pdl: bool = False
 
     def hash(self) -> str:
         """Identify the options."""

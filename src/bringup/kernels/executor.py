@@ -20,10 +20,10 @@ import torch
 
 from bringup.errors import BringupError
 from bringup.kernels import lowering
-from bringup.kernels.lowering import Step
+from bringup.kernels.lowering import Step, addresses
 from bringup.kernels.memory import Counters, KernelError, Memory
-from bringup.kernels.ttir import Block, Function, Module, Op, Region
-from bringup.kernels.values import Value, as_tensor, broadcast_shapes, dtype_of, merged, plain, restricted
+from bringup.kernels.ttir import Block, Function, Module, Op, Region, Type
+from bringup.kernels.values import Pointer, Value, as_tensor, broadcast_shapes, dtype_of, merged, plain, restricted
 
 CHUNK = 256 * 1024  # elements of the largest tile, over all programs of a chunk: they stay in the L2 cache
 MOST_PROGRAMS = 16384  # of a chunk
@@ -267,8 +267,7 @@ class _Body:
             self.types[v] for code in self.blocks.values() if code.end.name == "tt.return" for v in code.end.operands
         ]
         return [
-            merged([(kept, values[i]) for kept, values in pieces], types[i].element, types[i].shape)
-            for i in range(len(pieces[0][1]))
+            _together([(kept, values[i]) for kept, values in pieces], types[i], ctx) for i in range(len(pieces[0][1]))
         ]
 
     # ---- compiling
@@ -327,11 +326,12 @@ class _Body:
             raise BringupError("a return inside a loop is not supported by Triton either")
         return self.code(region.blocks[0])
 
-    def _merge(self, results: list[int], pieces: list[tuple[Tensor, list[Value]]], env: list[Value]) -> None:
+    def _merge(
+        self, results: list[int], pieces: list[tuple[Tensor, list[Value]]], env: list[Value], ctx: Context
+    ) -> None:
         for place, result in enumerate(results):
-            kind = self.types[result]
             parts = [(kept, values[place]) for kept, values in pieces]
-            env[result] = merged(parts, "i64" if kind.pointer else kind.element, kind.shape)
+            env[result] = _together(parts, self.types[result], ctx)
 
     # ---- control flow
 
@@ -389,7 +389,7 @@ class _Body:
                 values = [restricted(value, kept, part.programs) for value in values]
                 low, by = (restricted(value, kept, part.programs) for value in (low, by))
                 trips, ids, part = trips[kept], ids[kept], part.part(kept)
-            self._merge(op.results, pieces, env)
+            self._merge(op.results, pieces, env, ctx)
 
         return step
 
@@ -414,7 +414,7 @@ class _Body:
                     inner[value] = restricted(env[value], kept, ctx.programs)
                 run(way, inner, ctx.part(kept))
                 pieces.append((kept, [inner[value] for value in way.end.operands]))
-            self._merge(op.results, pieces, env)
+            self._merge(op.results, pieces, env, ctx)
 
         return step
 
@@ -448,8 +448,8 @@ class _Body:
                     break
                 if spins == SPINS and not op.results and not passed:
                     raise part.failed(
-                        f"{ctx.kernel.name}: a loop spins for ever, it waits for a program that has not run: programs run "
-                        "one after the other, and barriers over the whole grid are not supported",
+                        f"{ctx.kernel.name}: a loop spins for ever: it waits for a program that has not run. Programs "
+                        "run one after the other, and barriers over the whole grid are not supported",
                         0,
                     )
                 for argument, value in zip(after.arguments, passed, strict=True):
@@ -460,7 +460,7 @@ class _Body:
                 for result, value in zip(op.results, pieces[0][1], strict=True):
                     env[result] = value
             else:
-                self._merge(op.results, pieces, env)
+                self._merge(op.results, pieces, env, ctx)
 
         return step
 
@@ -580,6 +580,13 @@ def _uniform(value: Value) -> Value:
     if flat.numel() == 1 or bool((flat == first).all()):
         return first.item()
     return flat
+
+
+def _together(parts: list[tuple[Tensor, Value]], kind: Type, ctx: Context) -> Value:
+    """Put values of disjoint sets of programs together. Pointers into different arguments become addresses."""
+    if kind.pointer and len({value.argument for _, value in parts}) > 1:
+        parts = [(kept, Pointer(-1, addresses(value, ctx), value.element)) for kept, value in parts]
+    return merged(parts, "i64" if kind.pointer else kind.element, kind.shape)
 
 
 def _accumulators(loop: Op, uses: dict[int, int]) -> set[int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 import torch
 
 from bringup.errors import BringupError
-from bringup.kernels import limits, ttir
+from bringup.kernels import limits, shadow, ttir
 from bringup.kernels.executor import Kernel, totals
 from bringup.kernels.memory import Blank, Buffer, Memory
 from bringup.kernels.values import Pointer
@@ -133,12 +132,14 @@ def _memory(value: Any, name: str, place: int) -> Any:
     if isinstance(value, int):
         return value  # an address
     tensor = value
-    while not isinstance(tensor, torch.Tensor) and hasattr(tensor, "base"):
-        tensor = tensor.base
-    if not isinstance(tensor, torch.Tensor):
-        tensor = getattr(value, "tensor", value)
-    if not isinstance(tensor, torch.Tensor):
-        raise BringupError(f"argument {name!r} needs a tensor on the chip, got {type(value).__name__}")
+    while not isinstance(tensor, torch.Tensor):  # wrappers of libraries: of another dtype, of other strides
+        inner = next((name for name in ("base", "_base", "tensor") if hasattr(tensor, name)), None)
+        if inner is None:
+            raise BringupError(f"argument {name!r} needs a tensor on the chip, got {type(value).__name__}")
+        tensor = getattr(tensor, inner)
+    if tensor is not value and value.data_ptr() != tensor.data_ptr():
+        moved = (value.data_ptr() - tensor.data_ptr()) // tensor.itemsize
+        tensor = tensor.as_strided((1,), (1,), tensor.storage_offset() + moved)
     found = real_device(tensor)
     if found.type != "chip":
         raise ValueError(
@@ -211,12 +212,18 @@ def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) 
             arguments.append(argument)
     try:
         kind_of = Blank if launch.dry else Memory
-        counters = kernel.run(launch.grid, arguments, kind_of(buffers, kernel.written, sanitizer()))
+        checks = shadow.Shadow(kernel.name, kernel.sequential) if shadow.watching and not launch.dry else None
+        counters = kernel.run(launch.grid, arguments, kind_of(buffers, kernel.written, checks))
     except BringupError as error:
         return f"!{error}"
     if launch.signature is None:
         return ""
     launch.signature["args"]["counters"] = totals(kernel, counters)
+    if checks is not None and checks.initial:  # what the launch read before it wrote there: storage -> line
+        found = {
+            launch.arguments[a][0]: line for a, line in checks.initial.items() if isinstance(launch.arguments[a], tuple)
+        }
+        launch.signature["args"]["read_first"] = {str(storage): line for storage, line in sorted(found.items())}
     text = json.dumps(launch.signature)
     for listener in _listeners:
         listener.append(text)
@@ -224,16 +231,6 @@ def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) 
 
 
 _library.impl("run_kernel", _run, "CompositeExplicitAutograd")
-
-
-# ---- checks on request
-
-_sanitizer = threading.local()
-
-
-def sanitizer() -> Any:
-    """Return the shadow of memory that looks for races, or None."""
-    return None
 
 
 # ---- times
@@ -259,9 +256,14 @@ def seconds_of(run: Callable[[], Any]) -> float:
     from bringup.pricing import WorkTable, price_table
     from bringup.trace import LAUNCH
 
-    if torch.ops.bringup.is_recording():
-        with launches() as texts:
-            run()
+    ops = torch.ops.bringup
+    if ops.is_recording():  # trying configurations is not the program's work
+        ops.pause_recording(True)
+        try:
+            with launches() as texts:
+                run()
+        finally:
+            ops.pause_recording(False)
         signatures = [Signature.parse(json.loads(text)) for text in texts]
         counts = [1] * len(signatures)
     else:

@@ -10,6 +10,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from bringup.errors import BringupError
@@ -232,7 +233,7 @@ class Memory:
         memory, shift = self.buffers[pointer.argument].typed(element)
         offset = pointer.offset
         if self.shadow is not None:
-            self.shadow.write(ctx, pointer, mask, shape)
+            self.shadow.write(ctx, pointer, mask, shape, value)
         tile = full(value, element, shape, ctx.programs)
         if tile.dtype != dtype:
             tile = tile.to(dtype)
@@ -284,7 +285,7 @@ class Memory:
             return False
         if any(stride == 0 and shape[a] > 1 for a, stride in strides.items()):
             return False
-        sizes = [shape[a] if a in strides else count for a in range(len(shape))]
+        sizes = [count if a == axis else shape[a] for a in range(len(shape))]
         steps = [strides.get(a, 1) for a in range(len(shape))]
         tile = tile.narrow(axis + 1, 0, count)
         view = _tiles(memory, offset.base, shift, sizes, steps)
@@ -354,6 +355,7 @@ class Memory:
             )
             flat = before.view(-1)
             ctx.counters.atomics += len(index)
+            ctx.counters.stored[part.argument] += len(index) * dtype.itemsize
             for lane, place in enumerate((index + shift).tolist()):
                 if not kept[lane]:
                     continue
@@ -471,9 +473,10 @@ def exchanged(kind: str, memory: torch.Tensor, index: torch.Tensor, change: torc
             memory.index_add_(0, index, change)
         elif kind == "exch":
             put(memory, index, change)
-        elif kind in ("max", "min", "fmax", "fmin"):
-            memory.index_reduce_(0, index, change, "amax" if "max" in kind else "amin", include_self=True)
-        elif kind in ("umax", "umin"):
+        elif kind in ("max", "min", "fmax", "fmin") and memory.dtype != torch.bfloat16:
+            extremum = np.maximum if "max" in kind else np.minimum
+            extremum.at(memory.numpy(), index.numpy(), change.contiguous().numpy())
+        elif kind in ("max", "min", "fmax", "fmin", "umax", "umin"):
             _one_by_one(kind, memory, index, change)
         elif distinct:
             memory[index] = _BITS[kind](memory[index], change)

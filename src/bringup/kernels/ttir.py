@@ -471,8 +471,8 @@ def _constant(text: str, element: str) -> Any:
         return text == "true"
     if not element.startswith(("f", "bf")):
         return int(text, 0)
-    if text.startswith("0x"):
-        from bringup.kernels.values import float_of_bits
+    from bringup.kernels.values import float_of_bits, rounded
 
+    if text.startswith("0x"):
         return float_of_bits(int(text, 16), element)
-    return float(text)
+    return rounded(float(text), element)

@@ -58,6 +58,11 @@ def float_of_bits(bits: int, element: str) -> float:
     return float(raw.view(dtype).float())
 
 
+def rounded(number: float, element: str) -> float:
+    """Return the nearest number of a type: decimals of its largest one may lie beyond it."""
+    return number if element == "f64" else float(torch.tensor(number, dtype=torch.float64).to(dtype_of(element)))
+
+
 def wrapped(number: int, element: str) -> Number:
     """Return a Python integer as two's complement of the width of its type."""
     if element == "i1":
@@ -355,8 +360,6 @@ def merged(pieces: list[tuple[torch.Tensor, Value]], element: str, shape: tuple[
     if not lazy and all(other.__class__ is first.__class__ and other == first for _, other in pieces):
         return first
     if isinstance(first, Pointer):
-        if any(piece.argument != first.argument for _, piece in pieces):
-            raise BringupError("a pointer that points into different arguments in different programs is not supported")
         offset = merged([(index, piece.offset) for index, piece in pieces], "i64", shape)
         return Pointer(first.argument, offset, first.element)
     tensors = [as_tensor(value, element, len(shape)) for _, value in pieces]

@@ -22,7 +22,14 @@ COLORS = {
     **{"matmul": "#2563a8", "convolution": "#3b82c4", "attention": "#17406d", "normalization": "#0f8a6d"},
     **{"softmax": "#45b08f", "pointwise": "#7a9a2e", "reduction": "#b8a11f", "pooling": "#8f7a1a", "gather": "#c9822a"},
     **{"sort": "#a85d1a", "copy": "#8b94a3", "random": "#6f5fa8", "optimizer": "#8d3f97", "fft": "#b0558a"},
-    **{"depthwise": "#6aa5dd", "linalg": "#c0397b", "other": "#333333", "fallback": "#a8322d", "link": "#b3561d"},
+    **{
+        "kernel": "#1f9fb5",
+        "depthwise": "#6aa5dd",
+        "linalg": "#c0397b",
+        "other": "#333333",
+        "fallback": "#a8322d",
+        "link": "#b3561d",
+    },
 }
 _LAYOUT: dict[str, Any] = {
     "margin": {"l": 70, "r": 15, "t": 70, "b": 45},

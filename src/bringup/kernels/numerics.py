@@ -1,0 +1,118 @@
+"""How exact is a kernel? Its results against a reference function in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from bringup.errors import BringupError
+
+
+@dataclass(frozen=True)
+class OutputError:
+    """How far one output is off.
+
+    Attributes:
+        output: its place among the outputs.
+        dtype: of the kernel's result.
+        largest: the largest absolute difference.
+        relative: that over the largest value of the reference.
+        ulps: that in units of the last place of the largest value in this dtype; 0 for integers.
+        where: the place of the largest difference.
+        finite: are the same elements finite in both?
+    """
+
+    output: int
+    dtype: str
+    largest: float
+    relative: float
+    ulps: float
+    where: tuple[int, ...]
+    finite: bool
+
+    def __str__(self) -> str:
+        """Say it in one line."""
+        wrong = "" if self.finite else ", NaN or infinity where the reference has none or the other way round"
+        return (
+            f"output {self.output} ({self.dtype}): largest error {self.largest:.3g} at {list(self.where)}, "
+            f"{self.relative:.3g} of the largest value, {self.ulps:.3g} units of its last place{wrong}"
+        )
+
+
+def check(
+    kernel: Callable[..., Any], reference: Callable[..., Any], args: Sequence[Any], **options: Any
+) -> list[OutputError]:
+    """Run a kernel on the chip and a reference on the CPU in float64; return the error of every output.
+
+    Args:
+        kernel: ``kernel[grid]`` of Triton, or a function that launches kernels. Tensors reach it on the chip.
+        reference: takes the same arguments, floating-point tensors in float64. Both return their outputs, or write
+            them into their arguments: then what the kernel changed is compared.
+        args: tensors on any device, which stay as they are, and numbers.
+        options: for the kernel only: block sizes, ``num_warps``.
+
+    Raises:
+        BringupError: the two have not the same outputs.
+    """
+    on_chip = [x.detach().to("chip", copy=True) if isinstance(x, torch.Tensor) else x for x in args]
+    exact = [_exact(x) if isinstance(x, torch.Tensor) else x for x in args]
+    before = [x.cpu() if isinstance(x, torch.Tensor) else None for x in on_chip]
+    found = _tensors(kernel(*on_chip, **options))
+    expected = _tensors(reference(*exact))
+    if not found:
+        changed = [
+            i for i, (x, old) in enumerate(zip(on_chip, before, strict=True)) if old is not None and not _same(x, old)
+        ]
+        found = [on_chip[i] for i in changed]
+        expected = expected or [exact[i] for i in changed]
+    if not found or len(found) != len(expected):
+        raise BringupError(
+            f"the kernel has {len(found)} outputs and the reference {len(expected)}: let both return them, or write "
+            "them into the same arguments"
+        )
+    return [_error(i, a.cpu(), b) for i, (a, b) in enumerate(zip(found, expected, strict=True))]
+
+
+def _exact(tensor: torch.Tensor) -> torch.Tensor:
+    tensor = tensor.detach().cpu()
+    return tensor.double() if tensor.is_floating_point() else tensor.clone()
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    """List the tensors among what a function returned; a kernel's launch returns what Triton compiled."""
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [item for item in values if isinstance(item, torch.Tensor)]
+
+
+def _same(tensor: torch.Tensor, old: torch.Tensor) -> bool:
+    return torch.equal(_bytes(tensor.cpu()), _bytes(old))
+
+
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's bytes: NaN is equal to itself there."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _error(place: int, found: torch.Tensor, expected: torch.Tensor) -> OutputError:
+    if found.shape != expected.shape:
+        raise BringupError(f"output {place} has shape {list(found.shape)}, the reference's has {list(expected.shape)}")
+    a, b = found.double(), expected.double()
+    both = torch.isfinite(a) & torch.isfinite(b)
+    difference = torch.where(both, (a - b).abs(), 0.0)
+    worst = int(difference.argmax()) if difference.numel() else 0
+    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), found.shape)) if found.dim() else ()
+    largest = float(difference.max()) if difference.numel() else 0.0
+    scale = float(torch.where(torch.isfinite(b), b.abs(), 0.0).max()) if b.numel() else 0.0
+    last_place = torch.finfo(found.dtype).eps * scale if found.dtype.is_floating_point else 0.0
+    return OutputError(
+        place,
+        str(found.dtype).removeprefix("torch."),
+        largest,
+        largest / scale if scale else largest,
+        largest / last_place if last_place else 0.0,
+        where,
+        bool((torch.isfinite(a) == torch.isfinite(b)).all()),
+    )

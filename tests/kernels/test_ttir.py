@@ -1,0 +1,106 @@
+"""What three releases of Triton print for the tutorials' kernels: read, and run without Triton."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bringup.errors import BringupError
+from bringup.kernels import ttir
+from bringup.kernels.executor import Kernel
+from bringup.kernels.memory import Buffer, KernelError, Memory
+from bringup.kernels.values import Pointer
+
+FOLDER = Path(__file__).parent / "ttir"
+FILES = sorted(FOLDER.glob("*/*.ttir"))
+RELEASES = ["3.5.1", "3.6.0", "3.7.1"]
+
+
+def read(release: str, name: str) -> Kernel:
+    return Kernel(ttir.parse((FOLDER / release / f"{name}.ttir").read_text()))
+
+
+def launch(kernel: Kernel, grid: tuple[int, int, int], *given: Any) -> Any:
+    function = kernel.module.kernel
+    buffers, arguments = {}, []
+    for place, value in enumerate(given):
+        if not isinstance(value, torch.Tensor):
+            arguments.append(value)
+            continue
+        storage = value.untyped_storage()
+        memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+        start = value.data_ptr() - storage.data_ptr()
+        buffers[place] = Buffer(function.names[place], memory, start, storage.data_ptr())
+        arguments.append(Pointer(place, 0, function.types[function.arguments[place]].element))
+    return kernel.run(grid, arguments, Memory(buffers, kernel.written))
+
+
+def test_every_release_has_the_same_kernels() -> None:
+    names = [sorted(path.name for path in (FOLDER / release).iterdir()) for release in RELEASES]
+    assert names[0] == names[1] == names[2] and len(names[0]) == 11
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_golden_file_is_read_with_types_and_lines(path: Path) -> None:
+    module = ttir.parse(path.read_text())
+    function = module.kernel
+    assert function.name == path.stem
+    ops = list(function.walk())
+    memory = [op for op in ops if op.name in ("tt.load", "tt.store")]
+    assert memory and all(op.line.startswith("tutorials.py:") for op in memory)
+    for op in ops:
+        assert len(set(op.results)) == len(op.results) and max((*op.operands, *op.results), default=0) < len(
+            function.types
+        )
+    assert Kernel(module).written, "every kernel writes something"
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_vector_add_runs_from_its_text(release: str) -> None:
+    x, y, out = torch.rand(1500), torch.rand(1500), torch.zeros(1500)
+    launch(read(release, "add_kernel"), (2, 1, 1), x, y, out, 1500)
+    assert torch.equal(out, x + y)
+    with pytest.raises(KernelError, match=r"'x_ptr' at element 1500.*program \(1, 0, 0\).*tutorials.py:\d+"):
+        launch(read(release, "add_kernel"), (2, 1, 1), x, y, out, 1600)
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_softmax_runs_from_its_text(release: str) -> None:
+    x = torch.randn(8, 100)
+    out = torch.zeros(8, 100)
+    launch(read(release, "softmax_kernel"), (3, 1, 1), out, x, 100, 100, 8, 100)
+    torch.testing.assert_close(out, torch.softmax(x, 1))
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("i32", ttir.Type("i32")),
+        ("tensor<16x32xf32>", ttir.Type("f32", (16, 32))),
+        ("!tt.ptr<bf16>", ttir.Type("bf16", (), True)),
+        ("tensor<8x!tt.ptr<f8E4M3FN>>", ttir.Type("f8E4M3FN", (8,), True)),
+        ("!tt.ptr<!tt.ptr<f32>>", ttir.Type("i64", (), True)),
+        ("index", ttir.Type("i64")),
+    ],
+)
+def test_types(text: str, kind: ttir.Type) -> None:
+    assert ttir.parse_type(text) == kind
+
+
+def test_infinity_is_read_from_its_bits() -> None:
+    text = (FOLDER / "3.7.1" / "softmax_kernel.ttir").read_text()
+    constants = [op.attributes["value"] for op in ttir.parse(text).kernel.walk() if op.name == "arith.constant"]
+    assert float("-inf") in constants
+
+
+@pytest.mark.parametrize("text", ["", "module {\n}", "hello"])
+def test_text_without_a_kernel_is_refused(text: str) -> None:
+    with pytest.raises(BringupError, match="no public function"):
+        ttir.parse(text)
+
+
+def test_unknown_operation_is_refused_with_its_line() -> None:
+    text = (FOLDER / "3.7.1" / "add_kernel.ttir").read_text().replace("arith.addf", "arith.surprise")
+    with pytest.raises(BringupError, match=r"arith.surprise: bringup does not run .* used at tutorials.py:\d+"):
+        Kernel(ttir.parse(text))
