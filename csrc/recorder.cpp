@@ -49,7 +49,7 @@ struct LineHash {
 struct Recording {
   std::mutex mutex;
   int64_t number = 0;  // of the recording in this process
-  std::deque<TraceRow> rows;
+  std::deque<TraceRow> rows, aside;
   std::vector<uint64_t> uses;  // address * 2 + written
   std::vector<std::string> signatures;
   std::unordered_map<std::string, int32_t> by_text;
@@ -357,6 +357,7 @@ void start_recording() {
   std::lock_guard<std::mutex> lock(state.mutex);
   ++state.number;
   state.rows.clear();
+  state.aside.clear();
   state.uses.clear();
   state.signatures.clear();
   state.by_text.clear();
@@ -428,6 +429,7 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
     offset[1] = offset[0] + row.use_count;
     ++offset;
   }
+  uses = uses.narrow(0, 0, use - uses.const_data_ptr<int64_t>());  // less than all if rows were set aside
   columns.insert(columns.end(), {objects, uses, offsets});
   return columns;
 }
@@ -457,9 +459,10 @@ std::vector<std::string> recorded_lines() {
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("start_recording() -> ()", &start_recording);
   m.def("stop_recording() -> ()", [] { recording_now = false; });
-  m.def("pause_recording(bool paused) -> ()", [](bool paused) {  // what is not the program's own work
-    recording_now = !paused;
+  m.def("set_recording_aside() -> ()", [] {  // rows from now on are not the program's own work; the next call swaps back
+    wait_for_kernels();
     std::lock_guard<std::mutex> lock(recording_state().mutex);
+    std::swap(recording_state().rows, recording_state().aside);
     thread_clock.elapsed(recording_state());
   });
   m.def("is_recording() -> bool", [] { return recording(); });

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,18 @@ import bringup
 from bringup.trace import ALLOC, FREE, IN_BACKWARD, LAUNCH
 
 CHIP = "chip"
+
+
+@torch.library.custom_op("bringup_tests::late", mutates_args=(), device_types="cpu")
+def late(x: torch.Tensor) -> torch.Tensor:
+    """A kernel that takes its time, without the interpreter's lock."""
+    time.sleep(0.3)
+    return x.clone()
+
+
+@late.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
 
 
 class Net(nn.Module):
@@ -223,6 +236,13 @@ function(torch.ones(4, device="chip"))
     summary = json.loads((tmp_path / "bringup-broken" / "summary.json").read_text())
     assert summary["compiled_graphs"] == 2 and summary["graph_breaks"][0]["line"] == "broken.py:7"
     assert "broken.py:7" in (tmp_path / "bringup-broken" / "report.html").read_text()
+
+
+def test_gradient_that_the_chip_still_computes_is_waited_for() -> None:
+    x = torch.randn(8, 4, device=CHIP, requires_grad=True)
+    y = torch.compile(lambda x: (x * 2).relu())(x)
+    y.backward(late(torch.ones(4, 8, device=CHIP)).T)  # torch copies it before compiled code runs: its strides differ
+    assert torch.equal(x.grad, 2.0 * (x > 0))
 
 
 def test_results_that_repeat_memory() -> None:

@@ -42,6 +42,12 @@ EXAMPLES: dict[str, tuple[list[str], list[str], str, dict[str, tuple[float, floa
     ),
     "generate.py": (["--cuda", "--chip-time"], [], r"measured: 32 tokens, 2\d\d\.\d tokens/s", {"samples": (1, 1)}),
     "search.py": ([], [], r"differ from the CPU's by at most (0\.0e\+00|\d\.\de-0[6-9])", {"steps": (3, 3)}),
+    "kernel.py": (
+        ["--chip", "a100-sxm-80", "--sanitize", "race,init"],
+        [],
+        r"largest difference \d\.\de-0[67]\nfused \d+\.\d us \((1|4|16) rows a program\), unfused \d+\.\d us",
+        {"samples": (0, 1e9)},
+    ),
     "overlap.py": (["--cuda"], [], r"overlap hides (1\d|2\d)%", {"link_seconds": (0.02, 0.05)}),
 }
 

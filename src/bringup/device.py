@@ -20,6 +20,7 @@ from bringup.errors import BringupError
 _ops = torch.ops.bringup
 
 named_cuda = False  # the program's name of the chip is cuda
+seedings = 0  # how often a generator was seeded
 
 DeviceLike = Union[torch.device, str, int, None]
 
@@ -408,11 +409,15 @@ def _human(count: int) -> str:
 
 def manual_seed(seed: int) -> None:
     """Seed the current chip's generator."""
+    global seedings
+    seedings += 1
     _ops.manual_seed(current_device(), _signed(seed))
 
 
 def manual_seed_all(seed: int) -> None:
     """Seed every chip's generator."""
+    global seedings
+    seedings += 1
     for index in range(device_count()):
         _ops.manual_seed(index, _signed(seed))
 

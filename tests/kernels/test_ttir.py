@@ -1,5 +1,6 @@
 """What three releases of Triton print for the tutorials' kernels: read, and run without Triton."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from bringup.errors import BringupError
-from bringup.kernels import ttir
+from bringup.kernels import require_triton, ttir
 from bringup.kernels.executor import Kernel
 from bringup.kernels.memory import Buffer, KernelError, Memory
 from bringup.kernels.values import Pointer
@@ -92,6 +93,12 @@ def test_infinity_is_read_from_its_bits() -> None:
     text = (FOLDER / "3.7.1" / "softmax_kernel.ttir").read_text()
     constants = [op.attributes["value"] for op in ttir.parse(text).kernel.walk() if op.name == "arith.constant"]
     assert float("-inf") in constants
+
+
+def test_without_triton_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BringupError, match=r"--compile triton needs Triton.*pip install \"bringup\[triton\]\""):
+        require_triton("--compile triton")
 
 
 @pytest.mark.parametrize("text", ["", "module {\n}", "hello"])

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from bringup import _load
+from bringup import _load, device
 from bringup.errors import BringupError
 from bringup.kernels import require_triton
 
@@ -27,20 +27,27 @@ class _Philox:
     """The default generator as FlagGems reads it: 16 bytes, a seed and an offset into its random numbers."""
 
     def __init__(self) -> None:
-        self.seed: int | None = None
+        self.seeding = -1
         self.offset = 0
 
     def get_state(self) -> torch.Tensor:
         """Return seed and offset; the seed is the chip's."""
-        seed = torch.chip.initial_seed()  # type: ignore[attr-defined]
+        seed = device.initial_seed()
         seed = seed - 2**64 if seed >= 2**63 else seed
-        if seed != self.seed:
-            self.seed, self.offset = seed, 0
+        if self.seeding != device.seedings:
+            self.seeding, self.offset = device.seedings, 0
         return torch.tensor([seed, self.offset], dtype=torch.int64).view(torch.uint8)
 
     def set_state(self, state: torch.Tensor) -> None:
         """Go on from an offset."""
-        self.seed, self.offset = (int(value) for value in state.view(torch.int64))
+        self.offset = int(state.view(torch.int64)[1])
+
+
+class _Torch:
+    """Torch as FlagGems' block sizes ask for it: the properties of ``cuda`` are the chip's."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, "chip" if name == "cuda" else name)
 
 
 def load() -> Any:
@@ -49,8 +56,6 @@ def load() -> Any:
     Raises:
         BringupError: it is not installed, or was imported before.
     """
-    from bringup import device
-
     require_triton("FlagGems")
     found = importlib.util.find_spec("flag_gems")
     if found is None or found.origin is None:
@@ -68,12 +73,14 @@ def load() -> Any:
     sys.path.append(backends)
     try:
         vendor: Any = importlib.import_module("_nvidia")
+        heuristics: Any = importlib.import_module("_nvidia.heuristics_config_utils")
     finally:
         sys.path.remove(backends)
     vendor.vendor_info = dataclasses.replace(
         vendor.vendor_info, device_name=name, dispatch_key="PrivateUse1", triton_extra_name="cuda"
     )
     vendor.ARCH_MAP = {}
+    heuristics.torch = _Torch()
     sys.modules.setdefault("torch.backends.chip", types.ModuleType("torch.backends.chip"))
     chip: Any = getattr(torch, name)
     chip.default_generators = [_Philox() for _ in range(chip.device_count())]

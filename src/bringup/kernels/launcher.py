@@ -6,7 +6,6 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,6 @@ TINY = 16384  # elements: a launch with fewer runs in some 0.1 ms
 _kernels: dict[str, Kernel] = {}
 _waiting: dict[int, _Launch] = {}
 _numbers = itertools.count()
-_listeners: list[list[str]] = []  # signatures of what was launched, for each benchmark under way
 _library: Any = torch.library.Library("bringup", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -160,7 +158,7 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], given: list[Any], consta
     arguments: list[Any] = []
     inputs: list[Any] = []
     ops = torch.ops.bringup
-    counted = bool(_listeners) or ops.is_recording()
+    counted = ops.is_recording()
     index = -1
     for number, value in enumerate(given):
         if not isinstance(value, torch.Tensor):
@@ -224,10 +222,7 @@ def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) 
             launch.arguments[a][0]: line for a, line in checks.initial.items() if isinstance(launch.arguments[a], tuple)
         }
         launch.signature["args"]["read_first"] = {str(storage): line for storage, line in sorted(found.items())}
-    text = json.dumps(launch.signature)
-    for listener in _listeners:
-        listener.append(text)
-    return text
+    return json.dumps(launch.signature)
 
 
 _library.impl("run_kernel", _run, "CompositeExplicitAutograd")
@@ -236,46 +231,39 @@ _library.impl("run_kernel", _run, "CompositeExplicitAutograd")
 # ---- times
 
 
-@contextmanager
-def launches() -> Any:
-    """Collect the signatures of what is launched inside the block."""
-    found: list[str] = []
-    _listeners.append(found)
-    try:
-        yield found
-    finally:
-        torch.chip.synchronize()  # type: ignore[attr-defined]
-        _listeners.remove(found)
-
-
 def seconds_of(run: Callable[[], Any]) -> float:
-    """Run once; return the time of its kernels and operators on the chip, in seconds, launches included."""
+    """Run once; return the time of its kernels and operators on the chip, in seconds, launches included.
+
+    What is timed is no part of a recording under way.
+    """
     import bringup
     from bringup import _load
     from bringup.cost.signature import Signature
     from bringup.pricing import WorkTable, price_table
-    from bringup.trace import LAUNCH
+    from bringup.trace import COLUMNS, LAUNCH, read_signature
 
     ops = torch.ops.bringup
-    if ops.is_recording():  # trying configurations is not the program's work
-        ops.pause_recording(True)
+    signatures: list[Signature] = []
+    if ops.is_recording():
+        ops.set_recording_aside()
         try:
-            with launches() as texts:
-                run()
+            run()
+            torch.chip.synchronize()  # type: ignore[attr-defined]
+            columns = dict(zip(COLUMNS, ops.recorded_columns(0), strict=False))
+            texts = ops.recorded_signatures(0)
         finally:
-            ops.pause_recording(False)
-        signatures = [Signature.parse(json.loads(text)) for text in texts]
-        counts = [1] * len(signatures)
+            ops.set_recording_aside()
+        launched = columns["signature"][columns["kind"] == LAUNCH].tolist()
+        signatures = [read_signature(texts[number])[1] for number in launched]
     else:
         with bringup.record() as trace:
             run()
-        chosen = trace.columns["signature"][trace.columns["kind"] == LAUNCH]
-        signatures, counts = trace.signatures, [int((chosen == n).sum()) for n in range(len(trace.signatures))]
-    assert _load.chosen is not None
+        launched = trace.columns["signature"][trace.columns["kind"] == LAUNCH].tolist()
+        signatures = [trace.signatures[number] for number in launched]
     if not signatures:
         return 0.0
-    prices = price_table(WorkTable.of(signatures), signatures, _load.chosen)
-    return float(sum(price * count for price, count in zip(prices.seconds, counts, strict=True)))
+    assert _load.chosen is not None
+    return float(price_table(WorkTable.of(signatures), signatures, _load.chosen).seconds.sum())
 
 
 def benchmark(kernel_call: Callable[[], Any], *, quantiles: Sequence[float] = (0.5, 0.2, 0.8), **_: Any) -> list[float]:
