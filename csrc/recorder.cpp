@@ -459,10 +459,11 @@ std::vector<std::string> recorded_lines() {
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("start_recording() -> ()", &start_recording);
   m.def("stop_recording() -> ()", [] { recording_now = false; });
-  m.def("set_recording_aside() -> ()", [] {  // rows from now on are not the program's own work; the next call swaps back
+  m.def("set_recording_aside(bool aside) -> ()", [](bool aside) {  // rows between the two calls are not the program's
     wait_for_kernels();
     std::lock_guard<std::mutex> lock(recording_state().mutex);
     std::swap(recording_state().rows, recording_state().aside);
+    if (!aside) recording_state().aside.clear();
     thread_clock.elapsed(recording_state());
   });
   m.def("is_recording() -> bool", [] { return recording(); });

@@ -11,6 +11,10 @@ ELEMENTS = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "floa
 ELEMENTS |= {"f8E5M2": "float8_e5m2", "f8E4M3FN": "float8_e4m3fn"}
 
 
+ITEMS_PER_CORE = 2048  # elements that one core has in flight before the latency of memory is hidden, as in pricing.py
+RESIDENT = 32  # programs in flight on a core: thread blocks per multiprocessor (CUDA C++ Programming Guide, table 27)
+
+
 @rule("kernel", "triton")
 def kernel(signature: Signature) -> Work:
     """Price products on the matrix engine, the rest on the vector units; bytes that are read again come from the cache.
@@ -43,5 +47,7 @@ def kernel(signature: Signature) -> Work:
         read_bytes=counters["read_once"],
         written_bytes=counters["written_once"],
         again_bytes=counters["loaded"] - counters["read_once"] if not gemms else 0,
-        items=max(counters["stored"] // 4, 1),
+        # A program runs on one core; a core has so many programs in flight, and small tiles do not hide the latency.
+        items=max(min(counters["stored"] // 4, programs * ITEMS_PER_CORE), 1),
+        streams=min(1.0, counters["tile"] * RESIDENT / ITEMS_PER_CORE),
     )

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from bringup.errors import BringupError
-from bringup.kernels import lowering
+from bringup.kernels import arithmetic, lowering, tiles, work
 from bringup.kernels.lowering import Step, addresses
 from bringup.kernels.memory import Counters, KernelError, Memory
 from bringup.kernels.ttir import Block, Function, Module, Op, Region, Type
@@ -29,6 +29,7 @@ CHUNK = 256 * 1024  # elements of the largest tile, over all programs of a chunk
 MOST_PROGRAMS = 16384  # of a chunk
 SPINS = 100_000  # iterations of a loop that changes nothing before it is called endless
 Tensor = torch.Tensor
+OPERATIONS = (arithmetic, tiles)  # imported so that their lowerings are registered
 
 
 @dataclass
@@ -295,8 +296,8 @@ class _Body:
                 m, n = kind.shape[-2:]
                 products += [(m, n, a.shape[-1], a.element)] * batch
             else:
-                code.special += lowering.special_functions(op, self.types)
-                code.vector += lowering.vector_operations(op, self.types)
+                code.special += work.special_functions(op, self.types)
+                code.vector += work.vector_operations(op, self.types)
         code.free, code.products = tuple(sorted(read)), tuple(products)
         return code
 
@@ -654,5 +655,6 @@ def totals(kernel: Kernel, counters: Counters) -> dict[str, Any]:
         "atomics": counters.atomics,
         "special": special,
         "vector": vector,
+        "tile": kernel.largest,
         "products": [[*product, count] for product, count in sorted(products.items()) if count],
     }

@@ -245,14 +245,14 @@ def seconds_of(run: Callable[[], Any]) -> float:
     ops = torch.ops.bringup
     signatures: list[Signature] = []
     if ops.is_recording():
-        ops.set_recording_aside()
+        ops.set_recording_aside(True)
         try:
             run()
             torch.chip.synchronize()  # type: ignore[attr-defined]
             columns = dict(zip(COLUMNS, ops.recorded_columns(0), strict=False))
             texts = ops.recorded_signatures(0)
         finally:
-            ops.set_recording_aside()
+            ops.set_recording_aside(False)
         launched = columns["signature"][columns["kind"] == LAUNCH].tolist()
         signatures = [read_signature(texts[number])[1] for number in launched]
     else:

@@ -1,0 +1,27 @@
+"""What one operation asks of the vector units, by its types."""
+
+from __future__ import annotations
+
+from bringup.kernels.arithmetic import FLOATS, INTEGERS, UNARY
+from bringup.kernels.ttir import Op, Type
+from bringup.kernels.values import WIDTHS, numel
+
+SPECIAL = {"math.exp", "math.exp2", "math.expm1", "math.log", "math.log2", "math.log10", "math.log1p", "math.sin"}
+SPECIAL |= {"math.cos", "math.tan", "math.tanh", "math.sqrt", "math.rsqrt", "math.erf", "tt.precise_sqrt", "math.powf"}
+SPECIAL |= {"arith.divf", "tt.precise_divf", "tt.extern_elementwise"}
+VECTOR = {*FLOATS, *INTEGERS, *UNARY, "math.fma", "arith.select", "arith.cmpf", "arith.cmpi", "tt.clampf"} - SPECIAL
+
+
+def special_functions(op: Op, types: list[Type]) -> int:
+    """Count evaluations of exp, log, division, ... of one program."""
+    return numel(types[op.results[0]].shape) if op.name in SPECIAL else 0
+
+
+def vector_operations(op: Op, types: list[Type]) -> int:
+    """Count operations of the vector units of one program: of tiles of floats, and reductions and scans of them."""
+    if op.name in VECTOR and types[op.results[0]].shape:
+        kind = types[op.operands[-1]]
+        return numel(types[op.results[0]].shape) if kind.element not in WIDTHS else 0
+    if op.name in ("tt.reduce", "tt.scan"):
+        return sum(numel(types[value].shape) for value in op.operands if types[value].element not in WIDTHS)
+    return 0
