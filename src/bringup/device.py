@@ -521,6 +521,11 @@ def _patch_torch() -> None:
             from bringup.kernels import inductor, require_triton
 
             require_triton("BRINGUP_COMPILE=triton")
+            if named_cuda:
+                raise BringupError(
+                    "torch.compile through Inductor's Triton code needs a program that says chip: leave out --cuda, or "
+                    "--compile triton (BRINGUP_COMPILE)"
+                )
             inductor.register()
         elif compiler.is_on_chip(inputs_, model_):
             patches = {**self.config, **(config_patches or {})}

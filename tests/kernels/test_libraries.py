@@ -52,6 +52,14 @@ def test_inductors_triton_code_trains_a_gpt_as_the_cpu_does(bringup_run: Callabl
     assert "triton_per_fused" in (tmp_path / "report" / "report.html").read_text()
 
 
+def test_inductors_triton_code_is_not_for_programs_that_say_cuda(
+    bringup_run: Callable[..., Any], tmp_path: Any
+) -> None:
+    (tmp_path / "empty.py").write_text("")
+    done = bringup_run("--cuda", "--compile", "triton", "--out", "report", "empty.py")
+    assert done.returncode == 2 and "leave out --cuda" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_kernel_debug_runs_kernels_in_the_interpreter(bringup_run: Callable[..., Any], tmp_path: Any) -> None:
     (tmp_path / "debug.py").write_text(
         """
