@@ -48,6 +48,15 @@ EXAMPLES: dict[str, tuple[list[str], list[str], str, dict[str, tuple[float, floa
         r"largest difference \d\.\de-0[67]\nfused \d+\.\d us \((1|4|16) rows a program\), unfused \d+\.\d us",
         {"samples": (0, 1e9)},
     ),
+    "kernel_bugs.py": (
+        [],
+        [],
+        r"out_of_bounds: load out of bounds: argument 'x_ptr' at element 100.*\n"
+        r"failed_assertion: device_assert failed: a value is too large, program \(2, 0, 0\).*\n"
+        r"endless_lock: locked: a loop spins for ever.*\n"
+        r"tensor_of_the_host: .*argument 'x_ptr' is on cpu.*\nrace: silent",
+        {"samples": (0, 1e9)},
+    ),
     "overlap.py": (["--cuda"], [], r"overlap hides (1\d|2\d)%", {"link_seconds": (0.02, 0.05)}),
 }
 
@@ -59,6 +68,8 @@ def test_every_example_is_run() -> None:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_example_runs_and_its_summary_is_as_expected(example: str, bringup_run: Run, tmp_path: Path) -> None:
+    if example.startswith("kernel"):
+        pytest.importorskip("triton", reason="needs bringup[triton]")
     options, arguments, printed, bounds = EXAMPLES[example]
     script = str(ROOT / "examples" / example.split()[0])
     if options[:1] == ["-W"]:  # without any warning, and without bringup run
