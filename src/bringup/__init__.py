@@ -64,11 +64,13 @@ def __getattr__(name: str) -> Any:
 
     `import torch` imports this package, which must cost it nothing; and the command line answers without torch.
     """
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
     import sys
 
+    if name == "kernels":
+        return importlib.import_module("bringup.kernels")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if _HOMES[name] == "_load":
         importlib.import_module("torch")  # which imports bringup._load: it must not be half-imported by then
     value = getattr(importlib.import_module(f"bringup.{_HOMES[name]}"), name)

@@ -173,6 +173,27 @@ def test_tensor_of_the_host_is_refused_at_once(tmp_path: Path) -> None:
         run(tmp_path, source)
 
 
+def test_tensors_of_two_chips_are_refused(tmp_path: Path) -> None:
+    source = KERNEL.format(body="tl.store(o + i, tl.load(x + i))", grid=3).replace(
+        "100, device=", "100, device='chip:1' or "
+    )
+    with pytest.raises(bringup.BringupError, match="tensors on chip:0 and chip:1: argument 'o'"):
+        run(tmp_path, source)
+
+
+def test_kernel_runs_on_the_current_stream_and_on_another_chip() -> None:
+    from tests.kernels import tutorials
+
+    x = torch.rand(5000, device="chip:1")
+    stream = torch.chip.Stream(device="chip:1")
+    with bringup.record() as trace, stream:
+        y = tutorials.add(x, x)
+    stream.synchronize()
+    assert torch.equal(y.cpu(), x.cpu() * 2)
+    launched = trace.columns["kind"] == 0
+    assert trace.columns["device"][launched].tolist() == [1] and trace.columns["stream"][launched][0] != 0
+
+
 def test_unsupported_operation_is_refused_with_its_line(tmp_path: Path) -> None:
     body = 'a = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tl.load(x + i)], tl.float32, True, 1)  # here'
     with pytest.raises(bringup.BringupError, match="does not run this operation of Triton") as caught:

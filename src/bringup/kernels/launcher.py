@@ -164,7 +164,13 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], given: list[Any], consta
         if not isinstance(value, torch.Tensor):
             arguments.append(value)
             continue
-        index = max(index, real_device(value).index)
+        here = real_device(value).index
+        if index not in (-1, here):
+            raise BringupError(
+                f"{kernel.name} is launched with tensors on chip:{index} and chip:{here}: argument {names[number]!r} "
+                "has to be on the same chip as those before it"
+            )
+        index = here
         address = value.untyped_storage().data_ptr()
         storage = places.setdefault(address, len(tensors))
         if storage == len(tensors):
