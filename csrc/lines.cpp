@@ -9,6 +9,7 @@
 #include <array>
 #include <atomic>
 #include <chrono>
+#include <cstdlib>
 #include <filesystem>
 #include <mutex>
 #include <unordered_map>
@@ -79,13 +80,20 @@ const std::vector<std::string>& library_folders() {
   return *folders;
 }
 
-std::string file_of(PyObject* code) {
-  PyObject* name = PyObject_GetAttrString(code, "co_filename");
-  const char* text = name ? PyUnicode_AsUTF8(name) : nullptr;
-  std::string file = text ? text : "";
-  if (name) Py_DecRef(name);
+std::string text_of(PyObject* code, const char* attribute) {
+  PyObject* found = PyObject_GetAttrString(code, attribute);
+  const char* text = found ? PyUnicode_AsUTF8(found) : nullptr;
+  std::string copy = text ? text : "";
+  if (found) Py_DecRef(found);
   PyErr_Clear();
-  return file;
+  return copy;
+}
+
+// Code that Inductor wrote is not the user's: a module in its cache, or the function that launches a kernel.
+bool is_inductors(const std::string& file, PyObject* code) {
+  const char* cache = std::getenv("TORCHINDUCTOR_CACHE_DIR");
+  if (file.find("/torchinductor_") != std::string::npos || (cache && *cache && file.rfind(cache, 0) == 0)) return true;
+  return file == "<string>" && text_of(code, "co_name") == "launcher";
 }
 
 // Is it a user's code object? Decided once per object; the object is kept, so that its address stays its own.
@@ -98,10 +106,10 @@ bool classify(PyObject* code) {
     if (found != known->end()) return found->second;
   }
   Gil gil;
-  std::string file = file_of(code);
+  std::string file = text_of(code, "co_filename");
   // The items of the scorecard are programs, although they lie in our folder.
   bool is_item = file.find("/bringup/check/") != std::string::npos;
-  bool user = !file.empty() && (is_item || !starts_with_any(file, library_folders()));
+  bool user = !file.empty() && (is_item || !starts_with_any(file, library_folders())) && !is_inductors(file, code);
   Py_IncRef(code);
   std::lock_guard<std::mutex> lock(mutex);
   (*known)[code] = user;
@@ -340,7 +348,7 @@ std::string describe(const Line& line) {
   if (!line.code || !Py_IsInitialized()) return "";
   Gil gil;
   auto* code = static_cast<PyObject*>(line.code);
-  std::string file = file_of(code);
+  std::string file = text_of(code, "co_filename");
   std::error_code error;
   std::string here = std::filesystem::current_path(error).string() + "/";
   if (!error && file.compare(0, here.size(), here) == 0) file = file.substr(here.size());

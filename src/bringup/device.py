@@ -521,12 +521,7 @@ def _patch_torch() -> None:
             from bringup.kernels import inductor, require_triton
 
             require_triton("BRINGUP_COMPILE=triton")
-            if named_cuda:
-                raise BringupError(
-                    "torch.compile through Inductor's Triton code needs a program that says chip: leave out --cuda, or "
-                    "--compile triton (BRINGUP_COMPILE)"
-                )
-            inductor.register()
+            return inductor.compile_graph(model_, inputs_, {**self.config, **(config_patches or {})})
         elif compiler.is_on_chip(inputs_, model_):
             patches = {**self.config, **(config_patches or {})}
             return compiler.compile_graph(model_, inputs_, config_patches=patches, compile_region_name=self.name)

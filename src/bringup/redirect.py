@@ -10,9 +10,10 @@ which no tensor has. Below torch's Python the device is ``chip``. Nothing is pat
 from __future__ import annotations
 
 import functools
+import importlib
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -27,12 +28,13 @@ used: Counter[str] = Counter()  # name -> how often the program used it
 _active = False
 _settings: dict[str, Any] = {}  # the knobs as they were
 
+_DRIVER = "needs CUDA's driver"
 _MISSING = {
     **dict.fromkeys(
         ("cudart", "cudaStatus", "check_error", "current_blas_handle", "current_solver_handle"),
         "is CUDA's own runtime",
     ),
-    **dict.fromkeys(("jiterator", "ExternalStream", "get_stream_from_external", "GreenContext"), "needs CUDA's driver"),
+    **dict.fromkeys(("ExternalStream", "get_stream_from_external", "GreenContext"), _DRIVER),
     **dict.fromkeys(
         ("caching_allocator_alloc", "caching_allocator_delete", "CUDAPluggableAllocator", "change_current_allocator"),
         "reaches into CUDA's allocator",
@@ -101,6 +103,19 @@ def report() -> dict[str, int]:
 
 # ---- devices
 
+_plain = False  # tensors say what they are on: while Inductor writes code for the chip
+
+
+@contextmanager
+def plain_devices() -> Generator[None]:
+    """Let tensors say that they are on the chip, whatever the program calls it."""
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
 
 def shown(device: torch.device) -> torch.device:
     """Return the program's name of a device."""
@@ -132,7 +147,7 @@ def _patch_tensors() -> None:
     name_of = functools.cache(shown)
 
     def device(self: torch.Tensor) -> torch.device:
-        return name_of(where(self))
+        return where(self) if _plain else name_of(where(self))
 
     def is_cuda(self: torch.Tensor) -> bool:
         return bool(chips.real_device(self).type == "chip")
@@ -352,7 +367,13 @@ def _patch_cuda() -> None:
         setattr(cuda, name, wrapped)
     for name, why in _MISSING.items():
         setattr(cuda, name, _missing(name, why))
+    jitted: Any = importlib.import_module(
+        "torch.cuda.jiterator"
+    )._JittedFunction  # made anywhere, it fails when it runs
+    jitted.__call__ = _missing("jiterator", _DRIVER)
     cuda._initialized = True
+    # Programs tell CUDA from ROCm by it. It is the version that torch's default build of 2.13 is for.
+    torch.version.cuda = "13.0"
     core: Any = torch._C  # what torch.nn.DataParallel asks for
     core._scatter = lambda tensor, devices, sizes, dim, streams: [
         part.to(f"cuda:{index}")

@@ -146,8 +146,6 @@ def command(
     checks = _checks(sanitize)
     sys.argv = [program.file if module else script, *arguments]
     report = _Report(described, machine, host_clock, target, as_json, checks)
-    if cuda and compiler == "triton":
-        raise BringupError("--compile triton needs a program that says chip: leave out --cuda, or --compile triton")
     prepare = _kernels(compiler, ops, kernel_debug)
     code = _record(program, names[0], report, strict, oom == "continue", context, cuda, chip_time, prepare)
     _leave(code)

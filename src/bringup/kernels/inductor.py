@@ -6,8 +6,11 @@ those that Inductor writes for an accelerator. Products stay torch's operators.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import fx
 from torch._dynamo.device_interface import DeviceInterface, register_interface_for_device
 from torch._inductor import config
 from torch._inductor.codegen.common import (
@@ -17,6 +20,7 @@ from torch._inductor.codegen.common import (
 )
 
 from bringup import device as chips
+from bringup.redirect import plain_devices, real
 
 _registered = False
 
@@ -94,6 +98,41 @@ def raw_stream(device: int) -> int:
     return 0
 
 
+def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], patches: dict[str, Any]) -> Any:
+    """Compile a graph of Dynamo as Inductor does for an accelerator; returns what runs it.
+
+    Args:
+        graph: what Dynamo gives a backend.
+        inputs: its example inputs.
+        patches: of Inductor's configuration.
+    """
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    register()
+
+    def inner(*args: Any, **kwargs: Any) -> Any:  # also called by the first backward pass
+        with plain_devices():
+            return compile_fx_inner(*args, **kwargs)
+
+    for module in graph.modules():
+        if isinstance(module, fx.GraphModule):
+            _say_chip(module)
+    with plain_devices():
+        return compile_fx(graph, inputs, inner_compile=inner, config_patches=patches)
+
+
+def _say_chip(graph: fx.GraphModule) -> None:
+    """Replace devices that the program calls ``cuda``."""
+    for node in graph.graph.nodes:
+        node.args = fx.node.map_aggregate(node.args, real)
+        node.kwargs = fx.node.map_aggregate(node.kwargs, real)
+        if node.op == "call_method" and node.target == "cuda":
+            index = node.args[1] if len(node.args) > 1 else node.kwargs.get("device")
+            device = torch.device("chip", index) if isinstance(index, int) else index or torch.device("chip")
+            node.target, node.args, node.kwargs = "to", (node.args[0], device), {}
+    graph.recompile()
+
+
 def register() -> None:
     """Let Inductor write Triton code for the chip. Its autotuning sees the chip's time."""
     global _registered
@@ -102,9 +141,9 @@ def register() -> None:
     _registered = True
     from torch._inductor.codegen.triton import TritonScheduling
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
-    from torch._inductor.runtime import benchmarking
+    from torch._inductor.runtime import benchmarking, triton_helpers
 
-    from bringup.kernels import launcher
+    from bringup.kernels import choose_for_triton, launcher
 
     register_interface_for_device("chip", ChipInterface)
     register_interface_for_device("ccuda", ChipInterface)  # torch 2.13 replaces "hip" by "cuda" wherever it stands
@@ -114,6 +153,9 @@ def register() -> None:
     register_backend_for_device("chip", TritonScheduling, PythonWrapperCodegen)
     config.compile_threads = 1  # the processes of a pool would not know the chip
     config.triton.mix_order_reduction = False  # asks for CUDA's occupancy
+
+    # Inductor's code asks for the driver of the GPU that torch reports: by the name of cuda, that is the chip.
+    triton_helpers.set_driver_to_gpu = choose_for_triton
 
     def benchmark_gpu(call: Any, *_: Any, **__: Any) -> float:
         return launcher.seconds_of(call) * 1e3
