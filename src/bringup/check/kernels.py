@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 
-from bringup.check.registry import Failed, item, needs_accelerator, needs_chip, require
+from bringup.check.framework import share
+from bringup.check.registry import Failed, NotApplicable, item, needs_accelerator, needs_chip, require
 
 
 def _custom(device: torch.device) -> Any:
@@ -69,6 +70,30 @@ def triton(device: torch.device) -> str:
     double[(4,)](x, out, 1000, BLOCK=256)
     require(torch.equal(out, x * 2), "a kernel that doubles 1,000 numbers is wrong")
     return f"triton compiles for {target}, and a kernel's results are right"
+
+
+@item(
+    "D10",
+    "P",
+    "a library of kernels",
+    hint="the operators that are named compute wrong results, or FlagGems does not know the device",
+    seconds=400,
+)
+def library(device: torch.device) -> str:
+    """FlagGems' operators, written in Triton, give the CPU's results in the place of torch's, with gradients."""
+    from bringup.check import library as gems
+
+    needs_accelerator(device, "use for operators in Triton")
+    for name in ("triton", "flag_gems"):
+        if importlib.util.find_spec(name) is None:
+            raise NotApplicable(f"{name} is not installed here: pip install triton flag_gems")
+    torch.set_num_threads(1)
+    tried = gems.run(gems.enable(device), device)
+    wrong = [name for name, problems in tried.items() if any(problems)]
+    known = [name for name in wrong if name in gems.FAULTS]
+    judged = [name for name in tried if name not in known]
+    text = f"operators of FlagGems; {len(known)} more are wrong wherever they run ({', '.join(known)})"
+    return share(judged, [name for name in wrong if name not in known], text if known else "operators of FlagGems")
 
 
 @item(
