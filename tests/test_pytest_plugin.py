@@ -142,6 +142,36 @@ def test_it_is_inert_without_the_option(suite: Run) -> None:
     assert "2 skipped" in done.stdout and done.returncode == 0, done.stdout
 
 
+GPU_ONLY = """
+import pytest, torch
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+device = "cuda" if torch.version.cuda else "cpu"
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 1, reason="needs a GPU")
+def test_cuda():
+    x = torch.ones(3, device=device)
+    assert x.is_cuda and x.device == torch.device("cuda:0") and "NVIDIA T4" in torch.cuda.get_device_name()
+    torch.testing.assert_close(x.cuda() + 1, torch.full((3,), 2.0, device="cuda"))
+
+
+def test_fixture(chip):
+    assert chip.type == "cuda"
+
+
+def test_init():
+    torch.empty(8, device="cuda").add_(1)
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+def test_tests_that_need_a_gpu_run_as_they_are(suite: Run, workers: list[str]) -> None:
+    assert "3 skipped" in suite(GPU_ONLY).stdout
+    done = suite(GPU_ONLY, "--chip", "t4", "--chip-cuda", *workers)
+    assert "1 failed, 2 passed" in done.stdout, done.stdout
+    assert "init: aten::add_ at test_it.py:19" in done.stdout
+
+
 def test_strict_refuses_what_the_chip_does_not_have(suite: Run, tmp_path: Path) -> None:
     source = (
         "import torch\ndef test_double():\n    torch.ones(3, dtype=torch.float64, device='chip').sin()\n"

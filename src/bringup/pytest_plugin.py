@@ -37,9 +37,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options."""
     group = parser.getgroup("chip", "a virtual AI chip (bringup)")
     group.addoption("--chip", metavar="NAME|FILE", help="run the tests on this chip, and check them")
+    group.addoption("--chip-cuda", action="store_true", help="tests that say cuda mean the chip")
     group.addoption("--chip-strict", action="store_true", help="an operator that the chip does not have is an error")
     group.addoption("--chip-dry", action="store_true", help="launch and allocate, but compute nothing")
     group.addoption("--chip-warn", action="store_true", help="findings are warnings, the tests pass")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Let cuda mean the chip before any conftest or test module asks whether there is one."""
+    options = early_config.known_args_namespace
+    if not getattr(options, "chip_cuda", False) or options.chip is None:
+        return
+    from bringup.errors import BringupError
+    from bringup.redirect import redirect_cuda
+
+    try:
+        redirect_cuda()
+    except BringupError as error:
+        raise pytest.UsageError(str(error)) from None
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -48,7 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("markers", marker)
     chip = config.getoption("--chip")
     if chip is None:
-        for option in ("--chip-strict", "--chip-dry", "--chip-warn"):
+        for option in ("--chip-cuda", "--chip-strict", "--chip-dry", "--chip-warn"):
             if config.getoption(option):
                 raise pytest.UsageError(f"{option} needs --chip NAME")
         return
@@ -63,12 +79,15 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def chip(request: pytest.FixtureRequest) -> Any:
-    """Return the device of the run, ``torch.device("chip", 0)``. Skips the test without ``--chip``."""
+    """Return the device of the run, ``torch.device("chip", 0)``, or ``cuda`` with ``--chip-cuda``.
+
+    Skips the test without ``--chip``.
+    """
     if request.config.getoption("--chip") is None:
         pytest.skip("needs --chip NAME")
     import torch
 
-    return torch.device("chip", 0)
+    return torch.device("cuda" if request.config.getoption("--chip-cuda") else "chip", 0)
 
 
 @pytest.fixture
