@@ -55,6 +55,34 @@ def test_large_product_runs_at_the_sustained_rate() -> None:
     assert ideal < seconds < 1.05 * ideal
 
 
+def test_engines_and_roof_of_a_kernel() -> None:
+    device = chip()
+    x, y = torch.randn(2, 1024, 1024).to("chip").unbind()
+    with bringup.record() as trace:
+        for _ in range(3):
+            x @ y
+        x + y
+    found = {item.op: item for item in summarize(replay(trace, device, host())).kernels}
+    product, total = found["aten::mm"], found["aten::add.Tensor"]
+    assert product.bound == "compute" and product.count == 3 and product.flops == 2 * 1024**3
+    ideal = 2 * 1024**3 / pricing.matrix_rate(device, "float32")
+    assert product.roof == pytest.approx(ideal / product.seconds)
+    assert ideal / product.seconds <= product.engines["matrix"] <= 1 and product.engines["vector"] == 0
+    assert (
+        total.bound == "memory" and total.bytes == 3 * 4 * 1024**2 and total.line.startswith("tests/test_timeline.py")
+    )
+    assert total.engines["memory"] > 0.9 > total.engines["vector"] > 0 == total.engines["matrix"]
+
+
+def test_few_rows_keep_few_cores_busy() -> None:
+    x = torch.randn(1, 100).to("chip")
+    with bringup.record() as trace:
+        x.exp()
+    (kernel,) = summarize(replay(trace, bringup.load_chip("a100-sxm-80"), host())).kernels
+    assert kernel.bound == "launch" and kernel.cores < 0.02 and kernel.roof < 0.01
+    assert 0 < kernel.engines["special"] < kernel.engines["memory"] < 0.1
+
+
 def test_matrix_times_vector_is_memory_bound() -> None:
     seconds, bound = priced(mm(4096, 1, 4096), chip())
     ideal = 4 * 4096 * 4096 / (120e9 * 0.85)
@@ -273,6 +301,19 @@ def test_parts_of_a_step_add_up() -> None:
     parts = summary.device_seconds + summary.link_seconds + summary.host_seconds + summary.fallback_seconds
     assert parts == pytest.approx(summary.step_seconds)
     assert (summary.steps, summary.steps_by) == (4, "forward")
+
+
+def test_steps_are_those_of_the_model_on_the_chip() -> None:
+    data = torch.ones(2, 4)
+    with bringup.record() as trace:
+        for device in ("cpu", "chip"):
+            model = torch.nn.Linear(4, 4).to(device)
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            for _ in range(3 if device == "cpu" else 5):
+                model(data.to(device)).sum().backward()
+                optimizer.step()
+    summary = summarize(replay(trace, chip(), host()))
+    assert (summary.steps, summary.steps_by) == (5, "optimizer") and summary.launches > 3
 
 
 def test_steps_are_marked_by_the_program_if_it_does() -> None:

@@ -119,6 +119,7 @@ WITH_PARAMETERS = [FAMILIES.index(name) for name in ("matmul", "convolution", "o
 
 COMPUTE, MEMORY, LAUNCH = range(3)
 BOUNDS = ("compute", "memory", "launch")
+ENGINES = ("matrix", "vector", "special", "memory")
 
 
 @dataclass(frozen=True)
@@ -194,15 +195,15 @@ class Prices:
         bound: index into `BOUNDS`: what set it.
         share: of the chip's cores that the launch can keep busy.
         supported: does the chip run it? If not, the timeline runs it on the host.
-        compute_seconds, memory_seconds: the two sides of the roofline.
+        engines: [engine, signature], seconds that each of `ENGINES` works, with the cores that the launch reaches; they
+            overlap.
     """
 
     seconds: Array
     bound: Array
     share: Array
     supported: Array
-    compute_seconds: Array
-    memory_seconds: Array
+    engines: Array
 
 
 def matrix_rate(chip: Chip, dtype: str, constants: Constants = DEFAULT) -> float:
@@ -237,6 +238,12 @@ def vector_rate(chip: Chip, dtype: str) -> float:
     """Flop/s of the vector units."""
     table = chip.vector.tflops
     return table[dtype] * 1e12 if dtype in table else table["float32"] * 1e12 * VECTOR_RATE.get(dtype, 1.0)
+
+
+def special_rate(chip: Chip) -> float:
+    """Evaluations of exp, log, tanh, ... per second; a quarter of the vector units' rate if the chip file has none."""
+    own = chip.vector.special_tops
+    return chip.vector.tflops["float32"] * 0.25e12 if own is None else own * 1e12
 
 
 def memory_rate(chip: Chip, constants: Constants = DEFAULT) -> float:
@@ -297,16 +304,15 @@ def price_table(
     launch = (launch_seconds(chip, graph=graph, constants=constants) + constants.kernel_seconds) * table.kernels
     share = np.clip(table.items / (cores * ITEMS_PER_CORE), 1.0 / cores, 1.0)
     vector_rates = np.asarray([vector_rate(chip, dtype) for dtype in table.dtypes]) if table.dtypes else np.zeros(0)
-    special_rate = (
-        chip.vector.tflops["float32"] * 0.25e12 if chip.vector.special_tops is None else chip.vector.special_tops * 1e12
-    )
     # Little work cannot fill the chip: it runs at the rate of the cores that it reaches.
-    compute = (table.vector_flops / vector_rates + table.special / special_rate) / share
+    vector = table.vector_flops / vector_rates / share
+    special = table.special / special_rate(chip) / share
+    matrix = np.zeros(len(share))
     rate = _bandwidth(table, chip, warm, constants)
     traffic = table.bytes + _again(table, chip)
     if len(table.owner):
         gemm_seconds, gemm_share = _gemms(table, chip, constants)
-        np.add.at(compute, table.owner, gemm_seconds)
+        np.add.at(matrix, table.owner, gemm_seconds)
         top = np.zeros_like(share)
         np.maximum.at(top, table.owner, gemm_share)
         share = np.where(top > 0, top, share)
@@ -320,6 +326,7 @@ def price_table(
     p = constants.systolic_overlap if chip.matrix.kind == "systolic" else constants.overlap
     if chip.kind == "cpu":
         p = 1.0  # the library first brings its operands into the order that it computes in
+    compute = vector + special + matrix
     body = (compute**p + memory**p) ** (1 / p) + _exposed(table, chip, constants)
     if chip.efficiency:
         body /= [efficiency(chip, s, work) for s, work in zip(signatures, table.works, strict=True)]
@@ -331,7 +338,7 @@ def price_table(
         ],
         dtype=bool,
     )
-    return Prices(launch + body, bound, share, supported, compute, memory)
+    return Prices(launch + body, bound, share, supported, np.stack([matrix, vector, special, memory]))
 
 
 def _bandwidth(table: WorkTable, chip: Chip, warm: Array | None, constants: Constants) -> Array:

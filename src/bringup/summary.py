@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup import advice, fitting, memory, sanitize
+from bringup import advice, fitting, memory, roofline, sanitize
 from bringup.cost import FAMILIES
 from bringup.timeline import Timeline
 from bringup.trace import HOST, IN_FORWARD, LAUNCH
@@ -57,6 +57,7 @@ class Summary:
         out_of_memory: the program ended with that error, so its peak is not known.
         dry: nothing was computed when it was recorded.
         memory: who holds it at its fullest.
+        kernels: the kinds of launches that take the chip longest.
         findings: what the sanitizer found, if it was asked.
         compiled_graphs, graph_breaks: of torch.compile, in the whole program.
         redirected: what the program used by the name of CUDA, and how often.
@@ -90,6 +91,7 @@ class Summary:
     error_source: str
     unpriced: list[str]
     fallbacks: list[Fallback] = field(default_factory=list)
+    kernels: list[roofline.Kernel] = field(default_factory=list)
     bottlenecks: list[advice.Bottleneck] = field(default_factory=list)
     what_if: list[advice.WhatIf] = field(default_factory=list)
     ways_to_fit: list[fitting.Way] = field(default_factory=list)
@@ -163,6 +165,7 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
         error_source=source,
         unpriced=unpriced(timeline),
         fallbacks=fallbacks(timeline, first, last, count),
+        kernels=roofline.kernels(timeline, first, last, count),
         compiled_graphs=int(trace.about.get("compiled_graphs", 0)),
         graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
         redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},

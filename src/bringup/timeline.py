@@ -308,7 +308,10 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, clock: HostClock, g
 
 
 def find_steps(columns: dict[str, Array]) -> Steps:
-    """Find the steps: marked by the program, else steps of the first optimizer, else outermost module calls."""
+    """Find the steps: marked by the program, else steps of the first optimizer, else outermost module calls.
+
+    An optimizer that is through before the chip's first launch works for a model on the host.
+    """
     kind, objects = columns["kind"], columns["object"]
     rows = len(kind)
     marks = np.flatnonzero((kind == STEP) & (objects == BY_PROGRAM))
@@ -318,7 +321,10 @@ def find_steps(columns: dict[str, Array]) -> Steps:
     first = int(forwards[0]) if len(forwards) else 0
     optimizers = np.flatnonzero(kind == STEP)
     if len(optimizers):
-        own = optimizers[objects[optimizers] == objects[optimizers[0]]]
+        launched = int(np.argmax(kind == LAUNCH)) if (kind == LAUNCH).any() else 0
+        on_chip = objects[optimizers[optimizers > launched]]
+        chosen = on_chip[0] if len(on_chip) else objects[optimizers[0]]
+        own = optimizers[objects[optimizers] == chosen]
         return Steps("optimizer", min(first, int(own[0])), own + 1)
     if len(forwards):
         return Steps("forward", first, np.append(forwards[1:], rows))

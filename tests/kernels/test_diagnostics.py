@@ -153,6 +153,23 @@ NO_FINDING = {
 }
 
 
+def test_memory_reached_by_addresses_is_checked_with_the_rest(tmp_path: Path) -> None:
+    source = """
+    @triton.jit
+    def k(table, o, B: tl.constexpr):
+        x = tl.load(table + tl.program_id(0)).to(tl.pointer_type(tl.float32))
+        i = tl.arange(0, B)
+        tl.store(o + tl.program_id(0) * B + i, tl.load(x + i))
+    blocks = [torch.empty(32, device="chip") for _ in range(3)]
+    for block in blocks:
+        block.fill_(2.0)
+    o = torch.zeros(96, device="chip")
+    k[(3,)](torch.tensor([block.data_ptr() for block in blocks]).to("chip"), o, B=32)
+    assert o.sum().item() == 192
+    """
+    assert findings(tmp_path, textwrap.dedent(source)) == []
+
+
 @pytest.mark.parametrize("name", NO_FINDING)
 def test_what_has_an_order_is_silent(tmp_path: Path, name: str) -> None:
     assert findings(tmp_path, KERNEL.format(body=NO_FINDING[name], grid=3)) == []

@@ -223,11 +223,14 @@ def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) 
     if launch.signature is None:
         return ""
     launch.signature["args"]["counters"] = totals(kernel, counters)
-    if checks is not None and checks.initial:  # what the launch read before it wrote there: storage -> line
+    if checks is not None:  # what the launch read before it wrote there, but by addresses: storage -> line
         found = {
-            launch.arguments[a][0]: line for a, line in checks.initial.items() if isinstance(launch.arguments[a], tuple)
+            launch.arguments[place][0]: line
+            for place, line in checks.initial.items()
+            if place < len(launch.arguments) and isinstance(launch.arguments[place], tuple)
         }
-        launch.signature["args"]["read_first"] = {str(storage): line for storage, line in sorted(found.items())}
+        if found:
+            launch.signature["args"]["read_first"] = {str(storage): line for storage, line in sorted(found.items())}
     return json.dumps(launch.signature)
 
 

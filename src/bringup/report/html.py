@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from bringup.comparison import Row
 from bringup.memory import memory_over_time
+from bringup.pricing import ENGINES
 from bringup.report import figures
 from bringup.report.terminal import band, by_kind, moment, per_million, unit
 from bringup.summary import Summary, by_group
@@ -79,6 +80,7 @@ def page(timeline: Timeline, summary: Summary) -> str:
         kinds=by_kind(summary.memory.owners),
         fullest=moment(summary.memory.at) if summary.memory.at else "",
         facts=_facts(timeline),
+        engines=ENGINES,
         timeline_note=note,
         duration=duration,
         size=size,

@@ -87,6 +87,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     if not summary.fits:
         _print_memory(summary, console)
     _print_fallbacks(summary, console)
+    _print_kernels(summary, console)
     for finding in summary.findings:
         console.print(f"  [bold red]{finding.check}[/]: {escape(finding.what)}", highlight=False)
         console.print(f"     -> {escape(finding.advice)}", highlight=False)
@@ -105,6 +106,28 @@ def print_summary(summary: Summary, console: Console) -> None:
     if summary.unpriced:
         names = ", ".join(summary.unpriced[:6]) + (", ..." if len(summary.unpriced) > 6 else "")
         console.print(f"  priced by their bytes, as no rule knows them: {escape(names)}", highlight=False)
+
+
+def _print_kernels(summary: Summary, console: Console) -> None:
+    """Print what limits the program's own kernels."""
+    own = [item for item in summary.kernels if item.op.startswith("triton::")]
+    if not own:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    for item in own[:3]:
+        name = item.op.removeprefix("triton::")
+        busy = ", ".join(f"{engine} {share:.0%}" for engine, share in item.engines.items() if share >= 0.005)
+        table.add_row(
+            "  kernel",
+            escape(name if len(name) < 40 else name[:38] + ".."),
+            escape(item.line.split("site-packages/")[-1]),
+            f"{item.count:,.3g}x",
+            duration(item.seconds),
+            f"{item.bound}-bound, {item.roof:.0%} of its roof; busy: {busy}",
+        )
+    console.print(table)
+    if len(own) > 3:
+        console.print(f"  and {len(own) - 3} more: see the report", highlight=False)
 
 
 def redirected(summary: Summary) -> str:
