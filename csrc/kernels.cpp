@@ -38,7 +38,12 @@ struct KernelLaunch {
   RecordedRow row;
   std::string signature;  // without what the launch will have done
   c10::SmallVector<StorageRef, 6> storages;
+  // What was alive at the launch, if the kernel reads addresses from memory: the program may free it before the kernel
+  // runs, and whoever gets it then comes after the kernel in the stream.
+  std::vector<std::pair<char*, size_t>> alive;
 };
+
+thread_local const KernelLaunch* running = nullptr;
 
 at::Tensor bytes_of(const c10::intrusive_ptr<c10::StorageImpl>& storage, size_t bytes) {
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(c10::DispatchKey::CPU),
@@ -66,6 +71,7 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
       addresses.push_back(int64_t(reinterpret_cast<uintptr_t>(storage.address)));
     }
   }
+  running = &launch;
   try {
     std::string found = run_in_python(launch.id, memory, addresses);
     TORCH_CHECK(found.empty() || found[0] != '!', found.substr(1));
@@ -74,17 +80,19 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
     std::string where = describe(launch.line);
     launch_failed(*launch.stream, "kernel " + launch.name + (where.empty() ? "" : ", launched at " + where));
   }
+  running = nullptr;
   if (launch.row.recording >= 0) amend_recorded(launch.row, std::move(launch.signature));
 }
 
 void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors,
-                   const std::vector<int64_t>& written, int64_t index, const std::string& signature, bool tiny) {
+                   const std::vector<int64_t>& written, int64_t index, const std::string& signature, bool tiny, bool follows) {
   Stream& stream = current_stream(c10::DeviceIndex(index));
-  auto launch = std::make_unique<KernelLaunch>(KernelLaunch{id, name, &stream, current_line(), {}, signature, {}});
+  auto launch = std::make_unique<KernelLaunch>(KernelLaunch{id, name, &stream, current_line(), {}, signature, {}, {}});
   for (const at::Tensor& tensor : tensors) {
     const auto& storage = tensor.storage();
     launch->storages.push_back({storage.mutable_data(), storage.nbytes()});
   }
+  if (follows) launch->alive = allocations(int(index));
   ++counters().launches;
   if (recording()) launch->row = record_kernel(launch->line, stream, launch->storages, written);
   if (is_dry()) return run_kernel(*launch, true);
@@ -109,13 +117,17 @@ void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Te
 
 void unmap(void* mapped) { delete static_cast<Mapped*>(mapped); }
 
-// The live allocation that an address belongs to: its bytes, and where it starts; -1 if there is none.
+// The allocation that an address belongs to, of those that were alive when the kernel that runs was launched: its bytes,
+// and where it starts; -1 if there is none.
 std::tuple<at::Tensor, int64_t> allocation_at(int64_t address) {
-  auto* pointer = reinterpret_cast<void*>(uintptr_t(address));
-  c10::DeviceIndex device = device_of(pointer);
-  auto [start, bytes] = device < 0 ? std::pair<void*, size_t>() : allocation_of(device, pointer);
-  if (!start) return {bytes_of(borrow(nullptr, 0), 0), -1};
-  auto* mapped = new Mapped(device, start);
+  TORCH_CHECK(running, "no kernel runs in this thread");
+  auto* pointer = reinterpret_cast<char*>(uintptr_t(address));
+  const auto& alive = running->alive;
+  auto after = std::upper_bound(alive.begin(), alive.end(), pointer, [](char* p, const auto& item) { return p < item.first; });
+  if (after == alive.begin() || pointer >= std::prev(after)->first + std::prev(after)->second)
+    return {bytes_of(borrow(nullptr, 0), 0), -1};
+  auto [start, bytes] = *std::prev(after);
+  auto* mapped = new Mapped(running->stream->id.device_index(), start);
   auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), c10::SymInt(int64_t(bytes)),
                                                        c10::DataPtr(mapped->host(), mapped, &unmap, c10::Device(c10::kCPU)),
                                                        nullptr, /*resizable=*/false);
@@ -132,10 +144,11 @@ void wait_for_kernels() {
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("run_kernel(int id, Tensor[] memory, int[] addresses) -> str");
-  m.def("launch_kernel(int id, str name, Tensor[] tensors, int[] written, int device, str signature, bool tiny) -> ()",
+  m.def("launch_kernel(int id, str name, Tensor[] tensors, int[] written, int device, str signature, bool tiny, "
+        "bool follows) -> ()",
         [](int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors, const std::vector<int64_t>& written,
-           int64_t device, const std::string& signature,
-           bool tiny) { launch_kernel(id, name, tensors, written, device, signature, tiny); });
+           int64_t device, const std::string& signature, bool tiny,
+           bool follows) { launch_kernel(id, name, tensors, written, device, signature, tiny, follows); });
   m.def("allocation_at(int address) -> (Tensor, int)", &allocation_at);
 }
 

@@ -206,6 +206,16 @@ class Pool {
     return std::nullopt;
   }
 
+  std::vector<std::pair<char*, size_t>> alive() {
+    std::vector<std::pair<char*, size_t>> found;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (auto& [start, block] : in_use_) found.emplace_back(start, block->requested);
+    }
+    std::sort(found.begin(), found.end());
+    return found;
+  }
+
   std::vector<Block> largest(size_t most) {
     std::lock_guard<std::mutex> lock(mutex_);
     return largest_locked(most);
@@ -605,10 +615,7 @@ std::string describe_owner(int device, const void* address) {
   return what_for(block->purpose) + (where.empty() ? "" : " made at " + where);
 }
 
-std::pair<void*, size_t> allocation_of(int device, const void* address) {
-  auto block = pool(device).owner(address);
-  return block ? std::pair<void*, size_t>(block->address, block->requested) : std::pair<void*, size_t>(nullptr, 0);
-}
+std::vector<std::pair<char*, size_t>> allocations(int device) { return pool(device).alive(); }
 
 void set_memory_limit(int device, double fraction) { pool(device).set_limit(fraction); }
 

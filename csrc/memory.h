@@ -28,7 +28,7 @@ c10::DataPtr allocate_on(c10::DeviceIndex device, size_t bytes);  // on the devi
 std::string live_blocks_json(int device, int64_t most);
 // The live tensor that an address belongs to: "int64[4] by aten::full made at train.py:5"; "" for none.
 std::string describe_owner(int device, const void* address);
-std::pair<void*, size_t> allocation_of(int device, const void* address);  // its start and the bytes asked for
+std::vector<std::pair<char*, size_t>> allocations(int device);  // alive ones in order: start, bytes asked for
 // A note of dry runs at a live block (see dry.cpp): what is its content? A fresh one's is unknown.
 enum class Content : uint8_t { Unknown, Guessed, Drawn, Known };  // the two in the middle are stand-ins
 Content content_of(const c10::DataPtr& memory);

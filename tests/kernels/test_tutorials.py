@@ -76,6 +76,25 @@ def test_grouped_gemm_follows_addresses_in_memory() -> None:
         close(c, a @ b, 1e-4)
 
 
+def test_memory_freed_after_the_launch_is_still_the_kernels() -> None:
+    pairs = [(torch.randn(64, 64), torch.randn(64, 64))]
+    torch.chip.synchronize()
+    wait = torch.randn(1200, 1200).to("chip")
+    for _ in range(10):  # so that the kernel has not run when its operands are freed
+        wait = wait @ wait
+    (found,) = tutorials.grouped_gemm([(a.to("chip"), b.to("chip")) for a, b in pairs])
+    close(found, pairs[0][0] @ pairs[0][1], 1e-4)
+
+
+def test_address_of_memory_freed_before_the_launch_is_refused() -> None:
+    stale = torch.ones(32, 32, device="chip").data_ptr()
+    tables = [torch.tensor([stale], dtype=torch.int64).to("chip") for _ in range(3)]
+    sizes = torch.tensor([32, 32, 32], dtype=torch.int32).to("chip")
+    with pytest.raises(RuntimeError, match="which is no memory of the chip"):
+        tutorials.grouped_kernel[(5,)](*tables, sizes, sizes, 1, PROGRAMS=5, BM=32, BN=32, BK=32)
+        torch.chip.synchronize()
+
+
 def test_libdevice_functions_are_torchs() -> None:
     x = torch.rand(3000)
     close(tutorials.asin(x.to("chip")), torch.asin(x), 1e-6)

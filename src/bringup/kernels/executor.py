@@ -134,6 +134,9 @@ class Kernel:
         self.largest = max((kind.numel for function in functions for kind in function.types), default=1)
         self.written = _written(module.kernel, functions)
         self.sequential = any(_takes_turns(op) for function in functions for op in function.walk())
+        types = module.kernel.types
+        self.pointers = {place for place, value in enumerate(module.kernel.arguments) if types[value].pointer}
+        self.follows = any(op.name == "tt.int_to_ptr" for function in functions for op in function.walk())
 
     def run(self, grid: tuple[int, int, int], arguments: Sequence[Value], memory: Memory) -> Counters:
         """Run every program of a grid.

@@ -159,9 +159,10 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], given: list[Any], consta
     inputs: list[Any] = []
     ops = torch.ops.bringup
     counted = ops.is_recording()
-    index = -1
+    index, follows = -1, kernel.follows
     for number, value in enumerate(given):
         if not isinstance(value, torch.Tensor):
+            follows = follows or number in kernel.pointers
             arguments.append(value)
             continue
         here = real_device(value).index
@@ -192,7 +193,7 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], given: list[Any], consta
         index = torch.chip.current_device()  # type: ignore[attr-defined]
     tiny = not kernel.sequential and grid[0] * grid[1] * grid[2] * kernel.largest <= TINY
     text = json.dumps(signature) if counted else ""
-    ops.launch_kernel(number, kernel.name, tensors, written, index, text, tiny)
+    ops.launch_kernel(number, kernel.name, tensors, written, index, text, tiny, follows)
 
 
 def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) -> str:
