@@ -59,6 +59,9 @@ class Constants:
         systolic_overlap: the p of systolic arrays. Fitted.
         systolic_fill: how much of an array's height few rows cost while weights are loaded. Fitted.
         attention: share of the matrix engine's peak inside of fused attention. Fitted.
+        kernel_products: rate of products in kernels that programs bring, over a tuned library's, on GPUs. Median of the
+            products over 1 ms of vLLM's kernel in Triton (33) over CUTLASS's (36), float8 on the L40S (aiconfigurator
+            at 095f58a).
         winograd: how much faster a convolution of 3 x 3 in float32 is than its product: 2.25 times fewer
             multiplications, of which the transforms take a part; Lavin & Gray (CVPR 2016) saw 1.5 to 2.3 on large
             layers, small ones gain nothing. Assumed.
@@ -84,6 +87,7 @@ class Constants:
     systolic_overlap: float = 1.61
     systolic_fill: float = 0.1
     attention: float = 0.562
+    kernel_products: float = 0.68
     winograd: float = 1.4
     streams_matmul: float = 0.96
     streams_convolution: float = 0.8
@@ -115,6 +119,7 @@ CACHE_HOLDS = (0.25, 0.5)
 FRESH_BYTES = 32 << 20  # glibc's largest threshold for memory of its own (mallopt(3), M_MMAP_THRESHOLD)
 CACHE_KEPT = 0.7  # of the last cache stays from one repetition to the next
 ATTENTION = FAMILIES.index("attention")
+KERNEL = FAMILIES.index("kernel")
 WITH_PARAMETERS = [FAMILIES.index(name) for name in ("matmul", "convolution", "optimizer", "gather")]
 
 COMPUTE, MEMORY, LAUNCH = range(3)
@@ -377,6 +382,8 @@ def _gemms(table: WorkTable, chip: Chip, constants: Constants) -> tuple[Array, A
     if chip.matrix.kind == "systolic":
         return _systolic(table, chip, peaks * matrix_sustained(chip, constants), constants)
     seconds, share = _tiled(table, chip, peaks, constants)
+    if chip.kind == "gpu":
+        seconds = np.where(table.family[table.owner] == KERNEL, seconds / constants.kernel_products, seconds)
     fused = table.family[table.owner] == ATTENTION
     if fused.any():
         fused_seconds, fused_share = _fused(table, chip, peaks, constants)

@@ -293,7 +293,9 @@ class _Body:
             if op is block.ops[-1]:
                 break
             code.steps.append((self.step(op), op.line))
-            if op.name == "tt.dot":
+            if op.name == "tt.dot_scaled":
+                products.append(work.scaled_product(op, self.types))
+            elif op.name == "tt.dot":
                 a, kind = self.types[op.operands[0]], self.types[op.results[0]]
                 batch = kind.shape[0] if len(kind.shape) == 3 else 1
                 m, n = kind.shape[-2:]

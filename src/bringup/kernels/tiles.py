@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bringup.errors import BringupError
 from bringup.kernels.lowering import Step, addresses, lowering
 from bringup.kernels.ttir import Op, Type
 from bringup.kernels.values import (
@@ -396,6 +397,50 @@ def _dot(op: Op, types: list[Type]) -> Step:
         made = made if dtype == compute else made.to(dtype)
         ctx.accumulator[result] = made
         env[result] = made
+
+    return step
+
+
+FOURS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6])  # e2m1, by its bits
+
+
+@lowering("tt.dot_scaled")
+def _dot_scaled(op: Op, types: list[Type]) -> Step:
+    """Multiply operands whose groups along k share a scale (OCP Microscaling Formats 1.0): decoded to float32 before.
+
+    Two e2m1 numbers are a byte, the first in its low half; a scale of e8m0 is a power of two, 255 is NaN.
+    """
+    operands, scales = list(op.operands), []
+    for place, scaled in enumerate(op.attributes["scaled"]):
+        scales.append(operands.pop(place + 1) if scaled else None)
+    x, y, z = operands
+    (result,) = op.results
+    if op.attributes.get("lhs_k_pack", True) in (False, "false") or op.attributes.get("rhs_k_pack", True) in (
+        False,
+        "false",
+    ):
+        raise BringupError("tl.dot_scaled packs pairs along k only (lhs_k_pack, rhs_k_pack)")
+
+    def decoded(value: Value, which: int, env: list[Value], ctx: Any) -> Tensor:
+        kind, form, axis = types[(x, y)[which]], op.attributes[("lhs", "rhs")[which]], (2, 1)[which]
+        tile = _tiled(value, kind, ctx)
+        if form == "e2m1":
+            pairs = torch.stack((tile & 15, tile >> 4 & 15), axis + 1).flatten(axis, axis + 1)
+            tile = FOURS[pairs.long()]
+        tile = tile.to(torch.float32)
+        number = scales[which]
+        if number is None:
+            return tile
+        scale = _tiled(env[number], types[number], ctx)
+        if types[number].element == "i8":
+            bits = scale.to(torch.int32) & 255
+            scale = torch.where(bits == 255, torch.nan, torch.exp2((bits - 127).to(torch.float32)))
+        scale = scale.to(torch.float32) if which == 0 else scale.to(torch.float32).mT
+        return tile * scale.repeat_interleave(tile.shape[axis] // scale.shape[axis], axis)
+
+    def step(env: list[Value], ctx: Any) -> None:
+        product = torch.matmul(decoded(env[x], 0, env, ctx), decoded(env[y], 1, env, ctx))
+        env[result] = (product + as_tensor(env[z], "f32", 2)).to(dtype_of(types[result].element))
 
     return step
 

@@ -364,6 +364,8 @@ class _Parser:
             op.operands = self.uses(head)
             for key, value in re.findall(r"(\w+) = ([\w.-]+)", head):
                 op.attributes[key] = value
+            if name == "tt.dot_scaled":  # either scale may be missing
+                op.attributes["scaled"] = [" scale " in item for item in _split(head)[:2]]
             if name == "tt.assert":
                 op.attributes["message"] = head.partition('"')[2].rpartition('"')[0]
         self.give(op, results, _result_types(name, types))

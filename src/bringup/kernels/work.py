@@ -25,3 +25,12 @@ def vector_operations(op: Op, types: list[Type]) -> int:
     if op.name in ("tt.reduce", "tt.scan"):
         return sum(numel(types[value].shape) for value in op.operands if types[value].element not in WIDTHS)
     return 0
+
+
+def scaled_product(op: Op, types: list[Type]) -> tuple[int, int, int, str]:
+    """Return m, n, k and element of ``tt.dot_scaled``: the wider form; what has four bits counts as eight."""
+    m, n = types[op.results[0]].shape
+    forms = {str(op.attributes[side]) for side in ("lhs", "rhs")}
+    k = types[op.operands[0]].shape[-1] * (2 if op.attributes["lhs"] == "e2m1" else 1)
+    wide = forms & {"fp16", "bf16"}
+    return m, n, k, {"fp16": "f16", "bf16": "bf16"}[wide.pop()] if wide else "f8E4M3FN"
