@@ -4,7 +4,7 @@ VENV ?= .venv
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # Of docs/libraries.md and docs/kernels.md, with what they import beside [test]: without dependencies, so that none brings another torch.
-LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft liger-kernel flag_gems sqlalchemy
+LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft liger-kernel flag_gems sqlalchemy fla-core einops
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*) $(wildcard csrc/drivers/*)
 
 .PHONY: demo test test-all lint soak clean

@@ -1,5 +1,6 @@
 """Libraries of kernels, unchanged: Inductor's Triton code, Liger, FlagGems."""
 
+import importlib
 import importlib.util
 import json
 import re
@@ -143,6 +144,38 @@ def test_liger_works_without_a_shim(name: str) -> None:
         cos, sin = (torch.cat((t, t), -1)[None] for t in (angles.cos(), angles.sin()))
         q, k = torch.randn(2, 4, 16, 32), torch.randn(2, 2, 16, 32)
         compare(lambda q, k: f(q, k, cos.to("chip"), sin.to("chip")), lambda q, k: rope(q, k, cos, sin), q, k)
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("fla", "einops")), reason="needs fla-core and einops"
+)
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "name", ["gla.chunk", "simple_gla.chunk", "delta_rule.fused_recurrent", "gated_delta_rule.chunk"]
+)
+def test_flash_linear_attention_works_without_a_shim(name: str) -> None:
+    family, form = name.split(".")
+    function = getattr(importlib.import_module(f"fla.ops.{family}"), f"{form}_{family}")
+    naive = importlib.import_module(f"fla.ops.{family}.naive")
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 96, 2, 32) / 2 for _ in range(3))
+    k, beta, gate = F.normalize(k, dim=-1), torch.rand(2, 96, 2), F.logsigmoid(torch.randn(2, 96, 2))
+    if family == "gla":
+        inputs, reference = (q, k, v, F.logsigmoid(torch.randn(2, 96, 2, 32))), naive.naive_recurrent_gla
+    elif family == "simple_gla":
+        inputs, reference = (q, k, v, gate), naive.naive_recurrent_simple_gla
+    elif family == "delta_rule":
+        inputs = (q, k, v, beta)
+
+        def reference(*tensors: torch.Tensor) -> torch.Tensor:
+            return naive.delta_rule_recurrence(*(t.transpose(1, 2) for t in tensors))[0].transpose(1, 2)
+    else:
+        inputs, reference = (
+            (q, k, v, gate, beta),
+            lambda q, k, v, g, b: naive.naive_recurrent_gated_delta_rule(q, k, v, b, g),
+        )
+    first = lambda made: made[0] if isinstance(made, tuple) else made
+    compare(lambda *given: first(function(*given)), lambda *given: first(reference(*given)), *inputs, tolerance=1e-4)
 
 
 FLAGGEMS = """
