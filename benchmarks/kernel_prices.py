@@ -25,7 +25,7 @@ from bringup.trace import LAUNCH
 def scaled_product(
     a, b, c, a_scales, b_scales, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr
 ):
-    """Compute a @ b.T for [M, K] and [N, K] in float8, with a scale per row and 128 columns of a, per 128 x 128 of b."""
+    """Compute a @ b.T for [M, K] and [N, K] in float8; scales are of 1 x 128 elements of a, 128 x 128 of b."""
     program = tl.program_id(0)
     rows, columns = tl.cdiv(M, BM), tl.cdiv(N, BN)
     first = program // (GROUP * columns) * GROUP

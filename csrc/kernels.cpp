@@ -144,11 +144,12 @@ void wait_for_kernels() {
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("run_kernel(int id, Tensor[] memory, int[] addresses) -> str");
-  m.def("launch_kernel(int id, str name, Tensor[] tensors, int[] written, int device, str signature, bool tiny, "
-        "bool follows) -> ()",
-        [](int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors, const std::vector<int64_t>& written,
-           int64_t device, const std::string& signature, bool tiny,
-           bool follows) { launch_kernel(id, name, tensors, written, device, signature, tiny, follows); });
+  m.def(
+      "launch_kernel(int id, str name, Tensor[] tensors, int[] written, int device, str signature, bool tiny, "
+      "bool follows) -> ()",
+      [](int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors, const std::vector<int64_t>& written,
+         int64_t device, const std::string& signature, bool tiny,
+         bool follows) { launch_kernel(id, name, tensors, written, device, signature, tiny, follows); });
   m.def("allocation_at(int address) -> (Tensor, int)", &allocation_at);
 }
 
