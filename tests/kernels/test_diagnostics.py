@@ -218,6 +218,12 @@ def test_unsupported_operation_is_refused_with_its_line(tmp_path: Path) -> None:
     assert f"k.py:{line_with(tmp_path, '# here')}" in str(caught.value)
 
 
+def test_atomics_of_bits_need_integers(tmp_path: Path) -> None:
+    with pytest.raises(bringup.BringupError, match="atomic or needs integers, got f32, used at") as caught:
+        run(tmp_path, KERNEL.format(body="tl.atomic_or(o + i, 1.0, mask=i < n)  # here", grid=3))
+    assert f"k.py:{line_with(tmp_path, '# here')}" in str(caught.value)
+
+
 def test_lock_that_is_never_free_is_noticed(tmp_path: Path) -> None:
     body = "while tl.atomic_cas(o, 1.0, 2.0) != 1.0:\n        pass\n    tl.store(o + 1, 1.0)"
     with pytest.raises(RuntimeError, match="a loop spins for ever"):

@@ -1,8 +1,6 @@
 """Triton's language on the chip, statement by statement, against Triton's own interpreter."""
 
-import multiprocessing
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +10,6 @@ import torch
 from tests.kernels.language import PROGRAMS, B, N, outputs
 
 pytest.importorskip("triton", reason="needs bringup[triton]")
-
-
-@pytest.fixture(scope="module")
-def oracle() -> Iterator[Any]:
-    """A process in which Triton interprets: it reads the setting when it is imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TRITON_INTERPRET", "1")
-        pool = multiprocessing.get_context("spawn").Pool(1)
-        pool.apply(int)
-    with pool:
-        yield pool
 
 
 @pytest.fixture
@@ -247,8 +234,11 @@ def test_random_numbers_are_philoxs(check: Any, function: str) -> None:
     check(body, exact=False)
 
 
-@pytest.mark.parametrize(("kind", "dtype"), [("float8e5", torch.float8_e5m2), ("float8e4nv", torch.float8_e4m3fn)])
-def test_float8_rounds_as_torch_does(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
+NARROW = [("float8e5", torch.float8_e5m2), ("float8e4nv", torch.float8_e4m3fn), ("bfloat16", torch.bfloat16)]
+
+
+@pytest.mark.parametrize(("kind", "dtype"), NARROW)
+def test_narrow_floats_round_as_torch_does(tmp_path: Path, kind: str, dtype: torch.dtype) -> None:
     x = torch.randn(1024)  # Triton's interpreter rounds some of these wrongly
     body = f"tl.store(z + i, tl.load(x + i).to(tl.{kind}).to(tl.float32))"
     found = outputs(body, [x, x, torch.zeros(1024), N, 0.5], tmp_path, "chip")[2]

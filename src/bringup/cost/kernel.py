@@ -48,6 +48,6 @@ def kernel(signature: Signature) -> Work:
         written_bytes=counters["written_once"],
         again_bytes=counters["loaded"] - counters["read_once"] if not gemms else 0,
         # A program runs on one core; a core has so many programs in flight, and small tiles do not hide the latency.
-        items=max(min(counters["stored"] // 4, programs * ITEMS_PER_CORE), 1),
+        items=max(min(max(counters["stored"], counters["loaded"]) // 4, programs * ITEMS_PER_CORE), 1),
         streams=min(1.0, counters["tile"] * RESIDENT / ITEMS_PER_CORE),
     )

@@ -329,6 +329,8 @@ def _atomic(op: Op, types: list[Type]) -> Step:
     (result,) = op.results
     mask = rest[0] if rest else None
     kind, shape = op.words[0], types[target].shape
+    if kind in ("and", "or", "xor") and types[source].element not in WIDTHS:
+        raise BringupError(f"atomic {kind} needs integers, got {types[source].element}, used at {op.line}")
 
     def step(env: list[Value], ctx: Any) -> None:
         ctx.keeps_old = ctx.used(result)
@@ -419,7 +421,7 @@ def _dot_scaled(op: Op, types: list[Type]) -> Step:
         False,
         "false",
     ):
-        raise BringupError("tl.dot_scaled packs pairs along k only (lhs_k_pack, rhs_k_pack)")
+        raise BringupError(f"tl.dot_scaled packs pairs along k only (lhs_k_pack, rhs_k_pack), used at {op.line}")
 
     def decoded(value: Value, which: int, env: list[Value], ctx: Any) -> Tensor:
         kind, form, axis = types[(x, y)[which]], op.attributes[("lhs", "rhs")[which]], (2, 1)[which]

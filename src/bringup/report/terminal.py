@@ -119,7 +119,7 @@ def _print_kernels(summary: Summary, console: Console) -> None:
         busy = ", ".join(f"{engine} {share:.0%}" for engine, share in item.engines.items() if share >= 0.005)
         table.add_row(
             "  kernel",
-            escape(name if len(name) < 40 else name[:38] + ".."),
+            escape(name if len(name) <= 30 else name[:28] + ".."),
             escape(item.line.split("site-packages/")[-1]),
             f"{item.count:,.3g}x",
             duration(item.seconds),
