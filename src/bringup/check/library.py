@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import importlib
 import warnings
 from collections.abc import Callable, Iterator
@@ -176,17 +175,26 @@ def _try(op: Any, sample: Any, device: torch.device, form: Form) -> tuple[set[st
     try:
         with reached:
             result = form(op, inputs, args, kwargs)
+        _settle(device)
         if sample.output_process_fn_grad is not None and form is not _gradient:
             result, expected = sample.output_process_fn_grad(result), sample.output_process_fn_grad(expected)
         problem = "" if close(expected, result, 1e-3) else "the result is not the CPU's"
     except Exception as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        with contextlib.suppress(Exception):  # a launch that failed belongs to this one
-            torch.get_device_module(device).synchronize()
+        for _ in range(10):  # launches that fail belong to this one; a device that is broken for good fails on
+            try:
+                _settle(device)
+                break
+            except Exception:
+                continue
     return reached.names, f"{full_name(op)}{_FORMS[form]}: {problem}" if problem else ""
 
 
 _FORMS: dict[Form, str] = {_plain: "", _in_place: " in place", _gradient: ", gradient"}
+
+
+def _settle(device: torch.device) -> None:
+    torch.get_device_module(device).synchronize()
 
 
 def _copied(value: Any) -> Any:
