@@ -367,10 +367,10 @@ def _patch_cuda() -> None:
         setattr(cuda, name, wrapped)
     for name, why in _MISSING.items():
         setattr(cuda, name, _missing(name, why))
-    jitted: Any = importlib.import_module(
+    jiterator: Any = importlib.import_module(
         "torch.cuda.jiterator"
-    )._JittedFunction  # made anywhere, it fails when it runs
-    jitted.__call__ = _missing("jiterator", _DRIVER)
+    )  # kernels are made anywhere, and fail when they run
+    jiterator._JittedFunction.__call__ = _missing("jiterator", _DRIVER)
     cuda._initialized = True
     # Programs tell CUDA from ROCm by it. It is the version that torch's default build of 2.13 is for.
     torch.version.cuda = "13.0"

@@ -53,7 +53,6 @@ def kernels(timeline: Timeline, first: int, last: int, steps: int) -> list[Kerne
     numbers = columns["signature"][rows]
     counts = np.bincount(numbers, minlength=len(prices.seconds))
     spent = np.where(prices.supported, counts * prices.seconds, 0.0)
-    busiest = _at_best(timeline).max(axis=0, initial=0.0)
     found = []
     for i in map(int, np.argsort(-spent, kind="stable")[:MOST_KERNELS]):
         if spent[i] <= 0:
@@ -70,7 +69,7 @@ def kernels(timeline: Timeline, first: int, last: int, steps: int) -> list[Kerne
                 flops=float(work.flops[i]),
                 bytes=float(work.bytes[i]),
                 bound=pricing.BOUNDS[int(prices.bound[i])],
-                roof=min(float(busiest[i]) / seconds, 1.0),
+                roof=min(_at_best(timeline, i) / seconds, 1.0),
                 cores=float(prices.share[i]),
                 engines={
                     name: min(float(part) / seconds, 1.0)
@@ -81,17 +80,13 @@ def kernels(timeline: Timeline, first: int, last: int, steps: int) -> list[Kerne
     return found
 
 
-def _at_best(timeline: Timeline) -> pricing.Array:
-    """[engine, signature]: seconds at the sustained rates, all cores at work, every byte moved once."""
+def _at_best(timeline: Timeline, i: int) -> float:
+    """Seconds of a signature's busiest engine at the sustained rates, all cores at work, every byte moved once."""
     chip, work = timeline.chip, timeline.work
-    products = work.flops - work.vector_flops - work.special
-    matrix = np.asarray([pricing.matrix_rate(chip, dtype) for dtype in work.dtypes])
-    vector = np.asarray([pricing.vector_rate(chip, dtype) for dtype in work.dtypes])
-    return np.stack(
-        [
-            products / matrix,
-            work.vector_flops / vector,
-            work.special / pricing.special_rate(chip),
-            work.bytes / pricing.memory_rate(chip),
-        ]
+    vector, special = float(work.vector_flops[i]), float(work.special[i])
+    return max(
+        (float(work.flops[i]) - vector - special) / pricing.matrix_rate(chip, work.dtypes[i]),
+        vector / pricing.vector_rate(chip, work.dtypes[i]),
+        special / pricing.special_rate(chip),
+        float(work.bytes[i]) / pricing.memory_rate(chip),
     )

@@ -321,7 +321,7 @@ def find_steps(columns: dict[str, Array]) -> Steps:
     first = int(forwards[0]) if len(forwards) else 0
     optimizers = np.flatnonzero(kind == STEP)
     if len(optimizers):
-        launched = int(np.argmax(kind == LAUNCH)) if (kind == LAUNCH).any() else 0
+        launched = int(np.argmax(kind == LAUNCH))
         on_chip = objects[optimizers[optimizers > launched]]
         chosen = on_chip[0] if len(on_chip) else objects[optimizers[0]]
         own = optimizers[objects[optimizers] == chosen]

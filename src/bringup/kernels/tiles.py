@@ -323,6 +323,11 @@ def _store(op: Op, types: list[Type]) -> Step:
     return step
 
 
+def _old(found: Tensor, shape: tuple[int, ...]) -> Value:
+    """Return what an atomic operation found: integers that are the same for all programs stay Python's."""
+    return found.item() if not shape and found.numel() == 1 and not found.is_floating_point() else found
+
+
 @lowering("tt.atomic_rmw")
 def _atomic(op: Op, types: list[Type]) -> Step:
     target, source, *rest = op.operands
@@ -335,8 +340,7 @@ def _atomic(op: Op, types: list[Type]) -> Step:
     def step(env: list[Value], ctx: Any) -> None:
         ctx.keeps_old = ctx.used(result)
         found = ctx.memory.atomic(ctx, kind, env[target], env[source], None if mask is None else env[mask], shape)
-        is_integer = not shape and found.numel() == 1 and not found.is_floating_point()
-        env[result] = found.item() if is_integer else found
+        env[result] = _old(found, shape)
 
     return step
 
@@ -348,8 +352,7 @@ def _compare_and_swap(op: Op, types: list[Type]) -> Step:
 
     def step(env: list[Value], ctx: Any) -> None:
         found = ctx.memory.compare_and_swap(ctx, env[target], env[expected], env[new], shape)
-        is_integer = not shape and found.numel() == 1 and not found.is_floating_point()
-        env[result] = found.item() if is_integer else found
+        env[result] = _old(found, shape)
 
     return step
 
