@@ -60,7 +60,6 @@ TORCH_LIBRARY(bringup, m) {
   m.def("stream_priority(int device, int stream) -> int", [](int64_t device, int64_t id) {
     return int64_t(stream(c10::Stream(c10::Stream::UNSAFE, c10::Device(kChip, c10::DeviceIndex(device)), id)).priority);
   });
-  m.def("waited_ns() -> int", [] { return waited_ns(); });
   m.def("live_blocks(int device, int most) -> str",
         [](int64_t device, int64_t most) { return live_blocks_json(int(device), most); });
   m.def("held_bytes(int device) -> int[]", [](int64_t device) {  // by tensors now and at most; reserved

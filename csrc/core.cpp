@@ -1,5 +1,6 @@
 // The C++ core as one translation unit: torch's headers are read once, which halves the time of a cold build.
 #include "lines.cpp"
+#include "failures.cpp"
 #include "runtime.cpp"
 #include "watch.cpp"
 #include "memory.cpp"
@@ -7,6 +8,7 @@
 #include "op.cpp"
 #include "signature.cpp"
 #include "learn.cpp"
+#include "probe.cpp"
 #include "kernel.cpp"
 #include "dry.cpp"
 #include "launch.cpp"
@@ -23,3 +25,4 @@
 #include "recorder.cpp"
 #include "fallback.cpp"
 #include "timeline.cpp"
+#include "waits.cpp"

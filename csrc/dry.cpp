@@ -91,13 +91,6 @@ bool is_comparison(const Op& op) {
   return name == "copy_" || name == "_to_copy" || name == "all" || name == "any" || name == "count_nonzero";
 }
 
-// Does the operator overwrite what it is given to write, without reading it?
-bool overwrites(const Op& op) {
-  std::string name = base_name(op);
-  return name == "copy_" || name == "fill_" || name == "zero_" || name == "random_" || name == "bernoulli_" ||
-         op.name.find("out") != std::string::npos;
-}
-
 void fill(const at::Tensor& of, int64_t bound) {
   if (bound > 0)
     of.random_(0, bound, next_generator());
@@ -161,7 +154,7 @@ void launch_dry(const SignaturePtr& of, Stream& stream, const Slots& slots, cons
   Content inputs = Content::Known;
   for (size_t i = 0; i < slots.size(); ++i) {
     if (signature.written[i]) result(*slots[i].tensor);
-    if (signature.written[i] && overwrites(op)) continue;
+    if (signature.written[i] && op.overwrites) continue;
     inputs = std::min(inputs, dry_content(*slots[i].tensor));
     if (slots[i].tensor->defined()) input_bytes += slots[i].tensor->nbytes();
   }
@@ -170,9 +163,9 @@ void launch_dry(const SignaturePtr& of, Stream& stream, const Slots& slots, cons
   int64_t bound = known ? 0 : index_bound(op, slots, arguments);
   bool on_stand_ins = !known && only && bound == 0 && bytes <= kStandIn && input_bytes <= kStandIn && is_comparison(op);
   if ((known && only) || on_stand_ins) {
-    std::unique_ptr<Launch> launch(new_launch(of, stream, slots, arguments));
-    for (const at::Tensor& output : outputs)
-      launch->outputs.push_back(output.defined() ? output.storage().mutable_data() : nullptr);
+    auto launch = new_launch(of, stream, slots, arguments);
+    for (const at::Tensor& output : outputs) launch->outputs.push_back(storage_of(output));
+    launch->guesses = inputs != Content::Known;
     if (on_stand_ins) {
       launch->host_tensors.resize(slots.size());
       for (size_t i = 0; i < slots.size(); ++i)
@@ -185,8 +178,9 @@ void launch_dry(const SignaturePtr& of, Stream& stream, const Slots& slots, cons
   }
   for (const at::Tensor& tensor : results) {
     bool filled = tensor.nbytes() <= kStandIn;
-    if (filled) fill_on_chip(tensor, bound, stream);
-    set_dry_content(tensor, !filled ? Content::Unknown : bound > 0 ? Content::Drawn : Content::Guessed);
+    bool index = bound > 0 && (tensor.scalar_type() == c10::kLong || tensor.scalar_type() == c10::kInt);
+    if (filled) fill_on_chip(tensor, index ? bound : 0, stream);
+    set_dry_content(tensor, !filled ? Content::Unknown : index ? Content::Drawn : Content::Guessed);
   }
 }
 

@@ -15,12 +15,7 @@ ChipGenerator::~ChipGenerator() = default;
 
 at::Generator ChipGenerator::draw_on(Stream& stream) {
   std::lock_guard<std::mutex> lock(order_);
-  if (last_ && last_ != &stream) {
-    Event* event = event_create(stream.id.device_index(), false);
-    event_record(event, *last_);
-    event_wait(event, stream);
-    event_destroy(event);
-  }
+  if (last_) follow(stream, *last_);
   last_ = &stream;
   return current_;
 }

@@ -6,10 +6,13 @@
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/GradMode.h>
 
+#include <cstring>
 #include <mutex>
 #include <sstream>
 
+#include "memory.h"
 #include "profiler.h"
+#include "waits.h"
 
 namespace bringup {
 
@@ -90,14 +93,24 @@ c10::intrusive_ptr<c10::StorageImpl> borrow(void* address, size_t bytes) {
                                                /*resizable=*/true);
 }
 
-void launch_failed(Stream& stream, const std::string& what) {
+StorageRef storage_of(const at::Tensor& tensor) {
+  if (!tensor.defined() || tensor.device().type() != kChip || !tensor.has_storage()) return {};
+  const auto& storage = tensor.unsafeGetTensorImpl()->unsafe_storage();
+  return {storage.mutable_data(), storage.nbytes(), allocation_number(storage.data_ptr())};
+}
+
+FailurePtr launch_failed(Stream& stream, int64_t launch, const std::string& what) {
   try {
     throw;
   } catch (c10::Error& error) {
     error.add_context(what);
-    stream.fail(std::current_exception());
+    return stream.fail(std::current_exception(), launch);
   } catch (const std::exception& error) {
-    stream.fail(std::make_exception_ptr(c10::Error(c10::SourceLocation{"", "", 0}, std::string(error.what()) + "\n" + what)));
+    c10::Error translated(c10::SourceLocation{"", "", 0}, std::string(error.what()) + "\n" + what);
+    return stream.fail(std::make_exception_ptr(translated), launch);
+  } catch (...) {
+    c10::Error translated(c10::SourceLocation{"", "", 0}, "an unknown exception\n" + what);
+    return stream.fail(std::make_exception_ptr(translated), launch);
   }
 }
 
@@ -131,7 +144,7 @@ void deliver(Launch& launch, const at::Tensor& result, size_t index, Signature& 
   if (result.scalar_type() != promised.dtype || result.sizes() != c10::IntArrayRef(promised.sizes))
     broken_promise(signature, index, text_of(meta_of(result)));
   if (promised.nbytes == 0) return;
-  void* home = launch.outputs[index];
+  void* home = launch.outputs[index].address;
   bool at_home = result.const_data_ptr() == home && result.strides() == c10::IntArrayRef(promised.strides) &&
                  result.is_conj() == promised.conjugate && result.is_neg() == promised.negative;
   if (at_home) return;
@@ -169,7 +182,7 @@ void deliver_all(Launch& launch, const Stack& results) {
     if (in_promised_memory(tensor)) tensor = tensor.clone();  // the results themselves are held by the stack
   for (auto& [at, tensor] : strays) {
     const TensorMeta& meta = signature.outputs[at];
-    alias(borrow(launch.outputs[at], meta.nbytes), meta, 0).copy_(tensor);
+    alias(borrow(launch.outputs[at].address, meta.nbytes), meta, 0).copy_(tensor);
   }
 }
 
@@ -191,11 +204,11 @@ void execute(Launch& launch) {
   c10::SmallVector<c10::intrusive_ptr<c10::StorageImpl>, 6> storages;
   for (const StorageRef& ref : launch.storages)
     storages.push_back(borrow(mapped.emplace_back(device, ref.address).host(), ref.bytes));
-  for (void*& output : launch.outputs) output = mapped.emplace_back(device, output).host();
+  for (StorageRef& output : launch.outputs) output.address = mapped.emplace_back(device, output.address).host();
   c10::SmallVector<Promise, 4> steering;  // outlives every tensor of the call
   if (!launch.waited && signature.op->steered)
     for (size_t i = 0; i < launch.outputs.size(); ++i)
-      steering.push_back({static_cast<char*>(launch.outputs[i]), signature.outputs[i].nbytes, false});
+      steering.push_back({static_cast<char*>(launch.outputs[i].address), signature.outputs[i].nbytes, false});
   struct Scope {
     explicit Scope(c10::SmallVector<Promise, 4>* now) { promises = now; }
     ~Scope() { promises = nullptr; }
@@ -206,11 +219,16 @@ void execute(Launch& launch) {
     return signature.inputs[size_t(slot)];
   };
   c10::SmallVector<std::pair<int, at::Tensor>, 2> written;
+  std::vector<at::Tensor> made(signature.has_same ? signature.inputs.size() : 0);  // tensors may be two arguments
   auto input = [&](int slot) {
     int storage = signature.storage_of[size_t(slot)];
+    int same = signature.same_as[size_t(slot)];
     bool given = storage < 0 || (!launch.host_tensors.empty() && launch.host_tensors[size_t(slot)].defined());
-    at::Tensor tensor = given ? launch.host_tensors[size_t(slot)]
-                              : alias(storages[size_t(storage)], meta_of_input(slot), launch.offsets[size_t(slot)]);
+    bool again = !given && same >= 0 && made[size_t(same)].defined();
+    at::Tensor tensor = given   ? launch.host_tensors[size_t(slot)]
+                        : again ? made[size_t(same)]
+                                : alias(storages[size_t(storage)], meta_of_input(slot), launch.offsets[size_t(slot)]);
+    if (!given && !made.empty()) made[size_t(slot)] = tensor;
     if (launch.waited)
       launch.inputs.push_back(tensor);
     else if (storage >= 0 && signature.op->writes && signature.written[size_t(slot)])
@@ -231,6 +249,46 @@ void execute(Launch& launch) {
            alias(storages[size_t(signature.storage_of[size_t(slot)])], meta_of_input(slot), launch.offsets[size_t(slot)]));
 }
 
+// ---- failures, see failures.h
+
+using Numbers = c10::SmallVector<int64_t, 8>;
+
+Numbers read_by(const Launch& launch) {
+  const Signature& signature = *launch.signature;
+  Numbers numbers;
+  for (size_t i = 0; i < signature.inputs.size(); ++i) {
+    bool only_written = signature.written[i] && signature.op->overwrites;
+    if (signature.storage_of[i] >= 0 && !only_written)
+      numbers.push_back(launch.storages[size_t(signature.storage_of[i])].allocation);
+  }
+  return numbers;
+}
+
+Numbers written_by(const Launch& launch) {
+  Numbers numbers;
+  for (size_t i = 0; i < launch.storages.size(); ++i)
+    if (launch.signature->storage_written[i]) numbers.push_back(launch.storages[i].allocation);
+  for (const StorageRef& output : launch.outputs) numbers.push_back(output.allocation);
+  return numbers;
+}
+
+// What a launch has overwritten whole holds content again.
+void unmark_overwritten(const Launch& launch) {
+  const Signature& signature = *launch.signature;
+  if (!signature.op->overwrites) return;
+  for (size_t i = 0; i < signature.inputs.size(); ++i) {
+    if (!signature.written[i] || signature.storage_of[i] < 0) continue;
+    const StorageRef& storage = launch.storages[size_t(signature.storage_of[i])];
+    const TensorMeta& meta = signature.inputs[i];
+    if (size_t(c10::multiply_integers(meta.sizes)) * c10::elementSize(meta.dtype) >= storage.bytes) unmark(storage.allocation);
+  }
+}
+
+void clear_outputs(const Launch& launch) {
+  for (size_t i = 0; i < launch.outputs.size(); ++i)
+    if (size_t bytes = launch.signature->outputs[i].nbytes) std::memset(launch.outputs[i].address, 0, bytes);
+}
+
 // State that torch keeps per thread.
 void prepare_worker(int threads) {
   static thread_local int current = 0;
@@ -244,20 +302,28 @@ void prepare_worker(int threads) {
 }  // namespace
 
 void run_launch(void* argument, int should_execute) {
+  WaitsAside aside;
   auto* launch = static_cast<Launch*>(argument);
   bool waited = launch->waited;  // then the caller owns it
-  if (should_execute) {
+  if (should_execute && any_marked()) launch->cause = mark_of(read_by(*launch), launch->number);
+  if (launch->cause) {
+    ++launch->cause->skipped;
+    mark(written_by(*launch), launch->cause);
+  } else if (should_execute) {
     int64_t start = profiling() ? profiler_now() : 0;
     try {
       prepare_worker(launch->threads);
       at::AutoDispatchBelowADInplaceOrView below;
       execute(*launch);
       launch->executed = true;
+      if (any_marked()) unmark_overwritten(*launch);
     } catch (...) {
       if (waited)
         launch->error = std::current_exception();
+      else if (launch->guesses)
+        clear_outputs(*launch);
       else
-        launch_failed(*launch->stream, describe_launch(*launch));
+        mark(written_by(*launch), launch_failed(*launch->stream, launch->number, describe_launch(*launch)));
     }
     if (start) profiler_record(launch->signature->op->name, *launch->stream, start, profiler_now(), launch->correlation);
   }

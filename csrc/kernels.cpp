@@ -9,6 +9,7 @@
 #include "memory.h"
 #include "recorder.h"
 #include "runtime.h"
+#include "waits.h"
 
 namespace bringup {
 namespace {
@@ -34,10 +35,12 @@ struct KernelLaunch {
   int64_t id;
   std::string name;
   Stream* stream;
+  int64_t number;  // of the launch
   Line line;
   RecordedRow row;
   std::string signature;  // without what the launch will have done
   c10::SmallVector<StorageRef, 6> storages;
+  std::vector<int64_t> written;  // storage -> may the kernel write it?
   // What was alive at the launch, if the kernel reads addresses from memory: the program may free it before the kernel
   // runs, and whoever gets it then comes after the kernel in the stream.
   std::vector<std::pair<char*, size_t>> alive;
@@ -61,24 +64,36 @@ std::string run_in_python(int64_t id, const std::vector<at::Tensor>& memory, con
 }
 
 void run_kernel(KernelLaunch& launch, bool should_execute) {
-  std::vector<at::Tensor> memory;
-  std::vector<int64_t> addresses;
-  c10::SmallVector<Mapped, 6> mapped;
-  if (should_execute) {
+  WaitsAside aside;
+  c10::SmallVector<int64_t, 6> used, written;
+  for (size_t i = 0; i < launch.storages.size(); ++i) {
+    used.push_back(launch.storages[i].allocation);
+    if (launch.written[i]) written.push_back(launch.storages[i].allocation);
+  }
+  FailurePtr cause = should_execute ? mark_of(used, launch.number) : nullptr;
+  if (cause) {
+    ++cause->skipped;
+    mark(written, cause);
+    should_execute = false;
+  }
+  running = &launch;
+  try {
+    std::vector<at::Tensor> memory;
+    std::vector<int64_t> addresses;
+    c10::SmallVector<Mapped, 6> mapped;
     for (const StorageRef& storage : launch.storages) {
+      if (!should_execute) break;
       void* host = mapped.emplace_back(launch.stream->id.device_index(), storage.address).host();
       memory.push_back(bytes_of(borrow(host, storage.bytes), storage.bytes));
       addresses.push_back(int64_t(reinterpret_cast<uintptr_t>(storage.address)));
     }
-  }
-  running = &launch;
-  try {
     std::string found = run_in_python(launch.id, memory, addresses);
     TORCH_CHECK(found.empty() || found[0] != '!', found.substr(1));
     if (!found.empty()) launch.signature = std::move(found);
   } catch (...) {
     std::string where = describe(launch.line);
-    launch_failed(*launch.stream, "kernel " + launch.name + (where.empty() ? "" : ", launched at " + where));
+    std::string what = "kernel " + launch.name + (where.empty() ? "" : ", launched at " + where);
+    mark(written, launch_failed(*launch.stream, launch.number, what));
   }
   running = nullptr;
   if (launch.row.recording >= 0) amend_recorded(launch.row, std::move(launch.signature));
@@ -87,13 +102,11 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
 void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors,
                    const std::vector<int64_t>& written, int64_t index, const std::string& signature, bool tiny, bool follows) {
   Stream& stream = current_stream(c10::DeviceIndex(index));
-  auto launch = std::make_unique<KernelLaunch>(KernelLaunch{id, name, &stream, current_line(), {}, signature, {}, {}});
-  for (const at::Tensor& tensor : tensors) {
-    const auto& storage = tensor.storage();
-    launch->storages.push_back({storage.mutable_data(), storage.nbytes()});
-  }
+  int64_t number = ++counters().launches;
+  auto launch =
+      std::make_unique<KernelLaunch>(KernelLaunch{id, name, &stream, number, current_line(), {}, signature, {}, written, {}});
+  for (const at::Tensor& tensor : tensors) launch->storages.push_back(storage_of(tensor));
   if (follows) launch->alive = allocations(int(index));
-  ++counters().launches;
   if (recording()) launch->row = record_kernel(launch->line, stream, launch->storages, written);
   if (is_dry()) return run_kernel(*launch, true);
   // Handing the interpreter over to the worker and back takes longer than a tiny kernel runs. Nobody can tell the

@@ -15,6 +15,7 @@
 #include "learn.h"
 #include "memory.h"
 #include "ops.h"
+#include "probe.h"
 #include "profiler.h"
 #include "recorder.h"
 #include "watch.h"
@@ -38,13 +39,24 @@ at::Tensor new_tensor(const TensorMeta& meta, c10::DeviceIndex device, const cha
 }
 
 void enqueue(Stream& stream, std::function<void(bool)> f) {
+  struct Task {
+    Stream& stream;
+    int64_t number;
+    Line line;
+    std::function<void(bool)> f;
+  };
   launch(
       stream,
       [](void* argument, int should_execute) {
-        std::unique_ptr<std::function<void(bool)>> f(static_cast<std::function<void(bool)>*>(argument));
-        (*f)(should_execute != 0);
+        std::unique_ptr<Task> task(static_cast<Task*>(argument));
+        try {
+          task->f(should_execute != 0);
+        } catch (...) {
+          std::string where = describe(task->line);
+          launch_failed(task->stream, task->number, where.empty() ? "" : "launched at " + where);
+        }
       },
-      new std::function<void(bool)>(std::move(f)));
+      new Task{stream, counters().launches, current_line(), std::move(f)});
 }
 
 namespace {
@@ -86,23 +98,23 @@ void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
 }
 
 c10::SmallVector<StorageRef, 6> storages_of(const Signature& signature, const Slots& slots) {
-  c10::SmallVector<StorageRef, 6> storages(size_t(signature.storages));
+  c10::SmallVector<StorageRef, 6> storages(signature.storage_written.size());
   for (size_t i = 0; i < slots.size(); ++i) {
     if (signature.storage_of[i] < 0) continue;
-    const auto& memory = slots[i].tensor->unsafeGetTensorImpl()->unsafe_storage();
-    storages[size_t(signature.storage_of[i])] = {memory.mutable_data(), memory.nbytes()};
+    storages[size_t(signature.storage_of[i])] = storage_of(*slots[i].tensor);
   }
   return storages;
 }
 
 }  // namespace
 
-Launch* new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments) {
+std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments) {
   const Signature& signature = *of;
   const Op& op = *signature.op;
-  auto* launch = new Launch();
+  auto launch = std::make_unique<Launch>();
   launch->signature = of;
   launch->stream = &stream;
+  launch->number = counters().launches.load(std::memory_order_relaxed);
   launch->line = current_line();
   launch->threads = at::get_num_threads();
   bool any_host = false;  // or undefined
@@ -207,12 +219,6 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
   }
 }
 
-// Device memory that a call returned.
-void* address_of(const at::Tensor& tensor) {
-  bool plain = tensor.defined() && tensor.device().type() == kChip && tensor.has_storage();
-  return plain ? tensor.unsafeGetTensorImpl()->unsafe_storage().mutable_data() : nullptr;
-}
-
 uint8_t host_index(const Signature& signature, const Slots& slots) {
   for (size_t i = 0; i < slots.size(); ++i)
     if (signature.storage_of[i] < 0 && slots[i].tensor->defined() && slots[i].tensor->dim() > 0) return kHostIndex;
@@ -224,7 +230,7 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
                        bool to_host = false) {
   Signature& signature = *of;
   Op& op = *signature.op;
-  std::unique_ptr<Launch> launch(new_launch(of, stream, slots, arguments));
+  auto launch = new_launch(of, stream, slots, arguments);
   launch->waited = true;
   bool learning = signature.state == Signature::Unknown;
   Content content = C10_UNLIKELY(is_dry()) ? replace_unknown(*launch, slots, op.synchronous) : Content::Known;
@@ -237,10 +243,12 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
     check_driver(driver().stream_synchronize(stream.handle), device(stream.id.device_index()));
   }
   if (op.synchronous) stream_reached(stream);
+  if (launch->cause) raise_again(launch->cause);
   if (op.synchronous) stream.raise();
   if (launch->error) std::rethrow_exception(launch->error);
   TORCH_CHECK(launch->executed, op.name, " needs a value from the device, and the ", driver().name, " driver executes nothing");
-  if (learning && !store_results(signature, launch->results, launch->inputs)) signature.state = Signature::Synchronous;
+  if (learning && !learn_from(signature, launch->results, launch->inputs)) signature.state = Signature::Synchronous;
+  accept(signature, arguments);
   write_back(*launch, slots, stream);
   Stack results;
   for (size_t i = 0; i < op.returns.size(); ++i) {
@@ -268,15 +276,13 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
   }
   if (C10_UNLIKELY(recording())) {
     for (const IValue& value : results)
-      if (value.isTensor() && !value.isList()) row.outputs.push_back(address_of(value.toTensor()));
+      if (value.isTensor() && !value.isList()) row.outputs.push_back(storage_of(value.toTensor()).address);
     record_launch(row,
                   uint8_t((op.synchronous && !learning ? kWaits : 0) | (to_host ? kFallback : 0) | host_index(signature, slots)),
                   &results);
   }
   return_results(op, stack, std::move(results));
 }
-
-// Views touch no data: the CPU kernel computes the metadata, on an alias.
 
 // A CPU tensor with a device tensor's metadata and address; nothing may touch its data.
 at::Tensor metadata_on_host(const at::Tensor& tensor) {
@@ -330,18 +336,23 @@ void launch_boxed(Op& op, Stack* stack) {
   Signature& signature = *of;
   int state = signature.state.load(std::memory_order_acquire);
   bool first = state == Signature::Unknown;
-  if (first && learn_by_meta(signature, slots, arguments)) state = Signature::Known;
+  if (first && learn(signature, slots, arguments)) state = Signature::Known;
   bool to_host = C10_UNLIKELY(op.host_dtypes != 0) && falls_back(op, slots);
   if (to_host) refuse_if_strict(op, slots, config().chip);
   bool dry = C10_UNLIKELY(is_dry());
-  if (state != Signature::Known || (to_host && !dry)) return run_synchronously(of, stream, slots, stack, arguments, to_host);
+  if (dry && signature.doubtful) {  // no launch will tell
+    Results promised = signature;
+    judge(signature, slots, arguments, promised);
+  }
+  if (state != Signature::Known || ((to_host || signature.doubtful) && !dry))
+    return run_synchronously(of, stream, slots, stack, arguments, to_host);
 
   for (const auto& [slot, meta] : signature.resized) {
     if (!first) at::native::resize_output_check(*slots[size_t(slot)].tensor, meta.sizes);  // the meta kernel warned
     resize_written(*slots[size_t(slot)].tensor, meta);
   }
   std::unique_ptr<Launch> launch;
-  if (!dry) launch.reset(new_launch(of, stream, slots, arguments));
+  if (!dry) launch = new_launch(of, stream, slots, arguments);
   Stack results;
   results.reserve(op.returns.size());
   c10::SmallVector<at::Tensor, 4> outputs;
@@ -364,11 +375,11 @@ void launch_boxed(Op& op, Stack* stack) {
   }
   if (C10_UNLIKELY(recording())) {
     LaunchRow row{signature, arguments, stream, launch ? launch->line : current_line(), storages_of(signature, slots), {}};
-    for (const at::Tensor& output : outputs) row.outputs.push_back(address_of(output));
+    for (const at::Tensor& output : outputs) row.outputs.push_back(storage_of(output).address);
     record_launch(row, uint8_t((to_host ? kFallback : 0) | host_index(signature, slots)));
   }
   if (launch) {
-    for (const at::Tensor& output : outputs) launch->outputs.push_back(address_of(output));
+    for (const at::Tensor& output : outputs) launch->outputs.push_back(storage_of(output));
     bringup::launch(stream, run_launch, launch.release());
   } else {
     launch_dry(of, stream, slots, arguments, outputs);

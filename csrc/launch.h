@@ -1,6 +1,7 @@
 // One operation on the host's side: signature, outputs, queue.
 #pragma once
 #include <functional>
+#include <memory>
 
 #include "kernel.h"
 
@@ -10,7 +11,7 @@ namespace bringup {
 void launch_boxed(Op& op, Stack* stack);
 void register_kernels();
 
-Launch* new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const c10::IValue* arguments);
+std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const c10::IValue* arguments);
 at::Tensor new_tensor(const TensorMeta& meta, c10::DeviceIndex device, const char* op);
 
 // Runs `f` in stream order (with a flag whether to execute), without waiting.

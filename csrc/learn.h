@@ -1,15 +1,32 @@
 // What a signature returns: from torch's meta kernel, or from what a kernel returned.
 #pragma once
+#include <ATen/PythonTorchFunctionTLS.h>
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/record_function.h>
+
 #include "signature.h"
 
 namespace bringup {
 
-// False if torch has no meta kernel for this case, or the call is a mistake of the user: the CPU kernel tells which.
-bool learn_by_meta(Signature& signature, const Slots& slots, const c10::IValue* arguments);
+// The caller's modes, autocast and profiler must not see the calls that are made to learn something.
+struct WithoutPython {
+  c10::impl::ExcludeDispatchKeyGuard keys{
+      c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
+                           c10::DispatchKey::FuncTorchDynamicLayerFrontMode, c10::DispatchKey::FuncTorchDynamicLayerBackMode}) |
+      c10::autocast_dispatch_keyset};
+  at::AutoDispatchBelowADInplaceOrView below;
+  at::DisableRecordFunctionGuard unprofiled;
+  at::impl::TorchFunctionDisabledState previous = at::impl::PythonTorchFunctionTLS::get_disabled_state();
+  WithoutPython() { at::impl::PythonTorchFunctionTLS::set_disabled_state(at::impl::TorchFunctionDisabledState::ALL_DISABLED); }
+  ~WithoutPython() { at::impl::PythonTorchFunctionTLS::set_disabled_state(previous); }
+};
 
-// Stores the metadata of what a kernel returned. False where a result is not a fresh plain tensor. `promised_for`: the
-// results are a meta kernel's, for these arguments.
-bool store_results(Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs,
-                   const c10::IValue* promised_for = nullptr);
+// Asks torch's meta kernel, and tries the CPU's (probe.h). False if that says nothing: the call has to be run.
+bool learn(Signature& signature, const Slots& slots, const c10::IValue* arguments);
+// Takes what the CPU kernel has returned. False where a result is not a fresh plain tensor.
+bool learn_from(Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs);
+
+// The metadata of what a kernel returned; nothing where a result is not a fresh plain tensor.
+std::optional<Results> results_of(const Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs);
 
 }  // namespace bringup

@@ -8,7 +8,6 @@
 
 #include <array>
 #include <atomic>
-#include <chrono>
 #include <cstdlib>
 #include <filesystem>
 #include <mutex>
@@ -19,7 +18,10 @@
 extern "C" {
 int PyGILState_Ensure();
 void PyGILState_Release(int);
-int PyGILState_Check();
+// The current thread state, which holds the GIL: of the process in 3.11, of this thread since 3.12.
+void* _PyThreadState_UncheckedGet() __attribute__((weak));
+void* PyThreadState_GetUnchecked() __attribute__((weak));
+unsigned long PyThread_get_thread_ident();
 void* PyGILState_GetThisThreadState();
 void* PyEval_SaveThread();
 void PyEval_RestoreThread(void*);
@@ -51,9 +53,27 @@ extern const unsigned long Py_Version;
 namespace bringup {
 namespace {
 
+template <class T>
+T at_offset(const void* base, size_t offset) {
+  return *reinterpret_cast<const T*>(static_cast<const char*>(base) + offset);
+}
+
+bool is_3_11() { return (Py_Version >> 16) == 0x030B; }
+
+// PyGILState_Check says yes to everything as soon as there is a second interpreter, and knows the first one's threads only.
+bool holds_gil() {
+  constexpr size_t kThreadId = 152;  // PyThreadState of 3.11
+  void* current = PyThreadState_GetUnchecked ? PyThreadState_GetUnchecked() : _PyThreadState_UncheckedGet();
+  if (!current || !is_3_11() || current == PyGILState_GetThisThreadState()) return current != nullptr;
+  return at_offset<unsigned long>(current, kThreadId) == PyThread_get_thread_ident();
+}
+
 struct Gil {
-  int state = PyGILState_Ensure();
-  ~Gil() { PyGILState_Release(state); }
+  bool taken = !holds_gil();
+  int state = taken ? PyGILState_Ensure() : 0;
+  ~Gil() {
+    if (taken) PyGILState_Release(state);
+  }
 };
 
 bool starts_with_any(const std::string& text, const std::vector<std::string>& prefixes) {
@@ -96,10 +116,20 @@ bool is_inductors(const std::string& file, PyObject* code) {
   return file == "<string>" && text_of(code, "co_name") == "launcher";
 }
 
-// Is it a user's code object? Decided once per object; the object is kept, so that its address stays its own.
-bool classify(PyObject* code) {
+// Compilers and the import system, whose waits are not the program's.
+bool is_machinery(const std::string& file) {
+  for (const char* part : {"<frozen importlib", "/torch/_inductor/", "/torch/_dynamo/", "/torch/_functorch/", "/triton/"})
+    if (file.find(part) != std::string::npos) return true;
+  return false;
+}
+
+// Whose code is it?
+enum class Whose : uint8_t { Library, Machinery, User };
+
+// Decided once per code object, which is kept, so that its address stays its own.
+Whose classify(PyObject* code) {
   static std::mutex mutex;
-  static auto* known = new std::unordered_map<PyObject*, bool>();
+  static auto* known = new std::unordered_map<PyObject*, Whose>();
   {
     std::lock_guard<std::mutex> lock(mutex);
     auto found = known->find(code);
@@ -110,22 +140,25 @@ bool classify(PyObject* code) {
   // The items of the scorecard are programs, although they lie in our folder.
   bool is_item = file.find("/bringup/check/") != std::string::npos;
   bool user = !file.empty() && (is_item || !starts_with_any(file, library_folders())) && !is_inductors(file, code);
+  Whose whose = is_machinery(file) ? Whose::Machinery : user ? Whose::User : Whose::Library;
   Py_IncRef(code);
   std::lock_guard<std::mutex> lock(mutex);
-  (*known)[code] = user;
-  return user;
+  (*known)[code] = whose;
+  return whose;
 }
 
-bool is_user(PyObject* code) {
+Whose whose(PyObject* code) {
   struct Entry {
     PyObject* code = nullptr;
-    bool user = false;
+    Whose whose = Whose::Library;
   };
   static thread_local std::array<Entry, 256> recent;
   Entry& entry = recent[(reinterpret_cast<uintptr_t>(code) >> 5) & 255];
   if (entry.code != code) entry = {code, classify(code)};
-  return entry.user;
+  return entry.whose;
 }
+
+bool is_user(PyObject* code) { return whose(code) == Whose::User; }
 
 // Note [Modules and phases]
 // While a program is recorded, the walk to the user's line goes on to the innermost call of a torch.nn.Module, whose
@@ -218,9 +251,20 @@ Line line_by_api() {
   return line;
 }
 
-template <class T>
-T at_offset(const void* base, size_t offset) {
-  return *reinterpret_cast<const T*>(static_cast<const char*>(base) + offset);
+bool machinery_by_api() {
+  Gil gil;
+  bool found = false;
+  PyObject* frame = PyEval_GetFrame();
+  if (frame) Py_IncRef(frame);
+  while (frame) {
+    PyObject* code = PyFrame_GetCode(frame);
+    found = found || whose(code) == Whose::Machinery;
+    Py_DecRef(code);
+    PyObject* back = found ? nullptr : PyFrame_GetBack(frame);
+    Py_DecRef(frame);
+    frame = back;
+  }
+  return found;
 }
 
 // Note [Reading frames without the GIL]
@@ -228,12 +272,22 @@ T at_offset(const void* base, size_t offset) {
 // frames of a thread do not change while the thread itself is in here, so they can be read as they lie in memory.
 // Offsets of CPython 3.11, whose layout is final (Include/cpython/pystate.h, Include/internal/pycore_frame.h,
 // Include/cpython/code.h). Other versions, and a Python built otherwise, take the API: the first call compares the two.
+constexpr size_t kCFrame = 56, kCurrentFrame = 8;                              // PyThreadState, _PyCFrame
+constexpr size_t kCode = 32, kPrevious = 48, kInstruction = 56, kLocals = 72;  // _PyInterpreterFrame
+constexpr size_t kBytecode = 184;                                              // PyCodeObject
+
+const void* innermost_frame(const void* thread) {
+  return at_offset<const void*>(at_offset<const void*>(thread, kCFrame), kCurrentFrame);
+}
+
+bool machinery_by_layout(const void* thread) {
+  for (const void* frame = innermost_frame(thread); frame; frame = at_offset<const void*>(frame, kPrevious))
+    if (whose(at_offset<PyObject*>(frame, kCode)) == Whose::Machinery) return true;
+  return false;
+}
+
 Line line_by_layout(const void* thread) {
-  constexpr size_t kCFrame = 56, kCurrentFrame = 8;                // PyThreadState, _PyCFrame
-  constexpr size_t kCode = 32, kPrevious = 48, kInstruction = 56;  // _PyInterpreterFrame
-  constexpr size_t kLocals = 72;
-  constexpr size_t kBytecode = 184;  // PyCodeObject
-  auto* frame = at_offset<const void*>(at_offset<const void*>(thread, kCFrame), kCurrentFrame);
+  const void* frame = innermost_frame(thread);
   Line line;
   void* call = watch().call.load(std::memory_order_acquire);
   for (; frame; frame = at_offset<const void*>(frame, kPrevious)) {
@@ -270,19 +324,57 @@ Line line_by_layout(const void* thread) {
 }
 
 bool layout_is_known() {
-  if ((Py_Version >> 16) != 0x030B) return false;
+  if (!is_3_11()) return false;
   Line by_api = line_by_api(), by_layout = line_by_layout(PyGILState_GetThisThreadState());
   return by_api.code == by_layout.code && by_api.instruction == by_layout.instruction;
+}
+
+bool reads_layout() {
+  static const bool known = layout_is_known();
+  return known;
 }
 
 Line python_line() {
   void* thread = PyGILState_GetThisThreadState();
   if (!thread) return {};
-  static const bool known = layout_is_known();
-  return known ? line_by_layout(thread) : line_by_api();
+  return reads_layout() ? line_by_layout(thread) : line_by_api();
 }
 
 }  // namespace
+
+namespace {
+std::atomic<bool> raw_frames_known{false};
+}
+
+void prepare_raw_frames() { raw_frames_known = reads_layout(); }
+
+RawFrames raw_frames() {
+  RawFrames frames;
+  frames.count = 0;
+  void* thread = raw_frames_known ? PyGILState_GetThisThreadState() : nullptr;
+  if (!thread) return frames;
+  const void* frame = innermost_frame(thread);
+  for (; frame && frames.count < int(kRawFrames); frame = at_offset<const void*>(frame, kPrevious)) {
+    auto* code = at_offset<char*>(frame, kCode);
+    frames.code[frames.count] = code;
+    frames.instruction[frames.count++] = int32_t(at_offset<const char*>(frame, kInstruction) - (code + kBytecode));
+  }
+  return frames;
+}
+
+Line user_line(const RawFrames& frames) {
+  Gil gil;
+  for (int i = 0; i < frames.count; ++i)
+    if (is_user(static_cast<PyObject*>(frames.code[i]))) return {frames.code[i], frames.instruction[i]};
+  return {};
+}
+
+bool is_python_thread() { return Py_IsInitialized() && PyGILState_GetThisThreadState(); }
+
+bool within_machinery() {
+  void* thread = PyGILState_GetThisThreadState();
+  return thread && (reads_layout() ? machinery_by_layout(thread) : machinery_by_api());
+}
 
 namespace {
 
@@ -355,22 +447,10 @@ std::string describe(const Line& line) {
   return file + ":" + std::to_string(PyCode_Addr2Line(code, line.instruction)) + (line.backward ? " (backward)" : "");
 }
 
-namespace {
-
-thread_local int64_t waited = 0;
-
-int64_t wall_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
-}
-
-}  // namespace
-
-ReleaseGil::ReleaseGil() : state_(Py_IsInitialized() && PyGILState_Check() ? PyEval_SaveThread() : nullptr), since_(wall_ns()) {}
+ReleaseGil::ReleaseGil() : state_(Py_IsInitialized() && holds_gil() ? PyEval_SaveThread() : nullptr) {}
 ReleaseGil::~ReleaseGil() {
   if (state_) PyEval_RestoreThread(state_);
-  waited += wall_ns() - since_;
 }
-int64_t waited_ns() { return waited; }
 
 namespace {
 

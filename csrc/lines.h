@@ -23,6 +23,22 @@ struct Line {
 Line current_line();
 std::string describe(const Line& line);  // "train.py:12"; "" for none. Takes the GIL.
 
+// What a signal handler can take down of the frames that it interrupts, to be understood later: code objects, which
+// outlive their functions' calls, and instructions. Innermost first; none before `prepare_raw_frames`, or where the
+// layout of frames is not known.
+constexpr size_t kRawFrames = 24;
+struct RawFrames {
+  void* code[kRawFrames];
+  int32_t instruction[kRawFrames];
+  int count;
+};
+void prepare_raw_frames();
+RawFrames raw_frames();
+Line user_line(const RawFrames& frames);  // the innermost of the user's. Takes the GIL
+
+bool is_python_thread();
+bool within_machinery();  // is the thread compiling or importing something?
+
 // From now on lines say phase and module: `call` is the code object of Module's call, `optimizer` those of
 // torch.optim's; 0 and empty end it.
 void watch_modules(int64_t call, const std::vector<int64_t>& optimizer);
@@ -36,9 +52,7 @@ class ReleaseGil {
 
  private:
   void* state_;
-  int64_t since_;
 };
-int64_t waited_ns();  // how long this thread was in such waits
 
 // Milliseconds of the chip's time between two recorded events, from the replay of the recording under way.
 double chip_time_between(int64_t start, int64_t end);

@@ -40,8 +40,18 @@ constexpr size_t kRoundLarge = size_t(2) << 20;  // segments for blocks from kMi
 
 class Pool;
 
+// Work that the next owner's stream has to wait for. Both halves of a block that is split share it.
+struct Use {
+  Event* event;
+  explicit Use(Event* event) : event(event) {}
+  Use(const Use&) = delete;
+  ~Use() { event_destroy(event); }
+};
+using Uses = std::vector<std::shared_ptr<Use>>;
+
 struct Block {
   Pool* pool = nullptr;
+  int64_t number = 0;  // of the allocation
   char* address = nullptr;
   size_t bytes = 0, requested = 0;
   Stream* stream = nullptr;
@@ -49,7 +59,7 @@ struct Block {
   Content content = Content::Unknown;
   Block *previous = nullptr, *next = nullptr;  // neighbours in the segment
   std::unordered_set<Stream*> users;           // other streams that use it: record_stream
-  std::vector<Event*> pending;                 // what the next owner's stream has to wait for
+  Uses pending;                                // by those, when it was freed
   Line line;
   Purpose purpose;
 };
@@ -92,6 +102,12 @@ std::string human(size_t bytes) {
 // Note [No waiting under the allocator's mutex]
 // Tensors are freed by threads that hold the GIL, and kernels written in Python need it: whoever waited for a kernel or
 // for the GIL while holding the mutex could wait for itself.
+//
+// Note [Giving memory back]
+// A free segment may still be used by kernels that were launched before it was freed. So segments are first taken out of
+// the pool, where no thread can get them any more; then the device is drained, without the mutex, and whatever other
+// threads launch meanwhile is none of their users; then they go back to the driver. One thread at a time does so: another
+// that finds no memory waits for it and looks again.
 class Pool {
  public:
   explicit Pool(int device) : device_(device) {}
@@ -102,23 +118,22 @@ class Pool {
     std::unique_lock<std::mutex> lock(mutex_);
     size_t bytes = std::max(kRound, (requested + kRound - 1) / kRound * kRound);
     bool small = bytes <= kSmall;
-    Block* block = take(stream, bytes, small);
-    if (!block) block = grow(stream, bytes, small);
+    Block* block = take_or_grow(stream, bytes, small, lock);
     if (!block) {
       ++stats_.num_alloc_retries;
       lock.unlock();
-      drain(device_);
-      lock.lock();
       release_unused();
-      block = take(stream, bytes, small);
-      if (!block) block = grow(stream, bytes, small);
+      lock.lock();
+      block = take_or_grow(stream, bytes, small, lock);
       if (!block && config().past_capacity) {
-        block = grow(stream, bytes, small, true);
+        block = grow(stream, bytes, small, lock, true);
         if (block) warn_past_capacity(requested, line, lock);
       }
     }
     if (!block) out_of_memory(requested, line, lock);
     split(block, bytes);
+    static std::atomic<int64_t> next_number{1};
+    block->number = next_number++;
     block->allocated = true;
     block->requested = requested;
     block->line = line;
@@ -126,32 +141,37 @@ class Pool {
     block->content = Content::Unknown;
     in_use_.emplace(block->address, block);
     count(block, true);
-    std::vector<Event*> pending;
-    pending.swap(block->pending);
+    Uses pending = block->pending;
     lock.unlock();
     if (C10_UNLIKELY(recording()))
       record_memory(RowKind::Alloc, stream, line, int64_t(block->bytes), block->address, purpose.grows ? kInitialised : 0);
-    for (Event* event : pending) {
-      event_wait(event, stream);
-      event_destroy(event);
+    try {
+      for (const auto& use : pending) event_wait(use->event, stream, true);
+    } catch (...) {
+      free(block);  // with what it still has to wait for
+      throw;
+    }
+    if (!pending.empty()) {
+      lock.lock();
+      block->pending.clear();
     }
     return block;
   }
 
-  void free(Block* block) {
-    if (C10_UNLIKELY(recording())) record_memory(RowKind::Free, *block->stream, {}, int64_t(block->bytes), block->address);
+  // Called by destructors: never throws.
+  void free(Block* block) noexcept {
     std::unique_lock<std::mutex> lock(mutex_);
     std::unordered_set<Stream*> users;
     users.swap(block->users);
     if (!users.empty()) {
       lock.unlock();
-      for (Stream* user : users) {
-        Event* event = event_create(device_, false);
-        event_record(event, *user);
-        block->pending.push_back(event);
-      }
+      Uses pending;
+      for (Stream* user : users)
+        if (auto use = use_of(*user, block->address)) pending.push_back(std::move(use));
       lock.lock();
+      block->pending.insert(block->pending.end(), pending.begin(), pending.end());
     }
+    if (C10_UNLIKELY(recording())) record_memory(RowKind::Free, *block->stream, {}, int64_t(block->bytes), block->address);
     in_use_.erase(block->address);
     count(block, false);
     block->allocated = false;
@@ -167,10 +187,42 @@ class Pool {
     if (found != in_use_.end() && found->second->stream != &stream) found->second->users.insert(&stream);
   }
 
-  void empty_cache() {
+  // Gives whole free segments back to the driver.
+  void release_unused() {
+    ReleaseGil no_gil;
+    std::lock_guard<std::mutex> one_at_a_time(release_mutex_);
+    std::vector<Block*> taken;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (auto& pool : free_)
+        std::erase_if(pool, [&](Block* block) {
+          bool whole = !block->previous && !block->next;
+          if (whole) taken.push_back(block);
+          return whole;
+        });
+    }
+    if (taken.empty()) return;
     drain(device_);
-    std::lock_guard<std::mutex> lock(mutex_);
-    release_unused();
+    int status = BRINGUP_OK;
+    for (Block* block : taken) {
+      for (const auto& use : block->pending) status = std::max(status, driver().event_synchronize(use->event->handle));
+      {
+        std::lock_guard<std::mutex> lock(segments().mutex);
+        segments().ranges.erase(block->address);
+      }
+      status = std::max(status, driver().free(device(device_).handle, block->address, block->bytes));
+      if (C10_UNLIKELY(recording())) record_row(RowKind::Release, block->stream, {}, int64_t(block->bytes), 0);
+    }
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      for (Block* block : taken) {
+        ++stats_.num_device_free;
+        change(stats_.segment, block, -1);
+        change(stats_.reserved_bytes, block, -int64_t(block->bytes));
+      }
+    }
+    for (Block* block : taken) delete block;  // and its events
+    check_driver(status, device(device_));
   }
 
   DeviceStats stats() {
@@ -192,7 +244,10 @@ class Pool {
     stats_.num_alloc_retries = stats_.num_ooms = stats_.num_device_alloc = stats_.num_device_free = 0;
   }
 
-  size_t limit() const { return limit_ ? limit_ : config().device_bytes; }
+  size_t limit() const {
+    size_t own = limit_;
+    return own ? own : config().device_bytes;
+  }
   void set_limit(double fraction) {
     std::lock_guard<std::mutex> lock(mutex_);
     limit_ = size_t(double(config().device_bytes) * fraction);
@@ -223,11 +278,11 @@ class Pool {
 
  private:
   int device_;
-  std::mutex mutex_;
+  std::mutex mutex_, release_mutex_;  // the second is taken first
   std::set<Block*, BySize> free_[2];  // large, small
   ska::flat_hash_map<char*, Block*> in_use_;
   DeviceStats stats_;
-  size_t limit_ = 0;
+  std::atomic<size_t> limit_{0};
 
   StatType pool_of(const Block* block) { return block->small ? StatType::SMALL_POOL : StatType::LARGE_POOL; }
 
@@ -253,6 +308,25 @@ class Pool {
   }
 
   // Best fit among the stream's own free blocks.
+  // What a stream does until now; null if the driver has no event for that, and the stream was waited for.
+  std::shared_ptr<Use> use_of(Stream& user, const void* address) noexcept {
+    try {
+      auto use = std::make_shared<Use>(event_create(user.id.device_index(), false));
+      event_record(use->event, user, address);
+      return use;
+    } catch (...) {
+      user.fail(std::current_exception(), counters().launches);
+      ReleaseGil no_gil;
+      driver().stream_synchronize(user.handle);
+      return nullptr;
+    }
+  }
+
+  Block* take_or_grow(Stream& stream, size_t bytes, bool small, std::unique_lock<std::mutex>& lock) {
+    Block* block = take(stream, bytes, small);
+    return block ? block : grow(stream, bytes, small, lock);
+  }
+
   Block* take(Stream& stream, size_t bytes, bool small) {
     Block key;
     key.stream = &stream;
@@ -266,7 +340,7 @@ class Pool {
   }
 
   // `anyway`: past the chip's capacity, but never past what the program has set itself as a limit.
-  Block* grow(Stream& stream, size_t bytes, bool small, bool anyway = false) {
+  Block* grow(Stream& stream, size_t bytes, bool small, std::unique_lock<std::mutex>& lock, bool anyway = false) {
     size_t segment = small             ? kSmallSegment
                      : bytes < kMiddle ? kLargeSegment
                                        : (bytes + kRoundLarge - 1) / kRoundLarge * kRoundLarge;
@@ -275,6 +349,7 @@ class Pool {
     void* address = nullptr;
     int status = driver().alloc(device(device_).handle, segment, &address);
     if (status == BRINGUP_OUT_OF_MEMORY) return nullptr;
+    if (status != BRINGUP_OK) lock.unlock();  // the error names the owner of an address
     check_driver(status, device(device_));
     auto* block = new Block();
     block->pool = this;
@@ -307,11 +382,7 @@ class Pool {
     if (block->next) block->next->previous = tail;
     block->next = tail;
     block->bytes = bytes;
-    for (Event* event : block->pending) {  // both halves have to wait for the same work
-      Event* again = event_create(device_, false);
-      event_record(again, *event->stream);
-      tail->pending.push_back(again);
-    }
+    tail->pending = block->pending;
     free_[tail->small].insert(tail);
     inactive_split(tail, 1);
   }
@@ -331,31 +402,6 @@ class Pool {
     }
     block->pending.insert(block->pending.end(), other->pending.begin(), other->pending.end());
     delete other;
-  }
-
-  // Gives whole free segments back to the driver. Kernels may still use them: the caller has drained the device.
-  void release_unused() {
-    for (auto& pool : free_) {
-      for (auto it = pool.begin(); it != pool.end();) {
-        Block* block = *it;
-        if (block->previous || block->next) {
-          ++it;
-          continue;
-        }
-        it = pool.erase(it);
-        for (Event* event : block->pending) event_destroy(event);
-        {
-          std::lock_guard<std::mutex> lock(segments().mutex);
-          segments().ranges.erase(block->address);
-        }
-        driver().free(device(device_).handle, block->address, block->bytes);
-        if (C10_UNLIKELY(recording())) record_row(RowKind::Release, block->stream, {}, int64_t(block->bytes), 0);
-        ++stats_.num_device_free;
-        change(stats_.segment, block, -1);
-        change(stats_.reserved_bytes, block, -int64_t(block->bytes));
-        delete block;
-      }
-    }
   }
 
   std::vector<Block> largest_locked(size_t most) {
@@ -444,7 +490,7 @@ struct ChipAllocator final : c10::DeviceAllocator {
   bool initialized() override { return opened(); }
   void emptyCache(c10::MempoolId_t) override {
     if (!opened()) return;
-    for (int i = 0; i < device_count(); ++i) pool(i).empty_cache();
+    for (int i = 0; i < device_count(); ++i) pool(i).release_unused();
   }
   void recordStream(const c10::DataPtr& data, c10::Stream on) override {
     if (data.get()) pool(data.device().index()).record_stream(data.get(), stream(on));
@@ -585,6 +631,10 @@ c10::DeviceIndex device_of(const void* address) {
   if (after == segments().ranges.begin()) return -1;
   auto [start, range] = *std::prev(after);
   return at < start + range.first ? c10::DeviceIndex(range.second) : c10::DeviceIndex(-1);
+}
+
+int64_t allocation_number(const c10::DataPtr& memory) {
+  return memory.get_deleter() == release_block ? static_cast<Block*>(memory.get_context())->number : 0;
 }
 
 Content content_of(const c10::DataPtr& memory) {

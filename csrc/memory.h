@@ -29,6 +29,8 @@ std::string live_blocks_json(int device, int64_t most);
 // The live tensor that an address belongs to: "int64[4] by aten::full made at train.py:5"; "" for none.
 std::string describe_owner(int device, const void* address);
 std::vector<std::pair<char*, size_t>> allocations(int device);  // alive ones in order: start, bytes asked for
+// Counts the allocations of the process: the number of a live one, 0 for other memory.
+int64_t allocation_number(const c10::DataPtr& memory);
 // A note of dry runs at a live block (see dry.cpp): what is its content? A fresh one's is unknown.
 enum class Content : uint8_t { Unknown, Guessed, Drawn, Known };  // the two in the middle are stand-ins
 Content content_of(const c10::DataPtr& memory);

@@ -66,6 +66,20 @@ bool has_other_meta(const std::string& name) {
   return names->count(name) != 0;
 }
 
+// In-place operators whose result has nothing of what was there before.
+bool fills(const std::string& name) {
+  static const auto* names =
+      new std::unordered_set<std::string>{"copy_",    "fill_",        "zero_",      "random_",     "bernoulli_", "normal_",
+                                          "uniform_", "exponential_", "geometric_", "log_normal_", "cauchy_",    "eye"};
+  size_t start = name.find("::") + 2;
+  return names->count(name.substr(start, name.find('.', start) - start)) != 0;
+}
+
+// LAPACK takes any pivots, and writes where they say: they count from 1.
+bool takes_pivots(const std::string& name) {
+  return name.find("linalg_lu_solve") != std::string::npos || name.find("linalg_ldl_solve") != std::string::npos;
+}
+
 ArgKind kind_of(const c10::TypePtr& type) {
   auto inner = type;
   if (auto optional = inner->cast<c10::OptionalType>()) inner = optional->getElementType();
@@ -86,14 +100,17 @@ ArgKind kind_of(const c10::TypePtr& type) {
 
 Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(handle.operator_name())) {
   const auto& schema = handle.schema();
-  bool has_tensor = false;
+  bool has_tensor = false, only_out = true;
   for (const auto& argument : schema.arguments()) {
     ArgInfo info;
     info.kind = kind_of(argument.type());
     info.written = argument.alias_info() && argument.alias_info()->isWrite();
+    info.out = info.written && argument.kwarg_only();
     writes |= info.written;
-    in_place &= !(info.written && argument.kwarg_only());  // out= may be resized
+    in_place &= !info.out;
+    only_out &= !info.written || info.out;
     if (argument.name() == "output_mask") mask_argument = int(args.size());
+    if (argument.name() == "dtype") dtype_argument = int(args.size());
     has_tensor |= info.kind == ArgKind::Tensor || info.kind == ArgKind::Tensors || info.kind == ArgKind::OptionalTensors;
     args.push_back(info);
   }
@@ -122,7 +139,13 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
   }
   for (const auto& tag : handle.getTags())
     if (tag == at::Tag::dynamic_output_shape || tag == at::Tag::data_dependent_output) synchronous = true;
+  bool own_generator = false;
+  for (const auto& argument : args) own_generator |= argument.kind == ArgKind::Generator;
+  bool draws = handle.hasTag(at::Tag::nondeterministic_seeded);  // without a generator of its own from the CPU's
+  tried = name.compare(0, 6, "aten::") == 0 && (own_generator || !draws);
+  content = takes_pivots(name) ? 1 : 0;
   synchronous |= is_data_dependent(name);
+  overwrites = writes && (only_out || fills(name));
   masks_decide = name == "aten::index.Tensor" || name == "aten::index.Tensor_out" || name == "aten::_unsafe_index.Tensor";
   host_indices = takes_host_tensors(name);
   trust_meta = !has_other_meta(name);

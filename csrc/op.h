@@ -16,6 +16,7 @@ enum class ArgKind : uint8_t { Tensor, Tensors, OptionalTensors, Scalar, Generat
 struct ArgInfo {
   ArgKind kind = ArgKind::Other;
   bool written = false;
+  bool out = false;  // written, and may get another size for it
 };
 
 struct ReturnInfo {
@@ -31,12 +32,16 @@ struct Op {
   int mask_argument = -1;                // output_mask: which gradients are wanted
   bool is_view = false;                  // returns a view: metadata only, runs on the host
   bool writes = false;                   // has in-place or out= arguments
+  bool overwrites = false;               // and reads none of those
   bool masks_decide = false;             // synchronous only if an index is a mask
   bool synchronous = false;              // its result's shape, or a value it returns, depends on data
   bool host_indices = false;             // CPU tensors beside device tensors are legal
   bool by_value = false;                 // scalars decide output sizes
   std::atomic<uint64_t> host_dtypes{0};  // bit per ScalarType: the chip leaves these to the host
   std::atomic<bool> trust_meta{true};
+  bool tried = true;  // its kernel may run once more, with other content, before a first launch (see probe.cpp)
+  int content = 0;    // what it is tried with
+  int dtype_argument = -1;
   bool steered = true;   // results may be born in device memory
   bool in_place = true;  // returns nothing but written arguments, which keep their size
   std::atomic<int64_t> synchronous_calls{0}, learning_calls{0};

@@ -153,9 +153,35 @@ void copy_on_device(const Tensor& to, const Tensor& from) {
 
 void* data_of(const Tensor& contiguous) { return contiguous.mutable_data_ptr(); }
 
-// Keeps `tensor` until the stream has reached this point.
-void hold(Stream& stream, const Tensor& tensor) {
-  enqueue(stream, [tensor](bool) {});
+// Keeps what a copy reads or writes on the host until the copy is over; then `over` runs, if it is given.
+template <class Kept>
+void hold(Stream& stream, const Kept& kept, std::function<void()> over = nullptr) {
+  try {
+    enqueue(stream, [kept, over = std::move(over)](bool) {
+      if (over) over();
+    });
+  } catch (...) {
+    ReleaseGil no_gil;  // the copy is under way
+    driver().stream_synchronize(stream.handle);
+    throw;
+  }
+}
+
+// Memory that a copy has overwritten whole holds content again (failures.h); a part of it changes nothing.
+std::function<void()> unmarking(const Tensor& to) {
+  StorageRef storage = storage_of(to);
+  if (to.nbytes() < storage.bytes) return nullptr;
+  return [number = storage.allocation] { unmark(number); };
+}
+
+// In stream order: what was not computed is not computed in the copy either.
+void copy_mark(Stream& stream, int64_t from, int64_t to, bool whole) {
+  enqueue(stream, [from, to, whole, launch = counters().launches.load()](bool) {
+    if (FailurePtr cause = mark_of({from}, launch))
+      mark({to}, cause);
+    else if (whole)
+      unmark(to);
+  });
 }
 
 void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
@@ -168,23 +194,22 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   if (C10_UNLIKELY(is_dry())) {
     set_dry_content(to, Content::Known);
     if (!dry_computes(to)) {
-      if (!(pinned ? non_blocking : bytes <= kStaged)) synchronize(stream);
+      if (!(pinned ? non_blocking : bytes <= kStaged)) synchronize(stream, kOfUpload);
       return;
     }
   }
   if (!pinned && bytes <= kStaged) {
-    void* staged = std::malloc(bytes);
-    std::memcpy(staged, from.const_data_ptr(), bytes);
-    check_driver(driver().copy_h2d(stream.handle, data_of(to), staged, bytes), on);
-    enqueue(stream, [staged](bool) { std::free(staged); });
-    return;
+    std::shared_ptr<char[]> staged(new char[bytes]);
+    std::memcpy(staged.get(), from.const_data_ptr(), bytes);
+    check_driver(driver().copy_h2d(stream.handle, data_of(to), staged.get(), bytes), on);
+    return hold(stream, staged, unmarking(to));
   }
   check_driver(driver().copy_h2d(stream.handle, data_of(to), copy_address(from.const_data_ptr()), bytes), on);
   if (pinned && non_blocking) {
-    hold(stream, from);
+    hold(stream, from, unmarking(to));
     copy_pending(from.const_data_ptr(), false, stream);
   } else
-    synchronize(stream);
+    synchronize(stream, kOfUpload);
 }
 
 void download(const Tensor& to, const Tensor& from, bool non_blocking) {
@@ -195,7 +220,7 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
   if (C10_UNLIKELY(is_dry()) && dry_content(from) != Content::Known) {
     notice_read(text_of(meta_of(from)));
     if (dry_content(from) == Content::Unknown) {
-      if (!(non_blocking && pinned)) synchronize(stream);
+      if (!(non_blocking && pinned)) synchronize(stream, kOfDownload);
       return fill_stand_in(to);
     }
   }
@@ -205,16 +230,7 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
     hold(stream, to);
     copy_pending(to.const_data_ptr(), true, stream);
   } else
-    synchronize(stream);
-}
-
-// One stream waits for all that another has enqueued so far.
-void follow(Stream& follower, Stream& leader) {
-  if (&follower == &leader) return;
-  Event* event = event_create(leader.id.device_index(), false);
-  event_record(event, leader);
-  event_wait(event, follower);
-  event_destroy(event);
+    synchronize(stream, kOfDownload);
 }
 
 void copy_between_devices(const Tensor& to, const Tensor& from) {
@@ -226,6 +242,7 @@ void copy_between_devices(const Tensor& to, const Tensor& from) {
   if (is_dry()) set_dry_content(to, dry_content(from));
   if (!is_dry() || dry_computes(from))
     check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()));
+  copy_mark(target, storage_of(from).allocation, storage_of(to).allocation, to.nbytes() >= storage_of(to).bytes);
   follow(source, target);  // the source's memory may be reused only after the copy
 }
 
@@ -399,8 +416,10 @@ void resize_storage(c10::StorageImpl* storage, size_t bytes) {
   purpose.grows = storage->nbytes() > 0;
   c10::DataPtr grown = allocate_on(index, bytes);
   size_t kept = std::min(bytes, storage->nbytes());
-  if (kept > 0 && storage->data() && !is_dry_copy(kept))
+  if (kept > 0 && storage->data() && !is_dry_copy(kept)) {
     check_driver(driver().copy_d2d(current_stream(index).handle, grown.get(), storage->data(), kept), device(index));
+    copy_mark(current_stream(index), allocation_number(storage->data_ptr()), allocation_number(grown), true);
+  }
   if (is_dry()) set_content(grown, content_of(storage->data_ptr()));
   storage->set_data_ptr_noswap(std::move(grown));
   storage->set_nbytes(bytes);

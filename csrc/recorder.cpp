@@ -1,17 +1,17 @@
 #include "recorder.h"
 
-#include <ATen/SequenceNumber.h>
 #include <c10/util/flat_hash_map.h>
 #include <time.h>
-#include <torch/csrc/autograd/function.h>
 #include <torch/library.h>
 
 #include <cmath>
 #include <deque>
+#include <limits>
 #include <mutex>
 #include <sstream>
 
 #include "json.h"
+#include "waits.h"
 
 namespace bringup {
 
@@ -23,15 +23,16 @@ using c10::IValue;
 
 // At most 64 bytes, so that a million launches stay far below a gigabyte.
 struct TraceRow {
-  int64_t host_ns;    // CPU time of the launching thread since its previous row
-  int64_t bytes;      // of a copy or an allocation
-  int64_t object;     // event id, address of an allocation, module of a call
-  int32_t signature;  // -1: not a launch
+  int64_t host_ns;     // CPU time of the launching thread since its previous row
+  int64_t bytes;       // of a copy or an allocation
+  int64_t object;      // event id, address of an allocation, module of a call
+  uint64_t first_use;  // into `uses`
+  int32_t signature;   // -1: not a launch
   int32_t line, module;
-  uint32_t first_use;  // into `uses`
-  uint16_t use_count;
-  uint16_t views;  // view operators since the thread's previous row
-  int16_t stream, thread;
+  uint32_t use_count;
+  int32_t views;  // view operators since the thread's previous row that carries time
+  int32_t thread;
+  int16_t stream;
   int8_t device;
   RowKind kind;
   Phase phase;
@@ -48,7 +49,7 @@ struct LineHash {
 
 struct Recording {
   std::mutex mutex;
-  int64_t number = 0;  // of the recording in this process
+  std::atomic<int64_t> number{0};  // of the recording in this process
   std::deque<TraceRow> rows, aside;
   std::vector<uint64_t> uses;  // address * 2 + written
   std::vector<std::string> signatures;
@@ -56,7 +57,7 @@ struct Recording {
   std::vector<std::pair<Line, std::string>> lines;  // the text of those that a compiler names
   std::unordered_map<std::string, int32_t> line_texts;
   std::unordered_map<std::pair<void*, int64_t>, int32_t, LineHash> line_ids;
-  int threads = 0;
+  std::atomic<int32_t> threads{0};
 };
 
 Recording& recording_state() {
@@ -69,8 +70,8 @@ Recording& recording_state() {
 // only a longer gap, in which the thread may have waited, is worth the dear clock.
 struct ThreadClock {
   int64_t number = -1;  // of the recording
-  int16_t id = 0;
-  uint16_t views = 0;
+  int32_t id = 0;
+  int64_t views = 0;
   int64_t wall = 0, cpu = 0, since_cpu = 0;
 
   static int64_t read(clockid_t clock) {
@@ -79,18 +80,14 @@ struct ThreadClock {
     return now.tv_sec * 1000000000ll + now.tv_nsec;
   }
 
-  int64_t elapsed(Recording& state) {
+  void join(Recording& state) {
+    if (number == state.number.load(std::memory_order_relaxed)) return;
+    *this = {state.number, state.threads++, 0, read(CLOCK_MONOTONIC), read(CLOCK_THREAD_CPUTIME_ID), 0};
+  }
+
+  int64_t elapsed() {
     constexpr int64_t kLongGap = 20000;
     int64_t now = read(CLOCK_MONOTONIC);
-    if (number != state.number) {
-      number = state.number;
-      id = int16_t(state.threads++);
-      wall = now;
-      cpu = read(CLOCK_THREAD_CPUTIME_ID);
-      since_cpu = 0;
-      views = 0;
-      return 0;
-    }
     int64_t gap = now - wall;
     wall = now;
     if (gap < kLongGap) {
@@ -214,11 +211,38 @@ int32_t intern_line(Recording& state, const Line& line) {
   return found->second;
 }
 
+template <class To>
+To narrow(uint64_t value, const char* what) {
+  TORCH_CHECK(value <= uint64_t(std::numeric_limits<To>::max()), "a recording holds no more than ",
+              std::numeric_limits<To>::max(), " ", what, ", and here are ", value);
+  return To(value);
+}
+
+// Memory is allocated within the launch that asks for it: its rows carry no time.
+bool carries_time(RowKind kind) {
+  return kind != RowKind::Alloc && kind != RowKind::Free && kind != RowKind::Reserve && kind != RowKind::Release &&
+         kind != RowKind::Owner;
+}
+
+void add_row(Recording& state, TraceRow& row) {
+  row.use_count = narrow<uint32_t>(state.uses.size() - row.first_use, "tensors in a launch");
+  state.rows.push_back(row);
+}
+
 TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Line& line) {
   TraceRow row{};
-  row.host_ns = thread_clock.elapsed(state);
-  row.thread = thread_clock.id;
-  row.views = std::exchange(thread_clock.views, uint16_t(0));
+  thread_clock.join(state);
+  int32_t master = works_for();
+  row.thread = master >= 0 ? master : thread_clock.id;
+  if (int64_t signal = take_start_signal()) {
+    TraceRow start = new_row(state, RowKind::Resume, nullptr, {});
+    start.object = signal;
+    add_row(state, start);
+  }
+  if (carries_time(kind)) {
+    row.host_ns = thread_clock.elapsed();
+    row.views = narrow<int32_t>(uint64_t(std::exchange(thread_clock.views, 0)), "views between two launches");
+  }
   row.kind = kind;
   row.signature = -1;
   row.line = intern_line(state, line);
@@ -226,15 +250,39 @@ TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Lin
   row.phase = line.phase;
   row.device = stream ? int8_t(stream->id.device_index()) : int8_t(current_device());
   row.stream = stream ? int16_t(stream->id.id()) : int16_t(-1);
-  row.first_use = uint32_t(state.uses.size());
+  row.first_use = state.uses.size();
   return row;
+}
+
+void add_use(Recording& state, const void* address, bool written) {
+  if (address) state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + written);
+}
+
+// Views that no row has carried yet, before somebody reads the recording: they get a row of their own.
+void settle_views(Recording& state) {
+  if (!recording() || thread_clock.number != state.number || thread_clock.views == 0) return;
+  TraceRow row = new_row(state, RowKind::Host, nullptr, {});
+  add_row(state, row);
 }
 
 }  // namespace
 
-void count_view() { ++thread_clock.views; }
+void count_view() {
+  thread_clock.join(recording_state());
+  ++thread_clock.views;
+}
 
-int recording_thread() { return thread_clock.number == recording_state().number ? thread_clock.id : -1; }
+const std::vector<std::string>& row_kinds() {
+  static const auto* names = new std::vector<std::string>{
+      "launch", "h2d",     "d2h",  "d2d",     "event_record", "event_wait", "stream_sync", "device_sync", "event_sync", "alloc",
+      "free",   "forward", "step", "reserve", "release",      "owner",      "host",        "signal",      "resume"};
+  return *names;
+}
+
+int recording_thread() {
+  thread_clock.join(recording_state());
+  return thread_clock.id;
+}
 
 void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results) {
   Recording& state = recording_state();
@@ -242,19 +290,10 @@ void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results)
   TraceRow row = new_row(state, RowKind::Launch, &launch.stream, launch.line);
   row.signature = intern_signature(state, launch, results);
   row.flags = flags;
-  const Signature& signature = launch.signature;
-  auto use = [&](const void* address, bool written) {
-    if (address) state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + written);
-  };
-  for (size_t storage = 0; storage < launch.storages.size(); ++storage) {
-    bool written = false;
-    for (size_t i = 0; i < signature.storage_of.size(); ++i)
-      written |= signature.storage_of[i] == int16_t(storage) && signature.written[i];
-    use(launch.storages[storage].address, written);
-  }
-  for (void* output : launch.outputs) use(output, true);
-  row.use_count = uint16_t(std::min<size_t>(state.uses.size() - row.first_use, 65535));
-  state.rows.push_back(row);
+  const auto& written = launch.signature.storage_written;
+  for (size_t i = 0; i < launch.storages.size(); ++i) add_use(state, launch.storages[i].address, written[i]);
+  for (void* output : launch.outputs) add_use(state, output, true);
+  add_row(state, row);
 }
 
 void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags) {
@@ -264,7 +303,18 @@ void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t by
   row.bytes = bytes;
   row.object = object;
   row.flags = flags;
-  state.rows.push_back(row);
+  add_row(state, row);
+}
+
+void record_event(const Stream& stream, int64_t event, const void* keeps) {
+  Line line = current_line();
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::EventRecord, &stream, line);
+  row.object = event;
+  row.flags = keeps ? kOfAllocator : 0;
+  add_use(state, keeps, false);
+  add_row(state, row);
 }
 
 void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
@@ -276,10 +326,9 @@ void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flag
   row.bytes = bytes;
   row.object = other;
   row.flags = flags;
-  for (const void* address : {from, to})
-    if (address) state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + (address == to));
-  row.use_count = uint16_t(state.uses.size() - row.first_use);
-  state.rows.push_back(row);
+  add_use(state, from, false);
+  add_use(state, to, true);
+  add_row(state, row);
 }
 
 void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsize, int64_t device) {
@@ -292,7 +341,7 @@ void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsiz
   row.module = int32_t(module);
   row.flags = uint8_t(itemsize);
   row.device = int8_t(device);
-  state.rows.push_back(row);
+  add_row(state, row);
 }
 
 void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address, uint8_t flags) {
@@ -317,14 +366,9 @@ void record_compiled(const std::string& signature, at::TensorList read, at::Tens
     if (added) state.lines.emplace_back(Line{}, line);
     row.line = found->second;
   }
-  auto use = [&](const at::Tensor& tensor, bool writes) {
-    if (const void* address = tensor.storage().data())
-      state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + writes);
-  };
-  for (const at::Tensor& tensor : read) use(tensor, false);
-  for (const at::Tensor& tensor : written) use(tensor, true);
-  row.use_count = uint16_t(std::min<size_t>(state.uses.size() - row.first_use, 65535));
-  state.rows.push_back(row);
+  for (const at::Tensor& tensor : read) add_use(state, tensor.storage().data(), false);
+  for (const at::Tensor& tensor : written) add_use(state, tensor.storage().data(), true);
+  add_row(state, row);
 }
 
 RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::SmallVector<StorageRef, 6>& storages,
@@ -332,11 +376,8 @@ RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::Sma
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
   TraceRow row = new_row(state, RowKind::Launch, &stream, line);
-  for (size_t i = 0; i < storages.size(); ++i)
-    if (storages[i].address)
-      state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(storages[i].address)) * 2 + uint64_t(written[i] != 0));
-  row.use_count = uint16_t(std::min<size_t>(state.uses.size() - row.first_use, 65535));
-  state.rows.push_back(row);
+  for (size_t i = 0; i < storages.size(); ++i) add_use(state, storages[i].address, written[i] != 0);
+  add_row(state, row);
   return {state.number, state.rows.size() - 1};
 }
 
@@ -392,6 +433,7 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
   wait_for_kernels();
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
+  settle_views(state);
   const auto& rows = state.rows;
   size_t first = size_t(std::min<int64_t>(start, int64_t(rows.size())));
   using c10::ScalarType;
@@ -401,8 +443,8 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
       column<uint8_t>(rows, first, ScalarType::Byte, [](const TraceRow& row) { return row.phase; }),
       column<int8_t>(rows, first, ScalarType::Char, [](const TraceRow& row) { return row.device; }),
       column<int16_t>(rows, first, ScalarType::Short, [](const TraceRow& row) { return row.stream; }),
-      column<int16_t>(rows, first, ScalarType::Short, [](const TraceRow& row) { return row.thread; }),
-      column<int16_t>(rows, first, ScalarType::Short, [](const TraceRow& row) { return row.views; }),
+      column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.thread; }),
+      column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.views; }),
       column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.signature; }),
       column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.line; }),
       column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.module; }),
@@ -424,7 +466,7 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
     else
       *object++ = row.kind == RowKind::Alloc ? storages.fresh(uint64_t(row.object)) : storages.known(uint64_t(row.object));
     if (first > 0) continue;
-    for (size_t k = row.first_use; k < size_t(row.first_use) + row.use_count; ++k)
+    for (size_t k = row.first_use; k < row.first_use + row.use_count; ++k)
       *use++ = storages.known(state.uses[k] >> 1) * 2 + int64_t(state.uses[k] & 1);
     offset[1] = offset[0] + row.use_count;
     ++offset;
@@ -439,6 +481,12 @@ std::vector<std::string> recorded_signatures(int64_t start) {  // JSON
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
   return {state.signatures.begin() + std::min<int64_t>(start, int64_t(state.signatures.size())), state.signatures.end()};
+}
+
+// What passed was not the program's.
+void skip_host_time() {
+  thread_clock.join(recording_state());
+  thread_clock.elapsed();
 }
 
 std::vector<std::string> recorded_lines() {
@@ -464,11 +512,12 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
     std::lock_guard<std::mutex> lock(recording_state().mutex);
     std::swap(recording_state().rows, recording_state().aside);
     if (!aside) recording_state().aside.clear();
-    thread_clock.elapsed(recording_state());
+    skip_host_time();
   });
   m.def("is_recording() -> bool", [] { return recording(); });
   m.def("recorded_rows() -> int", [] {
     std::lock_guard<std::mutex> lock(recording_state().mutex);
+    settle_views(recording_state());
     return int64_t(recording_state().rows.size());
   });
   m.def("recorded_columns(int start) -> Tensor[]", &recorded_columns);
@@ -484,10 +533,8 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
         [](const std::string& signature, const std::vector<at::Tensor>& read, const std::vector<at::Tensor>& written,
            const std::string& line, int64_t module,
            bool backward) { record_compiled(signature, read, written, line, module, backward); });
-  m.def("skip_host_time() -> ()", [] {  // what passed was not the program's
-    std::lock_guard<std::mutex> lock(recording_state().mutex);
-    thread_clock.elapsed(recording_state());
-  });
+  m.def("skip_host_time() -> ()", &skip_host_time);
+  m.def("row_kinds() -> str[]", &row_kinds);
   m.def("forget_module(int address) -> ()", [](int64_t address) { forget_module(address); });
 }
 

@@ -1,4 +1,4 @@
-// What the program launches, one row each: the trace that is priced later. See docs/design.md, "The trace".
+// What the program launches, one row each: the trace that is priced later. See docs/design.md, "The prediction".
 #pragma once
 #include <atomic>
 
@@ -27,7 +27,10 @@ enum class RowKind : uint8_t {
   Release,  // and gave one back
   Owner,    // what a storage is for: bytes is bringup.memory's kind, flags the bytes of an element
   Host,     // the host slept, or waited for something that is not the chip: object is nanoseconds
+  Signal,   // a thread lets another one go on
+  Resume,   // which waited for the signal of the same object
 };
+const std::vector<std::string>& row_kinds();  // their names, in this order
 
 // Flags of a row.
 enum : uint8_t {
@@ -36,6 +39,9 @@ enum : uint8_t {
   kFallback = 4,      // ran on the host when it was recorded
   kHostIndex = 8,     // a tensor on the host is among its arguments
   kInitialised = 16,  // of an allocation: it grew from another, whose content is copied
+  kOfAllocator = 32,  // of an event: the allocator keeps memory that a stream uses, the storage of this row, from others
+  kOfUpload = 64,     // of a wait: it is the end of a blocking copy to the chip
+  kOfDownload = 128,  // or from it
 };
 
 extern std::atomic<bool> recording_now;
@@ -52,6 +58,7 @@ struct LaunchRow {
 };
 void record_launch(const LaunchRow& row, uint8_t flags, const Stack* results = nullptr);
 void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags = 0);
+void record_event(const Stream& stream, int64_t event, const void* keeps);  // memory that the allocator keeps until then
 // Of a copy that reads and writes these storages, where they are the device's. `other`: the device that it comes from.
 void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
                  int64_t other = 0);
@@ -66,7 +73,7 @@ RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::Sma
 void amend_recorded(const RecordedRow& row, std::string signature);
 void wait_for_kernels();
 
-void count_view();       // host time without a row
-int recording_thread();  // this thread's number in the recording's rows; -1 before its first
+void count_view();       // host time without a row: the thread's next launch, copy or wait carries it
+int recording_thread();  // this thread's number in the recording's rows
 
 }  // namespace bringup

@@ -20,7 +20,7 @@ namespace {
 
 std::mutex config_mutex;
 Config the_config;
-bool is_configured = false;
+std::atomic<bool> is_configured{false};
 std::atomic<int> asked_devices{1};
 std::atomic<const bringup_driver*> the_driver{nullptr};
 std::array<std::atomic<Device*>, kMaxDevices> devices;
@@ -43,21 +43,39 @@ const bringup_driver* load_driver(const std::string& path) {
 }
 
 Stream& open_stream(Device& device, size_t id, int priority) {
-  std::lock_guard<std::mutex> lock(device.mutex);
   auto& slot = device.streams[id];
-  if (!slot) {
+  if (Stream* stream = slot.load()) return *stream;
+  std::lock_guard<std::mutex> lock(device.mutex);
+  if (!slot.load()) {
     bringup_stream* handle = nullptr;
     check_driver(driver().stream_create(device.handle, priority, &handle), device);
     c10::Device on(kChip, c10::DeviceIndex(device.index));
-    slot = std::make_unique<Stream>(c10::Stream(c10::Stream::UNSAFE, on, c10::StreamId(id)), priority, handle);
+    slot = new Stream(c10::Stream(c10::Stream::UNSAFE, on, c10::StreamId(id)), priority, handle);
   }
-  return *slot;
+  return *slot.load();
+}
+
+// The first use chooses the chip, whatever thread it is in; the others wait for its choice.
+void choose() {
+  static std::recursive_mutex mutex;
+  static bool choosing = false;
+  std::unique_lock<std::recursive_mutex> lock(mutex, std::defer_lock);
+  {
+    ReleaseGil no_gil;  // the thread that chooses runs Python
+    lock.lock();
+  }
+  if (configured()) return;
+  TORCH_CHECK(!std::exchange(choosing, true), "the chip was used while it was being chosen");
+  struct Chosen {
+    ~Chosen() { choosing = false; }
+  } chosen;
+  configure_from_python();
 }
 
 Device& open_device(int index) {
   check_index(c10::DeviceIndex(index));
   TORCH_CHECK(!is_shut_down, "chip:", index, " is shut down: the interpreter is exiting");
-  if (!configured()) configure_from_python();
+  if (!configured()) choose();
   check_index(c10::DeviceIndex(index));
   std::lock_guard<std::mutex> lock(config_mutex);
   if (Device* device = devices[index].load()) return *device;
@@ -73,23 +91,15 @@ Device& open_device(int index) {
   TORCH_CHECK(status == BRINGUP_OK, "chip:", index, " (", the_config.chip, ") cannot be opened: the ", driver().name,
               " driver could not reserve ", the_config.device_bytes, " bytes");
   auto* device = new Device{index, handle, {}, {}};
-  device->streams.resize(1 + 2 * kStreamsPerPriority);
   open_stream(*device, 0, 0);
   devices[index].store(device);
   return *device;
 }
 
-// Called for every device that is open; the list only grows.
 template <class F>
 void for_each_stream(Device& device, F f) {
-  for (size_t id = 0; id < device.streams.size(); ++id) {
-    Stream* stream;
-    {
-      std::lock_guard<std::mutex> lock(device.mutex);
-      stream = device.streams[id].get();
-    }
-    if (stream) f(*stream);
-  }
+  for (auto& slot : device.streams)
+    if (Stream* stream = slot.load()) f(*stream);
 }
 
 }  // namespace
@@ -159,43 +169,31 @@ bool launch_blocking() {
 
 // ---- errors
 
-void Stream::fail(std::exception_ptr error) {
+FailurePtr Stream::fail(std::exception_ptr error, int64_t launch) {
   std::lock_guard<std::mutex> lock(mutex);
   if (failure && !failure->raised) {
-    ++more_failures;
-    return;
+    ++failure->others;
+    return failure;
   }
   failure = std::make_shared<Failure>();
   failure->error = std::move(error);
-  more_failures = 0;
+  failure->launch = launch;
+  return failure;
 }
 
-void Stream::adopt(const std::shared_ptr<Failure>& other) {
+void Stream::adopt(const FailurePtr& other) {
   std::lock_guard<std::mutex> lock(mutex);
   if (other && !other->raised && (!failure || failure->raised)) failure = other;
 }
 
-std::shared_ptr<Failure> Stream::pending() {
+FailurePtr Stream::pending() {
   std::lock_guard<std::mutex> lock(mutex);
   return failure && !failure->raised ? failure : nullptr;
 }
 
-void Stream::raise() {
-  std::shared_ptr<Failure> found;
-  int more;
-  {
-    std::lock_guard<std::mutex> lock(mutex);
-    if (!failure) return;
-    found = std::move(failure);
-    more = std::exchange(more_failures, 0);
-  }
-  if (found->raised.exchange(true)) return;
-  try {
-    std::rethrow_exception(found->error);
-  } catch (c10::Error& error) {
-    if (more > 0) error.add_context("and " + std::to_string(more) + " later launch(es) on this stream failed");
-    throw;
-  }
+FailurePtr Stream::take() {
+  std::lock_guard<std::mutex> lock(mutex);
+  return std::move(failure);
 }
 
 // ---- streams
@@ -213,15 +211,15 @@ Stream& current_stream(c10::DeviceIndex index) {
   if (index < kMaxDevices)
     if (Stream* stream = this_stream[index]) return *stream;
   Device& on = device(index);
-  return *on.streams[0];
+  return *on.streams[0].load();
 }
 
 Stream& stream(const c10::Stream& id) {
   Device& on = device(id.device_index() < 0 ? this_device : id.device_index());
-  TORCH_CHECK(id.device_type() == kChip && id.id() >= 0 && size_t(id.id()) < on.streams.size() &&
-                  (id.id() == 0 || on.streams[size_t(id.id())]),
-              "stream ", id.id(), " is not a stream of a chip");
-  return *on.streams[size_t(id.id())];
+  TORCH_CHECK(
+      id.device_type() == kChip && id.id() >= 0 && size_t(id.id()) < on.streams.size() && on.streams[size_t(id.id())].load(),
+      "stream ", id.id(), " is not a stream of a chip");
+  return *on.streams[size_t(id.id())].load();
 }
 
 c10::Stream exchange_stream(const c10::Stream& id) {
@@ -242,12 +240,26 @@ c10::Stream stream_from_pool(c10::DeviceIndex index, int priority) {
 }
 
 void launch(Stream& stream, bringup_host_fn fn, void* arg) {
-  check_driver(driver().launch_host(stream.handle, fn, arg), device(stream.id.device_index()));
+  int status = driver().launch_host(stream.handle, fn, arg);
+  if (C10_LIKELY(status == BRINGUP_OK)) return;
+  fn(arg, 0);  // it was not enqueued
+  check_driver(status, device(stream.id.device_index()));
 }
 
-void synchronize(Stream& stream) {
+namespace {
+
+bool idle() {  // no launch is under way on any device
+  bool idle = true;
+  for (auto& slot : devices)
+    if (Device* on = slot.load()) for_each_stream(*on, [&](Stream& s) { idle = idle && driver().stream_query(s.handle) != 0; });
+  return idle;
+}
+
+}  // namespace
+
+void synchronize(Stream& stream, uint8_t flags) {
   ++counters().synchronizations;
-  if (C10_UNLIKELY(recording())) record_row(RowKind::StreamSync, &stream, current_line(), 0, 0);
+  if (C10_UNLIKELY(recording())) record_row(RowKind::StreamSync, &stream, current_line(), 0, 0, flags);
   Device& on = device(stream.id.device_index());
   int status;
   {
@@ -255,6 +267,7 @@ void synchronize(Stream& stream) {
     status = driver().stream_synchronize(stream.handle);
   }
   stream_reached(stream);
+  if (C10_UNLIKELY(any_marked()) && idle()) forget_raised();
   stream.raise();
   check_driver(status, on);
 }
@@ -270,14 +283,17 @@ bool query(Stream& stream) {
 void synchronize_device(int index) {
   ++counters().synchronizations;
   Device& on = device(index);
-  if (C10_UNLIKELY(recording())) record_row(RowKind::DeviceSync, on.streams[0].get(), current_line(), 0, 0);
+  if (C10_UNLIKELY(recording())) record_row(RowKind::DeviceSync, on.streams[0].load(), current_line(), 0, 0);
   int status = BRINGUP_OK;
   {
     ReleaseGil no_gil;
     for_each_stream(on, [&](Stream& s) { status = std::max(status, driver().stream_synchronize(s.handle)); });
   }
   device_reached(index);
-  for_each_stream(on, [](Stream& s) { s.raise(); });
+  std::vector<FailurePtr> failures;
+  for_each_stream(on, [&](Stream& s) { failures.push_back(s.take()); });
+  if (C10_UNLIKELY(any_marked()) && idle()) forget_raised();
+  raise_first(failures);
   check_driver(status, on);
 }
 
@@ -312,7 +328,7 @@ namespace {
 
 struct FailureCarrier {
   Stream* stream;
-  std::shared_ptr<std::shared_ptr<Failure>> box;
+  std::shared_ptr<FailurePtr> box;
 };
 
 // In stream order: what had failed on the stream when the event was reached.
@@ -343,10 +359,10 @@ void event_destroy(Event* event) noexcept {
   delete event;
 }
 
-void event_record(Event* event, Stream& stream) {
-  if (C10_UNLIKELY(recording())) record_row(RowKind::EventRecord, &stream, current_line(), 0, event->id);
+void event_record(Event* event, Stream& stream, const void* keeps) {
+  if (C10_UNLIKELY(recording())) record_event(stream, event->id, keeps);
   event_noted(event->id, stream);
-  auto box = std::make_shared<std::shared_ptr<Failure>>();
+  auto box = std::make_shared<FailurePtr>();
   launch(stream, store_failure, new FailureCarrier{&stream, box});
   {
     std::lock_guard<std::mutex> lock(event->mutex);
@@ -356,17 +372,25 @@ void event_record(Event* event, Stream& stream) {
   check_driver(driver().event_record(event->handle, stream.handle), device(stream.id.device_index()));
 }
 
-void event_wait(Event* event, Stream& stream) {
-  std::shared_ptr<std::shared_ptr<Failure>> box;
+void event_wait(Event* event, Stream& stream, bool of_allocator) {
+  std::shared_ptr<FailurePtr> box;
   {
     std::lock_guard<std::mutex> lock(event->mutex);
     box = event->failure;
   }
   if (!box) return;  // never recorded
-  if (C10_UNLIKELY(recording())) record_row(RowKind::EventWait, &stream, current_line(), 0, event->id);
+  if (C10_UNLIKELY(recording()))
+    record_row(RowKind::EventWait, &stream, current_line(), 0, event->id, of_allocator ? kOfAllocator : 0);
   event_followed(event->id, stream);
   check_driver(driver().event_wait(event->handle, stream.handle), device(stream.id.device_index()));
   launch(stream, take_failure, new FailureCarrier{&stream, box});
+}
+
+void follow(Stream& follower, Stream& leader) {
+  if (&follower == &leader) return;
+  std::unique_ptr<Event, decltype(&event_destroy)> event(event_create(leader.id.device_index(), false), &event_destroy);
+  event_record(event.get(), leader);
+  event_wait(event.get(), follower);
 }
 
 bool event_query(Event* event) { return driver().event_query(event->handle) != 0; }
@@ -382,7 +406,7 @@ bool poll(Event* event) {
 void event_synchronize(Event* event) {
   ++counters().synchronizations;
   Stream* recorded_on;
-  std::shared_ptr<std::shared_ptr<Failure>> box;
+  std::shared_ptr<FailurePtr> box;
   {
     std::lock_guard<std::mutex> lock(event->mutex);
     recorded_on = event->stream;

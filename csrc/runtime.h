@@ -4,6 +4,7 @@
 #include <c10/core/Stream.h>
 #include <c10/util/Exception.h>
 
+#include <array>
 #include <atomic>
 #include <exception>
 #include <memory>
@@ -14,6 +15,7 @@
 #include <vector>
 
 #include "driver.h"
+#include "failures.h"
 
 namespace bringup {
 
@@ -31,26 +33,20 @@ struct Config {
   bool past_capacity = false;  // go on beyond device_bytes; the virtual chip only
 };
 
-// A failed launch on its way to a user's thread. Raised once, whatever streams it has travelled to.
-struct Failure {
-  std::exception_ptr error;
-  std::atomic<bool> raised{false};
-};
-
 struct Stream {
   c10::Stream id;
   int priority;
   bringup_stream* handle;
   std::mutex mutex;
-  std::shared_ptr<Failure> failure;  // the first that nobody has seen yet
-  int more_failures = 0;
+  FailurePtr failure;  // the first that was not raised yet
 
   Stream(c10::Stream id, int priority, bringup_stream* handle) : id(id), priority(priority), handle(handle) {}
 
-  void fail(std::exception_ptr error);
-  void adopt(const std::shared_ptr<Failure>& other);
-  std::shared_ptr<Failure> pending();
-  void raise();  // throws the pending failure, if any
+  FailurePtr fail(std::exception_ptr error, int64_t launch);  // the failure that it counts with
+  void adopt(const FailurePtr& other);
+  FailurePtr pending();
+  FailurePtr take();
+  void raise() { raise_first({take()}); }
 };
 
 struct Event {
@@ -58,15 +54,15 @@ struct Event {
   int64_t id;
   bool timed;
   std::mutex mutex;
-  Stream* stream = nullptr;                           // of the latest record
-  std::shared_ptr<std::shared_ptr<Failure>> failure;  // filled in stream order
+  Stream* stream = nullptr;             // of the latest record
+  std::shared_ptr<FailurePtr> failure;  // filled in stream order
 };
 
 struct Device {
   int index;
   bringup_device* handle;
-  std::mutex mutex;
-  std::vector<std::unique_ptr<Stream>> streams;  // by stream id; null until used
+  std::mutex mutex;                                                       // of opening a stream
+  std::array<std::atomic<Stream*>, 1 + 2 * kStreamsPerPriority> streams;  // by stream id; null until used, then for ever
 };
 
 // Configuration. `configure` is refused once a device is open.
@@ -95,7 +91,7 @@ c10::Stream stream_from_pool(c10::DeviceIndex index, int priority);
 void launch(Stream& stream, bringup_host_fn fn, void* arg);
 
 // Waiting. These raise what failed; `drain` and `shutdown` do not.
-void synchronize(Stream& stream);
+void synchronize(Stream& stream, uint8_t flags = 0);  // of the wait's row
 void synchronize_device(int index);
 bool query(Stream& stream);
 void drain(int index);
@@ -104,8 +100,10 @@ bool launch_blocking();
 
 Event* event_create(int index, bool timed);
 void event_destroy(Event* event) noexcept;
-void event_record(Event* event, Stream& stream);
-void event_wait(Event* event, Stream& stream);
+// `keeps`: the allocator keeps this memory until the event is reached. `of_allocator`: the stream gets such memory.
+void event_record(Event* event, Stream& stream, const void* keeps = nullptr);
+void event_wait(Event* event, Stream& stream, bool of_allocator = false);
+void follow(Stream& follower, Stream& leader);  // one stream waits for all that the other has enqueued so far
 bool event_query(Event* event);
 bool poll(Event* event);  // the program asks
 void event_synchronize(Event* event);

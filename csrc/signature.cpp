@@ -3,6 +3,7 @@
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
 #include <c10/core/DefaultDtype.h>
+#include <c10/util/TypeCast.h>
 
 #include <array>
 #include <cstring>
@@ -37,8 +38,6 @@ void collect(const Op& op, const IValue* arguments, Slots& slots) {
 
 bool on_chip(const at::Tensor& tensor) { return tensor.defined() && tensor.device().type() == kChip; }
 
-// The device of the call: that of its tensors, else of its device argument, else the current one. Refuses mixtures as
-
 TensorMeta meta_of(const at::Tensor& tensor) {
   TensorMeta meta;
   if (!tensor.defined()) return meta;
@@ -68,13 +67,101 @@ void mark_conjugate(const at::Tensor& tensor, const TensorMeta& meta) {
 namespace {
 
 // Note [Two generations of signatures]
-// A program with ever new shapes must not grow: when this many are young, they become the old ones, and the old ones that
-// nobody asked for since are dropped. Launches under way hold theirs. At most some 5 MB.
+// A program with ever new shapes must not grow: when this many are young, or their tensors are so many, they become the old
+// ones, and the old ones that were not used since are dropped. Launches under way hold theirs. A signature takes some 600
+// bytes and 150 for every tensor.
 constexpr size_t kGeneration = 4096;
+constexpr size_t kGenerationTensors = 400'000;
+
+// The storages of one call, numbered in order of appearance. Many are looked up in a hash table of open addresses.
+class CallStorages {
+ public:
+  void clear() {
+    seen_.clear();
+    table_.clear();
+  }
+  size_t size() const { return seen_.size(); }
+
+  int of(const c10::StorageImpl* storage) {
+    if (seen_.size() < kFew) {
+      for (size_t i = 0; i < seen_.size(); ++i)
+        if (seen_[i] == storage) return int(i);
+      return append(storage);
+    }
+    if (table_.size() < 2 * seen_.size() + 2) rehash();
+    size_t slot = place(storage);
+    if (table_[slot] >= 0) return table_[slot];
+    return table_[slot] = append(storage);
+  }
+
+ private:
+  static constexpr size_t kFew = 16;
+  c10::SmallVector<const c10::StorageImpl*, kFew> seen_;
+  std::vector<int32_t> table_;  // a power of two of them; -1: empty
+
+  int append(const c10::StorageImpl* storage) {
+    seen_.push_back(storage);
+    return int(seen_.size()) - 1;
+  }
+  size_t place(const c10::StorageImpl* storage) const {
+    size_t slot = (reinterpret_cast<uintptr_t>(storage) >> 4) * 0x9E3779B97F4A7C15ull >> 20 & (table_.size() - 1);
+    while (table_[slot] >= 0 && seen_[size_t(table_[slot])] != storage) slot = (slot + 1) & (table_.size() - 1);
+    return slot;
+  }
+  void rehash() {
+    table_.assign(std::max<size_t>(64, 2 * table_.size()), -1);
+    for (size_t i = 0; i < seen_.size(); ++i) table_[place(seen_[i])] = int32_t(i);
+  }
+};
+
+template <class From>
+bool overflows(c10::ScalarType dtype, From value) {
+  switch (dtype) {
+#define BRINGUP_CASE(type, name) \
+  case c10::ScalarType::name:    \
+    return c10::overflows<type, From>(value);
+    AT_FORALL_SCALAR_TYPES_AND7(Half, BFloat16, Bool, UInt16, UInt32, UInt64, Float8_e4m3fn, BRINGUP_CASE)
+#undef BRINGUP_CASE
+    default:
+      return false;
+  }
+}
+
+// Is a scalar beyond the range of the dtype that it is computed with? Kernels refuse that at the call.
+bool overflows(const Op& op, const Slots& slots, const IValue* arguments, const IValue& scalar) {
+  if (!scalar.isInt() && !scalar.isDouble()) return false;
+  c10::ScalarType dtype = slots.empty() ? c10::ScalarType::Undefined : slots[0].tensor->scalar_type();
+  if (op.dtype_argument >= 0 && arguments[op.dtype_argument].isInt())
+    dtype = c10::ScalarType(arguments[op.dtype_argument].toInt());
+  return scalar.isInt() ? overflows(dtype, scalar.toInt()) : overflows(dtype, scalar.toDouble());
+}
+
+// How the memory of two tensors of one storage lies: what torch's checks of overlapping arguments go by.
+enum Overlap : uint64_t { kApart, kSameBytes, kPartly, kSameTensor };
+
+Overlap overlap_of(const c10::TensorImpl* a, const c10::TensorImpl* b) {
+  if (a == b) return kSameTensor;
+  auto range = [](const c10::TensorImpl* tensor) {
+    size_t item = tensor->itemsize();
+    size_t first = size_t(tensor->storage_offset()) * item;
+    return std::pair(first, first + at::detail::computeStorageNbytes(tensor->sizes(), tensor->strides(), item));
+  };
+  auto [first_a, last_a] = range(a);
+  auto [first_b, last_b] = range(b);
+  if (last_a <= first_b || last_b <= first_a) return kApart;
+  return first_a == first_b && last_a == last_b ? kSameBytes : kPartly;
+}
+
+constexpr size_t kPaired = 16;
+
+// Is it important which tensors of the call overlap?
+bool pairs_matter(const Op& op, const Slots& slots, size_t storages) {
+  return op.writes && storages < slots.size() && slots.size() <= kPaired;
+}
 
 struct KeyBuilder {
   c10::SmallVector<uint64_t, 96> words;
-  c10::SmallVector<const c10::StorageImpl*, 8> storages;
+  CallStorages storages;
 
   void add(uint64_t word) { words.push_back(word); }
   void add_double(double value) {
@@ -84,24 +171,31 @@ struct KeyBuilder {
   }
 
   int storage_index(const at::Tensor& tensor) {
-    const auto* storage = tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
-    for (size_t i = 0; i < storages.size(); ++i)
-      if (storages[i] == storage) return int(i);
-    storages.push_back(storage);
-    return int(storages.size()) - 1;
+    return storages.of(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
   }
 
   void add_tensor(const at::Tensor& tensor) {
     if (!tensor.defined()) return add(1);
     const auto* impl = tensor.unsafeGetTensorImpl();
     bool chip = on_chip(tensor);
-    int storage = chip ? storage_index(tensor) : 255;
+    int storage = chip ? storage_index(tensor) : 0;
     auto sizes = impl->sizes(), strides = impl->strides();
+    TORCH_CHECK(sizes.size() < 256, "a tensor on chip has at most 255 dimensions, got ", sizes.size());
     add(2 | uint64_t(chip) << 8 | uint64_t(impl->is_wrapped_number()) << 9 | uint64_t(tensor.is_conj()) << 10 |
         uint64_t(tensor.is_neg()) << 11 | uint64_t(tensor.scalar_type()) << 16 | uint64_t(sizes.size()) << 24 |
-        uint64_t(uint16_t(storage)) << 32);
+        uint64_t(storage) << 32);
     for (int64_t size : sizes) add(uint64_t(size));
     for (int64_t stride : strides) add(uint64_t(stride));
+  }
+
+  // Of a few tensors, pair by pair. In lists torch's kernels look at one tensor after the other.
+  void add_overlaps(const Slots& slots) {
+    for (size_t j = 1; j < slots.size(); ++j)
+      for (size_t i = 0; i < j; ++i) {
+        const at::Tensor &a = *slots[i].tensor, &b = *slots[j].tensor;
+        bool shared = on_chip(a) && on_chip(b) && storage_index(a) == storage_index(b);
+        add(shared ? overlap_of(a.unsafeGetTensorImpl(), b.unsafeGetTensorImpl()) : kApart);
+      }
   }
 
   void add_text(const std::string& text) {
@@ -160,6 +254,7 @@ struct SignatureTable {
   using ByHash = std::unordered_multimap<uint64_t, SignaturePtr>;
   std::mutex mutex;
   ByHash young, old;
+  size_t young_tensors = 0;
   int64_t next_id = 0;
 
   template <class Matches>
@@ -180,10 +275,12 @@ struct SignatureTable {
   }
 
   void add(const SignaturePtr& signature) {
-    if (young.size() >= kGeneration) {
+    if (young.size() >= kGeneration || young_tensors > kGenerationTensors) {
       old = std::move(young);
       young.clear();
+      young_tensors = 0;
     }
+    young_tensors += signature->inputs.size();
     young.emplace(signature->hash, signature);
   }
 };
@@ -210,12 +307,21 @@ SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder
   signature->op = &op;
   signature->hash = hash;
   signature->key.assign(key.words.begin(), key.words.end());
+  signature->storage_written.resize(key.storages.size());
   for (const Slot& slot : slots) {
+    bool written = op.args[size_t(slot.argument)].written;
+    int32_t storage = on_chip(*slot.tensor) ? int32_t(key.storage_index(*slot.tensor)) : -1;
     signature->inputs.push_back(meta_of(*slot.tensor));
-    signature->written.push_back(op.args[size_t(slot.argument)].written);
-    signature->storage_of.push_back(on_chip(*slot.tensor) ? int16_t(key.storage_index(*slot.tensor)) : int16_t(-1));
+    signature->written.push_back(written);
+    signature->storage_of.push_back(storage);
+    if (written && storage >= 0) signature->storage_written[size_t(storage)] = true;
+    int32_t same = -1;
+    if (pairs_matter(op, slots, key.storages.size()))
+      for (const Slot* other = slots.begin(); other != &slot && same < 0; ++other)
+        if (on_chip(*slot.tensor) && slot.tensor->is_same(*other->tensor)) same = int32_t(other - slots.begin());
+    signature->same_as.push_back(same);
+    signature->has_same |= same >= 0;
   }
-  signature->storages = int(key.storages.size());
   if (op.synchronous && !(op.masks_decide && !has_mask(*signature))) signature->state = Signature::Synchronous;
   return signature;
 }
@@ -234,7 +340,9 @@ SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
       key.add_tensor(arguments[i].toTensor());
     else
       key.add_value(arguments[i], op.by_value || op.args[i].kind != ArgKind::Scalar);
+    if (op.args[i].kind == ArgKind::Scalar && !op.by_value && overflows(op, slots, arguments, arguments[i])) key.add(13);
   }
+  if (pairs_matter(op, slots, key.storages.size())) key.add_overlaps(slots);
   uint64_t hash = hash_of(key.words.data(), key.words.size());
   SignaturePtr& slot = recent[hash % recent.size()];
   if (matches(slot, hash, key)) return slot;

@@ -25,12 +25,19 @@ struct TensorMeta {
   }
 };
 
+// What a call returns, whatever its content.
+struct Results {
+  std::vector<TensorMeta> outputs;                  // fresh tensors in order of the returns, lists flattened
+  std::vector<int> list_sizes;                      // length of each FreshList return
+  std::vector<std::pair<int, TensorMeta>> resized;  // written inputs that get another size
+};
+
 // Note [The signature is the hinge]
 // Everything that decides an operation's output metadata, its work and its price: operator, dtypes, sizes, strides, which
 // arguments share memory, the non-tensor arguments. Interned, so that the second launch of a signature is a table
 // look-up: no meta kernel, no wait. Values of `Scalar` arguments (a learning rate) are left out: they change with every
 // step and decide no shape, except in factories.
-struct Signature : c10::intrusive_ptr_target {
+struct Signature : c10::intrusive_ptr_target, Results {
   enum State : int { Unknown, Known, Synchronous };
 
   int64_t id = -1;
@@ -38,16 +45,16 @@ struct Signature : c10::intrusive_ptr_target {
   std::vector<uint64_t> key;
   uint64_t hash = 0;
 
-  std::vector<TensorMeta> inputs;   // one per tensor argument, lists flattened
-  std::vector<int16_t> storage_of;  // input -> index of its storage; -1: host tensor or undefined
-  std::vector<bool> written;        // input -> is it written?
-  int storages = 0;
+  std::vector<TensorMeta> inputs;     // one per tensor argument, lists flattened
+  std::vector<int32_t> storage_of;    // input -> index of its storage; -1: host tensor or undefined
+  std::vector<bool> written;          // input -> is it written?
+  std::vector<bool> storage_written;  // storage -> is any of its inputs written?
+  std::vector<int32_t> same_as;       // input -> the earlier one that is the same tensor, if one is written; -1: none
+  bool has_same = false;
 
   mutable std::atomic<int64_t> recorded{0};  // recording << 32 | number in it
-  std::atomic<int> state{Unknown};
-  std::vector<TensorMeta> outputs;                  // fresh tensors in order of the returns, lists flattened
-  std::vector<int> list_sizes;                      // length of each FreshList return
-  std::vector<std::pair<int, TensorMeta>> resized;  // written inputs that get another size
+  std::atomic<int> state{Unknown};           // the results are there, and do not change, once it is Known
+  std::atomic<bool> doubtful{false};         // may the kernel refuse the call? see probe.cpp
 };
 
 using SignaturePtr = c10::intrusive_ptr<Signature>;

@@ -12,6 +12,7 @@ bool watching();
 // Note [Two mappings]
 // A watched block is mapped twice. The program has the first, which is protected from the copy's call until the host has
 // waited for it (by the order of events and waits, not by the clock: so it is found in every run). Copies use the second.
+// A touch of the first faults, and is noted (watch.cpp, Note [The fault handler]).
 void* watched_allocate(size_t bytes);
 void watched_freed(void* block);  // goes to the allocator's cache
 void* copy_address(const void* address);

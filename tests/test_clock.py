@@ -90,6 +90,143 @@ print("waited", time.perf_counter() - began)
     assert found and 0.25 < float(found[1]) < 1.0, done.stdout + done.stderr
 
 
+WAITS = {
+    "sleep": "time.sleep(0.2)",
+    "lock": "later(lock.release); lock.acquire()",
+    "with lock": "later(lock.release)\n    with lock: pass\n    lock.acquire()",
+    "event": "e = threading.Event(); later(e.set); e.wait()",
+    "condition's time-out": "threading.Condition().acquire(); threading.Event().wait(0.2)",
+    "queue": "q = queue.Queue(); later(lambda: q.put(1)); q.get()",
+    "simple queue": "q = queue.SimpleQueue(); later(lambda: q.put(1)); q.get()",
+    "join": "t = threading.Thread(target=time.sleep, args=(0.2,)); t.start(); t.join()",
+    "future": "pool.submit(time.sleep, 0.2).result()",
+    "pipe": "r, w = os.pipe(); later(lambda: os.write(w, b'x')); os.read(r, 1)",
+    "pipe as a file": "r, w = os.pipe(); later(lambda: os.write(w, b'x\\n')); os.fdopen(r).readline()",
+    "socket": "a, b = socket.socketpair(); later(lambda: b.send(b'x')); a.recv(1)",
+    "select's time-out": "select.select([], [], [], 0.2)",
+    "poll's time-out": "select.poll().poll(200)",
+    "asyncio": "asyncio.run(asyncio.sleep(0.2))",
+    "executor": "asyncio.run(in_executor(time.sleep, 0.2))",
+}
+# What the machine under the program does, and not the program: no time.
+WORKS = {
+    "the interpreter": "sum(range(10_000_000))",
+    "the interpreter in a thread": "pool.submit(sum, range(10_000_000)).result()",
+    "imports": "import sympy, xml.dom.minidom, scipy.stats",
+    "fresh memory": "bytearray(1 << 29)[::4096]",
+    "reading files": "[open(name, 'rb').read() for name in glob.glob(os.path.dirname(os.__file__) + '/*.py')]",
+    "a lock that is free": "threading.Lock().acquire()",
+}
+# The emulation computes in the place of the chip, for longer than the chip would.
+EMULATION = {
+    "emulation": "emulated()",
+    "emulation in a thread": "pool.submit(emulated).result()",
+    "emulation in an executor": "asyncio.run(in_executor(emulated))",
+    "backward": "loss().backward(); torch.chip.synchronize()",
+}
+PRELUDE = """
+import asyncio, concurrent.futures, glob, os, queue, select, socket, sys, threading, time, torch
+x = torch.randn(400, 400).to("chip").requires_grad_()
+lock, pool = threading.Lock(), concurrent.futures.ThreadPoolExecutor()
+lock.acquire()
+
+def later(call):
+    threading.Thread(target=lambda: (time.sleep(0.2), call())).start()
+
+def emulated():
+    y = x.detach()
+    for _ in range(40):
+        y = (y @ y) * 1e-3
+    y.sum().item()
+
+def loss():
+    y = x
+    for _ in range(20):
+        y = (y @ y) * 1e-3
+    return y.sum()
+
+async def in_executor(*call):
+    await asyncio.get_running_loop().run_in_executor(None, *call)
+
+def took(name, call):
+    before = time.perf_counter(), time.process_time()
+    call()
+    print(f"{name}: {time.perf_counter() - before[0]:.6f} {time.process_time() - before[1]:.6f}", flush=True)
+"""
+
+
+def clocked(bringup_run: Run, folder: Path, calls: dict[str, str], *options: str) -> dict[str, tuple[float, float]]:
+    """The seconds that every call takes by the program's clocks: the wall's and the process's."""
+    body = "".join(f"def call():\n    {call}\ntook({name!r}, call)\n" for name, call in calls.items())
+    (folder / "program.py").write_text(PRELUDE + body)
+    done = bringup_run("--chip-time", "--chip", "t4", *options, "program.py")
+    assert done.returncode == 0, done.stderr
+    printed = re.findall(r"^(.*): ([-0-9.]+) ([-0-9.]+)$", done.stdout, re.MULTILINE)
+    found = {name: (float(wall), float(own)) for name, wall, own in printed}
+    assert set(calls) <= set(found), done.stdout
+    return found
+
+
+def test_what_the_program_asks_to_wait_for_passes(bringup_run: Run, tmp_path: Path) -> None:
+    for name, (wall, own) in clocked(bringup_run, tmp_path, WAITS).items():
+        assert wall == pytest.approx(0.2, abs=1e-5), name
+        assert own == pytest.approx(0, abs=1e-5), name
+
+
+def test_what_this_machine_does_takes_no_time(bringup_run: Run, tmp_path: Path) -> None:
+    for name, (wall, _) in clocked(bringup_run, tmp_path, WORKS).items():
+        assert wall == 0, name
+
+
+def test_emulation_takes_the_chips_time(bringup_run: Run, tmp_path: Path) -> None:
+    first, second = (clocked(bringup_run, tmp_path, EMULATION) for _ in range(2))
+    assert first == second
+    alone = first["emulation"][0]
+    assert 1e-4 < alone < 1e-2
+    assert first["emulation in a thread"][0] == first["emulation in an executor"][0] == alone
+
+
+def test_thread_that_sleeps_does_not_hold_up_another(bringup_run: Run, tmp_path: Path) -> None:
+    """A monitor wakes up again and again while the emulation runs: how often depends on this machine."""
+    alone = clocked(bringup_run, tmp_path, {"emulation": "emulated()"})
+    monitor = """def monitor():
+        while not over: time.sleep(0.001); x.detach()[0]; time.perf_counter()
+    over = []
+    thread = threading.Thread(target=monitor); thread.start()
+    emulated()
+    over.append(1)"""
+    beside = clocked(bringup_run, tmp_path, {"emulation": monitor})
+    assert beside["emulation"][0] == pytest.approx(alone["emulation"][0], rel=0.01)
+
+
+def test_compiling_takes_no_time(bringup_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with cold caches and with warm ones."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    (tmp_path / "train.py").write_text(TRAINING.replace("optimizer =", "model = torch.compile(model)\noptimizer ="))
+    prints = [bringup_run("--cuda", "--chip-time", "--chip", "t4", "train.py").stdout.splitlines()[0] for _ in range(2)]
+    assert prints[0] == prints[1] and prints[0].startswith("samples/s")
+
+
+def test_data_loader_workers_are_waited_for(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        """
+import time, torch
+class Slow(torch.utils.data.Dataset):
+    def __len__(self): return 8
+    def __getitem__(self, i):
+        time.sleep(0.05)
+        return torch.ones(4)
+began = time.perf_counter()
+for batch in torch.utils.data.DataLoader(Slow(), batch_size=2, num_workers=1):
+    batch.to("chip").sum().item()
+print("waited", time.perf_counter() - began)
+"""
+    )
+    done = bringup_run("--chip-time", "program.py")
+    found = re.search(r"waited ([0-9.]+)", done.stdout)
+    assert found and float(found[1]) > 0.35, done.stdout + done.stderr
+
+
 def test_same_program_same_prints(bringup_run: Run, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAINING)
     first, second = (bringup_run("--cuda", "--chip-time", "--dry", "train.py").stdout for _ in range(2))

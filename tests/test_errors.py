@@ -15,6 +15,11 @@ def bad_gather() -> torch.Tensor:
     return x.gather(1, torch.tensor([[7]]).to("chip"))
 
 
+@torch.library.custom_op("bringup_tests::without_fake_kernel", mutates_args=(), device_types="cpu")
+def without_fake_kernel(x: torch.Tensor) -> torch.Tensor:
+    return x.clone()
+
+
 def test_failed_kernel_raises_at_the_next_synchronisation() -> None:
     y = bad_gather()  # the launch itself does not raise
     with pytest.raises(RuntimeError) as caught:
@@ -50,8 +55,148 @@ def test_reading_raises_too(read: Callable[[torch.Tensor], object]) -> None:
 def test_later_failures_are_counted() -> None:
     for _ in range(3):
         bad_gather()
-    with pytest.raises(RuntimeError, match="2 later launch"):
+    with pytest.raises(RuntimeError, match="and 2 other launches failed"):
         torch.chip.synchronize()
+
+
+def test_one_synchronisation_raises_the_first_of_all_streams_and_clears_all() -> None:
+    side = torch.chip.Stream()
+    first = bad_gather()
+    with torch.chip.stream(side):
+        torch.arange(3, device="chip")[torch.tensor([5]).to("chip")]
+        bad_gather()
+    with pytest.raises(RuntimeError, match="index 7 is out of bounds") as caught:
+        torch.chip.synchronize()
+    assert "and 2 other launches failed" in str(caught.value)
+    torch.chip.synchronize()
+    side.synchronize()
+    assert first.shape == (1, 1)
+
+
+def test_what_depends_on_a_failed_launch_does_not_run() -> None:
+    kept, other = torch.ones(4, device="chip"), torch.zeros(4, device="chip")
+    torch.chip.synchronize()
+    bad = bad_gather()
+    follows = bad.expand(4, 1).reshape(4) + 1
+    kept.mul_(follows)
+    other.add_(2)  # has nothing to do with it
+    with pytest.raises(RuntimeError, match="2 launches that needed a result of it did not run"):
+        torch.chip.synchronize()
+    assert kept.tolist() == [1, 1, 1, 1]
+    assert other.tolist() == [2, 2, 2, 2]
+    assert (kept + follows.shape[0]).tolist() == [5, 5, 5, 5]  # the device works on
+
+
+def test_what_depends_on_a_failed_launch_does_not_run_on_other_streams() -> None:
+    side, event = torch.chip.Stream(), torch.chip.Event()
+    kept = torch.ones(1, 1, device="chip")
+    torch.chip.synchronize()
+    with torch.chip.stream(side):
+        bad = bad_gather()
+        event.record()
+    event.wait()
+    kept.add_(bad)
+    with pytest.raises(RuntimeError, match="1 launch that needed a result of it did not run"):
+        torch.chip.synchronize()
+    assert kept.item() == 1
+
+
+def test_memory_that_was_overwritten_since_the_failure_may_be_read() -> None:
+    bad = bad_gather()
+    bad.fill_(3)
+    filled = bad + 1
+    bad = bad_gather()
+    bad.copy_(torch.full((1, 1), 5.0))
+    uploaded = bad + 1
+    address = bad.data_ptr()
+    del bad
+    again = [torch.full((1, 1), 7.0, device="chip") for _ in range(8)]
+    assert address in [tensor.data_ptr() for tensor in again]
+    reused = torch.stack(again) + 1
+    with pytest.raises(RuntimeError, match="and 1 other launch failed"):
+        torch.chip.synchronize()
+    assert (filled.item(), uploaded.item(), reused.unique().tolist()) == (4, 6, [8])
+
+
+def test_copy_to_another_chip_carries_what_was_not_computed() -> None:
+    kept = torch.ones(1, 1, device="chip:1")
+    torch.chip.synchronize(1)
+    kept.add_(bad_gather().to("chip:1"))
+    with pytest.raises(RuntimeError, match="index 7 is out of bounds"):
+        torch.chip.synchronize(1)
+    torch.chip.synchronize(0)
+    assert kept.item() == 1
+
+
+def test_operator_that_waits_raises_what_its_input_failed_with() -> None:
+    with pytest.raises(RuntimeError, match="index 7 is out of bounds"):
+        bad_gather().nonzero()
+    with pytest.raises(RuntimeError, match="index 7 is out of bounds"):
+        without_fake_kernel(bad_gather())  # waits to learn what it returns
+    torch.chip.synchronize()
+
+
+def test_dtypes_are_refused_at_the_line_and_leave_tensors_as_they_were() -> None:
+    x = torch.tensor([1 + 1j, 2 + 2j]).to("chip")
+    with pytest.raises(NotImplementedError, match="not implemented for 'ComplexFloat'"):
+        x.masked_fill_(x > 0, 9)
+    integers, weight = torch.ones(3, dtype=torch.long, device="chip"), torch.ones(3, device="chip", requires_grad=True)
+    with pytest.raises(RuntimeError, match="can't be cast to the desired output type"):
+        integers.mul_(weight)
+    assert not integers.requires_grad and integers[0].item() == 1
+    small = torch.zeros(3, dtype=torch.uint8, device="chip")
+    small.fill_(255)
+    with pytest.raises(RuntimeError, match="without overflow"):
+        small.fill_(1000)
+    torch.chip.synchronize()
+    assert x.tolist() == [1 + 1j, 2 + 2j] and small.tolist() == [255] * 3
+
+
+def test_overlapping_arguments_are_refused_at_the_line() -> None:
+    x = torch.arange(8.0, device="chip")
+    torch.add(x[0:4], 1, out=x[4:8])  # side by side
+    torch.add(x[0:4], 1, out=x[0:4])  # the same
+    with pytest.raises(RuntimeError, match="refer to a single memory location"):
+        torch.add(x[0:4], 1, out=x[2:6])
+    with pytest.raises(RuntimeError, match="single memory location"):
+        x[:1].expand(4).add_(1)
+    assert x.tolist() == [1, 2, 3, 4, 1, 2, 3, 4]
+
+
+def test_in_place_result_does_not_grow() -> None:
+    x = torch.zeros((), device="chip")
+    for call in (x.atan2_, x.logical_and_, x.clamp_min_, x.eq_):
+        with pytest.raises(RuntimeError, match="doesn't match the broadcast shape"):
+            call(torch.ones(3, device="chip"))
+    assert x.shape == () and x.item() == 0
+
+
+def test_result_has_the_layout_of_the_cpus() -> None:
+    column = torch.arange(6).view(3, 2).t()
+    for call in (lambda x: torch.isin(x, x[:1]), lambda x: torch.outer(x[0], x[0][:1]), lambda x: x.cumsum(0)):
+        assert call(column.to("chip")).stride() == call(column).stride()
+
+
+def test_kernel_that_raises_anything_leaves_the_process_alive(python: Run) -> None:
+    done = python(
+        """
+import torch
+@torch.library.custom_op("t::stop", mutates_args=(), device_types="cpu")
+def stop(x: torch.Tensor) -> torch.Tensor:
+    raise KeyboardInterrupt("in a kernel")
+@stop.register_fake
+def _(x):
+    return torch.empty_like(x)
+y = stop(torch.ones(3, device="chip"))
+try:
+    torch.chip.synchronize()
+except BaseException as error:
+    print(type(error).__name__)
+print((torch.ones(3, device="chip") + 1).tolist())
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[2.0, 2.0, 2.0]"
 
 
 def test_error_travels_with_an_event_to_another_stream() -> None:

@@ -193,3 +193,85 @@ ctypes.string_at(address, 8)
 """
     )
     assert done.returncode < 0  # the operating system's own fault: nothing was read
+
+
+BESIDE_THREADS = """
+import threading, time, torch
+torch.ones(2, device="chip")
+over = threading.Event()
+wrong = []
+
+def compute():
+    stream = torch.chip.Stream()
+    with torch.chip.stream(stream):
+        while not over.is_set():
+            found = [torch.full((11 << 20,), 1, dtype=torch.uint8, device="chip").add_(1)[-1] for _ in range(8)]
+            if any(value.item() != 2 for value in found):
+                wrong.append(1)
+
+threads = [threading.Thread(target=compute) for _ in range(3)]
+for thread in threads: thread.start()
+end = time.monotonic() + 4
+while time.monotonic() < end:
+    {0}
+over.set()
+for thread in threads: thread.join()
+torch.chip.synchronize()
+print("alive", len(wrong))
+"""
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        "torch.chip.empty_cache()",
+        """
+    try:
+        torch.empty(9 << 30, dtype=torch.uint8, device="chip")
+    except torch.OutOfMemoryError:
+        pass""",
+    ],
+    ids=["empty_cache", "out of memory"],
+)
+def test_memory_goes_back_beside_threads_that_compute(python: Run, call: str) -> None:
+    done = python(BESIDE_THREADS.format(call))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alive 0\n"
+
+
+def test_memory_that_another_thread_is_giving_back_is_no_out_of_memory(python: Run) -> None:
+    done = python(
+        """
+import threading, torch
+GIB = 1 << 30
+def take(n):
+    for _ in range(60):
+        held = torch.empty(3 * GIB + n, dtype=torch.uint8, device="chip")
+        del held
+        torch.chip.empty_cache()
+failed = []
+def guarded(n):
+    try: take(n)
+    except torch.OutOfMemoryError as error: failed.append(str(error))
+threads = [threading.Thread(target=guarded, args=(n,)) for n in (1, 2)]  # 6 of 8 GiB at once
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(failed), torch.chip.memory_reserved())
+""",
+        BRINGUP_CHIP="edge8",
+    )
+    assert done.stdout == "0 0\n", done.stdout + done.stderr
+
+
+def test_split_block_waits_for_what_the_whole_one_was_used_for() -> None:
+    side = torch.chip.Stream()
+    x = torch.zeros(32 * MIB, dtype=torch.uint8, device="chip")
+    torch.chip.synchronize()
+    with torch.chip.stream(side):
+        for _ in range(5):
+            x.add_(1)
+    x.record_stream(side)
+    del x
+    parts = [torch.full((4 * MIB,), number, dtype=torch.uint8, device="chip") for number in range(8)]
+    torch.chip.synchronize()
+    assert all((part == number).all().item() for number, part in enumerate(parts))

@@ -4,7 +4,9 @@ A mistake's line carries the comment ``# here``; the other line of a race, ``# a
 """
 
 import inspect
+import signal
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -623,3 +625,39 @@ def test_waits_are_counted_by_line() -> None:
     counts = sanitize.waits(trace)
     assert [count for _, count in counts] == [3, 1], "an explicit synchronisation is the program's wish"
     assert all(line.startswith("tests/test_sanitize.py:") for line, _ in counts)
+
+
+def test_pinned_memory_is_watched_beside_threads_that_wait(bringup_run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        """
+import threading, torch
+N = 2000
+blocks = [torch.ones(1024).pin_memory() for _ in range(N)]
+on_chip = torch.zeros(1024, device="chip")
+for block in blocks:
+    on_chip.copy_(block, non_blocking=True)
+other, over = torch.chip.Stream(), False
+def wait():
+    while not over:
+        other.synchronize()
+threads = [threading.Thread(target=wait) for _ in range(2)]
+for thread in threads: thread.start()
+for number, block in enumerate(blocks):
+    block[0] = number  # its copy may be under way
+over = True
+for thread in threads: thread.join()
+print("alive", flush=True)
+"""
+    )
+    done = bringup_run("--sanitize=race", "program.py")
+    assert done.returncode == 1, done.stderr
+    assert done.stdout.startswith("alive\n")
+    assert "program.py:15 changes page-locked memory that program.py:7 copies to the chip" in done.stdout, done.stdout
+
+
+def test_faults_of_the_program_itself_are_still_faults(bringup_run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import ctypes, torch\ntorch.ones(4).pin_memory()\ntorch.ones(2, device='chip')\nctypes.string_at(8)\n"
+    )
+    done = bringup_run("--sanitize=race", "program.py")
+    assert done.returncode == -signal.SIGSEGV

@@ -181,6 +181,73 @@ def test_eight_threads_with_a_stream_each() -> None:
     assert results == {number: number + 100.0 for number in range(8)}
 
 
+def test_first_use_in_many_threads(python: Run) -> None:
+    done = python(
+        """
+import threading, torch
+errors, gate = [], threading.Barrier(8)
+def use():
+    gate.wait()
+    try:
+        with torch.chip.stream(torch.chip.Stream()):
+            assert (torch.ones(4, device="chip") + torch.rand(4, device="chip")).sum().item() > 4
+    except Exception as error:
+        errors.append(str(error))
+threads = [threading.Thread(target=use) for _ in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(errors, torch.chip.get_device_name().split()[0])
+""",
+        BRINGUP_CHIP="t4",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("[] "), done.stdout
+
+
+def test_first_use_in_many_threads_raises_one_mistake_in_all(python: Run) -> None:
+    done = python(
+        """
+import threading, torch
+errors = []
+def use():
+    try: torch.ones(4, device="chip")
+    except Exception as error: errors.append(str(error).splitlines()[0])
+threads = [threading.Thread(target=use) for _ in range(4)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print(len(errors), set(errors))
+""",
+        BRINGUP_CHIP="no-such-chip",
+    )
+    assert done.stdout.startswith("4 {\"no chip is named 'no-such-chip'"), done.stdout + done.stderr
+
+
+def test_chip_works_beside_other_interpreters(python: Run) -> None:
+    done = python(
+        """
+import threading, torch
+try:
+    import _xxsubinterpreters as interpreters
+except ImportError:
+    import _interpreters as interpreters
+x = torch.ones(3, device="chip")
+ids = [interpreters.create() for _ in range(3)]
+def busy(number):
+    interpreters.run_string(number, "import time\\nfor k in range(100): sum(range(1000)); time.sleep(0.0001)")
+threads = [threading.Thread(target=busy, args=(number,)) for number in ids]
+for thread in threads: thread.start()
+for _ in range(100):
+    x.add_(1).sum().item()
+for thread in threads: thread.join()
+for number in ids: interpreters.destroy(number)
+torch.chip.empty_cache()
+print("alive", x.tolist())
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "alive [101.0, 101.0, 101.0]\n"
+
+
 def test_training_in_threads_gives_the_same_losses() -> None:
     def train(device: str) -> float:
         generator = torch.Generator().manual_seed(0)

@@ -1,6 +1,7 @@
 """The recorder and its files."""
 
 import subprocess
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,21 @@ import torch
 from torch import nn
 
 import bringup
-from bringup.trace import ALLOC, D2H, EVENT_RECORD, EVENT_WAIT, FORWARD, FREE, H2D, LAUNCH, PHASES, STEP, STREAM_SYNC
+from bringup.timeline import replay
+from bringup.trace import (
+    ALLOC,
+    D2H,
+    EVENT_RECORD,
+    EVENT_WAIT,
+    FORWARD,
+    FREE,
+    H2D,
+    KINDS,
+    LAUNCH,
+    PHASES,
+    STEP,
+    STREAM_SYNC,
+)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -102,6 +117,96 @@ def test_scalars_that_change_do_not_make_new_signatures() -> None:
             x * float(value)
     assert len(trace.signatures) == 1
     assert trace.launches == 5
+
+
+def host_us(run: Callable[[], object], views: int) -> float:
+    """Modelled microseconds of a program that makes views before its last launch."""
+    x = torch.zeros(8, 8, device="chip")
+    with bringup.record() as trace:
+        x.add(1)
+        for _ in range(views):
+            x.t()
+        run()
+        torch.chip.synchronize()
+    return replay(trace, bringup.load_chip("t4"), bringup.load_host()).total_seconds * 1e6
+
+
+@pytest.mark.parametrize("form", ["fresh", "out", "copy", "read", "nothing"])
+def test_views_cost_what_the_host_file_says(form: str) -> None:
+    x, out = torch.zeros(8, 8, device="chip"), torch.zeros(8, 8, device="chip")
+    runs: dict[str, Callable[[], object]] = {
+        "fresh": lambda: x.add(1),
+        "out": lambda: torch.add(x, 1, out=out),
+        "copy": lambda: torch.zeros(4).to("chip"),
+        "read": lambda: x[0, 0].item(),
+        "nothing": lambda: None,
+    }
+    cost = host_us(runs[form], 1000) - host_us(runs[form], 0)
+    assert cost == pytest.approx(1000 * bringup.load_host().dispatch.view_us, rel=1e-6)
+
+
+def test_views_after_the_last_launch_count() -> None:
+    x = torch.zeros(8, device="chip")
+    with bringup.record() as trace:
+        for _ in range(500):
+            x[1:]
+    assert trace.columns["views"].sum() == 500
+
+
+def test_allocations_carry_no_host_time() -> None:
+    x = torch.zeros(8, device="chip")
+    with bringup.record() as trace:
+        for _ in range(3):
+            sum(range(200_000))  # the program's own time
+            x + x[:1]
+    memory = np.isin(trace.columns["kind"], (ALLOC, FREE))
+    assert memory.any() and not trace.columns["host_ns"][memory].any() and not trace.columns["views"][memory].any()
+    assert (trace.columns["host_ns"][trace.columns["kind"] == LAUNCH][1:] > 100_000).all()
+
+
+def test_more_views_than_two_bytes_count() -> None:
+    x = torch.zeros(8, device="chip")
+    with bringup.record() as trace:
+        x + 1
+        for _ in range(70_000):
+            x[0]
+        x + 1
+    assert trace.columns["views"].tolist().count(70_000) == 1
+
+
+@pytest.mark.parametrize("number", [1000, 33_000, 70_000])
+def test_launch_over_a_long_list(number: int) -> None:
+    a, b, c = (
+        [torch.full((2,), value + i % 7 * grows, device="chip") for i in range(number // 3)]
+        for value, grows in ((0.0, 1), (2.0, 0), (4.0, 0))
+    )
+    with bringup.record() as trace:
+        torch._foreach_addcdiv_(a, b, c, 1.0)
+    assert torch.stack(a)[:, 0].cpu().tolist() == [i % 7 + 0.5 for i in range(number // 3)]
+    (row,) = np.flatnonzero(trace.columns["kind"] == LAUNCH)
+    uses = trace.uses[trace.offsets[row] : trace.offsets[row + 1]]
+    assert len(uses) == number // 3 * 3 and (uses & 1).sum() == number // 3
+    signature = trace.signatures[trace.columns["signature"][row]]
+    assert len(signature.tensors) == number // 3 * 3 and signature.written_bytes == 8 * (number // 3)
+
+
+def test_time_of_a_long_list_is_proportional_to_it() -> None:
+    def seconds(number: int) -> float:
+        tensors = [torch.zeros(1, device="chip") for _ in range(number)]
+        best = 1e9
+        with bringup.record():
+            for _ in range(3):
+                began = time.perf_counter()
+                torch._foreach_add_(tensors, 1.0)
+                best = min(best, time.perf_counter() - began)
+                torch.chip.synchronize()
+        return best
+
+    assert seconds(200_000) < 100 * seconds(10_000)  # squared: 400 times
+
+
+def test_the_core_and_python_agree_on_rows() -> None:
+    assert tuple(torch.ops.bringup.row_kinds()) == KINDS
 
 
 def test_streams_and_events_are_rows() -> None:

@@ -2,20 +2,22 @@
 
 Note [The program's clocks]
 Under `shown` a clock of Python's ``time`` shows when the calling thread would be there on the predicted machine: its
-rows replayed so far. What is no row passes as it is: `time.sleep`, and waiting for files, sockets or other processes,
-which is noticed when a clock is read and becomes a row of its own. Python between launches takes what the host clock
-of the recording says: nothing beside its launches if modelled, its CPU time if measured. The standard library keeps
-the real clocks, since it computes deadlines with them; but for timeit and logging. So does torch, but for torch.utils.
+rows replayed so far. Between rows no time passes, but for what the program asks to wait for (csrc/waits.cpp), which are
+rows of their own. Python between launches takes what the host clock of the recording says: nothing beside its launches
+if modelled, its CPU time if measured. The standard library keeps the real clocks, since it computes deadlines with
+them; but for timeit and logging. So does torch, but for torch.utils.
 """
 
 from __future__ import annotations
 
+import importlib
+import math
 import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,14 +27,10 @@ from bringup.chip import load_host
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
 from bringup.pricing import Prices
-from bringup.trace import COLUMNS, EVENT_RECORD, HOST, Trace, read_signature
+from bringup.trace import COLUMNS, Trace, read_signature
 
 if TYPE_CHECKING:
     from bringup._schema import Chip, Host
-
-# A shorter wait may be for the interpreter's lock, which the predicted machine does not wait for (it is passed on every
-# 5 ms).
-LEAST_WAIT_NS = 10_000_000
 
 
 class ChipClock:
@@ -47,7 +45,6 @@ class ChipClock:
         self.signatures: list[Signature] = []
         self.prices: Prices | None = None
         self.work: Any = None
-        self.events: dict[int, float] = {}  # id -> seconds of its latest record
         self.replay: int | None = None
         self.lock = threading.Lock()
 
@@ -73,18 +70,24 @@ class ChipClock:
         trace.__dict__ |= {"signatures": self.signatures, "_work": self.work}
         inputs = timeline.row_inputs(trace, self.chip, self.host, host_clock=self.host_clock, prices=self.prices)
         self.prices, self.work = inputs.prices, trace.__dict__["_work"]
-        _, _, end, _ = timeline.feed(self.replay, columns, inputs)
-        for row in np.flatnonzero(columns["kind"] == EVENT_RECORD):
-            self.events[int(columns["object"][row])] = float(end[row])
-        self.rows += len(end)
+        timeline.feed(self.replay, columns, inputs)
+        self.rows += len(trace)
         return self.replay
 
-    def now(self) -> float:
-        """Seconds from the start of the recording at which the calling thread would be."""
+    def now(self) -> tuple[float, float]:
+        """Seconds from the start of the recording that have passed for the calling thread, and those that it was idle."""
         import torch
 
         with self.lock:
-            return float(torch.ops.bringup.timeline_now(self.follow()))
+            seconds, idle = torch.ops.bringup.timeline_now(self.follow())
+            return seconds, idle
+
+    def event(self, number: int) -> float:
+        """Seconds from the start of the recording of an event's latest record; nan if it was not recorded since."""
+        import torch
+
+        with self.lock:
+            return float(torch.ops.bringup.timeline_event(self.follow(), number))
 
     def close(self) -> None:
         """Forget the replay."""
@@ -114,12 +117,10 @@ def elapsed_ms(first: int, second: int) -> float:
     """Milliseconds of chip time between two events, by their ids. Called by the core."""
     if _clock is None:
         raise BringupError("no recording is under way")
-    with _clock.lock:
-        _clock.follow()
-    missing = [event for event in (first, second) if event not in _clock.events]
-    if missing:
+    milliseconds = (_clock.event(second) - _clock.event(first)) * 1e3
+    if math.isnan(milliseconds):
         raise BringupError("elapsed_time needs two events that were recorded while the program is recorded")
-    return (_clock.events[second] - _clock.events[first]) * 1e3
+    return milliseconds
 
 
 # ---- Python's clocks
@@ -130,47 +131,11 @@ _real_sleep = time.sleep
 _REAL_FOR = frozenset(sys.stdlib_module_names - {"timeit", "logging"}) | {"bringup", "filelock", "rich"}
 
 
-class _Waits(threading.local):
-    """What a thread had waited for when it last looked at a clock."""
-
-    seen: tuple[int, int, int, int] | None = None  # wall, processor, queued for it, waits for the chip
-    emulated = 0  # while others computed in place of the chip, beside the core's own waits
-
-
-_waits = _Waits()
-
-
-@contextmanager
-def emulating() -> Iterator[None]:
-    """Say that this thread waits for what the predicted machine does not wait for."""
-    wall, cpu = _real["monotonic_ns"](), time.thread_time_ns()
-    try:
-        yield
-    finally:
-        _waits.emulated += _real["monotonic_ns"]() - wall - (time.thread_time_ns() - cpu)
-
-
-_compiling = False
-
-
-def compiling(begin: bool) -> None:
-    """Say that torch.compile begins or has ended: what passes between is not the program's time."""
+def compiled() -> None:
+    """Say that torch.compile has ended: what has passed since the last row was not the program's time."""
     import torch
 
-    global _compiling
-    _compiling = begin
-    if not begin:
-        torch.ops.bringup.skip_host_time()
-        _waits.seen = None
-
-
-def _queued_ns() -> int:
-    """How long this thread was ready to run and had no processor."""
-    try:
-        with open("/proc/thread-self/schedstat", encoding="ascii") as file:
-            return int(file.read().split()[1])
-    except (OSError, IndexError, ValueError):  # a kernel without it
-        return 0
+    torch.ops.bringup.skip_host_time()
 
 
 def _wants_real(depth: int) -> bool:
@@ -180,32 +145,33 @@ def _wants_real(depth: int) -> bool:
     return module.partition(".")[0] in _REAL_FOR
 
 
-def _note_waits(slept: int = 0) -> None:
-    """Record how long this thread waited, since it last looked, for neither the chip nor the processor."""
-    if _compiling:
-        return
+# Modules of the standard library that wait: they are loaded before the calls of all libraries are watched.
+_WAITING = ("_socket", "select", "_multiprocessing", "_queue", "_ssl", "_posixsubprocess")
+
+
+@contextmanager
+def _waits_watched() -> Iterator[None]:
     import torch
 
-    ops = torch.ops.bringup
-    now = (_real["monotonic_ns"](), time.thread_time_ns(), _queued_ns(), ops.waited_ns() + _waits.emulated)
-    before, _waits.seen = _waits.seen, now
-    if before is None:
-        return
-    wall, *others = (b - a for a, b in zip(before, now, strict=True))
-    waited = wall - sum(others) - slept
-    if waited >= LEAST_WAIT_NS:
-        ops.record_mark(HOST, waited)
+    for name in _WAITING:
+        with suppress(ImportError):  # built without it
+            importlib.import_module(name)
+    torch.ops.bringup.watch_waits(True)
+    try:
+        yield
+    finally:
+        torch.ops.bringup.watch_waits(False)
 
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Let Python's clocks show chip time inside the block, which is within a recording."""
+    """Show chip time in Python's clocks inside the block, which is within a recording."""
     import timeit
 
     import torch
 
+    ops = torch.ops.bringup
     process, origin = os.getpid(), {name: _real[name]() for name in _real}
-    slept_seconds = 0.0
 
     def clock(name: str) -> Callable[[], float]:
         real, first = _real[name], origin[name]
@@ -215,8 +181,8 @@ def shown() -> Iterator[None]:
         def read() -> float:
             if _clock is None or os.getpid() != process or _wants_real(2):
                 return real()  # type: ignore[no-any-return]
-            _note_waits()
-            seconds = _clock.now() - (slept_seconds if own else 0.0)
+            seconds, idle = _clock.now()
+            seconds -= idle if own else 0.0
             return first + (round(seconds * per_second) if per_second > 1 else seconds)  # type: ignore[no-any-return]
 
         read.__name__ = read.__qualname__ = name
@@ -224,25 +190,27 @@ def shown() -> Iterator[None]:
         return read
 
     def sleep(seconds: float) -> None:
-        nonlocal slept_seconds
-        if _clock is None or os.getpid() != process or _wants_real(2):
+        if _clock is None or os.getpid() != process:
             return _real_sleep(seconds)
-        begin = _real["monotonic_ns"]()
-        _note_waits()
-        _real_sleep(seconds)
-        torch.ops.bringup.record_mark(HOST, round(seconds * 1e9))
-        slept_seconds += seconds
-        return _note_waits(_real["monotonic_ns"]() - begin)
+        ops.set_waits_aside(True)
+        try:
+            _real_sleep(seconds)
+        finally:
+            ops.set_waits_aside(False)
+        return ops.record_wait(round(seconds * 1e9))  # type: ignore[no-any-return]
 
-    shown_as: dict[int, Any] = {id(_real[name]): clock(name) for name in _real} | {id(_real_sleep): sleep}
-    changed: list[tuple[Any, str, Any]] = []
     run_backward = torch.autograd.graph._engine_run_backward
 
     def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
-        with emulating():  # autograd works for the chip in a thread of its own
+        before = ops.begin_backward()
+        try:
             return run_backward(*args, **kwargs)
+        finally:
+            ops.end_backward(before)
 
-    shown_as[id(run_backward)] = _engine_run_backward
+    shown_as: dict[int, Any] = {id(_real[name]): clock(name) for name in _real}
+    shown_as |= {id(_real_sleep): sleep, id(run_backward): _engine_run_backward}
+    changed: list[tuple[Any, str, Any]] = []
     for module in (time, timeit, *list(sys.modules.values())):
         outside = str(getattr(module, "__name__", "")).partition(".")[0] not in _REAL_FOR
         if not (outside or module in (time, timeit)) or not hasattr(module, "__dict__"):
@@ -251,9 +219,9 @@ def shown() -> Iterator[None]:
             if id(value) in shown_as:
                 changed.append((module, name, value))
                 setattr(module, name, shown_as[id(value)])
-    _note_waits()
     try:
-        yield
+        with _waits_watched():
+            yield
     finally:
         for module, name, value in changed:
             setattr(module, name, value)

@@ -60,6 +60,7 @@ def bound_of(summary: Summary) -> str:
     shares = {
         "chip": summary.device_seconds,
         "link": summary.link_seconds,
+        "between chips": summary.between_seconds,
         "host": summary.host_seconds,
         "fallbacks": summary.fallback_seconds,
     }

@@ -28,7 +28,7 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch._dynamo.callback import on_compile_end, on_compile_start
+from torch._dynamo.callback import on_compile_end
 from torch._dynamo.eval_frame import skip_code
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass, transform_subclass
 
@@ -59,8 +59,7 @@ for _name_of_ours in ("clock", "device", "redirect"):
     _skip(sys.modules.get(f"bringup.{_name_of_ours}"))
 
 
-on_compile_start(lambda _: clock.compiling(True))
-on_compile_end(lambda _: clock.compiling(False))
+on_compile_end(lambda _: clock.compiled())
 
 
 def is_on_chip(inputs: Sequence[Any], graph: fx.GraphModule) -> bool:
@@ -340,7 +339,7 @@ class _Region:
             given = dict(zip(self.inputs, inputs, strict=True))
             inputs.clear()
             return [self._promised(node, given, memory, sizes) for node in self.outputs]
-        with clock.emulating(), self._generator() if self.random else nullcontext():
+        with self._generator() if self.random else nullcontext():
             results = self.run(inputs)
         free = {root: tensor for root, tensor in memory.items() if root[0].op != "placeholder"}
         homes: dict[int, torch.Tensor] = {}

@@ -26,6 +26,9 @@ from bringup.trace import (
     HOST_INDEX,
     INITIALISED,
     LAUNCH,
+    OF_ALLOCATOR,
+    OF_DOWNLOAD,
+    OF_UPLOAD,
     STREAM_SYNC,
     WAITS,
     Trace,
@@ -144,6 +147,7 @@ class _Races:
         self.events: dict[int, Array] = {}
         self.accesses: dict[int, _Accesses] = {}
         self.owner: dict[int, int] = {}  # storage -> stream that its memory goes back to
+        self.kept: dict[int, set[int]] = {}  # storage -> other streams that the allocator waits for
         self.freed: dict[int, list[tuple[int, int, int]]] = {}  # stream -> uses of what went back to it
 
     def find(self) -> Iterator[Finding]:
@@ -161,7 +165,7 @@ class _Races:
                 self.owner[thing] = stream
                 yield from self._reused(row, stream)
             elif kind == FREE:
-                self._free(row, thing, stream)
+                self._free(thing, stream)
             else:
                 self._synchronise(row, kind, thing, stream)
 
@@ -171,6 +175,9 @@ class _Races:
     def _synchronise(self, row: int, kind: int, thing: int, stream: int) -> None:
         if kind == EVENT_RECORD:
             self.events[thing] = np.maximum(self.clocks[stream], self.clocks[-1])
+            if self.rows.trace.columns["flags"][row] & OF_ALLOCATOR:  # record_stream: the memory waits for this stream
+                storage = int(self.rows.storage[int(self.rows.trace.offsets[row])])
+                self.kept.setdefault(storage, set()).add(stream)
         elif kind in (EVENT_WAIT, EVENT_SYNC):
             if thing in self.events:
                 self._join(stream if kind == EVENT_WAIT else -1, self.events[thing])
@@ -213,12 +220,9 @@ class _Races:
                 "let the second stream wait for the first (stream.wait_stream, or an event)",
             )
 
-    def _free(self, row: int, storage: int, stream: int) -> None:
+    def _free(self, storage: int, stream: int) -> None:
         home = self.owner.get(storage, stream)
-        known = {home}
-        while row + 1 < len(self.rows.kind) and self.rows.kind[row + 1] == EVENT_RECORD:
-            row += 1  # record_stream: the allocator records events on the other streams right after such a free
-            known.add(self.streams[int(self.pairs[row])])
+        known = {home} | self.kept.pop(storage, set())
         uses = self.accesses.pop(storage, _Accesses()).all
         self.freed.setdefault(home, []).extend(use for use in uses if use[0] not in known)
 
@@ -257,8 +261,9 @@ def _uninitialised(rows: _Rows) -> Iterator[Finding]:
     columns = rows.trace.columns
     made = np.flatnonzero((rows.kind == ALLOC) & ((columns["flags"] & INITIALISED) == 0))
     allocated = {int(columns["object"][row]): int(row) for row in made}
-    storages, first = np.unique(rows.storage, return_index=True)
-    for storage, place in zip(storages.tolist(), first.tolist(), strict=True):
+    uses = np.flatnonzero(np.isin(rows.kind[rows.use_row], _WORKS))
+    storages, first = np.unique(rows.storage[uses], return_index=True)
+    for storage, place in zip(storages.tolist(), uses[first].tolist(), strict=True):
         if storage not in allocated:
             continue
         row = int(rows.use_row[place])
@@ -345,17 +350,9 @@ def waits(trace: Trace) -> list[tuple[str, int]]:
 def _implicit(rows: _Rows) -> Array:
     columns, kind = rows.trace.columns, rows.kind
     by_launch = (kind == LAUNCH) & ((columns["flags"] & WAITS) != 0)
-    after_copy = np.zeros(len(kind), dtype=bool)
-    last: dict[int, int] = {}  # thread -> its row before
-    calls = (*_WORKS, EVENT_RECORD, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC)
-    for row in np.flatnonzero(np.isin(kind, calls)):
-        thread = int(columns["thread"][row])
-        before = last.get(thread, -1)
-        if kind[row] == STREAM_SYNC and before >= 0 and kind[before] in (H2D, D2H):
-            after_copy[row] = columns["line"][before] == columns["line"][row]
-        last[thread] = int(row)
-    found: Array = np.flatnonzero(by_launch | after_copy)
-    return found
+    by_copy = (kind == STREAM_SYNC) & ((columns["flags"] & (OF_UPLOAD | OF_DOWNLOAD)) != 0)
+    implicit: Array = np.flatnonzero(by_launch | by_copy)
+    return implicit
 
 
 def _hot_waits(rows: _Rows) -> Iterator[Finding]:
@@ -373,7 +370,7 @@ def _hot_waits(rows: _Rows) -> Iterator[Finding]:
         text = rows.trace.lines[int(line)]
         how = f"in {in_steps} of {len(steps.ends)} steps" if per_step else f"{count} times"
         row = int(every[np.flatnonzero(members)[0]])
-        uploads = rows.kind[row] == STREAM_SYNC and rows.kind[row - 1] == H2D
+        uploads = bool(rows.trace.columns["flags"][row] & OF_UPLOAD)
         yield Finding(
             "sync",
             f"{text} makes the host wait for the chip {how}",

@@ -14,7 +14,7 @@ from bringup.timeline import Timeline
 from bringup.trace import HOST, IN_FORWARD, LAUNCH
 
 Array = npt.NDArray[Any]
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,9 @@ class Summary:
 
     Attributes:
         step_seconds: from the end of one step to the end of the next.
-        device_seconds, fallback_seconds, link_seconds, host_seconds: its parts: the chip computes; else the host
-            computes what the chip cannot; else the link is busy; else the chip waits for the host.
+        device_seconds, fallback_seconds, link_seconds, between_seconds, host_seconds: its parts: the chip computes;
+            else the host computes what the chip cannot; else the link is busy; else a link between chips; else the
+            chip waits for the host.
         launches: per step.
         samples: batch size of a step, as its first embedding, convolution or product sees it; 0 if there is none.
         peak_bytes: of device memory that tensors held at once, by the caching allocator's blocks.
@@ -72,6 +73,7 @@ class Summary:
     step_seconds: float
     device_seconds: float
     link_seconds: float
+    between_seconds: float
     host_seconds: float
     fallback_seconds: float
     total_seconds: float
@@ -100,6 +102,17 @@ class Summary:
     graph_breaks: list[GraphBreak] = field(default_factory=list)
     redirected: dict[str, int] = field(default_factory=dict)
     chip_time: bool = False
+
+    def parts(self) -> dict[str, float]:
+        """Return the seconds of a step's parts, which add up to it; links between chips only if one was used."""
+        parts = {
+            "chip busy": self.device_seconds,
+            "link": self.link_seconds,
+            "between chips": self.between_seconds,
+            "host-bound": self.host_seconds,
+            "waiting on fallbacks": self.fallback_seconds,
+        }
+        return {name: seconds for name, seconds in parts.items() if seconds or name != "between chips"}
 
 
 def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
@@ -132,7 +145,7 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
 
     trace, chip, host = timeline.trace, timeline.chip, timeline.host
     first, last, since, until, count = steady(timeline)
-    busy, on_host, link = _shares(timeline, since, until)
+    busy, on_host, link, between = _shares(timeline, since, until)
     step = (until - since) / count
     used = memory.usage(trace, timeline.steps.ends)
     band, source = validation.error_band(chip)
@@ -146,7 +159,8 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
         step_seconds=step,
         device_seconds=busy / count,
         link_seconds=link / count,
-        host_seconds=max(step - (busy + on_host + link) / count, 0.0),
+        between_seconds=between / count,
+        host_seconds=max(step - (busy + on_host + link + between) / count, 0.0),
         fallback_seconds=on_host / count,
         total_seconds=timeline.total_seconds,
         steps=len(timeline.steps.ends),
@@ -178,14 +192,14 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
     return replace(summary, bottlenecks=found, what_if=what_if, ways_to_fit=ways)
 
 
-def _shares(timeline: Timeline, since: float, until: float) -> tuple[float, float, float]:
+def _shares(timeline: Timeline, since: float, until: float) -> tuple[float, float, float, float]:
     import torch
 
     kind = torch.from_numpy(np.ascontiguousarray(timeline.trace.columns["kind"]).copy())
     fallback = torch.from_numpy(timeline.fallback)
     start, end = torch.from_numpy(timeline.start), torch.from_numpy(timeline.end)
-    busy, on_host, link = torch.ops.bringup.timeline_shares(kind, fallback, start, end, since, until)
-    return busy, on_host, link
+    busy, on_host, link, between = torch.ops.bringup.timeline_shares(kind, fallback, start, end, since, until)
+    return busy, on_host, link, between
 
 
 def _energy(timeline: Timeline, step: float, busy: float) -> float | None:

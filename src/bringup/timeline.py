@@ -1,11 +1,4 @@
-"""A trace replayed with prices on host, link and chip: who waits for whom.
-
-Note [The clock of the replay]
-One host clock, since Python's threads share one interpreter: a row takes its thread's host time, then is issued. A
-launch starts when it is issued plus the launch latency, its stream is done, the queue has room and the chip has a share
-of its cores free. Copies take the link, one engine per direction. A wait moves its thread's clock to what it waits for.
-A launch that the chip does not support runs on the host: wait for the stream, copy the inputs down, compute, copy the
-results up.
+"""A trace replayed with prices on host, link and chip. docs/replay.md has the rules, with worked examples.
 
 The host's time is *modelled*: a fixed cost per class of operator, from the host file, so that the same trace gives the
 same bytes; or *measured*: what the program's threads used, which includes the emulation's own Python.
@@ -23,14 +16,12 @@ from bringup import pricing
 from bringup.cost import FAMILIES
 from bringup.pricing import Prices, WorkTable
 from bringup.trace import (
-    ALLOC,
     BY_PROGRAM,
     D2D,
     D2H,
     DEVICE_SYNC,
     EVENT_SYNC,
     FORWARD,
-    FREE,
     H2D,
     HOST,
     IN_BACKWARD,
@@ -146,7 +137,8 @@ def replay(
     )
     handle = open_replay(chip)
     try:
-        issued, start, end, waited = feed(handle, trace.columns, inputs)
+        feed(handle, trace.columns, inputs)
+        issued, start, end, waited = results(handle)
     finally:
         close_replay(handle)
     return Timeline(
@@ -238,8 +230,8 @@ def close_replay(handle: int) -> None:
     torch.ops.bringup.timeline_close(handle)
 
 
-def feed(handle: int, columns: dict[str, Array], inputs: RowInputs) -> tuple[Array, Array, Array, Array]:
-    """Replay further rows: seconds at which each was issued, started and ended, and how long its host call waited."""
+def feed(handle: int, columns: dict[str, Array], inputs: RowInputs) -> None:
+    """Replay further rows."""
     import torch
 
     names = ("kind", "device", "stream", "thread", "object")
@@ -248,7 +240,14 @@ def feed(handle: int, columns: dict[str, Array], inputs: RowInputs) -> tuple[Arr
     tensors += [
         _tensor(array) for array in (inputs.host_seconds, inputs.seconds, inputs.share, inputs.fallback, inputs.parts)
     ]
-    issued, start, end, waited = (result.numpy() for result in torch.ops.bringup.timeline_feed(handle, *tensors))
+    torch.ops.bringup.timeline_feed(handle, *tensors)
+
+
+def results(handle: int) -> tuple[Array, Array, Array, Array]:
+    """Return for every row the seconds at which it was issued, started and ended, and those its host call waited."""
+    import torch
+
+    issued, start, end, waited = (result.numpy() for result in torch.ops.bringup.timeline_results(handle))
     return issued, start, end, waited
 
 
@@ -298,12 +297,12 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, clock: HostClock, g
         cost = np.where(kind == LAUNCH, 0.0 if graph else by_signature[columns["signature"]], cost)
     cost[np.isin(kind, (H2D, D2H, D2D))] = dispatch.copy_us
     cost[np.isin(kind, (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC))] = dispatch.synchronize_us
+    # A cached block costs nothing beside the launch that asks for it: allocations and frees stay 0.
     if not graph:
         cost += columns["views"] * dispatch.view_us
         cost *= np.where(columns["phase"] == IN_BACKWARD, dispatch.backward, 1.0)
     else:
         cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us  # one launch of a compiled graph each
-    cost[np.isin(kind, (ALLOC, FREE))] = 0.0  # a cached block: within the launch that asks for it
     return cost * 1e-6
 
 

@@ -22,17 +22,18 @@ from bringup.files import written_whole
 if TYPE_CHECKING:
     from bringup._schema import Host
 
-VERSION = 1
+VERSION = 2
 # In the order of csrc/recorder.h's RowKind; the numbers are in trace files: append only.
 KINDS = (
     *("launch", "h2d", "d2h", "d2d", "event_record", "event_wait", "stream_sync", "device_sync", "event_sync"),
-    *("alloc", "free", "forward", "step", "reserve", "release", "owner", "host"),
+    *("alloc", "free", "forward", "step", "reserve", "release", "owner", "host", "signal", "resume"),
 )
 LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, *_ = range(len(KINDS))
-ALLOC, FREE, FORWARD, STEP, RESERVE, RELEASE, OWNER, HOST = range(9, len(KINDS))
+ALLOC, FREE, FORWARD, STEP, RESERVE, RELEASE, OWNER, HOST, SIGNAL, RESUME = range(9, len(KINDS))
 PHASES = ("forward", "backward", "optimizer")
 IN_FORWARD, IN_BACKWARD, IN_OPTIMIZER = range(len(PHASES))
-PINNED, WAITS, FALLBACK, HOST_INDEX, INITIALISED = 1, 2, 4, 8, 16  # flags; the last of allocations
+# Flags, see csrc/recorder.h.
+PINNED, WAITS, FALLBACK, HOST_INDEX, INITIALISED, OF_ALLOCATOR, OF_UPLOAD, OF_DOWNLOAD = (1 << i for i in range(8))
 BY_PROGRAM = -1  # object of a step row that bringup.step() wrote
 
 COLUMNS = {
@@ -41,8 +42,8 @@ COLUMNS = {
     "phase": np.uint8,
     "device": np.int8,
     "stream": np.int16,
-    "thread": np.int16,
-    "views": np.int16,
+    "thread": np.int32,
+    "views": np.int32,
     "signature": np.int32,
     "line": np.int32,
     "module": np.int32,

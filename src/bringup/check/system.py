@@ -22,7 +22,7 @@ from bringup.check.tools import recording
 def step_time(device: torch.device) -> str:
     """A step's time has its parts, which add up, and says how far it may be off."""
     found = recording(device)
-    parts = found.device_seconds + found.link_seconds + found.host_seconds + found.fallback_seconds
+    parts = sum(found.parts().values())
     require(
         found.step_seconds > 0 and abs(parts - found.step_seconds) < 1e-3 * found.step_seconds,
         "the parts do not add up",

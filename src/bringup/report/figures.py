@@ -29,6 +29,7 @@ COLORS = {
         "other": "#333333",
         "fallback": "#a8322d",
         "link": "#b3561d",
+        "between chips": "#7a4fb0",
     },
 }
 _LAYOUT: dict[str, Any] = {
@@ -101,6 +102,8 @@ def timeline(of: Timeline) -> tuple[dict[str, Any], str]:
 def _lane(of: Timeline, row: int) -> tuple[str, str]:
     columns = of.trace.columns
     what, device = int(columns["kind"][row]), int(columns["device"][row])
+    if what == D2D:
+        return f"chip:{int(columns['object'][row])} to chip:{device}", "between chips"
     if what != LAUNCH:
         return f"link {'up' if what == D2H else 'down'}", "link"
     if of.fallback[row] >= 0:

@@ -156,17 +156,20 @@ def _found(summary: Summary) -> str:
     return f"{summary.steps:,} steps, found by {by}" + (", the first left out" if summary.steps > 1 else "")
 
 
+_CSS = {
+    "chip busy": "chip",
+    "link": "link",
+    "between chips": "between",
+    "host-bound": "host",
+    "waiting on fallbacks": "fallback",
+}
+
+
 def _parts(summary: Summary) -> list[dict[str, Any]]:
     total = summary.step_seconds or 1.0
-    named = (
-        ("chip busy", "chip", summary.device_seconds),
-        ("link", "link", summary.link_seconds),
-        ("host-bound", "host", summary.host_seconds),
-        ("waiting on fallbacks", "fallback", summary.fallback_seconds),
-    )
     return [
-        {"name": name, "css": css, "percent": round(100 * seconds / total, 1), "text": duration(seconds)}
-        for name, css, seconds in named
+        {"name": name, "css": _CSS[name], "percent": round(100 * seconds / total, 1), "text": duration(seconds)}
+        for name, seconds in summary.parts().items()
     ]
 
 

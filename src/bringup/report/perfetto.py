@@ -25,6 +25,10 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
         found.append(_name("thread_name", int(device) + 1, 1000, "link to the chip"))
         found.append(_name("thread_name", int(device) + 1, 1001, "link to the host"))
         found.append(_name("thread_name", int(device) + 1, 1002, "fallbacks on the host"))
+    copies = kind == D2D
+    pairs = zip(columns["device"][copies].tolist(), columns["object"][copies].tolist(), strict=True)
+    for device, source in sorted(set(pairs)):
+        found.append(_name("thread_name", device + 1, 1100 + source, f"link from chip:{source}"))
     for row in shown[:MOST_EVENTS]:
         what = int(kind[row])
         device, line = int(columns["device"][row]), int(columns["line"][row])
@@ -38,7 +42,7 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
             if timeline.fallback[row] >= 0:
                 thread = 1002
         elif what in (H2D, D2H, D2D):
-            thread = 1001 if what == D2H else 1000
+            thread = 1100 + int(columns["object"][row]) if what == D2D else 1001 if what == D2H else 1000
             args["bytes"] = int(columns["bytes"][row])
         else:
             process, thread = 0, int(columns["thread"][row])

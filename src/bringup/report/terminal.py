@@ -48,14 +48,8 @@ def print_summary(summary: Summary, console: Console) -> None:
         f"[bold]{what} {duration(summary.step_seconds)}[/] on [bold]{escape(summary.chip)}[/] {machine}    "
         f"[dim]{escape(band(summary))}[/]"
     )
-    shares = [
-        ("chip busy", summary.device_seconds),
-        ("link", summary.link_seconds),
-        ("host-bound", summary.host_seconds),
-        ("waiting on fallbacks", summary.fallback_seconds),
-    ]
     total = summary.step_seconds or 1.0
-    console.print("  " + "   ".join(f"{name} {seconds / total:.0%}" for name, seconds in shares))
+    console.print("  " + "   ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.parts().items()))
     found = {
         "optimizer": "found by optimizer steps",
         "forward": "found by outermost module calls",

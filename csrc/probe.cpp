@@ -1,0 +1,315 @@
+#include "probe.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/DefaultDtype.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <numeric>
+#include <unordered_set>
+
+#include "dry.h"
+#include "kernel.h"
+#include "learn.h"
+
+namespace bringup {
+
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+using c10::IValue;
+
+// Note [Refused at the call]
+// A kernel that refuses its arguments for their dtypes, devices or shapes raises on the stream, long after the call, where
+// every other device raises at the line and leaves all tensors as they were. torch's meta kernel, which says what a call
+// returns, is more lenient. So the first launch of a signature is tried on the host beforehand: the CPU kernel runs on
+// tensors of the same dtypes, sizes, strides and overlaps, with other content, as long as these are small. Large ones are
+// tried once for each operator and its dtypes, with their sizes cut. A try that passes is the verdict, and its results are
+// what the call returns, where the meta kernel said otherwise. One that fails for its dtypes is the verdict, too. Otherwise it
+// may be about the content, or about the cut: then the launch itself runs while the host waits, and tells.
+namespace {
+
+constexpr size_t kWhole = size_t(64) << 10;  // bytes of arguments and results; the try takes some 10 us
+constexpr int64_t kCut = 4;                  // sizes above this become this: equal ones stay equal
+
+int64_t cut(int64_t size) { return std::min(size, kCut); }
+
+size_t bytes_of(const Signature& signature, const Results& results) {
+  size_t bytes = 0;
+  for (const auto* metas : {&signature.inputs, &results.outputs})
+    for (const TensorMeta& meta : *metas) bytes += meta.nbytes;
+  for (const auto& [slot, meta] : results.resized) bytes += meta.nbytes;
+  return bytes;
+}
+
+// Dense, in the order of the strides of `like`; expanded dimensions stay expanded.
+void lay_out(TensorMeta& meta, c10::IntArrayRef like) {
+  std::vector<size_t> order(meta.sizes.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return like[a] < like[b]; });
+  int64_t next = 1;
+  for (size_t dim : order) {
+    if (meta.strides[dim] == 0 && meta.sizes[dim] > 1) continue;
+    meta.strides[dim] = next;
+    next *= std::max<int64_t>(meta.sizes[dim], 1);
+  }
+  meta.nbytes = at::detail::computeStorageNbytes(meta.sizes, meta.strides, c10::elementSize(meta.dtype));
+}
+
+TensorMeta cut(const TensorMeta& meta) {
+  TensorMeta small = meta;
+  for (int64_t& size : small.sizes) size = cut(size);
+  lay_out(small, meta.strides);
+  return small;
+}
+
+// How a call is tried.
+struct Manner {
+  bool whole;
+  int value;                    // the content of all tensors
+  bool as_float32 = false;      // instead of their dtypes,
+  bool keeps_integers = false;  // but for int64 and bool, which may be indices and masks
+};
+
+// The tensors of a call again, in a manner.
+class Scratch {
+ public:
+  Scratch(const Signature& signature, const Results& results, const Slots& slots, const Manner& manner)
+      : metas_(signature.inputs),
+        signature_(signature),
+        slots_(slots),
+        whole_(manner.whole),
+        value_(manner.value),
+        storages_(signature.storage_written.size()) {
+    for (const auto& [slot, meta] : results.resized) metas_[size_t(slot)] = meta;
+    for (TensorMeta& meta : metas_) {
+      bool integer = meta.dtype == c10::kLong || meta.dtype == c10::kBool;
+      if (manner.as_float32 && meta.defined && !(manner.keeps_integers && integer)) meta.dtype = c10::kFloat;
+    }
+    for (size_t i = 0; whole_ && i < slots.size(); ++i) {
+      if (signature.storage_of[i] < 0) continue;
+      Storage& storage = storages_[size_t(signature.storage_of[i])];
+      size_t first = offset_of(i);
+      storage.first = std::min(storage.first, first / kAligned * kAligned);
+      storage.last = std::max(storage.last, first + metas_[i].nbytes);
+    }
+  }
+
+  at::Tensor tensor(size_t slot) {
+    const at::Tensor& given = *slots_[slot].tensor;
+    bool on_host = signature_.storage_of[slot] < 0;
+    if (on_host && (whole_ || !given.defined() || given.dim() == 0)) return given;
+    const TensorMeta& meta = metas_[slot];
+    if (!whole_) {
+      TensorMeta small = cut(meta);
+      return alias(filled(meta.dtype, small.nbytes), small, 0);
+    }
+    Storage& storage = storages_[size_t(signature_.storage_of[slot])];
+    if (!storage.memory) storage.memory = filled(meta.dtype, storage.last - storage.first);
+    return alias(storage.memory, meta, int64_t((offset_of(slot) - storage.first) / c10::elementSize(meta.dtype)));
+  }
+
+ private:
+  static constexpr size_t kAligned = 16;
+  struct Storage {
+    size_t first = std::numeric_limits<size_t>::max(), last = 0;  // the bytes that the call's tensors span
+    c10::intrusive_ptr<c10::StorageImpl> memory;
+  };
+  std::vector<TensorMeta> metas_;  // as the launch finds them, resized
+  const Signature& signature_;
+  const Slots& slots_;
+  bool whole_;
+  int value_;
+  std::vector<Storage> storages_;
+
+  size_t offset_of(size_t slot) const {
+    return size_t(slots_[slot].tensor->storage_offset()) * c10::elementSize(signature_.inputs[slot].dtype);
+  }
+
+  c10::intrusive_ptr<c10::StorageImpl> filled(c10::ScalarType dtype, size_t bytes) const {
+    auto* allocator = c10::GetAllocator(c10::kCPU);
+    auto memory = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), c10::SymInt(int64_t(bytes)),
+                                                        allocator->allocate(bytes), allocator, /*resizable=*/true);
+    if (bytes > 0) std::memset(memory->mutable_data(), 0, bytes);
+    if (value_ == 0) return memory;
+    TensorMeta flat;
+    flat.defined = true;
+    flat.dtype = dtype;
+    flat.sizes.assign(1, int64_t(bytes / c10::elementSize(dtype)));
+    flat.strides.assign(1, 1);
+    alias(memory, flat, 0).fill_(value_);
+    return memory;
+  }
+};
+
+struct Try {
+  std::exception_ptr refusal;  // what the CPU kernel says of such a call; null if it runs
+  Stack results;
+  std::vector<at::Tensor> inputs;
+};
+
+Try attempt(const Signature& signature, const Results& results, const Slots& slots, const IValue* arguments,
+            const Manner& manner) {
+  Try made;
+  try {
+    WithoutPython quietly;
+    Scratch scratch(signature, results, slots, manner);
+    at::Generator generator;
+    for (const ArgInfo& argument : signature.op->args)
+      if (argument.kind == ArgKind::Generator) generator = at::detail::createCPUGenerator(0);
+    for (size_t i = 0; i < slots.size(); ++i) {
+      int32_t same = signature.same_as[i];
+      made.inputs.push_back(same >= 0 ? made.inputs[size_t(same)] : scratch.tensor(i));
+    }
+    Stack stack = rebuild(*signature.op, arguments, c10::kCPU, &generator, [&](int slot) { return made.inputs[size_t(slot)]; });
+    if (!manner.whole)
+      for (IValue& argument : stack) {
+        if (!argument.isIntList()) continue;
+        std::vector<int64_t> sizes = argument.toIntVector();
+        for (int64_t& size : sizes) size = cut(size);
+        argument = std::move(sizes);
+      }
+    signature.op->handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
+    made.results = std::move(stack);
+  } catch (...) {
+    made.refusal = std::current_exception();
+  }
+  return made;
+}
+
+bool same_kind(const TensorMeta& promised, const TensorMeta& returned) {
+  if (!promised.defined) return true;  // masked out
+  return returned.defined && returned.dtype == promised.dtype && returned.sizes.size() == promised.sizes.size();
+}
+
+// The order of the strides, as far as the cut leaves more than one element.
+bool same_order(const TensorMeta& promised, const TensorMeta& returned) {
+  for (size_t a = 0; a < promised.sizes.size(); ++a)
+    for (size_t b = 0; b < a; ++b) {
+      bool tell = promised.sizes[a] > 1 && promised.sizes[b] > 1 && returned.sizes[a] > 1 && returned.sizes[b] > 1;
+      if (tell && (promised.strides[a] < promised.strides[b]) != (returned.strides[a] < returned.strides[b])) return false;
+    }
+  return true;
+}
+
+// Takes from what the kernel returned: everything, or of a cut call what the cut leaves. False if it is of another kind.
+bool correct(Results& promised, Results returned, bool whole) {
+  bool same = promised.outputs.size() == returned.outputs.size();
+  for (size_t i = 0; same && i < promised.outputs.size(); ++i) {
+    TensorMeta& output = promised.outputs[i];
+    same = same_kind(output, returned.outputs[i]) && (!whole || !output.defined || output.sizes == returned.outputs[i].sizes);
+    if (same && !whole && output.defined && !same_order(output, returned.outputs[i]))
+      lay_out(output, returned.outputs[i].strides);
+  }
+  if (whole) promised = std::move(returned);
+  return same;
+}
+
+// "gt" not implemented for 'ComplexFloat': whatever the content and the sizes.
+bool is_about_dtypes(const std::exception_ptr& refusal) {
+  try {
+    std::rethrow_exception(refusal);
+  } catch (const c10::NotImplementedError&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+// A matrix that cannot be inverted, and the like.
+bool is_about_content(const std::exception_ptr& refusal) {
+  try {
+    std::rethrow_exception(refusal);
+  } catch (const c10::LinAlgError&) {
+    return true;
+  } catch (...) {
+    return false;
+  }
+}
+
+// Operators with the dtypes, numbers of dimensions and kinds of arguments that a kernel has accepted.
+struct Accepted {
+  std::mutex mutex;
+  std::unordered_set<uint64_t> kinds;
+
+  bool has(uint64_t kind) {
+    std::lock_guard<std::mutex> lock(mutex);
+    return kinds.count(kind) != 0;
+  }
+  void add(uint64_t kind) {
+    std::lock_guard<std::mutex> lock(mutex);
+    kinds.insert(kind);
+  }
+};
+
+Accepted& accepted() {
+  static auto* all = new Accepted();
+  return *all;
+}
+
+uint64_t kind_of(const Signature& signature, const IValue* arguments) {
+  uint64_t hash = 0;
+  auto add = [&](uint64_t word) {
+    hash = (hash ^ word) * 0x9E3779B97F4A7C15ull;
+    hash ^= hash >> 29;
+  };
+  add(reinterpret_cast<uintptr_t>(signature.op));
+  add(uint64_t(c10::get_default_dtype_as_scalartype()));
+  for (size_t i = 0; i < signature.inputs.size(); ++i) {
+    const TensorMeta& meta = signature.inputs[i];
+    add(uint64_t(meta.defined) | uint64_t(signature.storage_of[i] >= 0) << 1 | uint64_t(meta.conjugate) << 2 |
+        uint64_t(meta.dtype) << 8 | uint64_t(meta.sizes.size()) << 16);
+  }
+  for (size_t i = 0; i < signature.op->args.size(); ++i) {
+    const IValue& value = arguments[i];
+    if (value.isString())
+      add(std::hash<std::string>()(value.toStringRef()));
+    else if (value.isBool())
+      add(uint64_t(value.toBool()) + 2);
+    else if (value.isList())
+      add(value.toListRef().size() << 8 | 5);
+    else
+      add(uint64_t(value.isNone()) << 8 | uint64_t(value.isInt()) << 9 | uint64_t(value.isDouble()) << 10 |
+          uint64_t(value.isComplexDouble()) << 11 | 6);
+  }
+  return hash;
+}
+
+}  // namespace
+
+Verdict judge(const Signature& signature, const Slots& slots, const IValue* arguments, Results& results) {
+  Op& op = *signature.op;
+  bool whole = bytes_of(signature, results) <= kWhole;
+  uint64_t kind = whole ? 0 : kind_of(signature, arguments);
+  // Large results of scalars alone (arange) cannot be cut.
+  if (!op.tried || (!whole && (op.by_value || accepted().has(kind)))) return Verdict::Legal;
+  auto in = [&](const Manner& manner) { return attempt(signature, results, slots, arguments, manner); };
+  Try made = in({whole, op.content});
+  if (made.refusal && op.content == 0) {
+    Try again = in({whole, 1});
+    if (!again.refusal) made = std::move(again);
+  }
+  if (made.refusal) {
+    // Where no launch will tell: a cut call that fails is about its dtypes if it passes with others.
+    auto passes_with_others = [&] { return !in({whole, 0, true}).refusal || !in({whole, 0, true, true}).refusal; };
+    bool certain =
+        is_about_dtypes(made.refusal) || (is_dry() && !is_about_content(made.refusal) && (whole || passes_with_others()));
+    if (certain) std::rethrow_exception(made.refusal);
+    return is_dry() ? Verdict::Legal : Verdict::Doubtful;
+  }
+  std::optional<Results> returned = results_of(signature, made.results, made.inputs);
+  bool alike = returned && correct(results, std::move(*returned), whole);
+  if (!alike) op.trust_meta = false;
+  if (!whole && alike) accepted().add(kind);
+  return alike || (whole && returned) ? Verdict::Legal : Verdict::Unlike;
+}
+
+void accept(Signature& signature, const IValue* arguments) {
+  if (!signature.doubtful.exchange(false)) return;
+  if (bytes_of(signature, signature) > kWhole) accepted().add(kind_of(signature, arguments));
+}
+
+}  // namespace bringup

@@ -1,0 +1,622 @@
+#include "waits.h"
+
+#include <elf.h>
+#include <fcntl.h>
+#include <link.h>
+#include <poll.h>
+#include <pthread.h>
+#include <semaphore.h>
+#include <sys/epoll.h>
+#include <sys/mman.h>
+#include <sys/select.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <torch/library.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "lines.h"
+#include "recorder.h"
+#include "runtime.h"
+
+// Note [What is waiting]
+// The predicted machine waits for what the program asks for: a sleep, a pipe, a socket, a process, a lock of its threads.
+// It does not wait for what only this machine does: compilers and their caches, imports, page faults, the emulation, a
+// processor that others keep busy. The wall clock cannot tell the two apart, so the calls themselves are watched: the
+// interpreter and the libraries of programs call the C library through tables of addresses, which are changed to lead here
+// (torch's, Triton's and our own are not). Then
+//   - a call that would not block is not waited for, whatever time it takes;
+//   - a time-out that runs out takes the time that was asked for;
+//   - a wait for a lock, or for bytes that another thread of the program writes, takes until the other thread lets it go on,
+//     on the predicted clock: the replay knows when that is (rows Signal and Resume);
+//   - a wait for another process takes what it took on this machine;
+//   - what compilers and imports wait for is left out.
+namespace bringup {
+namespace {
+
+std::atomic<bool> is_watching_waits{false};
+thread_local int aside = 0;
+
+// Does the program wait if this thread blocks now?
+bool counts() { return is_watching_waits.load(std::memory_order_relaxed) && recording() && aside == 0 && is_python_thread(); }
+
+int64_t clock_ns(clockid_t clock) {
+  timespec now;
+  clock_gettime(clock, &now);
+  return now.tv_sec * 1000000000ll + now.tv_nsec;
+}
+int64_t now_ns() { return clock_ns(CLOCK_MONOTONIC); }
+int64_t until_ns(clockid_t clock, const timespec* deadline) {
+  return deadline->tv_sec * 1000000000ll + deadline->tv_nsec - clock_ns(clock);
+}
+int64_t length_ns(const timespec* length) { return length->tv_sec * 1000000000ll + length->tv_nsec; }
+
+// How long this thread was ready to run and had no processor; 0 where the kernel does not say.
+int64_t queued_ns() {
+  int file = ::open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+  if (file < 0) return 0;
+  char text[96] = {};
+  ssize_t bytes = ::read(file, text, sizeof text - 1);
+  ::close(file);
+  long long ran = 0, queued = 0;
+  return bytes > 0 && std::sscanf(text, "%lld %lld", &ran, &queued) == 2 ? queued : 0;
+}
+
+struct KeepErrno {
+  int value = errno;
+  ~KeepErrno() { errno = value; }
+};
+
+void record_wait(WaitFor what, int64_t ns) {
+  if (ns <= 0 || !recording() || within_machinery()) return;
+  record_row(RowKind::Host, nullptr, current_line(), 0, ns, uint8_t(what));
+}
+
+// ---- one thread lets another go on
+
+std::atomic<int64_t> next_signal{1};
+
+int64_t record_signal() {
+  int64_t signal = next_signal++;
+  record_row(RowKind::Signal, nullptr, {}, 0, signal);
+  return signal;
+}
+
+void record_resume(int64_t signal) {
+  if (recording()) record_row(RowKind::Resume, nullptr, current_line(), 0, signal);
+}
+
+// Threads that wait for a semaphore, and the signal that they were let go with.
+struct Waiter {
+  std::atomic<void*> semaphore{nullptr};
+  std::atomic<int64_t> signal{0};
+};
+std::array<Waiter, 256> waiters;
+std::atomic<int> waiters_count{0};
+
+class WaitForLock {
+ public:
+  explicit WaitForLock(void* semaphore) {
+    for (Waiter& waiter : waiters) {
+      void* nobody = nullptr;
+      if (!waiter.semaphore.compare_exchange_strong(nobody, semaphore)) continue;
+      waiter_ = &waiter;
+      ++waiters_count;
+      break;
+    }
+  }
+  ~WaitForLock() { let_go(); }
+  int64_t let_go() {
+    if (!waiter_) return 0;
+    int64_t signal = waiter_->signal.exchange(0);
+    waiter_->semaphore = nullptr;
+    waiter_ = nullptr;
+    --waiters_count;
+    return signal;
+  }
+
+ private:
+  Waiter* waiter_ = nullptr;
+};
+
+thread_local int64_t start_signal = 0;
+thread_local bool by_python = false;     // started by the interpreter, or the one that started to watch
+std::atomic<int32_t> runs_backward{-1};  // the recording's number of a thread
+
+struct Started {
+  void* (*run)(void*);
+  void* argument;
+  int64_t signal;
+};
+
+void* start_thread(void* given) {
+  std::unique_ptr<Started> started(static_cast<Started*>(given));
+  by_python = true;
+  start_signal = started->signal;
+  void* (*run)(void*) = started->run;
+  void* argument = started->argument;
+  started.reset();
+  return run(argument);
+}
+
+// Bytes that threads of the program write while others wait for bytes: end of the channel -> signal.
+struct Channels {
+  std::mutex mutex;
+  std::unordered_map<uint64_t, int64_t> written;
+  std::unordered_map<uint64_t, uint64_t> other_end;  // of socket pairs
+};
+Channels& channels() {
+  static auto* all = new Channels();
+  return *all;
+}
+std::atomic<int> readers_count{0};
+
+// Inode of a pipe or socket; 0 for files, which are never waited for.
+uint64_t channel_of(int descriptor) {
+  struct stat about;
+  if (fstat(descriptor, &about) != 0) return 0;
+  if (!S_ISFIFO(about.st_mode) && !S_ISSOCK(about.st_mode) && !S_ISCHR(about.st_mode)) return 0;
+  return about.st_ino ^ uint64_t(about.st_dev) << 40;
+}
+
+bool would_block(int descriptor, short events) {
+  if (fcntl(descriptor, F_GETFL) & O_NONBLOCK) return false;
+  pollfd one{descriptor, events, 0};
+  return ::poll(&one, 1, 0) == 0;
+}
+
+void note_written(int descriptor) {
+  if (readers_count.load() == 0 || !counts()) return;
+  KeepErrno keep;
+  uint64_t channel = channel_of(descriptor);
+  if (!channel) return;
+  int64_t signal = record_signal();
+  std::lock_guard<std::mutex> lock(channels().mutex);
+  auto end = channels().other_end.find(channel);
+  channels().written[end == channels().other_end.end() ? channel : end->second] = signal;
+}
+
+// A wait for descriptors or a process. `asked`: the nanoseconds of a time-out; 0: none.
+class Blocked {
+ public:
+  explicit Blocked(WaitFor what, int64_t asked = 0) : what_(what), asked_(asked) {
+    KeepErrno keep;
+    ++readers_count;
+    before_ = next_signal;
+    queued_ = queued_ns();
+    since_ = now_ns();
+  }
+  // The call has returned: it timed out, or these descriptors are ready.
+  template <class Descriptors>
+  void over(bool timed_out, const Descriptors& ready) {
+    KeepErrno keep;
+    int64_t wall = now_ns() - since_;
+    --readers_count;
+    if (timed_out) return record_wait(what_, asked_);
+    if (int64_t signal = written_by_us(ready)) return record_resume(signal);
+    record_wait(what_, wall - (queued_ns() - queued_));
+  }
+
+ private:
+  WaitFor what_;
+  int64_t asked_, before_, queued_, since_;
+
+  template <class Descriptors>
+  int64_t written_by_us(const Descriptors& ready) {
+    if (next_signal == before_) return 0;
+    std::lock_guard<std::mutex> lock(channels().mutex);
+    for (int descriptor : ready) {
+      auto found = channels().written.find(channel_of(descriptor));
+      if (found != channels().written.end() && found->second >= before_) return found->second;
+    }
+    return 0;
+  }
+};
+
+using Descriptors = std::vector<int>;
+
+// `call` transfers bytes of a descriptor.
+template <class Call>
+auto transfer(int descriptor, short events, bool never_blocks, Call call) {
+  if (never_blocks || !counts() || !channel_of(descriptor) || !would_block(descriptor, events)) return call();
+  Blocked blocked(WaitFor::Descriptor);
+  auto result = call();
+  blocked.over(false, Descriptors{descriptor});
+  return result;
+}
+
+// ---- in place of the C library's functions
+
+ssize_t read_(int descriptor, void* to, size_t bytes) {
+  return transfer(descriptor, POLLIN, false, [&] { return ::read(descriptor, to, bytes); });
+}
+ssize_t readv_(int descriptor, const iovec* to, int count) {
+  return transfer(descriptor, POLLIN, false, [&] { return ::readv(descriptor, to, count); });
+}
+ssize_t recv_(int descriptor, void* to, size_t bytes, int flags) {
+  return transfer(descriptor, POLLIN, flags & MSG_DONTWAIT, [&] { return ::recv(descriptor, to, bytes, flags); });
+}
+ssize_t recvfrom_(int descriptor, void* to, size_t bytes, int flags, sockaddr* from, socklen_t* length) {
+  return transfer(descriptor, POLLIN, flags & MSG_DONTWAIT,
+                  [&] { return ::recvfrom(descriptor, to, bytes, flags, from, length); });
+}
+ssize_t recvmsg_(int descriptor, msghdr* message, int flags) {
+  return transfer(descriptor, POLLIN, flags & MSG_DONTWAIT, [&] { return ::recvmsg(descriptor, message, flags); });
+}
+int accept_(int descriptor, sockaddr* from, socklen_t* length) {
+  return transfer(descriptor, POLLIN, false, [&] { return ::accept(descriptor, from, length); });
+}
+int accept4_(int descriptor, sockaddr* from, socklen_t* length, int flags) {
+  return transfer(descriptor, POLLIN, false, [&] { return ::accept4(descriptor, from, length, flags); });
+}
+int connect_(int descriptor, const sockaddr* to, socklen_t length) {
+  if (!counts() || (fcntl(descriptor, F_GETFL) & O_NONBLOCK)) return ::connect(descriptor, to, length);
+  Blocked blocked(WaitFor::Descriptor);
+  int result = ::connect(descriptor, to, length);
+  blocked.over(false, Descriptors{});
+  return result;
+}
+ssize_t write_(int descriptor, const void* from, size_t bytes) {
+  note_written(descriptor);
+  return transfer(descriptor, POLLOUT, false, [&] { return ::write(descriptor, from, bytes); });
+}
+ssize_t writev_(int descriptor, const iovec* from, int count) {
+  note_written(descriptor);
+  return transfer(descriptor, POLLOUT, false, [&] { return ::writev(descriptor, from, count); });
+}
+ssize_t send_(int descriptor, const void* from, size_t bytes, int flags) {
+  note_written(descriptor);
+  return transfer(descriptor, POLLOUT, flags & MSG_DONTWAIT, [&] { return ::send(descriptor, from, bytes, flags); });
+}
+ssize_t sendto_(int descriptor, const void* from, size_t bytes, int flags, const sockaddr* to, socklen_t length) {
+  note_written(descriptor);
+  return transfer(descriptor, POLLOUT, flags & MSG_DONTWAIT,
+                  [&] { return ::sendto(descriptor, from, bytes, flags, to, length); });
+}
+ssize_t sendmsg_(int descriptor, const msghdr* message, int flags) {
+  note_written(descriptor);
+  return transfer(descriptor, POLLOUT, flags & MSG_DONTWAIT, [&] { return ::sendmsg(descriptor, message, flags); });
+}
+int socketpair_(int domain, int type, int protocol, int ends[2]) {
+  int result = ::socketpair(domain, type, protocol, ends);
+  if (result == 0 && is_watching_waits) {
+    KeepErrno keep;
+    uint64_t one = channel_of(ends[0]), other = channel_of(ends[1]);
+    std::lock_guard<std::mutex> lock(channels().mutex);
+    channels().other_end[one] = other;
+    channels().other_end[other] = one;
+  }
+  return result;
+}
+
+int poll_(pollfd* all, nfds_t count, int milliseconds) {
+  if (milliseconds == 0 || !counts()) return ::poll(all, count, milliseconds);
+  if (int ready = ::poll(all, count, 0)) return ready;
+  Blocked blocked(WaitFor::Descriptor, int64_t(milliseconds) * 1000000);
+  int result = ::poll(all, count, milliseconds);
+  Descriptors ready;
+  for (nfds_t i = 0; result > 0 && i < count; ++i)
+    if (all[i].revents) ready.push_back(all[i].fd);
+  blocked.over(result == 0, ready);
+  return result;
+}
+
+int ppoll_(pollfd* all, nfds_t count, const timespec* length, const sigset_t* mask) {
+  if ((length && length_ns(length) == 0) || !counts()) return ::ppoll(all, count, length, mask);
+  Blocked blocked(WaitFor::Descriptor, length ? length_ns(length) : 0);
+  int result = ::ppoll(all, count, length, mask);
+  blocked.over(result == 0, Descriptors{});
+  return result;
+}
+
+int select_(int count, fd_set* reading, fd_set* writing, fd_set* others, timeval* length) {
+  int64_t asked = length ? length->tv_sec * 1000000000ll + length->tv_usec * 1000ll : 0;
+  if ((length && asked == 0) || !counts()) return ::select(count, reading, writing, others, length);
+  fd_set sets[3];
+  fd_set* given[3] = {reading, writing, others};
+  for (int i = 0; i < 3; ++i)
+    if (given[i]) sets[i] = *given[i];
+  timeval none{0, 0};
+  if (int ready = ::select(count, reading, writing, others, &none)) return ready;
+  for (int i = 0; i < 3; ++i)
+    if (given[i]) *given[i] = sets[i];
+  Blocked blocked(WaitFor::Descriptor, asked);
+  int result = ::select(count, reading, writing, others, length);
+  Descriptors ready;
+  for (int descriptor = 0; result > 0 && descriptor < count; ++descriptor)
+    if (reading && FD_ISSET(descriptor, reading)) ready.push_back(descriptor);
+  blocked.over(result == 0, ready);
+  return result;
+}
+
+int epoll_wait_(int epoll, epoll_event* events, int most, int milliseconds) {
+  if (milliseconds == 0 || !counts()) return ::epoll_wait(epoll, events, most, milliseconds);
+  if (int ready = ::epoll_wait(epoll, events, most, 0)) return ready;
+  Blocked blocked(WaitFor::Descriptor, int64_t(milliseconds) * 1000000);
+  int result = ::epoll_wait(epoll, events, most, milliseconds);
+  Descriptors ready;
+  for (int i = 0; i < result; ++i) ready.push_back(events[i].data.fd);
+  blocked.over(result == 0, ready);
+  return result;
+}
+
+pid_t wait4_(pid_t process, int* status, int options, rusage* usage) {
+  if ((options & WNOHANG) || !counts()) return ::wait4(process, status, options, usage);
+  if (pid_t over = ::wait4(process, status, options | WNOHANG, usage)) return over;
+  Blocked blocked(WaitFor::Process);
+  pid_t over = ::wait4(process, status, options, usage);
+  blocked.over(false, Descriptors{});
+  return over;
+}
+pid_t waitpid_(pid_t process, int* status, int options) { return wait4_(process, status, options, nullptr); }
+int waitid_(idtype_t type, id_t id, siginfo_t* info, int options) {
+  if ((options & WNOHANG) || !counts()) return ::waitid(type, id, info, options);
+  Blocked blocked(WaitFor::Process);
+  int result = ::waitid(type, id, info, options);
+  blocked.over(false, Descriptors{});
+  return result;
+}
+
+int clock_nanosleep_(clockid_t clock, int flags, const timespec* length, timespec* rest) {
+  if (!counts()) return ::clock_nanosleep(clock, flags, length, rest);
+  int64_t asked = flags & TIMER_ABSTIME ? until_ns(clock, length) : length_ns(length);
+  int64_t since = now_ns();
+  int result = ::clock_nanosleep(clock, flags, length, rest);
+  KeepErrno keep;
+  record_wait(WaitFor::Time, result == 0 ? asked : now_ns() - since);
+  return result;
+}
+int nanosleep_(const timespec* length, timespec* rest) {
+  int error = clock_nanosleep_(CLOCK_MONOTONIC, 0, length, rest);
+  if (error == 0) return 0;
+  errno = error;
+  return -1;
+}
+
+// `shared`: between processes, so that the one who posts need not be a thread of this one.
+template <class Wait>
+int wait_for_lock(sem_t* semaphore, int64_t asked, bool shared, Wait wait) {
+  if (!counts()) return wait();
+  if (::sem_trywait(semaphore) == 0) return 0;
+  WaitForLock lock(semaphore);
+  int64_t queued = shared ? queued_ns() : 0, since = now_ns();
+  int result = wait();
+  KeepErrno keep;
+  bool timed_out = result != 0 && errno == ETIMEDOUT;
+  constexpr int64_t kRound = 10000;  // the deadline was computed some microseconds before
+  if (int64_t signal = lock.let_go())
+    record_resume(signal);
+  else if (timed_out)
+    record_wait(WaitFor::Lock, (asked + kRound / 2) / kRound * kRound);
+  else if (shared)
+    record_wait(WaitFor::Lock, now_ns() - since - (queued_ns() - queued));
+  return result;
+}
+
+int sem_wait_(sem_t* semaphore) {
+  return wait_for_lock(semaphore, 0, false, [&] { return ::sem_wait(semaphore); });
+}
+int sem_clockwait_(sem_t* semaphore, clockid_t clock, const timespec* deadline) {
+  return wait_for_lock(semaphore, until_ns(clock, deadline), false, [&] { return ::sem_clockwait(semaphore, clock, deadline); });
+}
+int sem_timedwait_(sem_t* semaphore, const timespec* deadline) {
+  return wait_for_lock(semaphore, until_ns(CLOCK_REALTIME, deadline), false,
+                       [&] { return ::sem_timedwait(semaphore, deadline); });
+}
+int shared_sem_wait_(sem_t* semaphore) {
+  return wait_for_lock(semaphore, 0, true, [&] { return ::sem_wait(semaphore); });
+}
+int shared_sem_timedwait_(sem_t* semaphore, const timespec* deadline) {
+  return wait_for_lock(semaphore, until_ns(CLOCK_REALTIME, deadline), true, [&] { return ::sem_timedwait(semaphore, deadline); });
+}
+int sem_post_(sem_t* semaphore) {
+  if (waiters_count.load() > 0 && counts()) {
+    KeepErrno keep;
+    for (Waiter& waiter : waiters)
+      if (waiter.semaphore.load() == semaphore) waiter.signal = record_signal();
+  }
+  return ::sem_post(semaphore);
+}
+
+int pthread_create_(pthread_t* thread, const pthread_attr_t* attributes, void* (*run)(void*), void* argument) {
+  if (!counts()) return ::pthread_create(thread, attributes, run, argument);
+  auto started = std::make_unique<Started>(Started{run, argument, record_signal()});
+  int error = ::pthread_create(thread, attributes, &start_thread, started.get());
+  if (error == 0) (void)started.release();
+  return error;
+}
+
+using Replacements = std::unordered_map<std::string, void*>;
+
+template <class Function>
+void* address(Function* function) {
+  return reinterpret_cast<void*>(function);
+}
+
+const Replacements& replacements(bool shared_semaphores) {
+  static const auto* of_all = new Replacements{
+      {"read", address(&read_)},
+      {"readv", address(&readv_)},
+      {"recv", address(&recv_)},
+      {"recvfrom", address(&recvfrom_)},
+      {"recvmsg", address(&recvmsg_)},
+      {"accept", address(&accept_)},
+      {"accept4", address(&accept4_)},
+      {"connect", address(&connect_)},
+      {"write", address(&write_)},
+      {"writev", address(&writev_)},
+      {"send", address(&send_)},
+      {"sendto", address(&sendto_)},
+      {"sendmsg", address(&sendmsg_)},
+      {"socketpair", address(&socketpair_)},
+      {"poll", address(&poll_)},
+      {"ppoll", address(&ppoll_)},
+      {"select", address(&select_)},
+      {"epoll_wait", address(&epoll_wait_)},
+      {"wait4", address(&wait4_)},
+      {"waitpid", address(&waitpid_)},
+      {"waitid", address(&waitid_)},
+      {"clock_nanosleep", address(&clock_nanosleep_)},
+      {"nanosleep", address(&nanosleep_)},
+      {"sem_wait", address(&sem_wait_)},
+      {"sem_clockwait", address(&sem_clockwait_)},
+      {"sem_timedwait", address(&sem_timedwait_)},
+      {"sem_post", address(&sem_post_)},
+      {"pthread_create", address(&pthread_create_)},
+  };
+  static const auto* of_multiprocessing = [] {
+    auto* copy = new Replacements(*of_all);
+    (*copy)["sem_wait"] = address(&shared_sem_wait_);
+    (*copy)["sem_timedwait"] = address(&shared_sem_timedwait_);
+    return copy;
+  }();
+  return shared_semaphores ? *of_multiprocessing : *of_all;
+}
+
+// ---- tables of addresses
+
+// Libraries that compute, compile or belong to the C library: what they wait for is not what the program asked for.
+bool is_left_alone(const std::string& library) {
+  for (const char* part : {"/torch/",     "/triton/",   "/bringup/",  "/libgomp", "/libiomp",  "/libmkl",   "/libc.so",
+                           "/libpthread", "/ld-linux",  "/libstdc++", "/libm.so", "/libdl.so", "/librt.so", "linux-vdso",
+                           "/libnss",     "/libresolv", "openblas",   "/libtsan", "/libasan",  "/libubsan"})
+    if (library.find(part) != std::string::npos) return true;
+  return false;
+}
+
+void change(void** entry, void* to) {
+  if (*entry == to) return;
+  auto page = uintptr_t(sysconf(_SC_PAGESIZE));
+  auto start = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(entry) & ~(page - 1));
+  // The table may have been made read-only after loading. It stays writable: a neighbour may be changed at this moment.
+  if (mprotect(start, page, PROT_READ | PROT_WRITE) == 0) __atomic_store_n(entry, to, __ATOMIC_RELEASE);
+}
+
+#if defined(__x86_64__)
+constexpr uint32_t kJumpSlot = R_X86_64_JUMP_SLOT, kGlobalData = R_X86_64_GLOB_DAT;
+#elif defined(__aarch64__)
+constexpr uint32_t kJumpSlot = R_AARCH64_JUMP_SLOT, kGlobalData = R_AARCH64_GLOB_DAT;
+#else
+constexpr uint32_t kJumpSlot = 0, kGlobalData = 0;  // nothing is changed, nothing is seen
+#endif
+
+struct DynamicTable {
+  const ElfW(Rela) * relocations[2] = {};  // of calls, of data
+  size_t bytes[2] = {};
+  const ElfW(Sym) * symbols = nullptr;
+  const char* names = nullptr;
+
+  DynamicTable(const dl_phdr_info& library, const ElfW(Dyn) * entry) {
+    auto at = [&](ElfW(Addr) value) { return value < library.dlpi_addr ? value + library.dlpi_addr : value; };
+    for (; entry->d_tag != DT_NULL; ++entry) {
+      switch (entry->d_tag) {
+        case DT_JMPREL:
+          relocations[0] = reinterpret_cast<const ElfW(Rela)*>(at(entry->d_un.d_ptr));
+          break;
+        case DT_PLTRELSZ:
+          bytes[0] = entry->d_un.d_val;
+          break;
+        case DT_RELA:
+          relocations[1] = reinterpret_cast<const ElfW(Rela)*>(at(entry->d_un.d_ptr));
+          break;
+        case DT_RELASZ:
+          bytes[1] = entry->d_un.d_val;
+          break;
+        case DT_SYMTAB:
+          symbols = reinterpret_cast<const ElfW(Sym)*>(at(entry->d_un.d_ptr));
+          break;
+        case DT_STRTAB:
+          names = reinterpret_cast<const char*>(at(entry->d_un.d_ptr));
+          break;
+        default:
+          break;
+      }
+    }
+  }
+
+  void replace(ElfW(Addr) base, const Replacements& by) const {
+    if (!symbols || !names) return;
+    for (int table = 0; table < 2; ++table)
+      for (size_t i = 0; relocations[table] && i < bytes[table] / sizeof(ElfW(Rela)); ++i) {
+        const auto& relocation = relocations[table][i];
+        auto type = uint32_t(ELF64_R_TYPE(relocation.r_info));
+        if (kJumpSlot == 0 || (type != kJumpSlot && type != kGlobalData)) continue;
+        auto found = by.find(names + symbols[ELF64_R_SYM(relocation.r_info)].st_name);
+        if (found != by.end()) change(reinterpret_cast<void**>(base + relocation.r_offset), found->second);
+      }
+  }
+};
+
+int watch_library(dl_phdr_info* library, size_t, void*) {
+  std::string name = library->dlpi_name;  // "": the executable
+  if (is_left_alone(name)) return 0;
+  for (int i = 0; i < library->dlpi_phnum; ++i)
+    if (library->dlpi_phdr[i].p_type == PT_DYNAMIC) {
+      auto* entry = reinterpret_cast<const ElfW(Dyn)*>(library->dlpi_addr + library->dlpi_phdr[i].p_vaddr);
+      DynamicTable(*library, entry).replace(library->dlpi_addr, replacements(name.find("_multiprocessing") != std::string::npos));
+    }
+  return 0;
+}
+
+unsigned long long libraries_loaded() {
+  unsigned long long loaded = 0;
+  dl_iterate_phdr(
+      [](dl_phdr_info* library, size_t, void* found) {
+        *static_cast<unsigned long long*>(found) = library->dlpi_adds;
+        return 1;
+      },
+      &loaded);
+  return loaded;
+}
+
+}  // namespace
+
+WaitsAside::WaitsAside() { ++aside; }
+WaitsAside::~WaitsAside() { --aside; }
+
+int64_t take_start_signal() { return std::exchange(start_signal, 0); }
+int32_t works_for() { return by_python ? -1 : runs_backward.load(std::memory_order_relaxed); }
+
+void watch_new_libraries() {
+  static std::mutex mutex;
+  static unsigned long long watched = 0;
+  if (!is_watching_waits) return;
+  std::lock_guard<std::mutex> lock(mutex);
+  unsigned long long loaded = libraries_loaded();
+  if (loaded == watched) return;
+  dl_iterate_phdr(&watch_library, nullptr);
+  watched = loaded;
+}
+
+void watch_waits(bool on) {
+  static bool forks = false;
+  if (!std::exchange(forks, true)) pthread_atfork(nullptr, nullptr, [] { is_watching_waits = false; });
+  by_python = true;
+  is_watching_waits = on;
+  watch_new_libraries();
+}
+
+TORCH_LIBRARY_FRAGMENT(bringup, m) {
+  m.def("watch_waits(bool on) -> ()", [](bool on) { watch_waits(on); });
+  m.def("set_waits_aside(bool begin) -> ()", [](bool begin) { aside += begin ? 1 : -1; });
+  // Between the two autograd's threads work for the current one.
+  m.def("begin_backward() -> int", [] { return int64_t(runs_backward.exchange(recording_thread())); });
+  m.def("end_backward(int before) -> ()", [](int64_t before) { runs_backward = int32_t(before); });
+  m.def("record_wait(int nanoseconds) -> ()", [](int64_t ns) { record_wait(WaitFor::Time, ns); });
+}
+
+}  // namespace bringup
