@@ -75,7 +75,7 @@ class ChipClock:
         return self.replay
 
     def now(self) -> tuple[float, float]:
-        """Seconds from the start of the recording that have passed for the calling thread, and those that it was idle."""
+        """Return the seconds since the start of the recording for the calling thread, and how many it was idle."""
         import torch
 
         with self.lock:
