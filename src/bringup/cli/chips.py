@@ -77,7 +77,7 @@ def command(context: click.Context, as_json: bool) -> None:
     console.print(f"{len(rows)} chips; hosts: {', '.join(available_hosts())}. `bringup chips show NAME` shows one.")
 
 
-@command.command()
+@command.command(short_help="Show a chip or a host.")  # said here, too: python -OO leaves docstrings out
 @click.argument("name")
 @click.option("--json", "as_json", is_flag=True, help="Print an object.")
 def show(name: str, as_json: bool) -> None:
@@ -125,7 +125,7 @@ def source_of(key: str, sources: dict[str, str]) -> str:
     return next((sources[".".join(parts[:i])] for i in range(len(parts), 0, -1) if ".".join(parts[:i]) in sources), "")
 
 
-@command.command()
+@command.command(short_help="Check a chip file.")
 @click.argument("file")
 def check(file: str) -> None:
     """Check a chip file: keys, units, values, a source for every number."""
