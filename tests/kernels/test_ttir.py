@@ -107,6 +107,19 @@ def test_text_without_a_kernel_is_refused(text: str) -> None:
         ttir.parse(text)
 
 
+@pytest.mark.parametrize("loops", [1, 3, 4, 9])
+def test_pointer_carried_out_of_nested_loops_is_written(loops: int) -> None:
+    lines = ["module {", "tt.func public @nested(%a: !tt.ptr<f32>, %b: !tt.ptr<f32>, %n: i32, %v: f32) {"]
+    for i in range(loops):
+        outer = f"%p{i - 1}" if i else "%a"
+        lines.append(f"%r{i} = scf.for %i{i} = %n to %n step %n iter_args(%p{i} = {outer}) -> (!tt.ptr<f32>) : i32 {{")
+    for i in reversed(range(loops)):
+        given = "%b" if i == loops - 1 else f"%r{i + 1}"
+        lines += [f"scf.yield {given} : !tt.ptr<f32>", "}"]
+    lines += ["tt.store %r0, %v : !tt.ptr<f32>", "tt.return", "}", "}"]
+    assert Kernel(ttir.parse("\n".join(lines))).written == {0, 1}
+
+
 def test_unknown_operation_is_refused_with_its_line() -> None:
     text = (FOLDER / "3.7.1" / "add_kernel.ttir").read_text().replace("arith.addf", "arith.surprise")
     with pytest.raises(BringupError, match=r"arith.surprise: bringup does not run .* used at tutorials.py:\d+"):

@@ -196,7 +196,9 @@ def _written(kernel: Function, functions: list[Function]) -> frozenset[int]:
         value: frozenset([place]) for place, value in enumerate(kernel.arguments) if types[value].pointer
     }
     ops = list(kernel.walk())
-    for _ in range(3):  # loops carry pointers around
+    changed = True
+    while changed:  # loops carry pointers around, and hand them out one loop at a time
+        changed = False
         for op in ops:
             values = [
                 *op.operands,
@@ -208,8 +210,10 @@ def _written(kernel: Function, functions: list[Function]) -> frozenset[int]:
             if branches or op.name == "tt.int_to_ptr":
                 return everything
             for value in (*op.results, *inner):
-                if types[value].pointer:
-                    origins[value] = origins.get(value, frozenset()) | given
+                known = origins.get(value)
+                if types[value].pointer and (known is None or not given <= known):
+                    origins[value] = given | (known or frozenset())
+                    changed = True
     found: frozenset[int] = frozenset()
     for op in ops:
         if op.name in ("tt.store", "tt.atomic_rmw", "tt.atomic_cas"):
