@@ -117,8 +117,7 @@ def main() -> None:
     trace = next(iter(traces.values()))
     host, chip = bringup.load_host(), bringup.load_chip("t4")
     long = repeated(trace, asked.launches)
-    work = timeline.work_table(long)
-    prices = pricing.price_table(work, long.signatures, chip)
+    prices = pricing.price_table(long.work, long.signatures, chip)
     before = peak_kib(reset=True)
     took = statistics.median(once(lambda: timeline.replay(long, chip, host, prices=prices)) for _ in range(5))
     grown = (peak_kib() - before) / 2**20

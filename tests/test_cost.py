@@ -10,7 +10,8 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils.flop_counter import FlopCounterMode
 
 import bringup
-from bringup.cost import work_of
+from bringup.cost import family_of, work_of
+from bringup.cost.rules import rule
 from bringup.trace import LAUNCH
 
 
@@ -66,6 +67,12 @@ def test_pointwise_reads_and_writes_once() -> None:
         x + x
     work = work_of(trace.signatures[0])
     assert (work.family, work.read_bytes, work.written_bytes, work.flops) == ("pointwise", 800, 400, 100)
+
+
+def test_second_rule_for_an_operator_is_refused() -> None:
+    assert family_of("aten::topk") == "sort"
+    with pytest.raises(bringup.BringupError, match="topk has a cost rule already, of family sort"):
+        rule("sort", "topk")(work_of)
 
 
 def test_expanded_tensor_is_read_once() -> None:

@@ -7,13 +7,13 @@ import pytest
 import torch
 
 import bringup
-from bringup import pricing
+from bringup import memory, pricing
 from bringup._schema import Chip, Host
 from bringup.cost.signature import Signature
 from bringup.pricing import COMPUTE, LAUNCH, MEMORY, WorkTable, price_table
 from bringup.summary import summarize
 from bringup.timeline import LAUNCH_LATENCY, Timeline, replay
-from bringup.trace import Trace
+from bringup.trace import STEP, Trace
 
 
 def chip(**changes: Any) -> Chip:
@@ -46,6 +46,20 @@ def add(n: int) -> Signature:
 def priced(signature: Signature, on: Chip) -> tuple[float, int]:
     prices = price_table(WorkTable.of([signature]), [signature], on)
     return float(prices.seconds[0]), int(prices.bound[0])
+
+
+def test_fullest_moment_is_in_the_step_that_was_asked_for() -> None:
+    with bringup.record() as trace:
+        small = torch.ones(1000, device="chip")
+        bringup.step()
+        large = torch.ones(100_000, device="chip")
+        bringup.step()
+    rows = len(trace)
+    first_end = int(np.flatnonzero(trace.columns["kind"] == STEP)[0]) + 1
+    one, two = (memory.usage(trace, np.asarray(ends)) for ends in ([rows], [first_end, rows]))
+    assert one.at is not None and two.at is not None
+    assert (one.at.step, two.at.step) == (0, 1)
+    assert len(small) + len(large) == 101_000
 
 
 def test_large_product_runs_at_the_sustained_rate() -> None:

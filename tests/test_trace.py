@@ -228,6 +228,18 @@ def test_nothing_is_recorded_outside_of_the_block() -> None:
     assert trace.launches == 1
 
 
+def test_what_was_computed_of_the_empty_trace_is_forgotten() -> None:
+    with bringup.record() as trace:
+        assert len(trace.signatures) == len(trace.work.works) == 0  # not recorded yet
+        torch.ones(4, device="chip")
+    assert len(trace.signatures) == len(trace.work.works) == 1
+
+
+def test_recording_that_is_open_when_the_interpreter_ends_is_left_alone(python: Run) -> None:
+    done = python("import bringup, torch\nblock = bringup.record()\nblock.__enter__()\ntorch.ones(4, device='chip')")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_two_recordings_at_once_are_refused() -> None:
     with bringup.record(), pytest.raises(bringup.BringupError, match="under way already"), bringup.record():
         pass

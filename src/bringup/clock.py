@@ -67,9 +67,11 @@ class ChipClock:
         if new:
             self.prices = self.work = None
         trace = Trace(columns, np.zeros(0, np.int64), np.zeros(1, np.int64), self.data, [], [])
-        trace.__dict__ |= {"signatures": self.signatures, "_work": self.work}
+        trace.signatures = self.signatures
+        if self.work is not None:
+            trace.work = self.work
         inputs = timeline.row_inputs(trace, self.chip, self.host, host_clock=self.host_clock, prices=self.prices)
-        self.prices, self.work = inputs.prices, trace.__dict__["_work"]
+        self.prices, self.work = inputs.prices, trace.work
         timeline.feed(self.replay, columns, inputs)
         self.rows += len(trace)
         return self.replay

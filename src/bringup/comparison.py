@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bringup import memory
 from bringup.summary import Summary, summarize
 from bringup.timeline import HostClock, replay
 from bringup.trace import Trace
@@ -47,8 +48,11 @@ def compare(
         advance: called after every chip.
     """
     rows: list[Row] = []
+    used: memory.Memory | None = None
     for chip in chips:
-        summary = summarize(replay(trace, chip, host, host_clock=host_clock), advise=False)
+        timeline = replay(trace, chip, host, host_clock=host_clock)
+        used = used or memory.usage(trace, timeline.steps.ends)
+        summary = summarize(timeline, advise=False, used=used)
         first = rows[0].summary.step_seconds if rows else summary.step_seconds
         rows.append(Row(summary, bound_of(summary), first / summary.step_seconds if summary.step_seconds else 0.0))
         advance()

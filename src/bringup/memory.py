@@ -202,19 +202,12 @@ def _next(marks: Array, after: Array, none: int) -> Array:
 
 
 def usage(trace: Trace, steps: Array) -> Memory:
-    """Say who holds the memory at the peak. Computed once per trace.
+    """Return who holds the memory at the peak.
 
     Args:
         trace: what was recorded.
         steps: the row after the last of every step.
     """
-    known: Memory | None = trace.__dict__.get("_memory")
-    if known is None:
-        known = trace.__dict__["_memory"] = _usage(trace, steps)
-    return known
-
-
-def _usage(trace: Trace, steps: Array) -> Memory:
     peak, held = memory_over_time(trace)
     reserved, taken = reserved_over_time(trace)
     if not len(held) or held.max() == 0:

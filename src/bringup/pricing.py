@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup.cost import FAMILIES, Work, work_of
+from bringup.cost import FAMILIES, Work
 from bringup.cost.signature import Signature
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class WorkTable:
     @classmethod
     def of(cls, signatures: Sequence[Signature]) -> WorkTable:
         """Apply the rules."""
-        works = tuple(work_of(signature) for signature in signatures)
+        works = tuple(signature.work for signature in signatures)
 
         def column(name: str) -> Array:
             return np.asarray([getattr(work, name) for work in works], dtype=np.float64)
@@ -338,7 +338,7 @@ def price_table(
     bound = np.where(launch > body, LAUNCH, np.where(compute >= memory, COMPUTE, MEMORY))
     supported = np.asarray(
         [
-            all(chip.supports(item.op, work_of(item).family, item.dtype) for item in (signature.inner or (signature,)))
+            all(chip.supports(item.op, item.work.family, item.dtype) for item in (signature.inner or (signature,)))
             for signature in signatures
         ],
         dtype=bool,

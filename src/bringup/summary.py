@@ -134,12 +134,13 @@ def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
     return start, int(ends[-1]), since, float(done[ends[-1] - 1]), 1
 
 
-def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
+def summarize(timeline: Timeline, *, advise: bool = True, used: memory.Memory | None = None) -> Summary:
     """Add up a timeline.
 
     Args:
         timeline: a replayed trace.
         advise: also look for bottlenecks, which replays some what-ifs.
+        used: `memory.usage` of the trace and its steps, which are the same for every chip; computed by default.
     """
     from bringup import validation
 
@@ -147,7 +148,7 @@ def summarize(timeline: Timeline, *, advise: bool = True) -> Summary:
     first, last, since, until, count = steady(timeline)
     busy, on_host, link, between = _shares(timeline, since, until)
     step = (until - since) / count
-    used = memory.usage(trace, timeline.steps.ends)
+    used = used or memory.usage(trace, timeline.steps.ends)
     band, source = validation.error_band(chip)
     energy = _energy(timeline, step, busy / count)
     price = chip.price

@@ -90,14 +90,6 @@ class Timeline:
         return float(max(self.end.max(initial=0.0), (self.issued + self.waited).max(initial=0.0)))
 
 
-def work_table(trace: Trace) -> WorkTable:
-    """Return the trace's work, computed once."""
-    known: WorkTable | None = trace.__dict__.get("_work")
-    if known is None:
-        known = trace.__dict__["_work"] = WorkTable.of(trace.signatures)
-    return known
-
-
 def replay(
     trace: Trace,
     chip: Chip,
@@ -146,7 +138,7 @@ def replay(
         chip,
         host,
         inputs.prices,
-        work_table(trace),
+        trace.work,
         find_steps(trace.columns),
         issued,
         start,
@@ -185,7 +177,7 @@ def row_inputs(
 ) -> RowInputs:
     """Price every row; the arguments are those of `replay`."""
     graph = "eager" not in chip.modes if graph is None else graph
-    work = work_table(trace)
+    work = trace.work
     prices = prices or pricing.price_table(work, trace.signatures, chip, graph=graph)
     columns = trace.columns
     kind, signature = columns["kind"], columns["signature"]

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError, TraceError
 from bringup.files import written_whole
+from bringup.pricing import WorkTable
 
 if TYPE_CHECKING:
     from bringup._schema import Host
@@ -82,6 +83,11 @@ class Trace:
     def signatures(self) -> list[Signature]:
         """The distinct kinds of launch."""
         return [Signature.parse(data) for data in self.signature_data]
+
+    @cached_property
+    def work(self) -> WorkTable:
+        """What the distinct kinds of launch ask of a chip."""
+        return WorkTable.of(self.signatures)
 
     @property
     def launches(self) -> int:
@@ -245,7 +251,7 @@ class Recorder:
             list(modules.names),
             about,
         )
-        trace.__dict__["signatures"] = [signature for _, signature in read]
+        trace.signatures = [signature for _, signature in read]
         return trace
 
 
@@ -309,12 +315,16 @@ def record() -> Iterator[Trace]:
     """
     trace = Trace({}, np.zeros(0, np.int64), np.zeros(1, np.int64), [], [], [])
     with recorded() as recorder:
+        abandoned = False
         try:
             yield trace
+        except GeneratorExit:  # the block never ended, and now the interpreter does
+            abandoned = True
+            raise
         finally:
-            filled = recorder.trace()
-            for name in ("columns", "uses", "offsets", "signature_data", "lines", "modules", "about"):
-                setattr(trace, name, getattr(filled, name))
+            if not abandoned:
+                vars(trace).clear()  # with what was computed of the empty trace
+                vars(trace).update(vars(recorder.trace()))
 
 
 def step() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from bringup.cost.normalization import SHORT_ROW, THREADS
-from bringup.cost.rules import Work, rule, streaming, work_of
+from bringup.cost.rules import Work, rule, streaming
 from bringup.cost.signature import Signature
 
 
@@ -24,7 +24,7 @@ def fused(signature: Signature) -> Work:
     A reduction over short rows keeps them on the chip. Long rows are read again after each reduction, from the cache if
     those in flight fit there: as the rules of softmax have it.
     """
-    works = [work_of(item) for item in signature.inner]
+    works = [item.work for item in signature.inner]
     border = streaming(signature, "pointwise", flops=0)
     again = in_flight = 0.0
     passes = 0

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 
 from bringup.cost.signature import Signature
+from bringup.errors import BringupError
 
 FAMILIES = (
     *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
@@ -87,7 +88,10 @@ def rule(family: str, *operators: str) -> Callable[[Rule], Rule]:
 
     def register(function: Rule) -> Rule:
         for operator in operators:
-            assert operator not in _rules, f"{operator} has a rule already"
+            if operator in _rules:
+                raise BringupError(
+                    f"{operator} has a cost rule already, of family {_rules[operator][0]}: change that one"
+                )
             _rules[operator] = (family, function)
         return function
 
@@ -196,12 +200,8 @@ def named_family_of(op: str) -> str | None:
 
 
 def work_of(signature: Signature) -> Work:
-    """Return what a launch asks of a chip. Computed once per signature."""
-    known: Work | None = signature.__dict__.get("_work")
-    if known is None:
-        family, function = _rule_of(signature.op)
-        known = function(signature)
-        if known.family not in (family, "depthwise"):  # a rule may find a kind that the operator's name does not tell
-            known = replace(known, family=family)
-        signature.__dict__["_work"] = known
-    return known
+    """Return what a launch asks of a chip. `Signature.work` keeps it."""
+    family, function = _rule_of(signature.op)
+    work = function(signature)
+    # A rule may find a kind that the operator's name does not tell.
+    return work if work.family in (family, "depthwise") else replace(work, family=family)

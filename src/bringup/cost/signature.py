@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bringup.cost.rules import Work
 
 ITEM_BYTES = {
     **dict.fromkeys(("bool", "uint8", "int8", "float8_e4m3fn", "float8_e5m2", "quint8", "qint8"), 1),
@@ -66,6 +69,13 @@ class Signature:
         outputs = tuple(_tensor(item) for item in data["outputs"])
         args = {str(name): _value(value, inputs) for name, value in data["args"].items()}
         return cls(str(data["op"]), inputs, outputs, args, tuple(cls.parse(item) for item in data.get("inner", ())))
+
+    @cached_property
+    def work(self) -> Work:
+        """What the launch asks of a chip, by its cost rule."""
+        from bringup.cost.rules import work_of
+
+        return work_of(self)
 
     @cached_property
     def name(self) -> str:
