@@ -1,5 +1,6 @@
 """Choosing a chip: files, names, mistakes, and what installing bringup changes."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,55 @@ def test_malformed_chip_file_is_told_in_one_sentence(tmp_path: Path, old: str, n
     assert problem in str(caught.value)
     assert "bad.toml" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        (
+            "queue_depth = 256",
+            "queue_depth = 4294967296",
+            "launch.queue_depth: Input should be less than",
+        ),
+        ("queue_depth = 256", "queue_depth = true", "launch.queue_depth: Input should be a valid integer, got True"),
+        ("concurrent_kernels = 4", "concurrent_kernels = 9223372036854775808", "concurrent_kernels: Input should be"),
+        ("device_gib = 8", "device_gib = inf", "memory.device_gib: Input should be a finite number, got inf"),
+        ("device_gib = 8", "device_gib = nan", "memory.device_gib: Input should be a finite number, got nan"),
+        ("device_gib = 8", "device_gib = 1e-300", "memory.device_gib: must be at least 1e-05, got 1e-300"),
+        ("clock_ghz = 1.2", "clock_ghz = 1e300", "compute.clock_ghz: Input should be less than or equal to 1000"),
+        ("invented = true\n", "invented = true\nx = " + "[" * 3000, "is nested too deeply"),
+        ("invented = true\n", "invented = true\n" + "a." * 100_000 + "a = 1", "is nested too deeply"),
+        ("invented = true\n", "invented = true\nx = " + "9" * 6000, "is not valid TOML: Exceeds the limit"),
+        ("invented = true\n", 'invented = true\nx = "' + "y" * 2**20 + '"', "is larger than 1.00 MiB"),
+        (
+            "description = ",
+            'description = "\\u001b]0;x\\u0007"#',
+            r"description: a text may not have the character",
+        ),
+        ("description = ", 'description = "' + "y" * 900 + '"#', "String should have at most 200 characters, got 'yyy"),
+    ],
+)
+def test_absurd_chip_file_is_told_in_one_sentence(tmp_path: Path, old: str, new: str, problem: str) -> None:
+    test_malformed_chip_file_is_told_in_one_sentence(tmp_path, old, new, problem)
+
+
+def test_chip_file_that_is_none_is_told(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "loop.toml").symlink_to("loop.toml")
+    (tmp_path / "good.toml").write_text(EDGE8)
+    (tmp_path / "link.toml").symlink_to("good.toml")
+    for path, problem in {
+        "/dev/zero": "is a device; give the path of a chip file",
+        "/dev/stdin": "is an input stream",
+        f"{tmp_path}/": "is a directory",
+        f"{tmp_path}/pipe.toml": "is a pipe",
+        f"{tmp_path}/loop.toml": "cannot be read (Too many levels of symbolic links)",
+        f"{tmp_path}/{'x' * 300}.toml": "cannot be read (File name too long)",
+    }.items():
+        with pytest.raises(bringup.ChipFileError) as caught:
+            bringup.load_chip(path)
+        assert problem in str(caught.value)
+    assert bringup.load_chip(tmp_path / "link.toml").name == "link"
 
 
 def test_missing_chip_file_is_told() -> None:

@@ -1,42 +1,76 @@
-"""The validated forms of a chip file and a host file."""
+"""The validated forms of a chip file and a host file.
+
+Every number is finite and has bounds, every text and table a length: such a file may come from anyone. The bounds are
+far from what is built, and such that no price overflows and no count exceeds the core's `int`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from bringup.cost.signature import ITEM_BYTES
+from bringup.text import plain
 
-Text = Annotated[str, Field(min_length=1)]
-Positive = Annotated[float, Field(gt=0)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+
+def _shown(text: str) -> str:
+    """Refuse what would control the terminal that shows it."""
+    hidden = next((c for c in text if c not in "\n\t" and plain(c) != c), None)
+    if hidden is not None:
+        raise ValueError(f"a text may not have the character {plain(hidden)}: leave it out")
+    return text
+
+
+def _at_least(low: float) -> AfterValidator:
+    def check(value: float) -> float:
+        if value < low:
+            raise ValueError(f"must be at least {low:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_shown)]  # a line of a terminal
+Source = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_shown)]  # a paragraph
+Key = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_shown)]  # the longest operator has 60
 DTYPES = frozenset(ITEM_BYTES)
+
+# TFLOP/s, TB/s and GB/s, of one chip: from a serial line's kB/s to a million of today's chips.
+Rate = Annotated[float, Field(gt=0, le=1e9), _at_least(1e-6)]
+Gigahertz = Annotated[float, Field(gt=0, le=1e3), _at_least(1e-3)]
+Microseconds = Annotated[float, Field(gt=0, le=1e6), _at_least(1e-3)]  # of one call: up to a second
+Capacity = Annotated[float, Field(gt=0, le=1e9), _at_least(1e-3)]  # KiB per core, MiB per cache: up to a petabyte
+Fraction = Annotated[float, Field(gt=0, le=1), _at_least(1e-3)]
+Factor = Annotated[float, Field(gt=0, le=1e3), _at_least(1e-3)]  # over what the model expects
+Watts = Annotated[float, Field(ge=0, le=1e6)]  # a megawatt is a hall of chips
+Dollars = Annotated[float, Field(gt=0, le=1e9), _at_least(1e-6)]
+Cores = Annotated[int, Field(ge=1, le=10**7)]  # a wafer has a million
+Side = Annotated[int, Field(ge=1, le=10**5)]  # of a systolic array; the largest built are 256
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class Compute(_Table):
     """The chip's cores: streaming multiprocessors, compute units, tiles, NeuronCores."""
 
-    cores: Count
-    clock_ghz: Positive
-    concurrent_kernels: Count = 1
+    cores: Cores
+    clock_ghz: Gigahertz
+    concurrent_kernels: Annotated[int, Field(ge=1, le=10**4)] = 1  # GPUs run 128; the replay looks at each of them
 
 
 class Matrix(_Table):
     """The matrix engine. ``tflops`` is the dense peak of the whole chip per dtype of the inputs."""
 
     kind: Literal["tile", "systolic"]
-    rows: Count | None = None
-    columns: Count | None = None
-    arrays: Count = 1
-    sustained: Annotated[float | None, Field(gt=0, le=1, description="best large GEMM over peak")] = None
-    tflops: dict[str, Positive]
+    rows: Side | None = None
+    columns: Side | None = None
+    arrays: Cores = 1
+    sustained: Annotated[Fraction | None, Field(description="best large GEMM over peak")] = None
+    tflops: Annotated[dict[Key, Rate], Field(min_length=1, max_length=64)]
 
     @model_validator(mode="after")
     def _systolic_has_a_shape(self) -> Matrix:
@@ -51,8 +85,8 @@ class Matrix(_Table):
 class Vector(_Table):
     """The vector units: rate per dtype, and special functions (exp, tanh, ...) per second."""
 
-    tflops: dict[str, Positive]
-    special_tops: Positive | None = None
+    tflops: Annotated[dict[Key, Rate], Field(max_length=64)]
+    special_tops: Rate | None = None
 
     @model_validator(mode="after")
     def _has_float32(self) -> Vector:
@@ -64,35 +98,36 @@ class Vector(_Table):
 class Scratchpad(_Table):
     """Memory of one core that software manages; the bandwidth is that of all cores together."""
 
-    kib_per_core: Positive
-    bandwidth_tb_s: Positive | None = None
+    kib_per_core: Capacity
+    bandwidth_tb_s: Rate | None = None
 
 
 class Cache(_Table):
     """The last cache before device memory."""
 
-    mib: Positive
-    bandwidth_tb_s: Positive | None = None
+    mib: Capacity
+    bandwidth_tb_s: Rate | None = None
 
 
 class Memory(_Table):
     """Device memory."""
 
-    device_gib: Annotated[float, Field(gt=0, le=4096, description="capacity in GiB (2**30 bytes)")]
-    bandwidth_gb_s: Positive
-    sustained: Annotated[float | None, Field(gt=0, le=1, description="streaming read over peak")] = None
-    fresh_gb_s: Annotated[float | None, Field(gt=0, description="first write to memory of the operating system")] = None
+    # The virtual chip reserves addresses for all of it, and a device without a page holds nothing.
+    device_gib: Annotated[float, Field(gt=0, le=4096, description="capacity in GiB (2**30 bytes)"), _at_least(1e-5)]
+    bandwidth_gb_s: Rate
+    sustained: Annotated[Fraction | None, Field(description="streaming read over peak")] = None
+    fresh_gb_s: Annotated[Rate | None, Field(description="first write to memory of the operating system")] = None
 
 
 class Link(_Table):
     """The link to the host."""
 
     kind: Literal["pcie", "usb", "ethernet", "shared"]
-    generation: Count | None = None
-    lanes: Count | None = None
-    h2d_gb_s: Positive
-    d2h_gb_s: Positive
-    latency_us: Annotated[float, Field(ge=0)]
+    generation: Annotated[int, Field(ge=1, le=100)] | None = None
+    lanes: Annotated[int, Field(ge=1, le=1024)] | None = None
+    h2d_gb_s: Rate
+    d2h_gb_s: Rate
+    latency_us: Annotated[float, Field(ge=0, le=1e6)]
 
     @property
     def text(self) -> str:
@@ -105,15 +140,15 @@ class Interconnect(_Table):
     """One link to another chip, in one direction."""
 
     kind: Text
-    gb_s: Positive
+    gb_s: Rate
 
 
 class Launch(_Table):
     """What one launch costs on the device, and how many may be pending."""
 
-    eager_us: Positive | None = None
-    graph_us: Positive | None = None
-    queue_depth: Count = 1024
+    eager_us: Microseconds | None = None
+    graph_us: Microseconds | None = None
+    queue_depth: Annotated[int, Field(ge=1, le=10**6)] = 1024  # the replay keeps eight bytes for each, per device
     copy_engines: Literal[1, 2] = 2
 
 
@@ -123,9 +158,9 @@ class Ops(_Table):
     An exception is an operator without overload, ``aten::topk``, or with one dtype, ``aten::topk int64``.
     """
 
-    dtypes: list[str]
-    groups: dict[str, list[str]] = {}
-    host: list[str] = []
+    dtypes: Annotated[list[Key], Field(max_length=64)]
+    groups: Annotated[dict[Key, Annotated[list[Key], Field(max_length=64)]], Field(max_length=64)] = {}
+    host: Annotated[list[Key], Field(max_length=5000)] = []  # torch has some 3,000 operators
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Ops:
@@ -153,7 +188,8 @@ class Kernels(_Table):
     """
 
     limits: Literal["error", "warning", "off"] = "warning"
-    grid: Annotated[list[Count], Field(min_length=1, max_length=3)] | None = None
+    # 2**31 - 1 is CUDA's limit along x.
+    grid: Annotated[list[Annotated[int, Field(ge=1, le=2**31 - 1)]], Field(min_length=1, max_length=3)] | None = None
 
 
 class Numerics(_Table):
@@ -166,15 +202,15 @@ class Numerics(_Table):
 class Power(_Table):
     """Watts."""
 
-    idle_w: Annotated[float | None, Field(ge=0)] = None
-    tdp_w: Positive
+    idle_w: Watts | None = None
+    tdp_w: Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Price(_Table):
     """US dollars."""
 
-    usd: Positive | None = None
-    usd_per_hour: Positive | None = None
+    usd: Dollars | None = None
+    usd_per_hour: Dollars | None = None
 
 
 class _Sourced(_Table):
@@ -182,7 +218,7 @@ class _Sourced(_Table):
     vendor: Text
     description: Text
     invented: bool = False
-    sources: dict[str, Text] = {}
+    sources: Annotated[dict[Key, Source], Field(max_length=1000)] = {}  # a file has some 100 numbers
 
     @model_validator(mode="after")
     def _every_number_has_a_source(self) -> _Sourced:
@@ -208,7 +244,7 @@ class Chip(_Sourced):
     """
 
     kind: Literal["gpu", "tpu", "ipu", "npu", "cpu"]
-    modes: list[Literal["eager", "graph"]]
+    modes: Annotated[list[Literal["eager", "graph"]], Field(min_length=1, max_length=2)]
     compute: Compute
     matrix: Matrix
     vector: Vector
@@ -218,8 +254,8 @@ class Chip(_Sourced):
     link: Link
     interconnect: Interconnect | None = None
     launch: Launch = Launch()
-    efficiency: dict[str, Positive] = {}
-    streams: dict[str, Positive] = {}
+    efficiency: Annotated[dict[Key, Factor], Field(max_length=500)] = {}
+    streams: Annotated[dict[Key, Factor], Field(max_length=64)] = {}
     ops: Ops
     kernels: Kernels = Kernels()
     numerics: Numerics
@@ -247,25 +283,25 @@ class Chip(_Sourced):
 class HostDispatch(_Table):
     """Microseconds of the host's time that one eager launch takes, by class of operator."""
 
-    pointwise_us: Positive
-    norm_us: Positive
-    matmul_us: Positive
-    view_us: Positive
-    copy_us: Positive
-    synchronize_us: Positive
-    backward: Annotated[float, Field(gt=0, le=1, description="of the above, for launches by autograd")]
+    pointwise_us: Microseconds
+    norm_us: Microseconds
+    matmul_us: Microseconds
+    view_us: Microseconds
+    copy_us: Microseconds
+    synchronize_us: Microseconds
+    backward: Annotated[Fraction, Field(description="of the above, for launches by autograd")]
 
 
 class HostCompute(_Table):
     """What a fallback runs on."""
 
-    cores: Count
-    clock_ghz: Positive
-    vector_tflops: Positive
-    memory_gb_s: Positive
-    cache_mib: Positive
-    kernel_us: Positive
-    pageable_gb_s: Annotated[float, Field(gt=0, description="copies between pageable and pinned memory")]
+    cores: Cores
+    clock_ghz: Gigahertz
+    vector_tflops: Rate
+    memory_gb_s: Rate
+    cache_mib: Capacity
+    kernel_us: Microseconds
+    pageable_gb_s: Annotated[Rate, Field(description="copies between pageable and pinned memory")]
 
 
 class Host(_Sourced):
@@ -273,7 +309,7 @@ class Host(_Sourced):
 
     compute: HostCompute
     dispatch: HostDispatch
-    idle_w: Positive | None = None
+    idle_w: Watts | None = None
 
 
 def _numbers(table: BaseModel, prefix: str = "") -> Iterator[str]:

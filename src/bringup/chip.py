@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bringup.errors import ChipFileError, UnknownChipError
+from bringup.files import read_text
+from bringup.text import short
 
 if TYPE_CHECKING:
     from bringup._schema import Chip, Host, _Sourced
@@ -53,34 +56,40 @@ def _find(text: str, what: str, folder: Path, names: list[str]) -> Path:
     if text.endswith(".toml") or "/" in text:
         return Path(text)
     if text not in names:
-        nearest = difflib.get_close_matches(text, names, n=3, cutoff=0.4)
+        nearest = difflib.get_close_matches(text[:80], names, n=3, cutoff=0.4)
         hint = (
             f"did you mean {' or '.join(nearest)}?" if nearest else f"`bringup chips` lists the {len(names)} {what}s."
         )
-        raise UnknownChipError(f"no {what} is named {text!r}: {hint} A file is given by its path, as ./mine.toml")
+        asked = repr(short(text))
+        raise UnknownChipError(f"no {what} is named {asked}: {hint} A file is given by its path, as ./mine.toml")
     return folder / f"{text}.toml"
 
 
+# tomllib takes a time that grows with the square of a key's parts; those of a chip file have three at most.
+_DEEP_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){16}")
 _Described = TypeVar("_Described", bound="_Sourced")
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        if _DEEP_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise ChipFileError(f"{path}: is not valid TOML: {short(str(error), 200)}") from None
+    except RecursionError:
+        raise ChipFileError(f"{path}: is nested too deeply: begin with a copy of a file that ships") from None
 
 
 def _read(path: Path, kind: type[_Described]) -> _Described:
     from pydantic import ValidationError
 
-    what = kind.__name__.lower()
-    try:
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ChipFileError(f"{path}: there is no such {what} file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ChipFileError(f"{path}: cannot be read as a text file: {error}") from None
-    except tomllib.TOMLDecodeError as error:
-        raise ChipFileError(f"{path}: is not valid TOML: {error}") from None
+    data = _parsed(path, read_text(path, f"{kind.__name__.lower()} file", ChipFileError))
     try:
         return kind.model_validate({"name": path.stem, **data})
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"]) or "file"
+        key = short(".".join(str(part) for part in first["loc"]) or "file")
         simple = isinstance(first["input"], (str, int, float, bool, list))
-        found = "" if first["type"] == "missing" or not simple else f", got {first['input']!r}"
+        found = "" if first["type"] == "missing" or not simple else f", got {short(repr(first['input']))}"
         raise ChipFileError(f"{path.name}: {key}: {first['msg'].removeprefix('Value error, ')}{found}") from None

@@ -1,6 +1,31 @@
-"""Numbers for people."""
+"""Numbers and foreign texts for people."""
 
 from __future__ import annotations
+
+import unicodedata
+
+_JOINERS = "\u200c\u200d"  # within words of Persian, within emoji: harmless
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (such as bidirectional overrides), surrogate, separators
+
+
+def plain(text: str) -> str:
+    """Return a text as a terminal may show it: what would control the terminal or cannot be seen is escaped.
+
+    For names and for texts of files, which others may have written.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(c if _shows(c) else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def _shows(character: str) -> bool:
+    return character in _JOINERS or unicodedata.category(character) not in _HIDDEN
+
+
+def short(text: str, most: int = 80) -> str:
+    """Return the beginning of a text that may be long, in one line and as `plain` has it."""
+    text = plain(text)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def duration(seconds: float) -> str:
