@@ -7,6 +7,7 @@ import sys
 import click
 
 from bringup.errors import BringupError
+from bringup.text import plain
 
 VERBS = {
     "run": "Run a program on a virtual chip and say where the whole system's time goes.",
@@ -52,10 +53,10 @@ def main() -> None:
         print(error.format_message())
         code = 0
     except click.ClickException as error:
-        print(f"bringup: {error.format_message()}", file=sys.stderr)
+        print(f"bringup: {plain(error.format_message())}", file=sys.stderr)
         code = 2
     except BringupError as error:
-        print(f"bringup: {error}", file=sys.stderr)
+        print(f"bringup: {plain(str(error))}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         sys.stderr.close()

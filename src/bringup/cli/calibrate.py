@@ -52,12 +52,11 @@ def command(device: str, name: str | None, out: str) -> None:
     chip, _ = load_chip(str(chip_file)), load_host(str(host_file))
     off = errors(found.rows, chip)
     console.print(
-        f"{chip.description}: {chip.matrix.tflops['float32'] * 1e3:,.0f} GFLOP/s float32, "
+        f"{terminal.shown(chip.description)}: {chip.matrix.tflops['float32'] * 1e3:,.0f} GFLOP/s float32, "
         f"{chip.memory.bandwidth_gb_s:,.1f} GB/s, a launch {chip.launch.eager_us:.2g} us",
         highlight=False,
     )
     for family, each in summarize(off, lambda row: row.op).items():
         console.print(f"  {family:<12} {each.figures:>3} figures, the model is off by {each.mean:.0%}", highlight=False)
-    console.print(
-        f"all: {np.mean(np.abs(list(off.values()))):.0%}. Written: {chip_file} and {host_file}", highlight=False
-    )
+    written = terminal.shown(f"Written: {chip_file} and {host_file}")
+    console.print(f"all: {np.mean(np.abs(list(off.values()))):.0%}. {written}", highlight=False, soft_wrap=True)

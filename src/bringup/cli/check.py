@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from bringup.errors import BringupError
@@ -54,7 +53,9 @@ def command(
     from bringup.check.registry import load
     from bringup.chip import load_chip
     from bringup.files import write_text
-    from bringup.report import html, terminal
+    from bringup.report import html
+    from bringup.report.terminal import console as new_console
+    from bringup.report.terminal import shown
 
     every = load(files)
     if listing:
@@ -68,7 +69,7 @@ def command(
         _check_device(device)
     chosen = _chosen(every, only, level)
     old = card.load(against) if against else None
-    console = terminal.console()
+    console = new_console()
 
     def tell(line: dict[str, Any]) -> None:
         if sys.stderr.isatty():
@@ -88,13 +89,14 @@ def command(
     changed = card.changes(old, found) if old else []
     for word, was, now in changed:
         console.print(
-            f"[{'green' if word == 'better' else 'red'}]{word}[/] {now['id']} {escape(now['title'])}: "
+            f"[{'green' if word == 'better' else 'red'}]{word}[/] {shown(now['id'])} {shown(now['title'])}: "
             f"{was['verdict']} {was['score']:.0%} -> {now['verdict']} {now['score']:.0%}",
             highlight=False,
         )
     if old and not changed:
         console.print("nothing changed against the older card", highlight=False)
-    console.print(f"card: {folder / 'scorecard.html'}   badge: {folder / 'scorecard.svg'}", highlight=False)
+    paths = shown(f"card: {folder / 'scorecard.html'}   badge: {folder / 'scorecard.svg'}")
+    console.print(paths, highlight=False, soft_wrap=True)
     sys.exit(1 if any(word == "worse" for word, _, _ in changed) else 0)
 
 
@@ -128,6 +130,7 @@ def _chosen(every: dict[str, Any], only: str | None, level: str) -> list[Any]:
 
 def _print(found: dict[str, Any], console: Any) -> None:
     from bringup.check.card import share, totals
+    from bringup.report.terminal import shown
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("item", "", "", "verdict", "evidence"):
@@ -137,11 +140,11 @@ def _print(found: dict[str, Any], console: Any) -> None:
         hint = f" -> {line['hint']}" if line["hint"] else ""
         colour = COLOURS[line["verdict"]]
         table.add_row(
-            line["id"],
+            shown(line["id"]),
             line["level"],
-            escape(line["title"]),
+            shown(line["title"]),
             f"[{colour}]{verdict}[/]",
-            escape(line["evidence"][:160] + hint),
+            shown(line["evidence"][:160] + hint),
         )
     console.print(table)
     for level, counts in totals(found).items():

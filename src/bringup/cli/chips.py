@@ -7,11 +7,12 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from bringup.chip import available_chips, available_hosts, load_chip, load_host
-from bringup.report import terminal
+from bringup.report.terminal import console as new_console
+from bringup.report.terminal import shown
+from bringup.text import plain
 
 if TYPE_CHECKING:
     from bringup._schema import Chip
@@ -69,10 +70,10 @@ def command(context: click.Context, as_json: bool) -> None:
             f"{row['peak_tflops'][row['fastest_dtype']]:g}",
             row["fastest_dtype"],
             "" if row["error_band"] is None else f"{row['error_band']:.0%}",
-            escape(row["validation"].split(":")[0]),
+            shown(row["validation"].split(":")[0]),
             style=None if validated else "dim",
         )
-    console = terminal.console()
+    console = new_console()
     console.print(table)
     console.print(f"{len(rows)} chips; hosts: {', '.join(available_hosts())}. `bringup chips show NAME` shows one.")
 
@@ -88,22 +89,22 @@ def show(name: str, as_json: bool) -> None:
         click.echo(json.dumps(data, indent=2))
         return
     sources = data.pop("sources", {})
-    console = terminal.console()
-    console.print(f"[bold]{escape(described.name)}[/]  {escape(described.description)}")
+    console = new_console()
+    console.print(f"[bold]{shown(described.name)}[/]  {shown(described.description)}")
     if "kind" in data:
-        console.print(escape(_facts(described)["validation"]))  # type: ignore[arg-type]
+        console.print(shown(_facts(described)["validation"]))  # type: ignore[arg-type]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("key", no_wrap=True)
     table.add_column("value", overflow="fold")
     table.add_column("source", overflow="fold", style="dim")
     for key, value in flat({k: v for k, v in data.items() if k not in ("name", "description")}):
-        table.add_row(key, escape(str(value)), escape(source_of(key, sources)))
+        table.add_row(shown(key), shown(str(value)), shown(source_of(key, sources)))
     console.print(table)
     from bringup.validation import measurements
 
     used = Counter(row.source for row in measurements() if row.chip == described.name)
     for source, count in sorted(used.items()):
-        console.print(f"validated by {count} measurements of {escape(source)}", highlight=False)
+        console.print(f"validated by {count} measurements of {shown(source)}", highlight=False)
 
 
 def flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -131,4 +132,4 @@ def check(file: str) -> None:
     """Check a chip file: keys, units, values, a source for every number."""
     chip = load_chip(file if "/" in file or file.endswith(".toml") or file in available_chips() else f"./{file}")
     facts = _facts(chip)
-    click.echo(f"{file}: a whole chip file of {chip.name}; {facts['validation']}")
+    click.echo(plain(f"{file}: a whole chip file of {chip.name}; {facts['validation']}"))

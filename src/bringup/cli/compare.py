@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -72,12 +71,12 @@ def command(
     console = terminal.console()
     print_table(rows if chips else sorted(rows, key=lambda row: row.summary.step_seconds), console)
     if target is not None:
-        console.print(f"page: {target}", highlight=False)
+        console.print(f"page: {terminal.shown(target)}", highlight=False, soft_wrap=True)
 
 
 def print_table(rows: list[Row], console: Console) -> None:
     """Print one line per chip."""
-    from bringup.report.terminal import per_million, unit
+    from bringup.report.terminal import per_million, shown, unit
     from bringup.text import duration
 
     what = unit(rows[0].summary)
@@ -89,7 +88,7 @@ def print_table(rows: list[Row], console: Console) -> None:
         total = summary.step_seconds or 1.0
         used = summary.peak_bytes / summary.capacity_bytes
         table.add_row(
-            escape(summary.chip),
+            shown(summary.chip),
             duration(summary.step_seconds),
             f"{row.ratio:.2f}x",
             row.bound,

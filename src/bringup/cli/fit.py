@@ -8,11 +8,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 import click
-from rich.markup import escape
 from rich.table import Table
 
 from bringup.chip import load_chip, load_host
 from bringup.errors import BringupError
+from bringup.text import plain
 
 if TYPE_CHECKING:
     from bringup.search import Fit
@@ -68,7 +68,7 @@ def command(
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(plain(text), file=sys.stderr, flush=True)
 
 
 def _as_dict(fit: Fit) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def _print(fits: list[Fit], program: Any) -> None:
     for fit in fits:
         summary = fit.as_is
         row = [
-            escape(summary.chip),
+            terminal.shown(summary.chip),
             size(summary.capacity_bytes),
             size(summary.peak_bytes),
             "fits" if summary.fits else "[red]does not fit[/]",
@@ -117,7 +117,7 @@ def _print(fits: list[Fit], program: Any) -> None:
     for fit in fits:
         for way in fit.as_is.ways_to_fit:
             text = terminal.way_text(way, fit.as_is.capacity_bytes)
-            console.print(f"{escape(fit.as_is.chip)} -> {escape(text)}", highlight=False)
+            console.print(f"{terminal.shown(fit.as_is.chip)} -> {terminal.shown(text)}", highlight=False)
 
 
 def _largest(fit: Fit) -> list[str]:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -82,13 +81,12 @@ def command(
         dims = "x".join(map(str, row.dims))
         console.print(
             f"{error:+.0%}  {row.chip} {row.op} {row.dtype} {dims}: measured {duration(row.seconds)}, "
-            f"predicted {duration(row.seconds * (1 + error))}  [dim]{escape(row.source)}[/]",
+            f"predicted {duration(row.seconds * (1 + error))}  [dim]{terminal.shown(row.source)}[/]",
             highlight=False,
         )
     if everything and everything.unread:
-        console.print(
-            f"{len(everything.unread)} files have no reader or no chip: {', '.join(everything.unread[:3])}, ..."
-        )
+        names = terminal.shown(", ".join(everything.unread[:3]))
+        console.print(f"{len(everything.unread)} files have no reader or no chip: {names}, ...")
 
 
 def _asked(name: str, asked: str | None) -> bool:
@@ -147,7 +145,7 @@ def _print(console: Console, title: str, groups: Groups) -> None:
     for name, found in groups.items():
         every = found["all"]
         table.add_row(
-            escape(name),
+            terminal.shown(name),
             f"{every.figures:,}",
             f"{every.mean:.1%}",
             f"{every.median:.1%}",
@@ -225,7 +223,7 @@ def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) ->
     for run, error in sorted(off.items(), key=lambda item: -abs(item[1]))[:worst]:
         console.print(
             f"{error:+.0%}  {run.chip} {run.text}: measured {duration(run.seconds)}, "
-            f"predicted {duration(run.seconds * (1 + error))}  [dim]{escape(run.source)}[/]",
+            f"predicted {duration(run.seconds * (1 + error))}  [dim]{terminal.shown(run.source)}[/]",
             highlight=False,
         )
 

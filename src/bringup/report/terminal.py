@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 
@@ -12,12 +13,19 @@ from rich.table import Table
 from bringup.fitting import Way
 from bringup.memory import Moment, Owner
 from bringup.summary import Summary
-from bringup.text import duration, size
+from bringup.text import duration, plain, size
 
 
 def console() -> Console:
-    """A console as wide as the terminal; wide enough for a table where there is none."""
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    """Return a console as wide as the terminal; wide enough for a table where there is none."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that a terminal's encoding lacks
+    return Console(width=None if sys.stdout.isatty() else 140, emoji=False)
+
+
+def shown(text: object) -> str:
+    """Return a text of a file, a name or a path as rich prints it: its brackets are no markup, see also `plain`."""
+    return escape(plain(str(text)))
 
 
 def band(summary: Summary) -> str:
@@ -43,10 +51,10 @@ def per_million(summary: Summary) -> str:
 def print_summary(summary: Summary, console: Console) -> None:
     """Print what happened and what to do, on one screen."""
     what = unit(summary)
-    machine = f"(host {escape(summary.host)}, {escape(summary.link)})"
+    machine = f"(host {shown(summary.host)}, {shown(summary.link)})"
     console.print(
-        f"[bold]{what} {duration(summary.step_seconds)}[/] on [bold]{escape(summary.chip)}[/] {machine}    "
-        f"[dim]{escape(band(summary))}[/]"
+        f"[bold]{what} {duration(summary.step_seconds)}[/] on [bold]{shown(summary.chip)}[/] {machine}    "
+        f"[dim]{shown(band(summary))}[/]"
     )
     total = summary.step_seconds or 1.0
     console.print("  " + "   ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.parts().items()))
@@ -64,7 +72,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     if summary.chip_time:
         console.print("  the program's clocks showed chip time: what it printed of times is predicted", highlight=False)
     if summary.redirected:
-        console.print(f"  cuda meant the chip: {escape(redirected(summary))}", highlight=False)
+        console.print(f"  cuda meant the chip: {shown(redirected(summary))}", highlight=False)
     fits = "fits" if summary.fits else "[bold red]does not fit[/]"
     energy = "" if summary.energy_joules is None else f"   {summary.energy_joules:.3g} J"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
@@ -83,23 +91,23 @@ def print_summary(summary: Summary, console: Console) -> None:
     _print_fallbacks(summary, console)
     _print_kernels(summary, console)
     for finding in summary.findings:
-        console.print(f"  [bold red]{finding.check}[/]: {escape(finding.what)}", highlight=False)
-        console.print(f"     -> {escape(finding.advice)}", highlight=False)
+        console.print(f"  [bold red]{finding.check}[/]: {shown(finding.what)}", highlight=False)
+        console.print(f"     -> {shown(finding.advice)}", highlight=False)
     for number, item in enumerate(summary.bottlenecks, 1):
-        console.print(f"  [bold]{number}.[/] {escape(item.condition)}; {escape(item.cause)}", highlight=False)
-        console.print(f"     -> {escape(item.action)}", highlight=False)
+        console.print(f"  [bold]{number}.[/] {shown(item.condition)}; {shown(item.cause)}", highlight=False)
+        console.print(f"     -> {shown(item.action)}", highlight=False)
     if summary.compiled_graphs:
         breaks = len(summary.graph_breaks)
         cut = f", cut at {breaks} line{'s' * (breaks > 1)}:" if breaks else ", no graph breaks"
         console.print(f"  torch.compile: {summary.compiled_graphs} graphs{cut}", highlight=False)
         for cut_at in summary.graph_breaks[:5]:
             line = cut_at.line.split("site-packages/")[-1]
-            console.print(f"     {escape(line)}: {escape(cut_at.reason)}", highlight=False)
+            console.print(f"     {shown(line)}: {shown(cut_at.reason)}", highlight=False)
         if breaks > 5:
             console.print(f"     and {breaks - 5} more: see the report", highlight=False)
     if summary.unpriced:
         names = ", ".join(summary.unpriced[:6]) + (", ..." if len(summary.unpriced) > 6 else "")
-        console.print(f"  priced by their bytes, as no rule knows them: {escape(names)}", highlight=False)
+        console.print(f"  priced by their bytes, as no rule knows them: {shown(names)}", highlight=False)
 
 
 def _print_kernels(summary: Summary, console: Console) -> None:
@@ -113,8 +121,8 @@ def _print_kernels(summary: Summary, console: Console) -> None:
         busy = ", ".join(f"{engine} {share:.0%}" for engine, share in item.engines.items() if share >= 0.005)
         table.add_row(
             "  kernel",
-            escape(name if len(name) <= 30 else name[:28] + ".."),
-            escape(item.line.split("site-packages/")[-1]),
+            shown(name if len(name) <= 30 else name[:28] + ".."),
+            shown(item.line.split("site-packages/")[-1]),
             f"{item.count:,.3g}x",
             duration(item.seconds),
             f"{item.bound}-bound, {item.roof:.0%} of its roof; busy: {busy}",
@@ -135,10 +143,10 @@ def _print_memory(summary: Summary, console: Console) -> None:
     """Print when memory is fullest, who holds it then, and what would make it fit."""
     used = summary.memory
     if used.at is not None:
-        console.print(f"  fullest in {escape(moment(used.at))}", highlight=False)
+        console.print(f"  fullest in {shown(moment(used.at))}", highlight=False)
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for kind, total, most in by_kind(used.owners):
-        where = ", ".join(f"{escape(name or 'outside modules')} {size(count)}" for name, count in most)
+        where = ", ".join(f"{shown(name or 'outside modules')} {size(count)}" for name, count in most)
         if total < 0.005 * used.reserved_bytes:
             continue
         table.add_row("   ", kind, size(total), f"{total / max(used.reserved_bytes, 1):.0%}", where)
@@ -146,7 +154,7 @@ def _print_memory(summary: Summary, console: Console) -> None:
     if summary.out_of_memory:
         console.print("  it ended there: run it with --oom=continue to see what it needs, and what would make it fit")
     for way in summary.ways_to_fit:
-        console.print(f"  -> {escape(way_text(way, summary.capacity_bytes))}", highlight=False)
+        console.print(f"  -> {shown(way_text(way, summary.capacity_bytes))}", highlight=False)
 
 
 def way_text(way: Way, capacity: int) -> str:
@@ -194,8 +202,8 @@ def _print_fallbacks(summary: Summary, console: Console) -> None:
         where = f"{item.file}:{item.line}" if item.file else "-"
         table.add_row(
             "  fallback",
-            escape(f"{item.op} {item.dtype}"),
-            escape(where),
+            shown(f"{item.op} {item.dtype}"),
+            shown(where),
             f"{item.count:,.3g}x",
             f"{duration(item.seconds)}/{unit(summary)}",
             f"({parts})",
