@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from bringup import pricing
 from bringup.cost import FAMILIES
+from bringup.errors import BringupError
 from bringup.pricing import Prices, WorkTable
 from bringup.trace import (
     BY_PROGRAM,
@@ -194,6 +195,8 @@ def row_inputs(
     host_seconds = _host_seconds(trace, work, host, host_clock, graph) * dispatch_scale
     # A CPU has no queue: who launches computes.
     flags = np.where(is_launch, columns["flags"] | WAITS, columns["flags"]) if chip.kind == "cpu" else columns["flags"]
+    if not all(np.isfinite(values).all() for values in (host_seconds, seconds, share, parts)):
+        raise BringupError(f"the recording has no finite time on {chip.name} with host {host.name}: record it again")
     return RowInputs(prices, flags.astype(np.uint8), host_seconds, seconds, share, fallback, parts)
 
 

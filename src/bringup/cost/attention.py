@@ -9,8 +9,7 @@ from bringup.cost.signature import Signature
 
 
 def _work(signature: Signature, products: int) -> Work:
-    query, key, value = (signature.tensor(name) for name in ("query", "key", "value"))
-    assert query is not None and key is not None and value is not None
+    query, key, value = (signature.required(name) for name in ("query", "key", "value"))
     *heads, rows, depth = query.shape
     batch, columns = math.prod(heads), key.shape[-2]
     # Heads that share keys and values are rows of one product.

@@ -73,8 +73,7 @@ def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: floa
 )
 def forward(signature: Signature) -> Work:
     """Price output pixels x filters x (channels x window)."""
-    data, weight, result = signature.tensors[0], signature.tensor("weight"), signature.results[0]
-    assert weight is not None
+    data, weight, result = signature.tensors[0], signature.required("weight"), signature.results[0]
     gemms = (_gemm(signature, data, result, weight),)
     return _work(signature, gemms, winograd=_is_winograd(signature, weight))
 

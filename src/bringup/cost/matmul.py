@@ -32,8 +32,7 @@ def two_dimensional(signature: Signature) -> Work:
     )
     if signature.base == "mv":
         names = ("self", "vec")
-    first, second = signature.tensor(names[0]), signature.tensor(names[1])
-    assert first is not None and second is not None
+    first, second = signature.required(names[0]), signature.required(names[1])
     m, k = first.shape
     return product(signature, Gemm(1, m, second.shape[1] if len(second.shape) > 1 else 1, k))
 
@@ -42,8 +41,7 @@ def two_dimensional(signature: Signature) -> Work:
 def batched(signature: Signature) -> Work:
     """Price [b, m, k] by [b, k, n]."""
     names = ("self", "mat2") if signature.base == "bmm" else ("batch1", "batch2")
-    first, second = signature.tensor(names[0]), signature.tensor(names[1])
-    assert first is not None and second is not None
+    first, second = signature.required(names[0]), signature.required(names[1])
     b, m, k = first.shape
     return product(signature, Gemm(b, m, second.shape[2], k))
 
@@ -51,8 +49,7 @@ def batched(signature: Signature) -> Work:
 @rule("matmul", "_grouped_mm")
 def grouped(signature: Signature) -> Work:
     """Price the products of a mixture of experts. Where offsets divide a dimension, every group has an equal part."""
-    first, second = signature.tensor("self"), signature.tensor("mat2")
-    assert first is not None and second is not None
+    first, second = signature.required("self"), signature.required("mat2")
     groups = (
         signature.results[0].shape[0]
         if len(first.shape) == len(second.shape)

@@ -9,6 +9,7 @@ from functools import cache
 
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
+from bringup.text import short
 
 FAMILIES = (
     *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
@@ -146,9 +147,10 @@ def _tags(op: str) -> frozenset[str]:
     name, _, overload = rest.partition(".")
     try:
         found = getattr(getattr(getattr(torch.ops, namespace), name), overload or "default")
-    except AttributeError:
+    except (AttributeError, RuntimeError, TypeError):  # no operator can have this name
         return frozenset()
-    return frozenset(str(tag).split(".")[-1] for tag in found.tags)
+    known = isinstance(found, torch._ops.OpOverload)
+    return frozenset(str(tag).split(".")[-1] for tag in found.tags) if known else frozenset()
 
 
 def _base(op: str) -> str:
@@ -199,9 +201,41 @@ def named_family_of(op: str) -> str | None:
     return None if found is None else found[0]
 
 
+# What goes wrong in a rule if the tensors or arguments are not those of its operator.
+_MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
+MOST_WORK = 1e60  # far beyond any launch, and so that no price overflows
+
+
+def _check(work: Work) -> None:
+    """Raise ValueError for a work with which no chip could be priced."""
+    names = ("vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes", "flops")
+    amounts = {name: float(getattr(work, name)) for name in names}
+    amounts["in_flight"] = min(float(work.in_flight), 1.0)  # infinite if all of a tensor is
+    amounts["product"] = min((float(min(g.batch, g.m, g.n, g.k)) for g in work.gemms), default=0.0)
+    for name, amount in amounts.items():
+        if not 0 <= amount < MOST_WORK:
+            raise ValueError(f"{name} is {amount:g}")
+    if not (0 < work.streams <= 1 and 1 <= work.kernels < MOST_WORK):
+        raise ValueError(f"{work.kernels} kernels reach {work.streams} of the bandwidth")
+
+
 def work_of(signature: Signature) -> Work:
-    """Return what a launch asks of a chip. `Signature.work` keeps it."""
+    """Return what a launch asks of a chip. `Signature.work` keeps it.
+
+    A trace that was loaded may say anything of the arguments of an operator: rules need not check them, this does.
+
+    Raises:
+        BringupError: no work follows from the arguments; the message names the operator.
+    """
     family, function = _rule_of(signature.op)
-    work = function(signature)
+    try:
+        work = function(signature)
+        _check(work)
+    except _MISFITS as error:
+        shapes, reason = short(signature.shapes), short(str(error) or type(error).__name__)
+        raise BringupError(
+            f"{short(signature.op)} ({shapes}) cannot be priced, its rule does not fit its arguments ({reason}): "
+            "record the program again"
+        ) from error
     # A rule may find a kind that the operator's name does not tell.
     return work if work.family in (family, "depthwise") else replace(work, family=family)

@@ -104,6 +104,17 @@ class Signature:
         value = self.args.get(name)
         return value if isinstance(value, Tensor) else None
 
+    def required(self, name: str) -> Tensor:
+        """Return a tensor argument that the operator cannot do without.
+
+        Raises:
+            LookupError: it is absent or undefined.
+        """
+        found = self.tensor(name)
+        if found is None:
+            raise LookupError(f"there is no tensor {name}")
+        return found
+
     @cached_property
     def dtype(self) -> str:
         """The dtype that the launch computes in: of the first device tensor of the highest kind.

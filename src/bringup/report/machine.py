@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
+from bringup.errors import BringupError
 from bringup.summary import SCHEMA_VERSION, Summary
 
 
@@ -22,6 +24,10 @@ def as_json(summary: Summary, *, indent: int | None = 2) -> str:
 def _rounded(value: Any) -> Any:
     """Nine digits: more than any prediction is worth, and the same on every machine's libm."""
     if isinstance(value, float):
+        if not math.isfinite(value):
+            raise BringupError(
+                "a number of the summary is not finite: record the program again, and check the chip file"
+            )
         return float(f"{value:.9g}")
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
