@@ -26,3 +26,21 @@ BYTES = {
     "summary": Limit(64 << 20, "25 kernels, 3 bottlenecks and every fallback take 20 KiB"),
     "report": Limit(1 << 29, "plotly's script takes 5 MiB, the figures as much at most"),
 }
+
+# Of a trace file, beside its size. The largest recordings so far are soak runs of some ten million rows.
+TRACE = {
+    "rows": Limit(1 << 25, "the replay takes some 150 bytes a row, 5 GiB for all"),
+    "row groups": Limit(1 << 12, "Arrow puts a million rows into one"),
+    "columns": Limit(64, "a trace has 16"),
+    "uses": Limit(1 << 27, "storages of all rows, eight bytes each: 1 GiB"),
+    "bytes": Limit(1 << 32, "before compression; twice the columns of all rows"),
+    "description bytes": Limit(1 << 26, "signatures, lines and modules; a thousand kinds of launch take 400 KiB"),
+    "signatures": Limit(1 << 18, "kinds of launch that differ in operator, shapes or arguments"),
+    "lines": Limit(1 << 18, "lines of source that launch something"),
+    "tensors": Limit(1 << 16, "the core counts the storages of a launch in 16 bits"),
+    "dimensions": Limit(64, "torch allows 64"),
+    "nesting": Limit(16, "lists of lists of an operator's arguments"),
+    "letters": Limit(4096, "a path or a module's name; PATH_MAX is 4,096"),
+    "devices": Limit(64, "the core opens 64"),
+    "streams": Limit(1024, "the core opens 65 per device"),
+}

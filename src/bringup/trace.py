@@ -19,6 +19,7 @@ from bringup.cost.signature import Signature
 from bringup.errors import BringupError, TraceError
 from bringup.files import written_whole
 from bringup.pricing import WorkTable
+from bringup.text import short
 
 if TYPE_CHECKING:
     from bringup._schema import Host
@@ -129,59 +130,51 @@ class Trace:
         """Read a trace file. Never executes what the file holds.
 
         Raises:
-            TraceError: the file is missing, truncated, not a trace, or of another version.
+            TraceError: the file is missing, truncated, damaged, not a trace, or of another version.
         """
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+        from bringup import trace_check
 
         file = Path(path)
-        if not file.is_file():
-            raise TraceError(f"{file}: there is no such trace file")
+        table, about = trace_check.opened(file)
+        version = about.get("version") if isinstance(about, dict) else None
+        if version != VERSION:
+            asked = short(repr(version))
+            raise TraceError(f"{file}: is a trace of version {asked}, this bringup reads {VERSION}: record it again")
         try:
-            table = pq.read_table(file)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).splitlines()[0]
-            raise TraceError(f"{file}: cannot be read as a trace, it is truncated or not Parquet ({reason})") from None
-        text = (table.schema.metadata or {}).get(b"bringup")
-        if text is None:
-            raise TraceError(f"{file}: is Parquet, but not a trace that bringup wrote: record one with `bringup run`")
-        try:
-            return _parse(file, json.loads(text), table)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            raise TraceError(f"{file}: is a damaged trace ({type(error).__name__}: {error}): record it again") from None
+            trace_check.check_description(about)
+            trace = _parse(about, table)
+            trace_check.check_rows(trace)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+            known = isinstance(error, trace_check.Damaged)
+            reason = short(str(error) if known else f"{type(error).__name__}: {error}", 300)
+            raise TraceError(f"{file}: is a damaged trace ({reason}): record it again") from None
+        return trace
 
 
-def _parse(file: Path, about: dict[str, Any], table: Any) -> Trace:
-    if about["version"] != VERSION:
-        raise TraceError(
-            f"{file}: is a trace of version {about['version']}, this bringup reads {VERSION}: record it again"
-        )
+def _parse(about: dict[str, Any], table: Any) -> Trace:
+    from bringup.trace_check import whole_numbers
+
     columns: dict[str, Column] = {}
     for name, dtype in COLUMNS.items():
         array = table[name].combine_chunks()
         if name in ("kind", "phase"):
             values = KINDS if name == "kind" else PHASES
-            columns[name] = np.asarray([values.index(text) for text in array.dictionary.to_pylist()], dtype)[
-                array.indices.to_numpy()
-            ]
+            codes = np.asarray([values.index(text) for text in array.dictionary.to_pylist()], dtype)
+            columns[name] = codes[whole_numbers(array.indices, np.int64, name)]
         elif name in ("line", "module"):
             columns[name] = _codes(array, about["lines" if name == "line" else "modules"])
         else:
-            columns[name] = np.ascontiguousarray(array.to_numpy(zero_copy_only=False).astype(dtype))
+            columns[name] = whole_numbers(array, dtype, name)
     uses = table["uses"].combine_chunks()
-    trace = Trace(
+    return Trace(
         columns,
-        np.asarray(uses.values),
-        np.asarray(uses.offsets).astype(np.int64),
+        whole_numbers(uses.values, np.int64, "uses"),
+        whole_numbers(uses.offsets, np.int64, "offsets"),
         about["signatures"],
         about["lines"],
         about["modules"],
         about["about"],
     )
-    top = int(columns["signature"].max(initial=-1))
-    if top >= len(trace.signatures):
-        raise ValueError(f"row of signature {top}, and there are {len(trace.signatures)}")
-    return trace
 
 
 def _labels(codes: Column, texts: list[str]) -> Any:
