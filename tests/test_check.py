@@ -366,6 +366,40 @@ def test_mistakes_are_one_sentence(check: Any, tmp_path: Path) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (2, 1) and words in done.stderr, done.stderr
 
 
+LINE = {"id": "A1", "level": "D", "title": "t", "verdict": "pass", "score": 1, "evidence": "", "hint": "", "seconds": 1}
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[" * 200_000, "it is no JSON"),
+        ("no", "it is no JSON"),
+        (json.dumps({"schema": 1, "items": [{**LINE, "score": "1"}]}), "items.0.score: Input should be a valid number"),
+        (json.dumps({"schema": 1, "items": [{**LINE, "score": 1.5}]}), "items.0.score: Input should be less than"),
+        (
+            json.dumps({"schema": 1, "items": [{**LINE, "score": float("nan")}]}),
+            "items.0.score: Input should be a finite",
+        ),
+        (json.dumps({"schema": 1, "items": [{**LINE, "id": {}}]}), "items.0.id: Input should be a valid string"),
+        (json.dumps({"schema": 1, "items": [{**LINE, "seconds": 10**400}]}), "items.0.seconds"),
+        (json.dumps({"schema": 1, "items": [{**LINE, "verdict": "good"}]}), "items.0.verdict: Input should be 'pass'"),
+        (json.dumps({"schema": 1, "items": {}}), "items: Input should be a valid list"),
+        (json.dumps([]), "is not a scorecard of version 1"),
+    ],
+)
+def test_damaged_card_is_one_sentence(tmp_path: Path, text: str, problem: str) -> None:
+    (tmp_path / "card.json").write_text(text)
+    with pytest.raises(bringup.BringupError) as caught:
+        card.load(str(tmp_path / "card.json"))
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_card_of_others_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "card.json").write_text(json.dumps({"schema": 1, "items": [{**LINE, "extra": [1]}]}))
+    old = card.load(str(tmp_path / "card.json"))
+    assert [word for word, _, _ in card.changes(old, {"items": [{**LINE, "score": 0.5}]})] == ["worse"]
+
+
 def test_the_matrix_says_native_fallback_or_fails() -> None:
     names = [op.name for op in framework.opinfos(torch.float32)][::60]
     found = matrix.support(CHIP, (torch.float32,), every=60)

@@ -10,15 +10,43 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bringup.check.registry import LEVELS, Item, line
 from bringup.errors import BringupError
+from bringup.files import read_text
+from bringup.text import short
 
 SCHEMA = 1
 MATRIX_SECONDS = 600
 MARK = "BRINGUP-ITEM "  # before a worker's JSON: items may print, too
+
+
+Text = Annotated[str, Field(max_length=1000)]  # evidence has 500 letters at most
+
+
+class _Line(BaseModel):
+    """What `registry.line` writes of an item."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False)
+
+    id: Text
+    level: Literal["D", "T", "P"]
+    title: Text
+    verdict: Literal["pass", "partial", "fail", "na"]
+    score: Annotated[float, Field(ge=0, le=1)]
+    evidence: Text
+    hint: Text
+    seconds: Annotated[float, Field(ge=0, le=1e6)]  # an item has minutes
+
+
+class _Card(BaseModel):
+    """What is read of a scorecard that somebody else may have written."""
+
+    version: Literal[1] = Field(alias="schema")
+    items: Annotated[list[_Line], Field(max_length=10_000)]
 
 
 @dataclass(frozen=True)
@@ -104,20 +132,21 @@ def load(file: str) -> dict[str, Any]:
     """Read a scorecard.
 
     Raises:
-        BringupError: it is missing, or not a scorecard of this version.
+        BringupError: it is missing, damaged, or not a scorecard of this version.
     """
+    text = read_text(file, "scorecard")
     try:
-        card: Any = json.loads(Path(file).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BringupError(f"{file}: cannot be read ({error.strerror})") from None
-    except ValueError:
+        card: dict[str, Any] = json.loads(text)
+        _Card.model_validate(card)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = short(".".join(str(part) for part in first["loc"]) or "file")
+        raise BringupError(
+            f"{file}: is not a scorecard of version {SCHEMA} that bringup check wrote ({where}: {short(first['msg'])})"
+        ) from None
+    except (ValueError, RecursionError):
         raise BringupError(f"{file}: is not a scorecard: it is no JSON") from None
-    keys = {"id", "level", "title", "verdict", "score", "evidence", "hint", "seconds"}
-    right = isinstance(card, dict) and card.get("schema") == SCHEMA and isinstance(card.get("items"), list)
-    if not right or not all(isinstance(entry, dict) and keys <= entry.keys() for entry in card["items"]):
-        raise BringupError(f"{file}: is not a scorecard of version {SCHEMA} that bringup check wrote")
-    read: dict[str, Any] = card
-    return read
+    return card
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
