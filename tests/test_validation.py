@@ -90,6 +90,49 @@ def test_a_damaged_set_is_named(sets: Path) -> None:
         read_folder(sets)
 
 
+TPU = "pytorchsim_tpuv6e/tpuv6e.csv"
+CONVOLUTION = "OPName,Device,Latency,B,Input_Channel,Output_Channel,Kernel_Szie,Input_Size,Stride,Padding\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "problem"),
+    [
+        (TPU, "workload,latency_ns\ngemm_8x8x8,9\ngemm_8x8x8\n", "at line 3: 1 cells for 2 columns"),
+        (TPU, "workload\ngemm_8x8x8\n", "at line 2: 'latency_ns'"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,nan\n", "at line 2: a launch of nan s is no measurement"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,inf\n", "a launch of inf s is no measurement"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,-5\n", "a launch of -5e-09 s is no measurement"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,0\n", "a launch of 0 s is no measurement"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,1e-300\n", "a launch of 1e-309 s is no measurement"),
+        (TPU, "workload,latency_ns\ngemm_8x8x0,9\n", "mm of 8x0x8 is no launch"),
+        (TPU, "workload,latency_ns\ngemm_8x8,9\n", "at line 2: tuple index out of range"),
+        (TPU, "workload,latency_ns\ngemm_8x8x" + "9" * 30 + ",9\n", "is no launch"),
+        (TPU, b"workload,latency_ns\n\xff,9\n", "is no measurement file: it is not text in UTF-8"),
+        ("llmcompass/matmul_A100.csv", "128,128\n", "matmul_A100.csv is not in the form of llmcompass at line 1"),
+        (
+            "neusight/test_linear.csv",
+            SETS["neusight/test_linear.csv"].replace("512", "inf"),
+            "at line 2: cannot convert",
+        ),
+        ("neusight/train_conv_sub20.csv", CONVOLUTION + "conv,Tesla T4,1,8,16,32,3,56,0,1\n", "at line 2: integer div"),
+        ("neusight/train_conv_sub20.csv", CONVOLUTION + "conv,Tesla T4,1,8,16,32,99,56,1,1\n", "is no launch"),
+        ("aiconfigurator/FILES.json", "[" * 100_000, "a100_sxm__gemm_perf.csv is not in the form of aiconfigurator"),
+        ("aiconfigurator/FILES.json", '{"file": 1}', "is not in the form of aiconfigurator"),
+    ],
+)
+def test_row_that_is_no_measurement_is_named(sets: Path, name: str, text: str | bytes, problem: str) -> None:
+    (sets / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(bringup.BringupError) as caught:
+        read_folder(sets)
+    assert problem in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_pipe_among_the_sets_is_told(sets: Path) -> None:
+    os.mkfifo(sets / "neusight" / "test_pipe.csv")
+    with pytest.raises(bringup.BringupError, match=r"test_pipe\.csv: is a pipe"):
+        read_folder(sets)
+
+
 def test_a_folder_without_sets_is_told(tmp_path: Path) -> None:
     with pytest.raises(bringup.BringupError, match="has no measurement set: bringup reads those of aiconfigurator"):
         read_folder(tmp_path)

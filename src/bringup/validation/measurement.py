@@ -13,6 +13,7 @@ from typing import Any
 from bringup.cost.signature import Signature
 
 TABLE = Path(__file__).parent / "measurements.csv"
+LEAST_SECONDS, MOST_SECONDS = 1e-9, 1e5  # a cycle, and a day; published launches take 1 us to 12 s
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,19 @@ class Measurement:
     floor: float = 0.0
     warm: bool = False
     graph: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse what is no measurement of a launch.
+
+        Raises:
+            ValueError: a time that is not finite and positive, or sizes that the operator cannot have.
+        """
+        if not (LEAST_SECONDS <= self.seconds <= MOST_SECONDS and 0 <= self.floor <= MOST_SECONDS):
+            raise ValueError(f"a launch of {self.seconds:g} s is no measurement")
+        _, data, result, _ = OPERATORS[self.op](self.dims)
+        for shape in (*data.values(), result):
+            if min(shape) < 1 or math.prod(shape) >= 2**62:
+                raise ValueError(f"{self.op} of {'x'.join(map(str, self.dims))} is no launch")
 
     @property
     def family(self) -> str:

@@ -1,13 +1,14 @@
 """Measurement sets that others published, in the form in which they published them.
 
 One reader per form; a reader yields `Measurement`s and leaves out what it cannot express (collectives, mixtures of
-experts, quantised products with scales). Every column is data: a row that is not as expected ends the reading with one
-sentence that names file and row.
+experts, quantised products with scales). Every column is data: a row that is short, or whose figures are no measurement
+of an operator, ends the reading with one sentence that names file and row.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import re
 from collections import defaultdict
@@ -16,10 +17,46 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bringup.errors import BringupError
+from bringup.files import read_text
+from bringup.text import short
 from bringup.validation.measurement import Measurement
 
 Row = dict[str, str]
-Reader = Callable[[Path], Iterator[Measurement]]
+
+
+class Source:
+    """A file while it is read: its path, and the line that is at hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.line = 0
+
+    def _cells(self) -> Iterator[list[str]]:
+        text = read_text(self.path, "measurement file")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        for number, cells in enumerate(reader):
+            self.line = reader.line_num
+            if number > MOST_ROWS:
+                raise ValueError(f"there are more than {MOST_ROWS:,} rows")
+            if cells:
+                yield cells
+
+    def table(self) -> Iterator[Row]:
+        """Yield the rows below a line of names."""
+        rows = self._cells()
+        names = next(rows, [])
+        for cells in rows:
+            if len(cells) < len(names):
+                raise ValueError(f"{len(cells)} cells for {len(names)} columns")
+            yield dict(zip(names, cells, strict=False))
+
+    def lines(self) -> Iterator[list[str]]:
+        """Yield the rows of a file that has no names."""
+        yield from ([cell.strip() for cell in cells] for cells in self._cells())
+
+
+Reader = Callable[[Source], Iterator[Measurement]]
+MOST_ROWS = 1_000_000  # of one file, and of all: the largest set so far has 23,000
 
 
 @dataclass(frozen=True)
@@ -58,11 +95,10 @@ def read_folder(folder: Path) -> MeasurementSet:
     unread = {path.relative_to(folder) for path in folder.rglob("*.csv")}
     for publisher, pattern, function in _readers:
         for path in sorted(folder.rglob(f"{publisher}/{pattern}")):
-            try:
-                found = list(function(path))
-            except (ValueError, KeyError, StopIteration, csv.Error, UnicodeDecodeError) as error:
-                raise BringupError(f"{path} is not in the form of {publisher}: {error}") from error
+            found = _read(path, publisher, function)
             rows += (row for row in found if row.chip in known)
+            if len(rows) > MOST_ROWS:
+                raise BringupError(f"{folder} has more than {MOST_ROWS:,} measurements: give a folder with fewer sets")
             if any(row.chip in known for row in found):
                 unread.discard(path.relative_to(folder))
     if not rows:
@@ -71,14 +107,13 @@ def read_folder(folder: Path) -> MeasurementSet:
     return MeasurementSet(tuple(rows), tuple(sorted(map(str, unread))))
 
 
-def _table(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.DictReader(file)
-
-
-def _lines(path: Path) -> Iterator[list[str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        yield from ([cell.strip() for cell in line] for line in csv.reader(file) if line)
+def _read(path: Path, publisher: str, function: Reader) -> list[Measurement]:
+    source = Source(path)
+    try:
+        return list(function(source))
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error) as error:
+        at = f" at line {source.line}" if source.line else ""
+        raise BringupError(f"{path} is not in the form of {publisher}{at}: {short(str(error), 200)}") from error
 
 
 def _above_floor(rows: Iterable[Measurement]) -> Iterator[Measurement]:
@@ -107,21 +142,22 @@ _AICONFIGURATOR_CHIPS = {
 _AICONFIGURATOR_WARM = {"l40s", "rtx-pro-6000", "arc-b60"}
 
 
-def _aiconfigurator(path: Path) -> Iterator[tuple[str, Row]]:
+def _aiconfigurator(source: Source) -> Iterator[tuple[str, Row]]:
+    path = source.path
     system, _, _ = path.name.partition("__")
     constant: Row = {}
     about = path.parent / "FILES.json"
     if about.is_file():
-        files = json.loads(about.read_text(encoding="utf-8"))
+        files = json.loads(read_text(about, "measurement file"))
         constant = next((file["constant_columns"] for file in files if file["file"] == path.name), {})
-    for row in _table(path):
+    for row in source.table():
         yield _AICONFIGURATOR_CHIPS.get(system, system), {**constant, **row}
 
 
 @reader("aiconfigurator", "*__gemm_perf.csv")
-def aiconfigurator_gemm(path: Path) -> Iterator[Measurement]:
+def aiconfigurator_gemm(source: Source) -> Iterator[Measurement]:
     """Read products of 16-bit floats; those of narrower ones quantise their input within the figure."""
-    for chip, row in _aiconfigurator(path):
+    for chip, row in _aiconfigurator(source):
         dtype = row["gemm_dtype"]
         if dtype in ("bfloat16", "float16"):
             dims = int(row["m"]), int(row["n"]), int(row["k"])
@@ -132,16 +168,16 @@ def aiconfigurator_gemm(path: Path) -> Iterator[Measurement]:
 
 
 @reader("aiconfigurator", "*_attention_perf.csv")
-def aiconfigurator_attention(path: Path) -> Iterator[Measurement]:
+def aiconfigurator_attention(source: Source) -> Iterator[Measurement]:
     """Read attention in 16 bits without a window: prefill is causal, generation one query against the cache.
 
     The figures include the kernels that write the cache and plan the work, some 10 us: a floor.
     """
-    yield from _above_floor(_aiconfigurator_attention(path))
+    yield from _above_floor(_aiconfigurator_attention(source))
 
 
-def _aiconfigurator_attention(path: Path) -> Iterator[Measurement]:
-    for chip, row in _aiconfigurator(path):
+def _aiconfigurator_attention(source: Source) -> Iterator[Measurement]:
+    for chip, row in _aiconfigurator(source):
         if row["kv_cache_dtype"] != "bfloat16" or int(row.get("window_size") or 0) != 0:
             continue
         batch, heads = int(row["batch_size"]), int(row["num_heads"])
@@ -176,9 +212,9 @@ _NEUSIGHT_OPS = {
 
 @reader("neusight", "test_*.csv")
 @reader("neusight", "*_sub*.csv")
-def neusight(path: Path) -> Iterator[Measurement]:
+def neusight(source: Source) -> Iterator[Measurement]:
     """Read float32 operators (tf32 off): products, convolutions, pointwise, layer norm, softmax."""
-    for row in _table(path):
+    for row in source.table():
         op, chip = _NEUSIGHT_OPS[row["OPName"]], _NEUSIGHT_CHIPS[row["Device"]]
         if op == "mm":
             names: tuple[str, ...] = ("M", "N", "K")
@@ -197,16 +233,16 @@ LLMCOMPASS = "github.com/PrincetonUniversity/LLMCompass at 2e015fd (host wall cl
 
 @reader("llmcompass", "*_A100.csv")
 @reader("llmcompass", "*_MI210.csv")
-def llmcompass(path: Path) -> Iterator[Measurement]:
+def llmcompass(source: Source) -> Iterator[Measurement]:
     """Read float16 operators by the host's clock, over their floor."""
-    name, _, device = path.stem.partition("_")
+    name, _, device = source.path.stem.partition("_")
     op = {"matmul": "mm", "layernorm": "layer_norm"}.get(name, name)
     chip = {"A100": "a100-sxm-80", "MI210": "mi210"}[device]
     if name not in ("matmul", "softmax", "layernorm", "gelu"):
         return
 
     def rows() -> Iterator[Measurement]:
-        for cells in _lines(path):
+        for cells in source.lines():
             if op == "mm":
                 m, n, k = (int(cell) for cell in cells[:3])
                 yield Measurement(chip, op, "float16", (m, n, k), float(cells[3].removesuffix("ms")) * 1e-3, LLMCOMPASS)
@@ -223,9 +259,9 @@ VIDUR = "github.com/microsoft/vidur at 7d47513 (device time)"
 
 
 @reader("vidur", "mlp_median*.csv")
-def vidur(path: Path) -> Iterator[Measurement]:
+def vidur(source: Source) -> Iterator[Measurement]:
     """Read the float16 layers of language models, one shard of a tensor-parallel group."""
-    for row in _table(path):
+    for row in source.table():
         chip = {"a100": "a100-pcie-80", "a40": "a40", "h100": "h100-sxm"}[row["device"]]
         width, inner, heads, kv_heads = (
             int(row[name]) for name in ("n_embd", "n_expanded_embd", "n_head", "n_kv_head")
@@ -269,9 +305,9 @@ def _named(workload: str) -> tuple[str, tuple[int, ...]] | None:
 
 
 @reader("pytorchsim_tpuv6e", "*.csv")
-def tpu_v6e(path: Path) -> Iterator[Measurement]:
+def tpu_v6e(source: Source) -> Iterator[Measurement]:
     """Read products and attention on one TPU v6e."""
-    for row in _table(path):
+    for row in source.table():
         found = _named(row["workload"])
         if found is not None:
             yield Measurement(
@@ -280,9 +316,9 @@ def tpu_v6e(path: Path) -> Iterator[Measurement]:
 
 
 @reader("pytorchsim_tpuv3", "baseline_cycle.csv")
-def tpu_v3(path: Path) -> Iterator[Measurement]:
+def tpu_v3(source: Source) -> Iterator[Measurement]:
     """Read operators on one core of a TPU v3, in cycles of 940 MHz."""
-    for row in _table(path):
+    for row in source.table():
         found = _named(row["Workload"])
         if found is not None:
             op, dims = found
@@ -293,9 +329,9 @@ TENSTORRENT = "github.com/tenstorrent/tt-metal at 06bd373, tech_reports/GEMM_FLO
 
 
 @reader("tenstorrent", "gemm_oob.csv")
-def tenstorrent(path: Path) -> Iterator[Measurement]:
+def tenstorrent(source: Source) -> Iterator[Measurement]:
     """Read bfloat16 products that were replayed from a recorded command stream."""
-    for row in _table(path):
+    for row in source.table():
         chip = {"n150": "wormhole-n150", "p150": "blackhole-p150"}[row["board"]]
         if row["use_trace"] == "True" and row["dtype"] == "BFLOAT16":
             dims = int(row["M"]), int(row["N"]), int(row["K"])
@@ -310,9 +346,9 @@ _LLAMA = {  # width, inner, query width, key width, vocabulary: the models' conf
 
 
 @reader("llmservingsim", "*__layers.csv")
-def llmservingsim(path: Path) -> Iterator[Measurement]:
+def llmservingsim(source: Source) -> Iterator[Measurement]:
     """Read the bfloat16 products of language models, over the host's floor."""
-    device, model, _ = path.stem.split("__")
+    device, model, _ = source.path.stem.split("__")
     chip = {"H100": "h100-sxm", "RTX3090": "rtx-3090", "A6000": "a6000"}[device]
     if model not in _LLAMA:
         return
@@ -324,7 +360,7 @@ def llmservingsim(path: Path) -> Iterator[Measurement]:
     }
 
     def rows() -> Iterator[Measurement]:
-        for row in _table(path):
+        for row in source.table():
             if row["layer_name"] in shapes and row["tp_size"] == "1":
                 dims = (int(row["input"]), *shapes[row["layer_name"]])
                 yield Measurement(chip, "mm", "bfloat16", dims, float(row["latency(ns)"]) * 1e-9, LLMSERVINGSIM)
