@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bringup.errors import ChipFileError, UnknownChipError
 from bringup.files import read_text
-from bringup.text import short
+from bringup.text import plain, short
 
 if TYPE_CHECKING:
     from bringup._schema import Chip, Host, _Sourced
@@ -92,4 +92,4 @@ def _read(path: Path, kind: type[_Described]) -> _Described:
         key = short(".".join(str(part) for part in first["loc"]) or "file")
         simple = isinstance(first["input"], (str, int, float, bool, list))
         found = "" if first["type"] == "missing" or not simple else f", got {short(repr(first['input']))}"
-        raise ChipFileError(f"{path.name}: {key}: {first['msg'].removeprefix('Value error, ')}{found}") from None
+        raise ChipFileError(f"{path.name}: {key}: {plain(first['msg']).removeprefix('Value error, ')}{found}") from None

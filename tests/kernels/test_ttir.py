@@ -120,6 +120,47 @@ def test_pointer_carried_out_of_nested_loops_is_written(loops: int) -> None:
     assert Kernel(ttir.parse("\n".join(lines))).written == {0, 1}
 
 
+K = "module {\ntt.func public @k(%a: !tt.ptr<f32>) {\n"
+CALLS = "\n".join(f"#loc{i} = loc(callsite(#loc{i - 1} at #loc{i - 1}))" for i in range(1, 60))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (K + "%0 = arith.constant 1 : i32\n", "the text ends early.*%0 = arith.constant 1 : i32"),
+        ("tt.func public k(%a: i32) {\n}\n", "a function has no name.*tt.func public k"),
+        (K + "%c = arith.constant dense<3x2> : tensor<16xi32>\ntt.return\n}\n", "ValueError.*dense<3x2>"),
+        (K + "%c = arith.constant " + "9" * 5000 + " : i32\ntt.return\n}\n", "ValueError"),
+        (K + "%c = arith.constant 0x" + "f" * 99 + " : f32\ntt.return\n}\n", "cannot read TTIR at this line"),
+        (K + "scf.if %a {\n" * 2000, "RecursionError"),
+        (K + "%0 = tt.load %a " + "(" * 200 + "\n", "brackets do not match, or are nested too deeply"),
+        (K + "%0 = tt.load %a }}}} : f32\n", "brackets do not match"),
+        (K + "%0 = tt.load %a, " + "a" * 2**17 + "\n", "131,089 letters in a line, and bringup reads 131,072 at most"),
+        (K + "\n" * 2**23, "letters, and bringup reads 8,388,608 at most"),
+        (K + "tt.return loc(#loc59)\n}\n}\n#loc0 = loc(unknown)\n" + CALLS, "a location has too many frames"),
+        (K + "tt.return loc(#loc0)\n}\n}\n#loc0 = loc(#loc0)\n", "RecursionError"),
+    ],
+)
+def test_text_that_is_not_ttir_is_one_sentence(text: str, problem: str) -> None:
+    with pytest.raises(BringupError, match=problem) as caught:
+        ttir.parse(text)
+    assert "\n" not in str(caught.value)
+
+
+def test_letters_without_an_assignment_are_read_in_time_that_grows_with_their_number() -> None:
+    with pytest.raises(BringupError, match="%b is not defined"):
+        ttir.parse(K + "%0 = tt.load %b " + "a" * 120_000 + "\n")
+
+
+@pytest.mark.parametrize("operation", ["tt.store %a", "%0 = tt.make_range : tensor<4xi32>", "%0 = arith.addf %a : f32"])
+def test_operation_that_lacks_something_is_one_sentence(operation: str) -> None:
+    with pytest.raises(
+        BringupError, match=r"^k: bringup cannot read (tt|arith)\.\w+, used at an unknown line \("
+    ) as caught:
+        Kernel(ttir.parse(f"{K}{operation}\ntt.return\n}}\n}}\n"))
+    assert "\n" not in str(caught.value)
+
+
 def test_unknown_operation_is_refused_with_its_line() -> None:
     text = (FOLDER / "3.7.1" / "add_kernel.ttir").read_text().replace("arith.addf", "arith.surprise")
     with pytest.raises(BringupError, match=r"arith.surprise: bringup does not run .* used at tutorials.py:\d+"):

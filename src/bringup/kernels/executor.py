@@ -19,11 +19,12 @@ from typing import Any
 import torch
 
 from bringup.errors import BringupError
-from bringup.kernels import arithmetic, lowering, tiles, work
+from bringup.kernels import arithmetic, lowering, tiles, ttir, work
 from bringup.kernels.lowering import Step, addresses
 from bringup.kernels.memory import Counters, KernelError, Memory
 from bringup.kernels.ttir import Block, Function, Module, Op, Region, Type
 from bringup.kernels.values import Pointer, Value, as_tensor, broadcast_shapes, dtype_of, merged, plain, restricted
+from bringup.text import short
 
 CHUNK = 256 * 1024  # elements of the largest tile, over all programs of a chunk: they stay in the L2 cache
 MOST_PROGRAMS = 16384  # of a chunk
@@ -128,6 +129,16 @@ class Kernel:
         self.used: set[int] = set()
         self.accumulators: set[int] = set()
         self.codes: list[Code] = []
+        self.compiling = ""  # the operation under way
+        try:
+            self._compile(module)
+        except ttir.UNREADABLE as error:
+            reason = short(f"{type(error).__name__}: {error}")
+            raise BringupError(
+                f"{self.name}: bringup cannot read {self.compiling or 'this kernel'} ({reason})"
+            ) from error
+
+    def _compile(self, module: Module) -> None:
         self.bodies = {name: _Body(self, function) for name, function in module.functions.items()}
         self.body = self.bodies[module.kernel.name]
         functions = list(module.functions.values())
@@ -324,6 +335,7 @@ class _Body:
 
     def step(self, op: Op) -> Step:
         """Compile an operation."""
+        self.kernel.compiling = f"{op.name}, used at {op.line or 'an unknown line'}"
         structured = {"scf.for": self._for, "scf.if": self._if, "scf.while": self._while, "tt.call": self._call}
         if op.name in structured:
             return structured[op.name](op)

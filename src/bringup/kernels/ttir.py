@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import re
+import struct
 from collections import ChainMap
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from bringup.errors import BringupError
+from bringup.limits import TTIR
+from bringup.text import short
 
 
 @dataclass(frozen=True)
@@ -108,9 +111,17 @@ _VALUE = re.compile(r"%[\w$.-]+(?:#\d+)?")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _FILE = re.compile(r'^"([^"]*)":(\d+):(\d+)$')
 _TENSOR = re.compile(r"^tensor<((?:\d+x)*)(.+)>$")
-_ATTRIBUTE = re.compile(r"([\w.]+)(?: = ([^,\[<{(]*(?:\[[^\]]*\]|<[^>]*>)?[^,]*))?")
+_ASSIGNED = re.compile(r"(?<!\w)(\w++) = ([\w.-]+)")
 _ENDS = {"scf.yield", "scf.condition", "tt.return", "tt.reduce.return", "tt.scan.return", "cf.br", "cf.cond_br"}
 _OPENING, _CLOSING = "([{<", ")]}>"
+MOST = {name: limit.most for name, limit in TTIR.items()}
+
+
+# What a text that is not TTIR does to its readers, which expect every operation to be whole.
+UNREADABLE = (
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, StopIteration, TypeError),
+    *(ValueError, struct.error),
+)
 
 
 def parse(text: str) -> Module:
@@ -119,7 +130,17 @@ def parse(text: str) -> Module:
     Raises:
         BringupError: a line is not TTIR as this reader knows it; the message has the line.
     """
-    return _Parser(text).module()
+    found = {"letters": len(text), "letters in a line": max(map(len, text.splitlines()), default=0)}
+    for name, count in found.items():
+        if count > MOST[name]:
+            raise BringupError(f"this TTIR has {count:,} {name}, and bringup reads {MOST[name]:,} at most")
+    parser = _Parser(text)
+    try:
+        return parser.module()
+    except UNREADABLE as error:
+        reason = short(f"{type(error).__name__}: {error}")
+        line = short(parser.under_way, 200)
+        raise BringupError(f"bringup cannot read TTIR at this line ({reason}): {line}") from error
 
 
 def parse_type(text: str) -> Type:
@@ -147,6 +168,8 @@ def _depths(text: str) -> Iterator[tuple[int, str, int]]:
                 depth += 1
             elif character in _CLOSING and not (character == ">" and before == "-"):
                 depth -= 1
+            if not 0 <= depth <= MOST["brackets"]:
+                raise ValueError("brackets do not match, or are nested too deeply")
             yield place, character, depth
         before = character
 
@@ -220,10 +243,12 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.locations = dict(_ALIAS.findall(text))
         self.known_lines: dict[str, str] = {}
+        self.visited = 0  # parts of the location under way
         self.lines = [
             line.split("  // ")[0].rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#")
         ]
         self.at = 0
+        self.under_way = ""  # the line of the operation that is read
         self.types: list[Type] = []
         self.scope: ChainMap[str, list[int]] = ChainMap()
 
@@ -247,6 +272,7 @@ class _Parser:
     def line_of(self, text: str) -> str:
         """Return the innermost line of the program; of Triton's own library only if there is no other."""
         if text not in self.known_lines:
+            self.visited = 0
             frames = list(self.frames(text))
             own = [frame for frame in frames if f"{os.sep}triton{os.sep}language{os.sep}" not in frame[0]] or frames
             file, number = own[0] if own else ("", 0)
@@ -254,6 +280,9 @@ class _Parser:
         return self.known_lines[text]
 
     def frames(self, text: str) -> Iterator[tuple[str, int]]:
+        self.visited += 1
+        if self.visited > MOST["frames"]:
+            raise ValueError("a location has too many frames")
         text = text.strip()
         if text.startswith("#"):
             yield from self.frames(self.locations.get(text, ""))
@@ -281,10 +310,8 @@ class _Parser:
         name, _, place = name.partition("#")
         try:
             return self.scope[name][int(place or 0)]
-        except (KeyError, IndexError):
-            raise BringupError(
-                f"this TTIR uses {name}, which it does not define, before: {self.lines[self.at]}"
-            ) from None
+        except LookupError:
+            raise LookupError(f"{name} is not defined") from None
 
     def uses(self, text: str) -> list[int]:
         return [self.use(name) for name in _VALUE.findall(text)]
@@ -292,11 +319,12 @@ class _Parser:
     # ---- functions, regions, blocks
 
     def function(self) -> Function:
-        header, location = self.lines[self.at].strip(), ""
+        header = self.under_way = self.lines[self.at].strip()
         self.at += 1
         self.types, self.scope = [], ChainMap()
         match = re.match(r'tt\.func (?:public |private )?@(?:"([^"]*)"|([\w.$-]+))\(', header)
-        assert match, header
+        if not match:
+            raise ValueError("a function has no name")
         inside = header[match.end() - 1 :]
         end = next(place for place, character, depth in _depths(inside) if character == ")" and depth == 0)
         arguments, names = [], []
@@ -315,7 +343,9 @@ class _Parser:
         self.scope = self.scope.new_child()
         region = Region([Block("", [])])
         while True:
-            line = self.lines[self.at].strip()
+            if self.at == len(self.lines):
+                raise ValueError("the text ends early")
+            line = self.under_way = self.lines[self.at].strip()
             if line.startswith("}"):
                 self.scope = self.scope.parents
                 if len(region.blocks) > 1 and not region.blocks[0].ops and not region.blocks[0].label:
@@ -347,7 +377,7 @@ class _Parser:
         if name in ("cf.br", "cf.cond_br"):
             condition, _, _ = rest.partition("^")
             op.operands = self.uses(condition)
-            for target in re.finditer(r"(\^\w+)(?:\(([^)]*)\))?", rest):
+            for target in re.finditer(r"(\^\w+)(?:\(([^()]*)\))?", rest):
                 op.targets.append((target[1], self.uses(_type_part(target[2] or "")[0])))
             return op
         if name == "arith.constant":
@@ -362,7 +392,7 @@ class _Parser:
             before = head.split("%")[0]
             op.words = tuple(_WORD.findall(before))
             op.operands = self.uses(head)
-            for key, value in re.findall(r"(\w+) = ([\w.-]+)", head):
+            for key, value in _ASSIGNED.findall(head):
                 op.attributes[key] = value
             if name == "tt.dot_scaled":  # either scale may be missing
                 op.attributes["scaled"] = [" scale " in item for item in _split(head)[:2]]
@@ -385,7 +415,8 @@ class _Parser:
 
     def attributes(self, op: Op, head: str) -> str:
         """Move the dictionaries of attributes from the text to the operation."""
-        kept, start, depth_before = "", 0, 0
+        start, depth_before, end = 0, 0, 0
+        kept = ""
         for place, character, depth in _depths(head):
             if character == "{" and depth_before == depth - 1 and depth <= 2:
                 start = place
@@ -393,8 +424,9 @@ class _Parser:
                 for item in _split(head[start + 1 : place]):
                     key, _, value = item.partition(" = ")
                     op.attributes[key.strip()] = _number(value) if value else True
+                kept, end = kept + head[end:start], place + 1
             depth_before = depth
-        kept = re.sub(r"<\{.*?\}>|\{[^{}]*\}", "", head)
+        kept = (kept + head[end:]).replace("<>", "")
         return re.sub(r"\b(fastmath|overflow)<\w+>", "", kept)
 
     def constant(self, op: Op, results: str | None, rest: str) -> Op:
