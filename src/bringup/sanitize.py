@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,9 @@ from bringup.trace import (
     WAITS,
     Trace,
 )
+
+if TYPE_CHECKING:
+    from bringup.paths import Places
 
 Array = npt.NDArray[Any]
 HOT = 8  # a line that waits this often in one recording is in a loop
@@ -402,6 +405,13 @@ def touched() -> list[Finding]:
         )
         found.append(Finding("race", what, line, copy, "synchronize an event that was recorded after the copy first"))
     return found
+
+
+def shown(finding: Finding, places: Places) -> Finding:
+    """Shorten the paths in a finding that has not gone through a recording."""
+    return replace(
+        finding, what=places.within(finding.what), line=places.line(finding.line), other=places.within(finding.other)
+    )
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError, TraceError
 from bringup.files import written_whole
+from bringup.paths import Places, as_text
 from bringup.pricing import WorkTable
 from bringup.text import short
 
@@ -211,6 +212,7 @@ class Recorder:
     def __init__(self, about: dict[str, Any]) -> None:
         self.about = about
         self.compiled = _compilations()  # before it
+        self.places = Places.of_process()
 
     def trace(self) -> Trace:
         """Copy the rows recorded so far."""
@@ -221,31 +223,40 @@ class Recorder:
         ops = torch.ops.bringup
         *values, uses, offsets = (column.numpy() for column in ops.recorded_columns(0))
         columns = dict(zip(COLUMNS, values, strict=True))
-        texts: list[str] = ops.recorded_lines()
+        texts = [self.places.line(text) for text in ops.recorded_lines()]
         lines = list(dict.fromkeys(texts))  # one line of source has several instructions
         place = {text: number for number, text in enumerate(lines)}
         to_line = np.asarray([*(place[text] for text in texts), -1], dtype=np.int32)
         columns["line"] = to_line[columns["line"]]
         about = {
             "redirected": _redirected(),
-            **_compiled(*self.compiled),
-            "program": Path(sys.argv[0]).name,
+            **_compiled(*self.compiled, self.places),
+            "program": as_text(Path(sys.argv[0]).name),
             "chip": ops.chip(),
             "torch": torch.__version__.split("+")[0],
             **self.about,
         }
-        read = [read_signature(text) for text in ops.recorded_signatures(0)]
+        read = [_shown(*read_signature(text), self.places) for text in ops.recorded_signatures(0)]
         trace = Trace(
             columns,
             uses,
             offsets,
             [data for data, _ in read],
             lines,
-            list(modules.names),
+            [as_text(name) for name in modules.names],
             about,
         )
         trace.signatures = [signature for _, signature in read]
         return trace
+
+
+def _shown(data: dict[str, Any], signature: Signature, places: Places) -> tuple[dict[str, Any], Signature]:
+    """Shorten the lines that a kernel's signature names."""
+    lines = data["args"].get("read_first")
+    if not lines:
+        return data, signature
+    data = {**data, "args": {**data["args"], "read_first": {key: places.line(line) for key, line in lines.items()}}}
+    return data, Signature.parse(data)
 
 
 def _compilations() -> tuple[int, int]:
@@ -254,13 +265,16 @@ def _compilations() -> tuple[int, int]:
     return getattr(compiler, "graphs", 0), len(getattr(dynamo, "graph_break_reasons", ()))
 
 
-def _compiled(graphs: int, breaks: int) -> dict[str, Any]:
+def _compiled(graphs: int, breaks: int, places: Places) -> dict[str, Any]:
     now, breaks_now = _compilations()
     found = {"compiled_graphs": now - graphs, "graph_breaks": []}
     if breaks_now > breaks:
         from bringup.compiler import breaks_since
 
-        found["graph_breaks"] = breaks_since(breaks)
+        found["graph_breaks"] = [
+            {"line": places.line(item["line"]), "reason": places.within(item["reason"])}
+            for item in breaks_since(breaks)
+        ]
     return found
 
 

@@ -23,6 +23,7 @@ from bringup.errors import BringupError
 
 if TYPE_CHECKING:
     from bringup._schema import Chip, Host
+    from bringup.trace import Recorder
 
 OUT_OF_MEMORY = -1  # in place of an exit code: the program ended with torch.OutOfMemoryError
 OUTPUTS = ("trace.parquet", "summary.json", "report.html", "timeline.json", "compare.html")
@@ -316,7 +317,7 @@ def _record(
         def finish() -> None:
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
-            _write(recorder.trace(), report)
+            _write(recorder, report)
 
         _report_before_termination(finish)
         recorder.about["chip_time"] = chip_time
@@ -409,13 +410,12 @@ def _print_traceback() -> None:
         traceback.print_exception(kind, value, trace)
 
 
-def _write(trace: object, to: _Report) -> None:
+def _write(recorder: Recorder, to: _Report) -> None:
     from bringup import sanitize
     from bringup.prediction import price
     from bringup.report import machine, terminal, writer
-    from bringup.trace import Trace
 
-    assert isinstance(trace, Trace)
+    trace = recorder.trace()
     if not trace.launches:
         print(
             "bringup: the program launched nothing on the chip: move its model and data to the device 'chip' "
@@ -424,7 +424,8 @@ def _write(trace: object, to: _Report) -> None:
         )
     prediction = price(trace, to.chips[0], to.host, host_clock=to.host_clock)  # type: ignore[arg-type]
     if to.checks:
-        noticed = {str(item): item for item in sanitize.touched() if item.check in to.checks}
+        touched = (sanitize.shown(item, recorder.places) for item in sanitize.touched() if item.check in to.checks)
+        noticed = {str(item): item for item in touched}
         findings = sanitize.findings(trace, to.checks) + list(noticed.values())
         prediction.summary = replace(prediction.summary, findings=findings)
         to.found = len(findings)

@@ -101,8 +101,7 @@ def print_summary(summary: Summary, console: Console) -> None:
         cut = f", cut at {breaks} line{'s' * (breaks > 1)}:" if breaks else ", no graph breaks"
         console.print(f"  torch.compile: {summary.compiled_graphs} graphs{cut}", highlight=False)
         for cut_at in summary.graph_breaks[:5]:
-            line = cut_at.line.split("site-packages/")[-1]
-            console.print(f"     {shown(line)}: {shown(cut_at.reason)}", highlight=False)
+            console.print(f"     {shown(cut_at.line)}: {shown(cut_at.reason)}", highlight=False)
         if breaks > 5:
             console.print(f"     and {breaks - 5} more: see the report", highlight=False)
     if summary.unpriced:
@@ -122,7 +121,7 @@ def _print_kernels(summary: Summary, console: Console) -> None:
         table.add_row(
             "  kernel",
             shown(name if len(name) <= 30 else name[:28] + ".."),
-            shown(item.line.split("site-packages/")[-1]),
+            shown(item.line),
             f"{item.count:,.3g}x",
             duration(item.seconds),
             f"{item.bound}-bound, {item.roof:.0%} of its roof; busy: {busy}",
@@ -166,9 +165,7 @@ def way_text(way: Way, capacity: int) -> str:
 def moment(at: Moment) -> str:
     """Write when memory is fullest."""
     inside = f" of {at.module}" if at.module else ""
-    return f"step {at.step + 1}, {at.phase} pass{inside}" + (
-        f", at {at.line.split('site-packages/')[-1]}" if at.line else ""
-    )
+    return f"step {at.step + 1}, {at.phase} pass{inside}" + (f", at {at.line}" if at.line else "")
 
 
 def by_kind(owners: list[Owner]) -> list[tuple[str, int, list[tuple[str, int]]]]:
