@@ -12,6 +12,7 @@ from bringup import dryrun
 from bringup.chip import load_chip, load_host
 from bringup.errors import BringupError
 from bringup.files import write_text
+from bringup.report import directory
 from bringup.summary import Summary, summarize
 from bringup.timeline import HostClock, Timeline, replay
 from bringup.trace import Trace, record, step
@@ -158,6 +159,18 @@ def _on_chip(value: Any) -> Any:
 
 
 def read_trace(path: str | os.PathLike[str]) -> Trace:
-    """Load a trace file, or that of a report's directory."""
+    """Load a trace file, or that of a report's directory.
+
+    Raises:
+        BringupError: it is missing or damaged, or the directory holds files of two runs.
+    """
     given = Path(path)
-    return Trace.load(given / "trace.parquet" if given.is_dir() else given)
+    if not os.path.isdir(given):
+        return Trace.load(given)
+    try:
+        with directory.opened(given) as check:
+            trace = Trace.load(given / "trace.parquet")
+            check(trace.about.get("run", ""))
+            return trace
+    except OSError as error:
+        raise BringupError(f"{given}: cannot be read ({error.strerror or error})") from None

@@ -65,6 +65,7 @@ class Summary:
         chip_time: the program's clocks showed the predicted time.
         ways_to_fit: changes that make it fit, the cheapest first; empty if it does.
         energy_joules, cost_usd: per step; None if the chip file has no power, no price.
+        run: in all files of a report, what tells them from those of another run; else empty.
     """
 
     chip: str
@@ -102,6 +103,7 @@ class Summary:
     graph_breaks: list[GraphBreak] = field(default_factory=list)
     redirected: dict[str, int] = field(default_factory=dict)
     chip_time: bool = False
+    run: str = ""
 
     def parts(self) -> dict[str, float]:
         """Return the seconds of a step's parts, which add up to it; links between chips only if one was used."""

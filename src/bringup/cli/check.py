@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ import click
 from rich.table import Table
 
 from bringup.errors import BringupError
+from bringup.files import write_text
 
 COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
-OUTPUTS = ("scorecard.json", "scorecard.html", "scorecard.svg")
 
 
 @click.command()
@@ -52,8 +53,7 @@ def command(
     from bringup.check import card
     from bringup.check.registry import load
     from bringup.chip import load_chip
-    from bringup.files import write_text
-    from bringup.report import html
+    from bringup.report import directory, html
     from bringup.report.terminal import console as new_console
     from bringup.report.terminal import shown
 
@@ -76,13 +76,11 @@ def command(
             print(f"{line['id']:>4} {line['verdict']}", file=sys.stderr, flush=True)
 
     target = card.Target(device, name, files)
+    folder = directory.prepare(out, None)
     found = card.run(chosen, target, jobs=jobs, matrix=only is None, tell=tell)
-    folder = Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=2, sort_keys=True) + "\n"
-    write_text(folder / "scorecard.json", text)
-    write_text(folder / "scorecard.html", html.scorecard(found, every, old))
-    write_text(folder / "scorecard.svg", html.badge(found))
+    texts = (text, html.scorecard(found, every, old), html.badge(found))
+    directory.write(folder, {name: _writes(page) for name, page in zip(directory.CARD, texts, strict=True)})
     if json_file:
         write_text(json_file, text)
     _print(found, console)
@@ -95,9 +93,13 @@ def command(
         )
     if old and not changed:
         console.print("nothing changed against the older card", highlight=False)
-    paths = shown(f"card: {folder / 'scorecard.html'}   badge: {folder / 'scorecard.svg'}")
+    paths = shown(f"card: {Path(out, 'scorecard.html')}   badge: {Path(out, 'scorecard.svg')}")
     console.print(paths, highlight=False, soft_wrap=True)
     sys.exit(1 if any(word == "worse" for word, _, _ in changed) else 0)
+
+
+def _writes(text: str) -> Callable[[Path], None]:
+    return lambda path: write_text(path, text)
 
 
 def _chip_of(device: str, chip: str | None, default: str | None) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,16 +56,19 @@ def command(
     from bringup.comparison import compare
     from bringup.files import write_text
     from bringup.prediction import read_trace
-    from bringup.report import html, terminal
+    from bringup.report import directory, html, terminal
     from bringup.report.machine import as_dict
 
     recording = read_trace(trace)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("pricing", total=len(described))
         rows = compare(recording, described, machine, host_clock=host_clock, advance=lambda: bar.advance(task))  # type: ignore[arg-type]
-    target = Path(page) if page else Path(trace) / "compare.html" if Path(trace).is_dir() else None
-    if target is not None:
-        write_text(target, html.comparison(recording, rows))
+    text = html.comparison(recording, rows)
+    target = Path(page) if page else Path(trace) / "compare.html" if os.path.isdir(trace) else None
+    if page:
+        write_text(page, text)
+    elif target is not None:
+        directory.add(target.parent, target.name, text, recording.about.get("run", ""))
     if as_json:
         click.echo(json.dumps([{**as_dict(row.summary), "bound": row.bound} for row in rows], sort_keys=True))
         return

@@ -20,13 +20,13 @@ import click
 
 from bringup.chip import load_chip, load_host
 from bringup.errors import BringupError
+from bringup.text import plain
 
 if TYPE_CHECKING:
     from bringup._schema import Chip, Host
     from bringup.trace import Recorder
 
 OUT_OF_MEMORY = -1  # in place of an exit code: the program ended with torch.OutOfMemoryError
-OUTPUTS = ("trace.parquet", "summary.json", "report.html", "timeline.json", "compare.html")
 
 
 class _Run(click.Command):
@@ -140,13 +140,15 @@ def command(
     names = [name for name in (chips or os.environ.get("BRINGUP_CHIP") or "edge8").split(",") if name]
     described = [load_chip(name) for name in names]
     machine = load_host(host)
-    target = Path(out or f"bringup-{_stem(script, module)}")
-    _check_directory(target)
+    from bringup.report import directory
+
+    out = out or f"bringup-{_stem(script, module)}"
+    target = directory.prepare(out)
     program = _module_program(script) if module else _script_program(script)
     context = _dry(dry, dry_value)
     checks = _checks(sanitize)
     sys.argv = [program.file if module else script, *arguments]
-    report = _Report(described, machine, host_clock, target, as_json, checks)
+    report = _Report(described, machine, host_clock, out, target, as_json, checks)
     prepare = _kernels(compiler, ops, kernel_debug)
     code = _record(program, names[0], report, strict, oom == "continue", context, cuda, chip_time, prepare)
     _leave(code)
@@ -210,7 +212,8 @@ class _Report:
     chips: list[Chip]
     host: Host
     host_clock: str
-    target: Path
+    out: str  # the directory as the user gave it
+    target: Path  # and where that is, wherever the program goes
     as_json: bool
     checks: tuple[str, ...]
     found: int = 0
@@ -265,21 +268,6 @@ def _module_program(name: str) -> _Program:
         return found
 
     return _Program(spec.origin, os.getcwd(), code, spec)
-
-
-def _check_directory(target: Path) -> None:
-    """Refuse a directory that is not a report's, and one that cannot be written, before hours of running."""
-    if target.exists() and not target.is_dir():
-        raise BringupError(f"{target}: is a file; the report needs a directory: give another with --out")
-    if target.is_dir():
-        foreign = sorted(path.name for path in target.iterdir() if path.name not in OUTPUTS)
-        if foreign:
-            raise BringupError(
-                f"{target}: is not a report's directory (it holds {foreign[0]}): give another with --out, or empty it"
-            )
-    folder = next(path for path in (target, *target.resolve().parents) if path.is_dir())
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise BringupError(f"{target}: {folder} is not writable: give another directory with --out")
 
 
 def _record(
@@ -337,7 +325,11 @@ def _report_before_termination(finish: Callable[[], None]) -> None:
     """
 
     def handle(number: int, _frame: object) -> None:
-        finish()
+        signal.signal(number, signal.SIG_IGN)  # the report is being written
+        try:
+            finish()
+        except BringupError as error:  # it is no error of the program's
+            print(f"bringup: {plain(str(error))}", file=sys.stderr)
         sys.stdout.flush()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
@@ -429,18 +421,16 @@ def _write(recorder: Recorder, to: _Report) -> None:
         findings = sanitize.findings(trace, to.checks) + list(noticed.values())
         prediction.summary = replace(prediction.summary, findings=findings)
         to.found = len(findings)
-    files = writer.write(prediction, to.target, progress=sys.stderr.isatty())
+    writer.write(prediction, to.target, progress=sys.stderr.isatty())
     if to.as_json:
         print(machine.as_json(prediction.summary, indent=None), flush=True)
         return
     console = terminal.console()
     console.print()
     terminal.print_summary(prediction.summary, console)
-    console.print(
-        f"report: {files['report.html']}   trace: {files['trace.parquet']}   "
-        f"timeline: {files['timeline.json']} (Perfetto)",
-        highlight=False,
-    )
+    report, trace_file, timeline = (Path(to.out, name) for name in ("report.html", "trace.parquet", "timeline.json"))
+    paths = f"report: {report}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
+    console.print(terminal.shown(paths), highlight=False, soft_wrap=True)
     if len(to.chips) > 1:
         from bringup.cli.compare import print_table
         from bringup.comparison import compare

@@ -42,7 +42,9 @@ def _script(figure: Any) -> Markup:
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
-def _render(template: str, *, title: str, js: str = "", plots: dict[str, Any] | None = None, **values: Any) -> str:
+def _render(
+    template: str, *, title: str, js: str = "", plots: dict[str, Any] | None = None, run: str = "", **values: Any
+) -> str:
     """Write a page with our style, and with plotly if it has plots."""
     plotly = ""
     if plots:
@@ -51,7 +53,7 @@ def _render(template: str, *, title: str, js: str = "", plots: dict[str, Any] | 
         plotly = Markup(get_plotlyjs())
     figures = {name: _script(figure) for name, figure in (plots or {}).items()}
     found = _templates().get_template(template)
-    return found.render(title=title, css=_own("page.css"), js=js, plotly=plotly, figures=figures, **values)
+    return found.render(title=title, run=run, css=_own("page.css"), js=js, plotly=plotly, figures=figures, **values)
 
 
 def page(timeline: Timeline, summary: Summary) -> str:
@@ -67,6 +69,7 @@ def page(timeline: Timeline, summary: Summary) -> str:
         title=f"{timeline.trace.about.get('program', 'trace')} on {summary.chip}: bringup",
         js=_own("page.js"),
         plots=plots,
+        run=summary.run,
         about=timeline.trace.about,
         chip=timeline.chip,
         s=summary,
@@ -92,6 +95,7 @@ def comparison(trace: Trace, rows: list[Row]) -> str:
     return _render(
         "compare.html",
         title=f"{trace.about.get('program', 'trace')} on {len(rows)} chips: bringup",
+        run=trace.about.get("run", ""),
         about=trace.about,
         rows=rows,
         fastest=min(row.summary.step_seconds for row in rows) or 1.0,

@@ -55,9 +55,10 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
     return found
 
 
-def text(timeline: Timeline) -> str:
-    """Write the events as JSON."""
-    return json.dumps({"displayTimeUnit": "ms", "traceEvents": events(timeline)}, sort_keys=True)
+def text(timeline: Timeline, run: str = "") -> str:
+    """Write the events as JSON, with the id of a report's run."""
+    about = {"displayTimeUnit": "ms", "otherData": {"run": run}}
+    return json.dumps({**about, "traceEvents": events(timeline)}, sort_keys=True, allow_nan=False)
 
 
 def _name(what: str, process: int, thread: int, name: str) -> dict[str, Any]:

@@ -1,44 +1,70 @@
-"""A report's directory: trace, summary, page, timeline, each whole or not at all."""
+"""The files of a report: trace, summary, page, timeline."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.prediction import Prediction
-from bringup.report import html, machine, perfetto
+from bringup.report import directory, html, machine, perfetto
 
 
-def write(prediction: Prediction, target: Path, *, progress: bool = False) -> dict[str, Path]:
-    """Write the four files of a report.
+def write(prediction: Prediction, target: Path, *, progress: bool = False) -> None:
+    """Write the four files of a report, together or not at all. The prediction gets the run's id, as they do.
 
     Args:
         prediction: a priced trace.
         target: the directory, made if it is not there.
         progress: show a bar on stderr.
 
-    Returns:
-        file name -> path.
+    Raises:
+        BringupError: a file cannot be written; the directory is as it was.
     """
-    try:
-        target.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BringupError(f"{target}: cannot be made ({error.strerror}): give another directory with --out") from None
-    timeline, summary = prediction.timeline, prediction.summary
+    trace, timeline = prediction.trace, prediction.timeline
+    run = run_id(prediction)
+    trace.about["run"] = run
+    summary = prediction.summary = replace(prediction.summary, run=run)
     work: dict[str, Callable[[Path], None]] = {
-        "trace.parquet": lambda path: prediction.trace.save(path),
+        "trace.parquet": trace.save,
         "summary.json": lambda path: write_text(path, machine.as_json(summary) + "\n"),
-        "timeline.json": lambda path: write_text(path, perfetto.text(timeline)),
+        "timeline.json": lambda path: write_text(path, perfetto.text(timeline, run)),
         "report.html": lambda path: write_text(path, html.page(timeline, summary)),
     }
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         task = bar.add_task("writing the report", total=len(work))
-        for name, save in work.items():
-            save(target / name)
-            bar.advance(task)
-    return {name: target / name for name in work}
+
+        def counted(save: Callable[[Path], None]) -> Callable[[Path], None]:
+            def step(path: Path) -> None:
+                save(path)
+                bar.advance(task)
+
+            return step
+
+        directory.write(target, {name: counted(save) for name, save in work.items()})
+
+
+def run_id(prediction: Prediction) -> str:
+    """Return what tells a report from that of another recording or machine: the same for the same program and files.
+
+    The host's own nanoseconds, which differ from run to run, count by what they change in the summary.
+    """
+    trace, timeline = prediction.trace, prediction.timeline
+    digest = hashlib.sha256(machine.as_json(replace(prediction.summary, run="")).encode())
+    for name, column in trace.columns.items():
+        if name != "host_ns":
+            digest.update(np.ascontiguousarray(column).data)
+    for column in (trace.uses, trace.offsets):
+        digest.update(np.ascontiguousarray(column).data)
+    about = {name: value for name, value in trace.about.items() if name != "run"}
+    described = [about, trace.signature_data, trace.lines, trace.modules]
+    described += [timeline.chip.model_dump(), timeline.host.model_dump()]
+    digest.update(json.dumps(described, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
