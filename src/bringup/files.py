@@ -25,6 +25,18 @@ _KINDS = {
 _STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # the process's own, even if a file was given as input
 
 
+def current_directory() -> str:
+    """Return the current directory.
+
+    Raises:
+        BringupError: it was removed.
+    """
+    try:
+        return os.getcwd()
+    except OSError:
+        raise BringupError("the current directory was removed: change to another one (cd), and try again") from None
+
+
 def read_bytes(path: StrPath, what: str, error: type[BringupError] = BringupError) -> bytes:
     """Return what a regular file holds.
 

@@ -20,19 +20,18 @@ class Limit(NamedTuple):
 BYTES = {
     "chip file": Limit(1 << 20, "the longest that ships has 4 KiB"),
     "host file": Limit(1 << 20, "the longest that ships has 2 KiB"),
-    "trace file": Limit(1 << 29, "a million launches take some 20 MiB"),
-    "scorecard": Limit(16 << 20, "56 items and 700 operators in 12 dtypes take 300 KiB"),
-    "measurement file": Limit(64 << 20, "the largest that was published has 20 MiB"),
-    "summary": Limit(64 << 20, "25 kernels, 3 bottlenecks and every fallback take 20 KiB"),
-    "report": Limit(1 << 29, "plotly's script takes 5 MiB, the figures as much at most"),
+    "trace file": Limit(1 << 29, "the rows below, at 32 bytes each"),
+    "scorecard": Limit(16 << 20, "56 items, and a matrix of 700 operators"),
+    "measurement file": Limit(64 << 20, "the sets of seven publishers have 67,000 rows together"),
+    "report": Limit(1 << 29, "plotly's script takes 5 MiB of a page"),
 }
 
-# Of a trace file, beside its size. The largest recordings so far are soak runs of some ten million rows.
+# Of a trace file, beside its size.
 TRACE = {
-    "rows": Limit(1 << 25, "the replay takes some 150 bytes a row, 5 GiB for all"),
+    "rows": Limit(1 << 24, "a comparison of so many takes 4 GiB"),
     "row groups": Limit(1 << 12, "Arrow puts a million rows into one"),
     "columns": Limit(64, "a trace has 16"),
-    "uses": Limit(1 << 27, "storages of all rows, eight bytes each: 1 GiB"),
+    "uses": Limit(1 << 26, "four storages a row"),
     "bytes": Limit(1 << 32, "before compression; twice the columns of all rows"),
     "description bytes": Limit(1 << 26, "signatures, lines and modules; a thousand kinds of launch take 400 KiB"),
     "signatures": Limit(1 << 18, "kinds of launch that differ in operator, shapes or arguments"),

@@ -37,10 +37,9 @@ class Places:
     def of_process(cls) -> Places:
         """Take the current directory and the program of this process."""
         try:
-            start = os.getcwd()
-        except OSError:  # it was removed
-            start = os.sep
-        return cls(start, sys.argv[0])
+            return cls(os.getcwd(), sys.argv[0])
+        except OSError:  # the directory was removed
+            return cls(os.sep, sys.argv[0])
 
     def line(self, text: str) -> str:
         """Shorten ``/home/me/train.py:12 (backward)``; a relative path is below the current directory."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -125,7 +126,7 @@ def load(files: tuple[str, ...] = ()) -> dict[str, Item]:
     for file in files:
         path = Path(file)
         spec = importlib.util.spec_from_file_location(f"bringup_items_{path.stem}", path)
-        if not path.is_file() or spec is None or spec.loader is None:
+        if not os.path.isfile(path) or spec is None or spec.loader is None:
             raise BringupError(f"{file}: there is no such file of items; give the path of a Python file")
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     return dict(sorted(ITEMS.items(), key=lambda pair: (pair[0][0], int(pair[0][1:]) if pair[0][1:].isdigit() else 0)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def command(device: str, name: str | None, out: str) -> None:
     from bringup.validation import errors, summarize
 
     folder = Path(out)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise BringupError(f"{folder} is no folder: make it first, or give another with --out")
     chosen = name or f"this-{device.split(':')[0]}"
     console = terminal.console()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -44,14 +45,12 @@ def command(
 
     With --vary, look for the largest number that fits, such as a batch size.
     """
-    from pathlib import Path
-
     from bringup.search import Program, search
 
     described = {name: load_chip(name) for name in chips.split(",") if name}
     if not described:
         raise BringupError("--chips names no chip: give one or more, separated by commas")
-    if not Path(script).is_file():
+    if not os.path.isfile(script):
         raise BringupError(f"{script}: there is no such script; give the path of a Python file")
     if vary is not None and not re.fullmatch(r"--?[A-Za-z][\w-]*|[A-Za-z_]\w*", vary):
         raise BringupError(

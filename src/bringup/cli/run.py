@@ -20,6 +20,7 @@ import click
 
 from bringup.chip import load_chip, load_host
 from bringup.errors import BringupError
+from bringup.files import current_directory
 from bringup.text import plain
 
 if TYPE_CHECKING:
@@ -235,8 +236,8 @@ def _stem(script: str, module: bool) -> str:
 
 def _script_program(script: str) -> _Program:
     path = Path(script)
-    if not path.is_file():
-        what = "is a directory" if path.is_dir() else "there is no such script"
+    if not os.path.isfile(path):
+        what = "is a directory" if os.path.isdir(path) else "there is no such script"
         raise BringupError(f"{script}: {what}; give the path of a Python file, or -m and a module")
     try:
         source = path.read_bytes()
@@ -247,7 +248,8 @@ def _script_program(script: str) -> _Program:
 
 
 def _module_program(name: str) -> _Program:
-    sys.path.insert(0, os.getcwd())
+    here = current_directory()
+    sys.path.insert(0, here)
     try:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:
@@ -267,7 +269,7 @@ def _module_program(name: str) -> _Program:
         assert isinstance(found, types.CodeType)
         return found
 
-    return _Program(spec.origin, os.getcwd(), code, spec)
+    return _Program(spec.origin, here, code, spec)
 
 
 def _record(

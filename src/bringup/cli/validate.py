@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -238,7 +239,7 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
             "--chip ./this-cpu.toml"
         )
     beside = Path(chip_file).with_name("this-host.toml")
-    chip, host = load_chip(chip_file), load_host(host_file or (str(beside) if beside.is_file() else None))
+    chip, host = load_chip(chip_file), load_host(host_file or (str(beside) if os.path.isfile(beside) else None))
     with Progress(console=Console(stderr=True), transient=True) as bar:
 
         def begin(total: int) -> Callable[[], Any]:

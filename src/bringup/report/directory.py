@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bringup.errors import BringupError
-from bringup.files import OURS, read_bytes
+from bringup.files import OURS, current_directory, read_bytes
 
 OUTPUTS = ("trace.parquet", "summary.json", "timeline.json", "report.html")
 ADDED = ("compare.html",)  # to a report, later
@@ -61,10 +61,7 @@ def prepare(out: str, own: tuple[str, ...] | None = (*OUTPUTS, *ADDED)) -> Path:
     Raises:
         BringupError: it is a file, holds something else, or cannot be written.
     """
-    try:
-        target = Path(os.path.abspath(out))
-    except FileNotFoundError:
-        raise BringupError("the current directory was removed: change to another one (cd), and run again") from None
+    target = Path(os.path.normpath(out if os.path.isabs(out) else os.path.join(current_directory(), out)))
     try:
         is_there = _is_there(out, target)
         for folder in (target, target.parent):
