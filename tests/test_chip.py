@@ -141,6 +141,7 @@ def test_malformed_chip_file_is_told_in_one_sentence(tmp_path: Path, old: str, n
             'description = "\\u001b]0;x\\u0007"#',
             r"description: a text may not have the character",
         ),
+        ("[power]", '[sources]\n"a\\nb" = "y"\n[power]', r"[sources] names a\nb, which is not a number"),
         ("description = ", 'description = "' + "y" * 900 + '"#', "String should have at most 200 characters, got 'yyy"),
     ],
 )

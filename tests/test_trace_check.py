@@ -186,7 +186,7 @@ def test_file_that_grows_beyond_any_recording_is_refused_unread(
     pq.write_table(pa.table(zeros).replace_schema_metadata(text), spoiled.path, compression="zstd")
     assert spoiled.path.stat().st_size < 1 << 20
     with pytest.raises(
-        bringup.TraceError, match=r"has 67,108,864 rows, and bringup reads a trace of at most 33,554,432"
+        bringup.TraceError, match=r"has 67,108,864 rows, and bringup reads a trace of at most 16,777,216"
     ):
         bringup.Trace.load(spoiled.path)
     trace.save(spoiled.path)

@@ -1,0 +1,580 @@
+"""Files of others, broken on purpose: what reads them ends in the answer or in one sentence.
+
+    python -m tests.fuzz_files --count 20000 --seed 1                 # a campaign over every format
+    python -m tests.fuzz_files --seed 1 --format trace --only 4711    # one input again, with its traceback
+
+Input number n of a format follows from the seed and n alone. A process reads the inputs one after the other. If it
+dies or hangs, the input under way is a crash or a hang, and another process goes on with the next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import copy
+import functools
+import io
+import json
+import math
+import multiprocessing
+import random
+import signal
+import sys
+import tempfile
+import time
+import tomllib
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bringup.errors import BringupError
+
+ROOT = Path(__file__).parent
+SECONDS = 30  # for one input: the slowest take one
+OUTCOMES = ("accepted", "one sentence", "traceback", "crash", "hang")
+FAULTS = OUTCOMES[2:]
+Value = Any
+Random = random.Random
+
+TEXTS = (
+    *("", "x" * 5000, "\x1b]0;title\x07", "\u202egpj", "[/red]", "[bold]", "<script>alert(1)</script>", "a\nb"),
+    *("\udcff", "\0", "nan", "-1", "../../x", "float32", "int64", "aten::mm", "triton::k", "fused::x", "aten::copy_"),
+)
+COUNTS = (0, 1, -1, 2, 7, 63, 64, 255, 2**15, 2**31 - 1, 2**31, -(2**31), 2**32, 2**62, -(2**62), 2**63 - 1)
+NUMBERS = (*COUNTS, 2**53, 2**63, -(2**63), 2**64, 10**400, 0.5, 1e-300, 1e300, math.inf, -math.inf, math.nan)
+BYTES = (b"\0", b"\xff", b"9" * 5000, b"[" * 3000, b'"', b"\n", b"-", b"nan", b"1e999", b"{", b"}", b",,")
+
+
+# ---- mutations
+
+
+def nested(depth: int) -> Value:
+    """Return lists in lists."""
+    return functools.reduce(lambda inner, _: [inner], range(depth), [])
+
+
+def strange(rng: Random) -> Value:
+    """Return a value that hardly belongs where it is put."""
+    kind = rng.randrange(10)
+    if kind < 5:
+        return rng.choice(NUMBERS)
+    if kind < 7:
+        return rng.choice(TEXTS)
+    if kind == 7:
+        return nested(rng.choice((1, 3, 30, 300)))
+    return rng.choice((None, True, False, [], {}, {"tensor": -1}, {"tensor": 1}, [[]], [1, 2, 3], {"a": {"b": 1}}))
+
+
+def near(rng: Random, value: Value) -> Value:
+    """Return a value of the same kind that may well belong there."""
+    if type(value) is int:
+        return rng.choice((value + 1, max(value - 1, 0), value * 2, value * 1000, max(value // 2, 1)))
+    if type(value) is float:
+        return value * 10 ** rng.uniform(-4, 4)
+    if isinstance(value, list):
+        return rng.sample(value, len(value)) if rng.random() < 0.5 else [*value, *value]
+    return strange(rng)
+
+
+def places(value: Value, at: tuple[Value, ...] = ()) -> Iterator[tuple[Value, ...]]:
+    """Yield the path of every value in lists and tables."""
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in items:
+        yield (*at, key)
+        yield from places(item, (*at, key))
+
+
+def at(value: Value, path: tuple[Value, ...]) -> Value:
+    """Return the value at a path."""
+    return functools.reduce(lambda inner, step: inner[step], path, value)
+
+
+def mutated(rng: Random, value: Value, times: int = 3) -> Value:
+    """Return a copy in which some values are changed, left out, doubled, renamed or moved."""
+    value = copy.deepcopy(value)
+    for _ in range(rng.randint(1, times)):
+        everywhere = list(places(value))
+        if not everywhere:
+            return strange(rng)
+        path = rng.choice(everywhere)
+        owner, key = at(value, path[:-1]), path[-1]
+        how = rng.randrange(10)
+        if how < 3:
+            owner[key] = strange(rng)
+        elif how < 6:
+            owner[key] = near(rng, owner[key])
+        elif how == 6:
+            del owner[key]
+        elif how == 7 and isinstance(owner, dict):
+            owner[rng.choice((*TEXTS, "name", "x"))] = owner.pop(key)
+        elif how == 7:
+            owner[key:key] = [copy.deepcopy(owner[key])] * rng.choice((1, 2, 100))
+        else:
+            owner[key] = copy.deepcopy(at(value, rng.choice(everywhere)))
+    return value
+
+
+def mutated_bytes(rng: Random, data: bytes) -> bytes:
+    """Return bytes of which some are changed, left out, doubled, or cut off."""
+    for _ in range(rng.randint(1, 4)):
+        start = rng.randrange(len(data) + 1)
+        end = min(start + rng.choice((0, 1, 4, 30, 1000)), len(data))
+        piece = data[start:end]
+        how = rng.randrange(6)
+        if how == 0:
+            data = data[:start]
+            continue
+        new = (
+            b"",
+            piece * rng.choice((0, 2, 50)),
+            bytes(rng.randrange(256) for _ in range(min(len(piece) + 1, 40))),
+            rng.choice(BYTES),
+            bytes(b ^ (1 << rng.randrange(8)) for b in piece[:40]) + piece[40:],
+        )[how - 1]
+        data = data[:start] + new + data[end:]
+    return data
+
+
+def as_json(value: Value) -> bytes:
+    """Write JSON; a value that JSON cannot say becomes an empty text."""
+    try:
+        return json.dumps(value).encode()
+    except (ValueError, RecursionError):
+        return b""
+
+
+# ---- what reads them
+
+
+def finite(text: str) -> None:
+    """Read JSON that must not hold what is no number."""
+
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in JSON")
+
+    json.loads(text, parse_constant=refuse)
+
+
+def command(*arguments: str) -> str:
+    """Run the command line here; what it prints must be fit for a terminal."""
+    from bringup.cli import bringup
+
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        bringup.main(list(arguments), standalone_mode=False)
+    hidden = [c for c in printed.getvalue() if c != "\n" and not c.isprintable()]
+    assert not hidden, f"{hidden[:5]} reached the terminal"
+    return printed.getvalue()
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        make: writes one broken input into a folder, as the random numbers have it; returns its path.
+        use: does with it whatever can be done.
+    """
+
+    make: Callable[[Random, Path], Path]
+    use: Callable[[Path], object]
+
+
+# ---- traces and reports
+
+
+@functools.cache
+def recording() -> Any:
+    """A small recording with most kinds of rows, and an operator of most families."""
+    import torch
+    from torch.nn import functional
+
+    import bringup
+
+    chips: Any = torch.chip  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 4))
+    model.to("chip")
+    optimizer = torch.optim.AdamW(model.parameters())
+    with bringup.record() as trace:
+        for _ in range(3):
+            loss = model(torch.randn(2, 3, 8, 8).to("chip")).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        side = chips.Stream()
+        with side:
+            q = torch.randn(1, 2, 4, 8, device="chip")
+            x = functional.scaled_dot_product_attention(q, q, q).softmax(-1).flatten().topk(3).values
+            event = side.record_event()
+        chips.current_stream().wait_event(event)
+        event.synchronize()
+        x.sort().values[torch.tensor([0, 1], device="chip")].sum().item()
+        functional.layer_norm(q, (8,)).cumsum(-1)
+        torch.bmm(q[0], q[0].mT)
+        functional.max_pool2d(q, 2)
+        torch.linalg.inv(torch.eye(4, device="chip"))
+    return trace
+
+
+@functools.cache
+def trace_file() -> str:
+    """The recording as a file."""
+    path = Path(tempfile.mkdtemp(prefix="bringup-fuzz-"), "t.parquet")
+    recording().save(path)
+    return str(path)
+
+
+def make_trace(rng: Random, folder: Path) -> Path:
+    """Break the description, the columns, or the bytes of a trace."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(trace_file())
+    text = table.schema.metadata[b"bringup"]
+    how = rng.random()
+    if how < 0.5:
+        about = json.loads(text)
+        part = rng.choice([*about, "signatures", "signatures"])
+        about[part] = mutated(rng, about[part])
+        text = as_json(about if rng.random() < 0.95 else mutated(rng, about))
+    elif how < 0.85:
+        table = _mutated_columns(rng, table)
+    path = folder / "t.parquet"
+    codec = rng.choice(("zstd", "snappy", "none"))
+    pq.write_table(table.replace_schema_metadata({"bringup": text}), path, compression=codec)
+    if how >= 0.85:
+        path.write_bytes(mutated_bytes(rng, path.read_bytes()))
+    return path
+
+
+def _mutated_columns(rng: Random, table: Any) -> Any:
+    import numpy as np
+    import pyarrow as pa
+
+    for _ in range(rng.randint(1, 3)):
+        name = rng.choice([name for name in table.column_names if pa.types.is_integer(table[name].type)] + ["uses"])
+        if name == "uses":
+            rows = table[name].to_pylist()
+            rows[rng.randrange(len(rows))] = [rng.choice(COUNTS) for _ in range(rng.choice((0, 1, 3, 200)))]
+            values = pa.array(rows, pa.list_(pa.int64()))
+        else:
+            numbers = table[name].to_numpy().astype(np.int64)
+            start = rng.randrange(len(numbers))
+            end = start + rng.choice((1, 1, 3, 10**6))
+            numbers[start:end] = rng.choice((rng.choice(COUNTS), int(rng.choice(numbers.tolist()))))
+            values = pa.array(numbers.astype(rng.choice((np.int64, np.int64, np.int8, np.float32))))
+        table = table.set_column(table.column_names.index(name), name, values)
+    if rng.random() < 0.1:
+        table = table.drop_columns([rng.choice(table.column_names)])
+    if rng.random() < 0.1:
+        table = table.slice(rng.randrange(len(table)), rng.randrange(len(table)))
+    return table
+
+
+def use_trace(path: Path) -> None:
+    """Price a trace, write all files of a report, and compare."""
+    import bringup
+    from bringup.report import writer
+
+    trace = bringup.Trace.load(path)
+    for clock, chip in (("modelled", "t4"), ("measured", "edge8")):
+        prediction = bringup.price(trace, chip, host_clock=clock)  # type: ignore[arg-type]
+        writer.write(prediction, path.with_suffix(".report"))
+    for name in ("summary.json", "timeline.json"):
+        finite((path.with_suffix(".report") / name).read_text())
+    command("compare", str(path.with_suffix(".report")), "--chips", "t4,tpu-v3,edge-tpu,gaudi2")
+
+
+def make_report(rng: Random, folder: Path) -> Path:
+    """Mix up the files of a report."""
+    from bringup.report.directory import NEW, OUTPUTS, STAGE
+
+    report = folder / "r"
+    report.mkdir()
+    ids = [rng.choice("ab") * 16 if rng.random() < 0.08 else "c" * 16 for _ in OUTPUTS]
+    for name, run in zip(OUTPUTS, ids, strict=True):
+        text = f'{{"run": "{run}"}}' if name != "report.html" else f'<meta name="bringup-run" content="{run}">'
+        (report / name).write_bytes(mutated_bytes(rng, text.encode()) if rng.random() < 0.2 else text.encode())
+    recording().about["run"] = rng.choice(("", *["c" * 16] * 9))
+    recording().save(report / "trace.parquet")
+    name = rng.choice((*OUTPUTS, "compare.html", NEW, f"{STAGE}x", ".trace.parquet.1"))
+    with contextlib.suppress(FileNotFoundError):
+        (report / name).unlink()
+    how = rng.randrange(6)
+    if how == 0:
+        (report / name).mkdir()
+    elif how == 1:
+        (report / name).symlink_to(rng.choice((name, "nowhere", report / "summary.json", "/dev/zero")))
+    elif how == 2:
+        (report / name).write_bytes(rng.choice(BYTES))
+    elif how == 3:
+        (report / NEW).mkdir(exist_ok=True)
+        (report / NEW / rng.choice((*OUTPUTS, "thesis.tex"))).write_text('{"run": "cccccccccccccccc"}')
+    return report
+
+
+def use_report(path: Path) -> None:
+    """Read the directory, and put another report into it."""
+    from bringup.report import directory
+
+    with contextlib.suppress(BringupError):
+        directory.write(directory.prepare(str(path)), {})
+    command("compare", str(path), "--chips", "t4")
+
+
+# ---- chips and hosts
+
+
+def _make_described(kind: str) -> Callable[[Random, Path], Path]:
+    def make(rng: Random, folder: Path) -> Path:
+        import tomli_w
+
+        from bringup.chip import CHIPS, HOSTS, available_hosts
+
+        names = ("t4", "edge8", "tpu-v3", "wormhole-n150") if kind == "chip" else tuple(available_hosts())
+        text = ((CHIPS if kind == "chip" else HOSTS) / f"{rng.choice(names)}.toml").read_bytes()
+        path = folder / "mine.toml"
+        if rng.random() < 0.3:
+            path.write_bytes(mutated_bytes(rng, text))
+            return path
+        data: Value = tomllib.loads(text.decode())
+        if rng.random() < 0.7:
+            data = {**data, "invented": True, "sources": {}}
+        if kind == "chip" and rng.random() < 0.3:
+            data |= {"efficiency": {"softmax": 0.5}, "streams": {"copy": 0.5}, "kernels": {"grid": [2, 2, 2]}}
+        numbers = [place for place in places(data) if type(at(data, place)) in (int, float)]
+        for place in rng.sample(numbers, rng.randrange(6)):
+            at(data, place[:-1])[place[-1]] = near(rng, at(data, place))
+        if rng.random() < 0.4:
+            data = mutated(rng, data, times=2)
+        try:
+            path.write_bytes(tomli_w.dumps(data).encode("utf-8", "surrogatepass"))
+        except (AttributeError, RecursionError, TypeError, ValueError):  # what TOML cannot say
+            path.write_bytes(mutated_bytes(rng, text))
+        return path
+
+    return make
+
+
+def use_chip(path: Path) -> None:
+    """Check, show and compare a chip."""
+    command("chips", "check", str(path))
+    command("chips", "show", str(path))
+    finite(command("chips", "show", "--json", str(path)))
+    command("compare", trace_file(), "--chips", f"t4,{path}", "--html", str(path.with_suffix(".html")))
+    finite(command("compare", trace_file(), "--chips", str(path), "--json"))
+
+
+def use_host(path: Path) -> None:
+    """Compare on a host."""
+    page = str(path.with_suffix(".html"))
+    command("compare", trace_file(), "--chips", "t4,gaudi2", "--host", str(path), "--html", page)
+    finite(command("compare", trace_file(), "--chips", "edge8", "--host", str(path), "--json"))
+
+
+# ---- scorecards, measurement sets, kernels
+
+
+def line(number: int, score: float) -> dict[str, Value]:
+    """A line of a scorecard."""
+    about = {"id": f"A{number}", "level": "D", "title": "t", "verdict": "partial", "evidence": "", "hint": ""}
+    return {**about, "score": score, "seconds": 1.0}
+
+
+def make_card(rng: Random, folder: Path) -> Path:
+    """Break a scorecard."""
+    lines = [line(number, number / 4) for number in range(4)]
+    ops = {"add": {"float32": "native"}}
+    text = as_json(mutated(rng, {"schema": 1, "device": "chip", "chip": "t4", "items": lines, "ops": ops}))
+    path = folder / "card.json"
+    path.write_bytes(mutated_bytes(rng, text) if rng.random() < 0.3 else text)
+    return path
+
+
+def use_card(path: Path) -> None:
+    """Compare a new card with it."""
+    from bringup.check import card
+    from bringup.report import html
+
+    old = card.load(str(path))
+    new = {"schema": 1, "device": "chip", "chip": "t4", "items": [line(1, 0.9), line(2, 0.1)], "ops": {}}
+    for word, was, now in card.changes(old, new):
+        f"{word} {was['verdict']} {was['score']:.0%} {now['score']:.0%}"
+    html.scorecard(new, {}, old)
+
+
+def make_set(rng: Random, folder: Path) -> Path:
+    """Break a file of a measurement set."""
+    from tests.test_validation import SETS
+
+    name = rng.choice(list(SETS))
+    lines = [text.split(",") for text in SETS[name].splitlines()]
+    path = folder / "sets" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if rng.random() < 0.7:
+        row = rng.choice(lines)
+        for _ in range(rng.randint(1, 3)):
+            place = rng.randrange(len(row) + 1)
+            cells = [str(strange(rng))[:6000].replace("\n", " ") for _ in range(rng.choice((0, 1, 1, 1, 2)))]
+            row[place : place + 1] = cells
+        path.write_text("\n".join(map(",".join, lines)), "utf-8", "surrogatepass")
+    else:
+        path.write_bytes(mutated_bytes(rng, SETS[name].encode()))
+    if name.startswith("aiconfigurator") and rng.random() < 0.5:
+        about = [{"file": path.name, "constant_columns": {"latency": "1", "m": "3"}}]
+        (path.parent / "FILES.json").write_bytes(as_json(mutated(rng, about)))
+    return folder / "sets"
+
+
+def use_set(path: Path) -> None:
+    """Predict the figures."""
+    command("validate", "--data", str(path), "--html", str(path / "v.html"))
+    finite(command("validate", "--data", str(path), "--json"))
+
+
+def make_ttir(rng: Random, folder: Path) -> Path:
+    """Break the text of a kernel."""
+    path = folder / "kernel.ttir"
+    lines = rng.choice(sorted((ROOT / "kernels" / "ttir").glob("*/*.ttir"))).read_text().splitlines()
+    if rng.random() < 0.3:
+        path.write_bytes(mutated_bytes(rng, "\n".join(lines).encode()))
+        return path
+    strange_words = (*TEXTS, *map(str, COUNTS), "%0", "%nothing", "tensor<0xf32>", "(" * 500)
+    for _ in range(rng.randint(1, 3)):
+        place = rng.randrange(len(lines))
+        words = lines[place].split(" ")
+        how = rng.randrange(6)
+        if how == 0 and len(lines) > 1:
+            del lines[place : place + rng.choice((1, 1, 5, 10**6))]
+            lines = lines or [""]
+        elif how == 1:
+            lines[place:place] = [rng.choice(lines)] * rng.choice((1, 2, 500))
+        elif how == 2:
+            words[rng.randrange(len(words))] = rng.choice(strange_words)
+            lines[place] = " ".join(words)
+        elif how == 3:
+            words.pop(rng.randrange(len(words)))
+            lines[place] = " ".join(words)
+        elif how == 4:
+            lines[place] = lines[place].replace(str(rng.choice((16, 64, 1, 32))), str(rng.choice(COUNTS)))
+        else:
+            lines[place], lines[-1] = lines[-1], lines[place]
+    path.write_text("\n".join(lines), "utf-8", "surrogatepass")
+    return path
+
+
+def use_ttir(path: Path) -> None:
+    """Read and compile a kernel."""
+    from bringup.kernels import ttir
+    from bringup.kernels.executor import Kernel
+
+    Kernel(ttir.parse(path.read_text("utf-8", "replace")))
+
+
+FORMATS = {
+    "chip file": Format(_make_described("chip"), use_chip),
+    "host file": Format(_make_described("host"), use_host),
+    "trace": Format(make_trace, use_trace),
+    "report": Format(make_report, use_report),
+    "scorecard": Format(make_card, use_card),
+    "measurement set": Format(make_set, use_set),
+    "TTIR": Format(make_ttir, use_ttir),
+}
+
+
+def outcome_of(name: str, rng: Random) -> tuple[str, str]:
+    """Make one input and use it; return the outcome, and what went wrong."""
+    with tempfile.TemporaryDirectory(prefix="bringup-fuzz-") as folder, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        path = FORMATS[name].make(rng, Path(folder))
+        try:
+            FORMATS[name].use(path)
+        except BringupError as error:
+            whole = bool(str(error)) and "\n" not in str(error)
+            return ("one sentence", "") if whole else ("traceback", f"not one sentence: {error}")
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__}: {str(error)[:100]}"
+            return "traceback", f"{what} ({Path(place.filename).name}:{place.lineno})"
+    return "accepted", ""
+
+
+# ---- a campaign
+
+
+def rng_of(seed: int, name: str, number: int) -> Random:
+    """Return the random numbers of an input."""
+    return random.Random(f"{seed} {name} {number}")
+
+
+def _work(name: str, seed: int, numbers: list[int], pipe: Any) -> None:
+    for number in numbers:
+        pipe.send((number, None, ""))
+        pipe.send((number, *outcome_of(name, rng_of(seed, name, number))))
+    pipe.close()
+
+
+def campaign(name: str, seed: int, count: int) -> Iterator[tuple[int, str, str]]:
+    """Read inputs in processes of their own; yield number, outcome and reason of each."""
+    pending = list(range(count))
+    while pending:
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(name, seed, pending, theirs))
+        process.start()
+        theirs.close()
+        under_way, ended = pending[0], "crash"
+        patience = 120.0  # to start
+        with contextlib.suppress(EOFError):
+            while True:
+                if not ours.poll(patience):
+                    ended = "hang"
+                    process.kill()
+                    break
+                under_way, outcome, reason = ours.recv()
+                patience = SECONDS
+                if outcome is not None:
+                    pending.remove(under_way)
+                    yield under_way, outcome, reason
+        process.join()
+        code = process.exitcode or 0
+        if pending:
+            pending.remove(under_way)
+            yield under_way, ended, signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def main() -> int:
+    """Run a campaign, or one input."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--count", type=int, default=20_000, help="inputs over all formats")
+    options.add_argument("--seed", type=int, default=1)
+    options.add_argument("--format", choices=FORMATS, default=None)
+    options.add_argument("--only", type=int, default=None, help="one input, here, with its traceback")
+    asked = options.parse_args()
+    names = [asked.format] if asked.format else list(FORMATS)
+    if asked.only is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            FORMATS[names[0]].use(FORMATS[names[0]].make(rng_of(asked.seed, names[0], asked.only), Path(folder)))
+        return 0
+    print(f"{'format':16}{'inputs':>8}" + "".join(f"{outcome:>14}" for outcome in OUTCOMES) + f"{'seconds':>9}")
+    faults: list[str] = []
+    for place, name in enumerate(names):
+        counts: collections.Counter[str] = collections.Counter()
+        began = time.monotonic()
+        share = asked.count // len(names) + (place < asked.count % len(names))
+        for number, outcome, reason in campaign(name, asked.seed, share):
+            counts[outcome] += 1
+            if outcome in FAULTS:
+                faults.append(f"{name} {number}: {outcome}, {reason}")
+        row = "".join(f"{counts[outcome]:>14,}" for outcome in OUTCOMES)
+        print(f"{name:16}{counts.total():>8,}{row}{time.monotonic() - began:>9.0f}", flush=True)
+    print("\n".join(faults))
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
