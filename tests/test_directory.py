@@ -132,6 +132,16 @@ def test_what_fails_leaves_the_old_report(tmp_path: Path, error: BaseException) 
     assert runs(tmp_path / "r") == {text(OLD)} and os.listdir(tmp_path) == ["r"]
 
 
+def test_lock_that_a_stopped_process_holds_is_waited_for_only_so_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(directory, "PATIENCE", 0.05)
+    directory.write(tmp_path / "r", saves(OLD))
+    with directory.locked(tmp_path / "r"):
+        directory.write(tmp_path / "r", saves(FRESH))
+    assert runs(tmp_path / "r") == {text(FRESH)}
+
+
 def test_page_of_another_run_is_not_added(tmp_path: Path) -> None:
     target = tmp_path / "r"
     directory.write(target, saves(OLD))

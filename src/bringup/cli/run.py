@@ -266,7 +266,8 @@ def _module_program(name: str) -> _Program:
 
     def code() -> types.CodeType:
         found = loader.get_code(full)
-        assert isinstance(found, types.CodeType)
+        if not isinstance(found, types.CodeType):  # an extension module
+            raise ImportError(f"No code object available for {full}")
         return found
 
     return _Program(spec.origin, here, code, spec)

@@ -243,7 +243,7 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
     with Progress(console=Console(stderr=True), transient=True) as bar:
 
         def begin(total: int) -> Callable[[], Any]:
-            task = bar.add_task(f"running models on {device}", total=total)
+            task = bar.add_task(f"running models on {terminal.shown(device)}", total=total)
             return lambda: bar.advance(task)
 
         outcome = compare(device, chip, host, begin)

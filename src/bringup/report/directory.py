@@ -11,9 +11,9 @@ No system call exchanges four files at once. A run that is killed between two of
 and the next run or reader goes on where it ended: the old report is never half there again. A reader that may not
 write sees files of two runs and says so, since all of them carry the run's id, the page of `bringup compare` too.
 
-A lock keeps those apart that swap or read at the same time. It ends with its process, and is held for the renames only:
-of several runs into one directory the report of the last one stays, whole. Every stage is locked by its owner, so one
-that is not is left over from a run that was killed, and the next run removes it.
+A lock of the directory keeps those apart that swap or read at the same time. It ends with its process, and nobody waits
+for it long. Of several runs into one directory the report of the last one stays, whole. Every stage is locked by its
+owner: one that is not is left over from a run that was killed, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ OUTPUTS = ("trace.parquet", "summary.json", "timeline.json", "report.html")
 ADDED = ("compare.html",)  # to a report, later
 CARD = ("scorecard.json", "scorecard.html", "scorecard.svg")
 STAGE, NEW = f"{OURS}stage-", f"{OURS}new"
-PATIENCE = 30.0  # seconds for the renames of others, which take microseconds
+PATIENCE = 10.0  # seconds for the renames of others, which take microseconds, unless their process is stopped
 # Files that a kill leaves: of `files.written_whole`, and of earlier versions.
 _LEFT_OVER = re.compile(
     rf"\.({'|'.join(map(re.escape, (*OUTPUTS, *ADDED, *CARD)))})\.\d+|{re.escape(OURS)}[0-9a-f]{{16}}"
@@ -159,7 +159,7 @@ def _stage(target: Path) -> Iterator[Path]:
         stage = tempfile.mkdtemp(prefix=STAGE, dir=target if target.is_dir() else target.parent)
         with suppress(FileNotFoundError):  # swept by another run before it was locked
             descriptor = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            _lock(descriptor, Path(stage))
+            _lock(descriptor)
             if os.path.isdir(stage):
                 break
             os.close(descriptor)
@@ -222,13 +222,14 @@ def locked(folder: Path) -> Iterator[None]:
     """Keep others from swapping files of a directory inside the block."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        _lock(descriptor, folder)
+        _lock(descriptor)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, folder: Path) -> None:
+def _lock(descriptor: int) -> None:
+    """Lock a folder, with patience: without the lock only two at the very same moment are in each other's way."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -236,7 +237,7 @@ def _lock(descriptor: int, folder: Path) -> None:
             return
         except BlockingIOError:
             if time.monotonic() > until:
-                raise BringupError(f"{folder}: another run is writing its report there: try again") from None
+                return
             time.sleep(0.01)
         except OSError:  # a file system without locks: the last one wins
             return
