@@ -38,6 +38,17 @@ def test_page_is_self_contained_and_escaped(prediction: bringup.Prediction, tmp_
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", own)
 
 
+def test_busiest_lanes_are_drawn(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bringup.report import figures
+
+    every, note = figures.timeline(prediction.timeline)
+    names = {trace["name"] for trace in every["data"]}
+    assert len(names) > 3 and "left out" not in note
+    monkeypatch.setattr(figures, "MOST_LANES", 2)
+    some, note = figures.timeline(prediction.timeline)
+    assert len(some["data"]) == 2 and note.endswith(f"{len(every['data']) - 2} lanes with fewer of them are left out.")
+
+
 def test_timeline_is_a_chrome_trace(prediction: bringup.Prediction) -> None:
     from bringup.report import perfetto
 

@@ -41,7 +41,7 @@ TRACE = {
     "nesting": Limit(16, "lists of lists of an operator's arguments"),
     "letters": Limit(4096, "a path or a module's name; PATH_MAX is 4,096"),
     "devices": Limit(64, "the core opens 64"),
-    "streams": Limit(1024, "the core opens 65 per device"),
+    "streams": Limit(128, "the core opens 65 per device"),
 }
 
 # Of the text of a Triton kernel. The largest of 1,600 kernels of FlagGems, Liger and the tutorials has 90,000 letters,

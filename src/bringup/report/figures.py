@@ -16,6 +16,7 @@ from bringup.timeline import Timeline
 from bringup.trace import D2D, D2H, H2D, LAUNCH
 
 MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
+MOST_LANES = 200  # by stream and family: ten streams with kernels of every family
 MOST_POINTS = 4000
 MOST_SIGNATURES = 400
 COLORS = {
@@ -61,6 +62,9 @@ def timeline(of: Timeline) -> tuple[dict[str, Any], str]:
     lanes: dict[tuple[str, str], list[int]] = {}
     for row in rows:
         lanes.setdefault(_lane(of, int(row)), []).append(int(row))
+    hidden = len(lanes) - MOST_LANES
+    if hidden > 0:
+        lanes = dict(sorted(lanes.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_LANES])
     merged = 0
     traces = []
     named: set[str] = set()
@@ -96,6 +100,8 @@ def timeline(of: Timeline) -> tuple[dict[str, Any], str]:
     note = f"The last step: {len(rows):,} launches and copies."
     if merged > 0:
         note += f" {merged:,} short neighbours are drawn as one; timeline.json has all of them."
+    if hidden > 0:
+        note += f" {hidden:,} lanes with fewer of them are left out."
     return {"data": traces, "layout": layout}, note
 
 
