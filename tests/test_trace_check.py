@@ -135,6 +135,8 @@ def test_storage_that_no_row_can_have_is_told(trace: bringup.Trace, tmp_path: Pa
         (lambda s: s.signature("aten::addmm")["inputs"][1].__setitem__(3, 2**20), "less than or equal to 65536"),
         (lambda s: s.signature("aten::addmm")["args"].update(mat1={"tensor": 9}), "an argument is tensor 9 of 3"),
         (lambda s: s.signature("aten::addmm")["args"].update(mat1={"tensor": -1}), "an argument is tensor -1 of 3"),
+        (lambda s: s.signature("aten::addmm")["args"].update(mat1={"tensor": None}), "an argument is tensor None of 3"),
+        (lambda s: s.signature("aten::addmm")["args"].update(mat1={"tensor": True}), "an argument is tensor True of 3"),
         (lambda s: s.signature("aten::addmm")["args"].update(x=json.loads("[" * 99 + "]" * 99)), "nested too deeply"),
         (lambda s: s.signature("aten::addmm")["args"].update(x=2**65), "a number of more than 64 bits"),
         (lambda s: s.signature("aten::addmm")["args"].update(read_first=[]), "read_first names no lines"),

@@ -142,8 +142,8 @@ def _check_argument(value: Any, inputs: int, nesting: int) -> None:
     if nesting == 0:
         raise ValueError("an argument is nested too deeply")
     if isinstance(value, dict):
-        which = value.get("tensor", 0) if inputs else value.get("tensor")
-        if which is not None and (type(which) is not int or not 0 <= which < inputs):
+        which = value.get("tensor", 0)
+        if "tensor" in value and (type(which) is not int or not 0 <= which < inputs):
             raise ValueError(f"an argument is tensor {short(repr(which))} of {inputs}")
         value = list(value.values())
     if isinstance(value, list):
