@@ -261,7 +261,8 @@ def test_full_disk_leaves_the_old_report_and_is_one_sentence(bringup_run: Run, t
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
     (tmp_path / "p.py").write_text(limit + PROGRAM)
     done = bringup_run("--out", "bringup-p", "p.py")
-    assert done.returncode == 2 and re.fullmatch(r"bringup: .*cannot be written \(File too large\).*\n", done.stderr)
+    sentence = rf"bringup: {re.escape(str(tmp_path))}/bringup-p/report\.html: cannot be written \(File too large\)\n"
+    assert done.returncode == 2 and re.fullmatch(sentence, done.stderr), done.stderr
     assert {name: (tmp_path / "bringup-p" / name).read_bytes() for name in OUTPUTS} == before
     assert set(os.listdir(tmp_path / "bringup-p")) == set(OUTPUTS)
 

@@ -130,10 +130,17 @@ def write(target: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
             new = stage / "report"
             new.mkdir()
             for name, save in files.items():
-                save(new / name)
+                _save(save, new / name, target / name)
             _swap(new, target)
     except OSError as error:
         raise BringupError(f"{target}: cannot be written ({_reason(error)}): give another directory") from None
+
+
+def _save(save: Callable[[Path], None], path: Path, target: Path) -> None:
+    try:
+        save(path)
+    except BringupError as error:  # people know the file by where it was to go
+        raise BringupError(str(error).replace(str(path), str(target))) from None
 
 
 def add(target: Path, name: str, text: str, run: str) -> None:
