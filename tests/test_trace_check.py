@@ -132,7 +132,7 @@ def test_storage_that_no_row_can_have_is_told(trace: bringup.Trace, tmp_path: Pa
             "more elements than an int64",
         ),
         (lambda s: s.signature("aten::addmm")["inputs"][1].__setitem__(1, [-1, 4]), "greater than or equal to 0"),
-        (lambda s: s.signature("aten::addmm")["inputs"][1].__setitem__(3, 2**20), "less than or equal to 65536"),
+        (lambda s: s.signature("aten::addmm")["inputs"][1].__setitem__(3, 2**20 + 1), "less than or equal to 1048576"),
         (lambda s: s.signature("aten::addmm")["args"].update(mat1={"tensor": 9}), "an argument is tensor 9 of 3"),
         (lambda s: s.signature("aten::addmm")["args"].update(mat1={"tensor": -1}), "an argument is tensor -1 of 3"),
         (lambda s: s.signature("aten::addmm")["args"].update(mat1={"tensor": None}), "an argument is tensor None of 3"),

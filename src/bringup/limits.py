@@ -36,7 +36,7 @@ TRACE = {
     "description bytes": Limit(1 << 26, "signatures, lines and modules; a thousand kinds of launch take 400 KiB"),
     "signatures": Limit(1 << 18, "kinds of launch that differ in operator, shapes or arguments"),
     "lines": Limit(1 << 18, "lines of source that launch something"),
-    "tensors": Limit(1 << 16, "the core counts the storages of a launch in 16 bits"),
+    "tensors": Limit(1 << 20, "of a launch over the parameters of a mixture of a hundred thousand experts"),
     "dimensions": Limit(64, "torch allows 64"),
     "nesting": Limit(16, "lists of lists of an operator's arguments"),
     "letters": Limit(4096, "a path or a module's name; PATH_MAX is 4,096"),

@@ -113,7 +113,7 @@ class Trace:
             "phase": phases,
             **{name: pa.array(columns[name]) for name in ("device", "stream", "thread", "views", "signature", "flags")},
             **{name: pa.array(columns[name]) for name in ("host_ns", "bytes", "object")},
-            "uses": pa.ListArray.from_arrays(pa.array(self.offsets.astype(np.int32)), pa.array(self.uses)),
+            "uses": pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(self.uses)),
         }
         about = {
             "version": VERSION,

@@ -242,6 +242,7 @@ def check_rows(trace: Trace) -> None:
         (rows.EVENT_RECORD, rows.EVENT_WAIT, rows.EVENT_SYNC): ("event", 0, 2**62),
         (rows.D2D,): ("other device", 0, MOST["devices"]),
         (rows.HOST,): ("nanoseconds", 0, 2**62),
+        (rows.SIGNAL, rows.RESUME): ("signal", 0, 2**62),
         (rows.STEP,): ("optimizer", rows.BY_PROGRAM, 2**62),
     }
     for kinds, (name, low, high) in of_kind.items():
