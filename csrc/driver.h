@@ -8,6 +8,8 @@
 //   - Every function that returns int returns BRINGUP_OK, BRINGUP_OUT_OF_MEMORY (alloc, host_alloc), or BRINGUP_FAILED;
 //     after BRINGUP_FAILED, last_error says in one sentence what happened.
 //   - Functions may be called from any thread. Nothing here may throw or end the process.
+//   - After BRINGUP_FAILED a call has had no effect: nothing was enqueued, created or given away. A wait that failed may not
+//     have waited. The runtime raises the sentence in the program's thread and goes on.
 //   - "In stream order" means: after everything enqueued earlier on that stream, before everything enqueued later.
 //   - An entry marked optional may be null; the comment says what happens then.
 #pragma once
@@ -49,8 +51,8 @@ typedef struct bringup_driver {
   // Device memory. Addresses are unique over all devices of the process and at least 512-byte aligned.
   int (*alloc)(bringup_device* device, size_t bytes, void** address);
   int (*free)(bringup_device* device, void* address, size_t bytes);
-  // Optional: called before a host function touches the allocation that contains `address`; returns where it finds it.
-  // Absent: device addresses are host pointers.
+  // Optional: called before a host function touches the allocation that contains `address`; returns where it finds it, or
+  // null if it failed. Absent: device addresses are host pointers.
   void* (*map)(bringup_device* device, void* address);
   // Optional: called when that host function is done with it. Absent: nothing is to be done.
   void (*unmap)(bringup_device* device, void* address);
@@ -63,7 +65,7 @@ typedef struct bringup_driver {
   int (*stream_create)(bringup_device* device, int priority, bringup_stream** stream);
   void (*stream_destroy)(bringup_stream* stream);
   int (*stream_synchronize)(bringup_stream* stream);  // waits for everything enqueued so far
-  int (*stream_query)(bringup_stream* stream);        // 1: idle, 0: busy
+  int (*stream_query)(bringup_stream* stream);        // 1: idle, 0: busy, -1: failed
 
   // Work, in stream order, returns before it has run.
   int (*copy_h2d)(bringup_stream* stream, void* device_address, const void* host, size_t bytes);
@@ -77,7 +79,7 @@ typedef struct bringup_driver {
   void (*event_destroy)(bringup_event* event);  // may be pending
   int (*event_record)(bringup_event* event, bringup_stream* stream);
   int (*event_wait)(bringup_event* event, bringup_stream* stream);  // the stream waits, the host does not
-  int (*event_query)(bringup_event* event);                         // 1: done or never recorded, 0: pending
+  int (*event_query)(bringup_event* event);                         // 1: done or never recorded, 0: pending, -1: failed
   int (*event_synchronize)(bringup_event* event);
   int (*event_elapsed)(bringup_event* start, bringup_event* end, double* seconds);
 } bringup_driver;

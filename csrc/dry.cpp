@@ -104,13 +104,14 @@ void fill(const at::Tensor& of, int64_t bound) {
 void fill_on_chip(const at::Tensor& tensor, int64_t bound, Stream& stream) {
   if (tensor.numel() == 0) return;
   void* home = tensor.storage().mutable_data();
-  enqueue(stream, [=, meta = meta_of(tensor), bytes = tensor.storage().nbytes(), offset = tensor.storage_offset(),
-                   index = stream.id.device_index()](bool should_execute) {
-    if (!should_execute) return;
-    Mapped memory(index, home);
-    at::AutoDispatchBelowADInplaceOrView below;
-    fill(alias(borrow(memory.host(), bytes), meta, offset), bound);
-  });
+  enqueue(stream, "a stand-in",
+          [=, meta = meta_of(tensor), bytes = tensor.storage().nbytes(), offset = tensor.storage_offset(),
+           index = stream.id.device_index()](bool should_execute) {
+            if (!should_execute) return;
+            Mapped memory(index, home);
+            at::AutoDispatchBelowADInplaceOrView below;
+            fill(alias(borrow(memory.host(), bytes), meta, offset), bound);
+          });
 }
 
 at::Tensor everywhere(const at::Tensor& like, double value) {
@@ -172,7 +173,7 @@ void launch_dry(const SignaturePtr& of, Stream& stream, const Slots& slots, cons
         if (!signature.written[i] && dry_content(*slots[i].tensor) == Content::Unknown)
           launch->host_tensors[i] = everywhere(*slots[i].tensor, policy().value);
     }
-    bringup::launch(stream, run_launch, launch.release());
+    bringup::launch(stream, run_launch, launch.release(), op.name.c_str());
     for (const at::Tensor& tensor : results) set_dry_content(tensor, known ? inputs : Content::Guessed);
     return;
   }

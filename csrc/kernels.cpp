@@ -111,7 +111,7 @@ void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Te
   if (is_dry()) return run_kernel(*launch, true);
   // Handing the interpreter over to the worker and back takes longer than a tiny kernel runs. Nobody can tell the
   // difference if the stream has nothing to do; errors stay on the stream, as always.
-  if (tiny && config().driver.empty() && !stream.pending() && driver().stream_query(stream.handle) != 0)
+  if (tiny && config().driver.empty() && !stream.pending() && driver().stream_query(stream.handle) == 1)
     return run_kernel(*launch, true);
   {
     std::lock_guard<std::mutex> lock(under_way().mutex);
@@ -124,7 +124,7 @@ void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Te
         run_kernel(*launch, should_execute != 0);
         one_is_over();
       },
-      launch.release());
+      launch.release(), name.c_str());
   if (C10_UNLIKELY(launch_blocking())) synchronize(stream);
 }
 

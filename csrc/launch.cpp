@@ -38,9 +38,10 @@ at::Tensor new_tensor(const TensorMeta& meta, c10::DeviceIndex device, const cha
   return tensor;
 }
 
-void enqueue(Stream& stream, std::function<void(bool)> f) {
+void enqueue(Stream& stream, const char* about, std::function<void(bool)> f) {
   struct Task {
     Stream& stream;
+    const char* about;
     int64_t number;
     Line line;
     std::function<void(bool)> f;
@@ -53,10 +54,10 @@ void enqueue(Stream& stream, std::function<void(bool)> f) {
           task->f(should_execute != 0);
         } catch (...) {
           std::string where = describe(task->line);
-          launch_failed(task->stream, task->number, where.empty() ? "" : "launched at " + where);
+          launch_failed(task->stream, task->number, task->about + (where.empty() ? "" : ", launched at " + where));
         }
       },
-      new Task{stream, counters().launches, current_line(), std::move(f)});
+      new Task{stream, about, counters().launches, current_line(), std::move(f)}, about);
 }
 
 namespace {
@@ -191,7 +192,7 @@ at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots
   if (meta.nbytes == 0 || (is_dry() && !dry_computes(placed))) return placed;
   if (is_dry()) set_dry_content(placed, std::max(content, Content::Guessed));
   void* home = placed.mutable_data_ptr();
-  enqueue(stream, [result, home, meta, index = stream.id.device_index()](bool should_execute) {
+  enqueue(stream, "a copy of a result", [result, home, meta, index = stream.id.device_index()](bool should_execute) {
     if (!should_execute) return;
     Mapped memory(index, home);
     alias(borrow(memory.host(), meta.nbytes), meta, 0).copy_(result);
@@ -211,11 +212,12 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
     int64_t offset = tensor.storage_offset();
     size_t bytes = tensor.storage().nbytes();
     if (meta.nbytes == 0 || (is_dry() && !dry_computes(tensor))) continue;
-    enqueue(stream, [after, home, offset, bytes, meta, index = stream.id.device_index()](bool should_execute) {
-      if (!should_execute) return;
-      Mapped memory(index, home);
-      if (after.storage().data() != memory.host()) alias(borrow(memory.host(), bytes), meta, offset).copy_(after);
-    });
+    enqueue(stream, "a copy of a result",
+            [after, home, offset, bytes, meta, index = stream.id.device_index()](bool should_execute) {
+              if (!should_execute) return;
+              Mapped memory(index, home);
+              if (after.storage().data() != memory.host()) alias(borrow(memory.host(), bytes), meta, offset).copy_(after);
+            });
   }
 }
 
@@ -237,10 +239,15 @@ void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slot
   if (content != Content::Known && op.synchronous) notice_read(op.name + " of " + text_of(signature.inputs[0]));
   LaunchRow row{signature, arguments, stream, launch->line, launch->storages, {}};
   learning ? count_learning(op) : count_synchronous(op);
-  bringup::launch(stream, run_launch, launch.get());
+  bringup::launch(stream, run_launch, launch.get(), op.name.c_str());
+  int status;
   {
     ReleaseGil no_gil;
-    check_driver(driver().stream_synchronize(stream.handle), device(stream.id.device_index()));
+    status = driver().stream_synchronize(stream.handle);
+  }
+  if (status != BRINGUP_OK) {  // it may still run
+    hold(stream, std::shared_ptr<Launch>(std::move(launch)));
+    throw_driver_error(device(stream.id.device_index()), "a wait for " + op.name);
   }
   if (op.synchronous) stream_reached(stream);
   if (launch->cause) raise_again(launch->cause);
@@ -380,7 +387,7 @@ void launch_boxed(Op& op, Stack* stack) {
   }
   if (launch) {
     for (const at::Tensor& output : outputs) launch->outputs.push_back(storage_of(output));
-    bringup::launch(stream, run_launch, launch.release());
+    bringup::launch(stream, run_launch, launch.release(), op.name.c_str());
   } else {
     launch_dry(of, stream, slots, arguments, outputs);
   }

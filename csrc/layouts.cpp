@@ -66,8 +66,8 @@ Tensor quantized_on(const Tensor& tensor, c10::Device device) {
   void* to = moved.storage().mutable_data();
   const void* from = tensor.storage().data();
   int status = to_chip ? driver().copy_h2d(stream.handle, to, from, bytes) : driver().copy_d2h(stream.handle, to, from, bytes);
-  check_driver(status, bringup::device(at.index()));
-  synchronize(stream);
+  check_driver(status, bringup::device(at.index()), "a copy of a quantized tensor");
+  wait_for_copy(stream, to_chip ? tensor : moved, to_chip ? kOfUpload : kOfDownload);
   return moved;
 }
 

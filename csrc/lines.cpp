@@ -21,7 +21,6 @@ void PyGILState_Release(int);
 // The current thread state, which holds the GIL: of the process in 3.11, of this thread since 3.12.
 void* _PyThreadState_UncheckedGet() __attribute__((weak));
 void* PyThreadState_GetUnchecked() __attribute__((weak));
-unsigned long PyThread_get_thread_ident();
 void* PyGILState_GetThisThreadState();
 void* PyEval_SaveThread();
 void PyEval_RestoreThread(void*);
@@ -60,12 +59,11 @@ T at_offset(const void* base, size_t offset) {
 
 bool is_3_11() { return (Py_Version >> 16) == 0x030B; }
 
-// PyGILState_Check says yes to everything as soon as there is a second interpreter, and knows the first one's threads only.
+// PyGILState_Check says yes to everything as soon as there is a second interpreter. Other interpreters cannot load torch, so
+// their threads come here only while they wait without the GIL.
 bool holds_gil() {
-  constexpr size_t kThreadId = 152;  // PyThreadState of 3.11
   void* current = PyThreadState_GetUnchecked ? PyThreadState_GetUnchecked() : _PyThreadState_UncheckedGet();
-  if (!current || !is_3_11() || current == PyGILState_GetThisThreadState()) return current != nullptr;
-  return at_offset<unsigned long>(current, kThreadId) == PyThread_get_thread_ident();
+  return current && (!is_3_11() || current == PyGILState_GetThisThreadState());
 }
 
 struct Gil {

@@ -166,8 +166,7 @@ class Pool {
     if (!users.empty()) {
       lock.unlock();
       Uses pending;
-      for (Stream* user : users)
-        if (auto use = use_of(*user, block->address)) pending.push_back(std::move(use));
+      if (!note_uses(users, block->address, pending)) return;  // nobody knows when it is free: it stays allocated
       lock.lock();
       block->pending.insert(block->pending.end(), pending.begin(), pending.end());
     }
@@ -202,27 +201,44 @@ class Pool {
         });
     }
     if (taken.empty()) return;
-    drain(device_);
-    int status = BRINGUP_OK;
-    for (Block* block : taken) {
+    int status = drain(device_);
+    for (Block* block : taken)
       for (const auto& use : block->pending) status = std::max(status, driver().event_synchronize(use->event->handle));
+    if (status != BRINGUP_OK) {  // kernels may still use them
+      {
+        std::lock_guard<std::mutex> lock(mutex_);
+        for (Block* block : taken) free_[block->small].insert(block);
+      }
+      throw_driver_error(device(device_), "a wait before memory is given back");
+    }
+    std::vector<Block*> kept, given;
+    for (Block* block : taken) {
+      decltype(segments().ranges)::node_type range;  // taken out first: the driver may give the address to another thread
       {
         std::lock_guard<std::mutex> lock(segments().mutex);
-        segments().ranges.erase(block->address);
+        range = segments().ranges.extract(block->address);
       }
-      status = std::max(status, driver().free(device(device_).handle, block->address, block->bytes));
+      int freed = driver().free(device(device_).handle, block->address, block->bytes);
+      status = std::max(status, freed);
+      (freed == BRINGUP_OK ? given : kept).push_back(block);
+      if (freed != BRINGUP_OK) {
+        std::lock_guard<std::mutex> lock(segments().mutex);
+        segments().ranges.insert(std::move(range));
+        continue;
+      }
       if (C10_UNLIKELY(recording())) record_row(RowKind::Release, block->stream, {}, int64_t(block->bytes), 0);
     }
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (Block* block : taken) {
+      for (Block* block : given) {
         ++stats_.num_device_free;
         change(stats_.segment, block, -1);
         change(stats_.reserved_bytes, block, -int64_t(block->bytes));
       }
+      for (Block* block : kept) free_[block->small].insert(block);  // still the driver's, and tried again later
     }
-    for (Block* block : taken) delete block;  // and its events
-    check_driver(status, device(device_));
+    for (Block* block : given) delete block;  // and its events
+    check_driver(status, device(device_), "giving memory back");
   }
 
   DeviceStats stats() {
@@ -308,18 +324,20 @@ class Pool {
   }
 
   // Best fit among the stream's own free blocks.
-  // What a stream does until now; null if the driver has no event for that, and the stream was waited for.
-  std::shared_ptr<Use> use_of(Stream& user, const void* address) noexcept {
-    try {
-      auto use = std::make_shared<Use>(event_create(user.id.device_index(), false));
-      event_record(use->event, user, address);
-      return use;
-    } catch (...) {
-      user.fail(std::current_exception(), counters().launches);
-      ReleaseGil no_gil;
-      driver().stream_synchronize(user.handle);
-      return nullptr;
+  // Notes what streams do until now. Where the driver has no event for that, the stream is waited for; false if that fails.
+  bool note_uses(const std::unordered_set<Stream*>& users, const void* address, Uses& uses) noexcept {
+    for (Stream* user : users) {
+      try {
+        auto use = std::make_shared<Use>(event_create(user->id.device_index(), false));
+        event_record(use->event, *user, address);
+        uses.push_back(std::move(use));
+      } catch (...) {
+        user->fail(std::current_exception(), counters().launches);
+        ReleaseGil no_gil;
+        if (driver().stream_synchronize(user->handle) != BRINGUP_OK) return false;
+      }
     }
+    return true;
   }
 
   Block* take_or_grow(Stream& stream, size_t bytes, bool small, std::unique_lock<std::mutex>& lock) {
@@ -349,8 +367,10 @@ class Pool {
     void* address = nullptr;
     int status = driver().alloc(device(device_).handle, segment, &address);
     if (status == BRINGUP_OUT_OF_MEMORY) return nullptr;
-    if (status != BRINGUP_OK) lock.unlock();  // the error names the owner of an address
-    check_driver(status, device(device_));
+    if (status != BRINGUP_OK) {
+      lock.unlock();  // the error names the owner of an address
+      throw_driver_error(device(device_), "an allocation of " + human(segment));
+    }
     auto* block = new Block();
     block->pool = this;
     block->address = static_cast<char*>(address);
@@ -485,7 +505,7 @@ struct ChipAllocator final : c10::DeviceAllocator {
     auto index = device_of(to);
     if (is_dry_copy(bytes)) return;
     Stream& stream = current_stream(index);
-    check_driver(driver().copy_d2d(stream.handle, to, from, bytes), device(index));
+    check_driver(driver().copy_d2d(stream.handle, to, from, bytes), device(index), "a copy on the chip");
   }
   bool initialized() override { return opened(); }
   void emptyCache(c10::MempoolId_t) override {
@@ -518,25 +538,10 @@ struct PinnedAllocator final : at::HostAllocator {
     Device& on = device(current_device());
     size_t rounded = 4096;
     while (rounded < bytes) rounded *= 2;
-    void* pointer = nullptr;
-    bool count_new = true;
+    void* pointer = cached(rounded);
+    bool count_new = !pointer;
+    if (!pointer) pointer = fresh(on, rounded, bytes);
     std::lock_guard<std::mutex> lock(mutex);
-    auto [found, last] = idle.equal_range(rounded);
-    while (found != last && watching() != (copy_address(found->second) != found->second)) ++found;
-    if (found != last) {
-      pointer = found->second;
-      idle.erase(found);
-      count_new = false;
-    } else if (driver().host_alloc) {
-      int status = driver().host_alloc(on.handle, rounded, &pointer);
-      TORCH_CHECK_WITH(OutOfMemoryError, status != BRINGUP_OUT_OF_MEMORY, "no pinned host memory left: requested ", human(bytes));
-      check_driver(status, on);
-    } else if (watching()) {
-      pointer = watched_allocate(rounded);
-    } else {
-      TORCH_CHECK_WITH(OutOfMemoryError, posix_memalign(&pointer, 4096, rounded) == 0, "no pinned host memory left: requested ",
-                       human(bytes));
-    }
     live[static_cast<char*>(pointer)] = rounded;
     stats.active_requests.increase(1);
     stats.active_bytes.increase(rounded);
@@ -547,6 +552,30 @@ struct PinnedAllocator final : at::HostAllocator {
     }
     return {pointer, pointer, [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); },
             c10::Device(c10::kCPU)};
+  }
+  void* cached(size_t bytes) {
+    std::lock_guard<std::mutex> lock(mutex);
+    auto [found, last] = idle.equal_range(bytes);
+    while (found != last && watching() != (copy_address(found->second) != found->second)) ++found;
+    if (found == last) return nullptr;
+    void* pointer = found->second;
+    idle.erase(found);
+    return pointer;
+  }
+  // Not under the mutex: errors take the GIL, whose holder may be waiting for it.
+  static void* fresh(Device& on, size_t bytes, size_t requested) {
+    void* pointer = nullptr;
+    int status = BRINGUP_OK;
+    if (driver().host_alloc)
+      status = driver().host_alloc(on.handle, bytes, &pointer);
+    else if (watching())
+      pointer = watched_allocate(bytes);
+    else if (posix_memalign(&pointer, 4096, bytes) != 0)
+      status = BRINGUP_OUT_OF_MEMORY;
+    TORCH_CHECK_WITH(OutOfMemoryError, status != BRINGUP_OUT_OF_MEMORY, "no pinned host memory left: requested ",
+                     human(requested));
+    check_driver(status, on, "an allocation of page-locked memory");
+    return pointer;
   }
   void free(void* pointer) {
     std::lock_guard<std::mutex> lock(mutex);

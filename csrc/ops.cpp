@@ -33,6 +33,16 @@
 #include "watch.h"
 
 namespace bringup {
+
+void wait_for_copy(Stream& stream, const at::Tensor& on_host, uint8_t flags) {
+  try {
+    synchronize(stream, flags);
+  } catch (...) {
+    hold(stream, on_host);  // the wait may have failed, and the copy be under way
+    throw;
+  }
+}
+
 namespace {
 
 using at::Tensor;
@@ -153,20 +163,6 @@ void copy_on_device(const Tensor& to, const Tensor& from) {
 
 void* data_of(const Tensor& contiguous) { return contiguous.mutable_data_ptr(); }
 
-// Keeps what a copy reads or writes on the host until the copy is over; then `over` runs, if it is given.
-template <class Kept>
-void hold(Stream& stream, const Kept& kept, std::function<void()> over = nullptr) {
-  try {
-    enqueue(stream, [kept, over = std::move(over)](bool) {
-      if (over) over();
-    });
-  } catch (...) {
-    ReleaseGil no_gil;  // the copy is under way
-    driver().stream_synchronize(stream.handle);
-    throw;
-  }
-}
-
 // Memory that a copy has overwritten whole holds content again (failures.h); a part of it changes nothing.
 std::function<void()> unmarking(const Tensor& to) {
   StorageRef storage = storage_of(to);
@@ -176,7 +172,7 @@ std::function<void()> unmarking(const Tensor& to) {
 
 // In stream order: what was not computed is not computed in the copy either.
 void copy_mark(Stream& stream, int64_t from, int64_t to, bool whole) {
-  enqueue(stream, [from, to, whole, launch = counters().launches.load()](bool) {
+  enqueue(stream, "the end of a copy", [from, to, whole, launch = counters().launches.load()](bool) {
     if (FailurePtr cause = mark_of({from}, launch))
       mark({to}, cause);
     else if (whole)
@@ -201,15 +197,16 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   if (!pinned && bytes <= kStaged) {
     std::shared_ptr<char[]> staged(new char[bytes]);
     std::memcpy(staged.get(), from.const_data_ptr(), bytes);
-    check_driver(driver().copy_h2d(stream.handle, data_of(to), staged.get(), bytes), on);
+    check_driver(driver().copy_h2d(stream.handle, data_of(to), staged.get(), bytes), on, "a copy to the chip");
     return hold(stream, staged, unmarking(to));
   }
-  check_driver(driver().copy_h2d(stream.handle, data_of(to), copy_address(from.const_data_ptr()), bytes), on);
+  check_driver(driver().copy_h2d(stream.handle, data_of(to), copy_address(from.const_data_ptr()), bytes), on,
+               "a copy to the chip");
   if (pinned && non_blocking) {
     hold(stream, from, unmarking(to));
     copy_pending(from.const_data_ptr(), false, stream);
   } else
-    synchronize(stream, kOfUpload);
+    wait_for_copy(stream, from, kOfUpload);
 }
 
 void download(const Tensor& to, const Tensor& from, bool non_blocking) {
@@ -225,12 +222,12 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
     }
   }
   check_driver(driver().copy_d2h(stream.handle, copy_address(to.const_data_ptr()), data_of(from), from.nbytes()),
-               device(from.device().index()));
+               device(from.device().index()), "a copy from the chip");
   if (non_blocking && pinned) {
     hold(stream, to);
     copy_pending(to.const_data_ptr(), true, stream);
   } else
-    synchronize(stream, kOfDownload);
+    wait_for_copy(stream, to, kOfDownload);
 }
 
 void copy_between_devices(const Tensor& to, const Tensor& from) {
@@ -241,7 +238,8 @@ void copy_between_devices(const Tensor& to, const Tensor& from) {
     record_copy(RowKind::D2D, target, int64_t(to.nbytes()), 0, from.storage().data(), to.storage().data(), from.device().index());
   if (is_dry()) set_dry_content(to, dry_content(from));
   if (!is_dry() || dry_computes(from))
-    check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()));
+    check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()),
+                 "a copy on the chip");
   copy_mark(target, storage_of(from).allocation, storage_of(to).allocation, to.nbytes() >= storage_of(to).bytes);
   follow(source, target);  // the source's memory may be reused only after the copy
 }
@@ -417,7 +415,8 @@ void resize_storage(c10::StorageImpl* storage, size_t bytes) {
   c10::DataPtr grown = allocate_on(index, bytes);
   size_t kept = std::min(bytes, storage->nbytes());
   if (kept > 0 && storage->data() && !is_dry_copy(kept)) {
-    check_driver(driver().copy_d2d(current_stream(index).handle, grown.get(), storage->data(), kept), device(index));
+    check_driver(driver().copy_d2d(current_stream(index).handle, grown.get(), storage->data(), kept), device(index),
+                 "a copy on the chip");
     copy_mark(current_stream(index), allocation_number(storage->data_ptr()), allocation_number(grown), true);
   }
   if (is_dry()) set_content(grown, content_of(storage->data_ptr()));

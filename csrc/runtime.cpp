@@ -48,7 +48,7 @@ Stream& open_stream(Device& device, size_t id, int priority) {
   std::lock_guard<std::mutex> lock(device.mutex);
   if (!slot.load()) {
     bringup_stream* handle = nullptr;
-    check_driver(driver().stream_create(device.handle, priority, &handle), device);
+    check_driver(driver().stream_create(device.handle, priority, &handle), device, "the creation of a stream");
     c10::Device on(kChip, c10::DeviceIndex(device.index));
     slot = new Stream(c10::Stream(c10::Stream::UNSAFE, on, c10::StreamId(id)), priority, handle);
   }
@@ -89,11 +89,17 @@ Device& open_device(int index) {
   bringup_device* handle = nullptr;
   int status = driver().open(index, &asked, &handle);
   TORCH_CHECK(status == BRINGUP_OK, "chip:", index, " (", the_config.chip, ") cannot be opened: the ", driver().name,
-              " driver could not reserve ", the_config.device_bytes, " bytes");
-  auto* device = new Device{index, handle, {}, {}};
-  open_stream(*device, 0, 0);
-  devices[index].store(device);
-  return *device;
+              " driver could not reserve ", the_config.device_bytes,
+              " bytes of memory; choose a smaller chip, or look at the device");
+  auto device = std::make_unique<Device>(index, handle);
+  try {
+    open_stream(*device, 0, 0);
+  } catch (...) {
+    driver().close(handle);
+    throw;
+  }
+  devices[index].store(device.get());
+  return *device.release();
 }
 
 template <class F>
@@ -139,15 +145,20 @@ Device& device(int index) {
   return open_device(index);
 }
 
-void throw_driver_error(Device& device) {
-  const void* about = nullptr;
-  std::string sentence = driver().last_error(device.handle, &about);
-  std::string owner = about ? describe_owner(device.index, about) : "";
-  TORCH_CHECK(false, "chip:", device.index, ": ", sentence, owner.empty() ? "" : ", which belongs to ", owner);
+void throw_driver_error(Device& device, const std::string& about) {
+  const void* address = nullptr;
+  std::string sentence = driver().last_error(device.handle, &address);
+  std::string owner = address ? describe_owner(device.index, address) : "", where = describe(current_line());
+  TORCH_CHECK(false, "chip:", device.index, ": ", sentence, owner.empty() ? "" : ", which belongs to ", owner, " (in ", about,
+              where.empty() ? "" : " at ", where, ")");
 }
 
 Mapped::Mapped(int device_index, void* address) : device_(device_index), address_(address), host_(address) {
-  if (address && driver().map) host_ = driver().map(device(device_index).handle, address);
+  if (!address || !driver().map) return;
+  Device& on = device(device_index);
+  host_ = driver().map(on.handle, address);
+  if (!host_) address_ = nullptr;  // there is nothing to unmap
+  if (!host_) throw_driver_error(on, "the mapping of memory for a kernel");
 }
 
 Mapped::~Mapped() {
@@ -239,11 +250,11 @@ c10::Stream stream_from_pool(c10::DeviceIndex index, int priority) {
   return open_stream(on, 1 + turn + (high ? kStreamsPerPriority : 0), high ? -1 : 0).id;
 }
 
-void launch(Stream& stream, bringup_host_fn fn, void* arg) {
+void launch(Stream& stream, bringup_host_fn fn, void* arg, const char* about) {
   int status = driver().launch_host(stream.handle, fn, arg);
   if (C10_LIKELY(status == BRINGUP_OK)) return;
   fn(arg, 0);  // it was not enqueued
-  check_driver(status, device(stream.id.device_index()));
+  throw_driver_error(device(stream.id.device_index()), std::string("a launch of ") + about);
 }
 
 namespace {
@@ -251,7 +262,7 @@ namespace {
 bool idle() {  // no launch is under way on any device
   bool idle = true;
   for (auto& slot : devices)
-    if (Device* on = slot.load()) for_each_stream(*on, [&](Stream& s) { idle = idle && driver().stream_query(s.handle) != 0; });
+    if (Device* on = slot.load()) for_each_stream(*on, [&](Stream& s) { idle = idle && driver().stream_query(s.handle) == 1; });
   return idle;
 }
 
@@ -269,12 +280,14 @@ void synchronize(Stream& stream, uint8_t flags) {
   stream_reached(stream);
   if (C10_UNLIKELY(any_marked()) && idle()) forget_raised();
   stream.raise();
-  check_driver(status, on);
+  check_driver(status, on, "a wait for a stream");
 }
 
 // A poll that succeeds is where the program stops waiting: the recording takes it as a wait.
 bool query(Stream& stream) {
-  bool done = driver().stream_query(stream.handle) != 0;
+  int status = driver().stream_query(stream.handle);
+  if (status < 0) throw_driver_error(device(stream.id.device_index()), "a query of a stream");
+  bool done = status == 1;
   if (done) stream_reached(stream);
   if (C10_UNLIKELY(recording()) && done) record_row(RowKind::StreamSync, &stream, current_line(), 0, 0);
   return done;
@@ -294,13 +307,15 @@ void synchronize_device(int index) {
   for_each_stream(on, [&](Stream& s) { failures.push_back(s.take()); });
   if (C10_UNLIKELY(any_marked()) && idle()) forget_raised();
   raise_first(failures);
-  check_driver(status, on);
+  check_driver(status, on, "a wait for the device");
 }
 
-void drain(int index) {
+int drain(int index) {
   Device& on = device(index);
   ReleaseGil no_gil;
-  for_each_stream(on, [](Stream& s) { driver().stream_synchronize(s.handle); });
+  int status = BRINGUP_OK;
+  for_each_stream(on, [&](Stream& s) { status = std::max(status, driver().stream_synchronize(s.handle)); });
+  return status;
 }
 
 void shutdown() {
@@ -348,7 +363,7 @@ void take_failure(void* arg, int) {
 Event* event_create(int index, bool timed) {
   Device& on = device(index);
   bringup_event* handle = nullptr;
-  check_driver(driver().event_create(on.handle, &handle), on);
+  check_driver(driver().event_create(on.handle, &handle), on, "the creation of an event");
   static std::atomic<int64_t> next_id{0};
   return new Event{handle, next_id++, timed, {}, nullptr, nullptr};
 }
@@ -363,13 +378,13 @@ void event_record(Event* event, Stream& stream, const void* keeps) {
   if (C10_UNLIKELY(recording())) record_event(stream, event->id, keeps);
   event_noted(event->id, stream);
   auto box = std::make_shared<FailurePtr>();
-  launch(stream, store_failure, new FailureCarrier{&stream, box});
+  launch(stream, store_failure, new FailureCarrier{&stream, box}, "an event");
   {
     std::lock_guard<std::mutex> lock(event->mutex);
     event->stream = &stream;
     event->failure = box;
   }
-  check_driver(driver().event_record(event->handle, stream.handle), device(stream.id.device_index()));
+  check_driver(driver().event_record(event->handle, stream.handle), device(stream.id.device_index()), "the record of an event");
 }
 
 void event_wait(Event* event, Stream& stream, bool of_allocator) {
@@ -382,8 +397,9 @@ void event_wait(Event* event, Stream& stream, bool of_allocator) {
   if (C10_UNLIKELY(recording()))
     record_row(RowKind::EventWait, &stream, current_line(), 0, event->id, of_allocator ? kOfAllocator : 0);
   event_followed(event->id, stream);
-  check_driver(driver().event_wait(event->handle, stream.handle), device(stream.id.device_index()));
-  launch(stream, take_failure, new FailureCarrier{&stream, box});
+  check_driver(driver().event_wait(event->handle, stream.handle), device(stream.id.device_index()),
+               "a stream's wait for an event");
+  launch(stream, take_failure, new FailureCarrier{&stream, box}, "a wait for an event");
 }
 
 void follow(Stream& follower, Stream& leader) {
@@ -393,7 +409,16 @@ void follow(Stream& follower, Stream& leader) {
   event_wait(event.get(), follower);
 }
 
-bool event_query(Event* event) { return driver().event_query(event->handle) != 0; }
+bool event_query(Event* event) {
+  int status = driver().event_query(event->handle);
+  if (status < 0) {
+    std::unique_lock<std::mutex> lock(event->mutex);
+    int index = event->stream ? event->stream->id.device_index() : current_device();
+    lock.unlock();
+    throw_driver_error(device(index), "a query of an event");
+  }
+  return status == 1;
+}
 
 bool poll(Event* event) {
   bool done = event_query(event);
@@ -420,7 +445,7 @@ void event_synchronize(Event* event) {
     status = driver().event_synchronize(event->handle);
   }
   event_reached(event->id);
-  check_driver(status, device(recorded_on->id.device_index()));
+  check_driver(status, device(recorded_on->id.device_index()), "a wait for an event");
   if (*box) recorded_on->raise();
 }
 
@@ -431,7 +456,8 @@ double event_elapsed_ms(Event* start, Event* end) {
               "elapsed_time was asked before both events were reached: synchronize the second event first");
   if (C10_UNLIKELY(recording())) return chip_time_between(start->id, end->id);
   double seconds = 0;
-  check_driver(driver().event_elapsed(start->handle, end->handle, &seconds), device(end->stream->id.device_index()));
+  check_driver(driver().event_elapsed(start->handle, end->handle, &seconds), device(end->stream->id.device_index()),
+               "the time between two events");
   return seconds * 1e3;
 }
 

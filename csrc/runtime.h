@@ -59,6 +59,7 @@ struct Event {
 };
 
 struct Device {
+  Device(int index, bringup_device* handle) : index(index), handle(handle) {}
   int index;
   bringup_device* handle;
   std::mutex mutex;                                                       // of opening a stream
@@ -76,9 +77,10 @@ void set_device_count(int count);  // until configured: what the environment ask
 const bringup_driver& driver();
 Device& device(int index);  // opens it on first use
 void check_index(c10::DeviceIndex index);
-[[noreturn]] void throw_driver_error(Device& device);
-inline void check_driver(int status, Device& device) {
-  if (C10_UNLIKELY(status != BRINGUP_OK)) throw_driver_error(device);
+// Raises the driver's sentence, with what it was about ("a launch of aten::add") and the Python line. Takes the GIL.
+[[noreturn]] void throw_driver_error(Device& device, const std::string& about);
+inline void check_driver(int status, Device& device, const char* about) {
+  if (C10_UNLIKELY(status != BRINGUP_OK)) throw_driver_error(device, about);
 }
 
 // Streams. The current device and the current stream of a device belong to the thread.
@@ -88,14 +90,14 @@ Stream& current_stream(c10::DeviceIndex index);
 Stream& stream(const c10::Stream& id);
 c10::Stream exchange_stream(const c10::Stream& id);
 c10::Stream stream_from_pool(c10::DeviceIndex index, int priority);
-void launch(Stream& stream, bringup_host_fn fn, void* arg);
+void launch(Stream& stream, bringup_host_fn fn, void* arg, const char* about);
 
 // Waiting. These raise what failed; `drain` and `shutdown` do not.
 void synchronize(Stream& stream, uint8_t flags = 0);  // of the wait's row
 void synchronize_device(int index);
 bool query(Stream& stream);
-void drain(int index);
-void shutdown();  // waits for every stream, reports failures that nobody saw on stderr, ends the workers
+int drain(int index);  // the driver's status
+void shutdown();       // waits for every stream, reports failures that nobody saw on stderr, ends the workers
 bool launch_blocking();
 
 Event* event_create(int index, bool timed);

@@ -54,11 +54,13 @@ at::Tensor chip_view(const at::Tensor& view) {
 
 void settle_stream(int64_t index) {
   Stream& stream = current_stream(c10::DeviceIndex(index));
+  int status;
   {
     ReleaseGil no_gil;
-    check_driver(driver().stream_synchronize(stream.handle), device(int(index)));
+    status = driver().stream_synchronize(stream.handle);
   }
   stream.raise();
+  check_driver(status, device(int(index)), "a wait for a stream");
 }
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {

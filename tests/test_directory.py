@@ -103,17 +103,22 @@ def test_reader_that_may_not_write_notices_a_mixture(tmp_path: Path, monkeypatch
 
 def test_runs_at_once_never_interleave(tmp_path: Path) -> None:
     target = tmp_path / "r"
-    many = f"{WRITER}\nfor _ in range(40): directory.write(target, {{name: text for name in directory.OUTPUTS}})"
+    stop = tmp_path / "stop"
+    many = (
+        f"{WRITER}\nimport os\nwhile not os.path.exists({str(stop)!r}):"
+        " directory.write(target, {name: text for name in directory.OUTPUTS})"
+    )
     writers = [subprocess.Popen([sys.executable, "-c", many, str(target), str(i) * 16, "0"]) for i in range(3)]
     seen = set()
-    while any(writer.poll() is None for writer in writers):
+    while len(seen) < 3 and all(writer.poll() is None for writer in writers):
         if target.is_dir():
             with directory.opened(target):
                 found = runs_beside_stages(target)
             assert len(found) == 1
             seen |= found
-    assert [writer.returncode for writer in writers] == [0, 0, 0]
-    assert len(runs(target)) == 1 and len(seen) > 1 and os.listdir(tmp_path) == ["r"]
+    stop.touch()
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    assert len(seen) == 3 and len(runs(target)) == 1 and sorted(os.listdir(tmp_path)) == ["r", "stop"]
 
 
 def runs_beside_stages(target: Path) -> set[str]:
