@@ -234,6 +234,10 @@ struct CopyWork {
   size_t bytes;
 };
 
+// Devices of one process share the host's memory: the distance to the second mapping is looked up by address.
+std::mutex devices_mutex;
+std::vector<bringup_device*> devices;
+
 int open_device(int index, const bringup_config* config, bringup_device** out) {
   auto device = std::make_unique<bringup_device>();
   device->index = index;
@@ -242,27 +246,41 @@ int open_device(int index, const bringup_config* config, bringup_device** out) {
   int flags = MAP_NORESERVE, fd = -1;
   if (config->check) {
     fd = memfd_create("bringup-device", MFD_CLOEXEC);
-    if (fd < 0 || ftruncate(fd, off_t(device->reserved)) != 0) return BRINGUP_FAILED;
+    if (fd < 0) return BRINGUP_FAILED;
+    if (ftruncate(fd, off_t(device->reserved)) != 0) return close(fd), BRINGUP_FAILED;
     flags |= MAP_SHARED;
   } else {
     flags |= MAP_PRIVATE | MAP_ANONYMOUS;
   }
   void* base = mmap(nullptr, device->reserved, PROT_NONE, flags, fd, 0);
-  if (base == MAP_FAILED) return BRINGUP_OUT_OF_MEMORY;
+  if (base == MAP_FAILED) {
+    if (fd >= 0) close(fd);
+    return BRINGUP_OUT_OF_MEMORY;
+  }
   device->base = device->shadow = static_cast<char*>(base);
   if (config->check) {
     void* shadow = mmap(nullptr, device->reserved, PROT_READ | PROT_WRITE, flags, fd, 0);
-    if (shadow == MAP_FAILED) return BRINGUP_OUT_OF_MEMORY;
+    if (shadow == MAP_FAILED) {
+      munmap(base, device->reserved);
+      close(fd);
+      return BRINGUP_OUT_OF_MEMORY;
+    }
     device->shadow = static_cast<char*>(shadow);
     device->memory_fd = fd;
     watch(device.get());
   }
   device->holes[0] = device->reserved;
   *out = device.release();
+  std::lock_guard<std::mutex> lock(devices_mutex);
+  devices.push_back(*out);
   return BRINGUP_OK;
 }
 
 void close_device(bringup_device* device) {
+  {
+    std::lock_guard<std::mutex> lock(devices_mutex);
+    std::erase(devices, device);
+  }
   if (device->shadow != device->base) return;  // check mode: the fault handler may still look at it
   munmap(device->base, device->reserved);
   delete device;
@@ -368,19 +386,6 @@ int copy_d2h(bringup_stream* stream, void* host, const void* from, size_t bytes)
   return BRINGUP_OK;
 }
 
-// Devices of one process share the host's memory: the distance to the second mapping is looked up by address.
-std::mutex devices_mutex;
-std::vector<bringup_device*> devices;
-
-int open_and_list(int index, const bringup_config* config, bringup_device** out) {
-  int status = open_device(index, config, out);
-  if (status == BRINGUP_OK) {
-    std::lock_guard<std::mutex> lock(devices_mutex);
-    devices.push_back(*out);
-  }
-  return status;
-}
-
 char* mapped_anywhere(const void* address) {
   std::lock_guard<std::mutex> lock(devices_mutex);
   auto* at = static_cast<const char*>(address);
@@ -466,7 +471,7 @@ extern "C" const bringup_driver* bringup_virtual_driver() {
   static const bringup_driver driver = {
       .abi = BRINGUP_DRIVER_ABI,
       .name = "virtual",
-      .open = open_and_list,
+      .open = open_device,
       .close = close_device,
       .last_error = last_error,
       .alloc = alloc,
