@@ -4,10 +4,10 @@
 
 namespace bringup {
 
-// Does the chip leave this call to the host? Decided by the operator and one dtype: see `deciding_dtype`.
-bool falls_back(const Op& op, const Slots& slots);
+// Does the chip leave this call to the host? Decided by the operator and the dtype that it computes in.
+bool falls_back(const Signature& signature);
 
 // Raises if the user wants no fallback (--strict).
-void refuse_if_strict(const Op& op, const Slots& slots, const std::string& chip);
+void refuse_if_strict(const Signature& signature, const std::string& chip);
 
 }  // namespace bringup

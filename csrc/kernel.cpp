@@ -94,9 +94,9 @@ c10::intrusive_ptr<c10::StorageImpl> borrow(void* address, size_t bytes) {
 }
 
 StorageRef storage_of(const at::Tensor& tensor) {
-  if (!tensor.defined() || tensor.device().type() != kChip || !tensor.has_storage()) return {};
-  const auto& storage = tensor.unsafeGetTensorImpl()->unsafe_storage();
-  return {storage.mutable_data(), storage.nbytes(), allocation_number(storage.data_ptr())};
+  auto* storage = tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl();
+  if (!storage || storage->device_type() != kChip) return {};
+  return {storage->mutable_data(), storage->nbytes(), allocation_number(storage->data_ptr())};
 }
 
 FailurePtr launch_failed(Stream& stream, int64_t launch, const std::string& what) {

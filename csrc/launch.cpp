@@ -98,13 +98,12 @@ void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides, tensor.storage_offset());
 }
 
-c10::SmallVector<StorageRef, 6> storages_of(const Signature& signature, const Slots& slots) {
-  c10::SmallVector<StorageRef, 6> storages(signature.storage_written.size());
-  for (size_t i = 0; i < slots.size(); ++i) {
-    if (signature.storage_of[i] < 0) continue;
-    storages[size_t(signature.storage_of[i])] = storage_of(*slots[i].tensor);
-  }
-  return storages;
+using Storages = decltype(Launch::storages);
+
+void find_storages(const Signature& signature, const Slots& slots, Storages* storages) {
+  storages->resize(signature.storage_written.size());
+  for (size_t i = 0; i < slots.size(); ++i)
+    if (signature.storage_of[i] >= 0) (*storages)[size_t(signature.storage_of[i])] = storage_of(*slots[i].tensor);
 }
 
 }  // namespace
@@ -119,7 +118,7 @@ std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const
   launch->line = current_line();
   launch->threads = at::get_num_threads();
   bool any_host = false;  // or undefined
-  launch->storages = storages_of(signature, slots);
+  find_storages(signature, slots, &launch->storages);
   for (size_t i = 0; i < slots.size(); ++i) {
     bool on_host = signature.storage_of[i] < 0;
     any_host |= on_host;
@@ -161,7 +160,8 @@ std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const
 
 namespace {
 
-void return_results(const Op& op, Stack* stack, Stack results) {
+template <class Values>
+void return_results(const Op& op, Stack* stack, Values results) {
   stack->resize(stack->size() - op.args.size());
   for (IValue& value : results) stack->push_back(std::move(value));
 }
@@ -344,8 +344,8 @@ void launch_boxed(Op& op, Stack* stack) {
   int state = signature.state.load(std::memory_order_acquire);
   bool first = state == Signature::Unknown;
   if (first && learn(signature, slots, arguments)) state = Signature::Known;
-  bool to_host = C10_UNLIKELY(op.host_dtypes != 0) && falls_back(op, slots);
-  if (to_host) refuse_if_strict(op, slots, config().chip);
+  bool to_host = falls_back(signature);
+  if (to_host) refuse_if_strict(signature, config().chip);
   bool dry = C10_UNLIKELY(is_dry());
   if (dry && signature.doubtful) {  // no launch will tell
     Results promised = signature;
@@ -360,8 +360,7 @@ void launch_boxed(Op& op, Stack* stack) {
   }
   std::unique_ptr<Launch> launch;
   if (!dry) launch = new_launch(of, stream, slots, arguments);
-  Stack results;
-  results.reserve(op.returns.size());
+  c10::SmallVector<IValue, 2> results;
   c10::SmallVector<at::Tensor, 4> outputs;
   size_t list = 0;
   auto fresh = [&] {
@@ -381,7 +380,9 @@ void launch_boxed(Op& op, Stack* stack) {
     }
   }
   if (C10_UNLIKELY(recording())) {
-    LaunchRow row{signature, arguments, stream, launch ? launch->line : current_line(), storages_of(signature, slots), {}};
+    Storages storages;
+    find_storages(signature, slots, &storages);
+    LaunchRow row{signature, arguments, stream, launch ? launch->line : current_line(), std::move(storages), {}};
     for (const at::Tensor& output : outputs) row.outputs.push_back(storage_of(output).address);
     record_launch(row, uint8_t((to_host ? kFallback : 0) | host_index(signature, slots)));
   }

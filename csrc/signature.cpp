@@ -83,15 +83,10 @@ class CallStorages {
   size_t size() const { return seen_.size(); }
 
   int of(const c10::StorageImpl* storage) {
-    if (seen_.size() < kFew) {
-      for (size_t i = 0; i < seen_.size(); ++i)
-        if (seen_[i] == storage) return int(i);
-      return append(storage);
-    }
-    if (table_.size() < 2 * seen_.size() + 2) rehash();
-    size_t slot = place(storage);
-    if (table_[slot] >= 0) return table_[slot];
-    return table_[slot] = append(storage);
+    if (C10_UNLIKELY(seen_.size() >= kFew)) return look_up(storage);
+    for (size_t i = 0; i < seen_.size(); ++i)
+      if (seen_[i] == storage) return int(i);
+    return append(storage);
   }
 
  private:
@@ -99,6 +94,12 @@ class CallStorages {
   c10::SmallVector<const c10::StorageImpl*, kFew> seen_;
   std::vector<int32_t> table_;  // a power of two of them; -1: empty
 
+  C10_NOINLINE int look_up(const c10::StorageImpl* storage) {
+    if (table_.size() < 2 * seen_.size() + 2) rehash();
+    size_t slot = place(storage);
+    if (table_[slot] >= 0) return table_[slot];
+    return table_[slot] = append(storage);
+  }
   int append(const c10::StorageImpl* storage) {
     seen_.push_back(storage);
     return int(seen_.size()) - 1;
@@ -129,6 +130,7 @@ bool overflows(c10::ScalarType dtype, From value) {
 
 // Is a scalar beyond the range of the dtype that it is computed with? Kernels refuse that at the call.
 bool overflows(const Op& op, const Slots& slots, const IValue* arguments, const IValue& scalar) {
+  if (scalar.isInt() && (scalar.toInt() == 0 || scalar.toInt() == 1)) return false;  // whatever the dtype
   if (!scalar.isInt() && !scalar.isDouble()) return false;
   c10::ScalarType dtype = slots.empty() ? c10::ScalarType::Undefined : slots[0].tensor->scalar_type();
   if (op.dtype_argument >= 0 && arguments[op.dtype_argument].isInt())
@@ -302,6 +304,26 @@ bool has_mask(const Signature& signature) {
   return false;
 }
 
+int rank(c10::ScalarType dtype) {
+  if (c10::isComplexType(dtype)) return 3;
+  if (c10::isFloatingType(dtype)) return 2;
+  return dtype == c10::kBool ? 0 : 1;
+}
+
+// The same rule as bringup.cost.signature.Signature.dtype.
+c10::ScalarType deciding_dtype(const Slots& slots) {
+  c10::ScalarType found = c10::ScalarType::Undefined;
+  for (bool scalars : {false, true}) {
+    for (const Slot& slot : slots) {
+      if (!on_chip(*slot.tensor) || (slot.tensor->dim() == 0) != scalars) continue;
+      c10::ScalarType dtype = slot.tensor->scalar_type();
+      if (found == c10::ScalarType::Undefined || rank(dtype) > rank(found)) found = dtype;
+    }
+    if (found != c10::ScalarType::Undefined) break;
+  }
+  return found;
+}
+
 SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& key) {
   auto signature = c10::make_intrusive<Signature>();
   signature->op = &op;
@@ -322,6 +344,7 @@ SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder
     signature->same_as.push_back(same);
     signature->has_same |= same >= 0;
   }
+  signature->dtype = deciding_dtype(slots);
   if (op.synchronous && !(op.masks_decide && !has_mask(*signature))) signature->state = Signature::Synchronous;
   return signature;
 }
@@ -329,8 +352,12 @@ SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder
 }  // namespace
 
 SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
-  static thread_local KeyBuilder key;
-  static thread_local std::array<SignaturePtr, 2048> recent;
+  struct Mine {
+    KeyBuilder key;
+    std::array<SignaturePtr, 2048> recent;
+  };
+  static thread_local Mine of_thread;
+  auto& [key, recent] = of_thread;
   key.words.clear();
   key.storages.clear();
   key.add(reinterpret_cast<uintptr_t>(&op));

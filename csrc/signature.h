@@ -51,6 +51,9 @@ struct Signature : c10::intrusive_ptr_target, Results {
   std::vector<bool> storage_written;  // storage -> is any of its inputs written?
   std::vector<int32_t> same_as;       // input -> the earlier one that is the same tensor, if one is written; -1: none
   bool has_same = false;
+  // The dtype that the operation computes in: that of the first device tensor of the highest kind (complex, floating, integer,
+  // bool), those without dimensions only if there are no others. So an embedding is float32, though its indices are int64.
+  c10::ScalarType dtype = c10::ScalarType::Undefined;
 
   mutable std::atomic<int64_t> recorded{0};  // recording << 32 | number in it
   std::atomic<int> state{Unknown};           // the results are there, and do not change, once it is Known
