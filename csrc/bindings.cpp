@@ -44,6 +44,7 @@ TORCH_LIBRARY(bringup, m) {
       "bool past_capacity) -> ()",
       &configure_chip);
   m.def("set_device_count(int count) -> ()", [](int64_t count) { set_device_count(int(count)); });
+  m.def("max_devices() -> int", [] { return int64_t(kMaxDevices); });
   m.def("device_count() -> int", [] { return int64_t(device_count()); });
   m.def("is_configured() -> bool", [] { return configured(); });
   m.def("is_open() -> bool", [] { return opened(); });

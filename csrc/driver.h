@@ -22,6 +22,8 @@ extern "C" {
 
 #define BRINGUP_DRIVER_ABI 1
 
+#define BRINGUP_MAX_DEVICES 64  // of one process
+
 enum { BRINGUP_OK = 0, BRINGUP_OUT_OF_MEMORY = 1, BRINGUP_FAILED = 2 };
 
 typedef struct bringup_device bringup_device;  // defined by the driver
@@ -41,7 +43,7 @@ typedef struct bringup_driver {
   uint32_t abi;  // BRINGUP_DRIVER_ABI
   const char* name;
 
-  // Device. `open` is called once per index.
+  // Device. `open` is called once per index below BRINGUP_MAX_DEVICES, and once more where it or the first stream failed.
   int (*open)(int index, const bringup_config* config, bringup_device** device);
   void (*close)(bringup_device* device);  // every stream is idle and destroyed
   // The last failure on this device, for people. Cleared by the call. Never null. `about`: the device address that it

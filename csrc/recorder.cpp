@@ -279,6 +279,12 @@ const std::vector<std::string>& row_kinds() {
   return *names;
 }
 
+const std::vector<std::string>& row_flags() {
+  static const auto* names = new std::vector<std::string>{"pinned",      "waits",        "fallback",  "host_index",
+                                                          "initialised", "of_allocator", "of_upload", "of_download"};
+  return *names;
+}
+
 int recording_thread() {
   thread_clock.join(recording_state());
   return thread_clock.id;
@@ -535,6 +541,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
            bool backward) { record_compiled(signature, read, written, line, module, backward); });
   m.def("skip_host_time() -> ()", &skip_host_time);
   m.def("row_kinds() -> str[]", &row_kinds);
+  m.def("row_flags() -> str[]", &row_flags);
   m.def("forget_module(int address) -> ()", [](int64_t address) { forget_module(address); });
 }
 

@@ -32,7 +32,7 @@ enum class RowKind : uint8_t {
 };
 const std::vector<std::string>& row_kinds();  // their names, in this order
 
-// Flags of a row.
+// Flags of a row. The numbers are written to trace files, too.
 enum : uint8_t {
   kPinned = 1,        // the host side of the copy is page-locked
   kWaits = 2,         // the host needs a value from the device to go on
@@ -43,6 +43,7 @@ enum : uint8_t {
   kOfUpload = 64,     // of a wait: it is the end of a blocking copy to the chip
   kOfDownload = 128,  // or from it
 };
+const std::vector<std::string>& row_flags();  // their names, in this order
 
 extern std::atomic<bool> recording_now;
 inline bool recording() { return recording_now.load(std::memory_order_relaxed); }

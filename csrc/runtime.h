@@ -20,7 +20,7 @@
 namespace bringup {
 
 constexpr c10::DeviceType kChip = c10::DeviceType::PrivateUse1;
-constexpr int kMaxDevices = 64;
+constexpr int kMaxDevices = BRINGUP_MAX_DEVICES;
 constexpr int kStreamsPerPriority = 32;  // as CUDA: a new Stream beyond that shares a queue with an older one
 
 struct Config {

@@ -1,5 +1,6 @@
 """The recorder and its files."""
 
+import itertools
 import subprocess
 import time
 from collections import Counter
@@ -12,6 +13,9 @@ import torch
 from torch import nn
 
 import bringup
+from bringup import trace as trace_module
+from bringup._load import _SCALAR_TYPES as SCALAR_TYPES
+from bringup._load import MAX_DEVICES
 from bringup.timeline import replay
 from bringup.trace import (
     ALLOC,
@@ -205,8 +209,37 @@ def test_time_of_a_long_list_is_proportional_to_it() -> None:
     assert seconds(200_000) < 100 * seconds(10_000)  # squared: 400 times
 
 
-def test_the_core_and_python_agree_on_rows() -> None:
+def test_the_core_and_python_agree_on_rows_and_limits() -> None:
     assert tuple(torch.ops.bringup.row_kinds()) == KINDS
+    flags = torch.ops.bringup.row_flags()
+    assert [getattr(trace_module, name.upper()) for name in flags] == [1 << bit for bit in range(len(flags))]
+    assert torch.ops.bringup.max_devices() == MAX_DEVICES
+
+
+def test_the_core_and_python_agree_on_the_dtype_that_a_launch_computes_in() -> None:
+    """The core decides by it what falls back, Python what it costs."""
+    dtypes = (torch.bool, torch.int32, torch.int64, torch.float16, torch.float32, torch.float64, torch.complex64)
+    tensors = [torch.ones(shape, dtype=dtype, device="chip") for dtype in dtypes for shape in ((3,), (1, 3), ())]
+    index = torch.zeros(2, dtype=torch.int64, device="chip")
+    ops = ["aten::mul.Tensor", "aten::where.self", "aten::embedding", "aten::cat", "aten::index_select"]
+    for dtype in dtypes:
+        name = str(dtype).removeprefix("torch.")
+        torch.ops.bringup.set_fallbacks(ops, [1 << SCALAR_TYPES[name]] * len(ops), False)
+        try:
+            with bringup.record() as trace:
+                for a, b in itertools.product(tensors, tensors):
+                    a * b, torch.where(a.to(torch.bool), a, b)
+                    if a.dim() == b.dim() == 1:
+                        torch.cat([a, b])
+                for a in tensors[1::3]:
+                    torch.nn.functional.embedding(index, a), a.index_select(0, index[:1])
+        finally:
+            torch.ops.bringup.set_fallbacks([], [], False)
+        rows = trace.columns["kind"] == LAUNCH
+        flags, ids = trace.columns["flags"][rows], trace.columns["signature"][rows]
+        signatures = [trace.signatures[number] for number in ids]
+        chosen = [(s, bool(f & trace_module.FALLBACK)) for s, f in zip(signatures, flags, strict=True) if s.op in ops]
+        assert chosen and all((signature.dtype == name) == on_host for signature, on_host in chosen), name
 
 
 def test_streams_and_events_are_rows() -> None:

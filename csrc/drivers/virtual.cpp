@@ -80,7 +80,7 @@ struct bringup_device {
 namespace bringup_virtual {
 
 std::mutex check_mutex;
-bringup_device* checked_devices[64];
+bringup_device* checked_devices[BRINGUP_MAX_DEVICES];
 std::atomic<int> checked_count{0};
 struct sigaction previous_handler;
 
@@ -103,7 +103,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
 void watch(bringup_device* device) {
   std::lock_guard<std::mutex> lock(check_mutex);
   int count = checked_count.load();
-  if (count == 64) return;
+  if (count == BRINGUP_MAX_DEVICES) return;
   checked_devices[count] = device;
   checked_count.store(count + 1);
   if (count > 0) return;

@@ -120,7 +120,7 @@ class Signature:
         """The dtype that the launch computes in: of the first device tensor of the highest kind.
 
         Kinds: complex, float, integer, bool. Tensors without dimensions decide only if there are no others. The same
-        rule as ``deciding_dtype`` in csrc/fallback.cpp.
+        rule as ``deciding_dtype`` in csrc/signature.cpp.
         """
         on_chip = [tensor for tensor in self.tensors if tensor.storage >= 0]
         deciding = [tensor for tensor in on_chip if tensor.shape] or on_chip or self.results
