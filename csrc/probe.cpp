@@ -2,6 +2,7 @@
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/MemoryOverlap.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/DefaultDtype.h>
 
@@ -84,7 +85,8 @@ class Scratch {
         whole_(manner.whole),
         value_(manner.value),
         storages_(signature.storage_written.size()) {
-    for (const auto& [slot, meta] : results.resized) metas_[size_t(slot)] = meta;
+    for (const auto& [slot, meta] : results.resized)  // kernels look for overlapping elements before they resize
+      if (at::has_internal_overlap(*slots[size_t(slot)].tensor) != at::MemOverlap::Yes) metas_[size_t(slot)] = meta;
     for (TensorMeta& meta : metas_) {
       bool integer = meta.dtype == c10::kLong || meta.dtype == c10::kBool;
       if (manner.as_float32 && meta.defined && !(manner.keeps_integers && integer)) meta.dtype = c10::kFloat;
