@@ -58,6 +58,18 @@ def test_timeline_is_a_chrome_trace(prediction: bringup.Prediction) -> None:
     assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans)
 
 
+def test_what_the_host_waits_for_is_drawn() -> None:
+    from bringup.report import perfetto
+
+    with bringup.record() as trace:
+        torch.ones(4, device="chip")
+        torch.ops.bringup.record_wait(2_000_000)
+        torch.ones(4, device="chip")
+    spans = json.loads(perfetto.text(bringup.price(trace, chip="t4").timeline))["traceEvents"]
+    (sleep,) = [event for event in spans if event["name"] == "wait: sleep"]
+    assert sleep["dur"] == 2000.0 and sleep["pid"] == 0
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
 @pytest.mark.parametrize("width", [400, 1600])
 def test_page_draws_in_a_browser(prediction: bringup.Prediction, tmp_path: Path, width: int) -> None:

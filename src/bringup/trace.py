@@ -37,6 +37,7 @@ PHASES = ("forward", "backward", "optimizer")
 IN_FORWARD, IN_BACKWARD, IN_OPTIMIZER = range(len(PHASES))
 # Flags, see csrc/recorder.h.
 PINNED, WAITS, FALLBACK, HOST_INDEX, INITIALISED, OF_ALLOCATOR, OF_UPLOAD, OF_DOWNLOAD = (1 << i for i in range(8))
+WAITS_FOR = ("sleep", "descriptor", "process", "lock")  # flags of a host row, see csrc/waits.h
 BY_PROGRAM = -1  # object of a step row that bringup.step() wrote
 
 COLUMNS = {

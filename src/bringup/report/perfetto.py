@@ -8,7 +8,19 @@ from typing import Any
 import numpy as np
 
 from bringup.timeline import Timeline
-from bringup.trace import D2D, D2H, DEVICE_SYNC, EVENT_SYNC, H2D, KINDS, LAUNCH, STREAM_SYNC
+from bringup.trace import (
+    D2D,
+    D2H,
+    DEVICE_SYNC,
+    EVENT_SYNC,
+    H2D,
+    HOST,
+    KINDS,
+    LAUNCH,
+    RESUME,
+    STREAM_SYNC,
+    WAITS_FOR,
+)
 
 MOST_EVENTS = 200_000  # what the viewer opens without complaint; a longer trace is cut, and says so
 
@@ -18,9 +30,10 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
     trace = timeline.trace
     columns = trace.columns
     kind = columns["kind"]
-    shown = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC)))
+    drawn = np.isin(kind, (LAUNCH, H2D, D2H, D2D, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, HOST))
+    shown = np.flatnonzero(drawn | ((kind == RESUME) & (timeline.end > timeline.start)))
     found: list[dict[str, Any]] = [_name("process_name", 0, 0, f"host {timeline.host.name}")]
-    for device in np.unique(columns["device"][shown]):
+    for device in np.unique(columns["device"][shown[kind[shown] < STREAM_SYNC]]):  # launches and copies
         found.append(_name("process_name", int(device) + 1, 0, f"chip:{device} {timeline.chip.name}"))
         found.append(_name("thread_name", int(device) + 1, 1000, "link to the chip"))
         found.append(_name("thread_name", int(device) + 1, 1001, "link to the host"))
@@ -44,6 +57,9 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
         elif what in (H2D, D2H, D2D):
             thread = 1100 + int(columns["object"][row]) if what == D2D else 1001 if what == D2H else 1000
             args["bytes"] = int(columns["bytes"][row])
+        elif what in (HOST, RESUME):
+            process, thread = 0, int(columns["thread"][row])
+            name = "wait: another thread" if what == RESUME else f"wait: {WAITS_FOR[int(columns['flags'][row])]}"
         else:
             process, thread = 0, int(columns["thread"][row])
             found.append(_span(f"wait: {name}", process, thread, timeline.issued[row], timeline.waited[row], args))
