@@ -31,7 +31,8 @@ PyObject* PyImport_ImportModule(const char*);
 PyObject* PyObject_GetAttrString(PyObject*, const char*);
 PyObject* PyObject_CallMethod(PyObject*, const char*, const char*, ...);
 PyObject* PyObject_Str(PyObject*);
-const char* PyUnicode_AsUTF8(PyObject*);
+PyObject* PyUnicode_AsEncodedString(PyObject*, const char*, const char*);
+char* PyBytes_AsString(PyObject*);
 void PyErr_Fetch(PyObject**, PyObject**, PyObject**);
 void PyErr_NormalizeException(PyObject**, PyObject**, PyObject**);
 void PyErr_Clear();
@@ -80,31 +81,56 @@ bool starts_with_any(const std::string& text, const std::vector<std::string>& pr
   return false;
 }
 
-// Folders whose frames are not the user's: torch's, numpy's and our own. Called with the GIL.
-const std::vector<std::string>& library_folders() {
-  static std::vector<std::string>* folders = [] {
-    auto* found = new std::vector<std::string>{"<frozen", "<__array_function__", "<@beartype"};
-    for (const char* name : {"torch", "bringup", "numpy", "triton"}) {
-      PyObject* module = PyImport_ImportModule(name);
-      PyObject* file = module ? PyObject_GetAttrString(module, "__file__") : nullptr;
-      const char* path = file ? PyUnicode_AsUTF8(file) : nullptr;
-      if (path) found->push_back(std::string(path).substr(0, std::string(path).rfind('/') + 1));
-      if (file) Py_DecRef(file);
-      if (module) Py_DecRef(module);
-      PyErr_Clear();
-    }
-    return found;
-  }();
-  return *folders;
-}
-
-std::string text_of(PyObject* code, const char* attribute) {
-  PyObject* found = PyObject_GetAttrString(code, attribute);
-  const char* text = found ? PyUnicode_AsUTF8(found) : nullptr;
+// Names of files need not be UTF-8: what is not is written as Python's tracebacks write it, \udcff.
+std::string text_of(PyObject* string) {
+  PyObject* bytes = string ? PyUnicode_AsEncodedString(string, "utf-8", "backslashreplace") : nullptr;
+  const char* text = bytes ? PyBytes_AsString(bytes) : nullptr;
   std::string copy = text ? text : "";
-  if (found) Py_DecRef(found);
+  if (bytes) Py_DecRef(bytes);
   PyErr_Clear();
   return copy;
+}
+
+std::string text_of(PyObject* object, const char* attribute) {
+  PyObject* found = PyObject_GetAttrString(object, attribute);
+  std::string text = text_of(found);
+  if (found) Py_DecRef(found);
+  return text;
+}
+
+// Where an importable package lies, with the slash; empty if it is not there.
+std::string folder_of(const char* package) {
+  PyObject* module = PyImport_ImportModule(package);
+  std::string file = module ? text_of(module, "__file__") : "";
+  if (module) Py_DecRef(module);
+  PyErr_Clear();
+  return file.substr(0, file.rfind('/') + 1);
+}
+
+struct Folders {
+  std::vector<std::string> libraries;  // whose frames are not the user's
+  std::vector<std::string> machinery;  // compilers and the import system, whose waits are not the program's
+};
+
+Folders find_folders() {
+  Folders found{{"<frozen", "<__array_function__", "<@beartype"}, {"<frozen importlib"}};
+  for (const char* package : {"torch", "bringup", "numpy", "triton"})
+    if (std::string folder = folder_of(package); !folder.empty()) found.libraries.push_back(folder);
+  if (std::string torch = folder_of("torch"); !torch.empty())
+    for (const char* part : {"_inductor/", "_dynamo/", "_functorch/"}) found.machinery.push_back(torch + part);
+  if (std::string triton = folder_of("triton"); !triton.empty()) found.machinery.push_back(triton);
+  return found;
+}
+
+// Called with the GIL, which imports let go: no other lock may be held meanwhile, so two threads may both look.
+const Folders& folders() {
+  static std::atomic<const Folders*> known{nullptr};
+  if (const Folders* found = known.load()) return *found;
+  auto* mine = new Folders(find_folders());
+  const Folders* nobodys = nullptr;
+  if (known.compare_exchange_strong(nobodys, mine)) return *mine;
+  delete mine;
+  return *nobodys;
 }
 
 // Code that Inductor wrote is not the user's: a module in its cache, or the function that launches a kernel.
@@ -112,13 +138,6 @@ bool is_inductors(const std::string& file, PyObject* code) {
   const char* cache = std::getenv("TORCHINDUCTOR_CACHE_DIR");
   if (file.find("/torchinductor_") != std::string::npos || (cache && *cache && file.rfind(cache, 0) == 0)) return true;
   return file == "<string>" && text_of(code, "co_name") == "launcher";
-}
-
-// Compilers and the import system, whose waits are not the program's.
-bool is_machinery(const std::string& file) {
-  for (const char* part : {"<frozen importlib", "/torch/_inductor/", "/torch/_dynamo/", "/torch/_functorch/", "/triton/"})
-    if (file.find(part) != std::string::npos) return true;
-  return false;
 }
 
 // Whose code is it?
@@ -137,8 +156,8 @@ Whose classify(PyObject* code) {
   std::string file = text_of(code, "co_filename");
   // The items of the scorecard are programs, although they lie in our folder.
   bool is_item = file.find("/bringup/check/") != std::string::npos;
-  bool user = !file.empty() && (is_item || !starts_with_any(file, library_folders())) && !is_inductors(file, code);
-  Whose whose = is_machinery(file) ? Whose::Machinery : user ? Whose::User : Whose::Library;
+  bool user = !file.empty() && (is_item || !starts_with_any(file, folders().libraries)) && !is_inductors(file, code);
+  Whose whose = starts_with_any(file, folders().machinery) ? Whose::Machinery : user ? Whose::User : Whose::Library;
   Py_IncRef(code);
   std::lock_guard<std::mutex> lock(mutex);
   (*known)[code] = whose;
@@ -458,8 +477,7 @@ void throw_python_error() {
   PyErr_Fetch(&type, &value, &trace);
   PyErr_NormalizeException(&type, &value, &trace);
   PyObject* text = value ? PyObject_Str(value) : nullptr;
-  const char* utf8 = text ? PyUnicode_AsUTF8(text) : nullptr;
-  std::string problem = utf8 ? utf8 : "unknown error";
+  std::string problem = text ? text_of(text) : "unknown error";
   for (PyObject* object : {text, type, value, trace})
     if (object) Py_DecRef(object);
   PyErr_Clear();

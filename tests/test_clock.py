@@ -249,6 +249,22 @@ print("done")
     assert done.stdout == "done\n", done.stderr
 
 
+def test_folder_that_is_called_like_a_compiler_is_the_users(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "train.py").write_text(
+        """
+import time, torch
+began = time.perf_counter()
+torch.ones(2, device="chip")
+time.sleep(0.25)
+torch.ones(2, device="chip")
+print(round(time.perf_counter() - began, 2))
+"""
+    )
+    done = bringup_run("--chip-time", "--chip", "t4", "triton/train.py")
+    assert done.stdout.startswith("0.25\n"), done.stdout + done.stderr
+
+
 def test_a_monitor_that_waits_beside_the_program_is_in_no_step(bringup_run: Run, tmp_path: Path) -> None:
     beside = """import threading
 def monitor():
