@@ -20,31 +20,36 @@ at::Generator ChipGenerator::draw_on(Stream& stream) {
   return current_;
 }
 
-void ChipGenerator::replace(at::Generator next) {
+void ChipGenerator::replace(at::Generator next, uint64_t seed) {
   std::lock_guard<std::mutex> lock(order_);
   current_ = std::move(next);
+  seed_ = seed;
   last_ = nullptr;
 }
 
-void ChipGenerator::settle() const {
+at::Generator ChipGenerator::settled() const {
+  at::Generator current;
   Stream* last;
   {
     std::lock_guard<std::mutex> lock(order_);
+    current = current_;
     last = last_;
   }
   if (last) synchronize(*last);
+  return current;
 }
 
-void ChipGenerator::set_current_seed(uint64_t seed) {
-  replace(at::detail::createCPUGenerator(seed));
-  seed_ = seed;
-}
+void ChipGenerator::set_current_seed(uint64_t seed) { replace(at::detail::createCPUGenerator(seed), seed); }
 
-uint64_t ChipGenerator::current_seed() const { return seed_; }
+uint64_t ChipGenerator::current_seed() const {
+  std::lock_guard<std::mutex> lock(order_);
+  return seed_;
+}
 
 uint64_t ChipGenerator::seed() {
-  set_current_seed(c10::detail::getNonDeterministicRandom());
-  return seed_;
+  uint64_t seed = c10::detail::getNonDeterministicRandom();
+  set_current_seed(seed);
+  return seed;
 }
 
 void ChipGenerator::set_offset(uint64_t offset) {
@@ -58,19 +63,21 @@ uint64_t ChipGenerator::get_offset() const {
 void ChipGenerator::set_state(const c10::TensorImpl& state) {
   at::Generator next = at::detail::createCPUGenerator();
   next.unsafeGetGeneratorImpl()->set_state(state);
-  seed_ = next.current_seed();
-  replace(std::move(next));
+  uint64_t seed = next.current_seed();
+  replace(std::move(next), seed);
 }
 
 c10::intrusive_ptr<c10::TensorImpl> ChipGenerator::get_state() const {
-  settle();
-  return current_.unsafeGetGeneratorImpl()->get_state();
+  at::Generator current = settled();
+  std::lock_guard<std::mutex> lock(current.mutex());  // another thread may launch what draws
+  return current.unsafeGetGeneratorImpl()->get_state();
 }
 
 ChipGenerator* ChipGenerator::clone_impl() const {
-  settle();
-  auto* copy = new ChipGenerator(device().index(), seed_);
-  copy->replace(current_.clone());
+  at::Generator current = settled();
+  std::lock_guard<std::mutex> lock(current.mutex());
+  auto* copy = new ChipGenerator(device().index());
+  copy->replace(current.clone(), current_seed());
   return copy;
 }
 

@@ -32,10 +32,10 @@ class ChipGenerator final : public c10::GeneratorImpl {
 
  private:
   ChipGenerator* clone_impl() const override;
-  void replace(at::Generator next);
-  void settle() const;  // waits for the launches that still draw
+  void replace(at::Generator next, uint64_t seed);
+  at::Generator settled() const;  // the current one, after the launches that still draw
 
-  mutable std::mutex order_;
+  mutable std::mutex order_;  // guards what follows
   at::Generator current_;
   uint64_t seed_;
   Stream* last_ = nullptr;
