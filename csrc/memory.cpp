@@ -49,19 +49,23 @@ struct Use {
 };
 using Uses = std::vector<std::shared_ptr<Use>>;
 
-struct Block {
-  Pool* pool = nullptr;
-  int64_t number = 0;  // of the allocation
+// What reports say of a block. The rest of it changes without the mutex, or is of no use to others.
+struct Held {
   char* address = nullptr;
   size_t bytes = 0, requested = 0;
+  Line line;
+  Purpose purpose;
+};
+
+struct Block : Held {
+  Pool* pool = nullptr;
+  int64_t number = 0;  // of the allocation
   Stream* stream = nullptr;
   bool small = false, allocated = false;
   Content content = Content::Unknown;
   Block *previous = nullptr, *next = nullptr;  // neighbours in the segment
   std::unordered_set<Stream*> users;           // other streams that use it: record_stream
   Uses pending;                                // by those, when it was freed
-  Line line;
-  Purpose purpose;
 };
 
 struct BySize {
@@ -269,7 +273,7 @@ class Pool {
     limit_ = size_t(double(config().device_bytes) * fraction);
   }
 
-  std::optional<Block> owner(const void* address) {
+  std::optional<Held> owner(const void* address) {
     auto* at = static_cast<const char*>(address);
     std::lock_guard<std::mutex> lock(mutex_);
     for (auto& [start, block] : in_use_)
@@ -287,7 +291,7 @@ class Pool {
     return found;
   }
 
-  std::vector<Block> largest(size_t most) {
+  std::vector<Held> largest(size_t most) {
     std::lock_guard<std::mutex> lock(mutex_);
     return largest_locked(most);
   }
@@ -424,11 +428,11 @@ class Pool {
     delete other;
   }
 
-  std::vector<Block> largest_locked(size_t most) {
-    std::vector<Block> live;
+  std::vector<Held> largest_locked(size_t most) {
+    std::vector<Held> live;
     for (auto& [address, block] : in_use_) live.push_back(*block);
     most = std::min(most, live.size());
-    std::partial_sort(live.begin(), live.begin() + std::ptrdiff_t(most), live.end(), [](const Block& a, const Block& b) {
+    std::partial_sort(live.begin(), live.begin() + std::ptrdiff_t(most), live.end(), [](const Held& a, const Held& b) {
       return a.requested != b.requested ? a.requested > b.requested : a.address < b.address;
     });
     live.resize(most);
@@ -464,7 +468,7 @@ void Pool::warn_past_capacity(size_t requested, const Line& line, std::unique_lo
 void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
   ++stats_.num_ooms;
   size_t allocated = size_t(stats_.allocated_bytes[0].current), reserved = size_t(stats_.reserved_bytes[0].current);
-  std::vector<Block> live = largest_locked(5);
+  std::vector<Held> live = largest_locked(5);
   lock.unlock();  // describe takes the GIL, whose holder may be waiting for this mutex
   Purpose wanted = purpose;
   std::ostringstream text;
@@ -474,7 +478,7 @@ void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<st
   text << ", allocated " << human(allocated) << ", reserved " << human(reserved) << ", capacity " << human(config().device_bytes);
   if (limit() != config().device_bytes) text << ", limited by the program to " << human(limit());
   if (!live.empty()) text << "\nlargest live tensors:";
-  for (const Block& block : live) {
+  for (const Held& block : live) {
     std::string where = describe(block.line), what = what_for(block.purpose);
     text << "\n  " << human(block.requested) << "  " << (what.empty() ? "?" : what) << "  "
          << (where.empty() ? "(no Python line)" : where);
@@ -678,7 +682,7 @@ std::string live_blocks_json(int device, int64_t most) {
   std::ostringstream text;
   text << "[";
   bool first = true;
-  for (const Block& block : pool(device).largest(size_t(most))) {
+  for (const Held& block : pool(device).largest(size_t(most))) {
     text << (first ? "" : ", ") << "{\"bytes\": " << block.requested << ", \"what\": " << json_text(what_for(block.purpose))
          << ", \"line\": " << json_text(describe(block.line)) << "}";
     first = false;
