@@ -6,9 +6,11 @@
 #include <c10/util/Exception.h>
 #include <torch/csrc/autograd/function.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cstdlib>
+#include <deque>
 #include <filesystem>
 #include <mutex>
 #include <unordered_map>
@@ -180,10 +182,16 @@ bool is_user(PyObject* code) { return whose(code) == Whose::User; }
 // Note [Modules and phases]
 // While a program is recorded, the walk to the user's line goes on to the innermost call of a torch.nn.Module, whose
 // `self` is the module, or to a step of an optimizer. A module is named by Python the first time it is met.
+struct Targets {  // code objects
+  void* call;
+  std::vector<void*> optimizer;
+  bool operator==(const Targets&) const = default;
+};
+
 struct Watch {
-  std::atomic<void*> call{nullptr};
-  std::vector<void*> optimizer;  // changes only while nothing is watched
+  std::atomic<const Targets*> targets{nullptr};
   std::mutex mutex;
+  std::deque<Targets> kept;  // for ever: a thread may look at those of a recording that is over
   std::unordered_map<void*, int32_t> names;
   std::atomic<uint64_t> forgotten{0};
 };
@@ -231,13 +239,13 @@ int32_t number_of_module(void* innermost, Chain chain) {
   }
   int32_t number = name_module(chain());
   std::lock_guard<std::mutex> lock(watch().mutex);
-  watch().names[innermost] = number;
+  if (watch().forgotten == forgotten) watch().names[innermost] = number;  // else it may be of a recording that is over
   last = {innermost, number, forgotten};
   return number;
 }
 
-bool is_optimizer(void* code) {
-  for (void* known : watch().optimizer)
+bool is_optimizer(const Targets& targets, void* code) {
+  for (void* known : targets.optimizer)
     if (known == code) return true;
   return false;
 }
@@ -245,22 +253,22 @@ bool is_optimizer(void* code) {
 Line line_by_api() {
   Gil gil;
   Line line;
-  void* call = PyFrame_GetVarString ? watch().call.load(std::memory_order_acquire) : nullptr;
+  const Targets* targets = PyFrame_GetVarString ? watch().targets.load(std::memory_order_acquire) : nullptr;
   std::vector<void*> modules;
   PyObject* frame = PyEval_GetFrame();
   if (frame) Py_IncRef(frame);
   while (frame) {
     PyObject* code = PyFrame_GetCode(frame);
     if (!line.code && is_user(code)) line = {code, PyFrame_GetLasti(frame)};
-    if (call && code == call) {
+    if (targets && code == targets->call) {
       PyObject* self = PyFrame_GetVarString(frame, "self");
       if (self) modules.push_back(self);
       PyErr_Clear();
       if (self) Py_DecRef(self);  // the frame holds it
     }
-    if (call && modules.empty() && is_optimizer(code)) line.phase = Phase::Optimizer;
+    if (targets && modules.empty() && is_optimizer(*targets, code)) line.phase = Phase::Optimizer;
     Py_DecRef(code);
-    PyObject* back = line.code && !call ? nullptr : PyFrame_GetBack(frame);
+    PyObject* back = line.code && !targets ? nullptr : PyFrame_GetBack(frame);
     Py_DecRef(frame);
     frame = back;
   }
@@ -306,25 +314,25 @@ bool machinery_by_layout(const void* thread) {
 Line line_by_layout(const void* thread) {
   const void* frame = innermost_frame(thread);
   Line line;
-  void* call = watch().call.load(std::memory_order_acquire);
+  const Targets* targets = watch().targets.load(std::memory_order_acquire);
   for (; frame; frame = at_offset<const void*>(frame, kPrevious)) {
     auto* code = at_offset<PyObject*>(frame, kCode);
     if (!line.code && is_user(code)) {
       auto* bytecode = reinterpret_cast<const char*>(code) + kBytecode;
       line = {code, int32_t(at_offset<const char*>(frame, kInstruction) - bytecode)};
     }
-    if (!call && line.code) return line;
-    if (!call) continue;
-    if (code == call) {
+    if (!targets && line.code) return line;
+    if (!targets) continue;
+    if (code == targets->call) {
       line.module = number_of_module(at_offset<void*>(frame, kLocals), [&] {
         std::vector<void*> chain;
         for (const void* outer = frame; outer; outer = at_offset<const void*>(outer, kPrevious))
-          if (at_offset<void*>(outer, kCode) == call) chain.push_back(at_offset<void*>(outer, kLocals));
+          if (at_offset<void*>(outer, kCode) == targets->call) chain.push_back(at_offset<void*>(outer, kLocals));
         return chain;
       });
       break;
     }
-    if (is_optimizer(code)) {
+    if (is_optimizer(*targets, code)) {
       line.phase = Phase::Optimizer;
       break;
     }
@@ -397,24 +405,50 @@ namespace {
 
 // Note [Lines of the backward pass]
 // Autograd launches from its own threads, which run no Python. A node of the graph carries the sequence number that the
-// forward operator got on its thread just before it launched: forward launches leave their line under that number.
-// Entries are overwritten without a lock; a reader that loses the race names a neighbouring line, nothing worse.
+// forward operator got on its thread just before it launched, and that thread's number: forward launches leave their line
+// under the two. Entries are overwritten without a lock. Each carries a word that fits only the pair and the line together,
+// so that a reader takes an entry that is half one line and half another for none.
 struct ForwardLine {
-  uint64_t sequence = ~0ull, thread = 0;
-  Line line;
+  std::atomic<uint64_t> check{0}, code{0}, place{0};
 };
 constexpr size_t kForwardLines = 1 << 14;
 std::array<ForwardLine, kForwardLines> forward_lines;
 
+uint64_t check_of(uint64_t sequence, uint64_t thread, uint64_t code, uint64_t place) {
+  return ((sequence ^ thread << 48) * 0x9E3779B97F4A7C15ull ^ code) * 0xD6E8FEB86659FD93ull ^ place;
+}
+
+// Threads count alike: those that do the same at a time have entries of their own.
+ForwardLine& forward_line(uint64_t sequence, uint64_t thread) {
+  return forward_lines[(sequence + thread * 5003) % kForwardLines];
+}
+
+void keep_forward_line(uint64_t sequence, uint64_t thread, const Line& line) {
+  auto code = uint64_t(reinterpret_cast<uintptr_t>(line.code));
+  uint64_t place = uint64_t(uint32_t(line.module)) << 32 | uint32_t(line.instruction);
+  ForwardLine& entry = forward_line(sequence, thread);
+  entry.code.store(code, std::memory_order_relaxed);
+  entry.place.store(place, std::memory_order_relaxed);
+  entry.check.store(check_of(sequence, thread, code, place), std::memory_order_relaxed);
+}
+
+// The line that was kept; without code if there is none.
+Line kept_forward_line(uint64_t sequence, uint64_t thread) {
+  const ForwardLine& entry = forward_line(sequence, thread);
+  uint64_t code = entry.code.load(std::memory_order_relaxed), place = entry.place.load(std::memory_order_relaxed);
+  if (!code || entry.check.load(std::memory_order_relaxed) != check_of(sequence, thread, code, place)) return {};
+  Line line;
+  line.code = reinterpret_cast<void*>(code);
+  line.instruction = int32_t(place & 0xffffffff);
+  line.module = int32_t(place >> 32);
+  return line;
+}
+
 Line backward_line() {
   auto node = torch::autograd::get_current_node();
   if (!node) return {};
-  Line unknown;
-  unknown.phase = Phase::Backward;
-  const ForwardLine& entry = forward_lines[node->sequence_nr() % kForwardLines];
-  if (entry.sequence != node->sequence_nr() || entry.thread != node->thread_id()) return unknown;
-  Line line = entry.line;
-  line.backward = true;
+  Line line = kept_forward_line(node->sequence_nr(), node->thread_id());
+  line.backward = line.code != nullptr;
   line.phase = Phase::Backward;
   return line;
 }
@@ -427,24 +461,25 @@ Line current_line() {
   if (c10::GradMode::is_enabled()) {
     uint64_t next = at::sequence_number::peek();
     if (next > 0) {
-      ForwardLine& entry = forward_lines[(next - 1) % kForwardLines];
       uint64_t thread = at::RecordFunction::currentThreadId();
       // The first launch after a node was made is the node's; later ones made no node.
-      if (entry.sequence != next - 1 || entry.thread != thread) entry = {next - 1, thread, line};
+      if (!kept_forward_line(next - 1, thread).code) keep_forward_line(next - 1, thread, line);
     }
   }
   return line;
 }
 
 void watch_modules(int64_t call, const std::vector<int64_t>& optimizer) {
-  watch().call.store(nullptr);
   std::lock_guard<std::mutex> lock(watch().mutex);
+  watch().targets = nullptr;
   watch().names.clear();
   ++watch().forgotten;
   if (!call) return;
-  watch().optimizer.clear();
-  for (int64_t code : optimizer) watch().optimizer.push_back(reinterpret_cast<void*>(code));
-  watch().call.store(reinterpret_cast<void*>(call), std::memory_order_release);
+  Targets targets{reinterpret_cast<void*>(call), {}};
+  for (int64_t code : optimizer) targets.optimizer.push_back(reinterpret_cast<void*>(code));
+  auto& kept = watch().kept;
+  auto known = std::find(kept.begin(), kept.end(), targets);
+  watch().targets.store(known == kept.end() ? &kept.emplace_back(std::move(targets)) : &*known, std::memory_order_release);
 }
 
 void forget_module(int64_t address) {
