@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft liger-kernel flag_gems sqlalchemy fla-core einops
 SOURCES := pyproject.toml setup.py $(wildcard csrc/*) $(wildcard csrc/drivers/*)
 
-.PHONY: demo test test-busy test-all lint soak clean
+.PHONY: demo test test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -23,6 +23,12 @@ test-busy: $(VENV)/.test
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
+
+# The tests of what is written in C++, under the compiler's sanitizers: see CONTRIBUTING.md.
+sanitize: sanitize-address sanitize-thread
+
+sanitize-address sanitize-thread: sanitize-%: $(VENV)/.test
+	$(BIN)/python -m tests.sanitizers $*
 
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """Builds the C++ core against the torch of this environment."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+SANITIZERS = os.environ.get("BRINGUP_SANITIZERS", "")  # for -fsanitize=; `make sanitize` sets it
 
 
 def need_torch():
@@ -34,6 +36,11 @@ class BuildCore(build_ext):
         core.runtime_library_dirs += [str(home / "lib")]
         abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
         core.extra_compile_args += [f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
+        if SANITIZERS:
+            core.extra_compile_args += ["-O1", "-g1", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
+            core.extra_compile_args += [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=undefined"]
+            core.extra_compile_args += ["-Wno-maybe-uninitialized"]  # GCC's own checks hide from it what is initialised
+            core.extra_link_args += [f"-fsanitize={SANITIZERS}"]
         super().build_extensions()
         inplace = ROOT / "src" / "bringup"
         target = inplace if self.inplace or self.editable_mode else Path(self.build_lib) / "bringup"
@@ -48,7 +55,7 @@ setup(
         Extension(
             "bringup._core",
             sources=["csrc/core.cpp", "csrc/drivers/virtual.cpp"],
-            depends=[str(path) for path in sorted((ROOT / "csrc").rglob("*.*"))],
+            depends=["setup.py", *(str(path) for path in sorted((ROOT / "csrc").rglob("*.*")))],
             libraries=["c10", "torch_cpu", "torch"],
             extra_compile_args=[
                 *("-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"),

@@ -107,7 +107,7 @@ def test_events_are_shared() -> None:
         try:
             events[0].elapsed_time(events[1])
         except RuntimeError as error:  # recorded again meanwhile
-            assert "before both events were reached" in str(error)
+            assert "before" in str(error)
 
     together(record, record, wait, wait, measure)
     torch.chip.synchronize()

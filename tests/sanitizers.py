@@ -1,0 +1,186 @@
+"""The tests under the compiler's sanitizers: the core is built with one into a folder of its own.
+
+    python -m tests.sanitizers address                             # and undefined behaviour
+    python -m tests.sanitizers thread
+    python -m tests.sanitizers thread tests/test_streams.py -k event   # pytest's arguments instead of the selection
+
+Only the core is instrumented. The sanitizers see what Python and torch allocate, free and lock, not what they read and
+write. Reports are files, so that none is lost in a test's captured output or in a process that a test starts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+RANDOM_BITS = Path("/proc/sys/vm/mmap_rnd_bits")
+CORE = (
+    *("tests/test_streams.py", "tests/test_memory.py", "tests/test_errors.py", "tests/test_threads.py"),
+    *("tests/test_replay.py", "tests/test_trace.py"),
+)
+# Of torch's database, what the core does with its own hands: memory, views, sizes that data decide, random numbers.
+OPERATORS = (
+    *(
+        "as_strided",
+        "as_strided_scatter",
+        "cat",
+        "clone",
+        "contiguous",
+        "diagonal_scatter",
+        "empty_strided",
+        "expand",
+        "gather",
+    ),
+    *(
+        "index_put",
+        "item",
+        "linalg.svd",
+        "lu",
+        "masked_select",
+        "multinomial",
+        "nn.functional.dropout",
+        "nonzero",
+        "normal",
+    ),
+    *(
+        "repeat_interleave",
+        "resize_",
+        "roll",
+        "scatter_reduce.amax",
+        "sort",
+        "split_with_sizes",
+        "to_sparse",
+        "unbind",
+        "unique",
+    ),
+)
+NO_SIGNAL = "expects the operating system's SIGSEGV, which a sanitizer turns into a report"
+SLOW = "takes minutes here, and the core's part in it is in other tests"
+
+
+@dataclass(frozen=True)
+class Sanitizer:
+    """A sanitizer, and the tests that run under it."""
+
+    flags: str  # of -fsanitize
+    libraries: tuple[str, ...]  # to be loaded before Python
+    environment: dict[str, str]
+    tests: tuple[str, ...]
+    excluded: dict[str, str]  # test: why it cannot run
+
+
+SANITIZERS = {
+    "address": Sanitizer(
+        flags="address,undefined",
+        libraries=("libasan.so", "libubsan.so"),
+        environment={
+            "PYTHONMALLOC": "malloc",  # Python's own allocator would hide its objects' bounds
+            # Python and torch free little at exit, so leaks cannot be told from what lives as long as the process.
+            "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:strict_string_checks=1",
+            "UBSAN_OPTIONS": "print_stacktrace=1",
+        },
+        tests=(
+            *CORE,
+            *("tests/test_driver.py", "tests/test_dry.py"),
+            *("tests/kernels/test_blocks.py", "tests/kernels/test_language.py", "tests/kernels/test_tutorials.py"),
+            *(f"tests/conformance/test_ops.py::test_op_forward_equals_cpu[float32-{name}]" for name in OPERATORS),
+        ),
+        excluded={
+            "tests/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
+            "tests/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
+            "tests/test_trace.py::test_time_of_a_long_list_is_proportional_to_it": SLOW,
+            "tests/test_dry.py::test_fit_finds_the_largest_batch": SLOW,
+            "tests/test_dry.py::test_fit_names_the_chips_that_hold_it": SLOW,
+        },
+    ),
+    "thread": Sanitizer(
+        flags="thread",
+        libraries=("libtsan.so",),
+        environment={
+            "OMP_NUM_THREADS": "1",  # OpenMP's barriers are atomics that the sanitizer does not see
+            "TSAN_OPTIONS": f"ignore_noninstrumented_modules=1:suppressions={ROOT / 'tests' / 'thread_sanitizer.supp'}",
+        },
+        tests=CORE,
+        excluded={
+            "tests/test_trace.py::test_time_of_a_long_list_is_proportional_to_it": SLOW,
+            "tests/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
+            "tests/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
+            "tests/test_streams.py::test_data_loader_workers_fork_and_pin": (
+                "forks a process that has threads and starts threads in the child, which the sanitizer does not support"
+            ),
+        },
+    ),
+}
+
+
+def build(name: str, flags: str) -> Path:
+    """Build the package with an instrumented core. Return the folder that holds it."""
+    folder = ROOT / "build" / name
+    command = [sys.executable, "setup.py", "--quiet", "build_ext"]
+    command += ["--build-lib", str(folder / "core"), "--build-temp", str(folder / "objects")]
+    subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "BRINGUP_SANITIZERS": flags, "PYTHONWARNINGS": "ignore"}, check=True
+    )
+    package = folder / "python" / "bringup"
+    shutil.rmtree(package, ignore_errors=True)
+    shutil.copytree(ROOT / "src" / "bringup", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    shutil.copytree(folder / "core" / "bringup", package, dirs_exist_ok=True)
+    return package.parent
+
+
+def library(name: str) -> str:
+    """Path of one of the compiler's libraries."""
+    asked = subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    path = asked.stdout.strip()
+    if not os.path.isabs(path):
+        sys.exit(f"the sanitizer's library {name} is not there: apt-get install g++")
+    return path
+
+
+def environment_of(sanitizer: Sanitizer, package: Path, reports: Path) -> dict[str, str]:
+    """Environment in which Python loads the instrumented core."""
+    environment = {**os.environ, **sanitizer.environment, "PYTHONPATH": str(package)}
+    environment["LD_PRELOAD"] = " ".join(library(name) for name in sanitizer.libraries)
+    for name, options in sanitizer.environment.items():
+        if name.endswith("SAN_OPTIONS"):
+            environment[name] = f"{options}:log_path={reports / name[:4].lower()}"
+    return environment
+
+
+def wrapper(name: str) -> list[str]:
+    """What has to stand before the command: libtsan of GCC 12 knows the addresses of 28 random bits, not of more."""
+    if name == "thread" and RANDOM_BITS.exists() and int(RANDOM_BITS.read_text()) > 28:
+        return ["setarch", platform.machine(), "--addr-no-randomize"]
+    return []
+
+
+def main() -> int:
+    """Run the tests. Return 0 if they passed and no process has reported anything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sanitizer", choices=SANITIZERS)
+    arguments, asked = parser.parse_known_args()
+    name = arguments.sanitizer
+    sanitizer = SANITIZERS[name]
+    package = build(name, sanitizer.flags)
+    reports = ROOT / "build" / name / "reports"
+    shutil.rmtree(reports, ignore_errors=True)
+    reports.mkdir()
+    command = [*wrapper(name), sys.executable, "-m", "pytest", *(asked or ["-n", "2", *sanitizer.tests])]
+    command += [f"--deselect={test}" for test in sanitizer.excluded]
+    code = subprocess.run(command, cwd=ROOT, env=environment_of(sanitizer, package, reports)).returncode
+    written = sorted(reports.iterdir())
+    for report in written:
+        print(f"\n{report.relative_to(ROOT)}:\n{report.read_text(errors='replace')}")
+    print(f"{name} sanitizer: {len(written)} processes have reported faults; pytest ended with {code}")
+    return 1 if written else code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
