@@ -25,42 +25,13 @@ CORE = (
     *("tests/test_streams.py", "tests/test_memory.py", "tests/test_errors.py", "tests/test_threads.py"),
     *("tests/test_replay.py", "tests/test_trace.py"),
 )
+FORWARD = "tests/conformance/test_ops.py::test_op_forward_equals_cpu"
 # Of torch's database, what the core does with its own hands: memory, views, sizes that data decide, random numbers.
-OPERATORS = (
-    *(
-        "as_strided",
-        "as_strided_scatter",
-        "cat",
-        "clone",
-        "contiguous",
-        "diagonal_scatter",
-        "empty_strided",
-        "expand",
-        "gather",
-    ),
-    *(
-        "index_put",
-        "item",
-        "linalg.svd",
-        "lu",
-        "masked_select",
-        "multinomial",
-        "nn.functional.dropout",
-        "nonzero",
-        "normal",
-    ),
-    *(
-        "repeat_interleave",
-        "resize_",
-        "roll",
-        "scatter_reduce.amax",
-        "sort",
-        "split_with_sizes",
-        "to_sparse",
-        "unbind",
-        "unique",
-    ),
-)
+OPERATORS = """
+as_strided as_strided_scatter cat clone contiguous diagonal_scatter empty_strided expand gather index_put item
+linalg.svd lu masked_select multinomial nn.functional.dropout nonzero normal repeat_interleave resize_ roll
+scatter_reduce.amax sort split_with_sizes to_sparse unbind unique
+"""
 NO_SIGNAL = "expects the operating system's SIGSEGV, which a sanitizer turns into a report"
 SLOW = "takes minutes here, and the core's part in it is in other tests"
 
@@ -90,7 +61,7 @@ SANITIZERS = {
             *CORE,
             *("tests/test_driver.py", "tests/test_dry.py"),
             *("tests/kernels/test_blocks.py", "tests/kernels/test_language.py", "tests/kernels/test_tutorials.py"),
-            *(f"tests/conformance/test_ops.py::test_op_forward_equals_cpu[float32-{name}]" for name in OPERATORS),
+            *(f"{FORWARD}[float32-{name}]" for name in OPERATORS.split()),
         ),
         excluded={
             "tests/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
