@@ -88,6 +88,13 @@ FailurePtr mark_of(Allocations allocations, int64_t launch) {
   return nullptr;
 }
 
+FailurePtr raised_mark_of(int64_t allocation) {
+  if (!any_marked()) return nullptr;
+  std::lock_guard<std::mutex> lock(marks().mutex);
+  auto found = marks().of.find(allocation);
+  return found != marks().of.end() && found->second->raised ? found->second : nullptr;
+}
+
 void forget_raised() {
   if (!any_marked()) return;
   std::lock_guard<std::mutex> lock(marks().mutex);

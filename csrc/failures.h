@@ -38,6 +38,8 @@ void mark(Allocations allocations, const FailurePtr& failure);
 void unmark(int64_t allocation);  // it was overwritten
 // The failure that a launch of this number has to leave alone; null if it may read all of these.
 FailurePtr mark_of(Allocations allocations, int64_t launch);
+// The failure that left this allocation without its content, if it has been raised: what is issued now may read it.
+FailurePtr raised_mark_of(int64_t allocation);
 // Every launch is over: marks of failures that were raised are of no use any more.
 void forget_raised();
 

@@ -119,8 +119,11 @@ namespace {
 std::string describe_launch(const Launch& launch) {
   std::ostringstream text;
   text << launch.signature->op->name << "(";
-  for (size_t i = 0; i < launch.signature->inputs.size(); ++i)
-    text << (i ? ", " : "") << (launch.signature->inputs[i].defined ? text_of(launch.signature->inputs[i]) : "none");
+  constexpr size_t kNamed = 8;
+  const auto& inputs = launch.signature->inputs;
+  for (size_t i = 0; i < std::min(inputs.size(), kNamed); ++i)
+    text << (i ? ", " : "") << (inputs[i].defined ? text_of(inputs[i]) : "none");
+  if (inputs.size() > kNamed) text << " and " << inputs.size() - kNamed << " more";
   text << ") on chip:" << int(launch.stream->id.device_index());
   if (std::string where = describe(launch.line); !where.empty()) text << ", launched at " << where;
   return text.str();
@@ -197,6 +200,11 @@ void settle(const at::Tensor& written, const at::Tensor& home) {
   home.copy_(written.const_data_ptr() == home.const_data_ptr() ? written.clone() : written);
 }
 
+void clear_outputs(const Launch& launch) {
+  for (size_t i = 0; i < launch.outputs.size(); ++i)
+    if (size_t bytes = launch.signature->outputs[i].nbytes) std::memset(launch.outputs[i].address, 0, bytes);
+}
+
 void execute(Launch& launch) {
   const Signature& signature = *launch.signature;
   c10::DeviceIndex device = launch.stream->id.device_index();
@@ -236,7 +244,12 @@ void execute(Launch& launch) {
     return tensor;
   };
   Stack stack = rebuild(*signature.op, launch.arguments.data(), c10::kCPU, &launch.generator, input);
-  signature.op->handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
+  try {
+    signature.op->handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
+  } catch (...) {
+    if (launch.guesses) clear_outputs(launch);
+    throw;
+  }
   if (launch.waited) {
     launch.results = std::move(stack);
     return;
@@ -284,11 +297,6 @@ void unmark_overwritten(const Launch& launch) {
   }
 }
 
-void clear_outputs(const Launch& launch) {
-  for (size_t i = 0; i < launch.outputs.size(); ++i)
-    if (size_t bytes = launch.signature->outputs[i].nbytes) std::memset(launch.outputs[i].address, 0, bytes);
-}
-
 // State that torch keeps per thread.
 void prepare_worker(int threads) {
   static thread_local int current = 0;
@@ -320,9 +328,7 @@ void run_launch(void* argument, int should_execute) {
     } catch (...) {
       if (waited)
         launch->error = std::current_exception();
-      else if (launch->guesses)
-        clear_outputs(*launch);
-      else
+      else if (!launch->guesses)
         mark(written_by(*launch), launch_failed(*launch->stream, launch->number, describe_launch(*launch)));
     }
     if (start) profiler_record(launch->signature->op->name, *launch->stream, start, profiler_now(), launch->correlation);

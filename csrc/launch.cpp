@@ -341,6 +341,7 @@ void launch_boxed(Op& op, Stack* stack) {
   ++counters().launches;
   SignaturePtr of = intern(op, slots, arguments);
   Signature& signature = *of;
+  refuse_overlaps(signature, slots);
   int state = signature.state.load(std::memory_order_acquire);
   bool first = state == Signature::Unknown;
   if (first && learn(signature, slots, arguments)) state = Signature::Known;

@@ -354,9 +354,12 @@ bool layout_is_known() {
   return by_api.code == by_layout.code && by_api.instruction == by_layout.instruction;
 }
 
+// Two threads may both look: the one that looks may need the GIL, so nobody may wait for it.
 bool reads_layout() {
-  static const bool known = layout_is_known();
-  return known;
+  enum { kUnknown, kNo, kYes };
+  static std::atomic<int> answer{kUnknown};
+  if (answer.load(std::memory_order_relaxed) == kUnknown) answer = layout_is_known() ? kYes : kNo;
+  return answer.load(std::memory_order_relaxed) == kYes;
 }
 
 Line python_line() {
@@ -365,11 +368,9 @@ Line python_line() {
   return reads_layout() ? line_by_layout(thread) : line_by_api();
 }
 
-}  // namespace
-
-namespace {
 std::atomic<bool> raw_frames_known{false};
-}
+
+}  // namespace
 
 void prepare_raw_frames() { raw_frames_known = reads_layout(); }
 

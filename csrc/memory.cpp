@@ -327,7 +327,6 @@ class Pool {
     change(stats_.inactive_split_bytes, block, sign * int64_t(block->bytes));
   }
 
-  // Best fit among the stream's own free blocks.
   // Notes what streams do until now. Where the driver has no event for that, the stream is waited for; false if that fails.
   bool note_uses(const std::unordered_set<Stream*>& users, const void* address, Uses& uses) noexcept {
     for (Stream* user : users) {
@@ -605,16 +604,19 @@ struct PinnedAllocator final : at::HostAllocator {
   bool record_event(void*, void*, c10::Stream) override { return true; }  // copies hold their tensors
   void empty_cache() override {
     std::lock_guard<std::mutex> lock(mutex);
-    for (auto [bytes, pointer] : idle) {
+    std::erase_if(idle, [&](const auto& block) {
+      auto [bytes, pointer] = block;
+      bool watched = copy_address(pointer) != pointer;  // it stays for whoever asks next while a program is sanitized
+      if (watched) return false;
       ++stats.num_host_free;
       stats.allocations.decrease(1);
       stats.allocated_bytes.decrease(bytes);
       if (driver().host_free)
         driver().host_free(device(0).handle, pointer, bytes);
-      else if (copy_address(pointer) == pointer)  // watched blocks stay: few, and only while a program is sanitized
+      else
         ::free(pointer);
-    }
-    idle.clear();
+      return true;
+    });
   }
   at::HostStats get_stats() override {
     std::lock_guard<std::mutex> lock(mutex);

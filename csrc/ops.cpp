@@ -170,14 +170,53 @@ std::function<void()> unmarking(const Tensor& to) {
   return [number = storage.allocation] { unmark(number); };
 }
 
-// In stream order: what was not computed is not computed in the copy either.
-void copy_mark(Stream& stream, int64_t from, int64_t to, bool whole) {
-  enqueue(stream, "the end of a copy", [from, to, whole, launch = counters().launches.load()](bool) {
-    if (FailurePtr cause = mark_of({from}, launch))
-      mark({to}, cause);
-    else if (whole)
-      unmark(to);
-  });
+// Note [Copies of what was not computed]
+// A driver copies whatever a failed launch left, long after the copy was issued. So the stream looks before a copy out of the
+// chip's memory: what the copy is about to overwrite with it is kept, and put back afterwards.
+struct Overwritten {
+  int device;  // -1: the host
+  void* address;
+  size_t bytes;
+  FailurePtr cause{};
+  std::vector<char> content{};
+
+  template <class F>
+  void look(F f) {
+    if (device < 0) return f(static_cast<char*>(address));
+    Mapped memory(device, address);
+    f(static_cast<char*>(memory.host()));
+  }
+};
+using OverwrittenPtr = std::shared_ptr<Overwritten>;
+
+OverwrittenPtr before_copy(Stream& stream, int64_t from, const Overwritten& target) {
+  auto kept = std::make_shared<Overwritten>(target);
+  enqueue(stream, "the begin of a copy",
+          [kept, from, launch = counters().launches.load(), known = raised_mark_of(from)](bool should_execute) {
+            if (!should_execute) return;
+            FailurePtr cause = mark_of({from}, launch);
+            if (cause != known) kept->cause = cause;
+            if (kept->cause) kept->look([&](char* at) { kept->content.assign(at, at + kept->bytes); });
+          });
+  return kept;
+}
+
+// `to`: the allocation; 0: the host's. `whole`: all of it was to be overwritten.
+std::function<void()> after_copy(const OverwrittenPtr& kept, int64_t to, bool whole) {
+  return [kept, to, whole] {
+    if (!kept->cause) {
+      if (whole) unmark(to);
+      return;
+    }
+    ++kept->cause->skipped;
+    mark({to}, kept->cause);
+    kept->look([&](char* at) { std::copy(kept->content.begin(), kept->content.end(), at); });
+    kept->content = {};
+  };
+}
+
+void end_copy(Stream& stream, std::function<void()> over) {
+  enqueue(stream, "the end of a copy", [over = std::move(over)](bool) { over(); });
 }
 
 void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
@@ -221,13 +260,14 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
       return fill_stand_in(to);
     }
   }
-  check_driver(driver().copy_d2h(stream.handle, copy_address(to.const_data_ptr()), data_of(from), from.nbytes()),
-               device(from.device().index()), "a copy from the chip");
-  if (non_blocking && pinned) {
-    hold(stream, to);
-    copy_pending(to.const_data_ptr(), true, stream);
-  } else
-    wait_for_copy(stream, to, kOfDownload);
+  void* host = copy_address(to.const_data_ptr());
+  OverwrittenPtr kept = before_copy(stream, storage_of(from).allocation, {-1, host, from.nbytes()});
+  check_driver(driver().copy_d2h(stream.handle, host, data_of(from), from.nbytes()), device(from.device().index()),
+               "a copy from the chip");
+  hold(stream, to, after_copy(kept, 0, false));
+  if (non_blocking && pinned) return copy_pending(to.const_data_ptr(), true, stream);
+  synchronize(stream, kOfDownload);
+  if (kept->cause) raise_again(kept->cause);
 }
 
 void copy_between_devices(const Tensor& to, const Tensor& from) {
@@ -237,10 +277,13 @@ void copy_between_devices(const Tensor& to, const Tensor& from) {
   if (C10_UNLIKELY(recording()))
     record_copy(RowKind::D2D, target, int64_t(to.nbytes()), 0, from.storage().data(), to.storage().data(), from.device().index());
   if (is_dry()) set_dry_content(to, dry_content(from));
-  if (!is_dry() || dry_computes(from))
+  if (!is_dry() || dry_computes(from)) {
+    StorageRef storage = storage_of(to);
+    OverwrittenPtr kept = before_copy(target, storage_of(from).allocation, {to.device().index(), data_of(to), to.nbytes()});
     check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()),
                  "a copy on the chip");
-  copy_mark(target, storage_of(from).allocation, storage_of(to).allocation, to.nbytes() >= storage_of(to).bytes);
+    end_copy(target, after_copy(kept, storage.allocation, to.nbytes() >= storage.bytes));
+  }
   follow(source, target);  // the source's memory may be reused only after the copy
 }
 
@@ -415,9 +458,10 @@ void resize_storage(c10::StorageImpl* storage, size_t bytes) {
   c10::DataPtr grown = allocate_on(index, bytes);
   size_t kept = std::min(bytes, storage->nbytes());
   if (kept > 0 && storage->data() && !is_dry_copy(kept)) {
-    check_driver(driver().copy_d2d(current_stream(index).handle, grown.get(), storage->data(), kept), device(index),
-                 "a copy on the chip");
-    copy_mark(current_stream(index), allocation_number(storage->data_ptr()), allocation_number(grown), true);
+    Stream& stream = current_stream(index);
+    OverwrittenPtr lost = before_copy(stream, allocation_number(storage->data_ptr()), {index, grown.get(), kept});
+    check_driver(driver().copy_d2d(stream.handle, grown.get(), storage->data(), kept), device(index), "a copy on the chip");
+    end_copy(stream, after_copy(lost, allocation_number(grown), true));
   }
   if (is_dry()) set_content(grown, content_of(storage->data_ptr()));
   storage->set_data_ptr_noswap(std::move(grown));

@@ -28,20 +28,40 @@ using c10::IValue;
 // every other device raises at the line and leaves all tensors as they were. torch's meta kernel, which says what a call
 // returns, is more lenient. So the first launch of a signature is tried on the host beforehand: the CPU kernel runs on
 // tensors of the same dtypes, sizes, strides and overlaps, with other content, as long as these are small. Large ones are
-// tried once for each operator and its dtypes, with their sizes cut. A try that passes is the verdict, and its results are
-// what the call returns, where the meta kernel said otherwise. One that fails for its dtypes is the verdict, too. Otherwise it
-// may be about the content, or about the cut: then the launch itself runs while the host waits, and tells.
+// tried once for each operator, its dtypes and which sizes are equal, with their sizes cut. A try that passes is the verdict, and
+// its results are what the call returns, where the meta kernel said otherwise. One that fails for its dtypes is the verdict, too.
+// Otherwise it may be about the content, or about the cut: then the launch itself runs while the host waits, and tells.
 namespace {
 
 constexpr size_t kWhole = size_t(64) << 10;  // bytes of arguments and results; the try takes some 10 us
-constexpr int64_t kCut = 4;                  // sizes above this become this: equal ones stay equal
+constexpr int64_t kCut = 4;                  // larger sizes are cut
 
-int64_t cut(int64_t size) { return std::min(size, kCut); }
+// Views of one storage may be few bytes and lie far apart.
+struct Span {
+  size_t first = std::numeric_limits<size_t>::max(), last = 0;
 
-size_t bytes_of(const Signature& signature, const Results& results) {
+  void add(size_t start, size_t bytes) {
+    first = std::min(first, start);
+    last = std::max(last, start + bytes);
+  }
+};
+
+size_t offset_of(const Signature& signature, const Slots& slots, size_t slot) {
+  return size_t(slots[slot].tensor->storage_offset()) * c10::elementSize(signature.inputs[slot].dtype);
+}
+
+// What a whole try takes.
+size_t bytes_of(const Signature& signature, const Results& results, const Slots& slots) {
   size_t bytes = 0;
-  for (const auto* metas : {&signature.inputs, &results.outputs})
-    for (const TensorMeta& meta : *metas) bytes += meta.nbytes;
+  std::vector<Span> spans(signature.storage_written.size());
+  for (size_t i = 0; i < signature.inputs.size(); ++i) {
+    if (signature.storage_of[i] < 0)
+      bytes += signature.inputs[i].nbytes;
+    else
+      spans[size_t(signature.storage_of[i])].add(offset_of(signature, slots, i), signature.inputs[i].nbytes);
+  }
+  for (const Span& span : spans) bytes += span.last - std::min(span.first, span.last);
+  for (const TensorMeta& meta : results.outputs) bytes += meta.nbytes;
   for (const auto& [slot, meta] : results.resized) bytes += meta.nbytes;
   return bytes;
 }
@@ -60,12 +80,38 @@ void lay_out(TensorMeta& meta, c10::IntArrayRef like) {
   meta.nbytes = at::detail::computeStorageNbytes(meta.sizes, meta.strides, c10::elementSize(meta.dtype));
 }
 
-TensorMeta cut(const TensorMeta& meta) {
-  TensorMeta small = meta;
-  for (int64_t& size : small.sizes) size = cut(size);
-  lay_out(small, meta.strides);
-  return small;
-}
+// Sizes that are equal stay equal, others unlike and in their order: 8, 12, 16, ... Those of a call with very many become one.
+class Cut {
+ public:
+  Cut(const Signature& signature, const IValue* arguments) {
+    for (const TensorMeta& meta : signature.inputs) add(meta.sizes);
+    for (size_t i = 0; i < signature.op->args.size(); ++i)
+      if (arguments[i].isIntList()) add(arguments[i].toIntVector());
+    std::sort(large_.begin(), large_.end());
+    large_.erase(std::unique(large_.begin(), large_.end()), large_.end());
+  }
+
+  int64_t operator()(int64_t size) const {
+    if (size <= kCut || large_.size() > kMany) return std::min(size, kCut);
+    return kCut * (2 + std::lower_bound(large_.begin(), large_.end(), size) - large_.begin());
+  }
+
+  TensorMeta operator()(const TensorMeta& meta) const {
+    TensorMeta small = meta;
+    for (int64_t& size : small.sizes) size = (*this)(size);
+    lay_out(small, meta.strides);
+    return small;
+  }
+
+ private:
+  static constexpr size_t kMany = 8;
+  std::vector<int64_t> large_;
+
+  void add(c10::IntArrayRef sizes) {
+    for (int64_t size : sizes)
+      if (size > kCut) large_.push_back(size);
+  }
+};
 
 // How a call is tried.
 struct Manner {
@@ -78,10 +124,11 @@ struct Manner {
 // The tensors of a call again, in a manner.
 class Scratch {
  public:
-  Scratch(const Signature& signature, const Results& results, const Slots& slots, const Manner& manner)
+  Scratch(const Signature& signature, const Results& results, const Slots& slots, const Manner& manner, const Cut& cut)
       : metas_(signature.inputs),
         signature_(signature),
         slots_(slots),
+        cut_(cut),
         whole_(manner.whole),
         value_(manner.value),
         storages_(signature.storage_written.size()) {
@@ -94,9 +141,8 @@ class Scratch {
     for (size_t i = 0; whole_ && i < slots.size(); ++i) {
       if (signature.storage_of[i] < 0) continue;
       Storage& storage = storages_[size_t(signature.storage_of[i])];
-      size_t first = offset_of(i);
-      storage.first = std::min(storage.first, first / kAligned * kAligned);
-      storage.last = std::max(storage.last, first + metas_[i].nbytes);
+      size_t first = offset_of(signature, slots, i), start = first / kAligned * kAligned;
+      storage.span.add(start, first - start + metas_[i].nbytes);
     }
   }
 
@@ -106,30 +152,28 @@ class Scratch {
     if (on_host && (whole_ || !given.defined() || given.dim() == 0)) return given;
     const TensorMeta& meta = metas_[slot];
     if (!whole_) {
-      TensorMeta small = cut(meta);
+      TensorMeta small = cut_(meta);
       return alias(filled(meta.dtype, small.nbytes), small, 0);
     }
     Storage& storage = storages_[size_t(signature_.storage_of[slot])];
-    if (!storage.memory) storage.memory = filled(meta.dtype, storage.last - storage.first);
-    return alias(storage.memory, meta, int64_t((offset_of(slot) - storage.first) / c10::elementSize(meta.dtype)));
+    if (!storage.memory) storage.memory = filled(meta.dtype, storage.span.last - storage.span.first);
+    size_t offset = offset_of(signature_, slots_, slot) - storage.span.first;
+    return alias(storage.memory, meta, int64_t(offset / c10::elementSize(meta.dtype)));
   }
 
  private:
   static constexpr size_t kAligned = 16;
   struct Storage {
-    size_t first = std::numeric_limits<size_t>::max(), last = 0;  // the bytes that the call's tensors span
+    Span span;  // of the call's tensors
     c10::intrusive_ptr<c10::StorageImpl> memory;
   };
   std::vector<TensorMeta> metas_;  // as the launch finds them, resized
   const Signature& signature_;
   const Slots& slots_;
+  const Cut& cut_;
   bool whole_;
   int value_;
   std::vector<Storage> storages_;
-
-  size_t offset_of(size_t slot) const {
-    return size_t(slots_[slot].tensor->storage_offset()) * c10::elementSize(signature_.inputs[slot].dtype);
-  }
 
   c10::intrusive_ptr<c10::StorageImpl> filled(c10::ScalarType dtype, size_t bytes) const {
     auto* allocator = c10::GetAllocator(c10::kCPU);
@@ -158,7 +202,8 @@ Try attempt(const Signature& signature, const Results& results, const Slots& slo
   Try made;
   try {
     WithoutPython quietly;
-    Scratch scratch(signature, results, slots, manner);
+    Cut cut(signature, arguments);
+    Scratch scratch(signature, results, slots, manner, cut);
     at::Generator generator;
     for (const ArgInfo& argument : signature.op->args)
       if (argument.kind == ArgKind::Generator) generator = at::detail::createCPUGenerator(0);
@@ -232,7 +277,7 @@ bool is_about_content(const std::exception_ptr& refusal) {
   }
 }
 
-// Operators with the dtypes, numbers of dimensions and kinds of arguments that a kernel has accepted.
+// Operators with the dtypes, sizes as they are cut, and kinds of arguments that a kernel has accepted.
 struct Accepted {
   std::mutex mutex;
   std::unordered_set<uint64_t> kinds;
@@ -253,6 +298,7 @@ Accepted& accepted() {
 }
 
 uint64_t kind_of(const Signature& signature, const IValue* arguments) {
+  Cut cut(signature, arguments);
   uint64_t hash = 0;
   auto add = [&](uint64_t word) {
     hash = (hash ^ word) * 0x9E3779B97F4A7C15ull;
@@ -264,6 +310,7 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
     const TensorMeta& meta = signature.inputs[i];
     add(uint64_t(meta.defined) | uint64_t(signature.storage_of[i] >= 0) << 1 | uint64_t(meta.conjugate) << 2 |
         uint64_t(meta.dtype) << 8 | uint64_t(meta.sizes.size()) << 16);
+    for (int64_t size : meta.sizes) add(uint64_t(cut(size)));
   }
   for (size_t i = 0; i < signature.op->args.size(); ++i) {
     const IValue& value = arguments[i];
@@ -271,6 +318,8 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
       add(std::hash<std::string>()(value.toStringRef()));
     else if (value.isBool())
       add(uint64_t(value.toBool()) + 2);
+    else if (value.isIntList())
+      for (int64_t item : value.toIntVector()) add(uint64_t(cut(item)));
     else if (value.isList())
       add(value.toListRef().size() << 8 | 5);
     else
@@ -280,11 +329,24 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
   return hash;
 }
 
+// Whether anything is written to memory that another argument reads at other places: a cut try does not show it.
+bool overlaps_partly(const Op& op, const Slots& slots) {
+  for (size_t i = 0; i < slots.size(); ++i)
+    for (size_t j = 0; j < i; ++j) {
+      bool written = op.args[size_t(slots[i].argument)].written || op.args[size_t(slots[j].argument)].written;
+      const at::Tensor &a = *slots[i].tensor, &b = *slots[j].tensor;
+      if (written && a.defined() && b.defined() && at::get_overlap_status(a, b) == at::MemOverlapStatus::Partial) return true;
+    }
+  return false;
+}
+
 }  // namespace
 
 Verdict judge(const Signature& signature, const Slots& slots, const IValue* arguments, Results& results) {
   Op& op = *signature.op;
-  bool whole = bytes_of(signature, results) <= kWhole;
+  bool whole = bytes_of(signature, results, slots) <= kWhole;
+  if (op.tried && !whole && pairs_matter(op, slots, signature.storage_written.size()) && overlaps_partly(op, slots))
+    return Verdict::Doubtful;
   uint64_t kind = whole ? 0 : kind_of(signature, arguments);
   // Large results of scalars alone (arange) cannot be cut.
   if (!op.tried || (!whole && (op.by_value || accepted().has(kind)))) return Verdict::Legal;
@@ -311,7 +373,7 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
 
 void accept(Signature& signature, const IValue* arguments) {
   if (!signature.doubtful.exchange(false)) return;
-  if (bytes_of(signature, signature) > kWhole) accepted().add(kind_of(signature, arguments));
+  accepted().add(kind_of(signature, arguments));
 }
 
 }  // namespace bringup

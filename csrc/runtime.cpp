@@ -42,17 +42,39 @@ const bringup_driver* load_driver(const std::string& path) {
   return found;
 }
 
+// The driver's status. Errors take the GIL, whose holder may be waiting for the mutex: they are raised by who asks.
+int make_stream(Device& device, size_t id, int priority) {
+  std::lock_guard<std::mutex> lock(device.mutex);
+  auto& slot = device.streams[id];
+  if (slot.load()) return BRINGUP_OK;
+  bringup_stream* handle = nullptr;
+  int status = driver().stream_create(device.handle, priority, &handle);
+  c10::Device on(kChip, c10::DeviceIndex(device.index));
+  if (status == BRINGUP_OK) slot = new Stream(c10::Stream(c10::Stream::UNSAFE, on, c10::StreamId(id)), priority, handle);
+  return status;
+}
+
 Stream& open_stream(Device& device, size_t id, int priority) {
   auto& slot = device.streams[id];
-  if (Stream* stream = slot.load()) return *stream;
-  std::lock_guard<std::mutex> lock(device.mutex);
-  if (!slot.load()) {
-    bringup_stream* handle = nullptr;
-    check_driver(driver().stream_create(device.handle, priority, &handle), device, "the creation of a stream");
-    c10::Device on(kChip, c10::DeviceIndex(device.index));
-    slot = new Stream(c10::Stream(c10::Stream::UNSAFE, on, c10::StreamId(id)), priority, handle);
-  }
+  if (!slot.load()) check_driver(make_stream(device, id, priority), device, "the creation of a stream");
   return *slot.load();
+}
+
+struct DriverError {
+  std::string sentence;
+  const void* address = nullptr;  // that it speaks of
+};
+
+DriverError last_error(Device& device) {
+  DriverError error;
+  error.sentence = driver().last_error(device.handle, &error.address);
+  return error;
+}
+
+[[noreturn]] void raise(int device, const DriverError& error, const std::string& about) {
+  std::string owner = error.address ? describe_owner(device, error.address) : "", where = describe(current_line());
+  TORCH_CHECK(false, "chip:", device, ": ", error.sentence, owner.empty() ? "" : ", which belongs to ", owner, " (in ", about,
+              where.empty() ? "" : " at ", where, ")");
 }
 
 // The first use chooses the chip, whatever thread it is in; the others wait for its choice.
@@ -77,7 +99,7 @@ Device& open_device(int index) {
   TORCH_CHECK(!is_shut_down, "chip:", index, " is shut down: the interpreter is exiting");
   if (!configured()) choose();
   check_index(c10::DeviceIndex(index));
-  std::lock_guard<std::mutex> lock(config_mutex);
+  std::unique_lock<std::mutex> lock(config_mutex);
   if (Device* device = devices[index].load()) return *device;
   if (!the_driver.load()) {
     the_driver.store(load_driver(the_config.driver));
@@ -92,11 +114,11 @@ Device& open_device(int index) {
               " driver could not reserve ", the_config.device_bytes,
               " bytes of memory; choose a smaller chip, or look at the device");
   auto device = std::make_unique<Device>(index, handle);
-  try {
-    open_stream(*device, 0, 0);
-  } catch (...) {
+  if (make_stream(*device, 0, 0) != BRINGUP_OK) {
+    DriverError error = last_error(*device);
     driver().close(handle);
-    throw;
+    lock.unlock();
+    raise(index, error, "the creation of a stream");
   }
   devices[index].store(device.get());
   return *device.release();
@@ -145,13 +167,7 @@ Device& device(int index) {
   return open_device(index);
 }
 
-void throw_driver_error(Device& device, const std::string& about) {
-  const void* address = nullptr;
-  std::string sentence = driver().last_error(device.handle, &address);
-  std::string owner = address ? describe_owner(device.index, address) : "", where = describe(current_line());
-  TORCH_CHECK(false, "chip:", device.index, ": ", sentence, owner.empty() ? "" : ", which belongs to ", owner, " (in ", about,
-              where.empty() ? "" : " at ", where, ")");
-}
+void throw_driver_error(Device& device, const std::string& about) { raise(device.index, last_error(device), about); }
 
 Mapped::Mapped(int device_index, void* address) : device_(device_index), address_(address), host_(address) {
   if (!address || !driver().map) return;
@@ -287,10 +303,11 @@ void synchronize(Stream& stream, uint8_t flags) {
 bool query(Stream& stream) {
   int status = driver().stream_query(stream.handle);
   if (status < 0) throw_driver_error(device(stream.id.device_index()), "a query of a stream");
-  bool done = status == 1;
-  if (done) stream_reached(stream);
-  if (C10_UNLIKELY(recording()) && done) record_row(RowKind::StreamSync, &stream, current_line(), 0, 0);
-  return done;
+  if (status == 0) return false;
+  stream_reached(stream);
+  if (C10_UNLIKELY(recording())) record_row(RowKind::StreamSync, &stream, current_line(), 0, 0);
+  stream.raise();
+  return true;
 }
 
 void synchronize_device(int index) {
@@ -421,11 +438,19 @@ bool event_query(Event* event) {
 }
 
 bool poll(Event* event) {
-  bool done = event_query(event);
-  if (done) event_reached(event->id);
-  if (C10_UNLIKELY(recording()) && done && event->stream)
-    record_row(RowKind::EventSync, event->stream, current_line(), 0, event->id);
-  return done;
+  if (!event_query(event)) return false;
+  event_reached(event->id);
+  Stream* recorded_on;
+  std::shared_ptr<FailurePtr> box;
+  {
+    std::lock_guard<std::mutex> lock(event->mutex);
+    recorded_on = event->stream;
+    box = event->failure;
+  }
+  if (!recorded_on) return true;
+  if (C10_UNLIKELY(recording())) record_row(RowKind::EventSync, recorded_on, current_line(), 0, event->id);
+  if (*box) recorded_on->raise();
+  return true;
 }
 
 void event_synchronize(Event* event) {

@@ -2,6 +2,7 @@
 
 #include <ATen/Context.h>
 #include <ATen/EmptyTensor.h>
+#include <ATen/MemoryOverlap.h>
 #include <c10/core/DefaultDtype.h>
 #include <c10/util/TypeCast.h>
 
@@ -72,6 +73,7 @@ namespace {
 // bytes and 150 for every tensor.
 constexpr size_t kGeneration = 4096;
 constexpr size_t kGenerationTensors = 400'000;
+constexpr size_t kRecentTensors = 64;
 
 // The storages of one call, numbered in order of appearance. Many are looked up in a hash table of open addresses.
 class CallStorages {
@@ -156,10 +158,29 @@ Overlap overlap_of(const c10::TensorImpl* a, const c10::TensorImpl* b) {
 
 constexpr size_t kPaired = 16;
 
-// Is it important which tensors of the call overlap?
+}  // namespace
+
 bool pairs_matter(const Op& op, const Slots& slots, size_t storages) {
   return op.writes && storages < slots.size() && slots.size() <= kPaired;
 }
+
+void refuse_overlaps(const Signature& signature, const Slots& slots) {
+  const Op& op = *signature.op;
+  if (!op.writes || slots.size() <= kPaired || signature.storage_written.size() >= slots.size()) return;
+  std::vector<std::pair<size_t, size_t>> lists;  // first slot and length
+  for (size_t i = 0; i < slots.size(); ++i)
+    if (i == 0 || slots[i].argument != slots[i - 1].argument)
+      lists.emplace_back(i, 1);
+    else
+      ++lists.back().second;
+  for (auto [written, length] : lists)
+    for (auto [other, other_length] : lists)
+      for (size_t i = 0; signature.written[written] && other != written && other_length == length && i < length; ++i)
+        if (signature.storage_of[written + i] >= 0 && signature.storage_of[written + i] == signature.storage_of[other + i])
+          at::assert_no_partial_overlap(*slots[written + i].tensor, *slots[other + i].tensor);
+}
+
+namespace {
 
 struct KeyBuilder {
   c10::SmallVector<uint64_t, 96> words;
@@ -354,7 +375,7 @@ SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder
 SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
   struct Mine {
     KeyBuilder key;
-    std::array<SignaturePtr, 2048> recent;
+    std::array<SignaturePtr, 2048> recent;  // those of few tensors, so that they are small
   };
   static thread_local Mine of_thread;
   auto& [key, recent] = of_thread;
@@ -371,7 +392,8 @@ SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
   }
   if (pairs_matter(op, slots, key.storages.size())) key.add_overlaps(slots);
   uint64_t hash = hash_of(key.words.data(), key.words.size());
-  SignaturePtr& slot = recent[hash % recent.size()];
+  SignaturePtr of_many;
+  SignaturePtr& slot = slots.size() <= kRecentTensors ? recent[hash % recent.size()] : of_many;
   if (matches(slot, hash, key)) return slot;
   std::lock_guard<std::mutex> lock(table().mutex);
   slot = table().find(hash, [&](const SignaturePtr& signature) { return matches(signature, hash, key); });

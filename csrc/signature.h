@@ -71,7 +71,11 @@ struct Slot {
 using Slots = c10::SmallVector<Slot, 8>;
 
 void collect(const Op& op, const c10::IValue* arguments, Slots& slots);
+// Is it part of the signature which of the call's few tensors overlap?
+bool pairs_matter(const Op& op, const Slots& slots, size_t storages);
 SignaturePtr intern(Op& op, const Slots& slots, const c10::IValue* arguments);
+// Raises as torch's kernels do where an element of a long list overlaps the element of another list that it is computed with.
+void refuse_overlaps(const Signature& signature, const Slots& slots);
 int64_t interned_signatures();
 
 bool on_chip(const at::Tensor& tensor);

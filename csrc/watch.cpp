@@ -151,9 +151,9 @@ PinnedWatch& pinned_watch() {
 }
 
 Tables& open_tables() {
+  prepare_raw_frames();  // takes the GIL: not inside of what others wait for
   static Tables* all = [] {
     auto* fresh = new Tables();
-    prepare_raw_frames();
     tables = fresh;
     struct sigaction action = {};
     action.sa_sigaction = on_touch;

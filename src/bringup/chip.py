@@ -33,6 +33,18 @@ def available_hosts() -> list[str]:
     return sorted(path.stem for path in HOSTS.glob("*.toml"))
 
 
+def chip_names(text: str, option: str) -> list[str]:
+    """Split a list of chips.
+
+    Raises:
+        BringupError: it names none; the message names the option.
+    """
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise BringupError(f"{option} names no chip: give one or more, separated by commas")
+    return names
+
+
 def load_chip(name_or_file: str | Path) -> Chip:
     """Read a chip by its name or from a TOML file (anything with a slash or ending in ``.toml``).
 

@@ -6,6 +6,7 @@ is relative to it; one in a package begins with the package. Of any other file t
 
 from __future__ import annotations
 
+import ntpath
 import os
 import re
 import sys
@@ -13,7 +14,7 @@ import sysconfig
 
 _LINE = re.compile(r"(.*?)((?::\d+)?(?: \(backward\))?)", re.S)
 _PACKAGE = re.compile(r".*/(?:site|dist)-packages/(.+)", re.S)
-_ABSOLUTE = re.compile(r"(?<![\w./])/(?!/)[^\s'\"(),:;]+")  # within a text
+_ABSOLUTE = re.compile(r"(?<![\w./:])(?:/+|[A-Za-z]:\\+|(?:\.\./)+)[^\s'\"(),:;<>]+|(?<=file:)/+[^\s'\"(),:;<>]+")  # within a text
 _HOMES = ("/", "/home", "/Users")  # what is relative to these says whose home it is in
 MOST_LETTERS = 4096  # of a name, as trace files have it
 
@@ -44,8 +45,10 @@ class Places:
     def line(self, text: str) -> str:
         """Shorten ``/home/me/train.py:12 (backward)``; a relative path is below the current directory."""
         match = _LINE.fullmatch(text)
-        if match is None or not match[1] or match[1].startswith("<"):
+        if match is None or not match[1]:
             return as_text(text)
+        if match[1].startswith(("<", "file:")):
+            return self.within(text)
         return as_text(self.file(match[1]) + match[2])
 
     def file(self, path: str) -> str:
@@ -79,13 +82,21 @@ class Places:
         imported = sorted((item.rstrip(os.sep) for item in sys.path if os.path.isabs(item)), key=len, reverse=True)
         for root in (*self.roots, *imported):
             rest = path.removeprefix(root.rstrip(os.sep) + os.sep)
-            if rest != path and (os.sep not in rest or not _is_above_home(root)):
+            if rest != path and (os.sep not in rest or not _is_above_home(root)) and not _is_home(path):
                 return rest
-        return f".../{os.path.basename(path)}"
+        return "..." if _is_home(path) else f".../{ntpath.basename(os.path.basename(path))}"
 
 
 def _is_above_home(folder: str) -> bool:
-    return folder in _HOMES or os.path.expanduser("~").startswith(folder.rstrip(os.sep) + os.sep)
+    home = os.path.expanduser("~")
+    within = (each.startswith(folder.rstrip(os.sep) + os.sep) for each in (home, os.path.realpath(home)))
+    return folder in _HOMES or any(within)
+
+
+def _is_home(path: str) -> bool:
+    """Whether the last part of a path is a user's name."""
+    home = os.path.expanduser("~")
+    return path in (home, os.path.realpath(home)) or os.path.dirname(path) in _HOMES[1:]
 
 
 def as_text(name: str) -> str:

@@ -13,7 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bringup.chip import available_chips, load_chip, load_host
+from bringup.chip import available_chips, chip_names, load_chip, load_host
+from bringup.text import plain
 
 if TYPE_CHECKING:
     from bringup.comparison import Row
@@ -50,7 +51,7 @@ def command(
     """Price the recording TRACE (a report's directory or a trace file) on many chips."""
     if every and chips:
         raise click.UsageError("--all and --chips were both given: give one")
-    names = [name for name in chips.split(",") if name] if chips else available_chips()
+    names = chip_names(chips, "--chips") if chips else available_chips()
     described = [load_chip(name) for name in names]
     machine = load_host(host)
     from bringup.comparison import compare
@@ -67,6 +68,9 @@ def command(
     target = Path(page) if page else Path(trace) / "compare.html" if os.path.isdir(trace) else None
     if page:
         write_text(page, text)
+    elif target is not None and not os.access(target.parent, os.W_OK):  # the page was not asked for
+        click.echo(f"bringup: {plain(str(target))}: cannot be written: give a page with --html FILE", err=True)
+        target = None
     elif target is not None:
         directory.add(target.parent, target.name, text, recording.about.get("run", ""))
     if as_json:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from bringup.chip import load_chip, load_host
+from bringup.chip import chip_names, load_chip, load_host
 from bringup.errors import BringupError
 from bringup.text import plain
 
@@ -47,9 +47,7 @@ def command(
     """
     from bringup.search import Program, search
 
-    described = {name: load_chip(name) for name in chips.split(",") if name}
-    if not described:
-        raise BringupError("--chips names no chip: give one or more, separated by commas")
+    described = {name: load_chip(name) for name in chip_names(chips, "--chips")}
     if not os.path.isfile(script):
         raise BringupError(f"{script}: there is no such script; give the path of a Python file")
     if vary is not None and not re.fullmatch(r"--?[A-Za-z][\w-]*|[A-Za-z_]\w*", vary):

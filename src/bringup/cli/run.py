@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bringup.chip import load_chip, load_host
+from bringup.chip import chip_names, load_chip, load_host
 from bringup.errors import BringupError
 from bringup.files import current_directory
 from bringup.text import plain
@@ -138,7 +138,7 @@ def command(
 
     The program runs as under python: its arguments, exit code, input and signals are its own.
     """
-    names = [name for name in (chips or os.environ.get("BRINGUP_CHIP") or "edge8").split(",") if name]
+    names = chip_names(chips or os.environ.get("BRINGUP_CHIP") or "edge8", "--chip" if chips else "BRINGUP_CHIP")
     described = [load_chip(name) for name in names]
     machine = load_host(host)
     from bringup.report import directory
@@ -304,8 +304,11 @@ def _record(
 
     watch = watched() if {"race", "init"} & set(report.checks) else nullcontext()
     with dry, watch, recorded(report.host, report.host_clock) as recorder:  # type: ignore[arg-type]
+        process = os.getpid()
 
         def finish() -> None:
+            if os.getpid() != process:  # a fork of the program: the report is its parent's
+                return
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
             _write(recorder, report)
@@ -314,6 +317,10 @@ def _record(
         recorder.about["chip_time"] = chip_time
         with clock.shown() if chip_time else nullcontext():
             code = _execute(program)
+        if os.getpid() != process:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is being written
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY

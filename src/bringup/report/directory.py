@@ -61,7 +61,9 @@ def prepare(out: str, own: tuple[str, ...] | None = (*OUTPUTS, *ADDED)) -> Path:
     Raises:
         BringupError: it is a file, holds something else, or cannot be written.
     """
-    target = Path(os.path.normpath(out if os.path.isabs(out) else os.path.join(current_directory(), out)))
+    target = Path(out if os.path.isabs(out) else os.path.join(current_directory(), out))
+    if os.pardir in target.parts:  # which a link may lead elsewhere than the text says
+        target = Path(os.path.realpath(target))
     try:
         is_there = _is_there(out, target)
         for folder in (target, target.parent):
@@ -72,7 +74,7 @@ def prepare(out: str, own: tuple[str, ...] | None = (*OUTPUTS, *ADDED)) -> Path:
             with locked(target):
                 _finish(target)
         folder = next(path for path in (target, *target.parents) if path.is_dir())
-        os.rmdir(tempfile.mkdtemp(prefix=STAGE, dir=folder))
+        os.rmdir(tempfile.mkdtemp(prefix=f"{OURS}try-", dir=folder))
     except (OSError, ValueError) as error:
         raise BringupError(f"{out}: cannot take the report ({_reason(error)}): give another with --out") from None
     return target
