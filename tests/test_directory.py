@@ -280,3 +280,28 @@ def test_directory_that_is_gone_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "gone").mkdir()
     done = subprocess.run(script, shell=True, capture_output=True, text=True, cwd=tmp_path, env=without_bringup())
     assert done.returncode == 2 and done.stderr.startswith("bringup: ") and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_runs_that_start_at_once_in_one_folder_do_not_disturb_each_other(tmp_path: Path) -> None:
+    many = "import sys\nfrom bringup.report import directory\nfor _ in range(300): directory.prepare(sys.argv[1])"
+    starts = [
+        subprocess.Popen([sys.executable, "-c", many, str(tmp_path / str(number))], stderr=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
+    assert [start.communicate()[1] for start in starts] == ["", "", ""]
+
+
+def test_path_through_a_link_is_the_systems(tmp_path: Path) -> None:
+    (tmp_path / "real" / "inner").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "real" / "inner")
+    assert directory.prepare(str(tmp_path / "link" / ".." / "r")) == tmp_path / "real" / "r"
+
+
+def test_fork_of_the_program_leaves_the_report_to_its_parent(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(
+        "import os, sys, time, torch\nx = torch.ones(8, device='chip')\n"
+        "if os.fork() == 0:\n    sys.exit(0)\nos.wait()\nfor _ in range(20): x = x + 1\ntorch.chip.synchronize()\n"
+    )
+    done = bringup_run("p.py")
+    assert done.returncode == 0 and done.stdout.count("report:") == 1, done.stdout + done.stderr
+    assert json.loads((tmp_path / "bringup-p" / "summary.json").read_text())["launches"] >= 20

@@ -514,6 +514,7 @@ def test_fit_refuses_what_it_cannot_use(run: Command, tmp_path: Path) -> None:
         (("fit", "nope.py", "--chips", "t4"), "nope.py: there is no such script"),
         (("fit", "train.py", "--chips", "t5"), "t5"),
         (("fit", "train.py", "--chips", ","), "names no chip"),
+        (("run", "--chip", ",", "train.py"), "--chip names no chip"),
         (("fit", "train.py", "--chips", "t4", "--vary", "--"), "--vary must be an argument"),
     ):
         code, out, err = run(*arguments)

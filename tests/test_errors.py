@@ -2,7 +2,9 @@
 
 import inspect
 import subprocess
+import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
@@ -320,3 +322,35 @@ def test_every_package_is_installed() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
     folders = sorted(path.parent for path in (ROOT / "src" / "bringup").rglob("__init__.py"))
     assert sorted(listed) == [".".join(folder.relative_to(ROOT / "src").parts) for folder in folders]
+
+
+@pytest.mark.parametrize("to", ["chip:0", "chip:1", "cpu", "pinned"])
+def test_copy_of_a_failed_result_overwrites_nothing(to: str) -> None:
+    kept = torch.full((1, 1), -5.0, device="cpu" if to == "pinned" else to)
+    kept = kept.pin_memory() if to == "pinned" else kept
+    torch.chip.synchronize(1)
+    with pytest.raises(RuntimeError, match="index 7 is out of bounds"):
+        kept.copy_(bad_gather(), non_blocking=to == "pinned")
+        torch.chip.synchronize(0)
+        torch.chip.synchronize(1)
+    with suppress(RuntimeError):  # another device may tell it once more
+        torch.chip.synchronize(1)
+    assert kept.item() == -5
+
+
+def test_poll_that_succeeds_raises_what_failed() -> None:
+    event = torch.chip.Event()
+    bad = bad_gather()
+    event.record()
+    with pytest.raises(RuntimeError, match="index 7 is out of bounds"):
+        while not event.query():
+            time.sleep(0.001)
+    del bad
+
+
+def test_error_of_a_long_list_is_short() -> None:
+    tensors = [torch.zeros(2, 3, device="chip") for _ in range(2000)]
+    with pytest.raises(RuntimeError, match=r"and \d,?\d* more|must have|match") as raised:
+        torch._foreach_add_(tensors, [*tensors[1:], torch.zeros(3, 2, device="chip")])
+        torch.chip.synchronize()
+    assert len(str(raised.value)) < 2000

@@ -1,5 +1,6 @@
 """Device memory: isolation, capacity, the caching allocator, pinned host memory."""
 
+import resource
 import subprocess
 from collections.abc import Callable
 
@@ -275,3 +276,10 @@ def test_split_block_waits_for_what_the_whole_one_was_used_for() -> None:
     parts = [torch.full((4 * MIB,), number, dtype=torch.uint8, device="chip") for number in range(8)]
     torch.chip.synchronize()
     assert all((part == number).all().item() for number, part in enumerate(parts))
+
+
+def test_views_that_lie_far_apart_are_not_tried_with_all_that_is_between_them() -> None:
+    whole = torch.empty(1 << 28, dtype=torch.uint8, device="chip")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (whole[:4] + whole[-4:]).cpu()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10

@@ -102,3 +102,20 @@ def test_files_of_a_report_hold_no_path_of_the_machine(tmp_path: Path, start: st
         ):
             assert private not in data, (file.name, private)
     assert len(list(out.iterdir())) == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/home/alice", "..."),
+        ("file:///home/alice/x.py", "file:.../x.py"),
+        ("//home/alice/x.py", ".../x.py"),
+        (r"C:\Users\alice\x.py", ".../x.py"),
+        ("../../alice/x.py", ".../x.py"),
+        ("<ipython /home/alice/x.py>", "<ipython .../x.py>"),
+        ("<string>", "<string>"),
+    ],
+)
+def test_no_form_of_a_path_names_a_user(path: str, shown: str) -> None:
+    assert Places("/work/project", "train.py").line(f"{path}:1") == f"{shown}:1"
+    assert Places("/work/project", "train.py").within("at http://a.org/b/c") == "at http://a.org/b/c"

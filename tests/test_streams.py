@@ -204,6 +204,26 @@ print(errors, torch.chip.get_device_name().split()[0])
     assert done.stdout.startswith("[] "), done.stdout
 
 
+def test_first_use_beside_threads_that_keep_the_interpreter(python: Run) -> None:
+    done = python(
+        """
+import threading, torch
+gate = threading.Barrier(3)
+def launch():
+    gate.wait()
+    torch.ones(4, device="chip")
+def allocate():
+    gate.wait()
+    for _ in range(3): torch.UntypedStorage(4, device="chip")
+threads = [threading.Thread(target=use) for use in (launch, allocate, allocate)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+print("alive")
+"""
+    )
+    assert done.stdout == "alive\n", done.stderr
+
+
 def test_first_use_in_many_threads_raises_one_mistake_in_all(python: Run) -> None:
     done = python(
         """

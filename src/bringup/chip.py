@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from bringup.errors import ChipFileError, UnknownChipError
+from bringup.errors import BringupError, ChipFileError, UnknownChipError
 from bringup.files import read_text
 from bringup.text import plain, short
 

@@ -14,7 +14,8 @@ import sysconfig
 
 _LINE = re.compile(r"(.*?)((?::\d+)?(?: \(backward\))?)", re.S)
 _PACKAGE = re.compile(r".*/(?:site|dist)-packages/(.+)", re.S)
-_ABSOLUTE = re.compile(r"(?<![\w./:])(?:/+|[A-Za-z]:\\+|(?:\.\./)+)[^\s'\"(),:;<>]+|(?<=file:)/+[^\s'\"(),:;<>]+")  # within a text
+# Within a text; what comes after the scheme of another URL is none.
+_ABSOLUTE = re.compile(r"(?:(?<![\w./:])(?:/+|[A-Za-z]:\\+|(?:\.\./)+)|(?<=file:)/+)[^\s'\"(),:;<>]+")
 _HOMES = ("/", "/home", "/Users")  # what is relative to these says whose home it is in
 MOST_LETTERS = 4096  # of a name, as trace files have it
 
@@ -74,6 +75,9 @@ class Places:
         return as_text(_ABSOLUTE.sub(lambda match: self.file(match[0]), text))
 
     def _name(self, path: str) -> str:
+        base = ntpath.basename(os.path.basename(path))
+        if re.match(r"[A-Za-z]:\\", os.path.basename(path)):  # of another system
+            return f".../{base}"
         if package := _PACKAGE.fullmatch(path):
             return package[1]
         library = sysconfig.get_path("stdlib") + os.sep
@@ -84,7 +88,7 @@ class Places:
             rest = path.removeprefix(root.rstrip(os.sep) + os.sep)
             if rest != path and (os.sep not in rest or not _is_above_home(root)) and not _is_home(path):
                 return rest
-        return "..." if _is_home(path) else f".../{ntpath.basename(os.path.basename(path))}"
+        return "..." if _is_home(path) else f".../{base}"
 
 
 def _is_above_home(folder: str) -> bool:
