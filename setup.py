@@ -39,6 +39,7 @@ class BuildCore(build_ext):
         if SANITIZERS:
             core.extra_compile_args += ["-O1", "-g1", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
             core.extra_compile_args += [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=undefined"]
+            core.extra_compile_args += ["-fno-wrapv"]  # Python's own flags would make overflows defined
             core.extra_compile_args += ["-Wno-maybe-uninitialized"]  # GCC's own checks hide from it what is initialised
             core.extra_link_args += [f"-fsanitize={SANITIZERS}"]
         super().build_extensions()

@@ -32,6 +32,10 @@ as_strided as_strided_scatter cat clone contiguous diagonal_scatter empty_stride
 linalg.svd lu masked_select multinomial nn.functional.dropout nonzero normal repeat_interleave resize_ roll
 scatter_reduce.amax sort split_with_sizes to_sparse unbind unique
 """
+# Beside libasan, libubsan of GCC does not read log_path: Python tells it when it starts.
+TELL_UBSAN = """import ctypes
+ctypes.CDLL({library!r}).__sanitizer_set_report_path({path!r})
+"""
 NO_SIGNAL = "expects the operating system's SIGSEGV, which a sanitizer turns into a report"
 SLOW = "takes minutes here, and the core's part in it is in other tests"
 
@@ -67,6 +71,9 @@ SANITIZERS = {
             "tests/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
             "tests/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
             "tests/test_trace.py::test_time_of_a_long_list_is_proportional_to_it": SLOW,
+            "tests/test_dry.py::test_a_model_larger_than_this_machine_takes_no_memory": (
+                "looks at the memory of its process, to which the sanitizer adds its own"
+            ),
             "tests/test_dry.py::test_fit_finds_the_largest_batch": SLOW,
             "tests/test_dry.py::test_fit_names_the_chips_that_hold_it": SLOW,
         },
@@ -122,6 +129,9 @@ def environment_of(sanitizer: Sanitizer, package: Path, reports: Path) -> dict[s
     for name, options in sanitizer.environment.items():
         if name.endswith("SAN_OPTIONS"):
             environment[name] = f"{options}:log_path={reports / name[:4].lower()}"
+    if "libubsan.so" in sanitizer.libraries:
+        told = TELL_UBSAN.format(library=library("libubsan.so"), path=os.fsencode(reports / "ubsan"))
+        (package / "sitecustomize.py").write_text(told, encoding="utf-8")
     return environment
 
 
