@@ -17,9 +17,7 @@ import functools
 import io
 import json
 import math
-import multiprocessing
 import random
-import signal
 import sys
 import tempfile
 import time
@@ -32,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from bringup.errors import BringupError
+from tests.campaign import campaign as in_processes
 
 ROOT = Path(__file__).parent
 SECONDS = 30  # for one input: the slowest take one
@@ -511,40 +510,14 @@ def rng_of(seed: int, name: str, number: int) -> Random:
     return random.Random(f"{seed} {name} {number}")
 
 
-def _work(name: str, seed: int, numbers: list[int], pipe: Any) -> None:
-    for number in numbers:
-        pipe.send((number, None, ""))
-        pipe.send((number, *outcome_of(name, rng_of(seed, name, number))))
-    pipe.close()
+def outcome_of_number(name: str, seed: int, number: int) -> tuple[str, str]:
+    """Read one input of a campaign."""
+    return outcome_of(name, rng_of(seed, name, number))
 
 
 def campaign(name: str, seed: int, count: int) -> Iterator[tuple[int, str, str]]:
     """Read inputs in processes of their own; yield number, outcome and reason of each."""
-    pending = list(range(count))
-    while pending:
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(name, seed, pending, theirs))
-        process.start()
-        theirs.close()
-        under_way, ended = pending[0], "crash"
-        patience = 120.0  # to start
-        with contextlib.suppress(EOFError):
-            while True:
-                if not ours.poll(patience):
-                    ended = "hang"
-                    process.kill()
-                    break
-                under_way, outcome, reason = ours.recv()
-                patience = SECONDS
-                if outcome is not None:
-                    pending.remove(under_way)
-                    yield under_way, outcome, reason
-        process.join()
-        code = process.exitcode or 0
-        if pending:
-            pending.remove(under_way)
-            yield under_way, ended, signal.Signals(-code).name if code < 0 else f"exit code {code}"
+    return in_processes(functools.partial(outcome_of_number, name, seed), list(range(count)), SECONDS)
 
 
 def main() -> int:

@@ -1,12 +1,16 @@
 """Broken files of every format end in the answer or in one sentence. The long way: python -m tests.fuzz_files."""
 
+import os
 import random
+import signal
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests import fuzz_files
+from tests.campaign import campaign
 
 CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
 
@@ -33,19 +37,14 @@ def test_campaign_tells_the_outcomes_apart(name: str) -> None:
     assert {"accepted", "one sentence"} == {outcome for _, outcome, _ in found}
 
 
-def test_campaign_notices_what_dies(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuzz_files, "_work", dies)
-    found = list(fuzz_files.campaign("TTIR", seed=1, count=3))
-    assert found == [(0, "accepted", ""), (1, "crash", "SIGSEGV"), (2, "accepted", "")]
+def test_campaign_notices_what_dies_and_what_hangs() -> None:
+    found = list(campaign(dies, [0, 1, 2, 3], seconds=5))
+    assert found == [(0, "accepted", ""), (1, "crash", "SIGSEGV"), (2, "hang", "SIGKILL"), (3, "accepted", "")]
 
 
-def dies(name: str, seed: int, numbers: list[int], pipe: object) -> None:
-    import os
-    import signal
-
-    send = pipe.send  # type: ignore[attr-defined]
-    for number in numbers:
-        send((number, None, ""))
-        if number == 1:
-            os.kill(os.getpid(), signal.SIGSEGV)
-        send((number, "accepted", ""))
+def dies(number: int) -> tuple[str, str]:
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 2:
+        time.sleep(600)
+    return "accepted", ""
