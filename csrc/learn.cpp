@@ -2,6 +2,7 @@
 
 #include <ATen/EmptyTensor.h>
 
+#include <algorithm>
 #include <mutex>
 #include <unordered_set>
 
@@ -95,6 +96,12 @@ std::optional<Results> ask_meta(const Signature& signature, const Slots& slots, 
   }
 }
 
+// Is another argument in the storage of this one?
+bool shares_storage(const Signature& signature, size_t input) {
+  const auto& storages = signature.storage_of;
+  return std::count(storages.begin(), storages.end(), storages[input]) > 1;
+}
+
 void publish(Signature& signature, Results results, bool doubtful) {
   static std::mutex mutex;  // two threads may learn the same signature
   std::lock_guard<std::mutex> lock(mutex);
@@ -132,7 +139,10 @@ std::optional<Results> results_of(const Signature& signature, const Stack& resul
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i].defined() || signature.storage_of[i] < 0) continue;
     TensorMeta after = meta_of(inputs[i]);
-    if (!after.same_layout(signature.inputs[i])) found.resized.emplace_back(int(i), std::move(after));
+    if (after.same_layout(signature.inputs[i])) continue;
+    if (shares_storage(signature, i))
+      return std::nullopt;  // resized beforehand it would overlap with another argument in another way
+    found.resized.emplace_back(int(i), std::move(after));
   }
   return found;
 }

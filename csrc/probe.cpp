@@ -124,7 +124,7 @@ struct Manner {
 // The tensors of a call again, in a manner.
 class Scratch {
  public:
-  Scratch(const Signature& signature, const Results& results, const Slots& slots, const Manner& manner, const Cut& cut)
+  Scratch(const Signature& signature, const Slots& slots, const Manner& manner, const Cut& cut)
       : metas_(signature.inputs),
         signature_(signature),
         slots_(slots),
@@ -132,8 +132,6 @@ class Scratch {
         whole_(manner.whole),
         value_(manner.value),
         storages_(signature.storage_written.size()) {
-    for (const auto& [slot, meta] : results.resized)  // kernels look for overlapping elements before they resize
-      if (at::has_internal_overlap(*slots[size_t(slot)].tensor) != at::MemOverlap::Yes) metas_[size_t(slot)] = meta;
     for (TensorMeta& meta : metas_) {
       bool integer = meta.dtype == c10::kLong || meta.dtype == c10::kBool;
       if (manner.as_float32 && meta.defined && !(manner.keeps_integers && integer)) meta.dtype = c10::kFloat;
@@ -167,7 +165,7 @@ class Scratch {
     Span span;  // of the call's tensors
     c10::intrusive_ptr<c10::StorageImpl> memory;
   };
-  std::vector<TensorMeta> metas_;  // as the launch finds them, resized
+  std::vector<TensorMeta> metas_;  // as the call finds them: the kernel itself resizes, and chooses the strides
   const Signature& signature_;
   const Slots& slots_;
   const Cut& cut_;
@@ -197,13 +195,21 @@ struct Try {
   std::vector<at::Tensor> inputs;
 };
 
+// The meta kernel has warned of what is resized.
+struct Unheard final : c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
 Try attempt(const Signature& signature, const Results& results, const Slots& slots, const IValue* arguments,
             const Manner& manner) {
   Try made;
+  Unheard unheard;
+  std::optional<c10::WarningUtils::WarningHandlerGuard> once;
+  if (!results.resized.empty()) once.emplace(&unheard);
   try {
     WithoutPython quietly;
     Cut cut(signature, arguments);
-    Scratch scratch(signature, results, slots, manner, cut);
+    Scratch scratch(signature, slots, manner, cut);
     at::Generator generator;
     for (const ArgInfo& argument : signature.op->args)
       if (argument.kind == ArgKind::Generator) generator = at::detail::createCPUGenerator(0);
@@ -251,6 +257,10 @@ bool correct(Results& promised, Results returned, bool whole) {
     if (same && !whole && output.defined && !same_order(output, returned.outputs[i]))
       lay_out(output, returned.outputs[i].strides);
   }
+  if (!whole)
+    for (auto& [slot, meta] : promised.resized)
+      for (const auto& [same_slot, found] : returned.resized)
+        if (slot == same_slot && same_kind(meta, found) && !same_order(meta, found)) lay_out(meta, found.strides);
   if (whole) promised = std::move(returned);
   return same;
 }
