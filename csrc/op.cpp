@@ -207,6 +207,7 @@ bool has_native_kernel(const std::string& name) {
                                                                  "aten::set_.source_Storage",
                                                                  "aten::set_.source_Tensor",
                                                                  "aten::set_",
+                                                                 "aten::is_set_to",
                                                                  "aten::copy_",
                                                                  "aten::_copy_from",
                                                                  "aten::_copy_from_and_resize",
