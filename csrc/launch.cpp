@@ -352,6 +352,9 @@ void launch_boxed(Op& op, Stack* stack) {
     Results promised = signature;
     judge(signature, slots, arguments, promised);
   }
+  if (C10_UNLIKELY(op.bumps_versions))
+    for (const Slot& slot : slots)
+      if (op.args[size_t(slot.argument)].written) slot.tensor->unsafeGetTensorImpl()->bump_version();
   if (state != Signature::Known || ((to_host || signature.doubtful) && !dry))
     return run_synchronously(of, stream, slots, stack, arguments, to_host);
 

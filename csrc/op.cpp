@@ -146,6 +146,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
   content = takes_pivots(name) ? 1 : 0;
   synchronous |= is_data_dependent(name);
   overwrites = writes && (only_out || fills(name));
+  bumps_versions = in_place && writes && name.compare(0, 15, "aten::_foreach_") == 0;
   masks_decide = name == "aten::index.Tensor" || name == "aten::index.Tensor_out" || name == "aten::_unsafe_index.Tensor";
   host_indices = takes_host_tensors(name);
   trust_meta = !has_other_meta(name);

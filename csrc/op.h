@@ -33,6 +33,7 @@ struct Op {
   bool is_view = false;                  // returns a view: metadata only, runs on the host
   bool writes = false;                   // has in-place or out= arguments
   bool overwrites = false;               // and reads none of those
+  bool bumps_versions = false;           // of written lists, which autograd leaves to the kernel
   bool masks_decide = false;             // synchronous only if an index is a mask
   bool synchronous = false;              // its result's shape, or a value it returns, depends on data
   bool host_indices = false;             // CPU tensors beside device tensors are legal
