@@ -38,6 +38,7 @@ lint: $(VENV)/.lint
 
 soak: $(VENV)/.test
 	$(BIN)/python benchmarks/soak.py
+	$(BIN)/python benchmarks/soak_threads.py
 
 $(VENV)/.torch:
 	@command -v $(PYTHON) > /dev/null || { echo "bringup needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 2; }
