@@ -320,7 +320,7 @@ def _record(
         if os.getpid() != process:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code)
+            os._exit(code or 0)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is being written
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
