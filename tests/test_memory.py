@@ -279,7 +279,7 @@ def test_split_block_waits_for_what_the_whole_one_was_used_for() -> None:
 
 
 def test_views_that_lie_far_apart_are_not_tried_with_all_that_is_between_them() -> None:
-    whole = torch.empty(1 << 28, dtype=torch.uint8, device="chip")
+    whole = torch.empty(1 << 30, dtype=torch.uint8, device="chip")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     (whole[:4] + whole[-4:]).cpu()
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 600 << 10  # KiB
