@@ -52,7 +52,8 @@ def opened(file: Path) -> tuple[Any, dict[str, Any]]:
     data = read_bytes(file, "trace file", TraceError)
     try:
         # Texts stay in the dictionaries that they are stored in: a row has only a number, however long its text is.
-        parquet = pq.ParquetFile(pa.BufferReader(data), read_dictionary=["kind", "phase", "line", "module"])
+        texts = {"kind", "phase", "line", "module"} & set(pq.read_schema(pa.BufferReader(data)).names)
+        parquet = pq.ParquetFile(pa.BufferReader(data), read_dictionary=sorted(texts))
         text = (parquet.schema_arrow.metadata or {}).get(b"bringup")
         if text is None:
             raise TraceError(f"{file}: is Parquet, but not a trace that bringup wrote: record one with `bringup run`")
