@@ -80,7 +80,7 @@ std::optional<Results> ask_meta(const Signature& signature, const Slots& slots, 
     }
     Stack stack = rebuild(op, arguments, c10::DeviceType::Meta, nullptr, [&](int slot) { return inputs[size_t(slot)]; });
     op.handle.redispatchBoxed(DispatchKeySet(DispatchKey::Meta), &stack);
-    std::optional<Results> promised = results_of(signature, stack, inputs);
+    std::optional<Results> promised = results_of(signature, stack, inputs, signature.inputs);
     if (!promised) return promised;
     for (const auto& [slot, meta] : promised->resized)  // some meta kernels make room where the others refuse
       if (!op.args[size_t(slots[size_t(slot)].argument)].out) return std::nullopt;
@@ -113,7 +113,8 @@ void publish(Signature& signature, Results results, bool doubtful) {
 
 }  // namespace
 
-std::optional<Results> results_of(const Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs) {
+std::optional<Results> results_of(const Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs,
+                                  const std::vector<TensorMeta>& before) {
   const Op& op = *signature.op;
   Results found;
   auto store = [&](const at::Tensor& tensor) {
@@ -139,7 +140,7 @@ std::optional<Results> results_of(const Signature& signature, const Stack& resul
   for (size_t i = 0; i < inputs.size(); ++i) {
     if (!inputs[i].defined() || signature.storage_of[i] < 0) continue;
     TensorMeta after = meta_of(inputs[i]);
-    if (after.same_layout(signature.inputs[i])) continue;
+    if (after.same_layout(before[i])) continue;
     if (shares_storage(signature, i))
       return std::nullopt;  // resized beforehand it would overlap with another argument in another way
     found.resized.emplace_back(int(i), std::move(after));
@@ -158,7 +159,7 @@ bool learn(Signature& signature, const Slots& slots, const IValue* arguments) {
 }
 
 bool learn_from(Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs) {
-  std::optional<Results> found = results_of(signature, results, inputs);
+  std::optional<Results> found = results_of(signature, results, inputs, signature.inputs);
   if (found) publish(signature, std::move(*found), false);
   return found.has_value();
 }

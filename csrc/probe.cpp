@@ -193,6 +193,7 @@ struct Try {
   std::exception_ptr refusal;  // what the CPU kernel says of such a call; null if it runs
   Stack results;
   std::vector<at::Tensor> inputs;
+  std::vector<TensorMeta> before;  // the inputs, as the kernel found them
 };
 
 // The meta kernel has warned of what is resized.
@@ -216,6 +217,7 @@ Try attempt(const Signature& signature, const Results& results, const Slots& slo
     for (size_t i = 0; i < slots.size(); ++i) {
       int32_t same = signature.same_as[i];
       made.inputs.push_back(same >= 0 ? made.inputs[size_t(same)] : scratch.tensor(i));
+      made.before.push_back(signature.storage_of[i] < 0 ? TensorMeta() : meta_of(made.inputs.back()));
     }
     Stack stack = rebuild(*signature.op, arguments, c10::kCPU, &generator, [&](int slot) { return made.inputs[size_t(slot)]; });
     if (!manner.whole)
@@ -374,7 +376,7 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
     if (certain) std::rethrow_exception(made.refusal);
     return is_dry() ? Verdict::Legal : Verdict::Doubtful;
   }
-  std::optional<Results> returned = results_of(signature, made.results, made.inputs);
+  std::optional<Results> returned = results_of(signature, made.results, made.inputs, made.before);
   bool alike = returned && correct(results, std::move(*returned), whole);
   if (!alike) op.trust_meta = false;
   if (!whole && alike) accepted().add(kind);

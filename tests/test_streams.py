@@ -47,6 +47,25 @@ def test_first_launch_of_a_signature_does_not_wait() -> None:
     assert b.shape == (37,)
 
 
+@pytest.mark.parametrize("side", [5, 500])
+def test_first_launch_with_a_tensor_given_twice_does_not_wait(side: int) -> None:
+    a, b = torch.ones(side, side + 1, device="chip"), torch.ones(side, side + 1, device="chip")
+    calls = (
+        lambda: a.addcmul_(b, b, value=0.5),
+        lambda: torch.mul(a, a, out=a),
+        lambda: torch._foreach_addcdiv_([a, b], [b, a], [b, a], 0.5),
+        lambda: torch.add(a[:1], a[1:2], out=b[:1]),
+        lambda: b.view(-1).copy_(a.view(-1)).add_(b.view(-1)),
+    )
+    torch.chip.synchronize()
+    for number, call in enumerate(calls):
+        before = bringup.launch_stats()
+        call()
+        after = bringup.launch_stats()
+        waited = {key: after[key] - before[key] for key in ("synchronous", "synchronizations", "learned_by_running")}
+        assert not any(waited.values()), (number, waited)
+
+
 def test_stream_runs_in_order() -> None:
     x = torch.zeros(1000, device="chip")
     for _ in range(500):
