@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <tuple>
 #include <unordered_map>
 #include <vector>
@@ -55,9 +56,9 @@ struct Running {
 
 struct DeviceClock {
   std::map<int, StreamQueue> streams;
-  std::vector<Running> running;  // kernels
-  std::vector<int64_t> queue;    // ring of the rows of the latest launches
-  size_t launched = 0;
+  std::vector<Running> running;   // kernels
+  size_t queued = 0;              // launches whose end is unknown
+  std::deque<double> ends;        // of the other launches that the queue holds, in order
   double link[2] = {0, 0};        // free from: host to device, device to host
   std::map<int, double> between;  // the same of the link from another chip
 };
@@ -69,6 +70,24 @@ struct HostThread {
   bool computes = false;         // in the place of the chip
   double idle = 0;               // spent on waits for what is not the chip
   bool ahead = false;            // of the others, by such a wait
+};
+
+// The operation that can start first, if there is one.
+struct Next {
+  double moment = std::numeric_limits<double>::infinity(), ready = 0;
+  int64_t row = kNone;
+  DeviceClock* on = nullptr;
+  StreamQueue* stream = nullptr;
+  double earliest = 0;  // nothing can start before this any more
+
+  void choose(double start, double from, int64_t number, DeviceClock& device, StreamQueue& queue) {
+    if (std::tie(start, from, number) >= std::tie(moment, ready, row)) return;
+    moment = start;
+    ready = from;
+    row = number;
+    on = &device;
+    stream = &queue;
+  }
 };
 
 // Note [The order of the replay]
@@ -84,13 +103,8 @@ struct Replay {
   std::unordered_map<int64_t, int64_t> events;  // -> the row of the latest record
   std::unordered_map<int64_t, double> signals;  // from thread to thread
   std::map<int, DeviceClock> devices;
+  std::optional<Next> upcoming;                    // kept until a stream has another operation at its front
   std::vector<double> issued, start, end, waited;  // per row; an end may be unknown
-
-  DeviceClock& device(int index) {
-    auto& clock = devices[index];
-    if (clock.queue.empty()) clock.queue.resize(machine.queue_depth, kNone);
-    return clock;
-  }
 
   bool known(int64_t row) const { return row == kNone || !std::isnan(end[size_t(row)]); }
 
@@ -129,53 +143,62 @@ struct Replay {
 
   // ---- time passes
 
-  void finish(StreamQueue& stream, double moment) {
-    end[size_t(stream.waiting.front().row)] = stream.done = moment;
+  void finish(DeviceClock& on, StreamQueue& stream, double moment) {
+    const Pending& item = stream.waiting.front();
+    if (item.kind == RowKind::Launch && !item.fallback) {
+      --on.queued;
+      on.ends.push_back(moment);
+      for (size_t i = on.ends.size() - 1; i > 0 && on.ends[i - 1] > on.ends[i]; --i)  // only kernels that still run
+        std::swap(on.ends[i - 1], on.ends[i]);
+    }
+    end[size_t(item.row)] = stream.done = moment;
     stream.waiting.pop_front();
   }
 
   // Events that are reached take no time. True if any was.
-  bool pass_events() {
+  bool pass_events(DeviceClock& on, StreamQueue& stream) {
     bool any = false;
-    for (auto& [index, on] : devices)
-      for (auto& [id, stream] : on.streams)
-        while (!stream.waiting.empty()) {
-          const Pending& item = stream.waiting.front();
-          if (item.kind != RowKind::EventRecord && (item.kind != RowKind::EventWait || !known(item.after))) break;
-          double moment = std::max(item.earliest, stream.done);
-          if (item.after != kNone) moment = std::max(moment, end[size_t(item.after)]);
-          start[size_t(item.row)] = moment;
-          finish(stream, moment);
-          any = true;
-        }
+    while (!stream.waiting.empty()) {
+      const Pending& item = stream.waiting.front();
+      if (item.kind != RowKind::EventRecord && (item.kind != RowKind::EventWait || !known(item.after))) break;
+      double moment = std::max(item.earliest, stream.done);
+      if (item.after != kNone) moment = std::max(moment, end[size_t(item.after)]);
+      start[size_t(item.row)] = moment;
+      finish(on, stream, moment);
+      any = true;
+    }
     return any;
   }
 
-  // Starts the operation that can start first; false if there is none.
-  bool step() {
-    while (pass_events()) {
+  const Next& next() {
+    if (upcoming) return *upcoming;
+    Next& first = upcoming.emplace();
+    bool passed = true;
+    while (passed) {  // an event may let a stream go on that has been looked at
+      passed = false;
+      first = {};
+      first.earliest = host;
+      for (auto& [index, on] : devices)
+        for (auto& [id, stream] : on.streams) {
+          if (stream.waiting.empty()) continue;
+          passed |= pass_events(on, stream);
+          if (stream.waiting.empty()) continue;
+          const Pending& item = stream.waiting.front();
+          double ready = std::max(item.earliest, stream.done);
+          first.earliest = std::min(first.earliest, ready);
+          if (item.kind != RowKind::EventWait) first.choose(start_of(on, item, ready), ready, item.row, on, stream);
+        }
     }
-    using Key = std::tuple<double, double, int64_t>;  // start, ready, row
-    Key first{};
-    StreamQueue* stream = nullptr;
-    DeviceClock* on = nullptr;
-    double earliest = host;  // nothing can start before this any more
-    for (auto& [index, device] : devices)
-      for (auto& [id, queue] : device.streams) {
-        if (queue.waiting.empty()) continue;
-        const Pending& item = queue.waiting.front();
-        double ready = std::max(item.earliest, queue.done);
-        earliest = std::min(earliest, ready);
-        if (item.kind == RowKind::EventWait) continue;
-        Key key{start_of(device, item, ready), ready, item.row};
-        if (stream && key >= first) continue;
-        first = key;
-        stream = &queue;
-        on = &device;
-      }
-    if (!stream) return false;
-    run(*on, *stream, std::get<0>(first), std::get<1>(first));
-    std::erase_if(on->running, [&](const Running& kernel) { return kernel.end <= earliest; });
+    return first;
+  }
+
+  // False if there is nothing to start.
+  bool step() {
+    Next first = next();
+    if (!first.stream) return false;
+    run(*first.on, *first.stream, first.moment, first.ready);
+    std::erase_if(first.on->running, [&](const Running& kernel) { return kernel.end <= first.earliest; });
+    upcoming.reset();
     return true;
   }
 
@@ -192,7 +215,7 @@ struct Replay {
       item.earliest = over;
       ++item.phase;
     } else {
-      finish(stream, over);
+      finish(on, stream, over);
     }
   }
 
@@ -239,9 +262,23 @@ struct Replay {
     thread.time = end[size_t(row)] = until;
   }
 
+  // The moment from `now` on at which the chip accepts a launch. The queue holds launches until they end, in any order.
+  double room(DeviceClock& on, double now) {
+    while (true) {
+      while (!on.ends.empty() && on.ends.front() <= now) on.ends.pop_front();
+      if (on.queued + on.ends.size() < machine.queue_depth) return now;
+      if (!on.ends.empty() && next().moment >= on.ends.front()) {  // what has yet to start ends later
+        now = on.ends.front();
+      } else {
+        TORCH_CHECK(step(), "a launch of the trace waits for room that never comes");
+      }
+    }
+  }
+
   void enqueue(StreamQueue& stream, Pending item) {
     end[size_t(item.row)] = kUnknown;
     stream.last = item.row;
+    if (stream.waiting.empty()) upcoming.reset();
     stream.waiting.push_back(item);
   }
 
@@ -313,7 +350,7 @@ void timeline_feed(int64_t handle, const at::Tensor& kinds, const at::Tensor& fl
     Pending item{.row = row, .kind = what, .earliest = now, .seconds = work[i], .share = share[i], .parts = {}};
     switch (what) {
       case RowKind::Launch: {
-        DeviceClock& on = replay.device(device_id[i]);
+        DeviceClock& on = replay.devices[device_id[i]];
         StreamQueue& stream = on.streams[stream_id[i]];
         if (fallback[i] >= 0) {
           TORCH_CHECK(3 * (int64_t(fallback[i]) + 1) <= fallback_seconds.numel(), "there is no fallback ", fallback[i]);
@@ -323,13 +360,10 @@ void timeline_feed(int64_t handle, const at::Tensor& kinds, const at::Tensor& fl
           replay.wait_for(thread, row, {row}, true);
           break;
         }
-        int64_t& slot = on.queue[on.launched++ % on.queue.size()];
-        if (double moment = replay.end_of(slot); moment > now) {  // the queue is full
-          replay.waited.back() = moment - now;
-          thread.time = now = moment;
-        }
-        slot = row;
-        item.earliest = now + replay.machine.launch_latency;
+        thread.time = replay.room(on, now);
+        replay.waited.back() = thread.time - now;
+        item.earliest = thread.time + replay.machine.launch_latency;
+        ++on.queued;
         replay.enqueue(stream, item);
         if (flag[i] & kWaits) replay.wait_for(thread, row, {row});
         break;
@@ -339,26 +373,26 @@ void timeline_feed(int64_t handle, const at::Tensor& kinds, const at::Tensor& fl
       case RowKind::D2D:
         item.earliest = now + replay.machine.launch_latency;
         item.source = int(object[i]);
-        replay.enqueue(replay.device(device_id[i]).streams[stream_id[i]], item);
+        replay.enqueue(replay.devices[device_id[i]].streams[stream_id[i]], item);
         break;
       case RowKind::EventRecord:
         replay.events[object[i]] = row;
-        replay.enqueue(replay.device(device_id[i]).streams[stream_id[i]], item);
+        replay.enqueue(replay.devices[device_id[i]].streams[stream_id[i]], item);
         break;
       case RowKind::EventWait:
         if (auto event = replay.events.find(object[i]); event != replay.events.end()) item.after = event->second;
-        replay.enqueue(replay.device(device_id[i]).streams[stream_id[i]], item);
+        replay.enqueue(replay.devices[device_id[i]].streams[stream_id[i]], item);
         break;
       case RowKind::EventSync:
         if (auto event = replay.events.find(object[i]); event != replay.events.end())
           replay.wait_for(thread, row, {event->second});
         break;
       case RowKind::StreamSync:
-        replay.wait_for(thread, row, {replay.device(device_id[i]).streams[stream_id[i]].last});
+        replay.wait_for(thread, row, {replay.devices[device_id[i]].streams[stream_id[i]].last});
         break;
       case RowKind::DeviceSync: {
         std::vector<int64_t> all;
-        for (auto& [id, stream] : replay.device(device_id[i]).streams) all.push_back(stream.last);
+        for (auto& [id, stream] : replay.devices[device_id[i]].streams) all.push_back(stream.last);
         replay.wait_for(thread, row, std::move(all));
         break;
       }

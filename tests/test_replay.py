@@ -194,6 +194,13 @@ def test_rules_hold_in_any_program(calls: list[str], machine: dict[str, int]) ->
         assert len(overlapping) < machine["kernels"]
         if machine["queue"] > 2 and start[row] > ready[row] + 1e-9:  # some kernel, or none, ended just then
             assert any(abs(high - start[row]) < 1e-9 for _, high, _ in others), calls[row]
+    for row in kernels:
+        if "waits" in calls[row]:
+            continue
+        accepted, earlier = issued[row] + waited[row], [end[k] for k in kernels if k < row]
+        assert sum(moment > accepted + 1e-9 for moment in earlier) < machine["queue"]
+        if waited[row] > 1e-9:  # and not before there was room
+            assert sum(moment > accepted - 1e-6 for moment in earlier) >= machine["queue"]
     for engine in (("up", "down"),) if machine["copies"] == 1 else (("up",), ("down",)):
         spans = sorted((start[row], end[row]) for row, call in enumerate(calls) if call.startswith(engine))
         assert all(first[1] <= second[0] + 1e-9 for first, second in pairwise(spans))
