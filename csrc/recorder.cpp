@@ -7,6 +7,7 @@
 #include <cmath>
 #include <deque>
 #include <limits>
+#include <memory>
 #include <mutex>
 #include <sstream>
 
@@ -47,6 +48,13 @@ struct LineHash {
   }
 };
 
+// View operators of a thread since its previous row that carries time. The recording reads them, too: the thread may end
+// without another row.
+struct ViewCount {
+  std::atomic<int32_t> thread{0};  // whose rows carry them
+  std::atomic<int64_t> views{0};
+};
+
 struct Recording {
   std::mutex mutex;
   std::atomic<int64_t> number{0};  // of the recording in this process
@@ -58,6 +66,16 @@ struct Recording {
   std::unordered_map<std::string, int32_t> line_texts;
   std::unordered_map<std::pair<void*, int64_t>, int32_t, LineHash> line_ids;
   std::atomic<int32_t> threads{0};
+  std::mutex counts_mutex;  // taken last
+  std::vector<std::shared_ptr<ViewCount>> counts;
+
+  std::shared_ptr<ViewCount> new_count(int32_t thread) {
+    auto count = std::make_shared<ViewCount>();
+    count->thread = thread;
+    std::lock_guard<std::mutex> lock(counts_mutex);
+    counts.push_back(count);
+    return count;
+  }
 };
 
 Recording& recording_state() {
@@ -71,7 +89,7 @@ Recording& recording_state() {
 struct ThreadClock {
   int64_t number = -1;  // of the recording
   int32_t id = 0;
-  int64_t views = 0;
+  std::shared_ptr<ViewCount> count;
   int64_t wall = 0, cpu = 0, since_cpu = 0;
 
   static int64_t read(clockid_t clock) {
@@ -82,7 +100,8 @@ struct ThreadClock {
 
   void join(Recording& state) {
     if (number == state.number.load(std::memory_order_relaxed)) return;
-    *this = {state.number, state.threads++, 0, read(CLOCK_MONOTONIC), read(CLOCK_THREAD_CPUTIME_ID), 0};
+    int32_t next = state.threads++;
+    *this = {state.number, next, state.new_count(next), read(CLOCK_MONOTONIC), read(CLOCK_THREAD_CPUTIME_ID), 0};
   }
 
   int64_t elapsed() {
@@ -224,6 +243,10 @@ bool carries_time(RowKind kind) {
          kind != RowKind::Owner;
 }
 
+int32_t take_views(ViewCount& count) {
+  return narrow<int32_t>(uint64_t(count.views.exchange(0, std::memory_order_relaxed)), "views between two launches");
+}
+
 void add_row(Recording& state, TraceRow& row) {
   row.use_count = narrow<uint32_t>(state.uses.size() - row.first_use, "tensors in a launch");
   state.rows.push_back(row);
@@ -241,7 +264,7 @@ TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Lin
   }
   if (carries_time(kind)) {
     row.host_ns = thread_clock.elapsed();
-    row.views = narrow<int32_t>(uint64_t(std::exchange(thread_clock.views, 0)), "views between two launches");
+    row.views = take_views(*thread_clock.count);
   }
   row.kind = kind;
   row.signature = -1;
@@ -258,18 +281,38 @@ void add_use(Recording& state, const void* address, bool written) {
   if (address) state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + written);
 }
 
-// Views that no row has carried yet, before somebody reads the recording: they get a row of their own.
+// Views that no row has carried yet, of any thread, before somebody reads the recording: they get rows of their own.
 void settle_views(Recording& state) {
-  if (!recording() || thread_clock.number != state.number || thread_clock.views == 0) return;
-  TraceRow row = new_row(state, RowKind::Host, nullptr, {});
-  add_row(state, row);
+  if (!recording()) return;
+  std::lock_guard<std::mutex> lock(state.counts_mutex);
+  for (const auto& count : state.counts) {
+    int32_t views = take_views(*count);
+    if (views == 0) continue;
+    TraceRow row{};
+    row.kind = RowKind::Host;
+    row.signature = row.line = row.module = -1;
+    row.device = int8_t(current_device());
+    row.stream = -1;
+    row.thread = count->thread;
+    row.first_use = state.uses.size();
+    row.views = views;
+    if (count == thread_clock.count) row.host_ns = thread_clock.elapsed();
+    add_row(state, row);
+  }
+}
+
+void forget_views(Recording& state) {
+  std::lock_guard<std::mutex> lock(state.counts_mutex);
+  for (const auto& count : state.counts) count->views = 0;
 }
 
 }  // namespace
 
 void count_view() {
   thread_clock.join(recording_state());
-  ++thread_clock.views;
+  int32_t master = works_for();
+  thread_clock.count->thread.store(master >= 0 ? master : thread_clock.id, std::memory_order_relaxed);
+  thread_clock.count->views.fetch_add(1, std::memory_order_relaxed);
 }
 
 const std::vector<std::string>& row_kinds() {
@@ -412,6 +455,10 @@ void start_recording() {
   state.line_texts.clear();
   state.line_ids.clear();
   state.threads = 0;
+  {
+    std::lock_guard<std::mutex> counts_lock(state.counts_mutex);
+    state.counts.clear();
+  }
   recording_now = true;
 }
 
@@ -515,9 +562,11 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("stop_recording() -> ()", [] { recording_now = false; });
   m.def("set_recording_aside(bool aside) -> ()", [](bool aside) {  // rows between the two calls are not the program's
     wait_for_kernels();
-    std::lock_guard<std::mutex> lock(recording_state().mutex);
-    std::swap(recording_state().rows, recording_state().aside);
-    if (!aside) recording_state().aside.clear();
+    Recording& state = recording_state();
+    std::lock_guard<std::mutex> lock(state.mutex);
+    aside ? settle_views(state) : forget_views(state);
+    std::swap(state.rows, state.aside);
+    if (!aside) state.aside.clear();
     skip_host_time();
   });
   m.def("is_recording() -> bool", [] { return recording(); });

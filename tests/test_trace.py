@@ -2,6 +2,7 @@
 
 import itertools
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -155,6 +156,40 @@ def test_views_after_the_last_launch_count() -> None:
         for _ in range(500):
             x[1:]
     assert trace.columns["views"].sum() == 500
+
+
+def test_views_of_a_thread_that_ends_count() -> None:
+    x = torch.zeros(8, device="chip")
+
+    def work() -> None:
+        x.add(1)
+        for _ in range(1000):
+            x[1:]
+
+    with bringup.record() as trace:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+    columns = trace.columns
+    assert columns["views"].sum() == 1000
+    assert set(columns["thread"][columns["views"] > 0]) == set(columns["thread"][columns["kind"] == LAUNCH])
+
+
+@pytest.mark.parametrize("launches", [0, 1])
+def test_views_are_set_aside_with_their_rows(launches: int) -> None:
+    ops, x = torch.ops.bringup, torch.zeros(8, device="chip")
+    with bringup.record() as trace:
+        x.add(1)
+        for _ in range(7):
+            x[1:]
+        ops.set_recording_aside(True)
+        for _ in range(launches):
+            x.add(1)
+        for _ in range(100):
+            x[1:]
+        ops.set_recording_aside(False)
+        x.add(1)
+    assert trace.launches == 2 and trace.columns["views"].sum() == 7
 
 
 def test_allocations_carry_no_host_time() -> None:
