@@ -13,6 +13,7 @@
 #include <optional>
 #include <tuple>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "recorder.h"
@@ -194,7 +195,7 @@ struct Replay {
 
   // False if there is nothing to start.
   bool step() {
-    Next first = next();
+    const Next& first = next();
     if (!first.stream) return false;
     run(*first.on, *first.stream, first.moment, first.ready);
     std::erase_if(first.on->running, [&](const Running& kernel) { return kernel.end <= first.earliest; });
@@ -275,7 +276,7 @@ struct Replay {
     }
   }
 
-  void enqueue(StreamQueue& stream, Pending item) {
+  void enqueue(StreamQueue& stream, const Pending& item) {
     end[size_t(item.row)] = kUnknown;
     stream.last = item.row;
     if (stream.waiting.empty()) upcoming.reset();
@@ -283,8 +284,12 @@ struct Replay {
   }
 
   void finish_all() {
+    double now = std::exchange(host, std::numeric_limits<double>::infinity());  // no row comes while these are started
+    upcoming.reset();
     while (step()) {
     }
+    host = now;
+    upcoming.reset();
     for (auto& [number, thread] : threads) settle(thread);
   }
 };
