@@ -25,4 +25,5 @@
 #include "recorder.cpp"
 #include "fallback.cpp"
 #include "timeline.cpp"
+#include "handlers.cpp"
 #include "waits.cpp"

@@ -29,6 +29,7 @@
 #include <utility>
 #include <vector>
 
+#include "handlers.h"
 #include "lines.h"
 #include "recorder.h"
 #include "runtime.h"
@@ -51,8 +52,11 @@ namespace {
 std::atomic<bool> is_watching_waits{false};
 thread_local int aside = 0;
 
-// Does the program wait if this thread blocks now?
-bool counts() { return is_watching_waits.load(std::memory_order_relaxed) && recording() && aside == 0 && is_python_thread(); }
+// Does the program wait if this thread blocks now? Asked first: what comes after may allocate and lock.
+bool counts() {
+  return is_watching_waits.load(std::memory_order_relaxed) && !within_handler() && recording() && aside == 0 &&
+         is_python_thread();
+}
 
 int64_t clock_ns(clockid_t clock) {
   timespec now;
@@ -293,7 +297,7 @@ ssize_t sendmsg_(int descriptor, const msghdr* message, int flags) {
 }
 int socketpair_(int domain, int type, int protocol, int ends[2]) {
   int result = ::socketpair(domain, type, protocol, ends);
-  if (result == 0 && is_watching_waits) {
+  if (result == 0 && is_watching_waits && !within_handler()) {
     KeepErrno keep;
     uint64_t one = channel_of(ends[0]), other = channel_of(ends[1]);
     std::lock_guard<std::mutex> lock(channels().mutex);
@@ -477,6 +481,8 @@ const Replacements& replacements(bool shared_semaphores) {
       {"sem_timedwait", address(&sem_timedwait_)},
       {"sem_post", address(&sem_post_)},
       {"pthread_create", address(&pthread_create_)},
+      {"sigaction", address(&sigaction_)},
+      {"signal", address(&signal_)},
   };
   static const auto* of_multiprocessing = [] {
     auto* copy = new Replacements(*of_all);
@@ -606,6 +612,7 @@ void watch_waits(bool on) {
   static bool forks = false;
   if (!std::exchange(forks, true)) pthread_atfork(nullptr, nullptr, [] { is_watching_waits = false; });
   by_python = true;
+  if (on) count_handlers();
   is_watching_waits = on;
   watch_new_libraries();
 }
