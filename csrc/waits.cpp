@@ -6,7 +6,11 @@
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
+#include <netinet/in.h>
 #include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/file.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/select.h>
 #include <sys/socket.h>
@@ -14,12 +18,15 @@
 #include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <torch/csrc/autograd/graph_task.h>
 #include <torch/library.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <atomic>
 #include <cerrno>
+#include <cstdarg>
 #include <cstdio>
 #include <cstring>
 #include <memory>
@@ -69,15 +76,19 @@ int64_t until_ns(clockid_t clock, const timespec* deadline) {
 }
 int64_t length_ns(const timespec* length) { return length->tv_sec * 1000000000ll + length->tv_nsec; }
 
-// How long this thread was ready to run and had no processor; 0 where the kernel does not say.
+// How long this thread was ready to run and had no processor; -1 where the kernel does not say.
 int64_t queued_ns() {
   int file = ::open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
-  if (file < 0) return 0;
+  if (file < 0) return -1;
   char text[96] = {};
   ssize_t bytes = ::read(file, text, sizeof text - 1);
   ::close(file);
   long long ran = 0, queued = 0;
-  return bytes > 0 && std::sscanf(text, "%lld %lld", &ran, &queued) == 2 ? queued : 0;
+  return bytes > 0 && std::sscanf(text, "%lld %lld", &ran, &queued) == 2 ? queued : -1;
+}
+int64_t queued_since(int64_t before) {
+  int64_t now = queued_ns();
+  return before < 0 || now < before ? 0 : now - before;
 }
 
 struct KeepErrno {
@@ -106,40 +117,101 @@ void record_resume(int64_t signal) {
 
 // Threads that wait for a semaphore, and the signal that they were let go with.
 struct Waiter {
-  std::atomic<void*> semaphore{nullptr};
-  std::atomic<int64_t> signal{0};
+  void* semaphore;
+  int64_t signal = 0;
+  Waiter* next = nullptr;
 };
-std::array<Waiter, 256> waiters;
+struct Waiters {
+  std::mutex mutex;
+  Waiter* first = nullptr;
+};
+std::array<Waiters, 64> waiters;  // by the semaphore's address
 std::atomic<int> waiters_count{0};
+
+Waiters& waiters_for(void* semaphore) { return waiters[reinterpret_cast<uintptr_t>(semaphore) / 32 % waiters.size()]; }
 
 class WaitForLock {
  public:
-  explicit WaitForLock(void* semaphore) {
-    for (Waiter& waiter : waiters) {
-      void* nobody = nullptr;
-      if (!waiter.semaphore.compare_exchange_strong(nobody, semaphore)) continue;
-      waiter_ = &waiter;
-      ++waiters_count;
-      break;
-    }
+  explicit WaitForLock(void* semaphore) : waiter_{semaphore} {
+    Waiters& all = waiters_for(semaphore);
+    std::lock_guard<std::mutex> lock(all.mutex);
+    waiter_.next = std::exchange(all.first, &waiter_);
+    ++waiters_count;
   }
-  ~WaitForLock() { let_go(); }
-  int64_t let_go() {
-    if (!waiter_) return 0;
-    int64_t signal = waiter_->signal.exchange(0);
-    waiter_->semaphore = nullptr;
-    waiter_ = nullptr;
+  ~WaitForLock() {
+    Waiters& all = waiters_for(waiter_.semaphore);
+    std::lock_guard<std::mutex> lock(all.mutex);
+    Waiter** link = &all.first;
+    while (*link != &waiter_) link = &(*link)->next;
+    *link = waiter_.next;
     --waiters_count;
-    return signal;
+  }
+  int64_t signal() {
+    std::lock_guard<std::mutex> lock(waiters_for(waiter_.semaphore).mutex);
+    return waiter_.signal;
   }
 
  private:
-  Waiter* waiter_ = nullptr;
+  Waiter waiter_;
 };
 
+void signal_waiters(void* semaphore) {
+  Waiters& all = waiters_for(semaphore);
+  std::lock_guard<std::mutex> lock(all.mutex);
+  int64_t signal = 0;
+  for (Waiter* waiter = all.first; waiter; waiter = waiter->next) {
+    if (waiter->semaphore != semaphore) continue;
+    if (signal == 0) signal = record_signal();
+    waiter->signal = signal;
+  }
+}
+
+// Note [Interrupted waits]
+// A signal ends a wait early, and the interpreter waits again for the rest: what passed meanwhile depends on this machine.
+// The two are one wait: what comes at its end, a time-out or another thread's signal, is what was asked for first.
+struct Interrupted {
+  const void* object = nullptr;  // a semaphore, or of all descriptors one address
+  int64_t deadline = 0, asked = 0, since = 0, queued = -1, before = 0;
+};
+thread_local Interrupted interrupted;
+
+// The wait that now goes on for `rest` nanoseconds; without an object if it is a new one.
+Interrupted interrupted_before(const void* object, int64_t rest) {
+  constexpr int64_t kClose = 200000000;  // deadlines of the same wait
+  Interrupted before = std::exchange(interrupted, {});
+  return before.object == object && std::abs(now_ns() + rest - before.deadline) < kClose ? before : Interrupted{};
+}
+
 thread_local int64_t start_signal = 0;
-thread_local bool by_python = false;     // started by the interpreter, or the one that started to watch
-std::atomic<int32_t> runs_backward{-1};  // the recording's number of a thread
+thread_local bool by_python = false;  // started by the interpreter, or the one that started to watch
+
+// The recording's numbers of threads that run backward now, the latest last.
+struct Backwards {
+  std::mutex mutex;
+  std::vector<int32_t> threads;
+};
+Backwards& backwards() {
+  static auto* all = new Backwards();
+  return *all;
+}
+std::atomic<int> backwards_count{0};
+
+int32_t begin_backward() {
+  int32_t master = works_for(), thread = master >= 0 ? master : recording_thread();  // a node may run backward again
+  std::lock_guard<std::mutex> lock(backwards().mutex);
+  backwards().threads.push_back(thread);
+  ++backwards_count;
+  return thread;
+}
+
+void end_backward(int32_t thread) {
+  std::lock_guard<std::mutex> lock(backwards().mutex);
+  auto& threads = backwards().threads;
+  auto latest = std::find(threads.rbegin(), threads.rend(), thread);
+  if (latest == threads.rend()) return;
+  threads.erase(std::next(latest).base());
+  --backwards_count;
+}
 
 struct Started {
   void* (*run)(void*);
@@ -157,10 +229,10 @@ void* start_thread(void* given) {
   return run(argument);
 }
 
-// Bytes that threads of the program write while others wait for bytes: end of the channel -> signal.
+// Bytes that threads of the program write while others wait for bytes: end of the channel -> signals, in their order.
 struct Channels {
   std::mutex mutex;
-  std::unordered_map<uint64_t, int64_t> written;
+  std::unordered_map<uint64_t, std::vector<int64_t>> written;
   std::unordered_map<uint64_t, uint64_t> other_end;  // of socket pairs
 };
 Channels& channels() {
@@ -169,12 +241,21 @@ Channels& channels() {
 }
 std::atomic<int> readers_count{0};
 
-// Inode of a pipe or socket; 0 for files, which are never waited for.
+// A pipe, socket or device by its inode; what has an inode in common with others (eventfd, timerfd) by its descriptor.
+// 0 for files, which are never waited for.
 uint64_t channel_of(int descriptor) {
   struct stat about;
   if (fstat(descriptor, &about) != 0) return 0;
+  if ((about.st_mode & S_IFMT) == 0) return 1ull << 63 | uint64_t(descriptor);
   if (!S_ISFIFO(about.st_mode) && !S_ISSOCK(about.st_mode) && !S_ISCHR(about.st_mode)) return 0;
   return about.st_ino ^ uint64_t(about.st_dev) << 40;
+}
+
+// Is the pipe too full for these bytes? poll asks for one page only.
+bool is_full(int descriptor, size_t bytes) {
+  int size = fcntl(descriptor, F_GETPIPE_SZ), unread = 0;
+  return size > 0 && !(fcntl(descriptor, F_GETFL) & O_NONBLOCK) && ioctl(descriptor, FIONREAD, &unread) == 0 &&
+         size_t(unread) + bytes > size_t(size);
 }
 
 bool would_block(int descriptor, short events) {
@@ -188,44 +269,55 @@ void note_written(int descriptor) {
   KeepErrno keep;
   uint64_t channel = channel_of(descriptor);
   if (!channel) return;
-  int64_t signal = record_signal();
+  constexpr size_t kMost = 1024;  // writes before a reader wakes up
   std::lock_guard<std::mutex> lock(channels().mutex);
   auto end = channels().other_end.find(channel);
-  channels().written[end == channels().other_end.end() ? channel : end->second] = signal;
+  std::vector<int64_t>& written = channels().written[end == channels().other_end.end() ? channel : end->second];
+  if (written.size() == kMost) written.erase(written.begin(), written.begin() + kMost / 2);
+  written.push_back(record_signal());
 }
 
 // A wait for descriptors or a process. `asked`: the nanoseconds of a time-out; 0: none.
 class Blocked {
  public:
-  explicit Blocked(WaitFor what, int64_t asked = 0) : what_(what), asked_(asked) {
+  explicit Blocked(WaitFor what, int64_t asked = 0) : what_(what) {
     KeepErrno keep;
     ++readers_count;
-    before_ = next_signal;
-    queued_ = queued_ns();
-    since_ = now_ns();
+    int64_t now = now_ns();
+    if (Interrupted first = interrupted_before(&readers_count, asked); asked > 0 && first.object)
+      wait_ = first;
+    else
+      wait_ = {&readers_count, now + asked, asked, now, queued_ns(), next_signal};
   }
-  // The call has returned: it timed out, or these descriptors are ready.
+  // The call has returned: it failed, it timed out (0), or these descriptors are ready.
   template <class Descriptors>
-  void over(bool timed_out, const Descriptors& ready) {
+  void over(int64_t result, const Descriptors& ready) {
     KeepErrno keep;
-    int64_t wall = now_ns() - since_;
+    int64_t wall = now_ns() - wait_.since;
     --readers_count;
-    if (timed_out) return record_wait(what_, asked_);
-    if (int64_t signal = written_by_us(ready)) return record_resume(signal);
-    record_wait(what_, wall - (queued_ns() - queued_));
+    if (wait_.asked > 0 && result < 0 && errno == EINTR)
+      interrupted = wait_;
+    else if (wait_.asked > 0 && result == 0)
+      record_wait(what_, wait_.asked);
+    else if (int64_t signal = written_by_us(ready))
+      record_resume(signal);
+    else
+      record_wait(what_, wall - queued_since(wait_.queued));
   }
 
  private:
   WaitFor what_;
-  int64_t asked_, before_, queued_, since_;
+  Interrupted wait_;
 
   template <class Descriptors>
   int64_t written_by_us(const Descriptors& ready) {
-    if (next_signal == before_) return 0;
+    if (next_signal == wait_.before) return 0;
     std::lock_guard<std::mutex> lock(channels().mutex);
     for (int descriptor : ready) {
       auto found = channels().written.find(channel_of(descriptor));
-      if (found != channels().written.end() && found->second >= before_) return found->second;
+      if (found == channels().written.end()) continue;
+      auto first = std::lower_bound(found->second.begin(), found->second.end(), wait_.before);
+      if (first != found->second.end()) return *first;
     }
     return 0;
   }
@@ -235,11 +327,12 @@ using Descriptors = std::vector<int>;
 
 // `call` transfers bytes of a descriptor.
 template <class Call>
-auto transfer(int descriptor, short events, bool never_blocks, Call call) {
-  if (never_blocks || !counts() || !channel_of(descriptor) || !would_block(descriptor, events)) return call();
+auto transfer(int descriptor, short events, bool never_blocks, Call call, size_t bytes = 0) {
+  if (never_blocks || !counts() || !channel_of(descriptor)) return call();
+  if (!would_block(descriptor, events) && !(bytes > 0 && is_full(descriptor, bytes))) return call();
   Blocked blocked(WaitFor::Descriptor);
   auto result = call();
-  blocked.over(false, Descriptors{descriptor});
+  blocked.over(result, Descriptors{descriptor});
   return result;
 }
 
@@ -267,16 +360,33 @@ int accept_(int descriptor, sockaddr* from, socklen_t* length) {
 int accept4_(int descriptor, sockaddr* from, socklen_t* length, int flags) {
   return transfer(descriptor, POLLIN, false, [&] { return ::accept4(descriptor, from, length, flags); });
 }
+// This machine's own addresses answer at once.
+bool is_local(const sockaddr* to) {
+  if (to->sa_family == AF_INET) return ntohl(reinterpret_cast<const sockaddr_in*>(to)->sin_addr.s_addr) >> 24 == 127;
+  if (to->sa_family == AF_INET6) return IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(to)->sin6_addr);
+  return to->sa_family == AF_UNIX;
+}
 int connect_(int descriptor, const sockaddr* to, socklen_t length) {
-  if (!counts() || (fcntl(descriptor, F_GETFL) & O_NONBLOCK)) return ::connect(descriptor, to, length);
+  if (!counts() || (fcntl(descriptor, F_GETFL) & O_NONBLOCK) || is_local(to)) return ::connect(descriptor, to, length);
   Blocked blocked(WaitFor::Descriptor);
   int result = ::connect(descriptor, to, length);
-  blocked.over(false, Descriptors{});
+  blocked.over(result, Descriptors{});
   return result;
+}
+int recvmmsg_(int descriptor, mmsghdr* messages, unsigned count, int flags, timespec* length) {
+  return transfer(descriptor, POLLIN, flags & MSG_DONTWAIT,
+                  [&] { return ::recvmmsg(descriptor, messages, count, flags, length); });
+}
+int eventfd_read_(int descriptor, eventfd_t* value) {
+  return transfer(descriptor, POLLIN, false, [&] { return ::eventfd_read(descriptor, value); });
+}
+int eventfd_write_(int descriptor, eventfd_t value) {
+  note_written(descriptor);
+  return transfer(descriptor, POLLOUT, false, [&] { return ::eventfd_write(descriptor, value); });
 }
 ssize_t write_(int descriptor, const void* from, size_t bytes) {
   note_written(descriptor);
-  return transfer(descriptor, POLLOUT, false, [&] { return ::write(descriptor, from, bytes); });
+  return transfer(descriptor, POLLOUT, false, [&] { return ::write(descriptor, from, bytes); }, bytes);
 }
 ssize_t writev_(int descriptor, const iovec* from, int count) {
   note_written(descriptor);
@@ -303,6 +413,8 @@ int socketpair_(int domain, int type, int protocol, int ends[2]) {
     std::lock_guard<std::mutex> lock(channels().mutex);
     channels().other_end[one] = other;
     channels().other_end[other] = one;
+    channels().written.erase(one);  // of descriptors that were closed
+    channels().written.erase(other);
   }
   return result;
 }
@@ -315,15 +427,20 @@ int poll_(pollfd* all, nfds_t count, int milliseconds) {
   Descriptors ready;
   for (nfds_t i = 0; result > 0 && i < count; ++i)
     if (all[i].revents) ready.push_back(all[i].fd);
-  blocked.over(result == 0, ready);
+  blocked.over(result, ready);
   return result;
 }
 
 int ppoll_(pollfd* all, nfds_t count, const timespec* length, const sigset_t* mask) {
   if ((length && length_ns(length) == 0) || !counts()) return ::ppoll(all, count, length, mask);
+  timespec none{0, 0};
+  if (int ready = ::ppoll(all, count, &none, mask)) return ready;
   Blocked blocked(WaitFor::Descriptor, length ? length_ns(length) : 0);
   int result = ::ppoll(all, count, length, mask);
-  blocked.over(result == 0, Descriptors{});
+  Descriptors ready;
+  for (nfds_t i = 0; result > 0 && i < count; ++i)
+    if (all[i].revents) ready.push_back(all[i].fd);
+  blocked.over(result, ready);
   return result;
 }
 
@@ -343,7 +460,7 @@ int select_(int count, fd_set* reading, fd_set* writing, fd_set* others, timeval
   Descriptors ready;
   for (int descriptor = 0; result > 0 && descriptor < count; ++descriptor)
     if (reading && FD_ISSET(descriptor, reading)) ready.push_back(descriptor);
-  blocked.over(result == 0, ready);
+  blocked.over(result, ready);
   return result;
 }
 
@@ -354,7 +471,7 @@ int epoll_wait_(int epoll, epoll_event* events, int most, int milliseconds) {
   int result = ::epoll_wait(epoll, events, most, milliseconds);
   Descriptors ready;
   for (int i = 0; i < result; ++i) ready.push_back(events[i].data.fd);
-  blocked.over(result == 0, ready);
+  blocked.over(result, ready);
   return result;
 }
 
@@ -362,16 +479,85 @@ pid_t wait4_(pid_t process, int* status, int options, rusage* usage) {
   if ((options & WNOHANG) || !counts()) return ::wait4(process, status, options, usage);
   if (pid_t over = ::wait4(process, status, options | WNOHANG, usage)) return over;
   Blocked blocked(WaitFor::Process);
-  pid_t over = ::wait4(process, status, options, usage);
-  blocked.over(false, Descriptors{});
-  return over;
+  pid_t result = ::wait4(process, status, options, usage);
+  blocked.over(result, Descriptors{});
+  return result;
 }
 pid_t waitpid_(pid_t process, int* status, int options) { return wait4_(process, status, options, nullptr); }
 int waitid_(idtype_t type, id_t id, siginfo_t* info, int options) {
   if ((options & WNOHANG) || !counts()) return ::waitid(type, id, info, options);
+  siginfo_t about = {};
+  if (::waitid(type, id, &about, options | WNOHANG) != 0) return -1;
+  if (about.si_pid != 0) {
+    if (info) *info = about;
+    return 0;
+  }
   Blocked blocked(WaitFor::Process);
   int result = ::waitid(type, id, info, options);
-  blocked.over(false, Descriptors{});
+  blocked.over(result, Descriptors{});
+  return result;
+}
+pid_t wait_(int* status) { return wait4_(-1, status, 0, nullptr); }
+pid_t wait3_(int* status, int options, rusage* usage) { return wait4_(-1, status, options, usage); }
+
+// Signals come from outside: for as long as it took.
+template <class Wait>
+int wait_for_signal(const timespec* length, Wait wait) {
+  if ((length && length_ns(length) == 0) || !counts()) return wait();
+  Blocked blocked(WaitFor::Time, length ? length_ns(length) : 0);
+  int result = wait();
+  bool timed_out = length && result < 0 && errno == EAGAIN;
+  blocked.over(timed_out ? 0 : result, Descriptors{});
+  return result;
+}
+int pause_() {
+  return wait_for_signal(nullptr, [] { return ::pause(); });
+}
+int sigsuspend_(const sigset_t* mask) {
+  return wait_for_signal(nullptr, [&] { return ::sigsuspend(mask); });
+}
+int sigtimedwait_(const sigset_t* set, siginfo_t* about, const timespec* length) {
+  timespec none{0, 0};
+  if (int pending = counts() ? ::sigtimedwait(set, about, &none) : 0; pending > 0) return pending;
+  return wait_for_signal(length, [&] { return length ? ::sigtimedwait(set, about, length) : ::sigwaitinfo(set, about); });
+}
+int sigwaitinfo_(const sigset_t* set, siginfo_t* about) { return sigtimedwait_(set, about, nullptr); }
+int sigwait_(const sigset_t* set, int* signal) {
+  for (;;) {
+    int result = sigwaitinfo_(set, nullptr);
+    if (result > 0) *signal = result;
+    if (result > 0 || errno != EINTR) return result > 0 ? 0 : errno;
+  }
+}
+
+// A lock of a file is another process's.
+int flock_(int descriptor, int operation) {
+  if ((operation & (LOCK_NB | LOCK_UN)) || !counts()) return ::flock(descriptor, operation);
+  if (::flock(descriptor, operation | LOCK_NB) == 0) return 0;
+  Blocked blocked(WaitFor::Lock);
+  int result = ::flock(descriptor, operation);
+  blocked.over(result, Descriptors{});
+  return result;
+}
+int fcntl_(int descriptor, int command, ...) {
+  va_list rest;
+  va_start(rest, command);
+  void* argument = va_arg(rest, void*);
+  va_end(rest);
+  bool waits = command == F_SETLKW || command == F_OFD_SETLKW;
+  if (!waits || !counts()) return ::fcntl(descriptor, command, argument);
+  if (::fcntl(descriptor, command == F_SETLKW ? F_SETLK : F_OFD_SETLK, argument) == 0) return 0;
+  Blocked blocked(WaitFor::Lock);
+  int result = ::fcntl(descriptor, command, argument);
+  blocked.over(result, Descriptors{});
+  return result;
+}
+int lockf_(int descriptor, int command, off_t length) {
+  if (command != F_LOCK || !counts()) return ::lockf(descriptor, command, length);
+  if (::lockf(descriptor, F_TLOCK, length) == 0) return 0;
+  Blocked blocked(WaitFor::Lock);
+  int result = ::lockf(descriptor, command, length);
+  blocked.over(result, Descriptors{});
   return result;
 }
 
@@ -381,7 +567,11 @@ int clock_nanosleep_(clockid_t clock, int flags, const timespec* length, timespe
   int64_t since = now_ns();
   int result = ::clock_nanosleep(clock, flags, length, rest);
   KeepErrno keep;
-  record_wait(WaitFor::Time, result == 0 ? asked : now_ns() - since);
+  if (result == EINTR && rest && !(flags & TIMER_ABSTIME))
+    asked -= length_ns(rest);
+  else if (result != 0)
+    asked = now_ns() - since;
+  record_wait(WaitFor::Time, asked);
   return result;
 }
 int nanosleep_(const timespec* length, timespec* rest) {
@@ -391,23 +581,36 @@ int nanosleep_(const timespec* length, timespec* rest) {
   return -1;
 }
 
+int usleep_(useconds_t length) {
+  timespec whole{time_t(length / 1000000), long(length % 1000000) * 1000};
+  return nanosleep_(&whole, nullptr);
+}
+unsigned sleep_(unsigned seconds) {
+  timespec whole{time_t(seconds), 0}, rest{};
+  return nanosleep_(&whole, &rest) == 0 ? 0 : unsigned(rest.tv_sec + (rest.tv_nsec > 0));
+}
+
 // `shared`: between processes, so that the one who posts need not be a thread of this one.
 template <class Wait>
 int wait_for_lock(sem_t* semaphore, int64_t asked, bool shared, Wait wait) {
   if (!counts()) return wait();
   if (::sem_trywait(semaphore) == 0) return 0;
   WaitForLock lock(semaphore);
-  int64_t queued = shared ? queued_ns() : 0, since = now_ns();
+  int64_t deadline = now_ns() + asked;
+  if (Interrupted first = interrupted_before(semaphore, asked); asked > 0 && first.object) asked = first.asked;
+  int64_t queued = shared ? queued_ns() : -1, since = now_ns();
   int result = wait();
   KeepErrno keep;
-  bool timed_out = result != 0 && errno == ETIMEDOUT;
   constexpr int64_t kRound = 10000;  // the deadline was computed some microseconds before
-  if (int64_t signal = lock.let_go())
-    record_resume(signal);
-  else if (timed_out)
+  int64_t signal = lock.signal();
+  if (result != 0 && errno == ETIMEDOUT)
     record_wait(WaitFor::Lock, (asked + kRound / 2) / kRound * kRound);
+  else if (result != 0 && errno == EINTR && asked > 0)
+    interrupted = {semaphore, deadline, asked};
+  else if (signal && result == 0)
+    record_resume(signal);
   else if (shared)
-    record_wait(WaitFor::Lock, now_ns() - since - (queued_ns() - queued));
+    record_wait(WaitFor::Lock, now_ns() - since - queued_since(queued));
   return result;
 }
 
@@ -430,8 +633,7 @@ int shared_sem_timedwait_(sem_t* semaphore, const timespec* deadline) {
 int sem_post_(sem_t* semaphore) {
   if (waiters_count.load() > 0 && counts()) {
     KeepErrno keep;
-    for (Waiter& waiter : waiters)
-      if (waiter.semaphore.load() == semaphore) waiter.signal = record_signal();
+    signal_waiters(semaphore);
   }
   return ::sem_post(semaphore);
 }
@@ -451,6 +653,9 @@ void* address(Function* function) {
   return reinterpret_cast<void*>(function);
 }
 
+// Not here: the open of a FIFO, which cannot be asked whether it would block; pselect and epoll_pwait, which the interpreter
+// does not call; message queues, aio, io_uring and System V semaphores, which Python has not; fsync and its like, which wait
+// for a disk of this machine.
 const Replacements& replacements(bool shared_semaphores) {
   static const auto* of_all = new Replacements{
       {"read", address(&read_)},
@@ -476,6 +681,23 @@ const Replacements& replacements(bool shared_semaphores) {
       {"waitid", address(&waitid_)},
       {"clock_nanosleep", address(&clock_nanosleep_)},
       {"nanosleep", address(&nanosleep_)},
+      {"usleep", address(&usleep_)},
+      {"sleep", address(&sleep_)},
+      {"wait", address(&wait_)},
+      {"wait3", address(&wait3_)},
+      {"pause", address(&pause_)},
+      {"sigsuspend", address(&sigsuspend_)},
+      {"sigwait", address(&sigwait_)},
+      {"sigwaitinfo", address(&sigwaitinfo_)},
+      {"sigtimedwait", address(&sigtimedwait_)},
+      {"flock", address(&flock_)},
+      {"fcntl", address(&fcntl_)},
+      {"fcntl64", address(&fcntl_)},
+      {"lockf", address(&lockf_)},
+      {"lockf64", address(&lockf_)},
+      {"recvmmsg", address(&recvmmsg_)},
+      {"eventfd_read", address(&eventfd_read_)},
+      {"eventfd_write", address(&eventfd_write_)},
       {"sem_wait", address(&sem_wait_)},
       {"sem_clockwait", address(&sem_clockwait_)},
       {"sem_timedwait", address(&sem_timedwait_)},
@@ -495,13 +717,21 @@ const Replacements& replacements(bool shared_semaphores) {
 
 // ---- tables of addresses
 
+// Folders of torch, Triton and this package, as they are installed.
+std::vector<std::string>& folders_left_alone() {
+  static auto* folders = new std::vector<std::string>();
+  return *folders;
+}
+
 // Libraries that compute, compile or belong to the C library: what they wait for is not what the program asked for.
 bool is_left_alone(const std::string& library) {
-  for (const char* part : {"/torch/",     "/triton/",   "/bringup/",  "/libgomp", "/libiomp",  "/libmkl",   "/libc.so",
-                           "/libpthread", "/ld-linux",  "/libstdc++", "/libm.so", "/libdl.so", "/librt.so", "linux-vdso",
-                           "/libnss",     "/libresolv", "openblas",   "/libtsan", "/libasan",  "/libubsan"})
-    if (library.find(part) != std::string::npos) return true;
-  return false;
+  for (const std::string& folder : folders_left_alone())
+    if (library.compare(0, folder.size(), folder) == 0) return true;
+  std::string file = library.substr(library.rfind('/') + 1);
+  for (const char* start : {"libgomp", "libiomp", "libmkl", "libc.so", "libpthread", "ld-linux", "libstdc++", "libm.so",
+                            "libdl.so", "librt.so", "linux-vdso", "libnss", "libresolv", "libtsan", "libasan", "libubsan"})
+    if (file.rfind(start, 0) == 0) return true;
+  return file.find("openblas") != std::string::npos;
 }
 
 void change(void** entry, void* to) {
@@ -595,7 +825,13 @@ WaitsAside::WaitsAside() { ++aside; }
 WaitsAside::~WaitsAside() { --aside; }
 
 int64_t take_start_signal() { return std::exchange(start_signal, 0); }
-int32_t works_for() { return by_python ? -1 : runs_backward.load(std::memory_order_relaxed); }
+int32_t works_for() {
+  if (by_python || backwards_count.load() == 0 || torch::autograd::get_current_graph_task_id() < 0) return -1;
+  std::lock_guard<std::mutex> lock(backwards().mutex);
+  const auto& threads = backwards().threads;
+  if (threads.empty() || std::find(threads.begin(), threads.end(), recording_thread()) != threads.end()) return -1;
+  return threads.back();
+}
 
 void watch_new_libraries() {
   static std::mutex mutex;
@@ -608,21 +844,25 @@ void watch_new_libraries() {
   watched = loaded;
 }
 
-void watch_waits(bool on) {
+void watch_waits(bool on, const std::vector<std::string>& left_alone) {
   static bool forks = false;
   if (!std::exchange(forks, true)) pthread_atfork(nullptr, nullptr, [] { is_watching_waits = false; });
   by_python = true;
-  if (on) count_handlers();
+  if (on) {
+    count_handlers();
+    folders_left_alone() = left_alone;
+  }
   is_watching_waits = on;
   watch_new_libraries();
 }
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
-  m.def("watch_waits(bool on) -> ()", [](bool on) { watch_waits(on); });
+  m.def("watch_waits(bool on, str[] left_alone) -> ()",  // folders, each with its slash
+        [](bool on, const std::vector<std::string>& left_alone) { watch_waits(on, left_alone); });
   m.def("set_waits_aside(bool begin) -> ()", [](bool begin) { aside += begin ? 1 : -1; });
   // Between the two autograd's threads work for the current one.
-  m.def("begin_backward() -> int", [] { return int64_t(runs_backward.exchange(recording_thread())); });
-  m.def("end_backward(int before) -> ()", [](int64_t before) { runs_backward = int32_t(before); });
+  m.def("begin_backward() -> int", [] { return int64_t(begin_backward()); });
+  m.def("end_backward(int thread) -> ()", [](int64_t thread) { end_backward(int32_t(thread)); });
   m.def("record_wait(int nanoseconds) -> ()", [](int64_t ns) { record_wait(WaitFor::Time, ns); });
 }
 

@@ -1,13 +1,15 @@
 // What the program itself asks to wait for, while its clocks show the chip's time.
 #pragma once
 #include <cstdint>
+#include <string>
+#include <vector>
 
 namespace bringup {
 
 // What a row of kind Host waited for, in its flags. The numbers are in trace files: append only.
 enum class WaitFor : uint8_t { Time, Descriptor, Process, Lock };
 
-void watch_waits(bool on);
+void watch_waits(bool on, const std::vector<std::string>& left_alone);  // folders of libraries that are not watched
 void watch_new_libraries();
 
 // The signal that the current thread was started with, once; 0: none.

@@ -11,6 +11,7 @@ them; but for timeit and logging. So does torch, but for torch.utils.
 from __future__ import annotations
 
 import importlib
+import importlib.machinery
 import math
 import os
 import sys
@@ -151,6 +152,18 @@ def _wants_real(depth: int) -> bool:
 _WAITING = ("_socket", "select", "_multiprocessing", "_queue", "_ssl", "_posixsubprocess")
 
 
+def _left_alone() -> list[str]:
+    """Folders of packages whose waits are this machine's: they compute and compile."""
+    import torch
+
+    import bringup
+
+    triton = importlib.machinery.PathFinder.find_spec("triton")
+    of_triton = (triton and triton.submodule_search_locations) or ()
+    folders = [*torch.__path__, *bringup.__path__, *of_triton]
+    return [os.path.join(path, "") for folder in folders for path in {folder, os.path.realpath(folder)}]
+
+
 @contextmanager
 def _waits_watched() -> Iterator[None]:
     import torch
@@ -158,11 +171,11 @@ def _waits_watched() -> Iterator[None]:
     for name in _WAITING:
         with suppress(ImportError):  # built without it
             importlib.import_module(name)
-    torch.ops.bringup.watch_waits(True)
+    torch.ops.bringup.watch_waits(True, _left_alone())
     try:
         yield
     finally:
-        torch.ops.bringup.watch_waits(False)
+        torch.ops.bringup.watch_waits(False, [])
 
 
 @contextmanager
@@ -204,11 +217,11 @@ def shown() -> Iterator[None]:
     run_backward = torch.autograd.graph._engine_run_backward
 
     def _engine_run_backward(*args: Any, **kwargs: Any) -> Any:
-        before = ops.begin_backward()
+        thread = ops.begin_backward()
         try:
             return run_backward(*args, **kwargs)
         finally:
-            ops.end_backward(before)
+            ops.end_backward(thread)
 
     shown_as: dict[int, Any] = {id(_real[name]): clock(name) for name in _real}
     shown_as |= {id(_real_sleep): sleep, id(run_backward): _engine_run_backward}
