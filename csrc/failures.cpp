@@ -28,11 +28,28 @@ std::string count(int number, const char* one, const char* many) {
   return std::to_string(number) + " " + (number == 1 ? one : many);
 }
 
+// Throws a copy with the context if the error is of this kind: other threads may be reading the one that is shared.
+template <class Kind>
+void throw_copy_as(const c10::Error& error, const std::string& context) {
+  auto* same = dynamic_cast<const Kind*>(&error);
+  if (!same) return;
+  Kind copy(*same);
+  copy.add_context(context);
+  throw copy;
+}
+
 [[noreturn]] void throw_with(const FailurePtr& failure, const std::string& context) {
   try {
     std::rethrow_exception(failure->error);
-  } catch (c10::Error& error) {
-    if (!context.empty()) error.add_context(context);
+  } catch (const c10::Error& error) {
+    if (context.empty()) throw;
+    throw_copy_as<c10::OutOfMemoryError>(error, context);
+    throw_copy_as<c10::NotImplementedError>(error, context);
+    throw_copy_as<c10::IndexError>(error, context);
+    throw_copy_as<c10::ValueError>(error, context);
+    throw_copy_as<c10::TypeError>(error, context);
+    throw_copy_as<c10::LinAlgError>(error, context);
+    throw_copy_as<c10::Error>(error, context);
     throw;
   }
 }

@@ -81,11 +81,16 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
     std::vector<at::Tensor> memory;
     std::vector<int64_t> addresses;
     c10::SmallVector<Mapped, 6> mapped;
-    for (const StorageRef& storage : launch.storages) {
-      if (!should_execute) break;
-      void* host = mapped.emplace_back(launch.stream->id.device_index(), storage.address).host();
-      memory.push_back(bytes_of(borrow(host, storage.bytes), storage.bytes));
-      addresses.push_back(int64_t(reinterpret_cast<uintptr_t>(storage.address)));
+    try {
+      for (const StorageRef& storage : launch.storages) {
+        if (!should_execute) break;
+        void* host = mapped.emplace_back(launch.stream->id.device_index(), storage.address).host();
+        memory.push_back(bytes_of(borrow(host, storage.bytes), storage.bytes));
+        addresses.push_back(int64_t(reinterpret_cast<uintptr_t>(storage.address)));
+      }
+    } catch (...) {
+      run_in_python(launch.id, {}, {});  // which holds the kernel until then
+      throw;
     }
     std::string found = run_in_python(launch.id, memory, addresses);
     TORCH_CHECK(found.empty() || found[0] != '!', found.substr(1));

@@ -23,7 +23,7 @@ std::atomic<bool> is_watching{false};
 // Note [The fault handler]
 // It may interrupt any code, so it allocates nothing, takes no lock and asks no Python. All that it reads and writes are
 // tables at fixed addresses: watched blocks lie in one range of addresses, and a table says which block a page belongs to.
-// It marks the block as touched, notes the frames that were running, and opens the block. Whoever next works on the block
+// It notes the frames that were running, marks the block as touched, and opens the block. Whoever next works on the block
 // under the mutex finds the mark and takes the note.
 constexpr size_t kPageBytes = 4096;
 constexpr size_t kRange = size_t(256) << 30;  // addresses, not memory; they are not used again
@@ -71,13 +71,14 @@ void on_touch(int signal, siginfo_t* info, void* context) {
   Tables& all = *tables.load();
   if (uint32_t number = block_of(all, info->si_addr)) {
     Watched& block = all.blocks[number];
-    if (!block.touched.exchange(true)) {
-      int64_t place = all.notes_taken.fetch_add(1);
+    if (!block.touched) {
+      int64_t place = all.notes_taken.fetch_add(1), none = -1;
       if (place < int64_t(kNotes)) {
         all.notes[place].frames = raw_frames();
         all.notes[place].written = true;
+        block.note.compare_exchange_strong(none, place);  // of several threads the first
       }
-      block.note = place < int64_t(kNotes) ? place : -1;
+      block.touched = true;  // whoever sees this finds the note
     }
     mprotect(block.first, block.bytes, PROT_READ | PROT_WRITE);
     errno = error;

@@ -184,4 +184,5 @@ def test_suites_survive_a_fault(fault_driver: str, entry: str, call: int) -> Non
                 fault_driver, BRINGUP_DEVICES="2", BRINGUP_CHIP="edge8", BRINGUP_FAULT=f"{entry}:{call}:{mode}"
             ),
         )
-        assert done.returncode in ((0, 1, 2) if mode == FAIL else (0,)), done.stdout + done.stderr
+        told = mode == FAIL and "injected: " in done.stdout  # 2: while tests were collected
+        assert done.returncode in ((0, 1, 2) if told else (0, 1) if mode == FAIL else (0,)), done.stdout + done.stderr

@@ -1,12 +1,14 @@
 """Reading files of others, and writing files whole or not at all."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from bringup.errors import BringupError
-from bringup.files import read_bytes, read_text, write_text
+from bringup.files import read_bytes, read_text, refuse_unwritable, write_text
 from bringup.text import plain, short
 
 
@@ -49,7 +51,24 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     }.items():
         with pytest.raises(BringupError, match=problem):
             write_text(path, "text")
+        with pytest.raises(BringupError, match=problem):
+            refuse_unwritable(path)
+    refuse_unwritable(tmp_path / "page.html")
     assert os.listdir(tmp_path) == ["pipe"]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("check", "--only", "A1", "--json"), ("validate", "--html"), ("validate", "--programs", "--html")],
+    ids=" ".join,
+)
+def test_unwritable_results_are_refused_beforehand(command: tuple[str, ...], tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bringup", *command, "nowhere/x"], capture_output=True, text=True, cwd=tmp_path
+    )
+    sentence = "bringup: nowhere/x: cannot be written (No such file or directory)\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
+    assert not list(tmp_path.rglob("*"))
 
 
 def test_link_with_the_name_of_a_temporary_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

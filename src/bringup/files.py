@@ -89,6 +89,16 @@ def read_text(path: StrPath, what: str, error: type[BringupError] = BringupError
         raise error(f"{path}: is no {what}: it is not text in UTF-8 ({problem.reason})") from None
 
 
+def refuse_unwritable(*paths: StrPath) -> None:
+    """Refuse files that cannot be written, before hours of work whose result they should take.
+
+    Raises:
+        BringupError: there is no such folder, it cannot be written, or the path is no regular file's.
+    """
+    for path in paths:
+        _made(Path(path)).unlink()
+
+
 @contextmanager
 def written_whole(path: StrPath) -> Iterator[str]:
     """Yield the name of a temporary file beside ``path``; it takes the name of ``path`` when the block ends well.
@@ -96,10 +106,7 @@ def written_whole(path: StrPath) -> Iterator[str]:
     The temporary name cannot be foreseen and is never followed if it is a link, for folders that others can write.
     """
     target = Path(path)
-    try:
-        temporary = _fresh(target)
-    except (OSError, ValueError) as error:
-        raise BringupError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
+    temporary = _made(target)
     try:
         yield str(temporary)
         os.replace(temporary, target)
@@ -107,6 +114,13 @@ def written_whole(path: StrPath) -> Iterator[str]:
         raise BringupError(f"{target}: cannot be written ({error.strerror or error})") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _made(target: Path) -> Path:
+    try:
+        return _fresh(target)
+    except (OSError, ValueError) as error:
+        raise BringupError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
 
 def _fresh(target: Path) -> Path:

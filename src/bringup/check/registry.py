@@ -8,10 +8,13 @@ of the entry point group ``bringup.items``.
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
+import inspect
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -71,7 +74,7 @@ class Item:
     @property
     def about(self) -> str:
         """The docstring's first paragraph in one line."""
-        return " ".join((self.run.__doc__ or "").split("\n\n")[0].split())
+        return " ".join(_documentation(self.run).split("\n\n")[0].split())
 
 
 ITEMS: dict[str, Item] = {}
@@ -89,12 +92,23 @@ def item(id: str, level: str, title: str, *, hint: str, seconds: float = 120) ->
             raise BringupError(f"item {id} is there already ({ITEMS[id].title}): choose another id")
         if level not in LEVELS:
             raise BringupError(f"item {id}: level must be one of {', '.join(LEVELS)}, got {level!r}")
-        if not function.__doc__ and sys.flags.optimize < 2:  # python -OO leaves docstrings out
+        if not _documentation(function):
             raise BringupError(f"item {id}: its function needs a docstring, which is the item's documentation")
         ITEMS[id] = Item(id, level, title, hint, function, seconds)
         return function
 
     return register
+
+
+def _documentation(function: Function) -> str:
+    """Read a docstring from the source where ``python -OO`` has left it out."""
+    if function.__doc__ or sys.flags.optimize < 2:
+        return function.__doc__ or ""
+    try:
+        definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
+    except (OSError, SyntaxError):  # made by exec
+        return ""
+    return (isinstance(definition, ast.FunctionDef) and ast.get_docstring(definition)) or ""
 
 
 def require(condition: object, otherwise: str) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bringup.errors import BringupError
-from bringup.files import write_text
+from bringup.files import refuse_unwritable, write_text
 from bringup.report import terminal
 
 
@@ -38,6 +38,8 @@ def command(device: str, name: str | None, out: str) -> None:
     if not os.path.isdir(folder):
         raise BringupError(f"{folder} is no folder: make it first, or give another with --out")
     chosen = name or f"this-{device.split(':')[0]}"
+    chip_file, host_file = folder / f"{chosen}.toml", folder / "this-host.toml"
+    refuse_unwritable(chip_file, host_file)
     console = terminal.console()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
@@ -47,7 +49,6 @@ def command(device: str, name: str | None, out: str) -> None:
             return lambda: progress.advance(task)
 
         found = calibrate(device, chosen, begin)
-    chip_file, host_file = folder / f"{chosen}.toml", folder / "this-host.toml"
     write_text(chip_file, tomli_w.dumps(found.chip))
     write_text(host_file, tomli_w.dumps(found.host))
     chip, _ = load_chip(str(chip_file)), load_host(str(host_file))

@@ -12,7 +12,7 @@ import click
 from rich.table import Table
 
 from bringup.errors import BringupError
-from bringup.files import write_text
+from bringup.files import refuse_unwritable, write_text
 
 COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
 
@@ -77,6 +77,8 @@ def command(
 
     target = card.Target(device, name, files)
     folder = directory.prepare(out, None)
+    if json_file:
+        refuse_unwritable(json_file)
     found = card.run(chosen, target, jobs=jobs, matrix=only is None, tell=tell)
     text = json.dumps(found, indent=2, sort_keys=True) + "\n"
     texts = (text, html.scorecard(found, every, old), html.badge(found))

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from bringup.chip import load_chip, load_host
 from bringup.errors import BringupError
-from bringup.files import write_text
+from bringup.files import refuse_unwritable, write_text
 from bringup.report import terminal
 from bringup.text import duration
 
@@ -55,6 +55,8 @@ def command(
     Without --data: the figures that ship with bringup, each with its source. With it: every row of the sets in DIR,
     rows that constants were fitted on apart from unseen ones.
     """
+    if html:
+        refuse_unwritable(html)
     if live:
         _live(device, chips, host, as_json)
         return
