@@ -200,7 +200,8 @@ def test_allocations_carry_no_host_time() -> None:
             x + x[:1]
     memory = np.isin(trace.columns["kind"], (ALLOC, FREE))
     assert memory.any() and not trace.columns["host_ns"][memory].any() and not trace.columns["views"][memory].any()
-    assert (trace.columns["host_ns"][trace.columns["kind"] == LAUNCH][1:] > 100_000).all()
+    rows = list(zip(*(trace.columns[name].tolist() for name in ("kind", "thread", "host_ns", "object")), strict=True))
+    assert (trace.columns["host_ns"][trace.columns["kind"] == LAUNCH][1:] > 100_000).all(), rows
 
 
 def test_more_views_than_two_bytes_count() -> None:
