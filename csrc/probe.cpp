@@ -116,9 +116,9 @@ class Cut {
 // How a call is tried.
 struct Manner {
   bool whole;
-  int value;                    // the content of all tensors
-  bool as_float32 = false;      // instead of their dtypes,
-  bool keeps_integers = false;  // but for int64 and bool, which may be indices and masks
+  int value;                                        // the content of all tensors
+  c10::ScalarType as = c10::ScalarType::Undefined;  // if it is one: instead of their dtypes,
+  bool keeps_integers = false;                      // but for int64 and bool, which may be indices and masks
 };
 
 // The tensors of a call again, in a manner.
@@ -134,7 +134,7 @@ class Scratch {
         storages_(signature.storage_written.size()) {
     for (TensorMeta& meta : metas_) {
       bool integer = meta.dtype == c10::kLong || meta.dtype == c10::kBool;
-      if (manner.as_float32 && meta.defined && !(manner.keeps_integers && integer)) meta.dtype = c10::kFloat;
+      if (manner.as != c10::ScalarType::Undefined && meta.defined && !(manner.keeps_integers && integer)) meta.dtype = manner.as;
     }
     for (size_t i = 0; whole_ && i < slots.size(); ++i) {
       if (signature.storage_of[i] < 0) continue;
@@ -369,8 +369,14 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
     if (!again.refusal) made = std::move(again);
   }
   if (made.refusal) {
-    // Where no launch will tell: a cut call that fails is about its dtypes if it passes with others.
-    auto passes_with_others = [&] { return !in({whole, 0, true}).refusal || !in({whole, 0, true, true}).refusal; };
+    // Where no launch will tell: a cut call that fails is about its dtypes if it passes with others. Complex ones take any
+    // scalar.
+    auto passes_with_others = [&] {
+      for (c10::ScalarType dtype : {c10::kFloat, c10::kComplexFloat})
+        for (bool keeps_integers : {false, true})
+          if (!in({whole, 0, dtype, keeps_integers}).refusal) return true;
+      return false;
+    };
     bool certain =
         is_about_dtypes(made.refusal) || (is_dry() && !is_about_content(made.refusal) && (whole || passes_with_others()));
     if (certain) std::rethrow_exception(made.refusal);

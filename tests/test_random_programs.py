@@ -62,6 +62,14 @@ KEPT = {
         t6 = torch._foreach_zero_([t4])
         t4.requires_grad_()
     """,
+    "complex numbers for real tensors are refused in a dry run, too": """
+        t1 = data((100, 200), torch.float64, 1)
+        t2 = t1.addcmul_(t1, t1, value=1j)
+        t3 = t1.add_(t1, alpha=1j)
+        t4 = t1.mul_(1j)
+        t5 = t1.fill_(1j)
+        t6 = t1.lerp_(t1, 1j)
+    """,
     "operators of lists refuse inference tensors": """
         with torch.inference_mode(): t1 = torch.zeros((3,), device=dev)
         t2 = torch._foreach_zero_([t1])
