@@ -863,6 +863,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   // Between the two autograd's threads work for the current one.
   m.def("begin_backward() -> int", [] { return int64_t(begin_backward()); });
   m.def("end_backward(int thread) -> ()", [](int64_t thread) { end_backward(int32_t(thread)); });
+  m.def("within_machinery() -> bool", &within_machinery);
   m.def("record_wait(int nanoseconds) -> ()", [](int64_t ns) { record_wait(WaitFor::Time, ns); });
 }
 

@@ -108,6 +108,13 @@ WAITS = {
     "asyncio": "asyncio.run(asyncio.sleep(0.2))",
     "executor": "asyncio.run(in_executor(time.sleep, 0.2))",
 }
+# Deadlines that are set before the emulation computes, for longer than the chip would.
+DEADLINES = {
+    "asyncio": "asyncio.run(slept_beside(emulated))",
+    "asyncio's time-out": "asyncio.run(timed_out_beside(emulated))",
+    "sched": "s = sched.scheduler(); s.enter(0.2, 1, emulated); s.enter(0.4, 1, int); s.run()",
+    "process": "wait_for_process(0.4)",
+}
 # What the machine under the program does, and not the program: no time.
 WORKS = {
     "the interpreter": "sum(range(10_000_000))",
@@ -125,7 +132,7 @@ EMULATION = {
     "backward": "loss().backward(); torch.chip.synchronize()",
 }
 PRELUDE = """
-import asyncio, concurrent.futures, glob, os, queue, select, socket, sys, threading, time, torch
+import asyncio, concurrent.futures, glob, os, queue, sched, select, socket, subprocess, sys, threading, time, torch
 x = torch.randn(400, 400).to("chip").requires_grad_()
 lock, pool = threading.Lock(), concurrent.futures.ThreadPoolExecutor()
 lock.acquire()
@@ -147,6 +154,29 @@ def loss():
 
 async def in_executor(*call):
     await asyncio.get_running_loop().run_in_executor(None, *call)
+
+async def slept_beside(call):
+    sleeps = asyncio.create_task(asyncio.sleep(0.4))
+    await asyncio.sleep(0)
+    call()
+    await sleeps
+
+async def timed_out_beside(call):
+    never = asyncio.get_running_loop().create_future()
+    waits = asyncio.create_task(asyncio.wait_for(never, 0.4))
+    await asyncio.sleep(0)
+    call()
+    try:
+        await waits
+    except asyncio.TimeoutError:
+        pass
+
+def wait_for_process(seconds):
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        child.wait(seconds)
+    except subprocess.TimeoutExpired:
+        child.kill()
 
 def took(name, call):
     before = time.perf_counter(), time.process_time()
@@ -171,6 +201,16 @@ def test_what_the_program_asks_to_wait_for_passes(bringup_run: Run, tmp_path: Pa
     for name, (wall, own) in clocked(bringup_run, tmp_path, WAITS).items():
         assert wall == pytest.approx(0.2, abs=1e-5), name
         assert own == pytest.approx(0, abs=1e-5), name
+
+
+def test_deadlines_are_those_of_the_predicted_machine(bringup_run: Run, tmp_path: Path) -> None:
+    for name, (wall, _) in clocked(bringup_run, tmp_path, DEADLINES).items():
+        assert wall == pytest.approx(0.4, rel=0.01), name
+
+
+def test_deadlines_inside_of_an_import_pass(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "imported.py").write_text("import asyncio; asyncio.run(asyncio.sleep(0.1))\n")
+    assert clocked(bringup_run, tmp_path, {"import": "import imported"})["import"][0] == 0
 
 
 def test_what_this_machine_does_takes_no_time(bringup_run: Run, tmp_path: Path) -> None:

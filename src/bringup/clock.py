@@ -4,14 +4,16 @@ Note [The program's clocks]
 Under `shown` a clock of Python's ``time`` shows when the calling thread would be there on the predicted machine: its
 rows replayed so far. Between rows no time passes, but for what the program asks to wait for (csrc/waits.cpp), which are
 rows of their own. Python between launches takes what the host clock of the recording says: nothing beside its launches
-if modelled, its CPU time if measured. The standard library keeps the real clocks, since it computes deadlines with
-them; but for timeit and logging. So does torch, but for torch.utils.
+if modelled, its CPU time if measured. timeit, logging, and those parts of the standard library whose deadlines end by
+waits that are rows (`_DEADLINES`) are shown chip time, too, unless they run inside of an import or a compiler, where it
+stands still. The rest of the library keeps the real clocks. So does torch, but for torch.utils.
 """
 
 from __future__ import annotations
 
 import importlib
 import importlib.machinery
+import itertools
 import math
 import os
 import sys
@@ -131,7 +133,9 @@ def elapsed_ms(first: int, second: int) -> float:
 _CLOCKS = ("time", "perf_counter", "monotonic", "process_time")
 _real: dict[str, Any] = {name: getattr(time, name) for clock in _CLOCKS for name in (clock, f"{clock}_ns")}
 _real_sleep = time.sleep
-_REAL_FOR = frozenset(sys.stdlib_module_names - {"timeit", "logging"}) | {"bringup", "filelock", "rich"}
+_DEADLINES = frozenset({"asyncio", "sched", "subprocess"})
+_READING = 1e-7  # seconds: with a clock that stands still, what rounding adds to a deadline would become a millisecond
+_REAL_FOR = frozenset(sys.stdlib_module_names - _DEADLINES - {"timeit", "logging"}) | {"bringup", "filelock", "rich"}
 
 
 def compiled() -> None:
@@ -141,11 +145,22 @@ def compiled() -> None:
     torch.ops.bringup.skip_host_time()
 
 
-def _wants_real(depth: int) -> bool:
-    module = str(sys._getframe(depth).f_globals.get("__name__", ""))
-    if module.startswith("torch."):  # compilers and time-outs; but for torch.utils.benchmark and tensorboard
-        return not module.startswith("torch.utils.")
-    return module.partition(".")[0] in _REAL_FOR
+def _package_of_caller() -> str:
+    """Name the package whose code reads the clock; of torch's modules those apart that programs measure with."""
+    module = str(sys._getframe(2).f_globals.get("__name__", ""))
+    return "torch.utils" if module.startswith("torch.utils.") else module.partition(".")[0]
+
+
+def _wants_real(package: str) -> bool:
+    if package in _DEADLINES:
+        return _within_machinery()
+    return package in _REAL_FOR or package == "torch"  # torch's compilers and time-outs
+
+
+def _within_machinery() -> bool:
+    import torch
+
+    return bool(torch.ops.bringup.within_machinery())
 
 
 # Modules of the standard library that wait: they are loaded before the calls of all libraries are watched.
@@ -186,6 +201,7 @@ def shown() -> Iterator[None]:
     import torch
 
     ops = torch.ops.bringup
+    readings = itertools.count(1)
     process, origin = os.getpid(), {name: _real[name]() for name in _real}
 
     def clock(name: str) -> Callable[[], float]:
@@ -194,10 +210,13 @@ def shown() -> Iterator[None]:
         own = name.startswith("process")
 
         def read() -> float:
-            if _clock is None or os.getpid() != process or _wants_real(2):
+            package = _package_of_caller()
+            if _clock is None or os.getpid() != process or _wants_real(package):
                 return real()  # type: ignore[no-any-return]
             seconds, idle = _clock.now()
             seconds -= idle if own else 0.0
+            if package in _DEADLINES:
+                seconds += next(readings) * _READING
             return first + (round(seconds * per_second) if per_second > 1 else seconds)  # type: ignore[no-any-return]
 
         read.__name__ = read.__qualname__ = name
@@ -234,6 +253,10 @@ def shown() -> Iterator[None]:
             if id(value) in shown_as:
                 changed.append((module, name, value))
                 setattr(module, name, shown_as[id(value)])
+    if "sched" in sys.modules:  # it has the clock in the defaults of its scheduler
+        made: Any = sys.modules["sched"].scheduler.__init__
+        changed.append((made, "__defaults__", made.__defaults__))
+        made.__defaults__ = tuple(shown_as.get(id(value), value) for value in made.__defaults__)
     try:
         with _waits_watched():
             yield
