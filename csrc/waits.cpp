@@ -289,6 +289,8 @@ class Blocked {
     else
       wait_ = {&readers_count, now + asked, asked, now, queued_ns(), next_signal};
   }
+  // There is nothing to wait for any more: a write came before this one was there to ask for its signal.
+  void never_mind() { --readers_count; }
   // The call has returned: it failed, it timed out (0), or these descriptors are ready.
   template <class Descriptors>
   void over(int64_t result, const Descriptors& ready) {
@@ -331,6 +333,10 @@ auto transfer(int descriptor, short events, bool never_blocks, Call call, size_t
   if (never_blocks || !counts() || !channel_of(descriptor)) return call();
   if (!would_block(descriptor, events) && !(bytes > 0 && is_full(descriptor, bytes))) return call();
   Blocked blocked(WaitFor::Descriptor);
+  if (!would_block(descriptor, events) && bytes == 0) {
+    blocked.never_mind();
+    return call();
+  }
   auto result = call();
   blocked.over(result, Descriptors{descriptor});
   return result;
@@ -423,6 +429,10 @@ int poll_(pollfd* all, nfds_t count, int milliseconds) {
   if (milliseconds == 0 || !counts()) return ::poll(all, count, milliseconds);
   if (int ready = ::poll(all, count, 0)) return ready;
   Blocked blocked(WaitFor::Descriptor, int64_t(milliseconds) * 1000000);
+  if (int ready = ::poll(all, count, 0)) {
+    blocked.never_mind();
+    return ready;
+  }
   int result = ::poll(all, count, milliseconds);
   Descriptors ready;
   for (nfds_t i = 0; result > 0 && i < count; ++i)
@@ -436,6 +446,10 @@ int ppoll_(pollfd* all, nfds_t count, const timespec* length, const sigset_t* ma
   timespec none{0, 0};
   if (int ready = ::ppoll(all, count, &none, mask)) return ready;
   Blocked blocked(WaitFor::Descriptor, length ? length_ns(length) : 0);
+  if (int ready = ::ppoll(all, count, &none, mask)) {
+    blocked.never_mind();
+    return ready;
+  }
   int result = ::ppoll(all, count, length, mask);
   Descriptors ready;
   for (nfds_t i = 0; result > 0 && i < count; ++i)
@@ -453,9 +467,18 @@ int select_(int count, fd_set* reading, fd_set* writing, fd_set* others, timeval
     if (given[i]) sets[i] = *given[i];
   timeval none{0, 0};
   if (int ready = ::select(count, reading, writing, others, &none)) return ready;
-  for (int i = 0; i < 3; ++i)
-    if (given[i]) *given[i] = sets[i];
+  auto ask_again = [&] {
+    for (int i = 0; i < 3; ++i)
+      if (given[i]) *given[i] = sets[i];
+  };
+  ask_again();
   Blocked blocked(WaitFor::Descriptor, asked);
+  none = {};
+  if (int ready = ::select(count, reading, writing, others, &none)) {
+    blocked.never_mind();
+    return ready;
+  }
+  ask_again();
   int result = ::select(count, reading, writing, others, length);
   Descriptors ready;
   for (int descriptor = 0; result > 0 && descriptor < count; ++descriptor)
@@ -468,6 +491,10 @@ int epoll_wait_(int epoll, epoll_event* events, int most, int milliseconds) {
   if (milliseconds == 0 || !counts()) return ::epoll_wait(epoll, events, most, milliseconds);
   if (int ready = ::epoll_wait(epoll, events, most, 0)) return ready;
   Blocked blocked(WaitFor::Descriptor, int64_t(milliseconds) * 1000000);
+  if (int ready = ::epoll_wait(epoll, events, most, 0)) {
+    blocked.never_mind();
+    return ready;
+  }
   int result = ::epoll_wait(epoll, events, most, milliseconds);
   Descriptors ready;
   for (int i = 0; i < result; ++i) ready.push_back(events[i].data.fd);
@@ -864,6 +891,11 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("begin_backward() -> int", [] { return int64_t(begin_backward()); });
   m.def("end_backward(int thread) -> ()", [](int64_t thread) { end_backward(int32_t(thread)); });
   m.def("within_machinery() -> bool", &within_machinery);
+  // Hand-overs that the program's Python sees (handover.py); 0: not recorded.
+  m.def("record_signal() -> int", [] { return counts() && !within_machinery() ? record_signal() : int64_t(0); });
+  m.def("record_resume(int signal) -> ()", [](int64_t signal) {
+    if (counts() && !within_machinery()) record_resume(signal);
+  });
   m.def("record_wait(int nanoseconds) -> ()", [](int64_t ns) { record_wait(WaitFor::Time, ns); });
 }
 

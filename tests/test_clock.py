@@ -115,6 +115,26 @@ DEADLINES = {
     "sched": "s = sched.scheduler(); s.enter(0.2, 1, emulated); s.enter(0.4, 1, int); s.run()",
     "process": "wait_for_process(0.4)",
 }
+# Another thread provides after 0.2 s, or in steps until then. Here the program asks later: it has been busy.
+LATE = {
+    "queue": "q = queue.Queue(); later(lambda: q.put(1)); busy(); q.get()",
+    "one item of several": "q = queue.Queue(); q.put(0); later(lambda: q.put(1)); busy(); q.get(); q.get(timeout=1)",
+    "queue by priority": "q = queue.PriorityQueue(); later(lambda: q.put(1)); busy(); q.get()",
+    "simple queue": "q = queue.SimpleQueue(); later(lambda: q.put(1)); busy(); q.get()",
+    "room in a queue": "q = queue.Queue(1); q.put(0); later(q.get); busy(); q.put(1)",
+    "a loader that is ahead": "q = queue.Queue(2); load(q); [(busy(), q.get()) for _ in range(4)]",
+    "event": "e = threading.Event(); later(e.set); busy(); e.wait()",
+    "join": "t = threading.Thread(target=time.sleep, args=(0.2,)); t.start(); busy(); t.join()",
+    "timer": "t = threading.Timer(0.2, int); t.start(); busy(); t.join()",
+    "future": "f = pool.submit(time.sleep, 0.2); busy(); f.result()",
+    "as completed": "f = pool.submit(time.sleep, 0.2); busy(); next(concurrent.futures.as_completed([f])).result()",
+}
+# Nothing is handed over: which thread comes first is no order of the program.
+APART = {
+    "lock": "other = threading.Lock(); later(lambda: held(other)); busy(); held(other)",
+    "first item of several": "q = queue.Queue(); q.put(0); later(lambda: q.put(1)); busy(); q.get()",
+    "room that was there": "q = queue.Queue(2); q.put(0); later(q.get); busy(); q.put(1)",
+}
 # What the machine under the program does, and not the program: no time.
 WORKS = {
     "the interpreter": "sum(range(10_000_000))",
@@ -139,6 +159,20 @@ lock.acquire()
 
 def later(call):
     threading.Thread(target=lambda: (time.sleep(0.2), call())).start()
+
+def busy():
+    sum(range(20_000_000))
+
+def held(lock):
+    with lock:
+        pass
+
+def load(items):
+    def loads():
+        for _ in range(4):
+            time.sleep(0.05)
+            items.put(1)
+    threading.Thread(target=loads).start()
 
 def emulated():
     y = x.detach()
@@ -201,6 +235,17 @@ def test_what_the_program_asks_to_wait_for_passes(bringup_run: Run, tmp_path: Pa
     for name, (wall, own) in clocked(bringup_run, tmp_path, WAITS).items():
         assert wall == pytest.approx(0.2, abs=1e-5), name
         assert own == pytest.approx(0, abs=1e-5), name
+
+
+def test_late_receivers_wait_as_on_the_predicted_machine(bringup_run: Run, tmp_path: Path) -> None:
+    for name, (wall, own) in clocked(bringup_run, tmp_path, LATE).items():
+        assert wall == pytest.approx(0.2, abs=1e-5), name
+        assert own == pytest.approx(0, abs=1e-5), name
+
+
+def test_threads_that_are_kept_apart_do_not_wait(bringup_run: Run, tmp_path: Path) -> None:
+    for name, (wall, _) in clocked(bringup_run, tmp_path, APART).items():
+        assert wall == 0, name
 
 
 def test_deadlines_are_those_of_the_predicted_machine(bringup_run: Run, tmp_path: Path) -> None:

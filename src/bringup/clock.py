@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bringup import timeline
+from bringup import handover, timeline
 from bringup.chip import load_host
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
@@ -258,7 +258,7 @@ def shown() -> Iterator[None]:
         changed.append((made, "__defaults__", made.__defaults__))
         made.__defaults__ = tuple(shown_as.get(id(value), value) for value in made.__defaults__)
     try:
-        with _waits_watched():
+        with _waits_watched(), handover.recorded():
             yield
     finally:
         for module, name, value in changed:

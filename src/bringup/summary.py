@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bringup import advice, fitting, memory, roofline, sanitize
 from bringup.cost import FAMILIES
 from bringup.timeline import Timeline
-from bringup.trace import HOST, IN_FORWARD, LAUNCH
+from bringup.trace import HOST, IN_FORWARD, LAUNCH, RESUME, SIGNAL
 
 Array = npt.NDArray[Any]
 SCHEMA_VERSION = 2
@@ -128,7 +128,7 @@ def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
         return 0, 0, 0.0, 0.0, 1
     # A step is over when the host has issued it and every device has done it. What a thread waits for otherwise holds
     # up that thread's later rows, and nothing else: it may be a progress bar's monitor.
-    ours = timeline.trace.columns["kind"] != HOST
+    ours = ~np.isin(timeline.trace.columns["kind"], (HOST, SIGNAL, RESUME))
     done = np.maximum.accumulate(np.maximum(timeline.end, timeline.issued + timeline.waited) * ours)
     if len(ends) > 1:
         return int(ends[0]), int(ends[-1]), float(done[ends[0] - 1]), float(done[ends[-1] - 1]), len(ends) - 1
