@@ -432,10 +432,8 @@ void register_kernels() {
     auto handle = dispatcher.findSchema(op_name);
     if (!handle) continue;
     std::string name = c10::toString(op_name);
-    bool has_cpu_kernel = handle->hasKernelForDispatchKey(DispatchKey::CPU) &&
-                          !handle->hasKernelForDispatchKey(DispatchKey::CompositeImplicitAutograd);
     if (has_native_kernel(name) || handle->hasKernelForDispatchKey(DispatchKey::PrivateUse1)) continue;
-    if (!has_cpu_kernel && !is_kept_whole(name)) continue;
+    if (!handle->hasKernelForDispatchKey(DispatchKey::CPU) && !is_kept_whole(name)) continue;
     aten->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<BoxedOp>(*handle)));
   }
   others->fallback(torch::CppFunction::makeFromBoxedFunction<&launch_unregistered>());

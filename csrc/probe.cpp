@@ -278,6 +278,24 @@ bool is_about_dtypes(const std::exception_ptr& refusal) {
   }
 }
 
+// A dimension that a tensor has not, whatever its sizes: in the words of c10::maybe_wrap_dim.
+bool is_about_dimensions(const std::exception_ptr& refusal) {
+  try {
+    std::rethrow_exception(refusal);
+  } catch (const c10::IndexError& error) {
+    return error.msg().find("Dimension out of range") != std::string::npos;
+  } catch (...) {
+    return false;
+  }
+}
+
+// Written elements that lie on one another, whatever the sizes.
+bool is_about_overlap(const Signature& signature, const Slots& slots) {
+  for (size_t i = 0; i < slots.size(); ++i)
+    if (signature.written[i] && at::has_internal_overlap(*slots[i].tensor) == at::MemOverlap::Yes) return true;
+  return false;
+}
+
 // A matrix that cannot be inverted, and the like.
 bool is_about_content(const std::exception_ptr& refusal) {
   try {
@@ -289,7 +307,8 @@ bool is_about_content(const std::exception_ptr& refusal) {
   }
 }
 
-// Operators with the dtypes, sizes as they are cut, and kinds of arguments that a kernel has accepted.
+// Operators with the dtypes, sizes as they are cut, expanded dimensions, integers and kinds of arguments that a kernel has
+// accepted.
 struct Accepted {
   std::mutex mutex;
   std::unordered_set<uint64_t> kinds;
@@ -322,7 +341,8 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
     const TensorMeta& meta = signature.inputs[i];
     add(uint64_t(meta.defined) | uint64_t(signature.storage_of[i] >= 0) << 1 | uint64_t(meta.conjugate) << 2 |
         uint64_t(meta.dtype) << 8 | uint64_t(meta.sizes.size()) << 16);
-    for (int64_t size : meta.sizes) add(uint64_t(cut(size)));
+    for (size_t dim = 0; dim < meta.sizes.size(); ++dim)
+      add(uint64_t(cut(meta.sizes[dim])) << 1 | uint64_t(meta.strides[dim] == 0 && meta.sizes[dim] > 1));
   }
   for (size_t i = 0; i < signature.op->args.size(); ++i) {
     const IValue& value = arguments[i];
@@ -330,13 +350,14 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
       add(std::hash<std::string>()(value.toStringRef()));
     else if (value.isBool())
       add(uint64_t(value.toBool()) + 2);
+    else if (value.isInt())  // a dimension, how many of the largest
+      add(uint64_t(value.toInt()) << 8 | 7);
     else if (value.isIntList())
       for (int64_t item : value.toIntVector()) add(uint64_t(cut(item)));
     else if (value.isList())
       add(value.toListRef().size() << 8 | 5);
     else
-      add(uint64_t(value.isNone()) << 8 | uint64_t(value.isInt()) << 9 | uint64_t(value.isDouble()) << 10 |
-          uint64_t(value.isComplexDouble()) << 11 | 6);
+      add(uint64_t(value.isNone()) << 8 | uint64_t(value.isDouble()) << 9 | uint64_t(value.isComplexDouble()) << 10 | 6);
   }
   return hash;
 }
@@ -377,8 +398,8 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
           if (!in({whole, 0, dtype, keeps_integers}).refusal) return true;
       return false;
     };
-    bool certain =
-        is_about_dtypes(made.refusal) || (is_dry() && !is_about_content(made.refusal) && (whole || passes_with_others()));
+    bool certain = is_about_dtypes(made.refusal) || is_about_dimensions(made.refusal) || is_about_overlap(signature, slots) ||
+                   (is_dry() && !is_about_content(made.refusal) && (whole || passes_with_others()));
     if (certain) std::rethrow_exception(made.refusal);
     return is_dry() ? Verdict::Legal : Verdict::Doubtful;
   }

@@ -124,20 +124,36 @@ bool overflows(c10::ScalarType dtype, From value) {
   case c10::ScalarType::name:    \
     return c10::overflows<type, From>(value);
     AT_FORALL_SCALAR_TYPES_AND7(Half, BFloat16, Bool, UInt16, UInt32, UInt64, Float8_e4m3fn, BRINGUP_CASE)
+    BRINGUP_CASE(c10::complex<c10::Half>, ComplexHalf)
+    BRINGUP_CASE(c10::complex<float>, ComplexFloat)
+    BRINGUP_CASE(c10::complex<double>, ComplexDouble)
 #undef BRINGUP_CASE
     default:
       return false;
   }
 }
 
-// Is a scalar beyond the range of the dtype that it is computed with? Kernels refuse that at the call.
-bool overflows(const Op& op, const Slots& slots, const IValue* arguments, const IValue& scalar) {
-  if (scalar.isInt() && (scalar.toInt() == 0 || scalar.toInt() == 1)) return false;  // whatever the dtype
-  if (!scalar.isInt() && !scalar.isDouble()) return false;
+bool overflows(c10::ScalarType dtype, const IValue& scalar) {
+  if (scalar.isComplexDouble()) return overflows(dtype, scalar.toComplexDouble());
+  return scalar.isInt() ? overflows(dtype, scalar.toInt()) : overflows(dtype, scalar.toDouble());
+}
+
+// What CPU kernels compute in; at::toOpMathType takes no unsigned dtypes.
+c10::ScalarType computed_in(c10::ScalarType dtype) {
+  if (dtype == c10::kComplexHalf) return c10::kComplexFloat;
+  return c10::isReducedFloatingType(dtype) ? c10::kFloat : dtype;
+}
+
+// Is a scalar beyond the range of the dtype that a call is about (1), also of the one that kernels compute it in (2)? Some
+// refuse the one at the call, some the other.
+uint64_t overflow_of(const Op& op, const Slots& slots, const IValue* arguments, const IValue& scalar) {
+  if (scalar.isInt() && (scalar.toInt() == 0 || scalar.toInt() == 1)) return 0;  // whatever the dtype
+  if (!scalar.isInt() && !scalar.isDouble() && !scalar.isComplexDouble()) return 0;
   c10::ScalarType dtype = slots.empty() ? c10::ScalarType::Undefined : slots[0].tensor->scalar_type();
   if (op.dtype_argument >= 0 && arguments[op.dtype_argument].isInt())
     dtype = c10::ScalarType(arguments[op.dtype_argument].toInt());
-  return scalar.isInt() ? overflows(dtype, scalar.toInt()) : overflows(dtype, scalar.toDouble());
+  if (!overflows(dtype, scalar)) return 0;
+  return overflows(computed_in(dtype), scalar) ? 2 : 1;
 }
 
 // How the memory of two tensors of one storage lies: what torch's checks of overlapping arguments go by.
@@ -388,7 +404,8 @@ SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
       key.add_tensor(arguments[i].toTensor());
     else
       key.add_value(arguments[i], op.by_value || op.args[i].kind != ArgKind::Scalar);
-    if (op.args[i].kind == ArgKind::Scalar && !op.by_value && overflows(op, slots, arguments, arguments[i])) key.add(13);
+    if (op.args[i].kind != ArgKind::Scalar || op.by_value) continue;
+    if (uint64_t overflow = overflow_of(op, slots, arguments, arguments[i])) key.add(12 + overflow);
   }
   if (pairs_matter(op, slots, key.storages.size())) key.add_overlaps(slots);
   uint64_t hash = hash_of(key.words.data(), key.words.size());

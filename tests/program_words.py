@@ -7,6 +7,7 @@ Left out on purpose:
 - what accelerators do in another way than the CPU: `histc` of integers, `ldexp`, dropout, fused recurrent cells;
 - mistakes of content, which the chip reports at the next synchronisation: an index out of bounds, an integer by zero;
 - results that are written over their own arguments while they are computed: `torch.mm(a, b, out=a)`;
+- what torch's CPU kernels read of memory that is not theirs: `median` along a dimension that was expanded;
 - memory without content, and the part of a CPU's storage behind a result that was made too large.
 """
 
@@ -256,7 +257,7 @@ torch.sum({x}, {dim}, out={y})
 {x}.max({dim})
 {x}.min({dim}, keepdim=True)
 {x}.median()
-{x}.median({dim})
+{x}.clone().median({dim})
 {x}.nanmedian()
 {x}.mode({dim})
 {f}.quantile(0.5)
@@ -294,10 +295,9 @@ torch.cumsum({x}, {dim}, dtype={dtype})
 torch.cov({m})
 torch.corrcoef({m})
 {f}.renorm(2, {dim}, 1.0)
-torch.histogram({f}.flatten().float(), 4)
 """
 
-# How much there is of the result follows from the content: not in dry runs, where stand-ins decide.
+# How much there is of the result, or whether there is one, follows from the content: not in dry runs, where stand-ins decide.
 COUNTED = """
 {x}.nonzero()
 {x}.masked_select({mask})
@@ -306,6 +306,7 @@ COUNTED = """
 torch.unique_consecutive({x})
 torch.unique({x}, return_inverse=True, return_counts=True)
 {index_1d}.bincount()
+torch.histogram({f}.flatten().float(), 4)
 {x}.repeat_interleave({index_1d_of_first}, 0)
 torch.nonzero({x}, as_tuple=True)
 torch.argwhere({x})

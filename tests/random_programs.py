@@ -190,6 +190,8 @@ def random_program(rng: Random, longest: int = 45) -> Program:
     with quietly():
         author.write(rng.randint(5, longest) * (1 if lanes == 1 else 2))
     threads = lanes > 1 and not dry and rng.random() < 0.6
+    if any("jvp(" in step.text for step in author.steps):  # torch has one stack of forward-mode levels for all threads
+        threads = False
     return Program(tuple(author.steps), threads=threads, recorded=rng.random() < 0.33, dry=dry)
 
 

@@ -70,6 +70,28 @@ KEPT = {
         t5 = t1.fill_(1j)
         t6 = t1.lerp_(t1, 1j)
     """,
+    "dimensions and expanded results of large tensors are looked at, though others were accepted": """
+        t1 = data((20000,), torch.float32, 1)
+        t2 = torch.softmax(t1, 0, dtype=torch.float64)
+        t3 = torch.softmax(t1, 1, dtype=torch.float64)
+        t4 = data((2, 20000), torch.float32, 1)
+        t5 = t4.add_(t4)
+        t6 = t1.expand(2, -1)
+        t7 = t6.add_(t4)
+    """,
+    "numbers that a complex dtype cannot hold are refused, though others were accepted": """
+        t1 = torch.full((), 1, dtype=torch.complex32, device=dev)
+        t2 = torch.full((), 1e30, dtype=torch.complex32, device=dev)
+        t3 = torch.zeros(3, dtype=torch.complex32, device=dev).fill_(1e30)
+        t4 = torch.zeros(3, dtype=torch.complex32, device=dev).fill_(1e300 + 1j)
+    """,
+    "what has a kernel of its own on the CPU and on other devices has one on the chip": """
+        t1 = data((2, 2, 3, 7), torch.float16, 831).requires_grad_()
+        t2 = gradient(F.mish(t1.exp()), t1)
+        t3 = gradient(F.silu(t1.exp()), t1)
+        t4 = gradient(gradient(F.silu(t1), t1, True), t1)
+        t5 = F.channel_shuffle(data((2, 4, 3, 3), torch.float32, 1), 2)
+    """,
     "operators of lists refuse inference tensors": """
         with torch.inference_mode(): t1 = torch.zeros((3,), device=dev)
         t2 = torch._foreach_zero_([t1])
