@@ -297,7 +297,8 @@ torch.corrcoef({m})
 {f}.renorm(2, {dim}, 1.0)
 """
 
-# How much there is of the result, or whether there is one, follows from the content: not in dry runs, where stand-ins decide.
+# How much there is of the result, or whether there is one, follows from the content: not in dry runs, where stand-ins
+# decide.
 COUNTED = """
 {x}.nonzero()
 {x}.masked_select({mask})

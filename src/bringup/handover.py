@@ -4,8 +4,8 @@ Note [Late receivers]
 The emulation is slow, so a thread may ask for something that another one has long provided here, though on the
 predicted machine it would have waited: nothing blocks, and no call shows it. So whoever provides leaves a signal, a row
 of the recording, with what is provided, and whoever takes it resumes with that signal: in the replay it goes on when
-both are there. A thread that puts into a full queue resumes with the one that made room. Locks that only keep threads apart
-(`threading.Lock` around a block) hand nothing over: which thread comes first is no order of the program.
+both are there. A thread that puts into a full queue resumes with the one that made room. Locks that only keep threads
+apart (`threading.Lock` around a block) hand nothing over: which thread comes first is no order of the program.
 """
 
 from __future__ import annotations
