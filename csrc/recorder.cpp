@@ -237,8 +237,9 @@ To narrow(uint64_t value, const char* what) {
   return To(value);
 }
 
-// Memory is allocated within the launch that asks for it: its rows carry no time.
-bool carries_time(RowKind kind) {
+// Memory is allocated within the launch that asks for it: its rows carry no time, nor do the allocator's own events.
+bool carries_time(RowKind kind, uint8_t flags) {
+  if (kind == RowKind::EventRecord || kind == RowKind::EventWait) return !(flags & kOfAllocator);
   return kind != RowKind::Alloc && kind != RowKind::Free && kind != RowKind::Reserve && kind != RowKind::Release &&
          kind != RowKind::Owner;
 }
@@ -252,7 +253,7 @@ void add_row(Recording& state, TraceRow& row) {
   state.rows.push_back(row);
 }
 
-TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Line& line) {
+TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Line& line, uint8_t flags = 0) {
   TraceRow row{};
   thread_clock.join(state);
   int32_t master = works_for();
@@ -262,11 +263,12 @@ TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Lin
     start.object = signal;
     add_row(state, start);
   }
-  if (carries_time(kind)) {
+  if (carries_time(kind, flags)) {
     row.host_ns = thread_clock.elapsed();
     row.views = take_views(*thread_clock.count);
   }
   row.kind = kind;
+  row.flags = flags;
   row.signature = -1;
   row.line = intern_line(state, line);
   row.module = line.module;
@@ -336,9 +338,8 @@ int recording_thread() {
 void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results) {
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
-  TraceRow row = new_row(state, RowKind::Launch, &launch.stream, launch.line);
+  TraceRow row = new_row(state, RowKind::Launch, &launch.stream, launch.line, flags);
   row.signature = intern_signature(state, launch, results);
-  row.flags = flags;
   const auto& written = launch.signature.storage_written;
   for (size_t i = 0; i < launch.storages.size(); ++i) add_use(state, launch.storages[i].address, written[i]);
   for (void* output : launch.outputs) add_use(state, output, true);
@@ -348,10 +349,9 @@ void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results)
 void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags) {
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
-  TraceRow row = new_row(state, kind, stream, line);
+  TraceRow row = new_row(state, kind, stream, line, flags);
   row.bytes = bytes;
   row.object = object;
-  row.flags = flags;
   add_row(state, row);
 }
 
@@ -359,9 +359,8 @@ void record_event(const Stream& stream, int64_t event, const void* keeps) {
   Line line = current_line();
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
-  TraceRow row = new_row(state, RowKind::EventRecord, &stream, line);
+  TraceRow row = new_row(state, RowKind::EventRecord, &stream, line, keeps ? kOfAllocator : 0);
   row.object = event;
-  row.flags = keeps ? kOfAllocator : 0;
   add_use(state, keeps, false);
   add_row(state, row);
 }
@@ -371,10 +370,9 @@ void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flag
   Line line = current_line();
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
-  TraceRow row = new_row(state, kind, &stream, line);
+  TraceRow row = new_row(state, kind, &stream, line, flags);
   row.bytes = bytes;
   row.object = other;
-  row.flags = flags;
   add_use(state, from, false);
   add_use(state, to, true);
   add_row(state, row);
@@ -384,11 +382,10 @@ void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsiz
   if (!recording()) return;
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
-  TraceRow row = new_row(state, RowKind::Owner, nullptr, {});
+  TraceRow row = new_row(state, RowKind::Owner, nullptr, {}, uint8_t(itemsize));
   row.object = address;
   row.bytes = kind;
   row.module = int32_t(module);
-  row.flags = uint8_t(itemsize);
   row.device = int8_t(device);
   add_row(state, row);
 }

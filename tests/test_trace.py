@@ -28,6 +28,7 @@ from bringup.trace import (
     H2D,
     KINDS,
     LAUNCH,
+    OF_ALLOCATOR,
     PHASES,
     STEP,
     STREAM_SYNC,
@@ -193,12 +194,17 @@ def test_views_are_set_aside_with_their_rows(launches: int) -> None:
 
 
 def test_allocations_carry_no_host_time() -> None:
-    x = torch.zeros(8, device="chip")
+    x, side = torch.zeros(8, device="chip"), torch.chip.Stream()
     with bringup.record() as trace:
         for _ in range(3):
+            used = torch.empty(8, device="chip")
+            used.record_stream(side)
             sum(range(200_000))  # the program's own time
+            del used  # the allocator records an event
             x + x[:1]
-    memory = np.isin(trace.columns["kind"], (ALLOC, FREE))
+    events = trace.columns["kind"] == EVENT_RECORD
+    memory = np.isin(trace.columns["kind"], (ALLOC, FREE)) | events
+    assert (trace.columns["flags"][events] == OF_ALLOCATOR).sum() == 3
     assert memory.any() and not trace.columns["host_ns"][memory].any() and not trace.columns["views"][memory].any()
     rows = list(zip(*(trace.columns[name].tolist() for name in ("kind", "thread", "host_ns", "object")), strict=True))
     assert (trace.columns["host_ns"][trace.columns["kind"] == LAUNCH][1:] > 100_000).all(), rows
