@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <mutex>
+#include <typeinfo>
 #include <unordered_map>
 
 #include "runtime.h"
@@ -49,7 +50,7 @@ void throw_copy_as(const c10::Error& error, const std::string& context) {
     throw_copy_as<c10::ValueError>(error, context);
     throw_copy_as<c10::TypeError>(error, context);
     throw_copy_as<c10::LinAlgError>(error, context);
-    throw_copy_as<c10::Error>(error, context);
+    if (typeid(error) == typeid(c10::Error)) throw_copy_as<c10::Error>(error, context);
     throw;
   }
 }

@@ -344,8 +344,10 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
     for (size_t dim = 0; dim < meta.sizes.size(); ++dim)
       add(uint64_t(cut(meta.sizes[dim])) << 1 | uint64_t(meta.strides[dim] == 0 && meta.sizes[dim] > 1));
   }
+  c10::ScalarType first = signature.inputs.empty() ? c10::ScalarType::Undefined : signature.inputs[0].dtype;
   for (size_t i = 0; i < signature.op->args.size(); ++i) {
     const IValue& value = arguments[i];
+    add(overflow_of(*signature.op, first, arguments, i));
     if (value.isString())
       add(std::hash<std::string>()(value.toStringRef()));
     else if (value.isBool())
@@ -393,7 +395,7 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
     // Where no launch will tell: a cut call that fails is about its dtypes if it passes with others. Complex ones take any
     // scalar.
     auto passes_with_others = [&] {
-      for (c10::ScalarType dtype : {c10::kFloat, c10::kComplexFloat})
+      for (c10::ScalarType dtype : {c10::kFloat, c10::kComplexDouble})
         for (bool keeps_integers : {false, true})
           if (!in({whole, 0, dtype, keeps_integers}).refusal) return true;
       return false;

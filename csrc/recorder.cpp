@@ -568,6 +568,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   });
   m.def("is_recording() -> bool", [] { return recording(); });
   m.def("recorded_rows() -> int", [] {
+    settle_interrupted();
     std::lock_guard<std::mutex> lock(recording_state().mutex);
     settle_views(recording_state());
     return int64_t(recording_state().rows.size());

@@ -144,18 +144,6 @@ c10::ScalarType computed_in(c10::ScalarType dtype) {
   return c10::isReducedFloatingType(dtype) ? c10::kFloat : dtype;
 }
 
-// Is a scalar beyond the range of the dtype that a call is about (1), also of the one that kernels compute it in (2)? Some
-// refuse the one at the call, some the other.
-uint64_t overflow_of(const Op& op, const Slots& slots, const IValue* arguments, const IValue& scalar) {
-  if (scalar.isInt() && (scalar.toInt() == 0 || scalar.toInt() == 1)) return 0;  // whatever the dtype
-  if (!scalar.isInt() && !scalar.isDouble() && !scalar.isComplexDouble()) return 0;
-  c10::ScalarType dtype = slots.empty() ? c10::ScalarType::Undefined : slots[0].tensor->scalar_type();
-  if (op.dtype_argument >= 0 && arguments[op.dtype_argument].isInt())
-    dtype = c10::ScalarType(arguments[op.dtype_argument].toInt());
-  if (!overflows(dtype, scalar)) return 0;
-  return overflows(computed_in(dtype), scalar) ? 2 : 1;
-}
-
 // How the memory of two tensors of one storage lies: what torch's checks of overlapping arguments go by.
 enum Overlap : uint64_t { kApart, kSameBytes, kPartly, kSameTensor };
 
@@ -175,6 +163,18 @@ Overlap overlap_of(const c10::TensorImpl* a, const c10::TensorImpl* b) {
 constexpr size_t kPaired = 16;
 
 }  // namespace
+
+uint64_t overflow_of(const Op& op, c10::ScalarType first, const IValue* arguments, size_t argument) {
+  const IValue& scalar = arguments[argument];
+  if (op.args[argument].kind != ArgKind::Scalar || op.by_value) return 0;
+  if (scalar.isInt() && (scalar.toInt() == 0 || scalar.toInt() == 1)) return 0;  // whatever the dtype
+  if (!scalar.isInt() && !scalar.isDouble() && !scalar.isComplexDouble()) return 0;
+  c10::ScalarType dtype = first;
+  if (op.dtype_argument >= 0 && arguments[op.dtype_argument].isInt())
+    dtype = c10::ScalarType(arguments[op.dtype_argument].toInt());
+  if (!overflows(dtype, scalar)) return 0;
+  return overflows(computed_in(dtype), scalar) ? 2 : 1;
+}
 
 bool pairs_matter(const Op& op, const Slots& slots, size_t storages) {
   return op.writes && storages < slots.size() && slots.size() <= kPaired;
@@ -399,13 +399,13 @@ SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
   key.storages.clear();
   key.add(reinterpret_cast<uintptr_t>(&op));
   key.add(uint64_t(c10::get_default_dtype_as_scalartype()) | uint64_t(at::globalContext().deterministicAlgorithms()) << 8);
+  c10::ScalarType first = slots.empty() ? c10::ScalarType::Undefined : slots[0].tensor->scalar_type();
   for (size_t i = 0; i < op.args.size(); ++i) {
     if (op.args[i].kind == ArgKind::Tensor && arguments[i].isTensor())
       key.add_tensor(arguments[i].toTensor());
     else
       key.add_value(arguments[i], op.by_value || op.args[i].kind != ArgKind::Scalar);
-    if (op.args[i].kind != ArgKind::Scalar || op.by_value) continue;
-    if (uint64_t overflow = overflow_of(op, slots, arguments, arguments[i])) key.add(12 + overflow);
+    if (uint64_t overflow = overflow_of(op, first, arguments, i)) key.add(12 + overflow);
   }
   if (pairs_matter(op, slots, key.storages.size())) key.add_overlaps(slots);
   uint64_t hash = hash_of(key.words.data(), key.words.size());

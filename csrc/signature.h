@@ -71,6 +71,9 @@ struct Slot {
 using Slots = c10::SmallVector<Slot, 8>;
 
 void collect(const Op& op, const c10::IValue* arguments, Slots& slots);
+// Is a scalar beyond the range of the dtype that a call is about (1), also of the one that kernels compute it in (2)? Kernels
+// refuse one or the other. `first`: the first tensor's dtype.
+uint64_t overflow_of(const Op& op, c10::ScalarType first, const c10::IValue* arguments, size_t argument);
 // Is it part of the signature which of the call's few tensors overlap?
 bool pairs_matter(const Op& op, const Slots& slots, size_t storages);
 SignaturePtr intern(Op& op, const Slots& slots, const c10::IValue* arguments);

@@ -58,6 +58,7 @@ namespace {
 
 std::atomic<bool> is_watching_waits{false};
 thread_local int aside = 0;
+thread_local int sleeps_recorded = 0;  // by who asked for them
 
 // Does the program wait if this thread blocks now? Asked first: what comes after may allocate and lock.
 bool counts() {
@@ -172,14 +173,23 @@ void signal_waiters(void* semaphore) {
 struct Interrupted {
   const void* object = nullptr;  // a semaphore, or of all descriptors one address
   int64_t deadline = 0, asked = 0, since = 0, queued = -1, before = 0;
+  int64_t passed = 0;  // until the signal
+  WaitFor what = WaitFor::Time;
 };
 thread_local Interrupted interrupted;
+
+// The handler raised, or its thread does something else now: the wait took until the signal.
+void end_interrupted(const Interrupted& wait) {
+  if (wait.object) record_wait(wait.what, wait.passed);
+}
 
 // The wait that now goes on for `rest` nanoseconds; without an object if it is a new one.
 Interrupted interrupted_before(const void* object, int64_t rest) {
   constexpr int64_t kClose = 200000000;  // deadlines of the same wait
   Interrupted before = std::exchange(interrupted, {});
-  return before.object == object && std::abs(now_ns() + rest - before.deadline) < kClose ? before : Interrupted{};
+  if (before.object == object && std::abs(now_ns() + rest - before.deadline) < kClose) return before;
+  end_interrupted(before);
+  return {};
 }
 
 thread_local int64_t start_signal = 0;
@@ -297,9 +307,11 @@ class Blocked {
     KeepErrno keep;
     int64_t wall = now_ns() - wait_.since;
     --readers_count;
-    if (wait_.asked > 0 && result < 0 && errno == EINTR)
+    if (wait_.asked > 0 && result < 0 && errno == EINTR) {
       interrupted = wait_;
-    else if (wait_.asked > 0 && result == 0)
+      interrupted.passed = wall;
+      interrupted.what = what_;
+    } else if (wait_.asked > 0 && result == 0)
       record_wait(what_, wait_.asked);
     else if (int64_t signal = written_by_us(ready))
       record_resume(signal);
@@ -589,7 +601,7 @@ int lockf_(int descriptor, int command, off_t length) {
 }
 
 int clock_nanosleep_(clockid_t clock, int flags, const timespec* length, timespec* rest) {
-  if (!counts()) return ::clock_nanosleep(clock, flags, length, rest);
+  if (sleeps_recorded > 0 || !counts()) return ::clock_nanosleep(clock, flags, length, rest);
   int64_t asked = flags & TIMER_ABSTIME ? until_ns(clock, length) : length_ns(length);
   int64_t since = now_ns();
   int result = ::clock_nanosleep(clock, flags, length, rest);
@@ -624,8 +636,11 @@ int wait_for_lock(sem_t* semaphore, int64_t asked, bool shared, Wait wait) {
   if (::sem_trywait(semaphore) == 0) return 0;
   WaitForLock lock(semaphore);
   int64_t deadline = now_ns() + asked;
-  if (Interrupted first = interrupted_before(semaphore, asked); asked > 0 && first.object) asked = first.asked;
   int64_t queued = shared ? queued_ns() : -1, since = now_ns();
+  if (Interrupted first = interrupted_before(semaphore, asked); asked > 0 && first.object) {
+    asked = first.asked;
+    since = first.since;
+  }
   int result = wait();
   KeepErrno keep;
   constexpr int64_t kRound = 10000;  // the deadline was computed some microseconds before
@@ -633,7 +648,7 @@ int wait_for_lock(sem_t* semaphore, int64_t asked, bool shared, Wait wait) {
   if (result != 0 && errno == ETIMEDOUT)
     record_wait(WaitFor::Lock, (asked + kRound / 2) / kRound * kRound);
   else if (result != 0 && errno == EINTR && asked > 0)
-    interrupted = {semaphore, deadline, asked};
+    interrupted = {semaphore, deadline, asked, since, queued, 0, now_ns() - since, WaitFor::Lock};
   else if (signal && result == 0)
     record_resume(signal);
   else if (shared)
@@ -851,6 +866,10 @@ unsigned long long libraries_loaded() {
 WaitsAside::WaitsAside() { ++aside; }
 WaitsAside::~WaitsAside() { --aside; }
 
+void settle_interrupted() {
+  if (interrupted.object && counts()) end_interrupted(std::exchange(interrupted, {}));
+}
+
 int64_t take_start_signal() { return std::exchange(start_signal, 0); }
 int32_t works_for() {
   if (by_python || backwards_count.load() == 0 || torch::autograd::get_current_graph_task_id() < 0) return -1;
@@ -886,7 +905,7 @@ void watch_waits(bool on, const std::vector<std::string>& left_alone) {
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("watch_waits(bool on, str[] left_alone) -> ()",  // folders, each with its slash
         [](bool on, const std::vector<std::string>& left_alone) { watch_waits(on, left_alone); });
-  m.def("set_waits_aside(bool begin) -> ()", [](bool begin) { aside += begin ? 1 : -1; });
+  m.def("set_sleep_recorded(bool begin) -> ()", [](bool begin) { sleeps_recorded += begin ? 1 : -1; });
   // Between the two autograd's threads work for the current one.
   m.def("begin_backward() -> int", [] { return int64_t(begin_backward()); });
   m.def("end_backward(int thread) -> ()", [](int64_t thread) { end_backward(int32_t(thread)); });

@@ -13,6 +13,7 @@ void watch_waits(bool on, const std::vector<std::string>& left_alone);  // folde
 void watch_new_libraries();
 
 // The signal that the current thread was started with, once; 0: none.
+void settle_interrupted();  // before somebody reads the recording: a wait of this thread that a signal ended
 int64_t take_start_signal();
 // The recording's number of the thread that the current one works for: of autograd's threads the one that runs backward;
 // -1: it works for itself.

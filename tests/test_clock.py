@@ -127,12 +127,20 @@ LATE = {
     "join": "t = threading.Thread(target=time.sleep, args=(0.2,)); t.start(); busy(); t.join()",
     "timer": "t = threading.Timer(0.2, int); t.start(); busy(); t.join()",
     "future": "f = pool.submit(time.sleep, 0.2); busy(); f.result()",
-    "as completed": "f = pool.submit(time.sleep, 0.2); busy(); next(concurrent.futures.as_completed([f])).result()",
+    "as completed": "f = pool.submit(time.sleep, 0.2); busy(); next(concurrent.futures.as_completed([f]))",
+    "futures": "f = pool.submit(time.sleep, 0.2); busy(); concurrent.futures.wait([f])",
+    "future that is asked": "f = pool.submit(time.sleep, 0.2); poll(f.done)",
+    "event that is asked": "e = threading.Event(); later(e.set); poll(e.is_set)",
+    "thread that is asked": "t = threading.Timer(0.2, int); t.start(); poll(lambda: not t.is_alive())",
+    "queue that was cleared": "q = queue.Queue(); q.put(1); q.queue.clear(); later(lambda: q.put(1)); busy(); q.get()",
+    "room after clearing": "q = queue.Queue(1); q.put(0); q.queue.clear(); q.put(0); later(q.get); busy(); q.put(1)",
+    "queue of one's own": "q = Own(); later(lambda: q.put(1)); busy(); q.get()",
 }
 # Nothing is handed over: which thread comes first is no order of the program.
 APART = {
     "lock": "other = threading.Lock(); later(lambda: held(other)); busy(); held(other)",
     "first item of several": "q = queue.Queue(); q.put(0); later(lambda: q.put(1)); busy(); q.get()",
+    "event that is set again": "e = threading.Event(); e.set(); later(e.set); busy(); e.wait()",
     "room that was there": "q = queue.Queue(2); q.put(0); later(q.get); busy(); q.put(1)",
 }
 # What the machine under the program does, and not the program: no time.
@@ -152,7 +160,8 @@ EMULATION = {
     "backward": "loss().backward(); torch.chip.synchronize()",
 }
 PRELUDE = """
-import asyncio, concurrent.futures, glob, os, queue, sched, select, socket, subprocess, sys, threading, time, torch
+import asyncio, concurrent.futures, glob, os, queue, sched, select, signal, socket, subprocess, sys
+import threading, time, torch
 x = torch.randn(400, 400).to("chip").requires_grad_()
 lock, pool = threading.Lock(), concurrent.futures.ThreadPoolExecutor()
 lock.acquire()
@@ -160,12 +169,19 @@ lock.acquire()
 def later(call):
     threading.Thread(target=lambda: (time.sleep(0.2), call())).start()
 
+class Own(queue.SimpleQueue):
+    def __init__(self): pass
+
 def busy():
     sum(range(20_000_000))
 
 def held(lock):
     with lock:
         pass
+
+def poll(is_over):
+    while not is_over():
+        busy()
 
 def load(items):
     def loads():
@@ -212,6 +228,16 @@ def wait_for_process(seconds):
     except subprocess.TimeoutExpired:
         child.kill()
 
+def ended(call):
+    def raises(*_):
+        raise TimeoutError
+    signal.signal(signal.SIGALRM, raises)
+    signal.setitimer(signal.ITIMER_REAL, 0.2)
+    try:
+        call()
+    except TimeoutError:
+        pass
+
 def took(name, call):
     before = time.perf_counter(), time.process_time()
     call()
@@ -251,6 +277,43 @@ def test_threads_that_are_kept_apart_do_not_wait(bringup_run: Run, tmp_path: Pat
 def test_deadlines_are_those_of_the_predicted_machine(bringup_run: Run, tmp_path: Path) -> None:
     for name, (wall, _) in clocked(bringup_run, tmp_path, DEADLINES).items():
         assert wall == pytest.approx(0.4, rel=0.01), name
+
+
+# A signal handler raises after 0.2 s.
+ENDED = {
+    "sleep": "time.sleep(5)",
+    "lock": "lock.acquire(timeout=5)",
+    "queue": "queue.Queue().get(timeout=5)",
+    "select": "select.select([], [], [], 5)",
+}
+
+
+def test_waits_that_a_signal_handler_ends_have_passed(bringup_run: Run, tmp_path: Path) -> None:
+    calls = {name: f"ended(lambda: {call})" for name, call in ENDED.items()}
+    for name, (wall, _) in clocked(bringup_run, tmp_path, calls).items():
+        assert wall == pytest.approx(0.2, abs=0.1), name
+
+
+def test_clock_may_be_read_while_it_is_read(bringup_run: Run, tmp_path: Path) -> None:
+    """A signal handler, or a destructor, reads it within."""
+    program = """
+import signal, time, torch
+x = torch.ones(4, device="chip")
+signal.signal(signal.SIGALRM, lambda *_: time.time())
+signal.setitimer(signal.ITIMER_REAL, 0.0005, 0.0005)
+class Reads:
+    def __del__(self): time.perf_counter()
+moments = []
+for _ in range(300):
+    x.add_(1)
+    a = Reads(); a.a = a
+    moments.append(time.perf_counter())
+signal.setitimer(signal.ITIMER_REAL, 0)
+print(moments == sorted(moments) and moments[-1] > moments[0])
+"""
+    (tmp_path / "program.py").write_text(program)
+    done = bringup_run("--chip-time", "--chip", "t4", "program.py", timeout=120)
+    assert done.stdout.startswith("True\n"), done.stdout + done.stderr
 
 
 def test_deadlines_inside_of_an_import_pass(bringup_run: Run, tmp_path: Path) -> None:

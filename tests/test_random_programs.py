@@ -79,11 +79,13 @@ KEPT = {
         t6 = t1.expand(2, -1)
         t7 = t6.add_(t4)
     """,
-    "numbers that a complex dtype cannot hold are refused, though others were accepted": """
+    "numbers that a dtype cannot hold are refused, though others were accepted": """
         t1 = torch.full((), 1, dtype=torch.complex32, device=dev)
         t2 = torch.full((), 1e30, dtype=torch.complex32, device=dev)
         t3 = torch.zeros(3, dtype=torch.complex32, device=dev).fill_(1e30)
         t4 = torch.zeros(3, dtype=torch.complex32, device=dev).fill_(1e300 + 1j)
+        t5 = torch.zeros((600, 600), dtype=torch.bfloat16, device=dev).fill_(2.0)
+        t6 = torch.zeros((600, 600), dtype=torch.bfloat16, device=dev).fill_(1e39)
     """,
     "what has a kernel of its own on the CPU and on other devices has one on the chip": """
         t1 = data((2, 2, 3, 7), torch.float16, 831).requires_grad_()

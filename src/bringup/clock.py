@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import importlib
 import importlib.machinery
-import itertools
 import math
+import numbers
 import os
 import sys
 import threading
@@ -50,6 +50,7 @@ class ChipClock:
         self.work: Any = None
         self.replay: int | None = None
         self.lock = threading.Lock()
+        self.own = threading.local()  # of a thread: `shown`, and whether it is `asking` now
 
     def follow(self) -> int:
         """Replay what was recorded since the last call."""
@@ -63,11 +64,10 @@ class ChipClock:
         *values, _, _ = (column.numpy() for column in ops.recorded_columns(self.rows))
         columns = dict(zip(COLUMNS, values, strict=True))
         new = ops.recorded_signatures(len(self.signatures))
-        for text in new:
-            data, signature = read_signature(text)
-            self.data.append(data)
-            self.signatures.append(signature)
+        texts = [read_signature(text) for text in new]
         if new:
+            self.data += [data for data, _ in texts]
+            self.signatures += [signature for _, signature in texts]
             self.prices = self.work = None
         trace = Trace(columns, np.zeros(0, np.int64), np.zeros(1, np.int64), self.data, [], [])
         trace.signatures = self.signatures
@@ -75,17 +75,27 @@ class ChipClock:
             trace.work = self.work
         inputs = timeline.row_inputs(trace, self.chip, self.host, host_clock=self.host_clock, prices=self.prices)
         self.prices, self.work = inputs.prices, trace.work
+        self.rows += len(trace)  # before they are fed: a signal handler may raise at any line
         timeline.feed(self.replay, columns, inputs)
-        self.rows += len(trace)
         return self.replay
 
     def now(self) -> tuple[float, float]:
-        """Return the seconds since the start of the recording for the calling thread, and how many it was idle."""
+        """Return the seconds since the start of the recording for the calling thread, and how many it was idle.
+
+        A signal handler or destructor that asks while its thread asks is told what was shown last.
+        """
         import torch
 
-        with self.lock:
-            seconds, idle = torch.ops.bringup.timeline_now(self.follow())
-            return seconds, idle
+        own = vars(self.own)
+        if own.get("asking"):
+            return own.get("shown", (0.0, 0.0))  # type: ignore[no-any-return]
+        own["asking"] = True
+        try:
+            with self.lock:
+                own["shown"] = torch.ops.bringup.timeline_now(self.follow())
+        finally:
+            own["asking"] = False
+        return own["shown"]  # type: ignore[no-any-return]
 
     def event(self, number: int) -> float:
         """Seconds from the start of the recording of an event's latest record; nan if it was not recorded since."""
@@ -134,7 +144,7 @@ _CLOCKS = ("time", "perf_counter", "monotonic", "process_time")
 _real: dict[str, Any] = {name: getattr(time, name) for clock in _CLOCKS for name in (clock, f"{clock}_ns")}
 _real_sleep = time.sleep
 _DEADLINES = frozenset({"asyncio", "sched", "subprocess"})
-_READING = 1e-7  # seconds: with a clock that stands still, what rounding adds to a deadline would become a millisecond
+_READING = 1e-7  # seconds: with a clock that stands still, rounding of a deadline would become another millisecond
 _REAL_FOR = frozenset(sys.stdlib_module_names - _DEADLINES - {"timeit", "logging"}) | {"bringup", "filelock", "rich"}
 
 
@@ -201,7 +211,7 @@ def shown() -> Iterator[None]:
     import torch
 
     ops = torch.ops.bringup
-    readings = itertools.count(1)
+    latest = threading.local()  # what `_DEADLINES` were shown, of each clock
     process, origin = os.getpid(), {name: _real[name]() for name in _real}
 
     def clock(name: str) -> Callable[[], float]:
@@ -216,7 +226,8 @@ def shown() -> Iterator[None]:
             seconds, idle = _clock.now()
             seconds -= idle if own else 0.0
             if package in _DEADLINES:
-                seconds += next(readings) * _READING
+                seconds = max(seconds, vars(latest).get(name, 0.0) + _READING)
+                vars(latest)[name] = seconds
             return first + (round(seconds * per_second) if per_second > 1 else seconds)  # type: ignore[no-any-return]
 
         read.__name__ = read.__qualname__ = name
@@ -224,14 +235,18 @@ def shown() -> Iterator[None]:
         return read
 
     def sleep(seconds: float) -> None:
-        if _clock is None or os.getpid() != process:
+        if _clock is None or os.getpid() != process or not (isinstance(seconds, numbers.Real) and seconds > 0):
             return _real_sleep(seconds)
-        ops.set_waits_aside(True)
+        began = _real["monotonic"]()
+        ops.set_sleep_recorded(True)
         try:
             _real_sleep(seconds)
+        except BaseException:  # of a signal handler
+            seconds = _real["monotonic"]() - began
+            raise
         finally:
-            ops.set_waits_aside(False)
-        return ops.record_wait(round(seconds * 1e9))  # type: ignore[no-any-return]
+            ops.set_sleep_recorded(False)
+            ops.record_wait(round(seconds * 1e9))
 
     run_backward = torch.autograd.graph._engine_run_backward
 
