@@ -1,10 +1,10 @@
-// Whether a thread runs a signal handler of the program, where nothing may allocate or take a lock.
+// Signal handlers of the program: in them nothing may allocate or take a lock.
 #pragma once
 #include <signal.h>
 
 namespace bringup {
 
-bool within_handler();
+bool within_handler();  // true if the calling thread runs one
 
 // From now on the handlers that the process has installed are counted.
 void count_handlers();

@@ -89,7 +89,7 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
         addresses.push_back(int64_t(reinterpret_cast<uintptr_t>(storage.address)));
       }
     } catch (...) {
-      run_in_python(launch.id, {}, {});  // which holds the kernel until then
+      run_in_python(launch.id, {}, {});  // an empty call makes Python drop the kernel
       throw;
     }
     std::string found = run_in_python(launch.id, memory, addresses);

@@ -26,8 +26,8 @@ bool learn(Signature& signature, const Slots& slots, const c10::IValue* argument
 // Takes what the CPU kernel has returned. False where a result is not a fresh plain tensor.
 bool learn_from(Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs);
 
-// The metadata of what a kernel returned for `inputs`, which were of `before`; nothing where a result is not a fresh plain
-// tensor.
+// The metadata of what a kernel returned for `inputs`, whose metadata before the call was `before`; nothing where a result is
+// not a fresh plain tensor.
 std::optional<Results> results_of(const Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs,
                                   const std::vector<TensorMeta>& before);
 

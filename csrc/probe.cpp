@@ -289,7 +289,7 @@ bool is_about_dimensions(const std::exception_ptr& refusal) {
   }
 }
 
-// Written elements that lie on one another, whatever the sizes.
+// True if a written argument overlaps itself, whatever the sizes.
 bool is_about_overlap(const Signature& signature, const Slots& slots) {
   for (size_t i = 0; i < slots.size(); ++i)
     if (signature.written[i] && at::has_internal_overlap(*slots[i].tensor) == at::MemOverlap::Yes) return true;

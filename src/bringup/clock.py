@@ -156,7 +156,7 @@ def compiled() -> None:
 
 
 def _package_of_caller() -> str:
-    """Name the package whose code reads the clock; of torch's modules those apart that programs measure with."""
+    """Return the top package of the code that reads the clock; ``torch.utils`` is one of its own."""
     module = str(sys._getframe(2).f_globals.get("__name__", ""))
     return "torch.utils" if module.startswith("torch.utils.") else module.partition(".")[0]
 
@@ -178,7 +178,7 @@ _WAITING = ("_socket", "select", "_multiprocessing", "_queue", "_ssl", "_posixsu
 
 
 def _left_alone() -> list[str]:
-    """Folders of packages whose waits are this machine's: they compute and compile."""
+    """Return the folders of packages that compute or compile; their waits are not recorded."""
     import torch
 
     import bringup

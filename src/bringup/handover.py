@@ -1,4 +1,4 @@
-"""Hand-overs between the program's threads, under chip time: items of queues, events, results, ends of threads.
+"""Records hand-overs between the program's threads under chip time: queue items, set events, results, thread ends.
 
 Note [Late receivers]
 The emulation is slow. A thread may ask for something that another thread has long provided here, though on the
