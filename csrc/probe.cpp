@@ -267,44 +267,32 @@ bool correct(Results& promised, Results returned, bool whole) {
   return same;
 }
 
-// "gt" not implemented for 'ComplexFloat': whatever the content and the sizes.
-bool is_about_dtypes(const std::exception_ptr& refusal) {
+// Is the refusal of this kind, and does it contain these words?
+template <class Kind>
+bool is_a(const std::exception_ptr& refusal, const char* words = "") {
   try {
     std::rethrow_exception(refusal);
-  } catch (const c10::NotImplementedError&) {
-    return true;
+  } catch (const Kind& error) {
+    return error.msg().find(words) != std::string::npos;
   } catch (...) {
     return false;
   }
 }
 
+// "gt" not implemented for 'ComplexFloat': whatever the content and the sizes.
+bool is_about_dtypes(const std::exception_ptr& refusal) { return is_a<c10::NotImplementedError>(refusal); }
+
 // A dimension that a tensor has not, whatever its sizes: in the words of c10::maybe_wrap_dim.
-bool is_about_dimensions(const std::exception_ptr& refusal) {
-  try {
-    std::rethrow_exception(refusal);
-  } catch (const c10::IndexError& error) {
-    return error.msg().find("Dimension out of range") != std::string::npos;
-  } catch (...) {
-    return false;
-  }
-}
+bool is_about_dimensions(const std::exception_ptr& refusal) { return is_a<c10::IndexError>(refusal, "Dimension out of range"); }
+
+// A matrix that cannot be inverted, and the like.
+bool is_about_content(const std::exception_ptr& refusal) { return is_a<c10::LinAlgError>(refusal); }
 
 // True if a written argument overlaps itself, whatever the sizes.
 bool is_about_overlap(const Signature& signature, const Slots& slots) {
   for (size_t i = 0; i < slots.size(); ++i)
     if (signature.written[i] && at::has_internal_overlap(*slots[i].tensor) == at::MemOverlap::Yes) return true;
   return false;
-}
-
-// A matrix that cannot be inverted, and the like.
-bool is_about_content(const std::exception_ptr& refusal) {
-  try {
-    std::rethrow_exception(refusal);
-  } catch (const c10::LinAlgError&) {
-    return true;
-  } catch (...) {
-    return false;
-  }
 }
 
 // Operators with the dtypes, sizes as they are cut, expanded dimensions, integers and kinds of arguments that a kernel has
