@@ -437,81 +437,72 @@ int socketpair_(int domain, int type, int protocol, int ends[2]) {
   return result;
 }
 
-int poll_(pollfd* all, nfds_t count, int milliseconds) {
-  if (milliseconds == 0 || !counts()) return ::poll(all, count, milliseconds);
-  if (int ready = ::poll(all, count, 0)) return ready;
-  Blocked blocked(WaitFor::Descriptor, int64_t(milliseconds) * 1000000);
-  if (int ready = ::poll(all, count, 0)) {
+// `call(blocks)` waits if it may block; `ready(result)`: the descriptors that it found ready.
+template <class Call, class Ready>
+int wait_for_descriptors(int64_t asked, Call call, Ready ready) {
+  if (int found = call(false)) return found;
+  Blocked blocked(WaitFor::Descriptor, asked);
+  if (int found = call(false)) {
     blocked.never_mind();
-    return ready;
+    return found;
   }
-  int result = ::poll(all, count, milliseconds);
+  int result = call(true);
+  blocked.over(result, ready(result));
+  return result;
+}
+
+Descriptors ready_of(const pollfd* all, nfds_t count, int result) {
   Descriptors ready;
   for (nfds_t i = 0; result > 0 && i < count; ++i)
     if (all[i].revents) ready.push_back(all[i].fd);
-  blocked.over(result, ready);
-  return result;
+  return ready;
+}
+
+int poll_(pollfd* all, nfds_t count, int milliseconds) {
+  if (milliseconds == 0 || !counts()) return ::poll(all, count, milliseconds);
+  return wait_for_descriptors(
+      int64_t(milliseconds) * 1000000, [&](bool blocks) { return ::poll(all, count, blocks ? milliseconds : 0); },
+      [&](int result) { return ready_of(all, count, result); });
 }
 
 int ppoll_(pollfd* all, nfds_t count, const timespec* length, const sigset_t* mask) {
   if ((length && length_ns(length) == 0) || !counts()) return ::ppoll(all, count, length, mask);
   timespec none{0, 0};
-  if (int ready = ::ppoll(all, count, &none, mask)) return ready;
-  Blocked blocked(WaitFor::Descriptor, length ? length_ns(length) : 0);
-  if (int ready = ::ppoll(all, count, &none, mask)) {
-    blocked.never_mind();
-    return ready;
-  }
-  int result = ::ppoll(all, count, length, mask);
-  Descriptors ready;
-  for (nfds_t i = 0; result > 0 && i < count; ++i)
-    if (all[i].revents) ready.push_back(all[i].fd);
-  blocked.over(result, ready);
-  return result;
+  return wait_for_descriptors(
+      length ? length_ns(length) : 0, [&](bool blocks) { return ::ppoll(all, count, blocks ? length : &none, mask); },
+      [&](int result) { return ready_of(all, count, result); });
 }
 
 int select_(int count, fd_set* reading, fd_set* writing, fd_set* others, timeval* length) {
   int64_t asked = length ? length->tv_sec * 1000000000ll + length->tv_usec * 1000ll : 0;
   if ((length && asked == 0) || !counts()) return ::select(count, reading, writing, others, length);
-  fd_set sets[3];
-  fd_set* given[3] = {reading, writing, others};
+  fd_set* sets[3] = {reading, writing, others};
+  fd_set asked_for[3];
   for (int i = 0; i < 3; ++i)
-    if (given[i]) sets[i] = *given[i];
-  timeval none{0, 0};
-  if (int ready = ::select(count, reading, writing, others, &none)) return ready;
-  auto ask_again = [&] {
+    if (sets[i]) asked_for[i] = *sets[i];
+  auto call = [&](bool blocks) {
     for (int i = 0; i < 3; ++i)
-      if (given[i]) *given[i] = sets[i];
+      if (sets[i]) *sets[i] = asked_for[i];  // the call before has left what is ready
+    timeval none{0, 0};
+    return ::select(count, reading, writing, others, blocks ? length : &none);
   };
-  ask_again();
-  Blocked blocked(WaitFor::Descriptor, asked);
-  none = {};
-  if (int ready = ::select(count, reading, writing, others, &none)) {
-    blocked.never_mind();
+  return wait_for_descriptors(asked, call, [&](int result) {
+    Descriptors ready;
+    for (int descriptor = 0; result > 0 && descriptor < count; ++descriptor)
+      if (reading && FD_ISSET(descriptor, reading)) ready.push_back(descriptor);
     return ready;
-  }
-  ask_again();
-  int result = ::select(count, reading, writing, others, length);
-  Descriptors ready;
-  for (int descriptor = 0; result > 0 && descriptor < count; ++descriptor)
-    if (reading && FD_ISSET(descriptor, reading)) ready.push_back(descriptor);
-  blocked.over(result, ready);
-  return result;
+  });
 }
 
 int epoll_wait_(int epoll, epoll_event* events, int most, int milliseconds) {
   if (milliseconds == 0 || !counts()) return ::epoll_wait(epoll, events, most, milliseconds);
-  if (int ready = ::epoll_wait(epoll, events, most, 0)) return ready;
-  Blocked blocked(WaitFor::Descriptor, int64_t(milliseconds) * 1000000);
-  if (int ready = ::epoll_wait(epoll, events, most, 0)) {
-    blocked.never_mind();
-    return ready;
-  }
-  int result = ::epoll_wait(epoll, events, most, milliseconds);
-  Descriptors ready;
-  for (int i = 0; i < result; ++i) ready.push_back(events[i].data.fd);
-  blocked.over(result, ready);
-  return result;
+  return wait_for_descriptors(
+      int64_t(milliseconds) * 1000000, [&](bool blocks) { return ::epoll_wait(epoll, events, most, blocks ? milliseconds : 0); },
+      [&](int result) {
+        Descriptors ready;
+        for (int i = 0; i < result; ++i) ready.push_back(events[i].data.fd);
+        return ready;
+      });
 }
 
 pid_t wait4_(pid_t process, int* status, int options, rusage* usage) {
@@ -905,6 +896,7 @@ void watch_waits(bool on, const std::vector<std::string>& left_alone) {
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("watch_waits(bool on, str[] left_alone) -> ()",  // folders, each with its slash
         [](bool on, const std::vector<std::string>& left_alone) { watch_waits(on, left_alone); });
+  m.def("set_waits_aside(bool begin) -> ()", [](bool begin) { aside += begin ? 1 : -1; });
   m.def("set_sleep_recorded(bool begin) -> ()", [](bool begin) { sleeps_recorded += begin ? 1 : -1; });
   // Between the two autograd's threads work for the current one.
   m.def("begin_backward() -> int", [] { return int64_t(begin_backward()); });

@@ -166,14 +166,19 @@ x = torch.randn(400, 400).to("chip").requires_grad_()
 lock, pool = threading.Lock(), concurrent.futures.ThreadPoolExecutor()
 lock.acquire()
 
+begun, over = [], []
+
 def later(call):
-    threading.Thread(target=lambda: (time.sleep(0.2), call())).start()
+    begun.append(call)
+    threading.Thread(target=lambda: (time.sleep(0.2), call(), over.append(call))).start()
 
 class Own(queue.SimpleQueue):
     def __init__(self): pass
 
 def busy():
     sum(range(20_000_000))
+    while len(over) < len(begun):  # or the two would meet at a lock
+        sum(range(1_000_000))
 
 def held(lock):
     with lock:
@@ -277,6 +282,19 @@ def test_threads_that_are_kept_apart_do_not_wait(bringup_run: Run, tmp_path: Pat
 def test_deadlines_are_those_of_the_predicted_machine(bringup_run: Run, tmp_path: Path) -> None:
     for name, (wall, _) in clocked(bringup_run, tmp_path, DEADLINES).items():
         assert wall == pytest.approx(0.4, rel=0.01), name
+
+
+def test_threads_that_read_the_clock_do_not_wait_for_each_other(bringup_run: Run, tmp_path: Path) -> None:
+    """A lock of ours is nothing that the program waits for."""
+    beside = """def monitor():
+        while not over: time.sleep(0.0001); x.detach()[0]; time.perf_counter()
+    over = []
+    threads = [threading.Thread(target=monitor) for _ in range(4)]
+    for thread in threads: thread.start()
+    moments = {time.perf_counter() for _ in range(2000)}
+    over.append(1)
+    assert len(moments) == 1, sorted(moments)[-1] - min(moments)"""
+    clocked(bringup_run, tmp_path, {"reading": beside})
 
 
 # A signal handler raises after 0.2 s.

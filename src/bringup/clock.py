@@ -49,7 +49,7 @@ class ChipClock:
         self.prices: Prices | None = None
         self.work: Any = None
         self.replay: int | None = None
-        self.lock = threading.Lock()
+        self.lock = handover.UnwatchedLock()
         self.own = threading.local()  # of a thread: `shown`, and whether it is `asking` now
 
     def follow(self) -> int:
@@ -181,11 +181,9 @@ def _left_alone() -> list[str]:
     """Return the folders of packages that compute or compile; their waits are not recorded."""
     import torch
 
-    import bringup
-
     triton = importlib.machinery.PathFinder.find_spec("triton")
     of_triton = (triton and triton.submodule_search_locations) or ()
-    folders = [*torch.__path__, *bringup.__path__, *of_triton]
+    folders = [*torch.__path__, os.path.dirname(__file__), *of_triton]
     return [os.path.join(path, "") for folder in folders for path in {folder, os.path.realpath(folder)}]
 
 

@@ -24,11 +24,30 @@ _NAME = "_bringup_signals"  # attribute of queues, events, threads and futures
 _simple_queue = queue.SimpleQueue
 
 
+class UnwatchedLock:
+    """A lock of ours: waiting for it is nothing that the program does."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        import torch
+
+        torch.ops.bringup.set_waits_aside(True)
+        try:
+            self._lock.acquire()
+        finally:
+            torch.ops.bringup.set_waits_aside(False)
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
 class _Signals:
     """Signals of the items in a queue, and of those that made room in it."""
 
     def __init__(self) -> None:
-        self.lock = threading.RLock()  # of a SimpleQueue, whose put may interrupt itself
+        self.lock = UnwatchedLock()  # of a SimpleQueue, whose put may interrupt itself
         self.by_item: dict[int, list[int]] = {}  # by id: an item in the queue keeps its own
         self.rooms: collections.deque[int] = collections.deque()  # of the latest items that were taken
         self.taken = 0
@@ -59,11 +78,12 @@ class _Signals:
                 _resume(signal)
 
 
-def _signal(*, alone: bool | None = None) -> int:
-    if alone is None:
-        alone = threading.active_count() == 1
-    if alone:
-        return 0
+def _signal() -> int:
+    others = len(threading._active) > 1  # type: ignore[attr-defined]  # active_count() takes a lock
+    return _signal_to_others() if others else 0
+
+
+def _signal_to_others() -> int:
     import torch
 
     return int(torch.ops.bringup.record_signal())
@@ -163,7 +183,7 @@ def _ending(real: Method) -> Method:
         try:
             return real(self, *args, **kwargs)
         finally:
-            setattr(self, _NAME, _signal(alone=False))  # a thread that ends is counted no more
+            setattr(self, _NAME, _signal_to_others())  # a thread that ends is counted no more
 
     return end
 
