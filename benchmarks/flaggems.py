@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from bringup.check import library
+from bringup.scorecard import library
 
 
 def check(task: tuple[int, int, int, bool]) -> dict[str, list[str]]:

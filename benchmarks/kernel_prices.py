@@ -17,8 +17,8 @@ import triton
 import triton.language as tl
 
 import bringup
-from bringup.pricing import WorkTable, price_table
-from bringup.trace import LAUNCH
+from bringup.pricing.pricing import WorkTable, price_table
+from bringup.recording.trace import LAUNCH
 
 
 @triton.jit

@@ -13,10 +13,11 @@ from torch.nn import functional
 from train_step import gpt
 
 import bringup
-from bringup import pricing, timeline
-from bringup.comparison import compare
+from bringup.analyse.compare import compare
 from bringup.cost.signature import Signature
-from bringup.trace import Trace, record
+from bringup.pricing import pricing
+from bringup.recording.trace import Trace, record
+from bringup.timeline import replay as timeline
 
 
 def peak_kib(*, reset: bool = False) -> int:

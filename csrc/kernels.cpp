@@ -1,4 +1,4 @@
-// Kernels that the program brings: launched as every operator is, run by Python (bringup/kernels) in stream order.
+// Kernels that the program brings: launched as every operator is, run by Python (bringup/triton) in stream order.
 #include <torch/library.h>
 
 #include <condition_variable>

@@ -157,7 +157,7 @@ Whose classify(PyObject* code) {
   Gil gil;
   std::string file = text_of(code, "co_filename");
   // The items of the scorecard are programs, although they lie in our folder.
-  bool is_item = file.find("/bringup/check/") != std::string::npos;
+  bool is_item = file.find("/bringup/scorecard/") != std::string::npos;
   bool user = !file.empty() && (is_item || !starts_with_any(file, folders().libraries)) && !is_inductors(file, code);
   Whose whose = starts_with_any(file, folders().machinery) ? Whose::Machinery : user ? Whose::User : Whose::Library;
   Py_IncRef(code);
@@ -208,7 +208,7 @@ int32_t name_module(const std::vector<void*>& chain) {  // innermost first
     Py_IncRef(static_cast<PyObject*>(chain[i]));
     PyTuple_SetItem(tuple, ssize_t(i), static_cast<PyObject*>(chain[i]));
   }
-  PyObject* module = PyImport_ImportModule("bringup.modules");
+  PyObject* module = PyImport_ImportModule("bringup.recording.modules");
   PyObject* number = module ? PyObject_CallMethod(module, "number_of", "(O)", tuple) : nullptr;
   int32_t found = number ? int32_t(PyLong_AsLong(number)) : -1;
   PyErr_Clear();
@@ -524,7 +524,7 @@ void throw_python_error() {
 
 double chip_time_between(int64_t start, int64_t end) {
   Gil gil;
-  PyObject* module = PyImport_ImportModule("bringup.clock");
+  PyObject* module = PyImport_ImportModule("bringup.timeline.clock");
   PyObject* result =
       module ? PyObject_CallMethod(module, "elapsed_ms", "LL", static_cast<long long>(start), static_cast<long long>(end))
              : nullptr;
@@ -537,7 +537,7 @@ double chip_time_between(int64_t start, int64_t end) {
 
 void notice_dry_read(const std::string& where, const std::string& what) {
   Gil gil;
-  PyObject* module = PyImport_ImportModule("bringup.dryrun");
+  PyObject* module = PyImport_ImportModule("bringup.device.dry");
   PyObject* result = module ? PyObject_CallMethod(module, "notice", "ss", where.c_str(), what.c_str()) : nullptr;
   if (module) Py_DecRef(module);
   if (!result) throw_python_error();
@@ -546,7 +546,7 @@ void notice_dry_read(const std::string& where, const std::string& what) {
 
 void configure_from_python() {
   Gil gil;
-  PyObject* module = PyImport_ImportModule("bringup.device");
+  PyObject* module = PyImport_ImportModule("bringup.device.torch_chip");
   PyObject* result = module ? PyObject_CallMethod(module, "choose_from_environment", nullptr) : nullptr;
   if (module) Py_DecRef(module);
   if (!result) throw_python_error();

@@ -16,7 +16,7 @@ struct Line {
   bool backward = false;     // launched by autograd; the line is that of the forward op, where known
   // Only while a program is recorded:
   Phase phase = Phase::Forward;
-  int32_t module = -1;  // number of the innermost torch.nn.Module that is being called (bringup.modules)
+  int32_t module = -1;  // number of the innermost torch.nn.Module that is being called (bringup.recording.modules)
 };
 
 // Costs some 20 ns; needs no GIL. Empty on threads without Python frames.
@@ -57,7 +57,7 @@ class ReleaseGil {
 // Milliseconds of the chip's time between two recorded events, from the replay of the recording under way.
 double chip_time_between(int64_t start, int64_t end);
 
-// A dry run's program read what was not computed, at `where`: warns or raises, as bringup.dryrun decides.
+// A dry run's program read what was not computed, at `where`: warns or raises, as bringup.device.dry decides.
 void notice_dry_read(const std::string& where, const std::string& what);
 
 // Runs bringup's Python side of first use: choose the chip from the environment. Raises its error as c10::Error.

@@ -25,7 +25,7 @@ enum class RowKind : uint8_t {
   Step,     // the program, or an optimizer, ended a step
   Reserve,  // the allocator took a segment from the device
   Release,  // and gave one back
-  Owner,    // what a storage is for: bytes is bringup.memory's kind, flags the bytes of an element
+  Owner,    // what a storage is for: bytes is bringup.recording.trace's kind, flags the bytes of an element
   Host,     // the host slept, or waited for something that is not the chip: object is nanoseconds, flags a WaitFor
   Signal,   // a thread lets another one go on
   Resume,   // which waited for the signal of the same object

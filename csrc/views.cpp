@@ -1,4 +1,4 @@
-// The host's views of device memory: torch.compile's code (bringup/compiler.py) and collectives run on them.
+// The host's views of device memory: torch.compile's code (bringup/compile) and collectives run on them.
 #include "views.h"
 
 #include <torch/library.h>

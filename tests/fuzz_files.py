@@ -332,7 +332,7 @@ def _make_described(kind: str) -> Callable[[Random, Path], Path]:
     def make(rng: Random, folder: Path) -> Path:
         import tomli_w
 
-        from bringup.chip import CHIPS, HOSTS, available_hosts
+        from bringup.machine.files import CHIPS, HOSTS, available_hosts
 
         names = ("t4", "edge8", "tpu-v3", "wormhole-n150") if kind == "chip" else tuple(available_hosts())
         text = ((CHIPS if kind == "chip" else HOSTS) / f"{rng.choice(names)}.toml").read_bytes()
@@ -396,8 +396,8 @@ def make_card(rng: Random, folder: Path) -> Path:
 
 def use_card(path: Path) -> None:
     """Compare a new card with it."""
-    from bringup.check import card
     from bringup.report import html
+    from bringup.scorecard import card
 
     old = card.load(str(path))
     new = {"schema": 1, "device": "chip", "chip": "t4", "items": [line(1, 0.9), line(2, 0.1)], "ops": {}}
@@ -468,8 +468,8 @@ def make_ttir(rng: Random, folder: Path) -> Path:
 
 def use_ttir(path: Path) -> None:
     """Read and compile a kernel."""
-    from bringup.kernels import ttir
-    from bringup.kernels.executor import Kernel
+    from bringup.triton import ttir
+    from bringup.triton.executor import Kernel
 
     Kernel(ttir.parse(path.read_text("utf-8", "replace")))
 

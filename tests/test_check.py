@@ -16,11 +16,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bringup
-from bringup import sanitize, summary
-from bringup.check import card, framework, kernels, library, matrix, memory, registry, runtime, system, tools
-from bringup.check.registry import Failed, NotApplicable, Partial, load, run_item
+from bringup.analyse import summary
 from bringup.errors import BringupError
+from bringup.recording import sanitize
 from bringup.report import html, perfetto
+from bringup.scorecard import card, framework, kernels, library, matrix, memory, registry, runtime, system, tools
+from bringup.scorecard.registry import Failed, NotApplicable, Partial, load, run_item
 from tests.conftest import ROOT, without_bringup
 
 CHIP = torch.device("chip", 0)
@@ -189,7 +190,7 @@ FAULTS: dict[str, Callable[[Patch], Any]] = {
         1
     ],
     "G2": lambda p: said(p, system, "2.0"),
-    "G4": lambda p: p.setattr(bringup._load, "_problem", lambda: None),
+    "G4": lambda p: p.setattr(bringup.device.load, "_problem", lambda: None),
     "H2": lambda p: Wrong("add"),
     "H4": lambda p: (p.setattr(os, "getuid", lambda: 0), said(p, system, "", 1))[0],
     "I1": lambda p: p.setattr(torch.Tensor, "to", lambda self, *_a: self + 1),
@@ -289,7 +290,7 @@ def test_an_item_needs_its_own_id_a_level_and_documentation() -> None:
 
 VENDOR = '''
 import os, signal, time
-from bringup.check import item, require
+from bringup.scorecard import item, require
 
 @item("X1", "D", "crashes", hint="mend it")
 def crash(device):

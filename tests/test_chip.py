@@ -11,7 +11,7 @@ import torch
 import bringup
 from tests.conftest import ROOT
 
-EDGE8 = (ROOT / "src" / "bringup" / "chips" / "edge8.toml").read_text(encoding="utf-8")
+EDGE8 = (ROOT / "src" / "bringup" / "machine" / "chips" / "edge8.toml").read_text(encoding="utf-8")
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -219,7 +219,7 @@ def test_another_out_of_tree_device_is_left_alone(python: Run) -> None:
     program = """
 import torch
 torch.utils.rename_privateuse1_backend("npu")
-from bringup import _load
+from bringup.device import load as _load
 _load.autoload()
 print(torch.ones(2).sum().item(), torch._C._get_privateuse1_backend_name())
 """
@@ -232,7 +232,7 @@ def test_core_that_does_not_load_warns(python: Run) -> None:
     program = """
 from pathlib import Path
 import torch
-from bringup import _load
+from bringup.device import load as _load
 _load._core = lambda: Path(__file__)
 _load.autoload()
 print(torch.ones(2).sum().item())
@@ -248,7 +248,7 @@ import sys
 import torch  # TORCH_DEVICE_BACKEND_AUTOLOAD=0: load by hand, after pretending to have a GPU
 real = torch.accelerator.current_accelerator
 torch.accelerator.current_accelerator = lambda check_available=False: torch.device("cuda")
-from bringup import _load
+from bringup.device import load as _load
 _load.autoload()
 torch.accelerator.current_accelerator = real
 print(torch.accelerator.current_accelerator())

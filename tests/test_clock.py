@@ -403,7 +403,7 @@ def test_clocks_are_real_again_afterwards(python: Run) -> None:
     done = python(
         """
 import time, torch, bringup
-from bringup import clock
+from bringup.timeline import clock
 real = time.perf_counter, time.sleep
 with bringup.record(), clock.shown():
     assert time.perf_counter is not real[0]

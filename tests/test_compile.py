@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bringup
-from bringup.trace import ALLOC, FREE, IN_BACKWARD, LAUNCH
+from bringup.recording.trace import ALLOC, FREE, IN_BACKWARD, LAUNCH
 
 CHIP = "chip"
 
@@ -80,7 +80,7 @@ def test_inputs_are_not_written_over() -> None:
 
 
 def test_sizes_may_change_without_a_graph_each() -> None:
-    from bringup import compiler
+    from bringup.compile import compiler
 
     function = torch.compile(lambda x: torch.softmax(x * 2, -1) @ x.T)
     before = compiler.graphs

@@ -18,8 +18,8 @@ from torch import nn
 import bringup
 from bringup import DryWarning
 from bringup.cli import main
-from bringup.dryrun import DryFloat
-from bringup.trace import ALLOC, FREE
+from bringup.device.dry import DryFloat
+from bringup.recording.trace import ALLOC, FREE
 from tests.conftest import ROOT, without_bringup
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -349,7 +349,7 @@ def test_a_cache_of_keys_is_kept_between_calls() -> None:
 
 def small_chip(tmp_path: Path, mebibytes: int) -> str:
     """An edge8 with less memory."""
-    text = (ROOT / "src" / "bringup" / "chips" / "edge8.toml").read_text(encoding="utf-8")
+    text = (ROOT / "src" / "bringup" / "machine" / "chips" / "edge8.toml").read_text(encoding="utf-8")
     lines = [
         f"device_gib = {mebibytes / 1024}" if line.startswith("device_gib") else line for line in text.splitlines()
     ]
@@ -376,7 +376,8 @@ def test_ways_to_fit_are_what_their_runs_need(tmp_path: Path) -> None:
 
 
 def test_a_smaller_optimizer_state_and_shards_are_what_they_say() -> None:
-    from bringup import fitting, memory
+    from bringup.analyse import holders as memory
+    from bringup.analyse import ways_to_fit as fitting
 
     trace = training(1)
     every = memory.storages(trace, 0)
@@ -392,7 +393,8 @@ def test_a_smaller_optimizer_state_and_shards_are_what_they_say() -> None:
 
 
 def test_a_smaller_batch_of_a_peak_elsewhere_does_not_help() -> None:
-    from bringup import fitting, memory
+    from bringup.analyse import holders as memory
+    from bringup.analyse import ways_to_fit as fitting
 
     trace = training(1)
     every = memory.storages(trace, 0)

@@ -37,7 +37,7 @@ from bringup.cli import bringup as command
 command.main(["compare", "t.parquet", "--chips", "t4,a100-sxm-80"], standalone_mode=False)
 for verb in ("run", "chips", "compare"):
     command.main([verb, "--help"], standalone_mode=False)
-from bringup.check.registry import load
+from bringup.scorecard.registry import load
 print(len(load()), "items")
 """
 

@@ -148,7 +148,7 @@ def function(x):
 
 x = torch.randn(4, 4, device="cuda")
 assert torch.allclose(function(x).cpu(), x.cpu().relu() + 1)
-from bringup.compiler import breaks_since
+from bringup.compile.compiler import breaks_since
 assert not breaks_since(0), breaks_since(0)
 """,
 }
@@ -172,7 +172,7 @@ torch.ones(2, device="chip")
 assert before == now()
 assert not torch.cuda.is_available()
 import sys
-assert "bringup.redirect" not in sys.modules
+assert "bringup.device.cuda" not in sys.modules
 print("done")
 """
     )

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import bringup
-from bringup import sanitize
+from bringup.recording import sanitize
 
 MISTAKES: list[tuple[str, Callable[[], Any]]] = []
 LOOKALIKES: list[Callable[[], Any]] = []

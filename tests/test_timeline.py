@@ -7,13 +7,14 @@ import pytest
 import torch
 
 import bringup
-from bringup import memory, pricing
-from bringup._schema import Chip, Host
+from bringup.analyse import holders as memory
+from bringup.analyse.summary import summarize
 from bringup.cost.signature import Signature
-from bringup.pricing import COMPUTE, LAUNCH, MEMORY, WorkTable, price_table
-from bringup.summary import summarize
-from bringup.timeline import LAUNCH_LATENCY, Timeline, replay
-from bringup.trace import STEP, Trace
+from bringup.machine.schema import Chip, Host
+from bringup.pricing import pricing
+from bringup.pricing.pricing import COMPUTE, LAUNCH, MEMORY, WorkTable, price_table
+from bringup.recording.trace import STEP, Trace
+from bringup.timeline.replay import LAUNCH_LATENCY, Timeline, replay
 
 
 def chip(**changes: Any) -> Chip:

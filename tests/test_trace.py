@@ -14,11 +14,10 @@ import torch
 from torch import nn
 
 import bringup
-from bringup import trace as trace_module
-from bringup._load import _SCALAR_TYPES as SCALAR_TYPES
-from bringup._load import MAX_DEVICES
-from bringup.timeline import replay
-from bringup.trace import (
+from bringup.device.load import _SCALAR_TYPES as SCALAR_TYPES
+from bringup.device.load import MAX_DEVICES
+from bringup.recording import trace as trace_module
+from bringup.recording.trace import (
     ALLOC,
     D2H,
     EVENT_RECORD,
@@ -33,6 +32,7 @@ from bringup.trace import (
     STEP,
     STREAM_SYNC,
 )
+from bringup.timeline.replay import replay
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

@@ -13,8 +13,9 @@ import torch
 from torch import nn
 
 import bringup
-from bringup import limits, trace_check
-from bringup.trace import ALLOC, COLUMNS, D2D, FREE, KINDS, LAUNCH, STEP
+from bringup import limits
+from bringup.recording import trace_check
+from bringup.recording.trace import ALLOC, COLUMNS, D2D, FREE, KINDS, LAUNCH, STEP
 
 Rows = dict[str, np.ndarray[Any, Any]]
 

@@ -13,9 +13,19 @@ import pytest
 import torch
 
 import bringup
-from bringup import calibration, pricing
-from bringup.validation import Errors, Measurement, errors, grouped, measurements, programs, read_folder, summarize
-from bringup.validation.fit import STAGES, fit, generation, is_fitted, uninformed
+from bringup.pricing import pricing
+from bringup.validation import (
+    Errors,
+    Measurement,
+    calibration,
+    errors,
+    grouped,
+    measurements,
+    programs,
+    read_folder,
+    summarize,
+)
+from bringup.validation.constants_fit import STAGES, fit, generation, is_fitted, uninformed
 from bringup.validation.score import BEFORE_LAUNCH
 
 ROOT = Path(__file__).parent.parent

@@ -3,10 +3,10 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bringup._load import launch_stats, use
-    from bringup._schema import Chip, Host
-    from bringup.chip import available_chips, available_hosts, load_chip, load_host
-    from bringup.dryrun import DryWarning, dry
+    from bringup.analyse.prediction import Prediction, predict, price
+    from bringup.device.cuda import redirect_cuda
+    from bringup.device.dry import DryWarning, dry
+    from bringup.device.load import launch_stats, use
     from bringup.errors import (
         BringupError,
         ChipFileError,
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
         UnknownChipError,
         VersionError,
     )
-    from bringup.prediction import Prediction, predict, price
-    from bringup.redirect import redirect_cuda
-    from bringup.trace import Trace, record, step
+    from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
+    from bringup.machine.schema import Chip, Host
+    from bringup.recording.trace import Trace, record, step
 
 __all__ = [
     "BringupError",
@@ -48,13 +48,13 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    **dict.fromkeys(("Chip", "Host"), "_schema"),
-    **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "chip"),
-    **dict.fromkeys(("launch_stats", "use"), "_load"),
-    **dict.fromkeys(("Prediction", "predict", "price"), "prediction"),
-    **dict.fromkeys(("Trace", "record", "step"), "trace"),
-    **dict.fromkeys(("DryWarning", "dry"), "dryrun"),
-    "redirect_cuda": "redirect",
+    **dict.fromkeys(("Chip", "Host"), "machine.schema"),
+    **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "machine.files"),
+    **dict.fromkeys(("launch_stats", "use"), "device.load"),
+    **dict.fromkeys(("Prediction", "predict", "price"), "analyse.prediction"),
+    **dict.fromkeys(("Trace", "record", "step"), "recording.trace"),
+    **dict.fromkeys(("DryWarning", "dry"), "device.dry"),
+    "redirect_cuda": "device.cuda",
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
 }
 
@@ -71,8 +71,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("bringup.kernels")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOMES[name] == "_load":
-        importlib.import_module("torch")  # which imports bringup._load: it must not be half-imported by then
+    if _HOMES[name] == "device.load":
+        importlib.import_module("torch")  # which imports bringup.device.load: it must not be half-imported by then
     value = getattr(importlib.import_module(f"bringup.{_HOMES[name]}"), name)
     setattr(sys.modules[__name__], name, value)
     return value

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from bringup.prediction import Prediction
-    from bringup.sanitize import Finding
-    from bringup.trace import Recorder
+    from bringup.analyse.prediction import Prediction
+    from bringup.recording.sanitize import Finding
+    from bringup.recording.trace import Recorder
 
 KEY, LEAK = "bringup", "bringup leak"  # of a test's user properties: they survive the way from a worker of pytest-xdist
 MARKERS = (
@@ -49,8 +49,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     options = early_config.known_args_namespace
     if not getattr(options, "chip_cuda", False) or options.chip is None:
         return
+    from bringup.device.cuda import redirect_cuda
     from bringup.errors import BringupError
-    from bringup.redirect import redirect_cuda
 
     try:
         redirect_cuda()
@@ -136,7 +136,7 @@ class ChipPlugin:
     """The checks, around every test."""
 
     def __init__(self, config: pytest.Config, name: str) -> None:
-        from bringup.chip import load_chip, load_host
+        from bringup.machine.files import load_chip, load_host
 
         self.chip, self.host = load_chip(name), load_host(None)
         self.dry = bool(config.getoption("--chip-dry"))
@@ -149,13 +149,13 @@ class ChipPlugin:
         self.lines: set[str] = set()  # that the test ran
         import torch  # noqa: F401
 
-        from bringup import _load
+        from bringup.device import load as _load
 
         _load.use(name, devices=_load._devices_from_environment(), strict=bool(config.getoption("--chip-strict")))
 
     def report(self, chip: str | None = None) -> Prediction:
         """Price what the test that runs has launched so far."""
-        from bringup.prediction import price
+        from bringup.analyse.prediction import price
 
         assert self.recorder is not None, "a test is running"
         return price(self.recorder.trace(), self.chip if chip is None else chip, self.host)
@@ -183,8 +183,8 @@ class ChipPlugin:
         """Record the test, and look at the recording."""
         import torch
 
-        from bringup import sanitize
-        from bringup.trace import recorded
+        from bringup.recording import sanitize
+        from bringup.recording.trace import recorded
 
         chips: Any = torch.chip  # type: ignore[attr-defined]
         if chips.is_initialized():
@@ -228,7 +228,7 @@ class ChipPlugin:
 
     @contextmanager
     def _dry(self) -> Any:
-        from bringup.dryrun import DryWarning, dry
+        from bringup.device.dry import DryWarning, dry
 
         with dry() if self.dry else nullcontext(), warnings.catch_warnings():
             if self.dry:
@@ -236,10 +236,10 @@ class ChipPlugin:
             yield
 
     def _budgets(self, item: pytest.Item, trace: Any) -> list[Finding]:
-        from bringup import sanitize
-        from bringup.prediction import price
-        from bringup.sanitize import Finding
-        from bringup.summary import by_group
+        from bringup.analyse.prediction import price
+        from bringup.analyse.summary import by_group
+        from bringup.recording import sanitize
+        from bringup.recording.sanitize import Finding
         from bringup.text import duration, size
 
         found = []
@@ -275,14 +275,14 @@ class ChipPlugin:
     def _facts(self, trace: Any, found: list[Finding]) -> dict[str, Any]:
         import numpy as np
 
-        from bringup.trace import LAUNCH
+        from bringup.recording.trace import LAUNCH
 
         columns = trace.columns
         launched = columns["signature"][columns["kind"] == LAUNCH]
         unsupported: dict[str, int] = {}
         seconds = 0.0
         if len(launched):
-            from bringup.timeline import replay
+            from bringup.timeline.replay import replay
 
             timeline = replay(trace, self.chip, self.host)
             for number, count in enumerate(np.bincount(launched).tolist()):
@@ -379,7 +379,7 @@ def _leak(count: int, lines: set[str]) -> Finding:
 
     import torch
 
-    from bringup.sanitize import Finding
+    from bringup.recording.sanitize import Finding
     from bringup.text import size
 
     blocks = [

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bringup
-from bringup import sanitize
+from bringup.recording import sanitize
 from tests.conftest import ROOT
 
 pytest.importorskip("triton", reason="needs bringup[triton]")
@@ -231,7 +231,7 @@ def test_lock_that_is_never_free_is_noticed(tmp_path: Path) -> None:
 
 
 def chip_file(tmp_path: Path, limits: str) -> Path:
-    from bringup.chip import CHIPS
+    from bringup.machine.files import CHIPS
 
     text = (CHIPS / "edge8.toml").read_text()
     text = re.sub(r"\[scratchpad\]\nkib_per_core = [\d.]+", "[scratchpad]\nkib_per_core = 16", text)

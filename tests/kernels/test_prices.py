@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import bringup
-from bringup.pricing import WorkTable, price_table
-from bringup.trace import LAUNCH
+from bringup.pricing.pricing import WorkTable, price_table
+from bringup.recording.trace import LAUNCH
 
 pytest.importorskip("triton", reason="needs bringup[triton]")
 

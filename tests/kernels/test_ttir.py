@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from bringup.errors import BringupError
-from bringup.kernels import require_triton, ttir
-from bringup.kernels.executor import Kernel
-from bringup.kernels.memory import Buffer, KernelError, Memory
-from bringup.kernels.values import Pointer
+from bringup.triton import require_triton, ttir
+from bringup.triton.executor import Kernel
+from bringup.triton.memory import Buffer, KernelError, Memory
+from bringup.triton.values import Pointer
 
 FOLDER = Path(__file__).parent / "ttir"
 FILES = sorted(FOLDER.glob("*/*.ttir"))

@@ -30,9 +30,9 @@ def command(device: str, name: str | None, out: str) -> None:
     """
     import tomli_w
 
-    from bringup.calibration import calibrate
-    from bringup.chip import load_chip, load_host
+    from bringup.machine.files import load_chip, load_host
     from bringup.validation import errors, summarize
+    from bringup.validation.calibration import calibrate
 
     folder = Path(out)
     if not os.path.isdir(folder):

@@ -50,12 +50,12 @@ def command(
     """
     import os
 
-    from bringup.check import card
-    from bringup.check.registry import load
-    from bringup.chip import load_chip
+    from bringup.machine.files import load_chip
     from bringup.report import directory, html
     from bringup.report.terminal import console as new_console
     from bringup.report.terminal import shown
+    from bringup.scorecard import card
+    from bringup.scorecard.registry import load
 
     every = load(files)
     if listing:
@@ -133,8 +133,8 @@ def _chosen(every: dict[str, Any], only: str | None, level: str) -> list[Any]:
 
 
 def _print(found: dict[str, Any], console: Any) -> None:
-    from bringup.check.card import share, totals
     from bringup.report.terminal import shown
+    from bringup.scorecard.card import share, totals
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("item", "", "", "verdict", "evidence"):

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from bringup.chip import available_chips, available_hosts, load_chip, load_host
+from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
 from bringup.report.terminal import console as new_console
 from bringup.report.terminal import shown
 from bringup.text import plain
 
 if TYPE_CHECKING:
-    from bringup._schema import Chip
+    from bringup.machine.schema import Chip
 
 
 def _facts(chip: Chip) -> dict[str, Any]:

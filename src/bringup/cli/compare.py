@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bringup.chip import available_chips, chip_names, load_chip, load_host
+from bringup.machine.files import available_chips, chip_names, load_chip, load_host
 from bringup.text import plain
 
 if TYPE_CHECKING:
-    from bringup.comparison import Row
+    from bringup.analyse.compare import Row
 
 
 @click.command()
@@ -54,11 +54,11 @@ def command(
     names = chip_names(chips, "--chips") if chips else available_chips()
     described = [load_chip(name) for name in names]
     machine = load_host(host)
-    from bringup.comparison import compare
+    from bringup.analyse.compare import compare
+    from bringup.analyse.prediction import read_trace
     from bringup.files import write_text
-    from bringup.prediction import read_trace
     from bringup.report import directory, html, terminal
-    from bringup.report.machine import as_dict
+    from bringup.report.summary_json import as_dict
 
     recording = read_trace(trace)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:

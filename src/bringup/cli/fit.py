@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from bringup.chip import chip_names, load_chip, load_host
 from bringup.errors import BringupError
+from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.text import plain
 
 if TYPE_CHECKING:
-    from bringup.search import Fit
+    from bringup.analyse.search import Fit
 
 
 @click.command()
@@ -45,7 +45,7 @@ def command(
 
     With --vary, look for the largest number that fits, such as a batch size.
     """
-    from bringup.search import Program, search
+    from bringup.analyse.search import Program, search
 
     described = {name: load_chip(name) for name in chip_names(chips, "--chips")}
     if not os.path.isfile(script):
@@ -69,7 +69,7 @@ def _say(text: str) -> None:
 
 
 def _as_dict(fit: Fit) -> dict[str, Any]:
-    from bringup.report.machine import as_dict
+    from bringup.report.summary_json import as_dict
 
     def run(summary: Any) -> dict[str, Any]:
         full = as_dict(summary)

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from bringup.chip import chip_names, load_chip, load_host
 from bringup.errors import BringupError
 from bringup.files import current_directory
+from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.text import plain
 
 if TYPE_CHECKING:
-    from bringup._schema import Chip, Host
-    from bringup.trace import Recorder
+    from bringup.machine.schema import Chip, Host
+    from bringup.recording.trace import Recorder
 
 OUT_OF_MEMORY = -1  # in place of an exit code: the program ended with torch.OutOfMemoryError
 
@@ -164,14 +164,14 @@ def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
             number = float(value)
         except ValueError:
             raise BringupError(f"--dry-value must be a number or random, got {value!r}") from None
-    from bringup.dryrun import dry
+    from bringup.device.dry import dry
 
     return dry(strict=how == "strict", value=number)  # type: ignore[arg-type]
 
 
 def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
     """Return what is to be done about Triton once the chip is chosen and before the program runs."""
-    from bringup import kernels
+    from bringup import triton as kernels
 
     if debug:
         kernels.require_triton("--kernel-debug")
@@ -187,7 +187,7 @@ def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
     def prepare() -> None:
         os.environ.setdefault("TRITON_DEFAULT_BACKEND", "chip")
         if ops == "flaggems":
-            from bringup.kernels import flaggems
+            from bringup.triton import flaggems
 
             flaggems.enable()
 
@@ -197,7 +197,7 @@ def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
 def _checks(names: str | None) -> tuple[str, ...]:
     if names is None:
         return ()
-    from bringup.sanitize import CHECKS
+    from bringup.recording.sanitize import CHECKS
 
     asked = tuple(CHECKS) if names == "all" else tuple(name for name in names.split(",") if name)
     for name in asked:
@@ -286,8 +286,9 @@ def _record(
 ) -> int | None:
     import torch
 
-    from bringup import _load, clock
-    from bringup.trace import recorded
+    from bringup.device import load as _load
+    from bringup.recording.trace import recorded
+    from bringup.timeline import clock
 
     devices = os.environ.get("BRINGUP_DEVICES", "1")
     if not devices.isdigit() or not 1 <= int(devices) <= _load.MAX_DEVICES:
@@ -296,11 +297,11 @@ def _record(
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
     _load.use(name, devices=int(devices), strict=strict, past_capacity=past_capacity)
     if cuda:
-        from bringup.redirect import redirect_cuda
+        from bringup.device.cuda import redirect_cuda
 
         redirect_cuda()
     prepare()
-    from bringup.sanitize import watched
+    from bringup.recording.sanitize import watched
 
     watch = watched() if {"race", "init"} & set(report.checks) else nullcontext()
     with dry, watch, recorded(report.host, report.host_clock) as recorder:  # type: ignore[arg-type]
@@ -413,9 +414,9 @@ def _print_traceback() -> None:
 
 
 def _write(recorder: Recorder, to: _Report) -> None:
-    from bringup import sanitize
-    from bringup.prediction import price
-    from bringup.report import machine, terminal, writer
+    from bringup.analyse.prediction import price
+    from bringup.recording import sanitize
+    from bringup.report import summary_json, terminal, writer
 
     trace = recorder.trace()
     if not trace.launches:
@@ -433,7 +434,7 @@ def _write(recorder: Recorder, to: _Report) -> None:
         to.found = len(findings)
     writer.write(prediction, to.target, progress=sys.stderr.isatty())
     if to.as_json:
-        print(machine.as_json(prediction.summary, indent=None), flush=True)
+        print(summary_json.as_json(prediction.summary, indent=None), flush=True)
         return
     console = terminal.console()
     console.print()
@@ -442,8 +443,8 @@ def _write(recorder: Recorder, to: _Report) -> None:
     paths = f"report: {report}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
     console.print(terminal.shown(paths), highlight=False, soft_wrap=True)
     if len(to.chips) > 1:
+        from bringup.analyse.compare import compare
         from bringup.cli.compare import print_table
-        from bringup.comparison import compare
 
         print_table(compare(trace, to.chips, to.host, host_clock=to.host_clock), console)  # type: ignore[arg-type]
 

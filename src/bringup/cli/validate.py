@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from bringup.chip import load_chip, load_host
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
+from bringup.machine.files import load_chip, load_host
 from bringup.report import terminal
 from bringup.text import duration
 
@@ -111,7 +111,7 @@ KINDS = ("fitted", "unseen", "left out", "one run known")  # columns beside that
 def _tables(off: dict[Measurement, float], left_out: dict[Measurement, float], *, sets: bool) -> dict[str, Groups]:
     """Errors by chip, by operator and by set, each in columns: all rows, fitted ones, unseen ones, chips left out."""
     from bringup.validation import summarize
-    from bringup.validation.fit import is_fitted
+    from bringup.validation.constants_fit import is_fitted
 
     kinds: dict[str, dict[Measurement, float]] = {"all": off}
     if sets:
@@ -166,7 +166,7 @@ def _left_out(rows: list[Measurement], wanted: list[Measurement], has_data: bool
             "--leave-one-out fits the constants again, which needs the measurement sets: give --data DIR"
         )
     from bringup.validation import grouped
-    from bringup.validation.fit import fit, generation
+    from bringup.validation.constants_fit import fit, generation
 
     found: dict[Measurement, float] = {}
     generations = sorted({generation(row.chip) for row in wanted})

@@ -134,7 +134,7 @@ def _load_families() -> None:
         "memory",
         "algebra",
         "fused",
-        "kernel",
+        "own_kernel",
     ):
         importlib.import_module(f"bringup.cost.{name}")
 

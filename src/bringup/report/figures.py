@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup import pricing
+from bringup.analyse.holders import memory_over_time
+from bringup.analyse.summary import Summary
 from bringup.cost import FAMILIES
-from bringup.memory import memory_over_time
-from bringup.summary import Summary
+from bringup.pricing import pricing
+from bringup.recording.trace import D2D, D2H, H2D, LAUNCH
 from bringup.text import duration, size
-from bringup.timeline import Timeline
-from bringup.trace import D2D, D2H, H2D, LAUNCH
+from bringup.timeline.replay import Timeline
 
 MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
 MOST_LANES = 200  # by stream and family: ten streams with kernels of every family

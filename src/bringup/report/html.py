@@ -11,15 +11,15 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
-from bringup.comparison import Row
-from bringup.memory import memory_over_time
-from bringup.pricing import ENGINES
+from bringup.analyse.compare import Row
+from bringup.analyse.holders import memory_over_time
+from bringup.analyse.summary import Summary, by_group
+from bringup.pricing.pricing import ENGINES
+from bringup.recording.trace import ALLOC, FREE, PHASES, Trace
 from bringup.report import figures
 from bringup.report.terminal import band, by_kind, moment, per_million, unit
-from bringup.summary import Summary, by_group
 from bringup.text import duration, size
-from bringup.timeline import Timeline
-from bringup.trace import ALLOC, FREE, PHASES, Trace
+from bringup.timeline.replay import Timeline
 
 FOLDER = Path(__file__).parent
 MOST_ROWS = 25
@@ -121,8 +121,8 @@ def validation(count: int, tables: dict[str, Any], plots: dict[str, Any], sets: 
 
 def scorecard(card: dict[str, Any], items: dict[str, Any], old: dict[str, Any] | None) -> str:
     """Write a scorecard's page, with the support matrix and what changed against an older card."""
-    from bringup.check import card as cards
-    from bringup.check.registry import LEVELS
+    from bringup.scorecard import card as cards
+    from bringup.scorecard.registry import LEVELS
 
     name = card["chip"] or card["device"]
     return _render(
@@ -141,7 +141,7 @@ def scorecard(card: dict[str, Any], items: dict[str, Any], old: dict[str, Any] |
 
 def badge(card: dict[str, Any]) -> str:
     """Draw the share that passes as an SVG."""
-    from bringup.check.card import share
+    from bringup.scorecard.card import share
 
     score = share(card)
     text = "nothing applies" if score is None else f"{int(100 * score)} %"

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bringup.timeline import Timeline
-from bringup.trace import (
+from bringup.recording.trace import (
     D2D,
     D2H,
     DEVICE_SYNC,
@@ -21,6 +20,7 @@ from bringup.trace import (
     STREAM_SYNC,
     WAITS_FOR,
 )
+from bringup.timeline.replay import Timeline
 
 MOST_EVENTS = 200_000  # what the viewer opens without complaint; a longer trace is cut, and says so
 

@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bringup.fitting import Way
-from bringup.memory import Moment, Owner
-from bringup.summary import Summary
+from bringup.analyse.holders import Moment, Owner
+from bringup.analyse.summary import Summary
+from bringup.analyse.ways_to_fit import Way
 from bringup.text import duration, plain, size
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
+from bringup.analyse.prediction import Prediction
 from bringup.files import write_text
-from bringup.prediction import Prediction
-from bringup.report import directory, html, machine, perfetto
+from bringup.report import directory, html, perfetto, summary_json
 
 
 def write(prediction: Prediction, target: Path, *, progress: bool = False) -> None:
@@ -34,7 +34,7 @@ def write(prediction: Prediction, target: Path, *, progress: bool = False) -> No
     summary = prediction.summary = replace(prediction.summary, run=run)
     work: dict[str, Callable[[Path], None]] = {
         "trace.parquet": trace.save,
-        "summary.json": lambda path: write_text(path, machine.as_json(summary) + "\n"),
+        "summary.json": lambda path: write_text(path, summary_json.as_json(summary) + "\n"),
         "timeline.json": lambda path: write_text(path, perfetto.text(timeline, run)),
         "report.html": lambda path: write_text(path, html.page(timeline, summary)),
     }
@@ -57,7 +57,7 @@ def run_id(prediction: Prediction) -> str:
     The host's own nanoseconds, which differ from run to run, count by what they change in the summary.
     """
     trace, timeline = prediction.trace, prediction.timeline
-    digest = hashlib.sha256(machine.as_json(replace(prediction.summary, run="")).encode())
+    digest = hashlib.sha256(summary_json.as_json(replace(prediction.summary, run="")).encode())
     for name, column in trace.columns.items():
         if name != "host_ns":
             digest.update(np.ascontiguousarray(column).data)

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bringup.calibration import keep_freed_memory, timed
+from bringup.analyse.prediction import price
 from bringup.errors import BringupError
-from bringup.prediction import price
+from bringup.validation.calibration import keep_freed_memory, timed
 from bringup.validation.measurement import Measurement
 from bringup.validation.programs import RECORDED_ON, can_record
 from bringup.validation.score import errors
@@ -17,8 +17,8 @@ from bringup.validation.score import errors
 if TYPE_CHECKING:
     import torch
 
-    from bringup._schema import Chip, Host
-    from bringup.trace import Trace
+    from bringup.machine.schema import Chip, Host
+    from bringup.recording.trace import Trace
 
 ROUNDS = 5  # over all programs, of which the median counts: a machine's slow minutes hit them all
 
@@ -163,9 +163,9 @@ def recorded(program: Program) -> Trace:
     """Record a step in dry form on the virtual chip."""
     import torch
 
-    from bringup import _load
-    from bringup.dryrun import dry
-    from bringup.trace import record, step
+    from bringup.device import load as _load
+    from bringup.device.dry import dry
+    from bringup.recording.trace import record, step
 
     _load.register()
     if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():

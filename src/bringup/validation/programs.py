@@ -13,12 +13,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bringup.analyse.prediction import price
 from bringup.errors import BringupError
-from bringup.prediction import price
 
 if TYPE_CHECKING:
-    from bringup._schema import Chip
-    from bringup.trace import Trace
+    from bringup.machine.schema import Chip
+    from bringup.recording.trace import Trace
 
 TABLE = Path(__file__).parent / "programs.csv"
 # The chip that programs are recorded on; the trace is priced on others.
@@ -160,9 +160,9 @@ def recorded(model: str, mode: str, precision: str, length: int, batch: int) -> 
     import torch
     import transformers
 
-    from bringup import _load
-    from bringup.dryrun import dry
-    from bringup.trace import record, step
+    from bringup.device import load as _load
+    from bringup.device.dry import dry
+    from bringup.recording.trace import record, step
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     _load.register()

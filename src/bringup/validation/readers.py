@@ -89,7 +89,7 @@ def read_folder(folder: Path) -> MeasurementSet:
     """
     if not os.path.isdir(folder):
         raise BringupError(f"{folder} is no folder: give one with measurement sets, see docs/validation.md")
-    from bringup.chip import available_chips
+    from bringup.machine.files import available_chips
 
     known = set(available_chips())
     rows: list[Measurement] = []

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup import pricing
-from bringup.chip import available_chips, load_chip
 from bringup.cost.signature import Signature
+from bringup.machine.files import available_chips, load_chip
+from bringup.pricing import pricing
 from bringup.validation.measurement import Measurement, measurements
 
 if TYPE_CHECKING:
-    from bringup._schema import Chip
+    from bringup.machine.schema import Chip
 
 # The part of the host's time for an operator that lies before its kernel starts; the rest (freeing arguments, returning
 # to Python) overlaps with the kernel. Seen where a host-clock set grows from its floor: layer norm and GELU on the A100

@@ -1,0 +1,1 @@
+"""What a timeline means: the summary, memory, advice and comparisons."""

@@ -1,0 +1,71 @@
+"""One recording on many chips."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from bringup.analyse import holders as memory
+from bringup.analyse.summary import Summary, summarize
+from bringup.recording.trace import Trace
+from bringup.timeline.replay import HostClock, replay
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip, Host
+
+
+@dataclass(frozen=True)
+class Row:
+    """One chip of a comparison.
+
+    Attributes:
+        summary: the numbers.
+        bound: what takes most of a step: ``chip``, ``link``, ``host`` or ``fallbacks``.
+        ratio: the first chip's step time over this one's.
+    """
+
+    summary: Summary
+    bound: str
+    ratio: float
+
+
+def compare(
+    trace: Trace,
+    chips: Sequence[Chip],
+    host: Host,
+    *,
+    host_clock: HostClock = "modelled",
+    advance: Callable[[], None] = lambda: None,
+) -> list[Row]:
+    """Price a trace on every chip, in the given order.
+
+    Args:
+        trace: what was launched.
+        chips: on what.
+        host: beside which host.
+        host_clock: ``modelled`` or ``measured``.
+        advance: called after every chip.
+    """
+    rows: list[Row] = []
+    used: memory.Memory | None = None
+    for chip in chips:
+        timeline = replay(trace, chip, host, host_clock=host_clock)
+        used = used or memory.usage(trace, timeline.steps.ends)
+        summary = summarize(timeline, advise=False, used=used)
+        first = rows[0].summary.step_seconds if rows else summary.step_seconds
+        rows.append(Row(summary, bound_of(summary), first / summary.step_seconds if summary.step_seconds else 0.0))
+        advance()
+    return rows
+
+
+def bound_of(summary: Summary) -> str:
+    """Name what takes most of a step."""
+    shares = {
+        "chip": summary.device_seconds,
+        "link": summary.link_seconds,
+        "between chips": summary.between_seconds,
+        "host": summary.host_seconds,
+        "fallbacks": summary.fallback_seconds,
+    }
+    return max(shares, key=lambda name: shares[name])

@@ -1,0 +1,176 @@
+"""Predictions from Python: price a trace, or run a function once and price it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bringup.analyse.summary import Summary, summarize
+from bringup.device import dry as dryrun
+from bringup.errors import BringupError
+from bringup.files import write_text
+from bringup.machine.files import load_chip, load_host
+from bringup.recording.trace import Trace, record, step
+from bringup.report import directory
+from bringup.timeline.replay import HostClock, Timeline, replay
+
+if TYPE_CHECKING:
+    import torch
+
+    from bringup.machine.schema import Chip, Host
+
+
+class Prediction:
+    """A trace priced on one machine. The fields of `Summary` are its attributes, in seconds and bytes.
+
+    Attributes:
+        trace: what was launched.
+        timeline: when everything happened.
+        summary: the numbers.
+    """
+
+    def __init__(self, trace: Trace, timeline: Timeline, summary: Summary) -> None:
+        self.trace = trace
+        self.timeline = timeline
+        self.summary = summary
+
+    def __getattr__(self, name: str) -> Any:
+        """Give the summary's fields."""
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.summary, name)
+
+    def __repr__(self) -> str:
+        """Show what most people want to know."""
+        return f"<Prediction: {self.summary.step_seconds * 1e3:.4g} ms per step on {self.summary.chip}>"
+
+    def to_html(self, path: str | os.PathLike[str]) -> None:
+        """Write the report as one self-contained file."""
+        from bringup.report import html
+
+        write_text(path, html.page(self.timeline, self.summary))
+
+
+def price(
+    trace: Trace,
+    chip: str | os.PathLike[str] | Chip,
+    host: str | os.PathLike[str] | Host | None = None,
+    *,
+    host_clock: HostClock = "modelled",
+) -> Prediction:
+    """Price a trace on a chip, in milliseconds and without running anything.
+
+    Args:
+        trace: from `record` or `Trace.load`.
+        chip: name, file or loaded chip.
+        host: name, file or loaded host (default: see `load_host`).
+        host_clock: ``modelled`` (from the host file) or ``measured`` (what the recorded program's threads used).
+    """
+    from bringup.machine.schema import Chip, Host
+
+    described = chip if isinstance(chip, Chip) else load_chip(os.fspath(chip))
+    machine = host if isinstance(host, Host) else load_host(None if host is None else os.fspath(host))
+    timeline = replay(trace, described, machine, host_clock=host_clock)
+    return Prediction(trace, timeline, summarize(timeline))
+
+
+def predict(
+    function: Callable[..., Any],
+    *args: Any,
+    chip: str | os.PathLike[str],
+    host: str | os.PathLike[str] | None = None,
+    dry: bool = True,
+    **kwargs: Any,
+) -> Prediction:
+    """Call ``function(*args, **kwargs)`` once on the virtual chip, record it, and price it.
+
+    Nothing is computed (see `bringup.dry`), so models larger than this machine are as quick as small ones, and modules
+    are left as and where they were. Tensors and modules among the arguments are moved to the chip first, which is not
+    part of the prediction. The chip of the process stays what it is; `chip` is what the recording is priced on. One
+    call is one step, unless the function marks steps itself.
+
+    Args:
+        function: what to run.
+        args: its arguments.
+        chip: name or file of the chip to price it on.
+        host: name or file of the host.
+        dry: compute nothing; False runs every kernel.
+        kwargs: its named arguments.
+
+    Raises:
+        BringupError: nothing was launched on the chip.
+    """
+    import torch
+
+    from bringup.device.load import register
+
+    described = load_chip(os.fspath(chip))
+    register()
+    if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
+        from bringup.device.load import use
+
+        use(os.fspath(chip))
+    modules = [item for item in (function, *args, *kwargs.values()) if isinstance(item, torch.nn.Module)]
+    with dryrun.dry() if dry else nullcontext(), _put_back(modules) if dry else nullcontext():
+        moved, named = _on_chip(args), _on_chip(kwargs)
+        if isinstance(function, torch.nn.Module):
+            function = function.to("chip")
+        torch.chip.synchronize()  # type: ignore[attr-defined]
+        with record() as trace:
+            function(*moved, **named)
+            torch.chip.synchronize()  # type: ignore[attr-defined]
+            step()
+    if not trace.launches:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise BringupError(f"{name} launched nothing on the chip: make its tensors there, or pass them as arguments")
+    return price(trace, described, host)
+
+
+@contextmanager
+def _put_back(modules: list[torch.nn.Module]) -> Iterator[None]:
+    """Give modules back what they held: a dry run moves their parameters without their values."""
+    inside = [inner for module in modules for inner in module.modules()]
+    buffers = [(inner._buffers, name, value) for inner in inside for name, value in inner._buffers.items()]
+    held = [(item, item.data, item.grad) for module in modules for item in module.parameters()]
+    try:
+        yield
+    finally:
+        for item, data, grad in held:
+            item.grad = None
+            item.data = data
+            item.grad = grad
+        for owner, name, value in buffers:
+            owner[name] = value
+
+
+def _on_chip(value: Any) -> Any:
+    import torch
+
+    if isinstance(value, (torch.Tensor, torch.nn.Module)):
+        return value.to("chip")
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(_on_chip(item) for item in value)
+    if isinstance(value, dict):
+        return {name: _on_chip(item) for name, item in value.items()}
+    return value
+
+
+def read_trace(path: str | os.PathLike[str]) -> Trace:
+    """Load a trace file, or that of a report's directory.
+
+    Raises:
+        BringupError: it is missing or damaged, or the directory holds files of two runs.
+    """
+    given = Path(path)
+    if not os.path.isdir(given):
+        return Trace.load(given)
+    try:
+        with directory.opened(given) as check:
+            trace = Trace.load(given / "trace.parquet")
+            check(trace.about.get("run", ""))
+            return trace
+    except OSError as error:
+        raise BringupError(f"{given}: cannot be read ({error.strerror or error})") from None

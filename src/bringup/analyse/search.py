@@ -1,0 +1,195 @@
+"""Dry runs of one program on several chips, and the search for the largest number that fits each."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bringup.errors import BringupError
+from bringup.text import size
+
+if TYPE_CHECKING:
+    from bringup.analyse.summary import Summary
+    from bringup.machine.schema import Chip, Host
+    from bringup.recording.trace import Trace
+
+
+@dataclass(frozen=True)
+class Program:
+    """A script with its arguments, and the argument or environment variable that is varied."""
+
+    script: str
+    arguments: tuple[str, ...]
+    vary: str | None = None
+
+    def call(self, value: int | None) -> tuple[list[str], dict[str, str]]:
+        """Return arguments and environment with the value in place."""
+        arguments, environment = list(self.arguments), dict(os.environ)
+        if value is None or self.vary is None:
+            return arguments, environment
+        if not self.vary.startswith("-"):
+            return arguments, {**environment, self.vary: str(value)}
+        kept, skip = [], False
+        for argument in arguments:
+            if skip or argument.startswith(f"{self.vary}="):
+                skip = False
+                continue
+            skip = argument == self.vary
+            if not skip:
+                kept.append(argument)
+        return [*kept, self.vary, str(value)], environment
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One chip's result.
+
+    Attributes:
+        as_is: the program with the arguments that were given.
+        largest: the largest value that fits, from 100 on to one percent; None if 1 does not, or nothing was varied.
+        at_largest: the program with it.
+        open_end: the largest value that was tried fits.
+    """
+
+    as_is: Summary
+    largest: int | None = None
+    at_largest: Summary | None = None
+    open_end: bool = False
+
+
+@dataclass
+class _Runs:
+    """Recordings of one program, one per value (and chip, where only a run on that chip decides)."""
+
+    program: Program
+    chips: dict[str, Chip]
+    host: Host
+    say: Callable[[str], None]
+    folder: Path
+    traces: dict[tuple[int | None, str], Trace] = field(default_factory=dict)
+
+    def trace(self, value: int | None, on: str) -> Trace:
+        """Run the program dry on a chip, going on past its capacity; once."""
+        from bringup.analyse.prediction import read_trace
+
+        if (value, on) in self.traces:
+            return self.traces[value, on]
+        arguments, environment = self.program.call(value)
+        out = self.folder / str(len(self.traces))
+        command = [sys.executable, "-m", "bringup", "run", "--dry", "--oom=continue", f"--chip={on}", f"--out={out}"]
+        done = subprocess.run(
+            [*command, self.program.script, *arguments],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        if done.returncode != 0 or not (out / "trace.parquet").is_file():
+            said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("bringup: ")]
+            last = (said or done.stderr.splitlines() or ["it printed nothing on stderr"])[-1]
+            how = "" if value is None else f" with {self.program.vary} {value}"
+            raise BringupError(f"{self.program.script}{how} ends with exit code {done.returncode} in a dry run: {last}")
+        trace = self.traces[value, on] = read_trace(out)
+        if not trace.launches:
+            raise BringupError(
+                f"{self.program.script} launched nothing on the chip: move its model to the device 'chip'"
+            )
+        return trace
+
+    def summary(self, value: int | None, name: str) -> Summary:
+        """Price the program with a value on a chip; run it there only if another chip's recording leaves it open."""
+        from bringup.analyse.prediction import price
+
+        chip = self.chips[name]
+        widest = max(self.chips, key=lambda other: self.chips[other].device_bytes)
+        trace = self.trace(value, widest)
+        summary = price(trace, chip, self.host).summary
+        if summary.peak_bytes <= chip.device_bytes < summary.memory.reserved_bytes and name != widest:
+            summary = price(self.trace(value, name), chip, self.host).summary
+        how = "" if value is None else f"{self.program.vary} {value}: "
+        verdict = "fits" if summary.fits else "does not fit"
+        self.say(f"{how}{chip.name} {verdict}, {size(summary.peak_bytes)} of {size(chip.device_bytes)}")
+        return summary
+
+
+def search(
+    program: Program,
+    chips: dict[str, Chip],
+    host: Host,
+    *,
+    most: int = 65536,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Fit]:
+    """Run a program dry, and find for every chip the largest value that fits, if one is varied.
+
+    Memory grows about linearly with a batch, so the next value is where the line through two others meets the capacity;
+    where that is little progress, the middle. The search ends where one value fits and the next, or one that is at most
+    a hundredth larger, does not.
+
+    Args:
+        program: what to run.
+        chips: by the name or file that they were asked for.
+        host: what to predict for.
+        most: the largest value to try.
+        say: is told every result as it comes.
+
+    Raises:
+        BringupError: the program fails, or launches nothing.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        runs = _Runs(program, chips, host, say, Path(folder))
+        if program.vary is None:
+            return [Fit(runs.summary(None, name)) for name in chips]
+        return [_largest(runs, name, most) for name in chips]
+
+
+def _largest(runs: _Runs, name: str, most: int) -> Fit:
+    as_is = runs.summary(None, name)
+    known: dict[int, Summary] = {}
+
+    def at(value: int) -> Summary:
+        if value not in known:
+            known[value] = runs.summary(value, name)
+        return known[value]
+
+    if not at(1).fits:
+        return Fit(as_is)
+    low, high = 1, most + 1  # `low` fits, `high` does not or is not tried
+    capacity = runs.chips[name].device_bytes
+    halved = True  # did the last guess halve the bracket? If not, the next one does
+    while high - low > max(1, low // 100):
+        width = high - low
+        if not halved:
+            guess = (low + high) // 2
+        elif high in known:
+            guess = _crossing(low, _need(at(low)), high, _need(at(high)), capacity)
+        else:
+            below = max((value for value in known if value < low), default=0)
+            slope = _need(at(low)) - (_need(at(below)) if below else 0)
+            guess = _crossing(below, _need(at(low)) - slope, low, _need(at(low)), capacity)
+            guess = min(guess, 4 * low)  # a peak elsewhere may hide that memory grows
+        guess = min(max(guess, low + 1), high - 1)
+        if at(guess).fits:
+            low = guess
+        else:
+            high = guess
+        halved = high not in known or 2 * (high - low) <= width
+    return Fit(as_is, low, at(low), open_end=low == most)
+
+
+def _need(summary: Summary) -> int:
+    return summary.peak_bytes if summary.fits else max(summary.memory.reserved_bytes, summary.capacity_bytes + 1)
+
+
+def _crossing(low: int, low_bytes: int, high: int, high_bytes: int, capacity: int) -> int:
+    """Where the line through two points meets the capacity; far away if it does not rise."""
+    if high_bytes <= low_bytes:
+        return sys.maxsize
+    return low + int((capacity - low_bytes) / (high_bytes - low_bytes) * (high - low))

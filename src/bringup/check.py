@@ -1,0 +1,5 @@
+"""What an item of a vendor's own imports; see docs/scorecard.md."""
+
+from bringup.scorecard import ITEMS, Failed, Item, NotApplicable, Partial, item, require, run_item
+
+__all__ = ["ITEMS", "Failed", "Item", "NotApplicable", "Partial", "item", "require", "run_item"]

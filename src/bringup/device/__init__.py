@@ -1,0 +1,1 @@
+"""The device `chip` in PyTorch: torch.chip, and CUDA programs on it."""

@@ -1,0 +1,107 @@
+"""Chip and host files: by name or path -> Chip, Host."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bringup.errors import BringupError, ChipFileError, UnknownChipError
+from bringup.files import read_text
+from bringup.text import plain, short
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip, Host, _Sourced
+
+CHIPS = Path(__file__).parent / "chips"
+HOSTS = Path(__file__).parent / "hosts"
+DEFAULT_HOST = "xeon-8275cl"
+
+
+@cache
+def available_chips() -> list[str]:
+    """Return the names of the chips that ship with bringup, sorted."""
+    return sorted(path.stem for path in CHIPS.glob("*.toml"))
+
+
+@cache
+def available_hosts() -> list[str]:
+    """Return the names of the hosts that ship with bringup, sorted."""
+    return sorted(path.stem for path in HOSTS.glob("*.toml"))
+
+
+def chip_names(text: str, option: str) -> list[str]:
+    """Split a list of chips.
+
+    Raises:
+        BringupError: it names none; the message names the option.
+    """
+    names = [name for name in text.split(",") if name]
+    if not names:
+        raise BringupError(f"{option} names no chip: give one or more, separated by commas")
+    return names
+
+
+def load_chip(name_or_file: str | Path) -> Chip:
+    """Read a chip by its name or from a TOML file (anything with a slash or ending in ``.toml``).
+
+    Raises:
+        UnknownChipError: no chip of that name; the message has the nearest names.
+        ChipFileError: the file is missing or malformed.
+    """
+    from bringup.machine.schema import Chip
+
+    return _read(_find(str(name_or_file), "chip", CHIPS, available_chips()), Chip)
+
+
+def load_host(name_or_file: str | Path | None = None) -> Host:
+    """Read a host (default: the one that the dispatch costs were published for) as `load_chip` reads a chip."""
+    from bringup.machine.schema import Host
+
+    return _read(_find(str(name_or_file or DEFAULT_HOST), "host", HOSTS, available_hosts()), Host)
+
+
+def _find(text: str, what: str, folder: Path, names: list[str]) -> Path:
+    if text.endswith(".toml") or "/" in text:
+        return Path(text)
+    if text not in names:
+        nearest = difflib.get_close_matches(text[:80], names, n=3, cutoff=0.4)
+        hint = (
+            f"did you mean {' or '.join(nearest)}?" if nearest else f"`bringup chips` lists the {len(names)} {what}s."
+        )
+        asked = repr(short(text))
+        raise UnknownChipError(f"no {what} is named {asked}: {hint} A file is given by its path, as ./mine.toml")
+    return folder / f"{text}.toml"
+
+
+# tomllib takes a time that grows with the square of a key's parts; those of a chip file have three at most.
+_DEEP_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){16}")
+_Described = TypeVar("_Described", bound="_Sourced")
+
+
+def _parsed(path: Path, text: str) -> dict[str, Any]:
+    try:
+        if _DEEP_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
+    except ValueError as error:
+        raise ChipFileError(f"{path}: is not valid TOML: {short(str(error), 200)}") from None
+    except RecursionError:
+        raise ChipFileError(f"{path}: is nested too deeply: begin with a copy of a file that ships") from None
+
+
+def _read(path: Path, kind: type[_Described]) -> _Described:
+    from pydantic import ValidationError
+
+    data = _parsed(path, read_text(path, f"{kind.__name__.lower()} file", ChipFileError))
+    try:
+        return kind.model_validate({"name": path.stem, **data})
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = short(".".join(str(part) for part in first["loc"]) or "file")
+        simple = isinstance(first["input"], (str, int, float, bool, list))
+        found = "" if first["type"] == "missing" or not simple else f", got {short(repr(first['input']))}"
+        raise ChipFileError(f"{path.name}: {key}: {plain(first['msg']).removeprefix('Value error, ')}{found}") from None

@@ -1,0 +1,1 @@
+"""Seconds for the work of a launch on a chip."""

@@ -1,0 +1,1 @@
+"""What a program launched: the trace, and what makes it."""

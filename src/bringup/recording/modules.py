@@ -1,0 +1,133 @@
+"""The names of the torch.nn.Modules that a recorded program calls."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+
+from bringup.analyse.holders import BUFFERS, PARAMETERS
+from bringup.device.torch_chip import real_device
+
+names: list[str] = []
+_numbers: dict[str, int] = {}
+
+
+def number_of(callers: tuple[torch.nn.Module, ...]) -> int:
+    """Number the module ``callers[0]``, called by ``callers[1]`` and so on, by its path in the outermost that has it.
+
+    Called by the core, once for every module that it meets.
+    """
+    module = callers[0]
+    address = id(module)
+    finalizer: Any = weakref.finalize(module, _forget, address)
+    finalizer.atexit = False
+    return _numbered(_path(module, callers))
+
+
+def _forget(address: int) -> None:
+    torch.ops.bringup.forget_module(address)
+
+
+def _path(module: torch.nn.Module, callers: tuple[torch.nn.Module, ...]) -> str:
+    for root in reversed(callers):
+        for name, child in root.named_modules():
+            if child is module:
+                return name or type(module).__name__
+    return type(module).__name__
+
+
+def _numbered(name: str) -> int:
+    if name not in _numbers:
+        _numbers[name] = len(names)
+        names.append(name)
+    return _numbers[name]
+
+
+_owned: dict[int, int] = {}  # module or optimizer -> address of its first tensor, when it was marked
+_marked: set[int] = set()  # addresses of storages
+
+
+def _own(owner: object, tensors: Iterable[tuple[str, torch.Tensor]], kind: int) -> bool:
+    """Let the recording know what tensors are for: once, and again when they have moved. Tell whether it was done."""
+    plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+    named = ((name, item) for name, item in tensors if type(item) in plain and real_device(item).type == "chip")
+    first = next(named, None)
+    if first is None or torch._C._functorch.is_functorch_wrapped_tensor(first[1]):
+        return False
+    if _owned.get(id(owner)) == first[1].data_ptr():
+        return False
+    _owned[id(owner)] = first[1].data_ptr()
+    for name, item in chain([first], named):
+        address, module = item.untyped_storage().data_ptr(), name.rpartition(".")[0] or type(owner).__name__
+        _marked.add(address)
+        torch.ops.bringup.record_owner(address, kind, _numbered(module), item.element_size(), item.device.index)
+    return True
+
+
+def _loose(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+    """What an optimizer trains that belongs to no module."""
+    for group in optimizer.param_groups:
+        for item in group["params"]:
+            if real_device(item).type == "chip" and item.untyped_storage().data_ptr() not in _marked:
+                yield "", item
+
+
+def _dummy(*_: Any, **__: Any) -> None: ...
+
+
+def _optimizer_code() -> list[int]:
+    optimizer = torch.optim.Optimizer
+    functions: list[Any] = [optimizer.profile_hook_step(_dummy), optimizer.zero_grad]
+    return [id(function.__code__) for function in functions]
+
+
+@contextmanager
+def watched(forward: int, step: int) -> Iterator[None]:
+    """Let launches say their module and phase; mark outermost module calls and optimizer steps with rows.
+
+    Args:
+        forward: row kind of an outermost call.
+        step: row kind of an optimizer's step.
+    """
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    for known in (names, _numbers, _owned, _marked):
+        known.clear()
+    mark = torch.ops.bringup.record_mark
+    original: Any = torch.nn.Module.__call__
+    calls = threading.local()
+
+    def call(self: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling() or getattr(calls, "inside", False):
+            return original(self, *args, **kwargs)
+        calls.inside = True
+        try:
+            mark(forward, _numbered(type(self).__name__))
+            if _own(self, self.named_parameters(), PARAMETERS):
+                _own(self.named_buffers, self.named_buffers(), BUFFERS)
+            return original(self, *args, **kwargs)
+        finally:
+            calls.inside = False
+
+    optimizers: dict[torch.optim.Optimizer, int] = {}
+
+    def stepped(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if optimizer not in optimizers:
+            _own(optimizer, _loose(optimizer), PARAMETERS)
+        mark(step, optimizers.setdefault(optimizer, len(optimizers)))
+
+    hook = register_optimizer_step_post_hook(stepped)
+    torch.ops.bringup.watch_modules(id(torch.nn.Module._wrapped_call_impl.__code__), _optimizer_code())
+    torch.nn.Module.__call__ = call  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.nn.Module.__call__ = original  # type: ignore[method-assign]
+        torch.ops.bringup.watch_modules(0, [])
+        hook.remove()

@@ -1,0 +1,271 @@
+"""What a trace file must hold, checked once when it is loaded: traces are exchanged, so their bytes are anyone's.
+
+The reader of a `Trace` may rely on this: every code is within its list, every storage number within what the rows can
+have, no sum of bytes or nanoseconds overflows, and every signature has the form that csrc/recorder.cpp writes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import AfterValidator, BaseModel, Field, StrictBool, ValidationError, model_validator
+
+from bringup.cost.signature import ITEM_BYTES
+from bringup.errors import TraceError
+from bringup.files import read_bytes
+from bringup.limits import TRACE
+from bringup.text import short
+
+if TYPE_CHECKING:
+    from bringup.recording.trace import Trace
+
+Array = npt.NDArray[Any]
+MOST = {name: limit.most for name, limit in TRACE.items()}
+# What torch.dtype can be beside those that have a price (c10/core/ScalarType.h); they are priced as four bytes.
+DTYPES = frozenset(ITEM_BYTES) | {"float4_e2m1fn_x2", "quint4x2", "quint2x4", "bits8", "bits16", "bits1x8", "bits2x4"}
+DTYPES |= {"bits4x2", *(f"{sign}int{width}" for sign in ("", "u") for width in range(1, 8))}
+
+
+class Damaged(ValueError):
+    """What is wrong with a trace, as the end of a sentence."""
+
+
+# ---- the file
+
+
+def opened(file: Path) -> tuple[Any, dict[str, Any]]:
+    """Read a Parquet file that bringup wrote: its table, and the JSON beside it, neither of them checked.
+
+    Raises:
+        TraceError: it is missing, no regular file, not such a file, or larger than any recording.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from bringup.recording.trace import COLUMNS
+
+    data = read_bytes(file, "trace file", TraceError)
+    try:
+        # Texts stay in the dictionaries that they are stored in: a row has only a number, however long its text is.
+        texts = {"kind", "phase", "line", "module"} & set(pq.read_schema(pa.BufferReader(data)).names)
+        parquet = pq.ParquetFile(pa.BufferReader(data), read_dictionary=sorted(texts))
+        text = (parquet.schema_arrow.metadata or {}).get(b"bringup")
+        if text is None:
+            raise TraceError(f"{file}: is Parquet, but not a trace that bringup wrote: record one with `bringup run`")
+        _within_limits(file, parquet.metadata, len(text))
+        table = parquet.read(columns=[*COLUMNS, "uses"])
+        table.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        reason = short(str(error).partition("\n")[0] or type(error).__name__, 200)
+        raise TraceError(f"{file}: cannot be read as a trace, it is truncated or not Parquet ({reason})") from None
+    try:
+        return table, json.loads(text)
+    except (ValueError, RecursionError) as error:
+        reason = short(str(error), 200)
+        raise TraceError(f"{file}: is a damaged trace ({reason}): record it again") from None
+
+
+def _within_limits(file: Path, metadata: Any, text_bytes: int) -> None:
+    """Refuse what would take more memory than a recording can have, before any of it is decompressed."""
+    groups = [metadata.row_group(i) for i in range(min(metadata.num_row_groups, MOST["row groups"] + 1))]
+    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
+    found = {
+        "rows": metadata.num_rows,
+        "row groups": metadata.num_row_groups,
+        "columns": metadata.num_columns,
+        "uses": sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.startswith("uses")),
+        "bytes": sum(chunk.total_uncompressed_size for chunk in chunks),
+        "description bytes": text_bytes,
+    }
+    for name, count in found.items():
+        if not 0 <= count <= MOST[name]:
+            raise TraceError(
+                f"{file}: has {count:,} {name}, and bringup reads a trace of at most {MOST[name]:,} "
+                f"({TRACE[name].why}): record fewer steps"
+            )
+
+
+# ---- the description
+
+
+def _size_of(tensor: tuple[str, list[int], list[int], int, int]) -> tuple[str, list[int], list[int], int, int]:
+    _, shape, strides, *_ = tensor
+    if len(shape) != len(strides):
+        raise ValueError(f"a tensor of {len(shape)} dimensions has {len(strides)} strides")
+    if math.prod(shape) >= 2**63:
+        raise ValueError("a tensor has more elements than an int64 can count")
+    return tensor
+
+
+def _known(dtype: str) -> str:
+    if dtype not in DTYPES:
+        raise ValueError(f"{dtype} is no dtype of torch")
+    return dtype
+
+
+Text = Annotated[str, Field(max_length=MOST["letters"])]
+# Strict, as the values are used as they are: what pydantic would make of them is thrown away.
+Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
+Size = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
+Sizes = Annotated[list[Size], Field(max_length=MOST["dimensions"])]
+Storage = Annotated[int, Field(strict=True, ge=-1, le=MOST["tensors"])]
+Tensor = Annotated[
+    tuple[Annotated[Text, AfterValidator(_known)], Sizes, Sizes, Storage, Literal[0, 1, False, True]],
+    AfterValidator(_size_of),
+]
+Tensors = Annotated[list[Tensor | None], Field(max_length=MOST["tensors"])]
+
+
+class _Signature(BaseModel):
+    """A kind of launch, as `Signature.parse` reads it."""
+
+    op: Annotated[Text, Field(min_length=1)]
+    inputs: Tensors
+    outputs: Tensors
+    args: dict[Text, Any]
+    inner: Annotated[list[_Signature], Field(max_length=MOST["tensors"])] = []
+
+    @model_validator(mode="after")
+    def _arguments_name_tensors(self) -> _Signature:
+        for value in self.args.values():
+            _check_argument(value, len(self.inputs), MOST["nesting"])
+        lines = self.args.get("read_first", {})
+        if not isinstance(lines, dict) or not all(isinstance(line, str) for line in lines.values()):
+            raise ValueError("read_first names no lines")
+        return self
+
+
+def _check_argument(value: Any, inputs: int, nesting: int) -> None:
+    if nesting == 0:
+        raise ValueError("an argument is nested too deeply")
+    if isinstance(value, dict):
+        which = value.get("tensor", 0)
+        if "tensor" in value and (type(which) is not int or not 0 <= which < inputs):
+            raise ValueError(f"an argument is tensor {short(repr(which))} of {inputs}")
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            _check_argument(item, inputs, nesting - 1)
+    elif isinstance(value, int) and not -(2**64) < value < 2**64:
+        raise ValueError("an argument is a number of more than 64 bits")
+
+
+class _GraphBreak(BaseModel):
+    line: Text
+    reason: Text
+
+
+class _About(BaseModel):
+    """What the code reads of `Trace.about`; there may be more."""
+
+    program: Text
+    chip: Text = ""
+    torch: Text = ""
+    run: Annotated[str, Field(pattern="^[0-9a-f]*$", max_length=64)] = ""
+    redirected: Annotated[dict[Text, Count], Field(max_length=MOST["lines"])] = {}
+    compiled_graphs: Count = 0
+    graph_breaks: Annotated[list[_GraphBreak], Field(max_length=MOST["lines"])] = []
+    held_bytes: Annotated[list[Count], Field(max_length=MOST["devices"])] = []
+    held_reserved_bytes: Annotated[list[Count], Field(max_length=MOST["devices"])] = []
+    dry: StrictBool = False
+    chip_time: StrictBool = False
+    out_of_memory: StrictBool = False
+
+
+class _Description(BaseModel):
+    about: _About
+    signatures: Annotated[list[_Signature], Field(max_length=MOST["signatures"])]
+    lines: Annotated[list[Text], Field(max_length=MOST["lines"])]
+    modules: Annotated[list[Text], Field(max_length=MOST["lines"])]
+
+
+def check_description(about: dict[str, Any]) -> None:
+    """Check the JSON of a trace.
+
+    Raises:
+        Damaged: it is not of the form that bringup writes.
+    """
+    try:
+        _Description.model_validate(about)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = short(".".join(str(part) for part in first["loc"]))
+        raise Damaged(f"{where}: {short(first['msg'].removeprefix('Value error, '), 200)}") from None
+
+
+# ---- the rows
+
+
+def whole_numbers(array: Any, dtype: Any, name: str) -> Array:
+    """Return an Arrow array of whole numbers without gaps as numpy has them.
+
+    Raises:
+        Damaged: it is of another type, has gaps, or a value that the dtype cannot hold.
+    """
+    import pyarrow as pa
+
+    if array.null_count or not pa.types.is_integer(array.type):
+        raise Damaged(f"{name} is not whole numbers in every row")
+    values = array.to_numpy(zero_copy_only=False)
+    most = np.iinfo(dtype)
+    if len(values) and not most.min <= int(values.min()) <= int(values.max()) <= most.max:
+        raise Damaged(f"{name} has numbers from {values.min()} to {values.max()}")
+    return np.ascontiguousarray(values.astype(dtype))
+
+
+def check_rows(trace: Trace) -> None:
+    """Check the columns and the uses of a trace.
+
+    Raises:
+        Damaged: a number is out of its range.
+    """
+    from bringup.analyse import holders as memory
+    from bringup.recording import trace as rows
+
+    columns, count = trace.columns, len(trace)
+    storages = count + len(trace.uses)  # they are numbered as they appear, in a row or a use
+    for name, column in columns.items():
+        if name != "object":  # whose meaning depends on the kind of row
+            low = -1 if name in ("stream", "signature", "line", "module") else 0
+            highs = {"device": MOST["devices"], "stream": MOST["streams"], "signature": len(trace.signature_data)}
+            _check_range(name, column, low, highs.get(name, 2**62))
+    kind = columns["kind"]
+    launched = kind == rows.LAUNCH
+    _check_range("signature of a launch", columns["signature"][launched], 0, 2**62)
+    on_stream = np.isin(kind, (rows.LAUNCH, rows.H2D, rows.D2H, rows.D2D, rows.EVENT_RECORD, rows.EVENT_WAIT))
+    _check_range("stream of a launch or copy", columns["stream"][on_stream], 0, 2**62)
+    of_kind: dict[tuple[int, ...], tuple[str, int, int]] = {
+        (rows.ALLOC, rows.FREE, rows.OWNER): ("storage", 0, storages),
+        (rows.EVENT_RECORD, rows.EVENT_WAIT, rows.EVENT_SYNC): ("event", 0, 2**62),
+        (rows.D2D,): ("other device", 0, MOST["devices"]),
+        (rows.HOST,): ("nanoseconds", 0, 2**62),
+        (rows.SIGNAL, rows.RESUME): ("signal", 0, 2**62),
+        (rows.STEP,): ("optimizer", rows.BY_PROGRAM, 2**62),
+    }
+    for kinds, (name, low, high) in of_kind.items():
+        _check_range(name, columns["object"][np.isin(kind, kinds)], low, high)
+    _check_range("kind of a host's wait", columns["flags"][kind == rows.HOST], 0, len(rows.WAITS_FOR))
+    _check_range("kind of an owner", columns["bytes"][kind == rows.OWNER], 0, len(memory.KINDS))
+    for name, amounts in (
+        ("bytes", columns["bytes"]),
+        ("host_ns", columns["host_ns"]),
+        ("nanoseconds", columns["object"][kind == rows.HOST]),
+    ):
+        if float(amounts.sum(dtype=np.float64)) >= 2.0**62:
+            raise Damaged(f"{name} add up to more than an int64 can count")
+    _check_range("uses", trace.uses >> 1, 0, storages)
+    if len(trace.offsets) != count + 1 or trace.offsets[0] != 0 or trace.offsets[-1] != len(trace.uses):
+        raise Damaged("offsets do not divide the uses among the rows")
+    _check_range("uses of a row", np.diff(trace.offsets), 0, MOST["tensors"] + 1)
+
+
+def _check_range(name: str, values: Array, low: int, high: int) -> None:
+    wrong = np.flatnonzero((values < low) | (values >= high))
+    if len(wrong):
+        allowed = f"from {low} to {high - 1}" if high < 2**62 else f"{low} or more"
+        raise Damaged(f"{name} is {values[wrong[0]]} in a row, and has to be {allowed}")

@@ -1,0 +1,36 @@
+"""The process of one item: ``python -m bringup.scorecard --item A1 --device chip``."""
+
+import argparse
+import json
+
+from bringup.scorecard.card import MARK
+from bringup.scorecard.registry import load, run_item
+
+
+def main() -> None:
+    """Run the item and print its line of the card."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--item")
+    parser.add_argument("--matrix", action="store_true")
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--chip")
+    parser.add_argument("--file", action="append", default=[])
+    asked = parser.parse_args()
+    import torch
+
+    if asked.chip:
+        from bringup.device import load as _load
+
+        _load.use(asked.chip, devices=_load._devices_from_environment())
+    device = torch.device(asked.device)
+    if asked.matrix:
+        from bringup.scorecard.matrix import support
+
+        found = support(device)
+    else:
+        found = run_item(load(tuple(asked.file))[asked.item], device)
+    print(MARK + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main()

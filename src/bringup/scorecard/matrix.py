@@ -1,0 +1,56 @@
+"""The support matrix: operators of torch's database by dtype, tried on the device."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import torch
+
+from bringup.scorecard.framework import close, full_name, moved, opinfos
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
+LOOSE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
+
+
+def support(
+    device: torch.device, dtypes: tuple[torch.dtype, ...] = DTYPES, *, every: int = 1
+) -> dict[str, dict[str, str]]:
+    """Try every n-th operator with its first sample.
+
+    Returns:
+        operator -> dtype -> ``native``, ``fallback`` (right, but on the host) or ``fails``.
+    """
+    found: dict[str, dict[str, str]] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for dtype in dtypes:
+            for op in list(opinfos(dtype))[::every]:
+                found.setdefault(full_name(op), {})[str(dtype).split(".")[-1]] = _try(op, dtype, device)
+    return {name: found[name] for name in sorted(found)}
+
+
+def _try(op: Any, dtype: torch.dtype, device: torch.device) -> str:
+    try:
+        torch.manual_seed(0)
+        sample = next(iter(op.sample_inputs("cpu", dtype, requires_grad=False)))
+        expected = op(sample.input, *sample.args, **sample.kwargs)
+        inputs, args, kwargs = (moved(part, device) for part in (sample.input, sample.args, sample.kwargs))
+        if device.type != "chip":
+            return "native" if close(expected, op(inputs, *args, **kwargs), LOOSE.get(dtype, 1e-3)) else "fails"
+        return _on_chip(op, expected, inputs, args, kwargs, LOOSE.get(dtype, 1e-3))
+    except Exception:
+        return "fails"
+
+
+def _on_chip(op: Any, expected: Any, inputs: Any, args: Any, kwargs: Any, tolerance: float) -> str:
+    import bringup
+    from bringup.recording.trace import FALLBACK, LAUNCH
+
+    with bringup.record() as trace:
+        found = op(inputs, *args, **kwargs)
+    if not close(expected, found, tolerance):
+        return "fails"
+    columns = trace.columns
+    launched = columns["kind"] == LAUNCH
+    return "fallback" if bool((columns["flags"][launched] & FALLBACK).any()) else "native"

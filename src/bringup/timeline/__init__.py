@@ -1,0 +1,1 @@
+"""The recording replayed on host, link and chip."""

@@ -1,0 +1,325 @@
+"""A trace replayed with prices on host, link and chip. docs/replay.md has the rules, with worked examples.
+
+The host's time is *modelled*: a fixed cost per class of operator, from the host file, so that the same trace gives the
+same bytes; or *measured*: what the program's threads used, which includes the emulation's own Python.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.cost import FAMILIES
+from bringup.errors import BringupError
+from bringup.pricing import pricing
+from bringup.pricing.pricing import Prices, WorkTable
+from bringup.recording.trace import (
+    BY_PROGRAM,
+    D2D,
+    D2H,
+    DEVICE_SYNC,
+    EVENT_SYNC,
+    FORWARD,
+    H2D,
+    HOST,
+    IN_BACKWARD,
+    LAUNCH,
+    PINNED,
+    STEP,
+    STREAM_SYNC,
+    WAITS,
+    Trace,
+)
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip, Host
+
+Array = npt.NDArray[Any]
+HostClock = Literal["modelled", "measured"]
+
+# From the host's call to the earliest start of a kernel on an idle device: a doorbell over the link and the front end's
+# fetch, some 5 us on PCIe GPUs (wall time of an empty kernel with its synchronisation less the two calls).
+LAUNCH_LATENCY = 5e-6
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The program's steps.
+
+    Attributes:
+        by: what they were found by: ``program`` (bringup.step), ``optimizer``, ``forward``, or ``whole``.
+        ends: row after the last of each step; the first step begins with row ``start``.
+    """
+
+    by: str
+    start: int
+    ends: Array
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When every row happened, in seconds from the first.
+
+    Attributes:
+        issued: the host had made the call.
+        start, end: on its engine.
+        waited: the host waited in the call.
+        fallback: row of `fallback_parts`, or -1.
+        fallback_parts: seconds of [d2h, host, h2d], one row per unsupported signature.
+    """
+
+    trace: Trace
+    chip: Chip
+    host: Host
+    prices: Prices
+    work: WorkTable
+    steps: Steps
+    issued: Array
+    start: Array
+    end: Array
+    waited: Array
+    seconds: Array
+    fallback: Array
+    fallback_parts: Array
+
+    @property
+    def total_seconds(self) -> float:
+        """From the first row until the host has gone on and every device is done."""
+        return float(max(self.end.max(initial=0.0), (self.issued + self.waited).max(initial=0.0)))
+
+
+def replay(
+    trace: Trace,
+    chip: Chip,
+    host: Host,
+    *,
+    host_clock: HostClock = "modelled",
+    graph: bool | None = None,
+    prices: Prices | None = None,
+    dispatch_scale: float = 1.0,
+    link_scale: float = 1.0,
+    keep_fallbacks: bool = True,
+) -> Timeline:
+    """Replay a trace on a machine.
+
+    Args:
+        trace: what was launched.
+        chip: the device.
+        host: the CPU side.
+        host_clock: ``modelled`` or ``measured``.
+        graph: launches are replayed from a graph, which costs the host little (default: if the chip has no
+            other mode).
+        prices: the chip's prices, if they are known already.
+        dispatch_scale: factor on the host's time per launch; what-if.
+        link_scale: factor on the link's bandwidth; what-if.
+        keep_fallbacks: if False, the chip is given every operator; what-if.
+    """
+    inputs = row_inputs(
+        trace,
+        chip,
+        host,
+        host_clock=host_clock,
+        graph=graph,
+        prices=prices,
+        dispatch_scale=dispatch_scale,
+        link_scale=link_scale,
+        keep_fallbacks=keep_fallbacks,
+    )
+    handle = open_replay(chip)
+    try:
+        feed(handle, trace.columns, inputs)
+        issued, start, end, waited = results(handle)
+    finally:
+        close_replay(handle)
+    return Timeline(
+        trace,
+        chip,
+        host,
+        inputs.prices,
+        trace.work,
+        find_steps(trace.columns),
+        issued,
+        start,
+        end,
+        waited,
+        inputs.seconds,
+        inputs.fallback,
+        inputs.parts,
+    )
+
+
+@dataclass(frozen=True)
+class RowInputs:
+    """What the replay needs of every row, beside the trace's own columns."""
+
+    prices: Prices
+    flags: Array
+    host_seconds: Array
+    seconds: Array
+    share: Array
+    fallback: Array
+    parts: Array
+
+
+def row_inputs(
+    trace: Trace,
+    chip: Chip,
+    host: Host,
+    *,
+    host_clock: HostClock = "modelled",
+    graph: bool | None = None,
+    prices: Prices | None = None,
+    dispatch_scale: float = 1.0,
+    link_scale: float = 1.0,
+    keep_fallbacks: bool = True,
+) -> RowInputs:
+    """Price every row; the arguments are those of `replay`."""
+    graph = "eager" not in chip.modes if graph is None else graph
+    work = trace.work
+    prices = prices or pricing.price_table(work, trace.signatures, chip, graph=graph)
+    columns = trace.columns
+    kind, signature = columns["kind"], columns["signature"]
+    is_launch = kind == LAUNCH
+    seconds = np.where(is_launch, prices.seconds[signature] if len(prices.seconds) else 0.0, 0.0)
+    share = np.where(is_launch, prices.share[signature] if len(prices.share) else 1.0, 1.0)
+    _price_copies(seconds, columns, chip, host, link_scale)
+    seconds = np.where(kind == HOST, columns["object"] * 1e-9, seconds)
+    unsupported = np.flatnonzero(~prices.supported) if keep_fallbacks else np.zeros(0, np.int64)
+    parts = _fallback_parts(work, unsupported, chip, host, link_scale)
+    place = np.full(len(prices.seconds) + 1, -1, dtype=np.int32)
+    place[unsupported] = np.arange(len(unsupported), dtype=np.int32)
+    fallback = np.where(is_launch, place[signature], -1).astype(np.int32)
+    host_seconds = _host_seconds(trace, work, host, host_clock, graph) * dispatch_scale
+    # A CPU has no queue: who launches computes.
+    flags = np.where(is_launch, columns["flags"] | WAITS, columns["flags"]) if chip.kind == "cpu" else columns["flags"]
+    if not all(np.isfinite(values).all() for values in (host_seconds, seconds, share, parts)):
+        raise BringupError(f"the recording has no finite time on {chip.name} with host {host.name}: record it again")
+    return RowInputs(prices, flags.astype(np.uint8), host_seconds, seconds, share, fallback, parts)
+
+
+def open_replay(chip: Chip) -> int:
+    """Begin a replay in the core; it lasts until `close_replay`."""
+    import torch
+
+    from bringup.device.load import register
+
+    register()
+    launch = chip.launch
+    return int(
+        torch.ops.bringup.timeline_open(
+            0.0 if chip.kind == "cpu" else LAUNCH_LATENCY,
+            launch.queue_depth,
+            launch.copy_engines,
+            chip.compute.concurrent_kernels,
+        )
+    )
+
+
+def close_replay(handle: int) -> None:
+    """End a replay."""
+    import torch
+
+    torch.ops.bringup.timeline_close(handle)
+
+
+def feed(handle: int, columns: dict[str, Array], inputs: RowInputs) -> None:
+    """Replay further rows."""
+    import torch
+
+    names = ("kind", "device", "stream", "thread", "object")
+    kind, *rest = [_tensor(columns[name]) for name in names]
+    tensors = [kind, _tensor(inputs.flags), *rest]
+    tensors += [
+        _tensor(array) for array in (inputs.host_seconds, inputs.seconds, inputs.share, inputs.fallback, inputs.parts)
+    ]
+    torch.ops.bringup.timeline_feed(handle, *tensors)
+
+
+def results(handle: int) -> tuple[Array, Array, Array, Array]:
+    """Return for every row the seconds at which it was issued, started and ended, and those its host call waited."""
+    import torch
+
+    issued, start, end, waited = (result.numpy() for result in torch.ops.bringup.timeline_results(handle))
+    return issued, start, end, waited
+
+
+def _tensor(array: Array) -> Any:
+    import torch
+
+    array = np.ascontiguousarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _price_copies(seconds: Array, columns: dict[str, Array], chip: Chip, host: Host, scale: float) -> None:
+    kind, size = columns["kind"], columns["bytes"]
+    pinned = (columns["flags"] & PINNED) != 0
+    for which, rate in ((H2D, chip.link.h2d_gb_s), (D2H, chip.link.d2h_gb_s)):
+        rows = kind == which
+        # Pageable memory goes through a pinned buffer piece by piece: the slower of the two copies sets the pace.
+        rates = np.where(pinned[rows], rate * scale, min(rate * scale, host.compute.pageable_gb_s)) * 1e9
+        seconds[rows] = chip.link.latency_us * 1e-6 + size[rows] / rates
+    rows = kind == D2D
+    between = chip.interconnect.gb_s if chip.interconnect else min(chip.link.h2d_gb_s, chip.link.d2h_gb_s)
+    seconds[rows] = chip.link.latency_us * 1e-6 + size[rows] / (between * 1e9)
+
+
+def _fallback_parts(work: WorkTable, which: Array, chip: Chip, host: Host, scale: float) -> Array:
+    """Seconds of [d2h, host, h2d] for signatures that run on the host, whose copies are pageable, as torch's are."""
+    latency = chip.link.latency_us * 1e-6
+    down = min(chip.link.d2h_gb_s * scale, host.compute.pageable_gb_s) * 1e9
+    up = min(chip.link.h2d_gb_s * scale, host.compute.pageable_gb_s) * 1e9
+    flops = work.flops[which] / (host.compute.vector_tflops * 1e12)
+    moved = work.bytes[which] / (host.compute.memory_gb_s * 1e9)
+    compute = host.compute.kernel_us * 1e-6 * work.kernels[which] + np.maximum(flops, moved)
+    parts = [latency + work.down_bytes[which] / down, compute, latency + work.up_bytes[which] / up]
+    return np.stack(parts, axis=1) if len(which) else np.zeros((0, 3))
+
+
+def _host_seconds(trace: Trace, work: WorkTable, host: Host, clock: HostClock, graph: bool) -> Array:
+    columns = trace.columns
+    if clock == "measured":
+        return columns["host_ns"] * 1e-9
+    dispatch, kind = host.dispatch, columns["kind"]
+    cost = np.zeros(len(kind))
+    by_family = np.full(len(FAMILIES), dispatch.pointwise_us)
+    by_family[[FAMILIES.index(name) for name in ("normalization", "softmax", "attention")]] = dispatch.norm_us
+    by_family[[FAMILIES.index(name) for name in ("matmul", "convolution")]] = dispatch.matmul_us
+    if len(work.family):
+        by_signature = by_family[work.family]
+        cost = np.where(kind == LAUNCH, 0.0 if graph else by_signature[columns["signature"]], cost)
+    cost[np.isin(kind, (H2D, D2H, D2D))] = dispatch.copy_us
+    cost[np.isin(kind, (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC))] = dispatch.synchronize_us
+    # A cached block costs nothing beside the launch that asks for it: allocations and frees stay 0.
+    if not graph:
+        cost += columns["views"] * dispatch.view_us
+        cost *= np.where(columns["phase"] == IN_BACKWARD, dispatch.backward, 1.0)
+    else:
+        cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us  # one launch of a compiled graph each
+    return cost * 1e-6
+
+
+def find_steps(columns: dict[str, Array]) -> Steps:
+    """Find the steps: marked by the program, else steps of the first optimizer, else outermost module calls.
+
+    An optimizer that is through before the chip's first launch works for a model on the host.
+    """
+    kind, objects = columns["kind"], columns["object"]
+    rows = len(kind)
+    marks = np.flatnonzero((kind == STEP) & (objects == BY_PROGRAM))
+    if len(marks):
+        return Steps("program", 0, marks + 1)
+    forwards = np.flatnonzero(kind == FORWARD)
+    first = int(forwards[0]) if len(forwards) else 0
+    optimizers = np.flatnonzero(kind == STEP)
+    if len(optimizers):
+        launched = int(np.argmax(kind == LAUNCH))
+        on_chip = objects[optimizers[optimizers > launched]]
+        chosen = on_chip[0] if len(on_chip) else objects[optimizers[0]]
+        own = optimizers[objects[optimizers] == chosen]
+        return Steps("optimizer", min(first, int(own[0])), own + 1)
+    if len(forwards):
+        return Steps("forward", first, np.append(forwards[1:], rows))
+    return Steps("whole", 0, np.asarray([rows]))

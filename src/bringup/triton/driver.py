@@ -1,0 +1,101 @@
+"""Triton's driver for the chip. Found by the entry point ``triton.backends``.
+
+Exactly one driver of Triton may be active. On a machine with a GPU that Triton knows, that is the GPU's, unless the
+program runs on a chip (`bringup run`, ``BRINGUP_CHIP``): then ``TRITON_DEFAULT_BACKEND=chip`` is set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.backends.driver import DriverBase
+
+from bringup.triton import launcher
+
+
+class Utils:
+    """What Triton asks of a device's runtime library."""
+
+    @staticmethod
+    def get_device_properties(device: int) -> dict[str, int]:
+        """Return the properties that Triton and its tutorials read."""
+        properties = torch.chip.get_device_properties(device)  # type: ignore[attr-defined]
+        return {
+            "max_shared_mem": 1 << 62,  # what a kernel needs is checked in bringup.kernels.limits
+            "max_num_regs": 65536,
+            "multiprocessor_count": properties.multi_processor_count,
+            "warpSize": 32,
+            "sm_clock_rate": properties.clock_rate,
+            "mem_clock_rate": properties.clock_rate,
+            "mem_bus_width": 0,
+        }
+
+    @staticmethod
+    def load_binary(name: str, binary: bytes, shared: int, device: int) -> tuple[Any, Any, int, int, int]:
+        """Return module, function, registers, spills, most threads."""
+        kernel = launcher.compiled(binary.decode())
+        return kernel, kernel, 0, 0, 1 << 30
+
+
+class ChipDriver(DriverBase):  # type: ignore[misc]
+    """Launches on the current stream of the current chip."""
+
+    def __init__(self) -> None:
+        self.utils = Utils()
+        self.launcher_cls = launcher.Launcher
+        chip: Any = torch.chip  # type: ignore[attr-defined]
+        self.get_current_device: Callable[[], int] = chip.current_device
+        self.set_current_device = chip.set_device
+        launcher.tune_for_the_chip()
+
+    @staticmethod
+    def is_active() -> bool:
+        """Tell whether kernels run on the chip: if it was asked for, or if there is no GPU."""
+        asked = os.environ.get("BRINGUP_CHIP") or os.environ.get("TRITON_DEFAULT_BACKEND") == "chip"
+        return hasattr(torch, "chip") and bool(asked or not _has_gpu())
+
+    def get_current_stream(self, device: int) -> int:
+        """Return the current stream's id."""
+        return 0  # launches ask for it themselves
+
+    def map_python_to_cpp_type(self, ty: str) -> str:
+        """Return a type's name in C++, which nothing here needs."""
+        return ty
+
+    def get_current_target(self) -> GPUTarget:
+        """Return the chip as a target."""
+        return GPUTarget("chip", "chip", 32)
+
+    def get_active_torch_device(self) -> torch.device:
+        """Return the current chip, by the name that the program has for it."""
+        from bringup.device import torch_chip as device
+
+        return torch.device("cuda" if device.named_cuda else "chip", self.get_current_device())
+
+    def get_device_interface(self) -> Any:
+        """Return the module that has streams and events."""
+        return torch.chip  # type: ignore[attr-defined]
+
+    def get_benchmarker(self) -> Callable[..., Sequence[float]]:
+        """Return what times a kernel: one run, priced on the chip."""
+        return launcher.benchmark
+
+    def get_empty_cache_for_benchmark(self) -> torch.Tensor:
+        """Return a buffer to clear the cache with: nothing is measured, so it is small."""
+        return torch.empty(1, dtype=torch.int32, device=self.get_active_torch_device())
+
+    def clear_cache(self, cache: torch.Tensor) -> None:
+        """Do nothing: times are predicted with cold caches."""
+
+
+def _has_gpu() -> bool:
+    """Tell whether torch sees a GPU of a vendor whose driver Triton ships; what `redirect_cuda` says does not count."""
+    return bool(
+        (torch._C._has_cuda and torch._C._cuda_getDeviceCount() > 0)
+        if hasattr(torch._C, "_cuda_getDeviceCount")
+        else False
+    )

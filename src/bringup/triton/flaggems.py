@@ -1,0 +1,112 @@
+"""FlagGems, a library of torch's operators written in Triton, in place of torch's own on the chip: opt-in.
+
+FlagGems asks for one of the vendors that it knows. The chip answers as the one whose operators have no variants for an
+architecture, with its own device and dispatch key.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import os
+import sys
+import types
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bringup.device import load as _load
+from bringup.device import torch_chip as device
+from bringup.errors import BringupError
+from bringup.triton import require_triton
+
+
+class _Philox:
+    """The default generator as FlagGems reads it: 16 bytes, a seed and an offset into its random numbers."""
+
+    def __init__(self) -> None:
+        self.seeding = -1
+        self.offset = 0
+
+    def get_state(self) -> torch.Tensor:
+        """Return seed and offset; the seed is the chip's."""
+        seed = device.initial_seed()
+        seed = seed - 2**64 if seed >= 2**63 else seed
+        if self.seeding != device.seedings:
+            self.seeding, self.offset = device.seedings, 0
+        return torch.tensor([seed, self.offset], dtype=torch.int64).view(torch.uint8)
+
+    def set_state(self, state: torch.Tensor) -> None:
+        """Go on from an offset."""
+        self.offset = int(state.view(torch.int64)[1])
+
+
+class _Torch:
+    """Torch as FlagGems' block sizes ask for it: the properties of ``cuda`` are the chip's."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, "chip" if name == "cuda" else name)
+
+
+def load() -> Any:
+    """Import FlagGems for the chip.
+
+    Raises:
+        BringupError: it is not installed, or was imported before.
+    """
+    require_triton("FlagGems")
+    found = importlib.util.find_spec("flag_gems")
+    if found is None or found.origin is None:
+        raise BringupError(
+            "the operators of FlagGems were asked for and flag_gems is not installed: pip install flag_gems"
+        )
+    name = "cuda" if device.named_cuda else "chip"
+    if "flag_gems" in sys.modules:
+        module = sys.modules["flag_gems"]
+        if getattr(module, "device", "") != name:
+            raise BringupError("flag_gems was imported for another device: ask for it before the program imports it")
+        return module
+    _load.register()
+    backends = str(Path(found.origin).parent / "runtime" / "backend")
+    sys.path.append(backends)
+    try:
+        vendor: Any = importlib.import_module("_nvidia")
+        heuristics: Any = importlib.import_module("_nvidia.heuristics_config_utils")
+    finally:
+        sys.path.remove(backends)
+    vendor.vendor_info = dataclasses.replace(
+        vendor.vendor_info, device_name=name, dispatch_key="PrivateUse1", triton_extra_name="cuda"
+    )
+    vendor.ARCH_MAP = {}
+    heuristics.torch = _Torch()
+    sys.modules.setdefault("torch.backends.chip", types.ModuleType("torch.backends.chip"))
+    chip: Any = getattr(torch, name)
+    chip.default_generators = [_Philox() for _ in range(chip.device_count())]
+    asked = os.environ.get("GEMS_VENDOR")
+    os.environ["GEMS_VENDOR"] = "nvidia"
+    try:
+        module = importlib.import_module("flag_gems")
+    finally:
+        os.environ.pop("GEMS_VENDOR")
+        if asked is not None:
+            os.environ["GEMS_VENDOR"] = asked
+    entry: Any = importlib.import_module("flag_gems.utils.libentry")
+    # How it calls a compiled kernel depends on the version of Triton; newer ones are called as 3.6 is.
+    entry.minor_version = min(entry.minor_version, 6)
+    return module
+
+
+def enable() -> list[str]:
+    """Let FlagGems' operators run wherever torch's would run on the chip; return their names.
+
+    Raises:
+        BringupError: FlagGems cannot be loaded.
+    """
+    module = load()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # each replaces one of the chip's, which is the point
+        module.enable()
+    return sorted(module.current_work_registrar.all_keys)

@@ -1,0 +1,189 @@
+"""Checks on request: races between the programs of a launch, and reads of what nobody wrote.
+
+For every element that a launch touches the shadow keeps which program wrote it last, which read it, and at which lines.
+Programs of a launch have no order, so an access to what another program wrote is a race, unless both are atomic. Writes
+of the value that is there already are none. Kernels with locks are left out: their order is not modelled.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bringup.triton.values import Pointer, Value, as_tensor, full, numel
+
+if TYPE_CHECKING:
+    from bringup.recording.sanitize import Finding
+
+Tensor = torch.Tensor
+ATOMIC, SEVERAL = -2, -1
+
+watching = 0  # how many contexts want the checks
+_found: list[Finding] = []
+_lock = threading.Lock()
+
+
+def taken() -> list[Finding]:
+    """Take what was found since the last call."""
+    with _lock:
+        found = list(_found)
+        _found.clear()
+    return found
+
+
+class _Elements:
+    """The shadow of an allocation, for elements of one size."""
+
+    def __init__(self, count: int) -> None:
+        self.writer = torch.zeros(count, dtype=torch.int32)  # program + 1; ATOMIC: several, by atomics
+        self.reader = torch.zeros(count, dtype=torch.int32)  # program + 1; SEVERAL
+        self.write_line = torch.zeros(count, dtype=torch.int16)
+        self.read_line = torch.zeros(count, dtype=torch.int16)
+
+
+class Shadow:
+    """The checks of one launch.
+
+    Attributes:
+        initial: argument -> source line: it was read before the launch wrote there.
+    """
+
+    def __init__(self, kernel: str, sequential: bool) -> None:
+        self.kernel, self.sequential = kernel, sequential
+        self.elements: dict[tuple[int, int], _Elements] = {}
+        self.lines: list[str] = [""]
+        self.initial: dict[int, str] = {}
+
+    def read(self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...]) -> None:
+        """Note a load."""
+        shadow, index, who, _ = self._lanes(ctx, pointer, mask, shape)
+        if not len(index):
+            return
+        writer = shadow.writer[index]
+        if pointer.argument not in self.initial and bool((writer == 0).any()):
+            self.initial[pointer.argument] = ctx.line
+        self._report(ctx, pointer, index, who, (writer != 0) & (writer != who), "reads", "wrote", shadow, shadow.writer)
+        before = shadow.reader[index]
+        shadow.reader[index] = torch.where((before == 0) | (before == who), who, SEVERAL).to(torch.int32)
+        shadow.reader[index] = torch.where(shadow.reader[index] == who, who, SEVERAL).to(torch.int32)
+        shadow.read_line[index] = self._line(ctx.line)
+
+    def write(self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...], value: Value) -> None:
+        """Note a store, before it is done."""
+        shadow, index, who, chosen = self._lanes(ctx, pointer, mask, shape)
+        if not len(index):
+            return
+        memory, _ = ctx.memory.buffers[pointer.argument].typed(pointer.element)
+        given = full(value, pointer.element, shape, ctx.programs).to(memory.dtype).reshape(-1)
+        given = given if chosen is None else given[chosen]
+        # Out of bounds is not this check's to say.
+        inside = (index >= 0) & (index < memory.numel())
+        changes = torch.ones_like(inside)
+        changes[inside] = memory[index[inside]] != given[inside]
+        writer = shadow.writer[index]
+        self._report(
+            ctx,
+            pointer,
+            index,
+            who,
+            changes & (writer != 0) & (writer != who),
+            "writes",
+            "wrote",
+            shadow,
+            shadow.writer,
+        )
+        reader = shadow.reader[index]
+        self._report(
+            ctx,
+            pointer,
+            index,
+            who,
+            changes & (reader != 0) & (reader != who),
+            "writes",
+            "reads",
+            shadow,
+            shadow.reader,
+        )
+        shadow.writer[index] = who
+        shadow.write_line[index] = self._line(ctx.line)
+        others = shadow.writer[index] != who
+        if bool(others.any()):  # several programs at once
+            last = torch.zeros(memory.numel(), dtype=memory.dtype)
+            last[index] = given
+            self._report(
+                ctx, pointer, index, who, others & (last[index] != given), "writes", "wrote", shadow, shadow.writer
+            )
+
+    def atomic(self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...]) -> None:
+        """Note an atomic."""
+        shadow, index, who, _ = self._lanes(ctx, pointer, mask, shape)
+        if not len(index):
+            return
+        writer = shadow.writer[index]
+        plain = (writer != 0) & (writer != who) & (writer != ATOMIC)
+        self._report(ctx, pointer, index, who, plain, "changes", "wrote", shadow, shadow.writer)
+        if pointer.argument not in self.initial and bool((writer == 0).any()):
+            self.initial[pointer.argument] = ctx.line
+        shadow.writer[index] = ATOMIC
+        shadow.write_line[index] = self._line(ctx.line)
+
+    def _lanes(
+        self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...]
+    ) -> tuple[_Elements, Tensor, Tensor, Tensor | None]:
+        """Return the shadow, the places of the lanes that are on, and their programs + 1."""
+        buffer = ctx.memory.buffers[pointer.argument]
+        memory, shift = buffer.typed(pointer.element)
+        key = (buffer.address, memory.itemsize)
+        if key not in self.elements:
+            self.elements[key] = _Elements(memory.numel())
+        index = (full(pointer.offset, "i64", shape, ctx.programs).long() + shift).reshape(-1)
+        who = (ctx.places() + 1).to(torch.int32).repeat_interleave(max(numel(shape), 1))
+        chosen = None
+        if mask is not True:
+            chosen = torch.nonzero(as_tensor(mask, "i1", len(shape)).expand(ctx.programs, *shape).reshape(-1))[:, 0]
+            index, who = index[chosen], who[chosen]
+        inside = (index >= 0) & (index < memory.numel())
+        if not bool(inside.all()):
+            return self.elements[key], index[:0], who[:0], None
+        return self.elements[key], index, who, chosen
+
+    def _line(self, line: str) -> int:
+        if line not in self.lines:
+            self.lines.append(line)
+        return self.lines.index(line)
+
+    def _report(
+        self,
+        ctx: Any,
+        pointer: Pointer,
+        index: Tensor,
+        who: Tensor,
+        bad: Tensor,
+        does: str,
+        did: str,
+        shadow: _Elements,
+        others: Tensor,
+    ) -> None:
+        if self.sequential or not bool(bad.any()):
+            return
+        from bringup.recording.sanitize import Finding
+
+        lane = int(torch.nonzero(bad)[0])
+        place, buffer = int(index[lane]), ctx.memory.buffers[pointer.argument]
+        lines = shadow.write_line if others is shadow.writer else shadow.read_line
+        other_line, other = self.lines[int(lines[place])], int(others[place])
+        whom = f"program {other - 1}" if other > 0 else "another program"
+        _, shift = buffer.typed(pointer.element)
+        with _lock:
+            _found.append(
+                Finding(
+                    "race",
+                    f"kernel {self.kernel}: program {int(who[lane]) - 1} {does} element {place - shift} of "
+                    f"{buffer.name!r} at {ctx.line}, which {whom} {did} at {other_line}, and programs have no order",
+                    ctx.line,
+                    other_line,
+                    "give every program its own elements, use an atomic, or split the kernel in two",
+                )
+            )

@@ -1,0 +1,155 @@
+"""The constants of the model: which rows they are fitted on, and fitting them again with chips left out.
+
+Every stage fits a few constants on the families that they describe, by the mean absolute logarithm of predicted over
+measured, each set, chip and family with the square root of its rows as weight. Of the rows of its families every eighth
+is fitted (the four products on TPU v3 all are), the others are unseen; the sets of LLMCompass, LLMServingSim and all
+whole programs are unseen altogether.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+
+from bringup.errors import BringupError
+from bringup.machine.files import load_chip
+from bringup.pricing.pricing import DEFAULT, Constants
+from bringup.validation.measurement import Measurement
+from bringup.validation.score import grouped
+
+FITTED = 8  # one row in so many
+WHOLE = ("tpu-v3",)  # chips of so few rows that all are fitted
+UNSEEN_SETS = ("LLMCompass", "LLMServingSim")
+HALVES = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Constants with their bounds, and the rows that they are fitted on."""
+
+    bounds: dict[str, tuple[float, float]]
+    takes: Callable[[Measurement], bool]
+
+
+def _is_gpu_product(row: Measurement) -> bool:
+    return row.op == "mm" and row.dtype in HALVES and not row.chip.startswith("tpu")
+
+
+STAGES = (
+    Stage(
+        {
+            "core_sustained": (0.8, 1.0),
+            "streams_matmul": (0.7, 1.0),
+            "cores_for_bandwidth": (0.15, 0.5),
+            "overlap": (1.5, 2.2),
+            "step_cycles": (10.0, 250.0),
+            "tile_cycles": (200.0, 3000.0),
+            "kernel_seconds": (0.3e-6, 3e-6),
+            "small_tile": (4.0, 60.0),
+            "tile_exposed": (0.01, 1.0),
+        },
+        _is_gpu_product,
+    ),
+    Stage({"small_tile_vector": (0.1, 30.0)}, lambda row: row.op in ("mm", "bmm") and row.dtype == "float32"),
+    Stage(
+        {"streams_pointwise": (0.5, 1.0), "streams_normalization": (0.4, 1.0), "streams_softmax": (0.4, 1.0)},
+        lambda row: row.family in ("pointwise", "gelu", "layer_norm", "softmax") and not row.chip.startswith("tpu"),
+    ),
+    Stage(
+        {"attention": (0.1, 1.0), "streams_attention": (0.6, 1.0)},
+        lambda row: row.op == "attention" and not row.chip.startswith("tpu"),
+    ),
+    Stage(
+        {"systolic_sustained": (0.5, 1.0), "systolic_overlap": (1.0, 8.0), "systolic_fill": (0.1, 1.0)},
+        lambda row: row.op == "mm" and row.chip.startswith("tpu"),
+    ),
+)
+
+
+def is_fitted(row: Measurement) -> bool:
+    """Tell whether the constants were fitted on this row."""
+    if any(name in row.source for name in UNSEEN_SETS) or not any(stage.takes(row) for stage in STAGES):
+        return False
+    return row.chip in WHOLE or zlib.crc32(f"{row.chip} {row.op} {row.dims}".encode()) % FITTED == 0
+
+
+def generation(chip: str) -> str:
+    """Group chips that share a die: ``a100`` for ``a100-pcie-40``; every TPU is its own."""
+    return chip if chip.startswith("tpu") else chip.split("-")[0]
+
+
+def uninformed() -> Constants:
+    """Return constants that know no row: the middle of their bounds, by ratio."""
+    middles = {name: (low * high) ** 0.5 for stage in STAGES for name, (low, high) in stage.bounds.items()}
+    return replace(DEFAULT, **middles)
+
+
+def fit(rows: Iterable[Measurement], *, leave_out: str | None = None, start: Constants | None = None) -> Constants:
+    """Fit all constants, stage by stage.
+
+    Args:
+        rows: what was measured; only rows that `is_fitted` tells are used.
+        leave_out: a generation of chips of which no row may be used.
+        start: where to begin: by default at the shipped constants, or if chips are left out, at `uninformed` ones.
+
+    Raises:
+        BringupError: scipy is missing.
+    """
+    try:
+        from scipy.optimize import minimize
+    except ImportError:
+        raise BringupError("fitting constants needs scipy: pip install scipy") from None
+    taken = [row for row in rows if is_fitted(row) and generation(row.chip) != leave_out]
+    constants = start or (DEFAULT if leave_out is None else uninformed())
+    for stage in STAGES:
+        own = [row for row in taken if stage.takes(row)]
+        if not own:
+            continue
+        names = list(stage.bounds)
+        score = _score(own, names, stage.bounds, constants)
+        found = minimize(
+            score, np.zeros(len(names)), method="Powell", options={"maxiter": 6, "xtol": 1e-2, "ftol": 1e-4}
+        )
+        constants, _ = _moved(constants, names, stage.bounds, found.x)
+    return constants
+
+
+def _moved(
+    constants: Constants, names: Sequence[str], bounds: dict[str, tuple[float, float]], logs: Any
+) -> tuple[Constants, float]:
+    """Scale constants, kept within bounds; and by how much they had left them."""
+    values, beyond = {}, 0.0
+    for name, log in zip(names, logs, strict=True):
+        value, (low, high) = float(getattr(constants, name) * np.exp(log)), bounds[name]
+        beyond += max(0.0, float(np.log(value / high))) + max(0.0, float(np.log(low / value)))
+        values[name] = float(np.clip(value, low, high))
+    return replace(constants, **values), beyond
+
+
+def _score(
+    rows: list[Measurement], names: Sequence[str], bounds: dict[str, tuple[float, float]], constants: Constants
+) -> Callable[[Any], float]:
+    by_kind: dict[tuple[str, str, str], list[Measurement]] = defaultdict(list)
+    for row in rows:
+        by_kind[row.source, row.chip, row.family].append(row)
+    groups = [group for own in by_kind.values() for group in grouped(own)]
+    chips = {group.chip: load_chip(group.chip) for group in groups}
+    weights = np.sqrt([len(group.rows) for group in groups])
+
+    def score(logs: Any) -> float:
+        moved, beyond = _moved(constants, names, bounds, logs)
+        off = [np.abs(np.log(group.predicted(chips[group.chip], moved) / group.measured)).mean() for group in groups]
+        return float(np.average(off, weights=weights)) + 5 * beyond
+
+    return score
+
+
+def changed(constants: Constants) -> dict[str, tuple[float, float]]:
+    """List the constants that differ from the shipped ones: name -> (shipped, found), to three digits."""
+    pairs = {each.name: (getattr(DEFAULT, each.name), getattr(constants, each.name)) for each in fields(Constants)}
+    return {name: pair for name, pair in pairs.items() if f"{pair[0]:.3g}" != f"{pair[1]:.3g}"}
