@@ -16,8 +16,8 @@ import pytest
 
 if TYPE_CHECKING:
     from bringup.analyse.prediction import Prediction
+    from bringup.recording.recording import Recording
     from bringup.recording.sanitize import Finding
-    from bringup.recording.trace import Recorder
 
 KEY, LEAK = "bringup", "bringup leak"  # of a test's user properties: they survive the way from a worker of pytest-xdist
 MARKERS = (
@@ -142,16 +142,17 @@ class ChipPlugin:
         self.dry = bool(config.getoption("--chip-dry"))
         self.warn = bool(config.getoption("--chip-warn"))
         self.totals = _Totals()
-        self.recorder: Recorder | None = None
+        self.recorder: Recording | None = None
         self.held = 0
         self.shared = 0  # bytes that fixtures of a wider scope hold
         self.failed = False
         self.lines: set[str] = set()  # that the test ran
         import torch  # noqa: F401
 
-        from bringup.device import load as _load
+        from bringup.device.load import use
+        from bringup.process import asked_devices
 
-        _load.use(name, devices=_load._devices_from_environment(), strict=bool(config.getoption("--chip-strict")))
+        use(name, devices=asked_devices(), strict=bool(config.getoption("--chip-strict")))
 
     def report(self, chip: str | None = None) -> Prediction:
         """Price what the test that runs has launched so far."""
@@ -184,7 +185,7 @@ class ChipPlugin:
         import torch
 
         from bringup.recording import sanitize
-        from bringup.recording.trace import recorded
+        from bringup.recording.recording import recorded
 
         chips: Any = torch.chip  # type: ignore[attr-defined]
         if chips.is_initialized():

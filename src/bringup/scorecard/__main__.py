@@ -19,9 +19,10 @@ def main() -> None:
     import torch
 
     if asked.chip:
-        from bringup.device import load as _load
+        from bringup.device.load import use
+        from bringup.process import asked_devices
 
-        _load.use(asked.chip, devices=_load._devices_from_environment())
+        use(asked.chip, devices=asked_devices())
     device = torch.device(asked.device)
     if asked.matrix:
         from bringup.scorecard.matrix import support

@@ -89,10 +89,10 @@ def versions(device: torch.device) -> str:
     needs_chip(device, "only bringup's own package can be asked")
     from unittest import mock
 
-    from bringup.device import load as _load
+    from bringup.device import core
 
     with mock.patch.object(torch, "__version__", "1.0.0"):
-        problem = _load._problem()
+        problem = core.problem()
     require(problem and "was built for torch" in problem, "another torch version is not noticed")
     return str(problem)[:120]
 

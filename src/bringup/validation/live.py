@@ -163,13 +163,13 @@ def recorded(program: Program) -> Trace:
     """Record a step in dry form on the virtual chip."""
     import torch
 
-    from bringup.device import load as _load
+    from bringup.device import load
     from bringup.device.dry import dry
-    from bringup.recording.trace import record, step
+    from bringup.recording.recording import record, step
 
-    _load.register()
+    load.register()
     if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
-        _load.use(RECORDED_ON)
+        load.use(RECORDED_ON)
     with dry():
         run = _step(program, torch.device("chip"))
         run()

@@ -160,14 +160,14 @@ def recorded(model: str, mode: str, precision: str, length: int, batch: int) -> 
     import torch
     import transformers
 
-    from bringup.device import load as _load
+    from bringup.device import load
     from bringup.device.dry import dry
-    from bringup.recording.trace import record, step
+    from bringup.recording.recording import record, step
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    _load.register()
+    load.register()
     if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
-        _load.use(RECORDED_ON)
+        load.use(RECORDED_ON)
     trains = mode == "training"
     with dry(), torch.device("chip"):
         program = MODELS[model](transformers).train(trains)
