@@ -27,7 +27,7 @@ def sentences(text: str) -> list[str]:
 
 
 def test_sentences_end_where_a_reader_ends_them() -> None:
-    text = "# A heading\n\nOne two. Three\nfour? (Five, 1.5 six.)\n\n- [seven](a.md) eight:\n\n```\nx. y.\n```\n| a. |\n"
+    text = "# A heading\n\nOne two. Three\nfour? (Five, 1.5 six.)\n\n- [seven](a.md) eight:\n\n```\nx. y.\n```\n| a |\n"
     assert [len(sentence.split()) for sentence in sentences(text)] == [2, 2, 3, 2]
 
 
