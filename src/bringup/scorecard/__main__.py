@@ -3,7 +3,12 @@
 import argparse
 import json
 
+import torch
+
+from bringup.device.load import use
+from bringup.process import asked_devices
 from bringup.scorecard.card import MARK
+from bringup.scorecard.matrix import support
 from bringup.scorecard.registry import load, run_item
 
 
@@ -16,17 +21,10 @@ def main() -> None:
     parser.add_argument("--chip")
     parser.add_argument("--file", action="append", default=[])
     asked = parser.parse_args()
-    import torch
-
     if asked.chip:
-        from bringup.device.load import use
-        from bringup.process import asked_devices
-
         use(asked.chip, devices=asked_devices())
     device = torch.device(asked.device)
     if asked.matrix:
-        from bringup.scorecard.matrix import support
-
         found = support(device)
     else:
         found = run_item(load(tuple(asked.file))[asked.item], device)
