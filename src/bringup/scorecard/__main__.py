@@ -24,11 +24,8 @@ def main() -> None:
     if asked.chip:
         use(asked.chip, devices=asked_devices())
     device = torch.device(asked.device)
-    if asked.matrix:
-        found = support(device)
-    else:
-        found = run_item(load(tuple(asked.file))[asked.item], device)
-    print(MARK + json.dumps(found), flush=True)
+    line = support(device) if asked.matrix else run_item(load(tuple(asked.file))[asked.item], device)
+    print(MARK + json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
