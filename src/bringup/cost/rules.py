@@ -9,12 +9,8 @@ from functools import cache
 
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
+from bringup.machine.vocabulary import FAMILIES
 from bringup.text import short
-
-FAMILIES = (
-    *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
-    *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other", "depthwise", "kernel"),
-)
 
 
 @dataclass(frozen=True, slots=True)

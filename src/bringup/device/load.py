@@ -159,7 +159,7 @@ def use(
 def _host_dtypes(chip: Chip) -> tuple[list[str], list[int]]:
     """Operators with the dtypes, as bits, that a chip leaves to the host."""
     from bringup.cost import family_of, named_family_of
-    from bringup.cost.signature import ITEM_BYTES
+    from bringup.machine.vocabulary import ITEM_BYTES
 
     bits = {name: _SCALAR_TYPES[name] for name in ITEM_BYTES if name in _SCALAR_TYPES}
     missing = [name for name in bits if name not in chip.ops.dtypes]

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from bringup.cost.signature import ITEM_BYTES
+from bringup.machine.vocabulary import DTYPES, FAMILIES
 from bringup.text import plain
 
 
@@ -35,7 +35,6 @@ def _at_least(low: float) -> AfterValidator:
 Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_shown)]  # a line of a terminal
 Source = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_shown)]  # a paragraph
 Key = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_shown)]  # the longest operator has 60
-DTYPES = frozenset(ITEM_BYTES)
 
 # TFLOP/s, TB/s and GB/s, of one chip: from a serial line's kB/s to a million of today's chips.
 Rate = Annotated[float, Field(gt=0, le=1e9), _at_least(1e-6)]
@@ -164,8 +163,6 @@ class Ops(_Table):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Ops:
-        from bringup.cost import FAMILIES
-
         for group, dtypes in [("dtypes", self.dtypes), *self.groups.items()]:
             if group != "dtypes" and group not in FAMILIES:
                 raise ValueError(f"groups names {group}: the groups are {', '.join(FAMILIES)}")
