@@ -74,6 +74,8 @@ class Work:
 
 # Kernels for half precision compute in float32 (torch's opmath type); only memory holds halves.
 OPMATH = {"float16": "float32", "bfloat16": "float32"}
+# Elements that one core of a GPU has in flight before the latency of memory is hidden: 2,048 threads, one each.
+ITEMS_PER_CORE = 2048
 
 Rule = Callable[[Signature], Work]
 _rules: dict[str, tuple[str, Rule]] = {}

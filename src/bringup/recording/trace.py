@@ -19,7 +19,7 @@ from bringup.cost.signature import Signature
 from bringup.errors import BringupError, TraceError
 from bringup.files import written_whole
 from bringup.paths import Places, as_text
-from bringup.pricing.pricing import WorkTable
+from bringup.pricing import WorkTable
 from bringup.text import short
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ import numpy as np
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
 from bringup.machine.files import load_host
-from bringup.pricing.pricing import Prices
+from bringup.pricing import Prices
 from bringup.recording.trace import COLUMNS, Trace, read_signature
 from bringup.timeline import handover
 from bringup.timeline import replay as timeline
