@@ -24,8 +24,8 @@ def kernel(signature: Signature) -> Work:
     programs = math.prod(signature.args.get("grid", [1]))
     if not isinstance(counters, dict):
         return Work(
-            "kernel",
-            signature.dtype,
+            family="kernel",
+            dtype=signature.dtype,
             read_bytes=signature.read_bytes,
             written_bytes=signature.written_bytes,
             items=programs,
@@ -37,9 +37,9 @@ def kernel(signature: Signature) -> Work:
         gemms.append(Gemm(max(count // per_program, 1), m, n, k * per_program))
         dtype = ELEMENTS.get(element, dtype)
     return Work(
-        "kernel",
-        dtype if gemms else OPMATH.get(dtype, dtype),
-        tuple(gemms),
+        family="kernel",
+        dtype=dtype if gemms else OPMATH.get(dtype, dtype),
+        gemms=tuple(gemms),
         vector_flops=counters["vector"],
         special=counters["special"],
         read_bytes=counters["read_once"],
