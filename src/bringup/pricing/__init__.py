@@ -1,5 +1,6 @@
 """Seconds for the work of a launch on a chip. `price_table` has the model."""
 
+from bringup.cost.work_table import WorkTable
 from bringup.pricing import cpu, systolic, tiles  # noqa: F401 - each registers its class of chips
 from bringup.pricing.classes import ChipClass, class_of
 from bringup.pricing.constants import DEFAULT, Constants
@@ -24,7 +25,6 @@ from bringup.pricing.rates import (
     special_rate,
     vector_rate,
 )
-from bringup.pricing.work_table import WorkTable
 
 __all__ = [
     "BOUNDS",

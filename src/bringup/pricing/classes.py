@@ -13,8 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost import FAMILIES
+from bringup.cost.work_table import WorkTable
 from bringup.pricing.constants import Constants
-from bringup.pricing.work_table import WorkTable
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup.cost.work_table import WorkTable
 from bringup.pricing.classes import ChipClass, nothing, register
 from bringup.pricing.constants import Constants
 from bringup.pricing.tiles import best_tiles, with_attention
-from bringup.pricing.work_table import WorkTable
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip

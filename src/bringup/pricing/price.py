@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from bringup.cost import FAMILIES, Signature, Work
 from bringup.cost.rules import ITEMS_PER_CORE
+from bringup.cost.work_table import WorkTable
 from bringup.pricing.classes import class_of
 from bringup.pricing.constants import DEFAULT, Constants
 from bringup.pricing.rates import (
@@ -29,7 +30,6 @@ from bringup.pricing.rates import (
     special_rate,
     vector_rate,
 )
-from bringup.pricing.work_table import WorkTable
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
@@ -85,12 +85,12 @@ def price_table(
     """
     chip_class = class_of(chip)
     launch = (launch_seconds(chip, graph=graph, constants=constants) + constants.kernel_seconds) * table.kernels
-    few = np.clip(table.items / (chip.compute.cores * ITEMS_PER_CORE), 1.0 / chip.compute.cores, 1.0)
+    reached = np.clip(table.items / (chip.compute.cores * ITEMS_PER_CORE), 1.0 / chip.compute.cores, 1.0)
     vector_rates = np.asarray([vector_rate(chip, dtype) for dtype in table.dtypes]) if table.dtypes else np.zeros(0)
     # Little work cannot fill the chip: it runs at the rate of the cores that it reaches.
-    vector = table.vector_flops / vector_rates / few
-    special = table.special / special_rate(chip) / few
-    matrix, share = _matrix_seconds(table, chip, few, constants)
+    vector = table.vector_flops / vector_rates / reached
+    special = table.special / special_rate(chip) / reached
+    matrix, share = _matrix_seconds(table, chip, reached, constants)
     memory = _memory_seconds(table, signatures, chip, share, warm, constants)
     compute = vector + special + matrix
     p = chip_class.overlap(constants)

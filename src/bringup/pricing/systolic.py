@@ -9,12 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost import FAMILIES
+from bringup.cost.work_table import WorkTable
 from bringup.pricing import tiles
 from bringup.pricing.classes import ChipClass, register
 from bringup.pricing.constants import Constants
 from bringup.pricing.cpu import CPU
 from bringup.pricing.rates import matrix_sustained, memory_rate
-from bringup.pricing.work_table import WorkTable
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup.cost.work_table import WorkTable
 from bringup.pricing.classes import ChipClass, register
 from bringup.pricing.constants import Constants
 from bringup.pricing.rates import cache_rate, matrix_sustained, memory_rate
-from bringup.pricing.work_table import WorkTable
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip

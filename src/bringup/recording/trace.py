@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost.signature import Signature
+from bringup.cost.work_table import WorkTable
 from bringup.errors import BringupError, TraceError
 from bringup.files import written_whole
 from bringup.paths import Places, as_text
-from bringup.pricing import WorkTable
 from bringup.text import short
 
 if TYPE_CHECKING:

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup.cost import FAMILIES, Signature, Work
+from bringup.cost.rules import Work
+from bringup.cost.signature import Signature
+from bringup.machine.vocabulary import FAMILIES
 
 Array = npt.NDArray[Any]
 
