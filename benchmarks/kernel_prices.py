@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 import bringup
-from bringup.pricing.pricing import WorkTable, price_table
+from bringup.pricing import WorkTable, price_table
 from bringup.recording.trace import LAUNCH
 
 

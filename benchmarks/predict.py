@@ -13,9 +13,9 @@ from torch.nn import functional
 from train_step import gpt
 
 import bringup
+from bringup import pricing
 from bringup.analyse.compare import compare
 from bringup.cost.signature import Signature
-from bringup.pricing import pricing
 from bringup.recording.recording import record
 from bringup.recording.trace import Trace
 from bringup.timeline import replay as timeline

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import bringup
+from bringup import pricing
 from bringup.analyse import holders as memory
 from bringup.analyse.summary import summarize
 from bringup.cost.signature import Signature
 from bringup.machine.schema import Chip, Host
-from bringup.pricing import pricing
-from bringup.pricing.pricing import COMPUTE, LAUNCH, MEMORY, WorkTable, price_table
+from bringup.pricing import COMPUTE, LAUNCH, MEMORY, WorkTable, price_table
 from bringup.recording.trace import STEP, Trace
 from bringup.timeline.replay import LAUNCH_LATENCY, Timeline, replay
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import bringup
-from bringup.pricing import pricing
+from bringup import pricing
 from bringup.validation import (
     Errors,
     Measurement,

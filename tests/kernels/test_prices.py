@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bringup
-from bringup.pricing.pricing import WorkTable, price_table
+from bringup.pricing import WorkTable, price_table
 from bringup.recording.trace import LAUNCH
 
 pytest.importorskip("triton", reason="needs bringup[triton]")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup import pricing
 from bringup.cost import FAMILIES
-from bringup.pricing import pricing
-from bringup.pricing.pricing import COMPUTE, MEMORY, WorkTable
+from bringup.pricing import COMPUTE, MEMORY, WorkTable
 from bringup.recording.trace import D2H, DEVICE_SYNC, EVENT_SYNC, H2D, LAUNCH, PINNED, STREAM_SYNC, Trace
 from bringup.text import duration, size
 from bringup.timeline.replay import Timeline, replay

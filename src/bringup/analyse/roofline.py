@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bringup.pricing import pricing
-from bringup.pricing.pricing import ENGINES
+from bringup import pricing
+from bringup.pricing import ENGINES
 from bringup.recording.trace import LAUNCH
 from bringup.timeline.replay import Timeline
 

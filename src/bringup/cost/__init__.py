@@ -7,7 +7,8 @@ family ``other``, and the report names it.
 
 from __future__ import annotations
 
-from bringup.cost.rules import FAMILIES, Work, family_of, named_family_of, work_of
+from bringup.cost.rules import Work, family_of, named_family_of, work_of
 from bringup.cost.signature import Signature, Tensor
+from bringup.machine.vocabulary import FAMILIES
 
 __all__ = ["FAMILIES", "Signature", "Tensor", "Work", "family_of", "named_family_of", "work_of"]

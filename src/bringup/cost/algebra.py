@@ -4,52 +4,43 @@ from __future__ import annotations
 
 import math
 
-from bringup.cost.rules import Gemm, Work, rule
+from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature
 
 
 @rule(
     "linalg",
-    *("linalg_", "cholesky", "cholesky_solve", "cholesky_inverse", "triangular_solve", "lu_unpack", "_linalg_det"),
-    *(
-        "_linalg_eigh",
-        "_linalg_eigvals",
-        "_linalg_slogdet",
-        "_linalg_solve_ex",
-        "_linalg_svd",
-        "geqrf",
-        "orgqr",
-        "ormqr",
-    ),
-    *(
-        "inverse",
-        "lu_solve",
-        "matrix_exp",
-        "linalg_matrix_exp",
-        "_linalg_check_errors",
-        "_cholesky_solve_helper",
-        "svd",
-    ),
-    *("_linalg_inv_ex", "linalg_lu_factor_ex", "householder_product", "_compute_linear_combination", "_lu_with_info"),
+    *names("""
+        linalg_ linalg_matrix_exp matrix_exp _compute_linear_combination
+        cholesky cholesky_solve cholesky_inverse _cholesky_solve_helper
+        lu_unpack lu_solve linalg_lu_factor_ex _lu_with_info
+        inverse _linalg_inv_ex _linalg_solve_ex triangular_solve _linalg_det _linalg_slogdet _linalg_check_errors
+        geqrf orgqr ormqr householder_product svd _linalg_svd _linalg_eigh _linalg_eigvals
+    """),
 )
 def factorization(signature: Signature) -> Work:
     """Price n^3 operations per matrix, done in blocks of 32 columns one after the other (LAPACK's order)."""
     data = signature.tensors[0]
     if len(data.shape) < 2:
-        return Work("linalg", data.dtype, (), data.numel, 0, signature.read_bytes, signature.written_bytes)
+        return Work(
+            family="linalg",
+            dtype=data.dtype,
+            vector_flops=data.numel,
+            read_bytes=signature.read_bytes,
+            written_bytes=signature.written_bytes,
+        )
     *batch, rows, columns = data.shape
     size = min(rows, columns)
     blocks = max(1, math.ceil(size / 32))
     gemm = Gemm(math.prod(batch), rows, columns, max(size, 1))
     return Work(
-        "linalg",
-        data.dtype,
-        (gemm,),
-        0.0,
-        float(size),
-        signature.read_bytes * blocks,
-        signature.written_bytes * blocks,
-        max(data.numel, 1),
+        family="linalg",
+        dtype=data.dtype,
+        gemms=(gemm,),
+        special=float(size),
+        read_bytes=signature.read_bytes * blocks,
+        written_bytes=signature.written_bytes * blocks,
+        items=max(data.numel, 1),
         kernels=2 * blocks,
     )
 
@@ -63,13 +54,11 @@ def fourier(signature: Signature) -> Work:
     elements = max(data.numel, result.numel, 1)
     passes = 1 if n <= 8192 else 2
     return Work(
-        "fft",
-        signature.dtype,
-        (),
-        5 * elements * math.log2(max(n, 2)),
-        0,
-        signature.read_bytes * passes,
-        signature.written_bytes * passes,
-        elements,
+        family="fft",
+        dtype=signature.dtype,
+        vector_flops=5 * elements * math.log2(max(n, 2)),
+        read_bytes=signature.read_bytes * passes,
+        written_bytes=signature.written_bytes * passes,
+        items=elements,
         kernels=passes,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bringup.cost.rules import Gemm, Work, rule
+from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature
 
 
@@ -22,9 +22,9 @@ def _work(signature: Signature, products: int) -> Work:
     gemms = (scores, mix) if products == 2 else (scores, scores, scores, mix, mix)
     elements = batch * rows * columns_read
     return Work(
-        "attention",
-        signature.dtype,
-        gemms,
+        family="attention",
+        dtype=signature.dtype,
+        gemms=gemms,
         vector_flops=4.0 * elements,
         special=float(elements),
         read_bytes=signature.read_bytes,
@@ -36,9 +36,12 @@ def _work(signature: Signature, products: int) -> Work:
 
 @rule(
     "attention",
-    *("_scaled_dot_product_flash_attention", "_scaled_dot_product_flash_attention_for_cpu"),
-    *("_scaled_dot_product_efficient_attention", "_scaled_dot_product_cudnn_attention", "scaled_dot_product_attention"),
-    *("_scaled_dot_product_fused_attention_overrideable", "_scaled_dot_product_attention_math"),
+    *names("""
+        scaled_dot_product_attention _scaled_dot_product_attention_math
+        _scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu
+        _scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention
+        _scaled_dot_product_fused_attention_overrideable
+    """),
 )
 def forward(signature: Signature) -> Work:
     """Price queries by keys, weights by values: the flops of ``torch.utils.flop_counter.sdpa_flop_count``."""
@@ -47,9 +50,11 @@ def forward(signature: Signature) -> Work:
 
 @rule(
     "attention",
-    *("_scaled_dot_product_flash_attention_backward", "_scaled_dot_product_flash_attention_for_cpu_backward"),
-    *("_scaled_dot_product_efficient_attention_backward", "_scaled_dot_product_cudnn_attention_backward"),
-    "_scaled_dot_product_fused_attention_overrideable_backward",
+    *names("""
+        _scaled_dot_product_flash_attention_backward _scaled_dot_product_flash_attention_for_cpu_backward
+        _scaled_dot_product_efficient_attention_backward _scaled_dot_product_cudnn_attention_backward
+        _scaled_dot_product_fused_attention_overrideable_backward
+    """),
 )
 def backward(signature: Signature) -> Work:
     """Price five products: the scores again, and one gradient each of weights, values, queries and keys."""
@@ -66,13 +71,13 @@ def encoder(signature: Signature) -> Work:
     gemms += [Gemm(batch, rows, rows, width), Gemm(batch, rows, width, rows)]
     elements = batch * rows * rows
     return Work(
-        "attention",
-        signature.dtype,
-        tuple(gemms),
-        4.0 * elements,
-        float(elements),
-        signature.read_bytes,
-        signature.written_bytes,
-        batch * rows * width,
+        family="attention",
+        dtype=signature.dtype,
+        gemms=tuple(gemms),
+        vector_flops=4.0 * elements,
+        special=float(elements),
+        read_bytes=signature.read_bytes,
+        written_bytes=signature.written_bytes,
+        items=batch * rows * width,
         kernels=len(gemms) + 4,
     )

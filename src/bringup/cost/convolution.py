@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from bringup.cost.rules import Gemm, Work, rule
+from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature, Tensor
 
 
@@ -26,7 +26,7 @@ def _gemm(signature: Signature, data: Tensor, result: Tensor, weight: Tensor) ->
 
 
 def _is_winograd(signature: Signature, weight: Tensor) -> bool:
-    """Tell whether this is a dense convolution of 3 x 3 in steps of one (Lavin & Gray, CVPR 2016)."""
+    """True for a dense convolution of 3 x 3 in steps of one (Lavin & Gray, CVPR 2016)."""
     steps = [*(signature.args.get("stride") or [1]), *(signature.args.get("dilation") or [1])]
     return weight.shape[2:] == (3, 3) and all(step == 1 for step in steps) and weight.shape[1] >= 16
 
@@ -37,39 +37,38 @@ def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0
         return _depthwise(signature, gemms, vector_flops)
     items = max(gemm.batch * gemm.m * gemm.n for gemm in gemms) if gemms else 1
     return Work(
-        "convolution",
-        signature.dtype,
-        gemms,
-        vector_flops,
-        0.0,
-        signature.read_bytes,
-        signature.written_bytes,
-        items,
+        family="convolution",
+        dtype=signature.dtype,
+        gemms=gemms,
+        vector_flops=vector_flops,
+        read_bytes=signature.read_bytes,
+        written_bytes=signature.written_bytes,
+        items=items,
         kernels=max(len(gemms), 1),
         winograd=winograd,
     )
 
 
 def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float) -> Work:
-    """One filter per channel is no product: too little is reused, so the vector units do it."""
+    """Work of one filter per channel: too little is reused for a product, so the vector units do it."""
     return Work(
-        "depthwise",
-        signature.dtype,
-        (),
-        vector_flops + sum(gemm.flops for gemm in gemms),
-        0.0,
-        signature.read_bytes * len(gemms),
-        signature.written_bytes,
-        max(sum(tensor.numel for tensor in signature.results), 1),
+        family="depthwise",
+        dtype=signature.dtype,
+        vector_flops=vector_flops + sum(gemm.flops for gemm in gemms),
+        read_bytes=signature.read_bytes * len(gemms),
+        written_bytes=signature.written_bytes,
+        items=max(sum(tensor.numel for tensor in signature.results), 1),
         kernels=len(gemms),
     )
 
 
 @rule(
     "convolution",
-    *("convolution", "_convolution", "convolution_overrideable", "mkldnn_convolution", "_slow_conv2d_forward"),
-    *("slow_conv3d_forward", "slow_conv_transpose2d", "slow_conv_transpose3d", "slow_conv_dilated2d"),
-    *("slow_conv_dilated3d", "_conv_depthwise2d", "conv_depthwise3d", "thnn_conv2d"),
+    *names("""
+        convolution _convolution convolution_overrideable mkldnn_convolution thnn_conv2d
+        _slow_conv2d_forward slow_conv3d_forward slow_conv_transpose2d slow_conv_transpose3d
+        slow_conv_dilated2d slow_conv_dilated3d _conv_depthwise2d conv_depthwise3d
+    """),
 )
 def forward(signature: Signature) -> Work:
     """Price output pixels x filters x (channels x window)."""

@@ -10,7 +10,7 @@ from bringup.cost.signature import Signature
 
 
 def _over_rows(item: Signature, rank: int) -> bool:
-    """Is it the last dimensions that are reduced? Only then does the kernel go on with the row."""
+    """True if the last dimensions are reduced: only then does the kernel go on with the row."""
     dims = item.args.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     reduced = sorted(dim % rank for dim in dims) if dims else []

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 
-from bringup.cost.rules import Gemm, Work, rule
+from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature
 
 
 def product(signature: Signature, gemm: Gemm) -> Work:
     """Work of one product that reads its inputs and writes its result."""
     return Work(
-        "matmul",
-        signature.dtype,
+        family="matmul",
+        dtype=signature.dtype,
         gemms=(gemm,),
         read_bytes=signature.read_bytes,
         written_bytes=signature.written_bytes,
@@ -22,17 +22,16 @@ def product(signature: Signature, gemm: Gemm) -> Work:
 
 @rule("matmul", "mm", "addmm", "_addmm_activation", "sspaddmm", "_int_mm", "_scaled_mm", "addmv", "mv")
 def two_dimensional(signature: Signature) -> Work:
-    """Price [m, k] by [k, n]; the last two tensors of two dimensions at most are the factors."""
-    names = (
-        ("mat1", "mat2")
-        if "mat1" in signature.args
-        else ("mat", "vec")
-        if "vec" in signature.args
-        else ("self", "mat2")
-    )
+    """Price [m, k] by [k, n], or by [k]. Operators name their factors differently."""
     if signature.base == "mv":
-        names = ("self", "vec")
-    first, second = signature.required(names[0]), signature.required(names[1])
+        factors = ("self", "vec")
+    elif "mat1" in signature.args:
+        factors = ("mat1", "mat2")
+    elif "vec" in signature.args:
+        factors = ("mat", "vec")
+    else:
+        factors = ("self", "mat2")
+    first, second = (signature.required(name) for name in factors)
     m, k = first.shape
     return product(signature, Gemm(1, m, second.shape[1] if len(second.shape) > 1 else 1, k))
 
@@ -40,8 +39,8 @@ def two_dimensional(signature: Signature) -> Work:
 @rule("matmul", "bmm", "baddbmm", "addbmm")
 def batched(signature: Signature) -> Work:
     """Price [b, m, k] by [b, k, n]."""
-    names = ("self", "mat2") if signature.base == "bmm" else ("batch1", "batch2")
-    first, second = signature.required(names[0]), signature.required(names[1])
+    factors = ("self", "mat2") if signature.base == "bmm" else ("batch1", "batch2")
+    first, second = (signature.required(name) for name in factors)
     b, m, k = first.shape
     return product(signature, Gemm(b, m, second.shape[2], k))
 
@@ -68,12 +67,21 @@ def grouped(signature: Signature) -> Work:
 @rule("matmul", "dot", "vdot")
 def inner(signature: Signature) -> Work:
     """Price a sum of products: memory decides, so the vector units do it."""
-    work = product(signature, Gemm(1, 1, 1, 0))
-    return Work("matmul", work.dtype, (), 2 * signature.tensors[0].numel, 0, work.read_bytes, work.written_bytes, 1024)
+    return Work(
+        family="matmul",
+        dtype=signature.dtype,
+        vector_flops=2 * signature.tensors[0].numel,
+        read_bytes=signature.read_bytes,
+        written_bytes=signature.written_bytes,
+        items=1024,
+    )
 
 
 @rule(
-    "matmul", "linear", "matmul", "mkldnn_linear", "_trilinear", "_cdist_forward", "_euclidean_dist", "_cdist_backward"
+    "matmul",
+    *names("""
+        linear matmul mkldnn_linear _trilinear _cdist_forward _cdist_backward _euclidean_dist
+    """),
 )
 def general(signature: Signature) -> Work:
     """Price a product of any rank: rows of the first by columns of the last dimension of the result."""

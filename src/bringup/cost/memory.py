@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from bringup.cost.rules import Work, rule, streaming
+from bringup.cost.rules import Work, names, rule, streaming
 from bringup.cost.signature import Signature
 
 # Rows picked by an index are shorter than a burst of the memory: the fraction of the bandwidth that reaches the kernel.
@@ -18,72 +18,18 @@ TRANSPOSE = 0.6
 
 @rule(
     "copy",
-    *(
-        "copy",
-        "clone",
-        "_to_copy",
-        "cat",
-        "stack",
-        "contiguous",
-        "fill",
-        "zero",
-        "zeros_like",
-        "ones_like",
-        "full_like",
-    ),
-    *(
-        "constant_pad_nd",
-        "flip",
-        "roll",
-        "repeat",
-        "tril",
-        "triu",
-        "arange",
-        "eye",
-        "full",
-        "ones",
-        "zeros",
-        "empty_like",
-    ),
-    *(
-        "iota",
-        "linspace",
-        "logspace",
-        "range",
-        "narrow_copy",
-        "slice_scatter",
-        "select_scatter",
-        "diagonal_scatter",
-        "rot90",
-    ),
-    *(
-        "as_strided_scatter",
-        "slice_backward",
-        "select_backward",
-        "diagonal_backward",
-        "new_zeros",
-        "new_full",
-        "new_ones",
-    ),
-    *("tril_indices", "triu_indices", "_reshape_copy", "block_diag", "_pack_padded_sequence", "_pad_packed_sequence"),
-    *("scalar_tensor", "hann_window", "vander", "resize_as", "resize", "_unsafe_view", "_copy_from", "fill_diagonal"),
-    *(
-        "_cast_Float",
-        "view_as_complex_copy",
-        "unfold_copy",
-        "_chunk_cat",
-        "split_with_sizes_copy",
-        "_pack_padded_sequence_backward",
-    ),
-    *(
-        "lift",
-        "lift_fresh_copy",
-        "detach_copy",
-        "alias_copy",
-        "new_empty",
-        "im2col_backward",
-        "_nested_tensor_from_mask",
-    ),
+    *names("""
+        copy clone _to_copy _copy_from contiguous cat stack _chunk_cat block_diag repeat resize resize_as
+        fill zero fill_diagonal empty_like zeros_like ones_like full_like
+        eye full ones zeros scalar_tensor new_empty new_zeros new_full new_ones
+        arange range iota linspace logspace vander hann_window tril_indices triu_indices
+        constant_pad_nd flip roll rot90 tril triu im2col_backward
+        slice_scatter select_scatter diagonal_scatter as_strided_scatter
+        slice_backward select_backward diagonal_backward
+        narrow_copy unfold_copy split_with_sizes_copy view_as_complex_copy detach_copy alias_copy lift lift_fresh_copy
+        _reshape_copy _unsafe_view _cast_Float _nested_tensor_from_mask
+        _pack_padded_sequence _pack_padded_sequence_backward _pad_packed_sequence
+    """),
 )
 def copy(signature: Signature) -> Work:
     """Price bytes in and out."""
@@ -98,65 +44,60 @@ def _order(strides: tuple[int, ...]) -> tuple[int, ...]:
 
 @rule(
     "gather",
-    *(
-        "gather",
-        "index",
-        "_unsafe_index",
-        "index_select",
-        "take",
-        "embedding",
-        "take_along_dim",
-        "masked_select",
-        "nonzero",
-    ),
-    *("_embedding_bag", "_embedding_bag_forward_only", "embedding_renorm", "_embedding_bag_backward", "nonzero_static"),
-    *("_embedding_bag_dense_backward", "_embedding_bag_per_sample_weights_backward", "argwhere", "repeat_interleave"),
+    *names("""
+        gather index _unsafe_index index_select take take_along_dim masked_select nonzero nonzero_static argwhere
+        repeat_interleave
+        embedding embedding_renorm _embedding_bag _embedding_bag_forward_only
+        _embedding_bag_backward _embedding_bag_dense_backward _embedding_bag_per_sample_weights_backward
+    """),
 )
 def gather(signature: Signature) -> Work:
     """Price the rows that are picked, not the whole table."""
     results = sum(tensor.nbytes for tensor in signature.results)
     indices = sum(tensor.nbytes for tensor in signature.tensors[1:] if tensor.is_integer)
     elements = max(sum(tensor.numel for tensor in signature.results), 1)
-    return Work("gather", signature.dtype, (), elements, 0, results + indices, results, elements, streams=GATHER)
+    return Work(
+        family="gather",
+        dtype=signature.dtype,
+        vector_flops=elements,
+        read_bytes=results + indices,
+        written_bytes=results,
+        items=elements,
+        streams=GATHER,
+    )
 
 
 @rule(
     "gather",
-    *(
-        "scatter",
-        "scatter_add",
-        "scatter_reduce",
-        "index_put",
-        "_index_put_impl",
-        "index_add",
-        "index_copy",
-        "index_fill",
-    ),
-    *(
-        "index_reduce",
-        "put",
-        "embedding_dense_backward",
-        "masked_scatter",
-        "_unsafe_index_put",
-        "masked_scatter_backward",
-    ),
-    *("gather_backward", "_unsafe_masked_index", "_unsafe_masked_index_put_accumulate", "index_select_backward"),
-    *("value_selecting_reduction_backward",),
+    *names("""
+        scatter scatter_add scatter_reduce masked_scatter masked_scatter_backward put
+        index_put _index_put_impl _unsafe_index_put index_add index_copy index_fill index_reduce
+        _unsafe_masked_index _unsafe_masked_index_put_accumulate
+        gather_backward index_select_backward embedding_dense_backward value_selecting_reduction_backward
+    """),
 )
 def scatter(signature: Signature) -> Work:
-    """Price what is written, read and the rest of a fresh result."""
+    """Price reading the source, reading and writing the elements that it changes, and copying to a fresh result."""
     source = max((tensor.nbytes for tensor in signature.tensors if not tensor.written), default=0)
     fresh = sum(tensor.nbytes for tensor in signature.outputs if tensor is not None)
     elements = max((tensor.numel for tensor in signature.tensors if not tensor.written), default=1)
     return Work(
-        "gather", signature.dtype, (), elements, 0, 2 * source + fresh, source + fresh, elements, streams=GATHER
+        family="gather",
+        dtype=signature.dtype,
+        vector_flops=elements,
+        read_bytes=2 * source + fresh,
+        written_bytes=source + fresh,
+        items=elements,
+        streams=GATHER,
     )
 
 
 @rule(
     "sort",
-    *("sort", "argsort", "msort", "unique_dim", "_unique2", "_unique", "unique_consecutive", "unique_dim_consecutive"),
-    *("median", "nanmedian", "mode", "kthvalue", "quantile", "nanquantile", "_sort", "sort_stable"),
+    *names("""
+        sort sort_stable _sort argsort msort median nanmedian mode kthvalue quantile nanquantile
+        _unique _unique2 unique_dim unique_consecutive unique_dim_consecutive
+    """),
 )
 def sort(signature: Signature) -> Work:
     """Price a radix sort of keys and positions: one pass over both per byte of the key (Merrill & Grimshaw, 2011)."""
@@ -166,7 +107,13 @@ def sort(signature: Signature) -> Work:
     moved = (data.item_bytes + 8) * data.numel
     depth = math.log2(max(row, 2))
     return Work(
-        "sort", data.dtype, (), data.numel * depth * 2, 0, moved * passes, moved * passes, data.numel, kernels=passes
+        family="sort",
+        dtype=data.dtype,
+        vector_flops=data.numel * depth * 2,
+        read_bytes=moved * passes,
+        written_bytes=moved * passes,
+        items=data.numel,
+        kernels=passes,
     )
 
 
@@ -176,16 +123,25 @@ def topk(signature: Signature) -> Work:
     data = signature.tensors[0]
     passes = min(data.item_bytes, 4)
     return Work(
-        "sort", data.dtype, (), data.numel * 4, 0, data.nbytes * passes, signature.written_bytes, data.numel, kernels=2
+        family="sort",
+        dtype=data.dtype,
+        vector_flops=data.numel * 4,
+        read_bytes=data.nbytes * passes,
+        written_bytes=signature.written_bytes,
+        items=data.numel,
+        kernels=2,
     )
 
 
 @rule(
     "random",
-    *("nondeterministic_seeded", "normal", "uniform", "bernoulli", "random", "exponential", "geometric", "cauchy"),
-    *("log_normal", "randn", "rand", "randint", "randperm", "multinomial", "poisson", "native_dropout", "binomial"),
-    *("_standard_gamma", "_sample_dirichlet", "_dirichlet_grad", "_standard_gamma_grad", "randn_like", "rand_like"),
-    *("randint_like", "_fused_dropout", "alpha_dropout", "feature_dropout"),
+    *names("""
+        nondeterministic_seeded
+        normal uniform bernoulli random exponential geometric cauchy log_normal multinomial poisson binomial
+        rand rand_like randn randn_like randint randint_like randperm
+        _standard_gamma _standard_gamma_grad _sample_dirichlet _dirichlet_grad
+        native_dropout _fused_dropout alpha_dropout feature_dropout
+    """),
 )
 def random(signature: Signature) -> Work:
     """Price Philox: some 30 integer operations per element, and a special function (Salmon et al., SC 2011)."""

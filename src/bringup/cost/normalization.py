@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from bringup.cost.rules import Work, rule, streaming
+from bringup.cost.rules import Work, names, rule, streaming
 from bringup.cost.signature import Signature
 
 THREADS = 2048  # that a core of a GPU has resident (CUDA C++ Programming Guide, technical specifications)
@@ -27,16 +27,18 @@ def _row_length(signature: Signature) -> int:
 
 @rule(
     "normalization",
-    *("native_layer_norm", "native_group_norm", "_fused_rms_norm", "rms_norm", "renorm", "local_response_norm"),
-    *("native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training", "cudnn_batch_norm"),
-    *("_native_batch_norm_legit_functional", "batch_norm_elemt", "batch_norm_stats", "_batch_norm_with_update"),
-    *("_batch_norm_no_update", "_weight_norm_interface", "batch_norm_update_stats", "batch_norm_gather_stats"),
+    *names("""
+        native_layer_norm native_group_norm rms_norm _fused_rms_norm renorm local_response_norm _weight_norm_interface
+        native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
+        _native_batch_norm_legit_functional cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update
+        batch_norm_elemt batch_norm_stats batch_norm_update_stats batch_norm_gather_stats
+    """),
 )
 def forward(signature: Signature) -> Work:
     """Price a sum, a sum of squares, and scale and shift: 8 operations per element; a row is read twice."""
     work = streaming(signature, "normalization", flops=8)
     if signature.args.get("training") is False or signature.base.endswith("no_training"):
-        return work  # the statistics are given: one pass
+        return work  # the statistics are inputs: one pass
     data = signature.tensors[0]
     width = math.prod(signature.args.get("normalized_shape") or [_row_length(signature)])
     if "layer" not in signature.base and "rms" not in signature.base:
@@ -47,9 +49,12 @@ def forward(signature: Signature) -> Work:
 
 @rule(
     "normalization",
-    *("native_layer_norm_backward", "native_group_norm_backward", "_fused_rms_norm_backward"),
-    *("native_batch_norm_backward", "cudnn_batch_norm_backward", "batch_norm_backward", "batch_norm_backward_elemt"),
-    *("batch_norm_backward_reduce", "_weight_norm_interface_backward"),
+    *names("""
+        native_layer_norm_backward native_group_norm_backward _fused_rms_norm_backward
+        _weight_norm_interface_backward
+        native_batch_norm_backward cudnn_batch_norm_backward
+        batch_norm_backward batch_norm_backward_elemt batch_norm_backward_reduce
+    """),
 )
 def backward(signature: Signature) -> Work:
     """Price two sums over rows and the gradient; a second kernel reads all again for those of scale and shift."""
@@ -59,21 +64,18 @@ def backward(signature: Signature) -> Work:
 
 @rule(
     "softmax",
-    "_softmax",
-    "_log_softmax",
-    "_safe_softmax",
-    "logsumexp",
-    "_masked_softmax",
-    "_logcumsumexp",
-    "logcumsumexp",
+    *names("""
+        _softmax _log_softmax _safe_softmax _masked_softmax logsumexp logcumsumexp _logcumsumexp
+    """),
 )
 def softmax(signature: Signature) -> Work:
     """Price maximum, exponential, sum and division; a short row stays on the chip, a long one is read three times."""
+    # Some 25 instructions per element, none of them a multiply-add: 50 operations at the rate of multiply-adds.
     work = streaming(signature, "softmax", flops=50, special=1)
     data, width = signature.tensors[0], _row_length(signature)
     if width <= SHORT_ROW:
         return work
-    # Some 25 instructions, none of them a multiply-add, and an exponential in each of the last two passes.
+    # A long row takes an exponential in each of the last two passes.
     work = streaming(signature, "softmax", flops=50, special=2)
     threads = min(width * data.item_bytes // 16, 1024)
     in_flight = THREADS // threads * width * data.item_bytes

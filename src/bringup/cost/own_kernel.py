@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import math
 
-from bringup.cost.rules import Gemm, Work, rule
+from bringup.cost.rules import ITEMS_PER_CORE, OPMATH, Gemm, Work, rule
 from bringup.cost.signature import Signature
 
 ELEMENTS = {"f16": "float16", "bf16": "bfloat16", "f32": "float32", "f64": "float64", "i8": "int8"}
 ELEMENTS |= {"f8E5M2": "float8_e5m2", "f8E4M3FN": "float8_e4m3fn"}
 
-
-ITEMS_PER_CORE = 2048  # elements that one core has in flight before the latency of memory is hidden, as in pricing.py
 RESIDENT = 32  # programs in flight on a core: thread blocks per multiprocessor (CUDA C++ Programming Guide, table 27)
 
 
@@ -26,8 +24,8 @@ def kernel(signature: Signature) -> Work:
     programs = math.prod(signature.args.get("grid", [1]))
     if not isinstance(counters, dict):
         return Work(
-            "kernel",
-            signature.dtype,
+            family="kernel",
+            dtype=signature.dtype,
             read_bytes=signature.read_bytes,
             written_bytes=signature.written_bytes,
             items=programs,
@@ -39,9 +37,9 @@ def kernel(signature: Signature) -> Work:
         gemms.append(Gemm(max(count // per_program, 1), m, n, k * per_program))
         dtype = ELEMENTS.get(element, dtype)
     return Work(
-        "kernel",
-        dtype if gemms else {"float16": "float32", "bfloat16": "float32"}.get(dtype, dtype),
-        tuple(gemms),
+        family="kernel",
+        dtype=dtype if gemms else OPMATH.get(dtype, dtype),
+        gemms=tuple(gemms),
         vector_flops=counters["vector"],
         special=counters["special"],
         read_bytes=counters["read_once"],

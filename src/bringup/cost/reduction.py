@@ -2,60 +2,21 @@
 
 from __future__ import annotations
 
-from bringup.cost.rules import Work, rule, streaming
+from bringup.cost.rules import Work, names, rule, streaming
 from bringup.cost.signature import Signature
 
 
 @rule(
     "reduction",
-    *(
-        "reduction",
-        "sum",
-        "mean",
-        "prod",
-        "amax",
-        "amin",
-        "max",
-        "min",
-        "aminmax",
-        "argmax",
-        "argmin",
-        "all",
-        "any",
-        "norm",
-    ),
-    *(
-        "var",
-        "std",
-        "var_mean",
-        "std_mean",
-        "nansum",
-        "count_nonzero",
-        "linalg_vector_norm",
-        "hash_tensor",
-        "_fused_moving_avg",
-    ),
-    *(
-        "cumsum",
-        "cumprod",
-        "cummax",
-        "cummin",
-        "_cummax_helper",
-        "_cummin_helper",
-        "trace",
-        "histc",
-        "bincount",
-        "equal",
-    ),
-    *(
-        "histogram",
-        "_histogramdd_bin_edges",
-        "_histogramdd_from_bin_cts",
-        "_histogramdd_from_bin_tensors",
-        "segment_reduce",
-    ),
-    *("_aminmax", "dist", "nanmean", "is_nonzero", "cumulative_trapezoid", "linalg_matrix_norm", "_local_scalar_dense"),
-    *("_segment_reduce_backward", "_assert_async", "_functional_assert_async", "_is_all_true", "_is_any_true"),
+    *names("""
+        reduction
+        sum nansum mean nanmean prod amax amin max min aminmax _aminmax argmax argmin all any is_nonzero equal
+        norm dist linalg_vector_norm linalg_matrix_norm var std var_mean std_mean count_nonzero trace
+        cumsum cumprod cummax cummin _cummax_helper _cummin_helper cumulative_trapezoid
+        bincount histc histogram _histogramdd_bin_edges _histogramdd_from_bin_cts _histogramdd_from_bin_tensors
+        segment_reduce _segment_reduce_backward _fused_moving_avg hash_tensor
+        _local_scalar_dense _assert_async _functional_assert_async _is_all_true _is_any_true
+    """),
 )
 def reduction(signature: Signature) -> Work:
     """Price one operation per input element; results are few."""
@@ -64,17 +25,13 @@ def reduction(signature: Signature) -> Work:
 
 @rule(
     "reduction",
-    *(
-        "nll_loss_forward",
-        "nll_loss_backward",
-        "nll_loss2d_forward",
-        "nll_loss2d_backward",
-        "_ctc_loss",
-        "_ctc_loss_backward",
-    ),
-    *("mse_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "soft_margin_loss", "multi_margin_loss"),
-    *("multi_margin_loss_backward", "multilabel_margin_loss_forward", "multilabel_margin_loss_backward"),
-    *("cosine_embedding_loss", "_pdist_forward", "_pdist_backward", "cross_entropy_loss", "kl_div"),
+    *names("""
+        nll_loss_forward nll_loss_backward nll_loss2d_forward nll_loss2d_backward cross_entropy_loss kl_div
+        _ctc_loss _ctc_loss_backward
+        mse_loss smooth_l1_loss huber_loss binary_cross_entropy soft_margin_loss cosine_embedding_loss
+        multi_margin_loss multi_margin_loss_backward multilabel_margin_loss_forward multilabel_margin_loss_backward
+        _pdist_forward _pdist_backward
+    """),
 )
 def loss(signature: Signature) -> Work:
     """Price a few operations per element."""
@@ -83,57 +40,29 @@ def loss(signature: Signature) -> Work:
 
 @rule(
     "pooling",
-    *("max_pool2d_with_indices", "max_pool2d_with_indices_backward", "max_pool3d_with_indices", "avg_pool1d"),
-    *("max_pool3d_with_indices_backward", "avg_pool2d", "avg_pool2d_backward", "avg_pool3d", "avg_pool3d_backward"),
-    *("_adaptive_avg_pool2d", "_adaptive_avg_pool2d_backward", "_adaptive_avg_pool3d", "_adaptive_avg_pool3d_backward"),
-    *("adaptive_max_pool2d", "adaptive_max_pool2d_backward", "adaptive_max_pool3d", "adaptive_max_pool3d_backward"),
-    *(
-        "fractional_max_pool2d",
-        "fractional_max_pool2d_backward",
-        "fractional_max_pool3d",
-        "fractional_max_pool3d_backward",
-    ),
-    *(
-        "max_unpool2d",
-        "max_unpool3d",
-        "upsample_nearest1d",
-        "upsample_nearest2d",
-        "upsample_nearest3d",
-        "upsample_linear1d",
-    ),
-    *(
-        "upsample_bilinear2d",
-        "upsample_bicubic2d",
-        "upsample_trilinear3d",
-        "upsample_nearest1d_backward",
-        "im2col",
-        "col2im",
-    ),
-    *("upsample_nearest2d_backward", "upsample_nearest3d_backward", "upsample_linear1d_backward", "grid_sampler_2d"),
-    *(
-        "upsample_bilinear2d_backward",
-        "upsample_bicubic2d_backward",
-        "upsample_trilinear3d_backward",
-        "grid_sampler_3d",
-    ),
-    *("_upsample_nearest_exact1d", "_upsample_nearest_exact2d", "_upsample_nearest_exact3d", "_upsample_bilinear2d_aa"),
-    *("_upsample_nearest_exact1d_backward", "_upsample_nearest_exact2d_backward", "_upsample_nearest_exact3d_backward"),
-    *(
-        "_upsample_bilinear2d_aa_backward",
-        "_upsample_bicubic2d_aa",
-        "_upsample_bicubic2d_aa_backward",
-        "_upsample_lanczos2d_aa",
-    ),
-    *("grid_sampler_2d_backward", "grid_sampler_3d_backward", "channel_shuffle", "pixel_shuffle", "pixel_unshuffle"),
-    *("adaptive_avg_pool2d", "reflection_pad1d", "reflection_pad2d", "reflection_pad3d", "replication_pad1d"),
-    *("replication_pad2d", "replication_pad3d", "reflection_pad1d_backward", "reflection_pad2d_backward"),
-    *(
-        "reflection_pad3d_backward",
-        "replication_pad1d_backward",
-        "replication_pad2d_backward",
-        "_upsample_lanczos2d_aa_backward",
-    ),
-    *("replication_pad3d_backward", "affine_grid_generator", "native_channel_shuffle", "unfold_backward"),
+    *names("""
+        max_pool2d_with_indices max_pool2d_with_indices_backward
+        max_pool3d_with_indices max_pool3d_with_indices_backward
+        avg_pool1d avg_pool2d avg_pool2d_backward avg_pool3d avg_pool3d_backward adaptive_avg_pool2d
+        _adaptive_avg_pool2d _adaptive_avg_pool2d_backward _adaptive_avg_pool3d _adaptive_avg_pool3d_backward
+        adaptive_max_pool2d adaptive_max_pool2d_backward adaptive_max_pool3d adaptive_max_pool3d_backward
+        fractional_max_pool2d fractional_max_pool2d_backward fractional_max_pool3d fractional_max_pool3d_backward
+        max_unpool2d max_unpool3d im2col col2im unfold_backward
+        upsample_nearest1d upsample_nearest1d_backward upsample_nearest2d upsample_nearest2d_backward
+        upsample_nearest3d upsample_nearest3d_backward
+        _upsample_nearest_exact1d _upsample_nearest_exact1d_backward _upsample_nearest_exact2d
+        _upsample_nearest_exact2d_backward _upsample_nearest_exact3d _upsample_nearest_exact3d_backward
+        upsample_linear1d upsample_linear1d_backward upsample_bilinear2d upsample_bilinear2d_backward
+        _upsample_bilinear2d_aa _upsample_bilinear2d_aa_backward
+        upsample_bicubic2d upsample_bicubic2d_backward _upsample_bicubic2d_aa _upsample_bicubic2d_aa_backward
+        upsample_trilinear3d upsample_trilinear3d_backward _upsample_lanczos2d_aa _upsample_lanczos2d_aa_backward
+        grid_sampler_2d grid_sampler_2d_backward grid_sampler_3d grid_sampler_3d_backward affine_grid_generator
+        reflection_pad1d reflection_pad1d_backward reflection_pad2d reflection_pad2d_backward
+        reflection_pad3d reflection_pad3d_backward
+        replication_pad1d replication_pad1d_backward replication_pad2d replication_pad2d_backward
+        replication_pad3d replication_pad3d_backward
+        pixel_shuffle pixel_unshuffle channel_shuffle native_channel_shuffle
+    """),
 )
 def window(signature: Signature) -> Work:
     """Price the elements of a window (some 9) per result; the input is read once."""

@@ -9,12 +9,8 @@ from functools import cache
 
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
+from bringup.machine.vocabulary import FAMILIES
 from bringup.text import short
-
-FAMILIES = (
-    *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
-    *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other", "depthwise", "kernel"),
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +28,7 @@ class Gemm:
         return 2 * self.batch * self.m * self.n * self.k
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
     """What one launch asks of a chip, whatever the chip.
 
@@ -47,7 +43,7 @@ class Work:
         again_bytes: read again by later passes of the kernel, from the cache if what is in flight fits.
         in_flight: bytes that one core has in flight between such passes.
         passes: further passes that wait for the one before.
-        winograd: may the products be done by Winograd's minimal filtering?
+        winograd: True if the products may be done by Winograd's minimal filtering.
     """
 
     family: str
@@ -78,9 +74,16 @@ class Work:
 
 # Kernels for half precision compute in float32 (torch's opmath type); only memory holds halves.
 OPMATH = {"float16": "float32", "bfloat16": "float32"}
+# Elements that one core of a GPU has in flight before the latency of memory is hidden: 2,048 threads, one each.
+ITEMS_PER_CORE = 2048
 
 Rule = Callable[[Signature], Work]
 _rules: dict[str, tuple[str, Rule]] = {}
+
+
+def names(text: str) -> list[str]:
+    """Split a list of operators, separated by spaces and line ends."""
+    return text.split()
 
 
 def rule(family: str, *operators: str) -> Callable[[Rule], Rule]:
@@ -111,8 +114,8 @@ def streaming(signature: Signature, family: str, *, flops: float = 1.0, special:
     results = sum(tensor.numel for tensor in signature.results)
     elements = max([results, *(tensor.numel for tensor in signature.tensors)])
     return Work(
-        family,
-        OPMATH.get(signature.dtype, signature.dtype),
+        family=family,
+        dtype=OPMATH.get(signature.dtype, signature.dtype),
         vector_flops=flops * elements,
         special=special * elements,
         read_bytes=signature.read_bytes,
@@ -124,33 +127,25 @@ def streaming(signature: Signature, family: str, *, flops: float = 1.0, special:
 @cache
 def _load_families() -> None:
     """Import the files of rules, which register themselves. A statement of its own: python -O drops asserts."""
-    for name in (
-        "matmul",
-        "convolution",
-        "attention",
-        "normalization",
-        "pointwise",
-        "reduction",
-        "memory",
-        "algebra",
-        "fused",
-        "own_kernel",
-    ):
+    families = "matmul convolution attention normalization pointwise reduction memory algebra fused own_kernel"
+    for name in names(families):
         importlib.import_module(f"bringup.cost.{name}")
 
 
 @cache
-def _tags(op: str) -> frozenset[str]:
+def tags(op: str) -> frozenset[str]:
+    """Return torch's tags of an operator: ``pointwise``, ``reduction``, ...; none if torch does not have it."""
     import torch
 
     namespace, _, rest = op.partition("::")
     name, _, overload = rest.partition(".")
     try:
-        found = getattr(getattr(getattr(torch.ops, namespace), name), overload or "default")
+        operator = getattr(getattr(getattr(torch.ops, namespace), name), overload or "default")
     except (AttributeError, RuntimeError, TypeError):  # no operator can have this name
         return frozenset()
-    known = isinstance(found, torch._ops.OpOverload)
-    return frozenset(str(tag).split(".")[-1] for tag in found.tags) if known else frozenset()
+    if not isinstance(operator, torch._ops.OpOverload):
+        return frozenset()
+    return frozenset(str(tag).split(".")[-1] for tag in operator.tags)
 
 
 def _base(op: str) -> str:
@@ -168,17 +163,11 @@ def _rule_of(op: str) -> tuple[str, Rule]:
         return _rules["triton"]
     if base in _rules:
         return _rules[base]
-    for prefix in (
-        "_foreach_",
-        "_fused_",
-        "_fft_",
-        "linalg_",
-    ):
+    for prefix in ("_foreach_", "_fused_", "_fft_", "linalg_"):
         if base.startswith(prefix):
             return _rules[prefix]
-    tags = _tags(op)
     for tag in ("pointwise", "reduction", "nondeterministic_seeded"):
-        if tag in tags:
+        if tag in tags(op):
             return _rules[tag]
     if base.endswith("_copy"):
         return _rules["copy"]
@@ -197,19 +186,19 @@ def family_of(op: str) -> str:
 def named_family_of(op: str) -> str | None:
     """Return the family of an operator that a rule names; None if torch's tags decide, which takes longer to ask."""
     _load_families()
-    found = _rules.get(_base(op))
-    return None if found is None else found[0]
+    entry = _rules.get(_base(op))
+    return None if entry is None else entry[0]
 
 
-# What goes wrong in a rule if the tensors or arguments are not those of its operator.
+# The exceptions of a rule whose tensors or arguments are not those of its operator.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 MOST_WORK = 1e60  # far beyond any launch, and so that no price overflows
 
 
 def _check(work: Work) -> None:
-    """Raise ValueError for a work with which no chip could be priced."""
-    names = ("vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes", "flops")
-    amounts = {name: float(getattr(work, name)) for name in names}
+    """Raise ValueError for work that no chip could be priced for."""
+    fields = ("vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes", "flops")
+    amounts = {name: float(getattr(work, name)) for name in fields}
     amounts["in_flight"] = min(float(work.in_flight), 1.0)  # infinite if all of a tensor is
     amounts["product"] = min((float(min(g.batch, g.m, g.n, g.k)) for g in work.gemms), default=0.0)
     for name, amount in amounts.items():
@@ -220,9 +209,9 @@ def _check(work: Work) -> None:
 
 
 def work_of(signature: Signature) -> Work:
-    """Return what a launch asks of a chip. `Signature.work` keeps it.
+    """Return what a launch asks of a chip. `Signature.work` caches it.
 
-    A trace that was loaded may say anything of the arguments of an operator: rules need not check them, this does.
+    A loaded trace may hold any arguments for an operator. Rules need not check them: this function does.
 
     Raises:
         BringupError: no work follows from the arguments; the message names the operator.
@@ -237,5 +226,5 @@ def work_of(signature: Signature) -> Work:
             f"{short(signature.op)} ({shapes}) cannot be priced, its rule does not fit its arguments ({reason}): "
             "record the program again"
         ) from error
-    # A rule may find a kind that the operator's name does not tell.
+    # A convolution's rule may find that it is depthwise, which the operator's name does not say.
     return work if work.family in (family, "depthwise") else replace(work, family=family)

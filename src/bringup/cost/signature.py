@@ -7,17 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from bringup.machine.vocabulary import ITEM_BYTES
+
 if TYPE_CHECKING:
     from bringup.cost.rules import Work
-
-ITEM_BYTES = {
-    **dict.fromkeys(("bool", "uint8", "int8", "float8_e4m3fn", "float8_e5m2", "quint8", "qint8"), 1),
-    **dict.fromkeys(("float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"), 1),
-    **dict.fromkeys(("float16", "bfloat16", "int16", "uint16"), 2),
-    **dict.fromkeys(("float32", "int32", "uint32", "complex32", "qint32"), 4),
-    **dict.fromkeys(("float64", "int64", "uint64", "complex64"), 8),
-    "complex128": 16,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +41,7 @@ class Tensor:
 
     @property
     def is_integer(self) -> bool:
-        """Tell whether the elements are whole numbers, bool included."""
+        """True if the elements are whole numbers, bool included."""
         return "int" in self.dtype or self.dtype == "bool"
 
 
@@ -110,25 +103,23 @@ class Signature:
         Raises:
             LookupError: it is absent or undefined.
         """
-        found = self.tensor(name)
-        if found is None:
+        tensor = self.tensor(name)
+        if tensor is None:
             raise LookupError(f"there is no tensor {name}")
-        return found
+        return tensor
 
     @cached_property
     def dtype(self) -> str:
-        """The dtype that the launch computes in: of the first device tensor of the highest kind.
+        """The dtype that the launch computes in: that of the first device tensor of the highest kind.
 
-        Kinds: complex, float, integer, bool. Tensors without dimensions decide only if there are no others. The same
-        rule as ``deciding_dtype`` in csrc/signature.cpp.
+        Kinds are complex, float, integer, bool. Tensors without dimensions decide only if there are no others. The core
+        decides fallbacks by the same rule, ``deciding_dtype`` in csrc/signature.cpp; tests/test_trace.py compares them.
+        A launch without inputs on the device has the dtype of its results here, and none in the core.
         """
         on_chip = [tensor for tensor in self.tensors if tensor.storage >= 0]
         deciding = [tensor for tensor in on_chip if tensor.shape] or on_chip or self.results
-        found = ""
-        for tensor in deciding:
-            if not found or _rank(tensor.dtype) > _rank(found):
-                found = tensor.dtype
-        return found or "float32"
+        highest = max(deciding, key=lambda tensor: _rank(tensor.dtype), default=None)  # the first of equals
+        return "float32" if highest is None else highest.dtype
 
     @cached_property
     def read_bytes(self) -> int:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from bringup.cost import family_of, named_family_of
-from bringup.cost.signature import ITEM_BYTES
 from bringup.errors import BringupError, ChipInUseError
 from bringup.machine.files import load_chip
+from bringup.machine.vocabulary import ITEM_BYTES
 from bringup.process import (
     DEFAULT_CHIP,
     MAX_DEVICES,

@@ -34,10 +34,10 @@ def available_hosts() -> list[str]:
 
 
 def chip_names(text: str, option: str) -> list[str]:
-    """Split a list of chips.
+    """Split a comma-separated list of chips, the value of a command-line option.
 
     Raises:
-        BringupError: it names none; the message names the option.
+        BringupError: the list is empty; the message names the option.
     """
     names = [name for name in text.split(",") if name]
     if not names:
@@ -58,7 +58,7 @@ def load_chip(name_or_file: str | Path) -> Chip:
 
 
 def load_host(name_or_file: str | Path | None = None) -> Host:
-    """Read a host (default: the one that the dispatch costs were published for) as `load_chip` reads a chip."""
+    """Read a host as `load_chip` reads a chip; the default is the host of the published dispatch costs."""
     from bringup.machine.schema import Host
 
     return _read(_find(str(name_or_file or DEFAULT_HOST), "host", HOSTS, available_hosts()), Host)
@@ -72,8 +72,8 @@ def _find(text: str, what: str, folder: Path, names: list[str]) -> Path:
         hint = (
             f"did you mean {' or '.join(nearest)}?" if nearest else f"`bringup chips` lists the {len(names)} {what}s."
         )
-        asked = repr(short(text))
-        raise UnknownChipError(f"no {what} is named {asked}: {hint} A file is given by its path, as ./mine.toml")
+        name = repr(short(text))
+        raise UnknownChipError(f"no {what} is named {name}: {hint} A file is given by its path, as ./mine.toml")
     return folder / f"{text}.toml"
 
 
@@ -103,5 +103,5 @@ def _read(path: Path, kind: type[_Described]) -> _Described:
         first = error.errors(include_url=False)[0]
         key = short(".".join(str(part) for part in first["loc"]) or "file")
         simple = isinstance(first["input"], (str, int, float, bool, list))
-        found = "" if first["type"] == "missing" or not simple else f", got {short(repr(first['input']))}"
-        raise ChipFileError(f"{path.name}: {key}: {plain(first['msg']).removeprefix('Value error, ')}{found}") from None
+        value = "" if first["type"] == "missing" or not simple else f", got {short(repr(first['input']))}"
+        raise ChipFileError(f"{path.name}: {key}: {plain(first['msg']).removeprefix('Value error, ')}{value}") from None

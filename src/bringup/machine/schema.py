@@ -1,7 +1,7 @@
 """The validated forms of a chip file and a host file.
 
-Every number is finite and has bounds, every text and table a length: such a file may come from anyone. The bounds are
-far from what is built, and such that no price overflows and no count exceeds the core's `int`.
+Such a file may come from anyone: every number is finite and bounded, and so is the length of every text and table. The
+bounds lie far beyond real chips; within them no price overflows and no count exceeds the core's `int`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from bringup.cost.signature import ITEM_BYTES
+from bringup.machine.vocabulary import DTYPES, FAMILIES
 from bringup.text import plain
 
 
 def _shown(text: str) -> str:
-    """Refuse what would control the terminal that shows it."""
+    """Refuse control characters: a terminal would act on them."""
     hidden = next((c for c in text if c not in "\n\t" and plain(c) != c), None)
     if hidden is not None:
         raise ValueError(f"a text may not have the character {plain(hidden)}: leave it out")
@@ -35,7 +35,6 @@ def _at_least(low: float) -> AfterValidator:
 Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_shown)]  # a line of a terminal
 Source = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_shown)]  # a paragraph
 Key = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_shown)]  # the longest operator has 60
-DTYPES = frozenset(ITEM_BYTES)
 
 # TFLOP/s, TB/s and GB/s, of one chip: from a serial line's kB/s to a million of today's chips.
 Rate = Annotated[float, Field(gt=0, le=1e9), _at_least(1e-6)]
@@ -144,7 +143,7 @@ class Interconnect(_Table):
 
 
 class Launch(_Table):
-    """What one launch costs on the device, and how many may be pending."""
+    """The device's time for one launch, and the number of launches that may be pending."""
 
     eager_us: Microseconds | None = None
     graph_us: Microseconds | None = None
@@ -153,7 +152,7 @@ class Launch(_Table):
 
 
 class Ops(_Table):
-    """What runs on the chip: dtypes, per group if they differ; ``host`` lists exceptions.
+    """The dtypes that run on the chip, per group of operators if they differ. ``host`` lists exceptions.
 
     An exception is an operator without overload, ``aten::topk``, or with one dtype, ``aten::topk int64``.
     """
@@ -164,8 +163,6 @@ class Ops(_Table):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Ops:
-        from bringup.cost import FAMILIES
-
         for group, dtypes in [("dtypes", self.dtypes), *self.groups.items()]:
             if group != "dtypes" and group not in FAMILIES:
                 raise ValueError(f"groups names {group}: the groups are {', '.join(FAMILIES)}")
@@ -182,7 +179,7 @@ class Ops(_Table):
 
 
 class Kernels(_Table):
-    """Limits of kernels that the program brings, and what happens beyond them.
+    """Limits of the program's own kernels, and what happens beyond them.
 
     ``grid``: most programs along x, y, z. Tiles are held against ``[scratchpad]``.
     """
@@ -193,7 +190,7 @@ class Kernels(_Table):
 
 
 class Numerics(_Table):
-    """What the matrix engine does to its inputs, and what it accumulates in."""
+    """Conversions of the matrix engine's inputs, and the format of its accumulator."""
 
     matmul_input: Text
     accumulate: Text
@@ -235,12 +232,12 @@ class _Sourced(_Table):
 
 
 class Chip(_Sourced):
-    """What a chip file describes.
+    """A chip file.
 
     Numbers carry their unit in the key. Every number has an entry of the same dotted name, or of its table's, under
-    ``[sources]``, unless the file says ``invented = true``. ``efficiency`` is how fast the kernels of an operator
-    (``gelu``) or a family (``softmax``) are on this chip over what the model expects, where it was measured;
-    ``streams`` is the share of the sustained bandwidth that a family's kernels reach.
+    ``[sources]``, unless the file says ``invented = true``. ``efficiency`` is the measured speed of the kernels of an
+    operator (``gelu``) or a family (``softmax``) over the model's. ``streams`` is the share of the sustained bandwidth
+    that a family's kernels reach.
     """
 
     kind: Literal["gpu", "tpu", "ipu", "npu", "cpu"]
@@ -268,7 +265,7 @@ class Chip(_Sourced):
         return int(self.memory.device_gib * 2**30)
 
     def supports(self, op: str, family: str, dtype: str) -> bool:
-        """Tell whether the chip runs an operator (``aten::topk``, with or without overload) on a dtype.
+        """True if the chip runs an operator (``aten::topk``, with or without overload) on a dtype.
 
         Moving bytes needs no arithmetic: copies run in every dtype.
         """
@@ -293,7 +290,7 @@ class HostDispatch(_Table):
 
 
 class HostCompute(_Table):
-    """What a fallback runs on."""
+    """The processor that runs fallbacks."""
 
     cores: Cores
     clock_ghz: Gigahertz
@@ -305,7 +302,7 @@ class HostCompute(_Table):
 
 
 class Host(_Sourced):
-    """What a host file describes."""
+    """A host file."""
 
     compute: HostCompute
     dispatch: HostDispatch

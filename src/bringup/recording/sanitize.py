@@ -253,10 +253,10 @@ _IGNORE_SELF = {"baddbmm", "addmm", "addbmm", "addmv", "addr"}  # with beta=0
 
 def _reads_itself(op: str) -> bool:
     """Does an in-place operator read what it writes?"""
-    from bringup.cost.rules import _tags
+    from bringup.cost.rules import tags
 
     name = op.split("::")[-1].split(".")[0]
-    return name.endswith("_") and name not in _FILLS and "pointwise" in _tags(op)
+    return name.endswith("_") and name not in _FILLS and "pointwise" in tags(op)
 
 
 def _uninitialised(rows: _Rows) -> Iterator[Finding]:

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost.signature import Signature
+from bringup.cost.work_table import WorkTable
 from bringup.errors import TraceError
 from bringup.files import written_whole
-from bringup.pricing.pricing import WorkTable
 from bringup.recording import trace_check
 from bringup.recording.rows import *  # noqa: F403 TEMPORARY
 from bringup.recording.rows import COLUMNS, KINDS, LAUNCH, PHASES

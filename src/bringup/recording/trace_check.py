@@ -15,17 +15,17 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, ValidationError, model_validator
 
-from bringup.cost.signature import ITEM_BYTES
 from bringup.errors import TraceError
 from bringup.files import read_bytes
 from bringup.limits import TRACE
+from bringup.machine import vocabulary
 from bringup.recording import rows
 from bringup.text import short
 
 Array = npt.NDArray[Any]
 MOST = {name: limit.most for name, limit in TRACE.items()}
 # What torch.dtype can be beside those that have a price (c10/core/ScalarType.h); they are priced as four bytes.
-DTYPES = frozenset(ITEM_BYTES) | {"float4_e2m1fn_x2", "quint4x2", "quint2x4", "bits8", "bits16", "bits1x8", "bits2x4"}
+DTYPES = vocabulary.DTYPES | {"float4_e2m1fn_x2", "quint4x2", "quint2x4", "bits8", "bits16", "bits1x8", "bits2x4"}
 DTYPES |= {"bits4x2", *(f"{sign}int{width}" for sign in ("", "u") for width in range(1, 8))}
 
 

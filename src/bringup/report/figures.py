@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup import pricing
 from bringup.analyse.holders import memory_over_time
 from bringup.analyse.summary import Summary
 from bringup.cost import FAMILIES
-from bringup.pricing import pricing
 from bringup.recording.trace import D2D, D2H, H2D, LAUNCH
 from bringup.text import duration, size
 from bringup.timeline.replay import Timeline

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from bringup.analyse.compare import Row
 from bringup.analyse.holders import memory_over_time
 from bringup.analyse.summary import Summary, by_group
-from bringup.pricing.pricing import ENGINES
+from bringup.pricing import ENGINES
 from bringup.recording.trace import ALLOC, FREE, PHASES, Trace
 from bringup.report import figures
 from bringup.report.terminal import band, by_kind, moment, per_million, unit

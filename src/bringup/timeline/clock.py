@@ -28,7 +28,7 @@ import numpy as np
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
 from bringup.machine.files import load_host
-from bringup.pricing.pricing import Prices
+from bringup.pricing import Prices
 from bringup.process import process
 from bringup.recording.recording import Recording, current, read_signature
 from bringup.recording.rows import COLUMNS

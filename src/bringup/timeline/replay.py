@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from bringup import pricing
 from bringup.cost import FAMILIES
 from bringup.device import core
 from bringup.errors import BringupError
-from bringup.pricing import pricing
-from bringup.pricing.pricing import Prices, WorkTable
+from bringup.pricing import Prices, WorkTable
 from bringup.recording.trace import (
     BY_PROGRAM,
     D2D,
@@ -194,8 +194,9 @@ def row_inputs(
     place[unsupported] = np.arange(len(unsupported), dtype=np.int32)
     fallback = np.where(is_launch, place[signature], -1).astype(np.int32)
     host_seconds = _host_seconds(trace, work, host, host_clock, graph) * dispatch_scale
-    # A CPU has no queue: who launches computes.
-    flags = np.where(is_launch, columns["flags"] | WAITS, columns["flags"]) if chip.kind == "cpu" else columns["flags"]
+    flags = columns["flags"]
+    if not pricing.class_of(chip).queues:
+        flags = np.where(is_launch, flags | WAITS, flags)
     if not all(np.isfinite(values).all() for values in (host_seconds, seconds, share, parts)):
         raise BringupError(f"the recording has no finite time on {chip.name} with host {host.name}: record it again")
     return RowInputs(prices, flags.astype(np.uint8), host_seconds, seconds, share, fallback, parts)
@@ -209,7 +210,7 @@ def open_replay(chip: Chip) -> int:
     launch = chip.launch
     return int(
         torch.ops.bringup.timeline_open(
-            0.0 if chip.kind == "cpu" else LAUNCH_LATENCY,
+            LAUNCH_LATENCY if pricing.class_of(chip).queues else 0.0,
             launch.queue_depth,
             launch.copy_engines,
             chip.compute.concurrent_kernels,

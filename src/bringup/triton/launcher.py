@@ -249,7 +249,7 @@ def seconds_of(run: Callable[[], Any]) -> float:
     import bringup
     from bringup.cost.signature import Signature
     from bringup.device import load as _load
-    from bringup.pricing.pricing import WorkTable, price_table
+    from bringup.pricing import WorkTable, price_table
     from bringup.recording.trace import COLUMNS, LAUNCH, read_signature
 
     ops = torch.ops.bringup

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bringup import pricing
 from bringup.cost import FAMILIES
 from bringup.errors import BringupError
-from bringup.pricing import pricing
 from bringup.validation.measurement import OPERATORS, Measurement
 from bringup.validation.score import Group, grouped
 
@@ -253,7 +253,7 @@ def _ratios(chip: Chip, groups: Sequence[Group]) -> dict[str, list[float]]:
         measured = group.measured - launch
         for signature, model, real in zip(group.signatures, body, measured, strict=True):
             if real > launch:
-                names = pricing.kinds(signature, signature.work)
+                names = pricing.efficiency_names(signature, signature.work)
                 for name in names if names[0] != "convolution_1x1" else names[:1]:
                     ratios[name].append(float(model / real))
     return ratios

@@ -18,7 +18,7 @@ import numpy as np
 
 from bringup.errors import BringupError
 from bringup.machine.files import load_chip
-from bringup.pricing.pricing import DEFAULT, Constants
+from bringup.pricing import DEFAULT, Constants
 from bringup.validation.measurement import Measurement
 from bringup.validation.score import grouped
 

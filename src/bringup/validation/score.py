@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup import pricing
 from bringup.cost.signature import Signature
 from bringup.machine.files import available_chips, load_chip
-from bringup.pricing import pricing
 from bringup.validation.measurement import Measurement, measurements
 
 if TYPE_CHECKING:

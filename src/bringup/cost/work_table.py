@@ -1,0 +1,109 @@
+"""The work of all signatures of a trace as arrays, whatever the chip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.cost.rules import Work
+from bringup.cost.signature import Signature
+from bringup.machine.vocabulary import FAMILIES
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class WorkTable:
+    """The fields of `Work` as columns, one entry per signature; matrix products apart, one entry each.
+
+    Attributes:
+        works: the rows that the columns were made of.
+        family: index into `FAMILIES`.
+        bytes: read and written.
+        down_bytes, up_bytes: of the tensors that a fallback copies to the host, and of those that it copies back.
+        owner: product -> signature.
+        batch, m, n, k: sides of every product, at least 1.
+        item: bytes per element of a product's matrices.
+    """
+
+    works: tuple[Work, ...]
+    family: Array
+    dtypes: tuple[str, ...]
+    vector_flops: Array
+    special: Array
+    bytes: Array
+    down_bytes: Array
+    up_bytes: Array
+    items: Array
+    kernels: Array
+    streams: Array
+    again_bytes: Array
+    in_flight: Array
+    passes: Array
+    winograd: Array
+    flops: Array
+    owner: Array
+    batch: Array
+    m: Array
+    n: Array
+    k: Array
+    item: Array
+
+    @classmethod
+    def of(cls, signatures: Sequence[Signature]) -> WorkTable:
+        """Apply the cost rules."""
+        works = tuple(signature.work for signature in signatures)
+
+        def column(name: str) -> Array:
+            return np.asarray([getattr(work, name) for work in works], dtype=np.float64)
+
+        gemms = [(i, gemm) for i, work in enumerate(works) for gemm in work.gemms]
+        sides = np.asarray([(g.batch, g.m, g.n, g.k) for _, g in gemms], dtype=np.float64).reshape(-1, 4)
+        batch, m, n, k = np.maximum(sides, 1).T.copy()
+        return cls(
+            works=works,
+            family=np.asarray([FAMILIES.index(work.family) for work in works], dtype=np.int64),
+            dtypes=tuple(work.dtype for work in works),
+            vector_flops=column("vector_flops"),
+            special=column("special"),
+            bytes=column("bytes"),
+            down_bytes=np.asarray([s.read_bytes for s in signatures], dtype=np.float64),
+            up_bytes=np.asarray([s.written_bytes for s in signatures], dtype=np.float64),
+            items=column("items"),
+            kernels=column("kernels"),
+            streams=column("streams"),
+            again_bytes=column("again_bytes"),
+            in_flight=column("in_flight"),
+            passes=column("passes"),
+            winograd=column("winograd"),
+            flops=column("flops"),
+            owner=np.asarray([i for i, _ in gemms], dtype=np.int64),
+            batch=batch,
+            m=m,
+            n=n,
+            k=k,
+            item=np.asarray([works[i].bytes / max(_elements(works[i]), 1) for i, _ in gemms], dtype=np.float64),
+        )
+
+    def is_family(self, *names: str) -> Array:
+        """For every signature, True if its family is one of these."""
+        return np.isin(self.family, [FAMILIES.index(name) for name in names])
+
+    def product_is_family(self, name: str) -> Array:
+        """For every product, True if the family of its signature is this one."""
+        return self.is_family(name)[self.owner]
+
+    def by_signature(self, of_products: Array) -> Array:
+        """Add up a column of products: one entry per signature."""
+        sums = np.zeros(len(self.works))
+        np.add.at(sums, self.owner, of_products)
+        return sums
+
+
+def _elements(work: Work) -> float:
+    """Elements of all matrices of a launch's products."""
+    return sum(g.batch * (g.m * g.k + g.k * g.n + g.m * g.n) for g in work.gemms)

@@ -1,0 +1,94 @@
+"""The classes of chips: what pricing and the replay ask of each, and which class a chip belongs to.
+
+A class of chips is one file that registers a `ChipClass`. The file is named in `bringup.pricing`, so that it is loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.cost import FAMILIES
+from bringup.cost.work_table import WorkTable
+from bringup.pricing.constants import Constants
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip
+
+Array = npt.NDArray[Any]
+
+# Share of the last cache that still serves a second pass: it hits below the first and misses above the second. Seen in
+# layer norm and softmax by row length on P100, V100, T4 and A100 (github.com/sitar-lab/NeuSight).
+CACHE_HOLDS = (0.25, 0.5)
+
+
+def named_streams(constants: Constants) -> dict[str, float]:
+    """Family -> share of the sustained bandwidth, as `Constants` has it."""
+    return {family: getattr(constants, f"streams_{family}", 1.0) for family in FAMILIES}
+
+
+def missed_bytes(table: WorkTable, chip: Chip) -> Array:
+    """Bytes of later passes that the last cache does not keep, for every signature."""
+    if chip.cache is None:
+        return np.zeros(len(table.works))
+    filled = table.in_flight * chip.compute.cores / (chip.cache.mib * 2**20)
+    low, high = CACHE_HOLDS
+    missed = np.where(table.again_bytes > 0, np.clip((filled - low) / (high - low), 0.0, 1.0), 0.0)
+    return table.again_bytes * missed
+
+
+def nothing(table: WorkTable, *_: object) -> Array:
+    """Return 0 for every signature."""
+    return np.zeros(len(table.works))
+
+
+def never_warm(table: WorkTable) -> Array | None:
+    """Return None: no launch finds its tensors in the last cache."""
+    return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChipClass:
+    """How the chips of one class compute. Arrays have one entry per signature unless it says product.
+
+    Attributes:
+        products: (table, chip, peaks, constants) -> seconds of every product, and the share of the cores that it keeps
+            busy. ``peaks`` is the peak flop/s for every product's dtype.
+        sustained: best large product over peak, for a chip file that does not say.
+        overlap: the p of Note [The analytic model].
+        streams: family -> share of the sustained bandwidth that its kernels reach.
+        again_bytes: bytes of later passes over a row that come from memory. Default: what the last cache cannot keep.
+        pass_seconds: latency of later passes over a row. Default: none.
+        exposed_seconds: seconds in which neither engines nor memory are at work. Default: none.
+        warm: True where a launch finds its tensors in the last cache if they fit there. Default: None, nowhere.
+        queues: True if the host goes on while a launch runs; False if the thread that launches computes.
+    """
+
+    products: Callable[[WorkTable, Chip, Array, Constants], tuple[Array, Array]]
+    sustained: Callable[[Constants], float]
+    overlap: Callable[[Constants], float]
+    streams: Callable[[Constants], dict[str, float]] = named_streams
+    again_bytes: Callable[[WorkTable, Chip], Array] = missed_bytes
+    pass_seconds: Callable[[WorkTable, Chip, Constants], Array] = nothing
+    exposed_seconds: Callable[[WorkTable, Chip, Constants], Array] = nothing
+    warm: Callable[[WorkTable], Array | None] = never_warm
+    queues: bool = True
+
+
+_classes: dict[tuple[str, str], ChipClass] = {}
+
+
+def register(chip_class: ChipClass, *kinds: str, matrix: str) -> None:
+    """Set the class of all chips of some kinds with one kind of matrix engine, both as the chip file has them."""
+    for kind in kinds:
+        assert (kind, matrix) not in _classes, f"{kind} chips with a {matrix} engine have a class already"
+        _classes[kind, matrix] = chip_class
+
+
+def class_of(chip: Chip) -> ChipClass:
+    """Return the class of a chip."""
+    return _classes[chip.kind, chip.matrix.kind]

@@ -1,0 +1,44 @@
+"""CPUs: the thread that launches computes, by a library that blocks for vectors, from a cache that stays warm."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.cost.work_table import WorkTable
+from bringup.pricing.classes import ChipClass, nothing, register
+from bringup.pricing.constants import Constants
+from bringup.pricing.tiles import best_tiles, with_attention
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip
+
+Array = npt.NDArray[Any]
+
+# A CPU's library blocks by its vectors of 16 floats, and never splits k over two cores.
+CPU_TILES = [(m, n) for m in (16, 32, 64, 128) for n in (16, 32, 48, 64, 96, 128)]
+
+
+def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
+    small = np.ones(len(peaks))  # operands stay in registers for a whole panel
+    tiled = best_tiles(table, chip, peaks, constants, menu=CPU_TILES, split_menu=(1,), small=small)
+    return with_attention(tiled, table, chip, peaks, constants)
+
+
+def _warm(table: WorkTable) -> Array:
+    """True for operators without parameters, whose tensors stay in the cache from one repetition to the next."""
+    return ~table.is_family("matmul", "convolution", "optimizer", "gather")
+
+
+CPU = ChipClass(
+    products=_products,
+    sustained=lambda constants: constants.matrix_sustained,
+    overlap=lambda constants: 1.0,  # the library first brings its operands into the order that it computes in
+    again_bytes=nothing,  # the cores work on few rows at a time
+    warm=_warm,
+    queues=False,
+)
+
+register(CPU, "cpu", matrix="tile")

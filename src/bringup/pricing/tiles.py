@@ -1,0 +1,137 @@
+"""Chips whose cores compute tiles of a product each: GPUs, and NPUs and IPUs like them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.cost.work_table import WorkTable
+from bringup.pricing.classes import ChipClass, register
+from bringup.pricing.constants import Constants
+from bringup.pricing.rates import cache_rate, matrix_sustained, memory_rate
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip
+
+Array = npt.NDArray[Any]
+
+# The tiles that a tuned library chooses from, and the numbers of parts into which it divides k.
+TILES = [
+    (m, n)
+    for m in (16, 32, 64, 128, 192, 256)
+    for n in (32, 64, 128, 192, 256)
+    if m * n <= 256 * 128 or (m, n) == (256, 256)
+]
+SPLITS = (1, 2, 3, 4, 6, 8, 16)
+
+
+def best_tiles(
+    table: WorkTable,
+    chip: Chip,
+    peaks: Array,
+    constants: Constants,
+    *,
+    menu: Sequence[tuple[int, int]],
+    split_menu: Sequence[int],
+    small: Array,
+) -> tuple[Array, Array]:
+    """Price every product with the best tile and split of a menu. One formula over [product, tile, split].
+
+    Args:
+        table: the products.
+        chip: where.
+        peaks: flop/s for the dtype of every product.
+        constants: what the chip file does not say.
+        menu: the tiles, m and n.
+        split_menu: parts of k that several cores may share.
+        small: `Constants.small_tile` of every product.
+
+    Returns:
+        seconds of every product, and the share of the cores that it keeps busy.
+    """
+    cores = chip.compute.cores
+    sustained = matrix_sustained(chip, constants)
+    cycle = 1e-9 / chip.compute.clock_ghz
+    tile_m = np.asarray([tile[0] for tile in menu], dtype=np.float64)[None, :, None]
+    tile_n = np.asarray([tile[1] for tile in menu], dtype=np.float64)[None, :, None]
+    splits = np.asarray(split_menu, dtype=np.float64)[None, None, :]
+    batch, m, n, k = (side[:, None, None] for side in (table.batch, table.m, table.n, table.k))
+    tiles = np.ceil(m / tile_m) * np.ceil(n / tile_n) * batch * splits
+    waves = np.ceil(tiles / cores)
+    padded_k = np.ceil(k / splits / 16) * 16  # the engine's step
+    traffic = small[:, None, None] * (tile_m + tile_n)
+    efficiency = tile_m * tile_n / (tile_m * tile_n + traffic)
+    efficiency = efficiency / efficiency.max(axis=(1, 2), keepdims=True)
+    flops = 2 * tile_m * tile_n * padded_k
+    rate = peaks[:, None, None]
+    # One core runs near its peak; all of them together at what power and clock sustain.
+    one_tile = flops / (rate / cores * max(constants.core_sustained, sustained) * efficiency)
+    item = table.item[:, None, None]
+    fed = (tile_m + tile_n) * padded_k * item / (cache_rate(chip, constants) / np.minimum(tiles, cores))
+    stepped = padded_k / 64 * constants.step_cycles * cycle
+    by_wave = waves * np.maximum(np.maximum(one_tile, fed), stepped)
+    by_wave += (1 + (waves - 1) * constants.tile_exposed) * constants.tile_cycles * cycle
+    by_power = tiles * flops / (rate * sustained * efficiency) + constants.tile_cycles * cycle
+    reduction = np.where(
+        splits > 1, splits * batch * m * n * 8 / memory_rate(chip, constants) + constants.tile_cycles * cycle, 0.0
+    )
+    total = (np.maximum(by_wave, by_power) + reduction).reshape(len(peaks), -1)
+    best = (np.arange(len(peaks)), total.argmin(axis=1))
+    busy = np.minimum(tiles, cores).reshape(len(peaks), -1)[best] / cores
+    return total[best], busy
+
+
+def with_attention(
+    products: tuple[Array, Array], table: WorkTable, chip: Chip, peaks: Array, constants: Constants
+) -> tuple[Array, Array]:
+    """Replace the products inside fused attention: 128 queries of a head are a tile; few tiles split the keys."""
+    fused = table.product_is_family("attention")
+    if not fused.any():
+        return products
+    cores = chip.compute.cores
+    rows = np.ceil(table.m / 128)
+    height = np.maximum(16.0, np.minimum(table.m, 128))
+    tiles = table.batch * rows
+    keys = np.maximum(table.n, table.k)
+    splits = np.clip(np.floor(cores / tiles), 1, np.ceil(keys / 256))
+    waves = np.ceil(tiles * splits / cores)
+    one_tile = 2 * height * table.n * table.k / splits / (peaks / cores * constants.attention)
+    seconds, share = products
+    busy = np.minimum(1.0, tiles * splits / cores)
+    return np.where(fused, waves * one_tile, seconds), np.where(fused, busy, share)
+
+
+def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
+    on_vector = [chip.matrix.tflops.get(table.dtypes[i], 0.0) <= chip.vector.tflops["float32"] for i in table.owner]
+    small = np.where(on_vector, constants.small_tile_vector, constants.small_tile)
+    tiled = best_tiles(table, chip, peaks, constants, menu=TILES, split_menu=SPLITS, small=small)
+    return with_attention(tiled, table, chip, peaks, constants)
+
+
+def _gpu_products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
+    seconds, share = _products(table, chip, peaks, constants)
+    # Fewer multiplications, for float32 alone: half precision loses too much in the transforms.
+    fewer = np.asarray([table.dtypes[i] == "float32" for i in table.owner]) & (table.winograd[table.owner] > 0)
+    seconds = np.where(fewer, seconds / constants.winograd, seconds)
+    return np.where(table.product_is_family("kernel"), seconds / constants.kernel_products, seconds), share
+
+
+def pass_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
+    """Seconds of latency between the passes of a GPU's row kernels."""
+    latency: Array = table.passes * constants.tile_cycles * 1e-9 / chip.compute.clock_ghz
+    return latency
+
+
+TILED = ChipClass(
+    products=_products,
+    sustained=lambda constants: constants.matrix_sustained,
+    overlap=lambda constants: constants.overlap,
+)
+GPU = replace(TILED, products=_gpu_products, pass_seconds=pass_seconds)
+
+register(GPU, "gpu", matrix="tile")
+register(TILED, "npu", "ipu", "tpu", matrix="tile")
