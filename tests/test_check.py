@@ -16,7 +16,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bringup
-from bringup.analyse import summary
+from bringup.analyse import summarize
 from bringup.errors import BringupError
 from bringup.recording import sanitize
 from bringup.report import html, perfetto
@@ -175,7 +175,7 @@ FAULTS: dict[str, Callable[[Patch], Any]] = {
     "D8": lambda p: p.setattr(torch, "manual_seed", ignored),
     "D9": lambda p: Wrong("mm", "softmax"),
     "D10": few_of_flaggems,
-    "E1": lambda p: p.setattr(summary, "by_group", lambda *_a: []),
+    "E1": lambda p: p.setattr(summarize, "by_group", lambda *_a: []),
     "E2": lambda p: p.setattr(perfetto, "text", lambda timeline: '{"traceEvents": []}'),
     "E3": lambda p: price_without(p, fallbacks=[]),
     "E4": lambda p: price_without(p, bottlenecks=[]),

@@ -8,7 +8,7 @@ import torch
 
 import bringup
 from bringup.analyse import holders as memory
-from bringup.analyse.summary import summarize
+from bringup.analyse.summarize import summarize
 from bringup.cost.signature import Signature
 from bringup.machine.schema import Chip, Host
 from bringup.pricing import pricing
@@ -295,7 +295,7 @@ def test_fallback_is_priced_as_copies_host_and_stall() -> None:
     trace = record(program)
     whole = chip(ops={"host": ["aten::topk"]})
     timeline = replay(trace, whole, host())
-    (ledger,) = summarize(timeline, advise=False).fallbacks
+    (ledger,) = summarize(timeline).fallbacks
     assert (ledger.op, ledger.dtype, ledger.count) == ("aten::topk", "float32", 1)
     assert ledger.file.endswith("test_timeline.py")
     assert ledger.d2h_seconds == pytest.approx(10e-6 + 4 * 2**20 / 6e9)
@@ -312,7 +312,7 @@ def test_parts_of_a_step_add_up() -> None:
         for _ in range(4):
             model(torch.ones(64, 256).to("chip")).sum().item()
 
-    summary = summarize(replay(record(program), chip(ops={"host": ["aten::sum"]}), host()), advise=False)
+    summary = summarize(replay(record(program), chip(ops={"host": ["aten::sum"]}), host()))
     parts = summary.device_seconds + summary.link_seconds + summary.host_seconds + summary.fallback_seconds
     assert parts == pytest.approx(summary.step_seconds)
     assert (summary.steps, summary.steps_by) == (4, "forward")

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bringup.analyse.prediction import Prediction, predict, price
     from bringup.device.cuda import redirect_cuda
     from bringup.device.dry import DryWarning, dry
     from bringup.device.load import launch_stats, use
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
     from bringup.machine.schema import Chip, Host
     from bringup.recording.trace import Trace, record, step
+    from bringup.report.prediction import Prediction, predict, price
 
 __all__ = [
     "BringupError",
@@ -51,7 +51,7 @@ _HOMES = {
     **dict.fromkeys(("Chip", "Host"), "machine.schema"),
     **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "machine.files"),
     **dict.fromkeys(("launch_stats", "use"), "device.load"),
-    **dict.fromkeys(("Prediction", "predict", "price"), "analyse.prediction"),
+    **dict.fromkeys(("Prediction", "predict", "price"), "report.prediction"),
     **dict.fromkeys(("Trace", "record", "step"), "recording.trace"),
     **dict.fromkeys(("DryWarning", "dry"), "device.dry"),
     "redirect_cuda": "device.cuda",

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from bringup.analyse.prediction import Prediction
     from bringup.recording.sanitize import Finding
     from bringup.recording.trace import Recorder
+    from bringup.report.prediction import Prediction
 
 KEY, LEAK = "bringup", "bringup leak"  # of a test's user properties: they survive the way from a worker of pytest-xdist
 MARKERS = (
@@ -155,7 +155,7 @@ class ChipPlugin:
 
     def report(self, chip: str | None = None) -> Prediction:
         """Price what the test that runs has launched so far."""
-        from bringup.analyse.prediction import price
+        from bringup.report.prediction import price
 
         assert self.recorder is not None, "a test is running"
         return price(self.recorder.trace(), self.chip if chip is None else chip, self.host)
@@ -236,10 +236,10 @@ class ChipPlugin:
             yield
 
     def _budgets(self, item: pytest.Item, trace: Any) -> list[Finding]:
-        from bringup.analyse.prediction import price
-        from bringup.analyse.summary import by_group
+        from bringup.analyse.summarize import by_group
         from bringup.recording import sanitize
         from bringup.recording.sanitize import Finding
+        from bringup.report.prediction import price
         from bringup.text import duration, size
 
         found = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,9 @@ from bringup.recording.trace import (
     STEP,
     Trace,
 )
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip
 
 Array = npt.NDArray[Any]
 
@@ -234,3 +237,15 @@ def usage(trace: Trace, steps: Array) -> Memory:
         every.device,
     )
     return Memory(peak, reserved, at, sorted(owners, key=lambda item: (-item.bytes, item.kind, item.module)))
+
+
+def fits(trace: Trace, used: Memory, chip: Chip) -> bool:
+    """Return True if the program ran in the chip's memory, or would.
+
+    On the chip that it was recorded on the allocator decided: it gives cached memory back before it goes beyond the
+    capacity. For another chip what tensors held is compared.
+    """
+    if trace.about.get("out_of_memory"):
+        return False
+    own = trace.about.get("chip") == chip.name
+    return (used.reserved_bytes if own else used.peak_bytes) <= chip.device_bytes

@@ -55,9 +55,9 @@ def command(
     described = [load_chip(name) for name in names]
     machine = load_host(host)
     from bringup.analyse.compare import compare
-    from bringup.analyse.prediction import read_trace
     from bringup.files import write_text
     from bringup.report import directory, html, terminal
+    from bringup.report.prediction import read_trace
     from bringup.report.summary_json import as_dict
 
     recording = read_trace(trace)

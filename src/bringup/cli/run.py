@@ -414,9 +414,9 @@ def _print_traceback() -> None:
 
 
 def _write(recorder: Recorder, to: _Report) -> None:
-    from bringup.analyse.prediction import price
     from bringup.recording import sanitize
     from bringup.report import summary_json, terminal, writer
+    from bringup.report.prediction import price
 
     trace = recorder.trace()
     if not trace.launches:

@@ -13,7 +13,8 @@ from markupsafe import Markup
 
 from bringup.analyse.compare import Row
 from bringup.analyse.holders import memory_over_time
-from bringup.analyse.summary import Summary, by_group
+from bringup.analyse.summarize import by_group
+from bringup.analyse.summary import Summary
 from bringup.pricing.pricing import ENGINES
 from bringup.recording.trace import ALLOC, FREE, PHASES, Trace
 from bringup.report import figures

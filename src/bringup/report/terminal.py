@@ -11,8 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bringup.analyse.holders import Moment, Owner
-from bringup.analyse.summary import Summary
-from bringup.analyse.ways_to_fit import Way
+from bringup.analyse.summary import Summary, Way
 from bringup.text import duration, plain, size
 
 

@@ -31,7 +31,7 @@ def recording(device: torch.device) -> Any:
 @item("E1", "D", "time, calls and line of every operator", hint="record each launch with its line and price")
 def per_operator(device: torch.device) -> str:
     """Every operator has a count, seconds and a line, and their seconds add up to the chip's."""
-    from bringup.analyse.summary import by_group
+    from bringup.analyse.summarize import by_group
 
     found = recording(device)
     groups = by_group(found.timeline, "op")

@@ -91,17 +91,34 @@ class Timeline:
         return float(max(self.end.max(initial=0.0), (self.issued + self.waited).max(initial=0.0)))
 
 
+@dataclass(frozen=True)
+class WhatIf:
+    """A change of the machine for a replay.
+
+    Attributes:
+        graph: launches are replayed from a graph, which costs the host little; None: if the chip has no other mode.
+        dispatch_scale: factor on the host's time per launch.
+        link_scale: factor on the link's bandwidth.
+        keep_fallbacks: if False, the chip is given every operator.
+    """
+
+    graph: bool | None = None
+    dispatch_scale: float = 1.0
+    link_scale: float = 1.0
+    keep_fallbacks: bool = True
+
+
+AS_IS = WhatIf()
+
+
 def replay(
     trace: Trace,
     chip: Chip,
     host: Host,
     *,
     host_clock: HostClock = "modelled",
-    graph: bool | None = None,
     prices: Prices | None = None,
-    dispatch_scale: float = 1.0,
-    link_scale: float = 1.0,
-    keep_fallbacks: bool = True,
+    what_if: WhatIf = AS_IS,
 ) -> Timeline:
     """Replay a trace on a machine.
 
@@ -110,24 +127,10 @@ def replay(
         chip: the device.
         host: the CPU side.
         host_clock: ``modelled`` or ``measured``.
-        graph: launches are replayed from a graph, which costs the host little (default: if the chip has no
-            other mode).
         prices: the chip's prices, if they are known already.
-        dispatch_scale: factor on the host's time per launch; what-if.
-        link_scale: factor on the link's bandwidth; what-if.
-        keep_fallbacks: if False, the chip is given every operator; what-if.
+        what_if: a changed machine.
     """
-    inputs = row_inputs(
-        trace,
-        chip,
-        host,
-        host_clock=host_clock,
-        graph=graph,
-        prices=prices,
-        dispatch_scale=dispatch_scale,
-        link_scale=link_scale,
-        keep_fallbacks=keep_fallbacks,
-    )
+    inputs = row_inputs(trace, chip, host, host_clock=host_clock, prices=prices, what_if=what_if)
     handle = open_replay(chip)
     try:
         feed(handle, trace.columns, inputs)
@@ -170,14 +173,11 @@ def row_inputs(
     host: Host,
     *,
     host_clock: HostClock = "modelled",
-    graph: bool | None = None,
     prices: Prices | None = None,
-    dispatch_scale: float = 1.0,
-    link_scale: float = 1.0,
-    keep_fallbacks: bool = True,
+    what_if: WhatIf = AS_IS,
 ) -> RowInputs:
     """Price every row; the arguments are those of `replay`."""
-    graph = "eager" not in chip.modes if graph is None else graph
+    graph = "eager" not in chip.modes if what_if.graph is None else what_if.graph
     work = trace.work
     prices = prices or pricing.price_table(work, trace.signatures, chip, graph=graph)
     columns = trace.columns
@@ -185,14 +185,14 @@ def row_inputs(
     is_launch = kind == LAUNCH
     seconds = np.where(is_launch, prices.seconds[signature] if len(prices.seconds) else 0.0, 0.0)
     share = np.where(is_launch, prices.share[signature] if len(prices.share) else 1.0, 1.0)
-    _price_copies(seconds, columns, chip, host, link_scale)
+    _price_copies(seconds, columns, chip, host, what_if.link_scale)
     seconds = np.where(kind == HOST, columns["object"] * 1e-9, seconds)
-    unsupported = np.flatnonzero(~prices.supported) if keep_fallbacks else np.zeros(0, np.int64)
-    parts = _fallback_parts(work, unsupported, chip, host, link_scale)
+    unsupported = np.flatnonzero(~prices.supported) if what_if.keep_fallbacks else np.zeros(0, np.int64)
+    parts = _fallback_parts(work, unsupported, chip, host, what_if.link_scale)
     place = np.full(len(prices.seconds) + 1, -1, dtype=np.int32)
     place[unsupported] = np.arange(len(unsupported), dtype=np.int32)
     fallback = np.where(is_launch, place[signature], -1).astype(np.int32)
-    host_seconds = _host_seconds(trace, work, host, host_clock, graph) * dispatch_scale
+    host_seconds = _host_seconds(trace, work, host, host_clock, graph) * what_if.dispatch_scale
     # A CPU has no queue: who launches computes.
     flags = np.where(is_launch, columns["flags"] | WAITS, columns["flags"]) if chip.kind == "cpu" else columns["flags"]
     if not all(np.isfinite(values).all() for values in (host_seconds, seconds, share, parts)):

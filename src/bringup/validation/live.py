@@ -7,12 +7,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bringup.analyse.prediction import price
 from bringup.errors import BringupError
+from bringup.pricing.errors import errors
+from bringup.pricing.measurements import Measurement
+from bringup.report.prediction import price
 from bringup.validation.calibration import keep_freed_memory, timed
-from bringup.validation.measurement import Measurement
 from bringup.validation.programs import RECORDED_ON, can_record
-from bringup.validation.score import errors
 
 if TYPE_CHECKING:
     import torch

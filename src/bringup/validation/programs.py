@@ -13,8 +13,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bringup.analyse.prediction import price
 from bringup.errors import BringupError
+from bringup.report.prediction import price
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
