@@ -20,7 +20,19 @@ from bringup.analyse import summarize
 from bringup.errors import BringupError
 from bringup.recording import sanitize
 from bringup.report import html, perfetto
-from bringup.scorecard import card, framework, kernels, library, matrix, memory, registry, runtime, system, tools
+from bringup.scorecard import (
+    card,
+    framework,
+    kernels,
+    library,
+    matrix,
+    memory,
+    registry,
+    runtime,
+    system,
+    tools,
+)
+from bringup.scorecard import page as scorecard_page
 from bringup.scorecard.registry import Failed, NotApplicable, Partial, load, run_item
 from tests.conftest import ROOT, without_bringup
 
@@ -412,7 +424,7 @@ def test_the_card_escapes_what_items_say() -> None:
     line = registry.line(
         registry.Item("X1", "D", "<b>", "", lambda device: "", 1), "fail", 0.0, "<script>alert(1)</script>", 0.1
     )
-    page = html.scorecard({"schema": 1, "device": "<i>", "chip": None, "items": [line], "ops": {}}, {}, None)
+    page = scorecard_page.page({"schema": 1, "device": "<i>", "chip": None, "items": [line], "ops": {}}, {}, None)
     assert (
         "<script>alert(1)" not in page
         and "&lt;script&gt;alert(1)" in page

@@ -59,6 +59,16 @@ class Owner:
 
 
 @dataclass(frozen=True)
+class Allocation:
+    """The storages that one line allocated in one phase and that are held at the peak."""
+
+    line: str
+    phase: str
+    count: int
+    bytes: int
+
+
+@dataclass(frozen=True)
 class Memory:
     """The fullest device at its fullest.
 
@@ -249,3 +259,22 @@ def fits(trace: Trace, used: Memory, chip: Chip) -> bool:
         return False
     own = trace.about.get("chip") == chip.name
     return (used.reserved_bytes if own else used.peak_bytes) <= chip.device_bytes
+
+
+def allocations_at_peak(trace: Trace, peak: Moment | None) -> list[Allocation]:
+    """List the lines that allocated what the fullest device holds at its peak, the largest first."""
+    if peak is None:
+        return []
+    _, held = memory_over_time(trace)
+    top = int(np.argmax(held))
+    handed_out = storages(trace, peak.device)
+    rows = handed_out.made[(handed_out.made <= top) & (handed_out.freed > top)]
+    lines, phases, sizes = (trace.columns[name][rows] for name in ("line", "phase", "bytes"))
+    groups: dict[tuple[int, int], list[int]] = {}
+    for line, phase, size in zip(lines.tolist(), phases.tolist(), sizes.tolist(), strict=True):
+        groups.setdefault((line, phase), []).append(size)
+    allocations = [
+        Allocation(trace.lines[line] if line >= 0 else "(no Python line)", PHASES[phase], len(group), sum(group))
+        for (line, phase), group in groups.items()
+    ]
+    return sorted(allocations, key=lambda item: (-item.bytes, item.line))

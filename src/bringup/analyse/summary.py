@@ -172,10 +172,10 @@ class Summary:
         return next((result for result in self.what_if if result.key == key), None)
 
     def steps_text(self) -> str:
-        """Say what the steps were found by."""
+        """Return what the steps were found by, in words."""
         return {
-            "optimizer": "optimizer steps",
-            "forward": "outermost module calls",
-            "program": "the program",
-            "whole": "the whole recording",
+            "optimizer": "found by optimizer steps",
+            "forward": "found by outermost module calls",
+            "program": "marked by the program",
+            "whole": "no steps found",
         }[self.steps_by]

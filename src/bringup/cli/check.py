@@ -51,10 +51,10 @@ def command(
     import os
 
     from bringup.machine.files import load_chip
-    from bringup.report import directory, html
+    from bringup.report import directory
     from bringup.report.terminal import console as new_console
     from bringup.report.terminal import shown
-    from bringup.scorecard import card
+    from bringup.scorecard import card, page
     from bringup.scorecard.registry import load
 
     every = load(files)
@@ -81,8 +81,8 @@ def command(
         refuse_unwritable(json_file)
     found = card.run(chosen, target, jobs=jobs, matrix=only is None, tell=tell)
     text = json.dumps(found, indent=2, sort_keys=True) + "\n"
-    texts = (text, html.scorecard(found, every, old), html.badge(found))
-    directory.write(folder, {name: _writes(page) for name, page in zip(directory.CARD, texts, strict=True)})
+    texts = (text, page.page(found, every, old), page.badge(found))
+    directory.write(folder, {name: _writes(content) for name, content in zip(directory.CARD, texts, strict=True)})
     if json_file:
         write_text(json_file, text)
     _print(found, console)

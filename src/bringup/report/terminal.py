@@ -57,12 +57,7 @@ def print_summary(summary: Summary, console: Console) -> None:
     )
     total = summary.step_seconds or 1.0
     console.print("  " + "   ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.parts().items()))
-    found = {
-        "optimizer": "found by optimizer steps",
-        "forward": "found by outermost module calls",
-        "program": "marked by the program",
-        "whole": "no steps found",
-    }[summary.steps_by]
+    steps = summary.steps_text()
     warm = ", the first left out" if summary.steps > 1 else ""
     if summary.dry:
         console.print(
@@ -77,9 +72,9 @@ def print_summary(summary: Summary, console: Console) -> None:
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
     console.print(
         f"  {summary.launches:,} launches per {what}, batch {summary.samples or 'unknown'}; "
-        f"{summary.steps:,} steps {found}{warm}"
+        f"{summary.steps:,} steps {steps}{warm}"
         if summary.steps_by != "whole"
-        else f"  {summary.launches:,.0f} launches, {found}",
+        else f"  {summary.launches:,.0f} launches, {steps}",
         highlight=False,
     )
     console.print(
