@@ -19,7 +19,7 @@ from bringup.machine.facts import flat, source_of
 from bringup.pricing.pricing import ENGINES
 from bringup.recording.trace import Trace
 from bringup.report import figures, palette
-from bringup.report.terminal import band, by_kind, moment, per_million, unit
+from bringup.report.lines import band, by_kind, moment, per_million, unit
 from bringup.text import duration, size
 from bringup.timeline.replay import Timeline
 
