@@ -139,7 +139,7 @@ def _over_time(trace: Trace, more: int, less: int, held_before: str) -> tuple[in
 
 
 def _before(held: list[int], device: int) -> int:
-    """What a device held when the recording began."""
+    """Return the bytes that a device held when the recording began."""
     return int(held[device]) if device < len(held) else 0
 
 
@@ -172,18 +172,18 @@ def storages(trace: Trace, device: int) -> Storages:
     uploaded = _used_by(trace, kind == H2D, size)[number]
     outlives = freed > _next(np.flatnonzero(kind == STEP), made, rows)
     next_call = _next(np.flatnonzero(kind == FORWARD), made, rows)
-    kept = (freed > next_call) & (next_call < rows) & (columns["module"][made] >= 0)
+    kept_for_next_call = (freed > next_call) & (next_call < rows) & (columns["module"][made] >= 0)
     alive = freed == rows
     # What was there before a model was called belongs to a model, or was made for it.
     called = made > (np.flatnonzero(kind == FORWARD)[:1] if (kind == FORWARD).any() else rows)
     unmarked = ACTIVATIONS if not len(marks) and (kind == FORWARD).any() else INPUTS if len(marks) else PARAMETERS
-    found = np.select(
+    kinds = np.select(
         [
             marked[number] >= 0,
             phase == IN_OPTIMIZER,
             phase == IN_BACKWARD,
             uploaded,
-            kept,
+            kept_for_next_call,
         ],
         [
             marked[number],
@@ -196,11 +196,11 @@ def storages(trace: Trace, device: int) -> Storages:
     )
     module = np.where(owner_module[number] >= 0, owner_module[number], columns["module"][made])
     before = _before(trace.about.get("held_bytes", []), device)
-    return Storages(device, made, freed, columns["bytes"][made].astype(np.int64), found, module, before)
+    return Storages(device, made, freed, columns["bytes"][made].astype(np.int64), kinds, module, before)
 
 
 def _used_by(trace: Trace, rows: Array, size: int) -> Array:
-    """Tell of every storage number whether one of the rows uses it."""
+    """Return for every storage number True if one of the rows uses it."""
     counts = np.diff(trace.offsets)
     used = np.zeros(size, dtype=bool)
     used[trace.uses[np.repeat(rows, counts)] >> 1] = True
@@ -210,8 +210,8 @@ def _used_by(trace: Trace, rows: Array, size: int) -> Array:
 def _next(marks: Array, after: Array, none: int) -> Array:
     """Return the first mark after each row."""
     padded = np.append(marks, none)
-    found: Array = padded[np.searchsorted(marks, after, side="right")]
-    return found
+    following: Array = padded[np.searchsorted(marks, after, side="right")]
+    return following
 
 
 def usage(trace: Trace, steps: Array) -> Memory:
@@ -227,14 +227,14 @@ def usage(trace: Trace, steps: Array) -> Memory:
         return Memory(peak, reserved, None, [])
     top = int(np.argmax(held))
     columns = trace.columns
-    every = storages(trace, int(columns["device"][top]))
-    live = (every.made <= top) & (every.freed > top)
+    handed_out = storages(trace, int(columns["device"][top]))
+    live = (handed_out.made <= top) & (handed_out.freed > top)
     names = [*trace.modules, ""]  # -1: none
-    codes = every.kind[live] * len(names) + every.module[live] % len(names)
-    sums = np.bincount(codes, every.bytes[live], len(KINDS) * len(names))
+    codes = handed_out.kind[live] * len(names) + handed_out.module[live] % len(names)
+    sums = np.bincount(codes, handed_out.bytes[live], len(KINDS) * len(names))
     totals = {(KINDS[code // len(names)], names[code % len(names)]): int(sums[code]) for code in np.flatnonzero(sums)}
     free = int(taken[top] - held[top])  # both of the row's device
-    for kind, count in ((BEFORE, every.before), (FRAGMENTATION, free)):
+    for kind, count in ((BEFORE, handed_out.before), (FRAGMENTATION, free)):
         if count > 0:
             totals[(KINDS[kind], "")] = count
     owners = [Owner(kind, module, count) for (kind, module), count in totals.items()]
@@ -244,7 +244,7 @@ def usage(trace: Trace, steps: Array) -> Memory:
         trace.modules[module] if module >= 0 else "",
         PHASES[int(columns["phase"][top])],
         int(np.searchsorted(steps, top, side="right")),
-        every.device,
+        handed_out.device,
     )
     return Memory(peak, reserved, at, sorted(owners, key=lambda item: (-item.bytes, item.kind, item.module)))
 

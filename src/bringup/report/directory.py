@@ -280,8 +280,8 @@ def _run_of(path: Path) -> str | None:
     """Return the id in a file, "" if it has none; None if there is no such file."""
     if not path.exists():
         return None
-    found = _RUN.search(read_bytes(path, "report"))
-    return found[1].decode() if found else ""
+    match = _RUN.search(read_bytes(path, "report"))
+    return match[1].decode() if match else ""
 
 
 def _reason(error: Exception) -> str:
