@@ -146,10 +146,10 @@ def _before(held: list[int], device: int) -> int:
 def storages(trace: Trace, device: int) -> Storages:
     """List what one device's allocator handed out, with its kind.
 
-    Parameters and buffers are those of the modules that were called. A gradient was made in the backward pass, and an
-    optimizer reads it or it lives on. Optimizer state was made by an optimizer and outlives its step. What the forward
-    pass made is an activation, unless it is kept for the next call of the model (a cache of keys and values) or came
-    over the link (an input). The rest is workspace.
+    Parameters and buffers are those of the modules that were called. A gradient was allocated in the backward pass, and
+    an optimizer reads it or it lives on. Optimizer state was allocated by an optimizer and outlives its step. Other
+    storages of the forward pass are activations. Two kinds are not: caches of keys and values, which are kept for the
+    model's next call, and inputs, which came over the link. The rest is workspace.
     """
     columns, rows = trace.columns, len(trace)
     kind, objects = columns["kind"], columns["object"]

@@ -135,9 +135,9 @@ def search(
 ) -> list[Fit]:
     """Run a program dry, and find for every chip the largest value that fits, if one is varied.
 
-    Memory grows about linearly with a batch, so the next value is where the line through two others meets the capacity;
-    where that is little progress, the middle. The search ends where one value fits and the next, or one that is at most
-    a hundredth larger, does not.
+    Memory grows about linearly with a batch. The next value is therefore where the line through two others meets the
+    capacity. Where that makes little progress, it is the middle of the bracket. The search ends where one value fits
+    and the next, or one that is at most a hundredth larger, does not.
 
     Args:
         program: what to run.

@@ -98,9 +98,11 @@ class Summary:
 
     Attributes:
         step_seconds: from the end of one step to the end of the next.
-        device_seconds, fallback_seconds, link_seconds, between_seconds, host_seconds: its parts: the chip computes;
-            else the host computes what the chip cannot; else the link is busy; else a link between chips; else the
-            chip waits for the host.
+        device_seconds: the part of a step in which the chip computes.
+        fallback_seconds: the part of the rest in which the host computes what the chip cannot.
+        link_seconds: the part of the rest in which the link to the host is busy.
+        between_seconds: the part of the rest in which a link between chips is busy.
+        host_seconds: the rest: the chip waits for the host.
         launches: per step.
         samples: batch size of a step, as its first embedding, convolution or product sees it; 0 if there is none.
         peak_bytes: of device memory that tensors held at once, by the caching allocator's blocks.

@@ -69,10 +69,10 @@ def command(
     rows = data_sets.rows if data_sets else measurements()
     wanted = [row for row in rows if _asked(row.chip, chips) and _asked_row(row, families)]
     if not wanted:
-        known = sorted({row.chip for row in rows}), sorted({row.op for row in rows})
+        chip_names, operators = sorted({row.chip for row in rows}), sorted({row.op for row in rows})
         raise BringupError(
             f"no measurement is of chips {chips or 'any'} and operators {families or 'any'}: there are "
-            f"{', '.join(known[0])}; {', '.join(known[1])}"
+            f"{', '.join(chip_names)}; {', '.join(operators)}"
         )
     off = errors(wanted)
     left_out = _left_out(list(rows), wanted, bool(data)) if leave_one_out else {}
@@ -201,8 +201,8 @@ def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) ->
 
     rows = [run for run in programs.runs() if _asked(run.chip, chips)]
     if not rows:
-        known = ", ".join(sorted({run.chip for run in programs.runs()}))
-        raise BringupError(f"no whole program was measured on {chips}: there are runs on {known}")
+        measured = ", ".join(sorted({run.chip for run in programs.runs()}))
+        raise BringupError(f"no whole program was measured on {chips}: there are runs on {measured}")
     off: dict[Run, float] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for run in bar.track(rows, description="recording programs in dry form"):

@@ -89,10 +89,10 @@ def predict(
 ) -> Prediction:
     """Call ``function(*args, **kwargs)`` once on the virtual chip, record it, and price it.
 
-    Nothing is computed (see `bringup.dry`), so models larger than this machine are as quick as small ones, and modules
-    are left as and where they were. Tensors and modules among the arguments are moved to the chip first, which is not
-    part of the prediction. The chip of the process stays what it is; `chip` is what the recording is priced on. One
-    call is one step, unless the function marks steps itself.
+    Nothing is computed (see `bringup.dry`), so models larger than this machine are as quick as small ones. Modules are
+    left as and where they were. Tensors and modules among the arguments are moved to the chip first, which is not part
+    of the prediction. The recording is priced on `chip`; the chip of the process stays what it is. One call is one
+    step, unless the function marks steps itself.
 
     Args:
         function: what to run.
