@@ -18,7 +18,7 @@ import triton.language as tl
 
 import bringup
 from bringup.pricing import WorkTable, price_table
-from bringup.recording.trace import LAUNCH
+from bringup.recording.rows import LAUNCH
 
 
 @triton.jit

@@ -16,6 +16,16 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background
 
 import torch  # noqa: E402  (reads the environment)
 
+NO_BROWSER = "there is no Chromium or Chrome on the PATH"
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say aloud that no page was opened: in a quiet run a skip is one letter."""
+    skipped = [report for report in terminalreporter.getreports("skipped") if NO_BROWSER in str(report.longrepr)]
+    if skipped:
+        terminalreporter.section("pages not tested", yellow=True)
+        terminalreporter.line(f"{len(skipped)} tests opened no page: {NO_BROWSER}", yellow=True)
+
 
 def without_bringup() -> dict[str, str]:
     """The environment of a process that is to choose for itself."""

@@ -396,14 +396,13 @@ def make_card(rng: Random, folder: Path) -> Path:
 
 def use_card(path: Path) -> None:
     """Compare a new card with it."""
-    from bringup.report import html
-    from bringup.scorecard import card
+    from bringup.scorecard import card, page
 
     old = card.load(str(path))
     new = {"schema": 1, "device": "chip", "chip": "t4", "items": [line(1, 0.9), line(2, 0.1)], "ops": {}}
     for word, was, now in card.changes(old, new):
         f"{word} {was['verdict']} {was['score']:.0%} {now['score']:.0%}"
-    html.scorecard(new, {}, old)
+    page.page(new, {}, old)
 
 
 def make_set(rng: Random, folder: Path) -> Path:

@@ -16,11 +16,23 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bringup
-from bringup.analyse import summary
+from bringup.analyse import summarize
 from bringup.errors import BringupError
 from bringup.recording import sanitize
 from bringup.report import html, perfetto
-from bringup.scorecard import card, framework, kernels, library, matrix, memory, registry, runtime, system, tools
+from bringup.scorecard import (
+    card,
+    framework,
+    kernels,
+    library,
+    matrix,
+    memory,
+    registry,
+    runtime,
+    system,
+    tools,
+)
+from bringup.scorecard import page as scorecard_page
 from bringup.scorecard.registry import Failed, NotApplicable, Partial, load, run_item
 from tests.conftest import ROOT, without_bringup
 
@@ -175,7 +187,7 @@ FAULTS: dict[str, Callable[[Patch], Any]] = {
     "D8": lambda p: p.setattr(torch, "manual_seed", ignored),
     "D9": lambda p: Wrong("mm", "softmax"),
     "D10": few_of_flaggems,
-    "E1": lambda p: p.setattr(summary, "by_group", lambda *_a: []),
+    "E1": lambda p: p.setattr(summarize, "by_group", lambda *_a: []),
     "E2": lambda p: p.setattr(perfetto, "text", lambda timeline: '{"traceEvents": []}'),
     "E3": lambda p: price_without(p, fallbacks=[]),
     "E4": lambda p: price_without(p, bottlenecks=[]),
@@ -412,7 +424,7 @@ def test_the_card_escapes_what_items_say() -> None:
     line = registry.line(
         registry.Item("X1", "D", "<b>", "", lambda device: "", 1), "fail", 0.0, "<script>alert(1)</script>", 0.1
     )
-    page = html.scorecard({"schema": 1, "device": "<i>", "chip": None, "items": [line], "ops": {}}, {}, None)
+    page = scorecard_page.page({"schema": 1, "device": "<i>", "chip": None, "items": [line], "ops": {}}, {}, None)
     assert (
         "<script>alert(1)" not in page
         and "&lt;script&gt;alert(1)" in page

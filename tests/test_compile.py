@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bringup
-from bringup.recording.trace import ALLOC, FREE, IN_BACKWARD, LAUNCH
+from bringup.recording.rows import ALLOC, FREE, IN_BACKWARD, LAUNCH
 
 CHIP = "chip"
 

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bringup
 from bringup.cost import family_of, work_of
 from bringup.cost.rules import rule
-from bringup.recording.trace import LAUNCH
+from bringup.recording.rows import LAUNCH
 
 
 def matrix_flops(trace: bringup.Trace) -> float:

@@ -8,7 +8,7 @@ import pytest
 SOURCE = Path(__file__).parent.parent / "src"
 # From left to right; docs/design.md draws them. A file that stands alone has a place of its own.
 FOLDERS = (
-    *("errors", "text", "limits", "files", "paths", "process", "machine", "cost", "pricing", "device", "recording"),
+    *("errors", "text", "limits", "files", "paths", "process", "machine", "cost", "device", "recording", "pricing"),
     *("timeline", "compile", "triton", "kernels", "analyse", "report", "validation", "scorecard", "check", "cli"),
     *("pytest_checks", "pytest_plugin", "__main__"),
 )

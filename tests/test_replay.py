@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bringup.recording.trace import KINDS, WAITS
+from bringup.recording.rows import KINDS, WAITS
 
 PAGE = (Path(__file__).parent.parent / "docs" / "replay.md").read_text(encoding="utf-8")
 CALL, LATENCY = 10.0, 5.0

@@ -56,8 +56,11 @@ def test_run_prints_the_summary_and_writes_the_report(bringup: Bringup, tmp_path
     done = bringup("run", "--chip", "t4", "train.py", "--epochs", "1")
     assert done.returncode == 0, done.stderr
     assert "arguments ['--epochs', '1'] __main__ loss" in done.stdout
-    assert "on t4 (host xeon-8275cl, pcie3 x16)    +- " in done.stdout
-    assert "chip busy" in done.stdout and "host-bound" in done.stdout
+    written = json.loads((tmp_path / "bringup-train" / "summary.json").read_text())
+    assert (written["chip"], written["host"], written["link"]) == ("t4", "xeon-8275cl", "pcie3 x16")
+    assert 0 < written["error_band"] < 0.5
+    for name in ("device_seconds", "host_seconds"):
+        assert f"{written[name] / written['step_seconds']:.0%}" in done.stdout
     assert "report: bringup-train/report.html" in done.stdout
     assert {path.name for path in (tmp_path / "bringup-train").iterdir()} == {
         *("trace.parquet", "summary.json", "report.html", "timeline.json")
@@ -157,7 +160,9 @@ def test_strict_raises_at_the_line(bringup: Bringup, tmp_path: Path) -> None:
     )
     done = bringup("run", "--chip", "./mine.toml", "top.py")
     assert done.stdout.startswith("[99, 98]"), done.stderr
-    assert "fallback  aten::topk int64" in done.stdout and "top.py:3" in done.stdout
+    (ledger,) = json.loads((tmp_path / "bringup-top" / "summary.json").read_text())["fallbacks"]
+    assert (ledger["op"], ledger["dtype"], ledger["file"], ledger["line"]) == ("aten::topk", "int64", "top.py", 3)
+    assert "aten::topk int64" in done.stdout and "top.py:3" in done.stdout
     done = bringup("run", "--strict", "--chip", "./mine.toml", "top.py")
     assert done.returncode == 1
     assert "aten::topk (int64) would run on the host, launched at top.py:3: chip mine does not list it" in done.stderr

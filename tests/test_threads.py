@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import bringup
-from bringup.recording.trace import LAUNCH, PHASES
+from bringup.recording.rows import LAUNCH, PHASES
 
 Work = Callable[[int], None]
 

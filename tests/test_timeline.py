@@ -9,11 +9,12 @@ import torch
 import bringup
 from bringup import pricing
 from bringup.analyse import holders as memory
-from bringup.analyse.summary import summarize
+from bringup.analyse.summarize import summarize
 from bringup.cost.signature import Signature
 from bringup.machine.schema import Chip, Host
 from bringup.pricing import COMPUTE, LAUNCH, MEMORY, WorkTable, price_table
-from bringup.recording.trace import STEP, Trace
+from bringup.recording.rows import STEP
+from bringup.recording.trace import Trace
 from bringup.timeline.replay import LAUNCH_LATENCY, Timeline, replay
 
 
@@ -295,7 +296,7 @@ def test_fallback_is_priced_as_copies_host_and_stall() -> None:
     trace = record(program)
     whole = chip(ops={"host": ["aten::topk"]})
     timeline = replay(trace, whole, host())
-    (ledger,) = summarize(timeline, advise=False).fallbacks
+    (ledger,) = summarize(timeline).fallbacks
     assert (ledger.op, ledger.dtype, ledger.count) == ("aten::topk", "float32", 1)
     assert ledger.file.endswith("test_timeline.py")
     assert ledger.d2h_seconds == pytest.approx(10e-6 + 4 * 2**20 / 6e9)
@@ -312,7 +313,7 @@ def test_parts_of_a_step_add_up() -> None:
         for _ in range(4):
             model(torch.ones(64, 256).to("chip")).sum().item()
 
-    summary = summarize(replay(record(program), chip(ops={"host": ["aten::sum"]}), host()), advise=False)
+    summary = summarize(replay(record(program), chip(ops={"host": ["aten::sum"]}), host()))
     parts = summary.device_seconds + summary.link_seconds + summary.host_seconds + summary.fallback_seconds
     assert parts == pytest.approx(summary.step_seconds)
     assert (summary.steps, summary.steps_by) == (4, "forward")
@@ -432,9 +433,11 @@ def test_advice_names_the_cause() -> None:
             (x @ x).sum().item()
             bringup.step()
 
-    conditions = [item.condition for item in bringup.price(record(reads_often), "h100-sxm").bottlenecks]
-    assert any("the host waits for the chip 1 times per step" in text for text in conditions)
-    assert not any("link-bound" in text for text in conditions)
+    bottlenecks = {item.key: item for item in bringup.price(record(reads_often), "h100-sxm").bottlenecks}
+    waits = bottlenecks["waits"]
+    assert waits.numbers == {"waits": 1} and waits.remedy == "read-less-often"
+    assert waits.line.startswith("tests/test_timeline.py:") and waits.line in waits.cause
+    assert "link-bound" not in bottlenecks
 
     def copies_much() -> None:
         for _ in range(4):
@@ -442,13 +445,31 @@ def test_advice_names_the_cause() -> None:
             bringup.step()
 
     (first, *_) = bringup.price(record(copies_much), "t4").bottlenecks
-    assert first.condition.startswith("link-bound")
-    assert "16.00 MiB per step over pcie3 x16, 100% of the copies pageable" in first.cause
+    assert (first.key, first.remedy) == ("link-bound", "pin")
+    assert first.numbers == {"bytes": 4 << 22, "pageable": 1.0}
+    assert first.line.startswith("tests/test_timeline.py:") and first.line in first.cause
     assert "pin_memory=True" in first.action
+
+
+def test_advice_on_short_launches_has_their_number_and_the_batch_that_would_do() -> None:
+    model = torch.nn.Linear(64, 64).to("chip")
+    x = torch.ones(32, 64, device="chip")
+    summary = bringup.price(record(lambda: [(model(x).relu(), bringup.step()) for _ in range(4)]), "h100-sxm").summary
+    (first, *_) = summary.bottlenecks
+    graph = summary.what_if_of("graph")
+    assert graph is not None
+    assert (first.key, first.remedy, first.seconds) == ("host-bound", "fuse", summary.host_seconds)
+    assert first.numbers == {
+        "waited_seconds": summary.host_seconds,
+        "short_launches": 2,
+        "graph_seconds": graph.step_seconds,
+        "break_even_samples": np.ceil(32 * summary.step_seconds / summary.device_seconds),
+    }
 
 
 def test_what_ifs_never_make_a_step_slower() -> None:
     x = torch.ones(1024, 1024, device="chip")
     summary = bringup.price(record(lambda: [(x @ x).relu() for _ in range(10)]), "t4").summary
-    assert {item.change for item in summary.what_if} >= {"host twice as fast", "link twice as fast"}
+    assert {item.key for item in summary.what_if} == {"graph", "host", "link", "half", "bandwidth", "matrix"}
+    assert {item.key: item.dtype for item in summary.what_if if item.dtype} == {"half": "float16"}
     assert all(item.step_seconds <= summary.step_seconds * 1.001 for item in summary.what_if)

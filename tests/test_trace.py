@@ -17,7 +17,7 @@ import bringup
 from bringup.device.choose import SCALAR_TYPES
 from bringup.process import MAX_DEVICES
 from bringup.recording import trace as trace_module
-from bringup.recording.trace import (
+from bringup.recording.rows import (
     ALLOC,
     D2H,
     EVENT_RECORD,

@@ -15,7 +15,7 @@ from torch import nn
 import bringup
 from bringup import limits
 from bringup.recording import trace_check
-from bringup.recording.trace import ALLOC, COLUMNS, D2D, FREE, KINDS, LAUNCH, STEP
+from bringup.recording.rows import ALLOC, COLUMNS, D2D, FREE, KINDS, LAUNCH, STEP
 
 Rows = dict[str, np.ndarray[Any, Any]]
 

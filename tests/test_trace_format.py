@@ -13,7 +13,8 @@ from torch import nn
 
 import bringup
 from bringup.recording import trace_check
-from bringup.recording.trace import COLUMNS, PHASES, VERSION, WAITS_FOR
+from bringup.recording.rows import COLUMNS, PHASES, WAITS_FOR
+from bringup.recording.trace import VERSION
 
 PAGE = (Path(__file__).parent.parent / "docs" / "trace.md").read_text(encoding="utf-8")
 

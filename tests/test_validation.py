@@ -14,6 +14,7 @@ import torch
 
 import bringup
 from bringup import pricing
+from bringup.pricing.errors import BEFORE_LAUNCH
 from bringup.validation import (
     Errors,
     Measurement,
@@ -26,7 +27,6 @@ from bringup.validation import (
     summarize,
 )
 from bringup.validation.constants_fit import STAGES, fit, generation, is_fitted, uninformed
-from bringup.validation.score import BEFORE_LAUNCH
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs" / "validation.md"

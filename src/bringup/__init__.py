@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bringup.analyse.prediction import Prediction, predict, price
     from bringup.device.cuda import redirect_cuda
     from bringup.device.dry import DryWarning, dry
     from bringup.device.load import launch_stats, use
@@ -19,6 +18,7 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
     from bringup.recording.recording import record, step
     from bringup.recording.trace import Trace
+    from bringup.report.prediction import Prediction, predict, price
 
 __all__ = [
     "BringupError",
@@ -52,7 +52,7 @@ _HOMES = {
     **dict.fromkeys(("Chip", "Host"), "machine.schema"),
     **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "machine.files"),
     **dict.fromkeys(("launch_stats", "use"), "device.load"),
-    **dict.fromkeys(("Prediction", "predict", "price"), "analyse.prediction"),
+    **dict.fromkeys(("Prediction", "predict", "price"), "report.prediction"),
     "Trace": "recording.trace",
     **dict.fromkeys(("record", "step"), "recording.recording"),
     **dict.fromkeys(("DryWarning", "dry"), "device.dry"),

@@ -99,9 +99,9 @@ def asked_compiler() -> Literal["graph", "triton"]:
     if process.compiler is not None:
         return process.compiler
     name = os.environ.get("BRINGUP_COMPILE") or "graph"
-    if name != "graph" and name != "triton":
-        raise BringupError(f"BRINGUP_COMPILE must be graph or triton, got {name!r}")
-    return name
+    if name == "graph" or name == "triton":
+        return name  # type: ignore[return-value]
+    raise BringupError(f"BRINGUP_COMPILE must be graph or triton, got {name!r}")
 
 
 def _is_set(name: str) -> bool:

@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from bringup.analyse.prediction import Prediction, price
-from bringup.analyse.summary import by_group
+from bringup.analyse.summarize import by_group
 from bringup.device.dry import DryWarning, dry
 from bringup.device.load import use
 from bringup.errors import ChipWarning
@@ -26,6 +25,7 @@ from bringup.recording import sanitize
 from bringup.recording.recording import Recording, recorded
 from bringup.recording.rows import LAUNCH
 from bringup.recording.sanitize import Finding
+from bringup.report.prediction import Prediction, price
 from bringup.text import duration, size
 from bringup.timeline.replay import replay
 

@@ -7,7 +7,7 @@ import torch
 
 import bringup
 from bringup.pricing import WorkTable, price_table
-from bringup.recording.trace import LAUNCH
+from bringup.recording.rows import LAUNCH
 
 pytest.importorskip("triton", reason="needs bringup[triton]")
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bringup.analyse import holders as memory
-from bringup.analyse.summary import Summary, summarize
+from bringup.analyse.summarize import summarize
+from bringup.analyse.summary import Summary
 from bringup.recording.trace import Trace
 from bringup.timeline.replay import HostClock, replay
 
@@ -52,7 +53,7 @@ def compare(
     for chip in chips:
         timeline = replay(trace, chip, host, host_clock=host_clock)
         used = used or memory.usage(trace, timeline.steps.ends)
-        summary = summarize(timeline, advise=False, used=used)
+        summary = summarize(timeline, used=used)
         first = rows[0].summary.step_seconds if rows else summary.step_seconds
         rows.append(Row(summary, bound_of(summary), first / summary.step_seconds if summary.step_seconds else 0.0))
         advance()

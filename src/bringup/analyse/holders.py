@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +34,9 @@ from bringup.recording.rows import (
 )
 from bringup.recording.trace import Trace
 
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip
+
 Array = npt.NDArray[Any]
 
 
@@ -54,6 +57,16 @@ class Owner:
 
     kind: str
     module: str
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """The storages that one line allocated in one phase and that are held at the peak."""
+
+    line: str
+    phase: str
+    count: int
     bytes: int
 
 
@@ -128,17 +141,17 @@ def _over_time(trace: Trace, more: int, less: int, held_before: str) -> tuple[in
 
 
 def _before(held: list[int], device: int) -> int:
-    """What a device held when the recording began."""
+    """Return the bytes that a device held when the recording began."""
     return int(held[device]) if device < len(held) else 0
 
 
 def storages(trace: Trace, device: int) -> Storages:
     """List what one device's allocator handed out, with its kind.
 
-    Parameters and buffers are those of the modules that were called. A gradient was made in the backward pass, and an
-    optimizer reads it or it lives on. Optimizer state was made by an optimizer and outlives its step. What the forward
-    pass made is an activation, unless it is kept for the next call of the model (a cache of keys and values) or came
-    over the link (an input). The rest is workspace.
+    Parameters and buffers are those of the modules that were called. A gradient was allocated in the backward pass, and
+    an optimizer reads it or it lives on. Optimizer state was allocated by an optimizer and outlives its step. Other
+    storages of the forward pass are activations. Two kinds are not: caches of keys and values, which are kept for the
+    model's next call, and inputs, which came over the link. The rest is workspace.
     """
     columns, rows = trace.columns, len(trace)
     kind, objects = columns["kind"], columns["object"]
@@ -161,18 +174,18 @@ def storages(trace: Trace, device: int) -> Storages:
     uploaded = _used_by(trace, kind == H2D, size)[number]
     outlives = freed > _next(np.flatnonzero(kind == STEP), made, rows)
     next_call = _next(np.flatnonzero(kind == FORWARD), made, rows)
-    kept = (freed > next_call) & (next_call < rows) & (columns["module"][made] >= 0)
+    kept_for_next_call = (freed > next_call) & (next_call < rows) & (columns["module"][made] >= 0)
     alive = freed == rows
     # What was there before a model was called belongs to a model, or was made for it.
     called = made > (np.flatnonzero(kind == FORWARD)[:1] if (kind == FORWARD).any() else rows)
     unmarked = ACTIVATIONS if not len(marks) and (kind == FORWARD).any() else INPUTS if len(marks) else PARAMETERS
-    found = np.select(
+    kinds = np.select(
         [
             marked[number] >= 0,
             phase == IN_OPTIMIZER,
             phase == IN_BACKWARD,
             uploaded,
-            kept,
+            kept_for_next_call,
         ],
         [
             marked[number],
@@ -185,11 +198,11 @@ def storages(trace: Trace, device: int) -> Storages:
     )
     module = np.where(owner_module[number] >= 0, owner_module[number], columns["module"][made])
     before = _before(trace.about.get("held_bytes", []), device)
-    return Storages(device, made, freed, columns["bytes"][made].astype(np.int64), found, module, before)
+    return Storages(device, made, freed, columns["bytes"][made].astype(np.int64), kinds, module, before)
 
 
 def _used_by(trace: Trace, rows: Array, size: int) -> Array:
-    """Tell of every storage number whether one of the rows uses it."""
+    """Return for every storage number True if one of the rows uses it."""
     counts = np.diff(trace.offsets)
     used = np.zeros(size, dtype=bool)
     used[trace.uses[np.repeat(rows, counts)] >> 1] = True
@@ -199,8 +212,8 @@ def _used_by(trace: Trace, rows: Array, size: int) -> Array:
 def _next(marks: Array, after: Array, none: int) -> Array:
     """Return the first mark after each row."""
     padded = np.append(marks, none)
-    found: Array = padded[np.searchsorted(marks, after, side="right")]
-    return found
+    following: Array = padded[np.searchsorted(marks, after, side="right")]
+    return following
 
 
 def usage(trace: Trace, steps: Array) -> Memory:
@@ -216,14 +229,14 @@ def usage(trace: Trace, steps: Array) -> Memory:
         return Memory(peak, reserved, None, [])
     top = int(np.argmax(held))
     columns = trace.columns
-    every = storages(trace, int(columns["device"][top]))
-    live = (every.made <= top) & (every.freed > top)
+    handed_out = storages(trace, int(columns["device"][top]))
+    live = (handed_out.made <= top) & (handed_out.freed > top)
     names = [*trace.modules, ""]  # -1: none
-    codes = every.kind[live] * len(names) + every.module[live] % len(names)
-    sums = np.bincount(codes, every.bytes[live], len(OWNERS) * len(names))
+    codes = handed_out.kind[live] * len(names) + handed_out.module[live] % len(names)
+    sums = np.bincount(codes, handed_out.bytes[live], len(OWNERS) * len(names))
     totals = {(OWNERS[code // len(names)], names[code % len(names)]): int(sums[code]) for code in np.flatnonzero(sums)}
     free = int(taken[top] - held[top])  # both of the row's device
-    for kind, count in ((BEFORE, every.before), (FRAGMENTATION, free)):
+    for kind, count in ((BEFORE, handed_out.before), (FRAGMENTATION, free)):
         if count > 0:
             totals[(OWNERS[kind], "")] = count
     owners = [Owner(kind, module, count) for (kind, module), count in totals.items()]
@@ -233,6 +246,37 @@ def usage(trace: Trace, steps: Array) -> Memory:
         trace.modules[module] if module >= 0 else "",
         PHASES[int(columns["phase"][top])],
         int(np.searchsorted(steps, top, side="right")),
-        every.device,
+        handed_out.device,
     )
     return Memory(peak, reserved, at, sorted(owners, key=lambda item: (-item.bytes, item.kind, item.module)))
+
+
+def fits(trace: Trace, used: Memory, chip: Chip) -> bool:
+    """Return True if the program ran in the chip's memory, or would.
+
+    On the chip that it was recorded on the allocator decided: it gives cached memory back before it goes beyond the
+    capacity. For another chip what tensors held is compared.
+    """
+    if trace.about.get("out_of_memory"):
+        return False
+    own = trace.about.get("chip") == chip.name
+    return (used.reserved_bytes if own else used.peak_bytes) <= chip.device_bytes
+
+
+def allocations_at_peak(trace: Trace, peak: Moment | None) -> list[Allocation]:
+    """List the lines that allocated what the fullest device holds at its peak, the largest first."""
+    if peak is None:
+        return []
+    _, held = memory_over_time(trace)
+    top = int(np.argmax(held))
+    handed_out = storages(trace, peak.device)
+    rows = handed_out.made[(handed_out.made <= top) & (handed_out.freed > top)]
+    lines, phases, sizes = (trace.columns[name][rows] for name in ("line", "phase", "bytes"))
+    groups: dict[tuple[int, int], list[int]] = {}
+    for line, phase, size in zip(lines.tolist(), phases.tolist(), sizes.tolist(), strict=True):
+        groups.setdefault((line, phase), []).append(size)
+    allocations = [
+        Allocation(trace.lines[line] if line >= 0 else "(no Python line)", PHASES[phase], len(group), sum(group))
+        for (line, phase), group in groups.items()
+    ]
+    return sorted(allocations, key=lambda item: (-item.bytes, item.line))

@@ -8,7 +8,7 @@ import numpy as np
 
 from bringup import pricing
 from bringup.pricing import ENGINES
-from bringup.recording.trace import LAUNCH
+from bringup.recording.rows import LAUNCH
 from bringup.timeline.replay import Timeline
 
 MOST_KERNELS = 25
@@ -53,13 +53,13 @@ def kernels(timeline: Timeline, first: int, last: int, steps: int) -> list[Kerne
     numbers = columns["signature"][rows]
     counts = np.bincount(numbers, minlength=len(prices.seconds))
     spent = np.where(prices.supported, counts * prices.seconds, 0.0)
-    found = []
+    longest = []
     for i in map(int, np.argsort(-spent, kind="stable")[:MOST_KERNELS]):
         if spent[i] <= 0:
             break
         signature, seconds = timeline.trace.signatures[i], float(prices.seconds[i])
         line = int(columns["line"][rows[np.argmax(numbers == i)]])
-        found.append(
+        longest.append(
             Kernel(
                 op=signature.op,
                 shapes=signature.shapes,
@@ -77,11 +77,11 @@ def kernels(timeline: Timeline, first: int, last: int, steps: int) -> list[Kerne
                 },
             )
         )
-    return found
+    return longest
 
 
 def _at_best(timeline: Timeline, i: int) -> float:
-    """Seconds of a signature's busiest engine at the sustained rates, all cores at work, every byte moved once."""
+    """Return the seconds of the busiest engine at its sustained rate, all cores at work and every byte moved once."""
     chip, work = timeline.chip, timeline.work
     vector, special = float(work.vector_flops[i]), float(work.special[i])
     return max(

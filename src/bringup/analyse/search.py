@@ -35,15 +35,15 @@ class Program:
             return arguments, environment
         if not self.vary.startswith("-"):
             return arguments, {**environment, self.vary: str(value)}
-        kept, skip = [], False
+        others, skip = [], False
         for argument in arguments:
             if skip or argument.startswith(f"{self.vary}="):
                 skip = False
                 continue
             skip = argument == self.vary
             if not skip:
-                kept.append(argument)
-        return [*kept, self.vary, str(value)], environment
+                others.append(argument)
+        return [*others, self.vary, str(value)], environment
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class _Runs:
 
     def trace(self, value: int | None, on: str) -> Trace:
         """Run the program dry on a chip, going on past its capacity; once."""
-        from bringup.analyse.prediction import read_trace
+        from bringup.recording.trace import Trace
 
         if (value, on) in self.traces:
             return self.traces[value, on]
@@ -92,11 +92,11 @@ class _Runs:
             errors="replace",
         )
         if done.returncode != 0 or not (out / "trace.parquet").is_file():
-            said = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("bringup: ")]
-            last = (said or done.stderr.splitlines() or ["it printed nothing on stderr"])[-1]
+            errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("bringup: ")]
+            last = (errors or done.stderr.splitlines() or ["it printed nothing on stderr"])[-1]
             how = "" if value is None else f" with {self.program.vary} {value}"
             raise BringupError(f"{self.program.script}{how} ends with exit code {done.returncode} in a dry run: {last}")
-        trace = self.traces[value, on] = read_trace(out)
+        trace = self.traces[value, on] = Trace.load(out / "trace.parquet")
         if not trace.launches:
             raise BringupError(
                 f"{self.program.script} launched nothing on the chip: move its model to the device 'chip'"
@@ -105,18 +105,24 @@ class _Runs:
 
     def summary(self, value: int | None, name: str) -> Summary:
         """Price the program with a value on a chip; run it there only if another chip's recording leaves it open."""
-        from bringup.analyse.prediction import price
-
         chip = self.chips[name]
         widest = max(self.chips, key=lambda other: self.chips[other].device_bytes)
         trace = self.trace(value, widest)
-        summary = price(trace, chip, self.host).summary
+        summary = self._priced(trace, chip)
         if summary.peak_bytes <= chip.device_bytes < summary.memory.reserved_bytes and name != widest:
-            summary = price(self.trace(value, name), chip, self.host).summary
+            summary = self._priced(self.trace(value, name), chip)
         how = "" if value is None else f"{self.program.vary} {value}: "
         verdict = "fits" if summary.fits else "does not fit"
         self.say(f"{how}{chip.name} {verdict}, {size(summary.peak_bytes)} of {size(chip.device_bytes)}")
         return summary
+
+    def _priced(self, trace: Trace, chip: Chip) -> Summary:
+        from bringup.analyse.advice import advise
+        from bringup.analyse.summarize import summarize
+        from bringup.timeline.replay import replay
+
+        timeline = replay(trace, chip, self.host)
+        return advise(timeline, summarize(timeline))
 
 
 def search(
@@ -129,9 +135,9 @@ def search(
 ) -> list[Fit]:
     """Run a program dry, and find for every chip the largest value that fits, if one is varied.
 
-    Memory grows about linearly with a batch, so the next value is where the line through two others meets the capacity;
-    where that is little progress, the middle. The search ends where one value fits and the next, or one that is at most
-    a hundredth larger, does not.
+    Memory grows about linearly with a batch. The next value is therefore where the line through two others meets the
+    capacity. Where that makes little progress, it is the middle of the bracket. The search ends where one value fits
+    and the next, or one that is at most a hundredth larger, does not.
 
     Args:
         program: what to run.
@@ -152,12 +158,12 @@ def search(
 
 def _largest(runs: _Runs, name: str, most: int) -> Fit:
     as_is = runs.summary(None, name)
-    known: dict[int, Summary] = {}
+    summaries: dict[int, Summary] = {}
 
     def at(value: int) -> Summary:
-        if value not in known:
-            known[value] = runs.summary(value, name)
-        return known[value]
+        if value not in summaries:
+            summaries[value] = runs.summary(value, name)
+        return summaries[value]
 
     if not at(1).fits:
         return Fit(as_is)
@@ -168,10 +174,10 @@ def _largest(runs: _Runs, name: str, most: int) -> Fit:
         width = high - low
         if not halved:
             guess = (low + high) // 2
-        elif high in known:
+        elif high in summaries:
             guess = _crossing(low, _need(at(low)), high, _need(at(high)), capacity)
         else:
-            below = max((value for value in known if value < low), default=0)
+            below = max((value for value in summaries if value < low), default=0)
             slope = _need(at(low)) - (_need(at(below)) if below else 0)
             guess = _crossing(below, _need(at(low)) - slope, low, _need(at(low)), capacity)
             guess = min(guess, 4 * low)  # a peak elsewhere may hide that memory grows
@@ -180,7 +186,7 @@ def _largest(runs: _Runs, name: str, most: int) -> Fit:
             low = guess
         else:
             high = guess
-        halved = high not in known or 2 * (high - low) <= width
+        halved = high not in summaries or 2 * (high - low) <= width
     return Fit(as_is, low, at(low), open_end=low == most)
 
 

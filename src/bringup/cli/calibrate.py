@@ -48,11 +48,11 @@ def command(device: str, name: str | None, out: str) -> None:
             task = progress.add_task(what, total=total)
             return lambda: progress.advance(task)
 
-        found = calibrate(device, chosen, begin)
-    write_text(chip_file, tomli_w.dumps(found.chip))
-    write_text(host_file, tomli_w.dumps(found.host))
+        calibrated = calibrate(device, chosen, begin)
+    write_text(chip_file, tomli_w.dumps(calibrated.chip))
+    write_text(host_file, tomli_w.dumps(calibrated.host))
     chip, _ = load_chip(str(chip_file)), load_host(str(host_file))
-    off = errors(found.rows, chip)
+    off = errors(calibrated.rows, chip)
     console.print(
         f"{terminal.shown(chip.description)}: {chip.matrix.tflops['float32'] * 1e3:,.0f} GFLOP/s float32, "
         f"{chip.memory.bandwidth_gb_s:,.1f} GB/s, a launch {chip.launch.eager_us:.2g} us",

@@ -50,15 +50,15 @@ def command(
     The exit code is 0 whatever the verdicts are, and 1 if something is worse than in the card given with --against.
     """
     from bringup.machine.files import load_chip
-    from bringup.report import directory, html
+    from bringup.report import directory
     from bringup.report.terminal import console as new_console
     from bringup.report.terminal import shown
-    from bringup.scorecard import card
+    from bringup.scorecard import card, page
     from bringup.scorecard.registry import load
 
-    every = load(files)
+    items = load(files)
     if listing:
-        for entry in every.values():
+        for entry in items.values():
             click.echo(f"{entry.id:>4} {entry.level}  {entry.title}: {entry.about}")
         return
     name = _chip_of(device, chip, asked_chip())
@@ -66,7 +66,7 @@ def command(
         load_chip(name)
     else:
         _check_device(device)
-    chosen = _chosen(every, only, level)
+    chosen = _chosen(items, only, level)
     old = card.load(against) if against else None
     console = new_console()
 
@@ -78,14 +78,14 @@ def command(
     folder = directory.prepare(out, None)
     if json_file:
         refuse_unwritable(json_file)
-    found = card.run(chosen, target, jobs=jobs, matrix=only is None, tell=tell)
-    text = json.dumps(found, indent=2, sort_keys=True) + "\n"
-    texts = (text, html.scorecard(found, every, old), html.badge(found))
-    directory.write(folder, {name: _writes(page) for name, page in zip(directory.CARD, texts, strict=True)})
+    new = card.run(chosen, target, jobs=jobs, matrix=only is None, tell=tell)
+    text = json.dumps(new, indent=2, sort_keys=True) + "\n"
+    texts = (text, page.page(new, items, old), page.badge(new))
+    directory.write(folder, {name: _writes(content) for name, content in zip(directory.CARD, texts, strict=True)})
     if json_file:
         write_text(json_file, text)
-    _print(found, console)
-    changed = card.changes(old, found) if old else []
+    _print(new, console)
+    changed = card.changes(old, new) if old else []
     for word, was, now in changed:
         console.print(
             f"[{'green' if word == 'better' else 'red'}]{word}[/] {shown(now['id'])} {shown(now['title'])}: "
@@ -121,24 +121,24 @@ def _check_device(device: str) -> None:
         raise BringupError(f"--device {device}: this torch cannot use it ({reason})") from None
 
 
-def _chosen(every: dict[str, Any], only: str | None, level: str) -> list[Any]:
+def _chosen(items: dict[str, Any], only: str | None, level: str) -> list[Any]:
     if only is None:
-        return [entry for entry in every.values() if "DTP".index(entry.level) <= "DTP".index(level)]
+        return [entry for entry in items.values() if "DTP".index(entry.level) <= "DTP".index(level)]
     names = [name for name in only.split(",") if name]
     for name in names:
-        if name not in every:
+        if name not in items:
             raise BringupError(f"--only: there is no item {name!r}; `bringup check --list` names them")
-    return [every[name] for name in names]
+    return [items[name] for name in names]
 
 
-def _print(found: dict[str, Any], console: Any) -> None:
+def _print(new: dict[str, Any], console: Any) -> None:
     from bringup.report.terminal import shown
     from bringup.scorecard.card import share, totals
 
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("item", "", "", "verdict", "evidence"):
         table.add_column(title, no_wrap=title != "evidence", overflow="fold")
-    for line in found["items"]:
+    for line in new["items"]:
         verdict = line["verdict"] if line["verdict"] != "partial" else f"partial {line['score']:.1%}"
         hint = f" -> {line['hint']}" if line["hint"] else ""
         colour = COLOURS[line["verdict"]]
@@ -150,8 +150,8 @@ def _print(found: dict[str, Any], console: Any) -> None:
             shown(line["evidence"][:160] + hint),
         )
     console.print(table)
-    for level, counts in totals(found).items():
-        score = share(found, level)
+    for level, counts in totals(new).items():
+        score = share(new, level)
         if sum(counts.values()):
             text = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
             console.print(

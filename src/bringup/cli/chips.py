@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from bringup.machine.facts import flat, source_of
 from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
 from bringup.report.terminal import console as new_console
 from bringup.report.terminal import shown
@@ -105,25 +106,6 @@ def show(name: str, as_json: bool) -> None:
     used = Counter(row.source for row in measurements() if row.chip == described.name)
     for source, count in sorted(used.items()):
         console.print(f"validated by {count} measurements of {shown(source)}", highlight=False)
-
-
-def flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """List a file's values by dotted key."""
-    rows: list[tuple[str, Any]] = []
-    for key, value in data.items():
-        if isinstance(value, dict):
-            rows += flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list):
-            rows.append((f"{prefix}{key}", ", ".join(map(str, value))))
-        else:
-            rows.append((f"{prefix}{key}", value))
-    return rows
-
-
-def source_of(key: str, sources: dict[str, str]) -> str:
-    """Return the source of a key, or of the nearest table above it."""
-    parts = key.split(".")
-    return next((sources[".".join(parts[:i])] for i in range(len(parts), 0, -1) if ".".join(parts[:i]) in sources), "")
 
 
 @command.command(short_help="Check a chip file.")

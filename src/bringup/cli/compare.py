@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     metavar="NAME|FILE,...",
     help="Chips to price it on, the first is the baseline (default: all).",
 )
-@click.option("--all", "every", is_flag=True, help="All chips that ship with bringup.")
+@click.option("--all", "all_chips", is_flag=True, help="All chips that ship with bringup.")
 @click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for.")
 @click.option(
     "--host-clock",
@@ -46,18 +46,18 @@ if TYPE_CHECKING:
     help="Also write a page (default: compare.html in a report's directory).",
 )
 def command(
-    trace: str, chips: str | None, every: bool, host: str | None, host_clock: str, as_json: bool, page: str | None
+    trace: str, chips: str | None, all_chips: bool, host: str | None, host_clock: str, as_json: bool, page: str | None
 ) -> None:
     """Price the recording TRACE (a report's directory or a trace file) on many chips."""
-    if every and chips:
+    if all_chips and chips:
         raise click.UsageError("--all and --chips were both given: give one")
     names = chip_names(chips, "--chips") if chips else available_chips()
     described = [load_chip(name) for name in names]
     machine = load_host(host)
     from bringup.analyse.compare import compare
-    from bringup.analyse.prediction import read_trace
     from bringup.files import write_text
     from bringup.report import directory, html, terminal
+    from bringup.report.prediction import read_trace
     from bringup.report.summary_json import as_dict
 
     recording = read_trace(trace)
@@ -84,7 +84,8 @@ def command(
 
 def print_table(rows: list[Row], console: Console) -> None:
     """Print one line per chip."""
-    from bringup.report.terminal import per_million, shown, unit
+    from bringup.report.lines import per_million, unit
+    from bringup.report.terminal import shown
     from bringup.text import duration
 
     what = unit(rows[0].summary)

@@ -88,14 +88,14 @@ def _as_dict(fit: Fit) -> dict[str, Any]:
 
 
 def _print(fits: list[Fit], program: Any) -> None:
-    from bringup.report import terminal
+    from bringup.report import lines, terminal
     from bringup.text import duration, size
 
     console = terminal.console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    titles = ["chip", "capacity", "needs", "", terminal.unit(fits[0].as_is)]
+    titles = ["chip", "capacity", "needs", "", lines.unit(fits[0].as_is)]
     if program.vary:
-        titles += [f"largest {program.vary}", terminal.unit(fits[0].as_is), "samples/s"]
+        titles += [f"largest {program.vary}", lines.unit(fits[0].as_is), "samples/s"]
     for title in titles:
         table.add_column(title, justify="left" if title in ("chip", "") else "right", no_wrap=True)
     for fit in fits:
@@ -113,7 +113,7 @@ def _print(fits: list[Fit], program: Any) -> None:
     console.print(table)
     for fit in fits:
         for way in fit.as_is.ways_to_fit:
-            text = terminal.way_text(way, fit.as_is.capacity_bytes)
+            text = lines.way_text(way, fit.as_is.capacity_bytes)
             console.print(f"{terminal.shown(fit.as_is.chip)} -> {terminal.shown(text)}", highlight=False)
 
 

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import builtins
-import importlib.util
 import os
 import signal
 import sys
-import threading
-import traceback
-import types
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from bringup.cli.program import OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.errors import BringupError
-from bringup.files import current_directory
 from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_devices, asked_driver, process
 from bringup.text import plain
@@ -27,15 +22,71 @@ from bringup.text import plain
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
     from bringup.recording.recording import Recording
+    from bringup.timeline.replay import HostClock
 
-OUT_OF_MEMORY = -1  # in place of an exit code: the program ended with torch.OutOfMemoryError
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The options of the command line, as they were given."""
+
+    chips: str | None
+    host: str | None
+    host_clock: HostClock
+    strict: bool
+    dry: str | None
+    dry_value: str
+    oom: str
+    sanitize: str | None
+    cuda: bool
+    chip_time: bool
+    compiler: str
+    ops: str
+    kernel_debug: bool
+    out: str | None
+    as_json: bool
+    module: bool
+    script: str
+    arguments: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run whose options were checked.
+
+    Attributes:
+        name: the chip to run on, as it was asked for.
+        chips: the chips to price on, that one first.
+        out: the report's directory as the user gave it.
+        target: its absolute path, wherever the program goes.
+        checks: of the sanitizer.
+        dry: the mode of a dry run; computes everything if it was not asked for.
+        prepare_triton: is called once the chip is chosen and before the program runs.
+    """
+
+    program: Program
+    name: str
+    chips: list[Chip]
+    host: Host
+    out: str
+    target: Path
+    checks: tuple[str, ...]
+    dry: AbstractContextManager[None]
+    prepare_triton: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a program ended: its exit code, None after an interrupt, and the number of the sanitizer's findings."""
+
+    code: int | None
+    findings: int
 
 
 class _Run(click.Command):
-    """Lets ``--dry`` stand alone or have a value, which click only does for the last option."""
+    """A command whose ``--dry`` may have a value or none, which click allows only for the last option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Give a bare ``--dry`` before the script its value."""
+        """Add the value to a bare ``--dry`` before the script."""
         options = [item for item in self.params if isinstance(item, click.Option)]
         with_value = {name for item in options if not item.is_flag for name in item.opts} - {"--dry"}
         place = 0
@@ -115,45 +166,37 @@ class _Run(click.Command):
 @click.option("-m", "module", is_flag=True, help="SCRIPT is a module's name, as for python -m.")
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-def command(
-    chips: str | None,
-    host: str | None,
-    host_clock: str,
-    strict: bool,
-    dry: str | None,
-    dry_value: str,
-    oom: str,
-    sanitize: str | None,
-    cuda: bool,
-    chip_time: bool,
-    compiler: str,
-    ops: str,
-    kernel_debug: bool,
-    out: str | None,
-    as_json: bool,
-    module: bool,
-    script: str,
-    arguments: tuple[str, ...],
-) -> None:
+def command(**values: Any) -> None:
     """Run SCRIPT with ARGUMENTS on a virtual chip, and say where the whole system's time goes.
 
     The program runs as under python: its arguments, exit code, input and signals are its own.
     """
+    options = RunOptions(**values)
+    job = prepare(options)
+    outcome = record(job, options)
+    _leave(1 if outcome.code == OUT_OF_MEMORY or (outcome.code == 0 and outcome.findings) else outcome.code)
+
+
+def prepare(options: RunOptions) -> Job:
+    """Check the options and load what they name, before the program runs; set its arguments.
+
+    Raises:
+        BringupError: an option cannot be met.
+    """
+    chips, script, module = options.chips, options.script, options.module
     names = chip_names(chips or asked_chip() or DEFAULT_CHIP, "--chip" if chips else "BRINGUP_CHIP")
     described = [load_chip(name) for name in names]
-    machine = load_host(host)
+    machine = load_host(options.host)
     from bringup.report import directory
 
-    out = out or f"bringup-{_stem(script, module)}"
+    out = options.out or f"bringup-{stem(script, module)}"
     target = directory.prepare(out)
-    program = _module_program(script) if module else _script_program(script)
-    context = _dry(dry, dry_value)
-    checks = _checks(sanitize)
-    sys.argv = [program.file if module else script, *arguments]
-    report = _Report(described, machine, host_clock, out, target, as_json, checks)
-    prepare = _kernels(compiler, ops, kernel_debug)
-    code = _record(program, names[0], report, strict, oom == "continue", context, cuda, chip_time, prepare)
-    _leave(code)
+    program = module_program(script) if module else script_program(script)
+    dry = _dry(options.dry, options.dry_value)
+    checks = _checks(options.sanitize)
+    sys.argv = [program.file if module else script, *options.arguments]
+    prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
+    return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton)
 
 
 def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
@@ -171,7 +214,7 @@ def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
 
 
 def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
-    """Return what is to be done about Triton once the chip is chosen and before the program runs."""
+    """Check that Triton can do what was asked. Return what to call once the chip is chosen, before the program runs."""
     from bringup import triton as kernels
 
     if debug:
@@ -185,14 +228,14 @@ def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
         kernels.require_triton("--compile triton")
         process.compiler = "triton"
 
-    def prepare() -> None:
+    def activate() -> None:
         os.environ.setdefault("TRITON_DEFAULT_BACKEND", "chip")
         if ops == "flaggems":
             from bringup.triton import flaggems
 
             flaggems.enable()
 
-    return prepare
+    return activate
 
 
 def _checks(names: str | None) -> tuple[str, ...]:
@@ -207,84 +250,8 @@ def _checks(names: str | None) -> tuple[str, ...]:
     return asked
 
 
-@dataclass
-class _Report:
-    """What the recording is priced on, and where the report goes."""
-
-    chips: list[Chip]
-    host: Host
-    host_clock: str
-    out: str  # the directory as the user gave it
-    target: Path  # and where that is, wherever the program goes
-    as_json: bool
-    checks: tuple[str, ...]
-    found: int = 0
-
-
-class _Program:
-    """What to run as ``__main__``: its file, its place on ``sys.path``, its code."""
-
-    def __init__(self, file: str, folder: str, code: Callable[[], types.CodeType], spec: object = None) -> None:
-        self.file = file
-        self.folder = folder
-        self.code = code
-        self.spec = spec
-
-
-def _stem(script: str, module: bool) -> str:
-    return script.rsplit(".", 1)[-1] if module else Path(script).stem
-
-
-def _script_program(script: str) -> _Program:
-    path = Path(script)
-    if not os.path.isfile(path):
-        what = "is a directory" if os.path.isdir(path) else "there is no such script"
-        raise BringupError(f"{script}: {what}; give the path of a Python file, or -m and a module")
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        raise BringupError(f"{script}: cannot be read ({error.strerror})") from None
-    file = os.path.abspath(script)  # as python names it in tracebacks and __file__
-    return _Program(file, str(path.resolve().parent), lambda: compile(source, file, "exec", dont_inherit=True))
-
-
-def _module_program(name: str) -> _Program:
-    here = current_directory()
-    sys.path.insert(0, here)
-    try:
-        spec = importlib.util.find_spec(name)
-        if spec is not None and spec.submodule_search_locations is not None:
-            spec = importlib.util.find_spec(f"{name}.__main__")
-    except (ImportError, ValueError):
-        spec = None
-    finally:
-        sys.path.pop(0)
-    if spec is None or spec.origin is None or spec.loader is None or not hasattr(spec.loader, "get_code"):
-        raise BringupError(
-            f"-m {name}: there is no such module that can be run; is it installed, or in this directory?"
-        )
-    loader, full = spec.loader, spec.name
-
-    def code() -> types.CodeType:
-        found = loader.get_code(full)
-        if not isinstance(found, types.CodeType):  # an extension module
-            raise ImportError(f"No code object available for {full}")
-        return found
-
-    return _Program(spec.origin, here, code, spec)
-
-
-def _record(
-    program: _Program,
-    name: str,
-    report: _Report,
-    strict: bool,
-    past_capacity: bool,
-    dry: AbstractContextManager[None],
-    cuda: bool,
-    chip_time: bool,
-    prepare: Callable[[], None],
-) -> int | None:
+def record(job: Job, options: RunOptions) -> Outcome:
+    """Run and record the program, and report on it when it ends or is terminated, before the recording is forgotten."""
     import torch
 
     from bringup.device.load import use
@@ -292,31 +259,33 @@ def _record(
     from bringup.timeline import clock
 
     devices = asked_devices()
-    if past_capacity and asked_driver():
+    if options.oom == "continue" and asked_driver():
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
-    use(name, devices=devices, strict=strict, past_capacity=past_capacity)
-    if cuda:
+    use(job.name, devices=devices, strict=options.strict, past_capacity=options.oom == "continue")
+    if options.cuda:
         from bringup.device.cuda import redirect_cuda
 
         redirect_cuda()
-    prepare()
+    job.prepare_triton()
     from bringup.recording.sanitize import watched
 
-    watch = watched() if {"race", "init"} & set(report.checks) else nullcontext()
-    with dry, watch, recorded(report.host, report.host_clock) as recorder:  # type: ignore[arg-type]
+    watch = watched() if {"race", "init"} & set(job.checks) else nullcontext()
+    findings = 0
+    with job.dry, watch, recorded(job.host, options.host_clock) as recorder:
         parent = os.getpid()
 
         def finish() -> None:
+            nonlocal findings
             if os.getpid() != parent:  # a fork of the program: the report is its parent's
                 return
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
-            _write(recorder, report)
+            findings = report(recorder, job, options)
 
         _report_before_termination(finish)
-        recorder.about["chip_time"] = chip_time
-        with clock.shown() if chip_time else nullcontext():
-            code = _execute(program)
+        recorder.about["chip_time"] = options.chip_time
+        with clock.shown() if options.chip_time else nullcontext():
+            code = execute(job.program)
         if os.getpid() != parent:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -325,7 +294,7 @@ def _record(
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
         finish()
-    return 1 if code == OUT_OF_MEMORY or (code == 0 and report.found) else code
+    return Outcome(code, findings)
 
 
 def _report_before_termination(finish: Callable[[], None]) -> None:
@@ -356,66 +325,11 @@ def _quietly(function: Callable[[], None]) -> None:
         print(f"bringup: a launch failed and nothing waited for it: {error}", file=sys.stderr)
 
 
-def _execute(program: _Program) -> int | None:
-    """Run as ``__main__``. Return the exit code; None for an interrupt, which the caller passes on."""
-    main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=program.file, __builtins__=builtins, __spec__=program.spec, __annotations__={})
-    if program.spec is not None:
-        main.__dict__["__package__"] = str(getattr(program.spec, "parent", ""))
-        main.__dict__["__loader__"] = getattr(program.spec, "loader", None)
-    sys.modules["__main__"] = main
-    sys.path[0] = program.folder
-    try:
-        exec(program.code(), main.__dict__)
-    except SystemExit as error:
-        return _exit_code(error)
-    except KeyboardInterrupt:
-        _print_traceback()
-        return None
-    except BaseException as error:
-        _print_traceback()
-        return OUT_OF_MEMORY if _is_out_of_memory(error) else 1
-    finally:
-        if pools := sys.modules.get("concurrent.futures.thread"):
-            pools._python_exit()  # as at python's own exit: idle threads of pools would never end
-        for thread in threading.enumerate():
-            if thread is not threading.main_thread() and not thread.daemon:
-                thread.join()
-        sys.stdout.flush()
-    return 0
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError)
-
-
-def _exit_code(error: SystemExit) -> int:
-    if error.code is None:
-        return 0
-    if isinstance(error.code, int):
-        return error.code
-    print(error.code, file=sys.stderr)
-    return 1
-
-
-def _print_traceback() -> None:
-    """Print the error as python does: from the program's own first frame on."""
-    kind, value, trace = sys.exc_info()
-    assert kind is not None and value is not None
-    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
-        trace = trace.tb_next
-    if sys.excepthook is not sys.__excepthook__:
-        sys.excepthook(kind, value, trace)
-    else:
-        traceback.print_exception(kind, value, trace)
-
-
-def _write(recorder: Recording, to: _Report) -> None:
-    from bringup.analyse.prediction import price
+def report(recorder: Recording, job: Job, options: RunOptions) -> int:
+    """Price the recording, write its report and print the summary. Return the number of the sanitizer's findings."""
     from bringup.recording import sanitize
     from bringup.report import summary_json, terminal, writer
+    from bringup.report.prediction import price
 
     trace = recorder.trace()
     if not trace.launches:
@@ -424,28 +338,29 @@ def _write(recorder: Recording, to: _Report) -> None:
             "(torch.accelerator.current_accelerator() names it), or run it with --cuda if it says cuda",
             file=sys.stderr,
         )
-    prediction = price(trace, to.chips[0], to.host, host_clock=to.host_clock)  # type: ignore[arg-type]
-    if to.checks:
-        touched = (sanitize.shown(item, recorder.places) for item in sanitize.touched() if item.check in to.checks)
+    prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
+    findings = []
+    if job.checks:
+        touched = (sanitize.shown(item, recorder.places) for item in sanitize.touched() if item.check in job.checks)
         noticed = {str(item): item for item in touched}
-        findings = sanitize.findings(trace, to.checks) + list(noticed.values())
+        findings = sanitize.findings(trace, job.checks) + list(noticed.values())
         prediction.summary = replace(prediction.summary, findings=findings)
-        to.found = len(findings)
-    writer.write(prediction, to.target, progress=sys.stderr.isatty())
-    if to.as_json:
+    writer.write(prediction, job.target, progress=sys.stderr.isatty())
+    if options.as_json:
         print(summary_json.as_json(prediction.summary, indent=None), flush=True)
-        return
+        return len(findings)
     console = terminal.console()
     console.print()
     terminal.print_summary(prediction.summary, console)
-    report, trace_file, timeline = (Path(to.out, name) for name in ("report.html", "trace.parquet", "timeline.json"))
-    paths = f"report: {report}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
+    page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.parquet", "timeline.json"))
+    paths = f"report: {page}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
     console.print(terminal.shown(paths), highlight=False, soft_wrap=True)
-    if len(to.chips) > 1:
+    if len(job.chips) > 1:
         from bringup.analyse.compare import compare
         from bringup.cli.compare import print_table
 
-        print_table(compare(trace, to.chips, to.host, host_clock=to.host_clock), console)  # type: ignore[arg-type]
+        print_table(compare(trace, job.chips, job.host, host_clock=options.host_clock), console)
+    return len(findings)
 
 
 def _leave(code: int | None) -> None:

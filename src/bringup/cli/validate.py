@@ -65,14 +65,14 @@ def command(
         return
     from bringup.validation import errors, measurements, read_folder
 
-    everything = read_folder(Path(data)) if data else None
-    rows = everything.rows if everything else measurements()
+    data_sets = read_folder(Path(data)) if data else None
+    rows = data_sets.rows if data_sets else measurements()
     wanted = [row for row in rows if _asked(row.chip, chips) and _asked_row(row, families)]
     if not wanted:
-        known = sorted({row.chip for row in rows}), sorted({row.op for row in rows})
+        chip_names, operators = sorted({row.chip for row in rows}), sorted({row.op for row in rows})
         raise BringupError(
             f"no measurement is of chips {chips or 'any'} and operators {families or 'any'}: there are "
-            f"{', '.join(known[0])}; {', '.join(known[1])}"
+            f"{', '.join(chip_names)}; {', '.join(operators)}"
         )
     off = errors(wanted)
     left_out = _left_out(list(rows), wanted, bool(data)) if leave_one_out else {}
@@ -87,9 +87,9 @@ def command(
             f"predicted {duration(row.seconds * (1 + error))}  [dim]{terminal.shown(row.source)}[/]",
             highlight=False,
         )
-    if everything and everything.unread:
-        names = terminal.shown(", ".join(everything.unread[:3]))
-        console.print(f"{len(everything.unread)} files have no reader or no chip: {names}, ...")
+    if data_sets and data_sets.unread:
+        names = terminal.shown(", ".join(data_sets.unread[:3]))
+        console.print(f"{len(data_sets.unread)} files have no reader or no chip: {names}, ...")
 
 
 def _asked(name: str, asked: str | None) -> bool:
@@ -127,33 +127,33 @@ def _tables(off: dict[Measurement, float], left_out: dict[Measurement, float], *
         columns = {name: {**summarize(part, key), **summarize(part, lambda _: "all")} for name, part in kinds.items()}
         names = [*sorted(name for name in columns["all"] if name != "all"), "all"]
         tables[title] = {
-            name: {kind: found[name] for kind, found in columns.items() if name in found} for name in names
+            name: {kind: by_name[name] for kind, by_name in columns.items() if name in by_name} for name in names
         }
     return tables
 
 
 def _plain(tables: dict[str, Groups]) -> Any:
     return {
-        title: {name: {kind: dataclasses.asdict(found) for kind, found in groups[name].items()} for name in groups}
+        title: {name: {kind: dataclasses.asdict(errors) for kind, errors in groups[name].items()} for name in groups}
         for title, groups in tables.items()
     }
 
 
 def _print(console: Console, title: str, groups: Groups) -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    kinds = {kind for found in groups.values() for kind in found}
+    kinds = {kind for by_kind in groups.values() for kind in by_kind}
     others = [kind for kind in KINDS if kind in kinds]
     for name in (title, "figures", "mean", "median", "bias", *others):
         table.add_column(name, justify="left" if name == title else "right")
-    for name, found in groups.items():
-        every = found["all"]
+    for name, by_kind in groups.items():
+        total = by_kind["all"]
         table.add_row(
             terminal.shown(name),
-            f"{every.figures:,}",
-            f"{every.mean:.1%}",
-            f"{every.median:.1%}",
-            f"{every.bias:+.1%}",
-            *(f"{found[kind].mean:.1%}" if kind in found else "-" for kind in others),
+            f"{total.figures:,}",
+            f"{total.mean:.1%}",
+            f"{total.median:.1%}",
+            f"{total.bias:+.1%}",
+            *(f"{by_kind[kind].mean:.1%}" if kind in by_kind else "-" for kind in others),
         )
     console.print(table)
     console.print()
@@ -168,15 +168,15 @@ def _left_out(rows: list[Measurement], wanted: list[Measurement], has_data: bool
     from bringup.validation import grouped
     from bringup.validation.constants_fit import fit, generation
 
-    found: dict[Measurement, float] = {}
+    off_without: dict[Measurement, float] = {}
     generations = sorted({generation(row.chip) for row in wanted})
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for name in bar.track(generations, description="fitting without each chip"):
             constants = fit(rows, leave_out=name)
             for group in grouped(row for row in wanted if generation(row.chip) == name):
                 off = group.errors(load_chip(group.chip), constants)
-                found |= {row: float(error) for row, error in zip(group.rows, off, strict=True)}
-    return found
+                off_without |= {row: float(error) for row, error in zip(group.rows, off, strict=True)}
+    return off_without
 
 
 def _show(
@@ -201,8 +201,8 @@ def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) ->
 
     rows = [run for run in programs.runs() if _asked(run.chip, chips)]
     if not rows:
-        known = ", ".join(sorted({run.chip for run in programs.runs()}))
-        raise BringupError(f"no whole program was measured on {chips}: there are runs on {known}")
+        measured = ", ".join(sorted({run.chip for run in programs.runs()}))
+        raise BringupError(f"no whole program was measured on {chips}: there are runs on {measured}")
     off: dict[Run, float] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for run in bar.track(rows, description="recording programs in dry form"):
@@ -249,12 +249,12 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
             return lambda: bar.advance(task)
 
         outcome = compare(device, chip, host, begin)
-    found = outcome.rows
-    total = Errors.of(each.error for each in found)
+    comparisons = outcome.rows
+    total = Errors.of(each.error for each in comparisons)
     if as_json:
         rows = [
             {"program": each.program.text, "measured_seconds": each.measured, "predicted_seconds": each.predicted}
-            for each in found
+            for each in comparisons
         ]
         click.echo(
             json.dumps(
@@ -273,7 +273,7 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("program, batch", "measured", "predicted", "error"):
         table.add_column(name, justify="left" if name.startswith("program") else "right")
-    for each in found:
+    for each in comparisons:
         table.add_row(each.program.text, duration(each.measured), duration(each.predicted), f"{each.error:+.0%}")
     console.print(table)
     console.print(f"mean {total.mean:.1%}, median {total.median:.1%}, bias {total.bias:+.1%}", highlight=False)

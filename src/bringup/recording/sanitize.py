@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup.recording.trace import (
+from bringup.recording.rows import (
     ALLOC,
     D2D,
     D2H,
@@ -29,10 +29,10 @@ from bringup.recording.trace import (
     OF_UPLOAD,
     STREAM_SYNC,
     WAITS,
-    Trace,
 )
+from bringup.recording.steps import find_steps
+from bringup.recording.trace import Trace
 from bringup.text import size
-from bringup.timeline.replay import find_steps
 
 if TYPE_CHECKING:
     from bringup.paths import Places

@@ -17,7 +17,6 @@ from bringup.cost.work_table import WorkTable
 from bringup.errors import TraceError
 from bringup.files import written_whole
 from bringup.recording import trace_check
-from bringup.recording.rows import *  # noqa: F403 TEMPORARY
 from bringup.recording.rows import COLUMNS, KINDS, LAUNCH, PHASES
 from bringup.text import short
 

@@ -8,8 +8,8 @@ All files are written into a stage, a folder of ours whose name cannot be forese
   new files ``.bringup-new``: from then on they are the report. Then each takes the place of its old form.
 
 No system call exchanges four files at once. A run that is killed between two of those renames leaves ``.bringup-new``,
-and the next run or reader goes on where it ended: the old report is never half there again. A reader that may not
-write sees files of two runs and says so, since all of them carry the run's id, the page of `bringup compare` too.
+and the next run or reader goes on where it ended. A reader that may not write sees files of two runs and says so. It
+knows by the run's id, which every file carries, the page of `bringup compare` too.
 
 A lock of the directory keeps those apart that swap or read at the same time. It ends with its process, and nobody waits
 for it long. Of several runs into one directory the report of the last one stays, whole. Every stage is locked by its
@@ -280,8 +280,8 @@ def _run_of(path: Path) -> str | None:
     """Return the id in a file, "" if it has none; None if there is no such file."""
     if not path.exists():
         return None
-    found = _RUN.search(read_bytes(path, "report"))
-    return found[1].decode() if found else ""
+    match = _RUN.search(read_bytes(path, "report"))
+    return match[1].decode() if match else ""
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,8 @@ from bringup import pricing
 from bringup.analyse.holders import memory_over_time
 from bringup.analyse.summary import Summary
 from bringup.cost import FAMILIES
-from bringup.recording.trace import D2D, D2H, H2D, LAUNCH
+from bringup.recording.rows import D2D, D2H, H2D, LAUNCH
+from bringup.report import palette
 from bringup.text import duration, size
 from bringup.timeline.replay import Timeline
 
@@ -19,49 +20,35 @@ MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
 MOST_LANES = 200  # by stream and family: ten streams with kernels of every family
 MOST_POINTS = 4000
 MOST_SIGNATURES = 400
-COLORS = {
-    **{"matmul": "#2563a8", "convolution": "#3b82c4", "attention": "#17406d", "normalization": "#0f8a6d"},
-    **{"softmax": "#45b08f", "pointwise": "#7a9a2e", "reduction": "#b8a11f", "pooling": "#8f7a1a", "gather": "#c9822a"},
-    **{"sort": "#a85d1a", "copy": "#8b94a3", "random": "#6f5fa8", "optimizer": "#8d3f97", "fft": "#b0558a"},
-    **{
-        "kernel": "#1f9fb5",
-        "depthwise": "#6aa5dd",
-        "linalg": "#c0397b",
-        "other": "#333333",
-        "fallback": "#a8322d",
-        "link": "#b3561d",
-        "between chips": "#7a4fb0",
-    },
-}
 _LAYOUT: dict[str, Any] = {
     "margin": {"l": 70, "r": 15, "t": 70, "b": 45},
-    "paper_bgcolor": "#ffffff",
-    "plot_bgcolor": "#ffffff",
+    "paper_bgcolor": palette.WHITE,
+    "plot_bgcolor": palette.WHITE,
     "font": {"family": "system-ui, sans-serif", "size": 12},
     "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
     "height": 360,
 }
-_GRID = {"gridcolor": "#e6e9ef", "zeroline": False}
+_GRID = {"gridcolor": palette.GRID, "zeroline": False}
 
 
-def timeline(of: Timeline) -> tuple[dict[str, Any], str]:
+def timeline(replayed: Timeline) -> tuple[dict[str, Any], str]:
     """Draw one step: a lane per stream, one per direction of the link, one for fallbacks.
 
     Returns:
         the figure, and a sentence on what it shows.
     """
-    ends = of.steps.ends
+    ends = replayed.steps.ends
     last = int(ends[-1]) if len(ends) else 0
-    first = int(ends[-2]) if len(ends) > 1 else of.steps.start
-    kind = of.trace.columns["kind"]
+    first = int(ends[-2]) if len(ends) > 1 else replayed.steps.start
+    kind = replayed.trace.columns["kind"]
     rows = np.arange(first, last)
-    rows = rows[np.isin(kind[rows], (LAUNCH, H2D, D2H, D2D)) & (of.end[rows] > of.start[rows])]
+    rows = rows[np.isin(kind[rows], (LAUNCH, H2D, D2H, D2D)) & (replayed.end[rows] > replayed.start[rows])]
     if not len(rows):
         return {"data": [], "layout": _LAYOUT}, "Nothing ran on the chip."
-    since = float(of.start[rows].min())
+    since = float(replayed.start[rows].min())
     lanes: dict[tuple[str, str], list[int]] = {}
     for row in rows:
-        lanes.setdefault(_lane(of, int(row)), []).append(int(row))
+        lanes.setdefault(_lane(replayed, int(row)), []).append(int(row))
     hidden = len(lanes) - MOST_LANES
     if hidden > 0:
         lanes = dict(sorted(lanes.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_LANES])
@@ -69,7 +56,7 @@ def timeline(of: Timeline) -> tuple[dict[str, Any], str]:
     traces = []
     named: set[str] = set()
     for (lane, family), members in sorted(lanes.items()):
-        spans = _spans(of, np.asarray(members), since)
+        spans = _spans(replayed, np.asarray(members), since)
         merged += len(members) - len(spans)
         traces.append(
             {
@@ -84,7 +71,7 @@ def timeline(of: Timeline) -> tuple[dict[str, Any], str]:
                 "name": family,
                 "legendgroup": family,
                 "showlegend": family not in named,
-                "marker": {"color": COLORS.get(family, "#555555"), "line": {"width": 0}},
+                "marker": {"color": palette.FAMILY.get(family, palette.OTHER), "line": {"width": 0}},
             }
         )
         named.add(family)
@@ -105,41 +92,41 @@ def timeline(of: Timeline) -> tuple[dict[str, Any], str]:
     return {"data": traces, "layout": layout}, note
 
 
-def _lane(of: Timeline, row: int) -> tuple[str, str]:
-    columns = of.trace.columns
+def _lane(replayed: Timeline, row: int) -> tuple[str, str]:
+    columns = replayed.trace.columns
     what, device = int(columns["kind"][row]), int(columns["device"][row])
     if what == D2D:
         return f"chip:{int(columns['object'][row])} to chip:{device}", "between chips"
     if what != LAUNCH:
         return f"link {'up' if what == D2H else 'down'}", "link"
-    if of.fallback[row] >= 0:
+    if replayed.fallback[row] >= 0:
         return "host", "fallback"
-    family = FAMILIES[of.work.family[columns["signature"][row]]]
+    family = FAMILIES[replayed.work.family[columns["signature"][row]]]
     return f"chip:{device} s{int(columns['stream'][row])}", family
 
 
-def _spans(of: Timeline, rows: npt.NDArray[Any], since: float) -> list[tuple[float, float, str]]:
+def _spans(replayed: Timeline, rows: npt.NDArray[Any], since: float) -> list[tuple[float, float, str]]:
     """(start, length in ms, text); neighbours are merged if there are too many to draw."""
-    start, end = (of.start[rows] - since) * 1e3, (of.end[rows] - since) * 1e3
+    start, end = (replayed.start[rows] - since) * 1e3, (replayed.end[rows] - since) * 1e3
     pieces = np.array_split(np.arange(len(rows)), min(len(rows), MOST_SPANS))
     spans = []
     for piece in pieces:
         row = int(rows[piece[0]])
-        text = _text(of, row) if len(piece) == 1 else f"{len(piece)} launches, the first {_text(of, row)}"
+        text = _text(replayed, row) if len(piece) == 1 else f"{len(piece)} launches, the first {_text(replayed, row)}"
         low, high = float(start[piece[0]]), float(end[piece].max())
         spans.append((round(low, 6), round(high - low, 6), text))
     return spans
 
 
-def _text(of: Timeline, row: int) -> str:
-    columns = of.trace.columns
-    took = duration(float(of.end[row] - of.start[row]))
+def _text(replayed: Timeline, row: int) -> str:
+    columns = replayed.trace.columns
+    took = duration(float(replayed.end[row] - replayed.start[row]))
     line, module = int(columns["line"][row]), int(columns["module"][row])
-    where = of.trace.lines[line] if line >= 0 else "no Python line"
+    where = replayed.trace.lines[line] if line >= 0 else "no Python line"
     if int(columns["kind"][row]) != LAUNCH:
         return f"{size(int(columns['bytes'][row]))}, {took}, {_safe(where)}"
-    signature = of.trace.signatures[columns["signature"][row]]
-    inside = f", {_safe(of.trace.modules[module])}" if module >= 0 else ""
+    signature = replayed.trace.signatures[columns["signature"][row]]
+    inside = f", {_safe(replayed.trace.modules[module])}" if module >= 0 else ""
     return f"{_safe(signature.op)} {took}<br>{_safe(signature.shapes[:120])}<br>{_safe(where)}{inside}"
 
 
@@ -148,23 +135,23 @@ def _safe(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def memory(of: Timeline, summary: Summary) -> dict[str, Any]:
+def memory(replayed: Timeline, summary: Summary) -> dict[str, Any]:
     """Draw the bytes that tensors hold over chip time, with the capacity if it is near."""
-    _, held = memory_over_time(of.trace)
+    _, held = memory_over_time(replayed.trace)
     rows = np.flatnonzero(np.diff(held, prepend=0) != 0)
     if len(rows) > MOST_POINTS:  # the largest of every piece, so that no peak is lost
         rows = np.asarray([piece[np.argmax(held[piece])] for piece in np.array_split(rows, MOST_POINTS)])
     shapes = []
     if summary.peak_bytes * 4 > summary.capacity_bytes:
         capacity = summary.capacity_bytes / 2**20
-        line = {"color": "#a8322d", "dash": "dash"}
+        line = {"color": palette.PAGE["fallback"], "dash": "dash"}
         shapes = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": capacity, "y1": capacity, "line": line}]
     data = {
         "type": "scatter",
         "mode": "lines",
-        "x": [round(float(value) * 1e3, 6) for value in of.issued[rows]],
+        "x": [round(float(value) * 1e3, 6) for value in replayed.issued[rows]],
         "y": [round(float(value) / 2**20, 4) for value in held[rows]],
-        "line": {"shape": "hv", "color": "#2563a8", "width": 1.5},
+        "line": {"shape": "hv", "color": palette.PAGE["chip"], "width": 1.5},
         "fill": "tozeroy",
         "name": "held by tensors",
         "hovertemplate": "%{y:.2f} MiB at %{x:.3f} ms<extra></extra>",
@@ -178,9 +165,9 @@ def memory(of: Timeline, summary: Summary) -> dict[str, Any]:
     return {"data": [data], "layout": layout}
 
 
-def roofline(of: Timeline) -> dict[str, Any]:
+def roofline(replayed: Timeline) -> dict[str, Any]:
     """Draw achieved flop/s over flops per byte, one point per kind of launch, under the chip's roofs."""
-    columns, work, prices = of.trace.columns, of.work, of.prices
+    columns, work, prices = replayed.trace.columns, replayed.work, replayed.prices
     counts = np.bincount(columns["signature"][columns["kind"] == LAUNCH], minlength=len(prices.seconds))
     spent = counts * prices.seconds
     shown = [int(i) for i in np.argsort(-spent, kind="stable")[:MOST_SIGNATURES] if spent[i] > 0 and work.flops[i] > 0]
@@ -196,21 +183,21 @@ def roofline(of: Timeline) -> dict[str, Any]:
                 "name": FAMILIES[code],
                 "x": [float(f"{work.flops[i] / work.bytes[i]:.6g}") for i in members],
                 "y": [float(f"{work.flops[i] / prices.seconds[i] / 1e9:.6g}") for i in members],
-                "text": [_point(of, i, int(counts[i])) for i in members],
+                "text": [_point(replayed, i, int(counts[i])) for i in members],
                 "hovertemplate": "%{text}<extra></extra>",
                 "marker": {
-                    "color": COLORS[FAMILIES[code]],
+                    "color": palette.FAMILY[FAMILIES[code]],
                     "opacity": 0.75,
                     "size": [round(float(5 + 30 * np.sqrt(value)), 2) for value in share],
                 },
             }
         )
-    memory_rate = pricing.memory_rate(of.chip)
+    memory_rate = pricing.memory_rate(replayed.chip)
     low, high = 1e-2, 1e4
-    for dtype in of.chip.matrix.tflops:
+    for dtype in replayed.chip.matrix.tflops:
         if dtype == "tf32":
             continue
-        rate = pricing.matrix_rate(of.chip, dtype)
+        rate = pricing.matrix_rate(replayed.chip, dtype)
         knee = rate / memory_rate
         data.append(
             {
@@ -232,8 +219,8 @@ def roofline(of: Timeline) -> dict[str, Any]:
     return {"data": data, "layout": layout}
 
 
-def _point(of: Timeline, i: int, count: int) -> str:
-    signature = of.trace.signatures[i]
-    bound = pricing.BOUNDS[int(of.prices.bound[i])]
-    took = duration(float(of.prices.seconds[i]))
+def _point(replayed: Timeline, i: int, count: int) -> str:
+    signature = replayed.trace.signatures[i]
+    bound = pricing.BOUNDS[int(replayed.prices.bound[i])]
+    took = duration(float(replayed.prices.seconds[i]))
     return f"{_safe(signature.op)} {count:,}x {took}, {bound}-bound<br>{_safe(signature.shapes[:120])}"

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from bringup.recording.trace import (
+from bringup.recording.rows import (
     D2D,
     D2H,
     DEVICE_SYNC,
@@ -32,16 +32,16 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
     kind = columns["kind"]
     drawn = np.isin(kind, (LAUNCH, H2D, D2H, D2D, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, HOST))
     shown = np.flatnonzero(drawn | ((kind == RESUME) & (timeline.end > timeline.start)))
-    found: list[dict[str, Any]] = [_name("process_name", 0, 0, f"host {timeline.host.name}")]
+    written: list[dict[str, Any]] = [_name("process_name", 0, 0, f"host {timeline.host.name}")]
     for device in np.unique(columns["device"][shown[kind[shown] < STREAM_SYNC]]):  # launches and copies
-        found.append(_name("process_name", int(device) + 1, 0, f"chip:{device} {timeline.chip.name}"))
-        found.append(_name("thread_name", int(device) + 1, 1000, "link to the chip"))
-        found.append(_name("thread_name", int(device) + 1, 1001, "link to the host"))
-        found.append(_name("thread_name", int(device) + 1, 1002, "fallbacks on the host"))
+        written.append(_name("process_name", int(device) + 1, 0, f"chip:{device} {timeline.chip.name}"))
+        written.append(_name("thread_name", int(device) + 1, 1000, "link to the chip"))
+        written.append(_name("thread_name", int(device) + 1, 1001, "link to the host"))
+        written.append(_name("thread_name", int(device) + 1, 1002, "fallbacks on the host"))
     copies = kind == D2D
     pairs = zip(columns["device"][copies].tolist(), columns["object"][copies].tolist(), strict=True)
     for device, source in sorted(set(pairs)):
-        found.append(_name("thread_name", device + 1, 1100 + source, f"link from chip:{source}"))
+        written.append(_name("thread_name", device + 1, 1100 + source, f"link from chip:{source}"))
     for row in shown[:MOST_EVENTS]:
         what = int(kind[row])
         device, line = int(columns["device"][row]), int(columns["line"][row])
@@ -62,13 +62,13 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
             name = "wait: another thread" if what == RESUME else f"wait: {WAITS_FOR[int(columns['flags'][row])]}"
         else:
             process, thread = 0, int(columns["thread"][row])
-            found.append(_span(f"wait: {name}", process, thread, timeline.issued[row], timeline.waited[row], args))
+            written.append(_span(f"wait: {name}", process, thread, timeline.issued[row], timeline.waited[row], args))
             continue
-        found.append(_span(name, process, thread, timeline.start[row], timeline.end[row] - timeline.start[row], args))
+        written.append(_span(name, process, thread, timeline.start[row], timeline.end[row] - timeline.start[row], args))
     if len(shown) > MOST_EVENTS:
         last = timeline.end[shown[MOST_EVENTS - 1]]
-        found.append(_span(f"cut: {len(shown) - MOST_EVENTS} more events", 0, 0, last, 0.0, {}))
-    return found
+        written.append(_span(f"cut: {len(shown) - MOST_EVENTS} more events", 0, 0, last, 0.0, {}))
+    return written
 
 
 def text(timeline: Timeline, run: str = "") -> str:

@@ -13,7 +13,7 @@ from bringup.errors import BringupError
 
 def as_dict(summary: Summary) -> dict[str, Any]:
     """Return the summary as JSON types, with the schema's version."""
-    return {"schema_version": SCHEMA_VERSION, **_rounded(dataclasses.asdict(summary))}
+    return {"schema_version": SCHEMA_VERSION, **_rounded(summary)}
 
 
 def as_json(summary: Summary, *, indent: int | None = 2) -> str:
@@ -22,7 +22,10 @@ def as_json(summary: Summary, *, indent: int | None = 2) -> str:
 
 
 def _rounded(value: Any) -> Any:
-    """Nine digits: more than any prediction is worth, and the same on every machine's libm."""
+    """Return JSON types with nine digits: more than any prediction is worth, and the same on every machine's libm."""
+    if dataclasses.is_dataclass(value):
+        public = (item.name for item in dataclasses.fields(value) if item.metadata.get("json", True))
+        return {name: _rounded(getattr(value, name)) for name in public}
     if isinstance(value, float):
         if not math.isfinite(value):
             raise BringupError(

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bringup.report import html
+from bringup.report import html, palette
 
 MOST_POINTS = 300  # per chip or operator: what a browser draws at once without WebGL
 
@@ -20,7 +20,7 @@ def page(measured: dict[Any, float], off: dict[Any, float], tables: dict[str, An
         measured: row -> seconds.
         off: row -> predicted over measured, less one.
         tables: title -> name -> kind -> `Errors`.
-        sets: are these whole published sets?
+        sets: True if these are whole published sets.
     """
     plots = {
         "By chip": _scatter(measured, off, lambda row: str(row.chip)),
@@ -58,15 +58,15 @@ def _scatter(measured: dict[Any, float], off: dict[Any, float], key: Callable[[A
                 "x": [low, high],
                 "y": [low * factor, high * factor],
                 "hoverinfo": "skip",
-                "line": {"color": "#6b7280", "width": 1, "dash": dash},
+                "line": {"color": palette.GUIDE, "width": 1, "dash": dash},
             }
         )
-    axis = {"type": "log", "gridcolor": "#e6e9ef"}
+    axis = {"type": "log", "gridcolor": palette.GRID}
     layout = {
         "height": 620,
         "margin": {"l": 70, "r": 15, "t": 20, "b": 55},
-        "paper_bgcolor": "#ffffff",
-        "plot_bgcolor": "#ffffff",
+        "paper_bgcolor": palette.WHITE,
+        "plot_bgcolor": palette.WHITE,
         "legend": {"itemsizing": "constant"},
         "xaxis": {**axis, "title": {"text": "measured, us"}},
         "yaxis": {**axis, "title": {"text": "predicted, us"}},

@@ -12,9 +12,9 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from bringup.analyse.prediction import Prediction
 from bringup.files import write_text
 from bringup.report import directory, html, perfetto, summary_json
+from bringup.report.prediction import Prediction
 
 
 def write(prediction: Prediction, target: Path, *, progress: bool = False) -> None:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from bringup.analyse.prediction import price
-from bringup.analyse.summary import by_group
+from bringup.analyse.summarize import by_group
 from bringup.recording.recording import record
 from bringup.recording.trace import Trace
 from bringup.report import perfetto
+from bringup.report.prediction import price
 from bringup.scorecard.registry import item, needs_chip, require
 
 
@@ -79,7 +79,7 @@ def ledger(device: torch.device) -> str:
 def summary(device: torch.device) -> str:
     """A host-bound program is called host-bound, with what to do."""
     found = recording(device).bottlenecks
-    require(found and found[0].condition.startswith("host-bound"), "launches of 64 x 64 are not called host-bound")
+    require(found and found[0].key == "host-bound", "launches of 64 x 64 are not called host-bound")
     require(found[0].action and found[0].seconds > 0, "the bottleneck has no action or no cost")
     return str(found[0].condition)
 

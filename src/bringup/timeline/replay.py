@@ -17,8 +17,7 @@ from bringup.cost import FAMILIES
 from bringup.device import core
 from bringup.errors import BringupError
 from bringup.pricing import Prices, WorkTable
-from bringup.recording.trace import (
-    BY_PROGRAM,
+from bringup.recording.rows import (
     D2D,
     D2H,
     DEVICE_SYNC,
@@ -32,8 +31,9 @@ from bringup.recording.trace import (
     STEP,
     STREAM_SYNC,
     WAITS,
-    Trace,
 )
+from bringup.recording.steps import Steps, find_steps
+from bringup.recording.trace import Trace
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
@@ -44,20 +44,6 @@ HostClock = Literal["modelled", "measured"]
 # From the host's call to the earliest start of a kernel on an idle device: a doorbell over the link and the front end's
 # fetch, some 5 us on PCIe GPUs (wall time of an empty kernel with its synchronisation less the two calls).
 LAUNCH_LATENCY = 5e-6
-
-
-@dataclass(frozen=True)
-class Steps:
-    """The program's steps.
-
-    Attributes:
-        by: what they were found by: ``program`` (bringup.step), ``optimizer``, ``forward``, or ``whole``.
-        ends: row after the last of each step; the first step begins with row ``start``.
-    """
-
-    by: str
-    start: int
-    ends: Array
 
 
 @dataclass(frozen=True)
@@ -92,17 +78,34 @@ class Timeline:
         return float(max(self.end.max(initial=0.0), (self.issued + self.waited).max(initial=0.0)))
 
 
+@dataclass(frozen=True)
+class WhatIf:
+    """A change of the machine for a replay.
+
+    Attributes:
+        graph: launches are replayed from a graph, which costs the host little; None: if the chip has no other mode.
+        dispatch_scale: factor on the host's time per launch.
+        link_scale: factor on the link's bandwidth.
+        keep_fallbacks: if False, the chip is given every operator.
+    """
+
+    graph: bool | None = None
+    dispatch_scale: float = 1.0
+    link_scale: float = 1.0
+    keep_fallbacks: bool = True
+
+
+AS_IS = WhatIf()
+
+
 def replay(
     trace: Trace,
     chip: Chip,
     host: Host,
     *,
     host_clock: HostClock = "modelled",
-    graph: bool | None = None,
     prices: Prices | None = None,
-    dispatch_scale: float = 1.0,
-    link_scale: float = 1.0,
-    keep_fallbacks: bool = True,
+    what_if: WhatIf = AS_IS,
 ) -> Timeline:
     """Replay a trace on a machine.
 
@@ -111,24 +114,10 @@ def replay(
         chip: the device.
         host: the CPU side.
         host_clock: ``modelled`` or ``measured``.
-        graph: launches are replayed from a graph, which costs the host little (default: if the chip has no
-            other mode).
         prices: the chip's prices, if they are known already.
-        dispatch_scale: factor on the host's time per launch; what-if.
-        link_scale: factor on the link's bandwidth; what-if.
-        keep_fallbacks: if False, the chip is given every operator; what-if.
+        what_if: a changed machine.
     """
-    inputs = row_inputs(
-        trace,
-        chip,
-        host,
-        host_clock=host_clock,
-        graph=graph,
-        prices=prices,
-        dispatch_scale=dispatch_scale,
-        link_scale=link_scale,
-        keep_fallbacks=keep_fallbacks,
-    )
+    inputs = row_inputs(trace, chip, host, host_clock=host_clock, prices=prices, what_if=what_if)
     handle = open_replay(chip)
     try:
         feed(handle, trace.columns, inputs)
@@ -171,14 +160,11 @@ def row_inputs(
     host: Host,
     *,
     host_clock: HostClock = "modelled",
-    graph: bool | None = None,
     prices: Prices | None = None,
-    dispatch_scale: float = 1.0,
-    link_scale: float = 1.0,
-    keep_fallbacks: bool = True,
+    what_if: WhatIf = AS_IS,
 ) -> RowInputs:
     """Price every row; the arguments are those of `replay`."""
-    graph = "eager" not in chip.modes if graph is None else graph
+    graph = "eager" not in chip.modes if what_if.graph is None else what_if.graph
     work = trace.work
     prices = prices or pricing.price_table(work, trace.signatures, chip, graph=graph)
     columns = trace.columns
@@ -186,14 +172,14 @@ def row_inputs(
     is_launch = kind == LAUNCH
     seconds = np.where(is_launch, prices.seconds[signature] if len(prices.seconds) else 0.0, 0.0)
     share = np.where(is_launch, prices.share[signature] if len(prices.share) else 1.0, 1.0)
-    _price_copies(seconds, columns, chip, host, link_scale)
+    _price_copies(seconds, columns, chip, host, what_if.link_scale)
     seconds = np.where(kind == HOST, columns["object"] * 1e-9, seconds)
-    unsupported = np.flatnonzero(~prices.supported) if keep_fallbacks else np.zeros(0, np.int64)
-    parts = _fallback_parts(work, unsupported, chip, host, link_scale)
+    unsupported = np.flatnonzero(~prices.supported) if what_if.keep_fallbacks else np.zeros(0, np.int64)
+    parts = _fallback_parts(work, unsupported, chip, host, what_if.link_scale)
     place = np.full(len(prices.seconds) + 1, -1, dtype=np.int32)
     place[unsupported] = np.arange(len(unsupported), dtype=np.int32)
     fallback = np.where(is_launch, place[signature], -1).astype(np.int32)
-    host_seconds = _host_seconds(trace, work, host, host_clock, graph) * dispatch_scale
+    host_seconds = _host_seconds(trace, work, host, host_clock, graph) * what_if.dispatch_scale
     flags = columns["flags"]
     if not pricing.class_of(chip).queues:
         flags = np.where(is_launch, flags | WAITS, flags)
@@ -299,27 +285,3 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, clock: HostClock, g
     else:
         cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us  # one launch of a compiled graph each
     return cost * 1e-6
-
-
-def find_steps(columns: dict[str, Array]) -> Steps:
-    """Find the steps: marked by the program, else steps of the first optimizer, else outermost module calls.
-
-    An optimizer that is through before the chip's first launch works for a model on the host.
-    """
-    kind, objects = columns["kind"], columns["object"]
-    rows = len(kind)
-    marks = np.flatnonzero((kind == STEP) & (objects == BY_PROGRAM))
-    if len(marks):
-        return Steps("program", 0, marks + 1)
-    forwards = np.flatnonzero(kind == FORWARD)
-    first = int(forwards[0]) if len(forwards) else 0
-    optimizers = np.flatnonzero(kind == STEP)
-    if len(optimizers):
-        launched = int(np.argmax(kind == LAUNCH))
-        on_chip = objects[optimizers[optimizers > launched]]
-        chosen = on_chip[0] if len(on_chip) else objects[optimizers[0]]
-        own = optimizers[objects[optimizers] == chosen]
-        return Steps("optimizer", min(first, int(own[0])), own + 1)
-    if len(forwards):
-        return Steps("forward", first, np.append(forwards[1:], rows))
-    return Steps("whole", 0, np.asarray([rows]))

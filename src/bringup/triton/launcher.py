@@ -250,7 +250,8 @@ def seconds_of(run: Callable[[], Any]) -> float:
     from bringup.cost.signature import Signature
     from bringup.device import load as _load
     from bringup.pricing import WorkTable, price_table
-    from bringup.recording.trace import COLUMNS, LAUNCH, read_signature
+    from bringup.recording.recording import read_signature
+    from bringup.recording.rows import COLUMNS, LAUNCH
 
     ops = torch.ops.bringup
     signatures: list[Signature] = []

@@ -7,9 +7,9 @@ a named part of the rows.
 
 from __future__ import annotations
 
-from bringup.validation.measurement import Measurement, measurements
+from bringup.pricing.errors import Errors, error_band, errors, grouped, summarize
+from bringup.pricing.measurements import Measurement, measurements
 from bringup.validation.readers import MeasurementSet, read_folder
-from bringup.validation.score import Errors, error_band, errors, grouped, summarize
 
 __all__ = [
     "Errors",

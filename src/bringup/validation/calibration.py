@@ -24,8 +24,8 @@ import numpy as np
 from bringup import pricing
 from bringup.cost import FAMILIES
 from bringup.errors import BringupError
-from bringup.validation.measurement import OPERATORS, Measurement
-from bringup.validation.score import Group, grouped
+from bringup.pricing.errors import Group, grouped
+from bringup.pricing.measurements import OPERATORS, Measurement
 
 if TYPE_CHECKING:
     import torch

@@ -19,8 +19,8 @@ import numpy as np
 from bringup.errors import BringupError
 from bringup.machine.files import load_chip
 from bringup.pricing import DEFAULT, Constants
-from bringup.validation.measurement import Measurement
-from bringup.validation.score import grouped
+from bringup.pricing.errors import grouped
+from bringup.pricing.measurements import Measurement
 
 FITTED = 8  # one row in so many
 WHOLE = ("tpu-v3",)  # chips of so few rows that all are fitted

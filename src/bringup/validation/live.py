@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bringup.analyse.prediction import price
 from bringup.device import load
 from bringup.device.dry import dry
 from bringup.errors import BringupError
+from bringup.pricing.errors import errors
+from bringup.pricing.measurements import Measurement
 from bringup.recording.recording import record, step
+from bringup.report.prediction import price
 from bringup.validation.calibration import keep_freed_memory, timed
-from bringup.validation.measurement import Measurement
 from bringup.validation.programs import RECORDED_ON, can_record
-from bringup.validation.score import errors
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bringup.analyse.prediction import price
 from bringup.device import load
 from bringup.device.dry import dry
 from bringup.errors import BringupError
 from bringup.recording.recording import record, step
+from bringup.report.prediction import price
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip

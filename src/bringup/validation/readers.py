@@ -20,8 +20,8 @@ from pathlib import Path
 from bringup.errors import BringupError
 from bringup.files import read_text
 from bringup.machine.files import available_chips
+from bringup.pricing.measurements import Measurement
 from bringup.text import short
-from bringup.validation.measurement import Measurement
 
 Row = dict[str, str]
 

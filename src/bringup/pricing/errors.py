@@ -14,7 +14,7 @@ import numpy.typing as npt
 from bringup import pricing
 from bringup.cost.signature import Signature
 from bringup.machine.files import available_chips, load_chip
-from bringup.validation.measurement import Measurement, measurements
+from bringup.pricing.measurements import Measurement, measurements
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip

@@ -8,7 +8,9 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bringup.analyse.summary import Summary, summarize
+from bringup.analyse.advice import advise
+from bringup.analyse.summarize import summarize
+from bringup.analyse.summary import Summary
 from bringup.device import dry as dryrun
 from bringup.errors import BringupError
 from bringup.files import write_text
@@ -39,13 +41,13 @@ class Prediction:
         self.summary = summary
 
     def __getattr__(self, name: str) -> Any:
-        """Give the summary's fields."""
+        """Return a field of the summary."""
         if name.startswith("_"):
             raise AttributeError(name)
         return getattr(self.summary, name)
 
     def __repr__(self) -> str:
-        """Show what most people want to know."""
+        """Return the step time and the chip as text."""
         return f"<Prediction: {self.summary.step_seconds * 1e3:.4g} ms per step on {self.summary.chip}>"
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
@@ -75,7 +77,7 @@ def price(
     described = chip if isinstance(chip, Chip) else load_chip(os.fspath(chip))
     machine = host if isinstance(host, Host) else load_host(None if host is None else os.fspath(host))
     timeline = replay(trace, described, machine, host_clock=host_clock)
-    return Prediction(trace, timeline, summarize(timeline))
+    return Prediction(trace, timeline, advise(timeline, summarize(timeline)))
 
 
 def predict(
@@ -88,10 +90,10 @@ def predict(
 ) -> Prediction:
     """Call ``function(*args, **kwargs)`` once on the virtual chip, record it, and price it.
 
-    Nothing is computed (see `bringup.dry`), so models larger than this machine are as quick as small ones, and modules
-    are left as and where they were. Tensors and modules among the arguments are moved to the chip first, which is not
-    part of the prediction. The chip of the process stays what it is; `chip` is what the recording is priced on. One
-    call is one step, unless the function marks steps itself.
+    Nothing is computed (see `bringup.dry`), so models larger than this machine are as quick as small ones. Modules are
+    left as and where they were. Tensors and modules among the arguments are moved to the chip first, which is not part
+    of the prediction. The recording is priced on `chip`; the chip of the process stays what it is. One call is one
+    step, unless the function marks steps itself.
 
     Args:
         function: what to run.
@@ -132,7 +134,7 @@ def predict(
 
 @contextmanager
 def _put_back(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """Give modules back what they held: a dry run moves their parameters without their values."""
+    """Restore what modules held, because a dry run moves their parameters without their values."""
     inside = [inner for module in modules for inner in module.modules()]
     buffers = [(inner._buffers, name, value) for inner in inside for name, value in inner._buffers.items()]
     held = [(item, item.data, item.grad) for module in modules for item in module.parameters()]
@@ -165,13 +167,13 @@ def read_trace(path: str | os.PathLike[str]) -> Trace:
     Raises:
         BringupError: it is missing or damaged, or the directory holds files of two runs.
     """
-    given = Path(path)
-    if not os.path.isdir(given):
-        return Trace.load(given)
+    file_or_folder = Path(path)
+    if not os.path.isdir(file_or_folder):
+        return Trace.load(file_or_folder)
     try:
-        with directory.opened(given) as check:
-            trace = Trace.load(given / "trace.parquet")
+        with directory.opened(file_or_folder) as check:
+            trace = Trace.load(file_or_folder / "trace.parquet")
             check(trace.about.get("run", ""))
             return trace
     except OSError as error:
-        raise BringupError(f"{given}: cannot be read ({error.strerror or error})") from None
+        raise BringupError(f"{file_or_folder}: cannot be read ({error.strerror or error})") from None

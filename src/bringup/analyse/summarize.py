@@ -1,0 +1,151 @@
+"""A replayed trace summed up: where the time of a step goes, what fell back, which operators cost most."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.analyse import holders as memory
+from bringup.analyse import roofline
+from bringup.analyse.summary import Fallback, GraphBreak, Summary
+from bringup.cost import FAMILIES
+from bringup.pricing.errors import error_band
+from bringup.recording.rows import LAUNCH
+from bringup.timeline.replay import Timeline
+from bringup.timeline.steady import samples, steady
+
+Array = npt.NDArray[Any]
+
+
+def summarize(timeline: Timeline, *, used: memory.Memory | None = None) -> Summary:
+    """Add up a timeline, without the bottlenecks and what-ifs of `advice.advise`.
+
+    Args:
+        timeline: a replayed trace.
+        used: `memory.usage` of the trace and its steps, which are the same for every chip; computed by default.
+    """
+    trace, chip, host = timeline.trace, timeline.chip, timeline.host
+    first, last, since, until, count = steady(timeline)
+    busy, on_host, link, between = _shares(timeline, since, until)
+    step = (until - since) / count
+    used = used or memory.usage(trace, timeline.steps.ends)
+    band, source = error_band(chip)
+    energy = _energy(timeline, step, busy / count)
+    price = chip.price
+    launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
+    return Summary(
+        chip=chip.name,
+        host=host.name,
+        link=chip.link.text,
+        step_seconds=step,
+        device_seconds=busy / count,
+        link_seconds=link / count,
+        between_seconds=between / count,
+        host_seconds=max(step - (busy + on_host + link + between) / count, 0.0),
+        fallback_seconds=on_host / count,
+        total_seconds=timeline.total_seconds,
+        steps=len(timeline.steps.ends),
+        steps_by=timeline.steps.by,
+        launches=round(launches / count),
+        samples=samples(timeline, first, last),
+        peak_bytes=used.peak_bytes,
+        capacity_bytes=chip.device_bytes,
+        fits=memory.fits(trace, used, chip),
+        out_of_memory=bool(trace.about.get("out_of_memory", False)),
+        dry=bool(trace.about.get("dry", False)),
+        memory=used,
+        energy_joules=energy,
+        cost_usd=price.usd_per_hour * step / 3600 if price and price.usd_per_hour else None,
+        error_band=band,
+        error_source=source,
+        unpriced=unpriced(timeline),
+        fallbacks=fallbacks(timeline, first, last, count),
+        kernels=roofline.kernels(timeline, first, last, count),
+        compiled_graphs=int(trace.about.get("compiled_graphs", 0)),
+        graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
+        redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},
+        chip_time=bool(trace.about.get("chip_time", False)),
+    )
+
+
+def _shares(timeline: Timeline, since: float, until: float) -> tuple[float, float, float, float]:
+    import torch
+
+    kind = torch.from_numpy(np.ascontiguousarray(timeline.trace.columns["kind"]).copy())
+    fallback = torch.from_numpy(timeline.fallback)
+    start, end = torch.from_numpy(timeline.start), torch.from_numpy(timeline.end)
+    busy, on_host, link, between = torch.ops.bringup.timeline_shares(kind, fallback, start, end, since, until)
+    return busy, on_host, link, between
+
+
+def _energy(timeline: Timeline, step: float, busy: float) -> float | None:
+    """Idle power always, the rest of the TDP while the chip computes: an upper bound. Idle defaults to a tenth."""
+    power = timeline.chip.power
+    if power is None:
+        return None
+    idle = power.idle_w if power.idle_w is not None else power.tdp_w * 0.1
+    return idle * step + (power.tdp_w - idle) * busy
+
+
+def unpriced(timeline: Timeline) -> list[str]:
+    """Name the operators that no rule knows; they are priced by their bytes."""
+    other = FAMILIES.index("other")
+    named = {timeline.trace.signatures[i].op.split(".")[0] for i in np.flatnonzero(timeline.work.family == other)}
+    return sorted(named)
+
+
+def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fallback]:
+    """List what ran on the host in the rows from `first` to `last`, the dearest first, divided by `steps`."""
+    trace = timeline.trace
+    rows = np.flatnonzero(timeline.fallback[first:last] >= 0) + first
+    groups: dict[tuple[str, str, int], list[int]] = {}
+    for row in rows:
+        signature = trace.signatures[trace.columns["signature"][row]]
+        key = (signature.op.split(".")[0], signature.dtype, int(trace.columns["line"][row]))
+        groups.setdefault(key, []).append(int(row))
+    ledger = []
+    for (op, dtype, line), members in groups.items():
+        d2h, on_host, h2d = map(float, timeline.fallback_parts[timeline.fallback[members]].sum(axis=0) / steps)
+        stall = float(timeline.waited[members].sum()) / steps
+        file, number = split_line(trace.lines[line] if line >= 0 else "")
+        seconds = d2h + on_host + h2d + stall
+        ledger.append(Fallback(op, dtype, file, number, len(members) / steps, seconds, d2h, on_host, h2d, stall))
+    return sorted(ledger, key=lambda item: (-item.seconds, item.op, item.line))
+
+
+def split_line(text: str) -> tuple[str, int]:
+    """Split ``train.py:12``; an unknown line is ``("", 0)``."""
+    file, _, number = text.rpartition(":")
+    return (file, int(number)) if number.isdigit() else (text, 0)
+
+
+def by_group(timeline: Timeline, label: str) -> list[tuple[str, int, float, float]]:
+    """Group the steady launches by ``family``, ``op``, ``module`` or ``line``.
+
+    Returns:
+        (name, launches per step, device seconds per step, flops per step), the longest first.
+    """
+    first, last, _, _, count = steady(timeline)
+    columns = timeline.trace.columns
+    kind = columns["kind"][first:last]
+    rows = np.flatnonzero(kind == LAUNCH) + first
+    signature = columns["signature"][rows]
+    if label == "family":
+        names, codes = list(FAMILIES), timeline.work.family[signature]
+    elif label == "op":
+        ops = [item.op for item in timeline.trace.signatures]
+        names = sorted(set(ops))
+        place = {name: number for number, name in enumerate(names)}
+        codes = np.asarray([place[op] for op in ops], dtype=np.int64)[signature]
+    else:
+        texts = timeline.trace.modules if label == "module" else timeline.trace.lines
+        names, codes = [*texts, "(none)"], columns[label][rows].astype(np.int64)
+        codes = np.where(codes < 0, len(texts), codes)
+    spent = timeline.end[rows] - timeline.start[rows]
+    totals = np.bincount(codes, spent, len(names))
+    flops = np.bincount(codes, timeline.work.flops[signature], len(names))
+    counts = np.bincount(codes, minlength=len(names))
+    order = sorted(np.flatnonzero(counts), key=lambda i: (-totals[i], names[i]))
+    return [(names[i], int(counts[i]) // count, float(totals[i]) / count, float(flops[i]) / count) for i in order]

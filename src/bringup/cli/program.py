@@ -1,0 +1,138 @@
+"""A script or module, run as ``__main__`` as python runs it."""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+import os
+import sys
+import threading
+import traceback
+import types
+from collections.abc import Callable
+from pathlib import Path
+
+from bringup.errors import BringupError
+from bringup.files import current_directory
+
+OUT_OF_MEMORY = -1  # in place of an exit code: the program ended with torch.OutOfMemoryError
+
+
+class Program:
+    """A program to run as ``__main__``: its file, its folder for ``sys.path``, its code."""
+
+    def __init__(self, file: str, folder: str, code: Callable[[], types.CodeType], spec: object = None) -> None:
+        self.file = file
+        self.folder = folder
+        self.code = code
+        self.spec = spec
+
+
+def stem(script: str, module: bool) -> str:
+    """Return the name that a report's directory gets: of the script without its suffix, or the module's last part."""
+    return script.rsplit(".", 1)[-1] if module else Path(script).stem
+
+
+def script_program(script: str) -> Program:
+    """Read a script.
+
+    Raises:
+        BringupError: there is none, or it cannot be read.
+    """
+    path = Path(script)
+    if not os.path.isfile(path):
+        what = "is a directory" if os.path.isdir(path) else "there is no such script"
+        raise BringupError(f"{script}: {what}; give the path of a Python file, or -m and a module")
+    try:
+        source = path.read_bytes()
+    except OSError as error:
+        raise BringupError(f"{script}: cannot be read ({error.strerror})") from None
+    file = os.path.abspath(script)  # as python names it in tracebacks and __file__
+    return Program(file, str(path.resolve().parent), lambda: compile(source, file, "exec", dont_inherit=True))
+
+
+def module_program(name: str) -> Program:
+    """Find a module, as ``python -m`` does.
+
+    Raises:
+        BringupError: there is none that can be run.
+    """
+    here = current_directory()
+    sys.path.insert(0, here)
+    try:
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.submodule_search_locations is not None:
+            spec = importlib.util.find_spec(f"{name}.__main__")
+    except (ImportError, ValueError):
+        spec = None
+    finally:
+        sys.path.pop(0)
+    if spec is None or spec.origin is None or spec.loader is None or not hasattr(spec.loader, "get_code"):
+        raise BringupError(
+            f"-m {name}: there is no such module that can be run; is it installed, or in this directory?"
+        )
+    loader, full = spec.loader, spec.name
+
+    def code() -> types.CodeType:
+        compiled = loader.get_code(full)
+        if not isinstance(compiled, types.CodeType):  # an extension module
+            raise ImportError(f"No code object available for {full}")
+        return compiled
+
+    return Program(spec.origin, here, code, spec)
+
+
+def execute(program: Program) -> int | None:
+    """Run as ``__main__``. Return the exit code; None for an interrupt, which the caller passes on."""
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=program.file, __builtins__=builtins, __spec__=program.spec, __annotations__={})
+    if program.spec is not None:
+        main.__dict__["__package__"] = str(getattr(program.spec, "parent", ""))
+        main.__dict__["__loader__"] = getattr(program.spec, "loader", None)
+    sys.modules["__main__"] = main
+    sys.path[0] = program.folder
+    try:
+        exec(program.code(), main.__dict__)
+    except SystemExit as error:
+        return _exit_code(error)
+    except KeyboardInterrupt:
+        _print_traceback()
+        return None
+    except BaseException as error:
+        _print_traceback()
+        return OUT_OF_MEMORY if _is_out_of_memory(error) else 1
+    finally:
+        if pools := sys.modules.get("concurrent.futures.thread"):
+            pools._python_exit()  # as at python's own exit: idle threads of pools would never end
+        for thread in threading.enumerate():
+            if thread is not threading.main_thread() and not thread.daemon:
+                thread.join()
+        sys.stdout.flush()
+    return 0
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)
+
+
+def _exit_code(error: SystemExit) -> int:
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code
+    print(error.code, file=sys.stderr)
+    return 1
+
+
+def _print_traceback() -> None:
+    """Print the error as python does: from the program's own first frame on."""
+    kind, value, trace = sys.exc_info()
+    assert kind is not None and value is not None
+    while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
+        trace = trace.tb_next
+    if sys.excepthook is not sys.__excepthook__:
+        sys.excepthook(kind, value, trace)
+    else:
+        traceback.print_exception(kind, value, trace)
