@@ -10,6 +10,7 @@
 #include <unordered_set>
 
 #include "launch/launch.h"
+#include "python/python.h"
 
 namespace bringup {
 
@@ -223,7 +224,9 @@ void notice_read(const std::string& what) {
     if (!policy().noticed.emplace(line.code, line.instruction).second) return;
   }
   try {
-    notice_dry_read(describe(line), what);
+    std::string where = describe(line);
+    Gil gil;
+    call_python("bringup.device.dry", "notice", "ss", where.c_str(), what.c_str());
   } catch (...) {  // strict, or warnings are errors: the next read is refused too
     std::lock_guard<std::mutex> lock(policy().mutex);
     policy().noticed.erase({line.code, line.instruction});

@@ -17,6 +17,7 @@
 #include "torch/ops.h"
 #include "launch/probe.h"
 #include "torch/profiler.h"
+#include "python/python.h"
 #include "record/recorder.h"
 #include "runtime/pinned.h"
 

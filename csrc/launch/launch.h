@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "launch/worker.h"
+#include "python/python.h"
 
 namespace bringup {
 

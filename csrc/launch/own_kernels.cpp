@@ -6,6 +6,7 @@
 
 #include "launch/dry.h"
 #include "launch/launch.h"
+#include "python/python.h"
 #include "runtime/memory.h"
 #include "record/recorder.h"
 #include "runtime/runtime.h"

@@ -36,31 +36,6 @@ void prepare_raw_frames();
 RawFrames raw_frames();
 Line user_line(const RawFrames& frames);  // the innermost of the user's. Takes the GIL
 
-bool is_python_thread();
 bool within_machinery();  // is the thread compiling or importing something?
-
-// From now on lines say phase and module: `call` is the code object of Module's call, `optimizer` those of
-// torch.optim's; 0 and empty end it.
-void watch_modules(int64_t call, const std::vector<int64_t>& optimizer);
-void forget_module(int64_t address);  // it died; another may get its address
-
-// Lets other Python threads run while this one waits in C++. Does nothing on threads that do not hold the GIL.
-class ReleaseGil {
- public:
-  ReleaseGil();
-  ~ReleaseGil();
-
- private:
-  void* state_;
-};
-
-// Milliseconds of the chip's time between two recorded events, from the replay of the recording under way.
-double chip_time_between(int64_t start, int64_t end);
-
-// A dry run's program read what was not computed, at `where`: warns or raises, as bringup.device.dry decides.
-void notice_dry_read(const std::string& where, const std::string& what);
-
-// Runs bringup's Python side of first use: choose the chip from the environment. Raises its error as c10::Error.
-void configure_from_python();
 
 }  // namespace bringup

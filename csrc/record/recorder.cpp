@@ -580,8 +580,6 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
     if (recording()) record_row(RowKind(kind), nullptr, current_line(), 0, object);
   });
   m.def("record_owner(int address, int kind, int module, int itemsize, int device) -> ()", &record_owner);
-  m.def("watch_modules(int call, int[] optimizer) -> ()",
-        [](int64_t call, std::vector<int64_t> optimizer) { watch_modules(call, optimizer); });
   m.def("record_compiled(str signature, Tensor[] read, Tensor[] written, str line, int module, bool backward) -> ()",
         [](const std::string& signature, const std::vector<at::Tensor>& read, const std::vector<at::Tensor>& written,
            const std::string& line, int64_t module,
@@ -589,7 +587,6 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("skip_host_time() -> ()", &skip_host_time);
   m.def("row_kinds() -> str[]", &row_kinds);
   m.def("row_flags() -> str[]", &row_flags);
-  m.def("forget_module(int address) -> ()", [](int64_t address) { forget_module(address); });
 }
 
 }  // namespace bringup

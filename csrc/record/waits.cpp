@@ -38,6 +38,7 @@
 
 #include "python/handlers.h"
 #include "python/lines.h"
+#include "python/python.h"
 #include "record/recorder.h"
 #include "runtime/runtime.h"
 

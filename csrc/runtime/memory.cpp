@@ -11,6 +11,7 @@
 
 #include "launch/dry.h"
 #include "json.h"
+#include "python/python.h"
 #include "record/recorder.h"
 #include "runtime/pinned.h"
 

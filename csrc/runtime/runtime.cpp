@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "python/lines.h"
+#include "python/python.h"
 #include "runtime/memory.h"
 #include "record/recorder.h"
 #include "runtime/pinned.h"
@@ -91,7 +92,8 @@ void choose() {
   struct Chosen {
     ~Chosen() { choosing = false; }
   } chosen;
-  configure_from_python();
+  Gil gil;
+  call_python("bringup.device.torch_chip", "choose_from_environment", "");
 }
 
 Device& open_device(int index) {
@@ -479,7 +481,12 @@ double event_elapsed_ms(Event* start, Event* end) {
   TORCH_CHECK(start->stream && end->stream, "elapsed_time needs two recorded events: record both before the call");
   TORCH_CHECK(event_query(start) && event_query(end),
               "elapsed_time was asked before both events were reached: synchronize the second event first");
-  if (C10_UNLIKELY(recording())) return chip_time_between(start->id, end->id);
+  if (C10_UNLIKELY(recording())) {  // the chip's time, from the replay of the recording under way
+    Gil gil;
+    Ref elapsed = call_python("bringup.timeline.clock", "elapsed_ms", "LL", static_cast<long long>(start->id),
+                              static_cast<long long>(end->id));
+    return PyFloat_AsDouble(elapsed.get());
+  }
   double seconds = 0;
   check_driver(driver().event_elapsed(start->handle, end->handle, &seconds), device(end->stream->id.device_index()),
                "the time between two events");

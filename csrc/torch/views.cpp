@@ -6,6 +6,7 @@
 #include "launch/worker.h"
 #include "launch/launch.h"
 #include "launch/op.h"
+#include "python/python.h"
 #include "runtime/runtime.h"
 
 namespace bringup {
