@@ -29,4 +29,5 @@
 #include "launch/fallback.cpp"
 #include "record/timeline.cpp"
 #include "python/handlers.cpp"
+#include "record/address_tables.cpp"
 #include "record/waits.cpp"

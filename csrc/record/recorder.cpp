@@ -317,19 +317,6 @@ void count_view() {
   thread_clock.count->views.fetch_add(1, std::memory_order_relaxed);
 }
 
-const std::vector<std::string>& row_kinds() {
-  static const auto* names = new std::vector<std::string>{
-      "launch", "h2d",     "d2h",  "d2d",     "event_record", "event_wait", "stream_sync", "device_sync", "event_sync", "alloc",
-      "free",   "forward", "step", "reserve", "release",      "owner",      "host",        "signal",      "resume"};
-  return *names;
-}
-
-const std::vector<std::string>& row_flags() {
-  static const auto* names = new std::vector<std::string>{"pinned",      "waits",        "fallback",  "host_index",
-                                                          "initialised", "of_allocator", "of_upload", "of_download"};
-  return *names;
-}
-
 int recording_thread() {
   thread_clock.join(recording_state());
   return thread_clock.id;
@@ -585,8 +572,21 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
            const std::string& line, int64_t module,
            bool backward) { record_compiled(signature, read, written, line, module, backward); });
   m.def("skip_host_time() -> ()", &skip_host_time);
-  m.def("row_kinds() -> str[]", &row_kinds);
-  m.def("row_flags() -> str[]", &row_flags);
+  // The names of the numbers in a recording's columns, in their order.
+  m.def("row_kinds() -> str[]", [] {
+    return std::vector<std::string>{
+#define ROW_KIND(name, text) text,
+#include "record/rows.inc"
+    };
+  });
+  m.def("row_flags() -> str[]", [] {
+    return std::vector<std::string>{
+#define ROW_FLAG(name, bit, text) text,
+#include "record/rows.inc"
+    };
+  });
+  m.def("row_phases() -> str[]", [] { return std::vector<std::string>{"forward", "backward", "optimizer"}; });
+  m.def("row_waits() -> str[]", [] { return std::vector<std::string>{"sleep", "descriptor", "process", "lock"}; });
 }
 
 }  // namespace bringup

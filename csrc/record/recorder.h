@@ -8,42 +8,14 @@
 
 namespace bringup {
 
-// The numbers are written to trace files: append only.
 enum class RowKind : uint8_t {
-  Launch,
-  H2D,
-  D2H,
-  D2D,
-  EventRecord,
-  EventWait,
-  StreamSync,
-  DeviceSync,
-  EventSync,
-  Alloc,
-  Free,
-  Forward,  // an outermost module call begins
-  Step,     // the program, or an optimizer, ended a step
-  Reserve,  // the allocator took a segment from the device
-  Release,  // and gave one back
-  Owner,    // what a storage is for: bytes is bringup.recording.trace's kind, flags the bytes of an element
-  Host,     // the host slept, or waited for something that is not the chip: object is nanoseconds, flags a WaitFor
-  Signal,   // a thread lets another one go on
-  Resume,   // which waited for the signal of the same object
+#define ROW_KIND(name, text) name,
+#include "record/rows.inc"
 };
-const std::vector<std::string>& row_kinds();  // their names, in this order
-
-// Flags of a row. The numbers are written to trace files, too.
-enum : uint8_t {
-  kPinned = 1,        // the host side of the copy is page-locked
-  kWaits = 2,         // the host needs a value from the device to go on
-  kFallback = 4,      // ran on the host when it was recorded
-  kHostIndex = 8,     // a tensor on the host is among its arguments
-  kInitialised = 16,  // of an allocation: it grew from another, whose content is copied
-  kOfAllocator = 32,  // of an event: the allocator keeps memory that a stream uses, the storage of this row, from others
-  kOfUpload = 64,     // of a wait: it is the end of a blocking copy to the chip
-  kOfDownload = 128,  // or from it
+enum : uint8_t {  // flags of a row
+#define ROW_FLAG(name, bit, text) name = 1 << bit,
+#include "record/rows.inc"
 };
-const std::vector<std::string>& row_flags();  // their names, in this order
 
 extern std::atomic<bool> recording_now;
 inline bool recording() { return recording_now.load(std::memory_order_relaxed); }

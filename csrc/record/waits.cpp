@@ -1,8 +1,6 @@
 #include "record/waits.h"
 
-#include <elf.h>
 #include <fcntl.h>
-#include <link.h>
 #include <poll.h>
 #include <pthread.h>
 #include <semaphore.h>
@@ -11,7 +9,6 @@
 #include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/ioctl.h>
-#include <sys/mman.h>
 #include <sys/select.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -39,6 +36,7 @@
 #include "python/handlers.h"
 #include "python/lines.h"
 #include "python/python.h"
+#include "record/address_tables.h"
 #include "record/recorder.h"
 #include "runtime/runtime.h"
 
@@ -680,8 +678,6 @@ int pthread_create_(pthread_t* thread, const pthread_attr_t* attributes, void* (
   return error;
 }
 
-using Replacements = std::unordered_map<std::string, void*>;
-
 template <class Function>
 void* address(Function* function) {
   return reinterpret_cast<void*>(function);
@@ -749,108 +745,14 @@ const Replacements& replacements(bool shared_semaphores) {
   return shared_semaphores ? *of_multiprocessing : *of_all;
 }
 
-// ---- tables of addresses
-
 // Folders of torch, Triton and this package, as they are installed.
 std::vector<std::string>& folders_left_alone() {
   static auto* folders = new std::vector<std::string>();
   return *folders;
 }
 
-// Libraries that compute, compile or belong to the C library: what they wait for is not what the program asked for.
-bool is_left_alone(const std::string& library) {
-  for (const std::string& folder : folders_left_alone())
-    if (library.compare(0, folder.size(), folder) == 0) return true;
-  std::string file = library.substr(library.rfind('/') + 1);
-  for (const char* start : {"libgomp", "libiomp", "libmkl", "libc.so", "libpthread", "ld-linux", "libstdc++", "libm.so",
-                            "libdl.so", "librt.so", "linux-vdso", "libnss", "libresolv", "libtsan", "libasan", "libubsan"})
-    if (file.rfind(start, 0) == 0) return true;
-  return file.find("openblas") != std::string::npos;
-}
-
-void change(void** entry, void* to) {
-  if (*entry == to) return;
-  auto page = uintptr_t(sysconf(_SC_PAGESIZE));
-  auto start = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(entry) & ~(page - 1));
-  // The table may have been made read-only after loading. It stays writable: a neighbour may be changed at this moment.
-  if (mprotect(start, page, PROT_READ | PROT_WRITE) == 0) __atomic_store_n(entry, to, __ATOMIC_RELEASE);
-}
-
-#if defined(__x86_64__)
-constexpr uint32_t kJumpSlot = R_X86_64_JUMP_SLOT, kGlobalData = R_X86_64_GLOB_DAT;
-#elif defined(__aarch64__)
-constexpr uint32_t kJumpSlot = R_AARCH64_JUMP_SLOT, kGlobalData = R_AARCH64_GLOB_DAT;
-#else
-constexpr uint32_t kJumpSlot = 0, kGlobalData = 0;  // nothing is changed, nothing is seen
-#endif
-
-struct DynamicTable {
-  const ElfW(Rela) * relocations[2] = {};  // of calls, of data
-  size_t bytes[2] = {};
-  const ElfW(Sym) * symbols = nullptr;
-  const char* names = nullptr;
-
-  DynamicTable(const dl_phdr_info& library, const ElfW(Dyn) * entry) {
-    auto at = [&](ElfW(Addr) value) { return value < library.dlpi_addr ? value + library.dlpi_addr : value; };
-    for (; entry->d_tag != DT_NULL; ++entry) {
-      switch (entry->d_tag) {
-        case DT_JMPREL:
-          relocations[0] = reinterpret_cast<const ElfW(Rela)*>(at(entry->d_un.d_ptr));
-          break;
-        case DT_PLTRELSZ:
-          bytes[0] = entry->d_un.d_val;
-          break;
-        case DT_RELA:
-          relocations[1] = reinterpret_cast<const ElfW(Rela)*>(at(entry->d_un.d_ptr));
-          break;
-        case DT_RELASZ:
-          bytes[1] = entry->d_un.d_val;
-          break;
-        case DT_SYMTAB:
-          symbols = reinterpret_cast<const ElfW(Sym)*>(at(entry->d_un.d_ptr));
-          break;
-        case DT_STRTAB:
-          names = reinterpret_cast<const char*>(at(entry->d_un.d_ptr));
-          break;
-        default:
-          break;
-      }
-    }
-  }
-
-  void replace(ElfW(Addr) base, const Replacements& by) const {
-    if (!symbols || !names) return;
-    for (int table = 0; table < 2; ++table)
-      for (size_t i = 0; relocations[table] && i < bytes[table] / sizeof(ElfW(Rela)); ++i) {
-        const auto& relocation = relocations[table][i];
-        auto type = uint32_t(ELF64_R_TYPE(relocation.r_info));
-        if (kJumpSlot == 0 || (type != kJumpSlot && type != kGlobalData)) continue;
-        auto found = by.find(names + symbols[ELF64_R_SYM(relocation.r_info)].st_name);
-        if (found != by.end()) change(reinterpret_cast<void**>(base + relocation.r_offset), found->second);
-      }
-  }
-};
-
-int watch_library(dl_phdr_info* library, size_t, void*) {
-  std::string name = library->dlpi_name;  // "": the executable
-  if (is_left_alone(name)) return 0;
-  for (int i = 0; i < library->dlpi_phnum; ++i)
-    if (library->dlpi_phdr[i].p_type == PT_DYNAMIC) {
-      auto* entry = reinterpret_cast<const ElfW(Dyn)*>(library->dlpi_addr + library->dlpi_phdr[i].p_vaddr);
-      DynamicTable(*library, entry).replace(library->dlpi_addr, replacements(name.find("_multiprocessing") != std::string::npos));
-    }
-  return 0;
-}
-
-unsigned long long libraries_loaded() {
-  unsigned long long loaded = 0;
-  dl_iterate_phdr(
-      [](dl_phdr_info* library, size_t, void* found) {
-        *static_cast<unsigned long long*>(found) = library->dlpi_adds;
-        return 1;
-      },
-      &loaded);
-  return loaded;
+const Replacements& replacements_for(const std::string& library) {
+  return replacements(library.find("_multiprocessing") != std::string::npos);
 }
 
 }  // namespace
@@ -878,7 +780,7 @@ void watch_new_libraries() {
   std::lock_guard<std::mutex> lock(mutex);
   unsigned long long loaded = libraries_loaded();
   if (loaded == watched) return;
-  dl_iterate_phdr(&watch_library, nullptr);
+  replace_in_libraries(folders_left_alone(), &replacements_for);
   watched = loaded;
 }
 
