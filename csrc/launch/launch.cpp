@@ -19,7 +19,7 @@
 #include "torch/profiler.h"
 #include "python/python.h"
 #include "record/recorder.h"
-#include "runtime/pinned.h"
+#include "runtime/pinned_watch.h"
 
 namespace bringup {
 

@@ -1,19 +1,16 @@
 #include "runtime/memory.h"
 
-#include <ATen/core/CachingHostAllocator.h>
 #include <c10/util/flat_hash_map.h>
 
 #include <algorithm>
 #include <map>
 #include <set>
-#include <sstream>
 #include <unordered_set>
 
 #include "launch/dry.h"
-#include "json.h"
 #include "python/python.h"
 #include "record/recorder.h"
-#include "runtime/pinned.h"
+#include "runtime/memory_report.h"
 
 namespace bringup {
 
@@ -50,14 +47,6 @@ struct Use {
 };
 using Uses = std::vector<std::shared_ptr<Use>>;
 
-// What reports say of a block. The rest of it changes without the mutex, or is of no use to others.
-struct Held {
-  char* address = nullptr;
-  size_t bytes = 0, requested = 0;
-  Line line;
-  Purpose purpose;
-};
-
 struct Block : Held {
   Pool* pool = nullptr;
   int64_t number = 0;  // of the allocation
@@ -86,16 +75,6 @@ struct Segments {
 Segments& segments() {
   static auto* all = new Segments();
   return *all;
-}
-
-std::string human(size_t bytes) {
-  const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
-  double size = double(bytes);
-  int unit = 0;
-  for (; size >= 1024 && unit < 4; ++unit) size /= 1024;
-  char text[32];
-  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.2f %s", size, units[unit]);
-  return text;
 }
 
 // Note [Reuse of memory is decided by the host's order, never by time]
@@ -444,48 +423,20 @@ class Pool {
   [[noreturn]] void out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock);
 };
 
-std::string what_for(const Purpose& purpose) {
-  std::ostringstream text;
-  if (purpose.dtype != c10::ScalarType::Undefined) {
-    text << c10::getDtypeNames(purpose.dtype).first << "[";
-    for (int i = 0; i < purpose.dims; ++i) text << (i ? ", " : "") << purpose.sizes[i];
-    text << "]";
-  }
-  if (purpose.op) text << (text.tellp() > 0 ? " by " : "") << purpose.op;
-  return text.str();
-}
-
 void Pool::warn_past_capacity(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
   if (std::exchange(warned_, true)) return;
-  lock.unlock();  // describe takes the GIL
-  std::string where = describe(line);
-  std::fprintf(stderr, "bringup: chip:%d (%s) would be out of memory here: %s%srequested %s of %s; going on (--oom=continue)\n",
-               device_, config().chip.c_str(), where.c_str(), where.empty() ? "" : ": ", human(requested).c_str(),
-               human(config().device_bytes).c_str());
+  lock.unlock();  // the line takes the GIL
+  say_past_capacity(device_, requested, line);
   lock.lock();
 }
 
 void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
   ++stats_.num_ooms;
-  size_t allocated = size_t(stats_.allocated_bytes[0].current), reserved = size_t(stats_.reserved_bytes[0].current);
-  std::vector<Held> live = largest_locked(5);
-  lock.unlock();  // describe takes the GIL, whose holder may be waiting for this mutex
-  Purpose wanted = purpose;
-  std::ostringstream text;
-  text << "chip:" << device_ << " (" << config().chip << ") is out of memory: requested " << human(requested);
-  if (std::string what = what_for(wanted); !what.empty()) text << " (" << what << ")";
-  if (std::string where = describe(line); !where.empty()) text << " at " << where;
-  text << ", allocated " << human(allocated) << ", reserved " << human(reserved) << ", capacity " << human(config().device_bytes);
-  if (limit() != config().device_bytes) text << ", limited by the program to " << human(limit());
-  if (!live.empty()) text << "\nlargest live tensors:";
-  for (const Held& block : live) {
-    std::string where = describe(block.line), what = what_for(block.purpose);
-    text << "\n  " << human(block.requested) << "  " << (what.empty() ? "?" : what) << "  "
-         << (where.empty() ? "(no Python line)" : where);
-  }
-  text << "\nfree tensors, lower the batch size, or choose a chip with more memory (reserved but free, in smaller pieces: "
-       << human(reserved - allocated) << ")";
-  TORCH_CHECK_WITH(OutOfMemoryError, false, text.str());
+  Shortage shortage{
+      requested,        size_t(stats_.allocated_bytes[0].current), size_t(stats_.reserved_bytes[0].current), limit(), line,
+      largest_locked(5)};
+  lock.unlock();  // the lines take the GIL, whose holder may be waiting for this mutex
+  throw_out_of_memory(device_, shortage);
 }
 
 Pool& pool(int device) {
@@ -531,118 +482,6 @@ struct ChipAllocator final : c10::DeviceAllocator {
   }
 };
 
-// Page-locked host memory. Pending copies hold their host tensor, so a freed block is idle and goes back to the cache.
-struct PinnedAllocator final : at::HostAllocator {
-  std::mutex mutex;
-  std::map<const char*, size_t> live;  // address -> bytes
-  std::multimap<size_t, void*> idle;   // bytes -> address
-  at::HostStats stats;
-
-  c10::DataPtr allocate(size_t bytes) override {
-    Device& on = device(current_device());
-    size_t rounded = 4096;
-    while (rounded < bytes) rounded *= 2;
-    void* pointer = cached(rounded);
-    bool count_new = !pointer;
-    if (!pointer) pointer = fresh(on, rounded, bytes);
-    std::lock_guard<std::mutex> lock(mutex);
-    live[static_cast<char*>(pointer)] = rounded;
-    stats.active_requests.increase(1);
-    stats.active_bytes.increase(rounded);
-    if (count_new) {
-      ++stats.num_host_alloc;
-      stats.allocations.increase(1);
-      stats.allocated_bytes.increase(rounded);
-    }
-    return {pointer, pointer, [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); },
-            c10::Device(c10::kCPU)};
-  }
-  void* cached(size_t bytes) {
-    std::lock_guard<std::mutex> lock(mutex);
-    auto [found, last] = idle.equal_range(bytes);
-    while (found != last && watching() != (copy_address(found->second) != found->second)) ++found;
-    if (found == last) return nullptr;
-    void* pointer = found->second;
-    idle.erase(found);
-    return pointer;
-  }
-  // Not under the mutex: errors take the GIL, whose holder may be waiting for it.
-  static void* fresh(Device& on, size_t bytes, size_t requested) {
-    void* pointer = nullptr;
-    int status = BRINGUP_OK;
-    if (driver().host_alloc)
-      status = driver().host_alloc(on.handle, bytes, &pointer);
-    else if (watching())
-      pointer = watched_allocate(bytes);
-    else if (posix_memalign(&pointer, 4096, bytes) != 0)
-      status = BRINGUP_OUT_OF_MEMORY;
-    TORCH_CHECK_WITH(OutOfMemoryError, status != BRINGUP_OUT_OF_MEMORY, "no pinned host memory left: requested ",
-                     human(requested));
-    check_driver(status, on, "an allocation of page-locked memory");
-    return pointer;
-  }
-  void free(void* pointer) {
-    std::lock_guard<std::mutex> lock(mutex);
-    auto found = live.find(static_cast<char*>(pointer));
-    if (copy_address(pointer) != pointer) watched_freed(pointer);
-    stats.active_requests.decrease(1);
-    stats.active_bytes.decrease(found->second);
-    idle.emplace(found->second, pointer);
-    live.erase(found);
-  }
-  bool contains(const void* pointer) {
-    auto* at = static_cast<const char*>(pointer);
-    std::lock_guard<std::mutex> lock(mutex);
-    auto after = live.upper_bound(at);
-    if (after == live.begin()) return false;
-    auto [start, bytes] = *std::prev(after);
-    return at < start + bytes;
-  }
-  c10::DeleterFnPtr raw_deleter() const override {
-    return [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); };
-  }
-  void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
-  bool record_event(void*, void*, c10::Stream) override { return true; }  // copies hold their tensors
-  void empty_cache() override {
-    std::lock_guard<std::mutex> lock(mutex);
-    std::erase_if(idle, [&](const auto& block) {
-      auto [bytes, pointer] = block;
-      bool watched = copy_address(pointer) != pointer;  // it stays for whoever asks next while a program is sanitized
-      if (watched) return false;
-      ++stats.num_host_free;
-      stats.allocations.decrease(1);
-      stats.allocated_bytes.decrease(bytes);
-      if (driver().host_free)
-        driver().host_free(device(0).handle, pointer, bytes);
-      else
-        ::free(pointer);
-      return true;
-    });
-  }
-  at::HostStats get_stats() override {
-    std::lock_guard<std::mutex> lock(mutex);
-    return stats;
-  }
-  void reset_accumulated_stats() override {
-    for_each_stat([](auto& stat) { stat.reset_accumulated(); });
-    stats.num_host_alloc = stats.num_host_free = 0;
-  }
-  void reset_peak_stats() override {
-    for_each_stat([](auto& stat) { stat.reset_peak(); });
-  }
-
-  template <class F>
-  void for_each_stat(F f) {
-    std::lock_guard<std::mutex> lock(mutex);
-    for (auto* stat : {&stats.active_requests, &stats.active_bytes, &stats.allocations, &stats.allocated_bytes}) f(*stat);
-  }
-};
-
-PinnedAllocator& the_pinned_allocator() {
-  static auto* allocator = new PinnedAllocator();
-  return *allocator;
-}
-
 }  // namespace
 
 c10::DeviceAllocator& chip_allocator() {
@@ -681,18 +520,7 @@ void set_content(const c10::DataPtr& memory, Content content) {
   if (memory.get_deleter() == release_block) static_cast<Block*>(memory.get_context())->content = content;
 }
 
-std::string live_blocks_json(int device, int64_t most) {
-  std::ostringstream text;
-  text << "[";
-  bool first = true;
-  for (const Held& block : pool(device).largest(size_t(most))) {
-    text << (first ? "" : ", ") << "{\"bytes\": " << block.requested << ", \"what\": " << json_text(what_for(block.purpose))
-         << ", \"line\": " << json_text(describe(block.line)) << "}";
-    first = false;
-  }
-  text << "]";
-  return text.str();
-}
+std::string live_blocks_json(int device, int64_t most) { return blocks_json(pool(device).largest(size_t(most))); }
 
 std::string describe_owner(int device, const void* address) {
   auto block = pool(device).owner(address);
@@ -704,9 +532,5 @@ std::string describe_owner(int device, const void* address) {
 std::vector<std::pair<char*, size_t>> allocations(int device) { return pool(device).alive(); }
 
 void set_memory_limit(int device, double fraction) { pool(device).set_limit(fraction); }
-
-c10::Allocator* pinned_allocator() { return &the_pinned_allocator(); }
-bool is_pinned(const void* pointer) { return the_pinned_allocator().contains(pointer); }
-void register_pinned_allocator() { at::setHostAllocator(kChip, &the_pinned_allocator()); }
 
 }  // namespace bringup

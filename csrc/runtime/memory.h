@@ -1,4 +1,4 @@
-// The caching allocator of device memory, and page-locked host memory.
+// The caching allocator of device memory.
 #pragma once
 #include <c10/core/CachingDeviceAllocator.h>
 #include <c10/core/ScalarType.h>
@@ -37,9 +37,5 @@ Content content_of(const c10::DataPtr& memory);
 void set_content(const c10::DataPtr& memory, Content content);
 void set_memory_limit(int device, double fraction);  // of the capacity
 c10::DeviceIndex device_of(const void* address);     // of a live allocation's segment; -1: not device memory
-
-void register_pinned_allocator();
-c10::Allocator* pinned_allocator();
-bool is_pinned(const void* pointer);
 
 }  // namespace bringup

@@ -12,7 +12,7 @@
 #include "python/python.h"
 #include "runtime/memory.h"
 #include "record/recorder.h"
-#include "runtime/pinned.h"
+#include "runtime/pinned_watch.h"
 
 extern "C" const bringup_driver* bringup_virtual_driver();
 

@@ -29,9 +29,10 @@
 #include "runtime/generator.h"
 #include "launch/launch.h"
 #include "runtime/memory.h"
+#include "runtime/pinned.h"
 #include "torch/ops.h"
 #include "record/recorder.h"
-#include "runtime/pinned.h"
+#include "runtime/pinned_watch.h"
 
 namespace bringup {
 

@@ -4,6 +4,7 @@
 
 #include "runtime/generator.h"
 #include "runtime/memory.h"
+#include "runtime/pinned.h"
 #include "torch/ops.h"
 #include "runtime/runtime.h"
 
