@@ -137,8 +137,8 @@ void set_dry_content(const at::Tensor& tensor, Content content) {
     set_content(tensor.storage().data_ptr(), dry_computes(tensor) ? content : Content::Unknown);
 }
 
-void launch_dry(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments,
-                at::ArrayRef<at::Tensor> outputs) {
+void compute_known(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments,
+                   at::ArrayRef<at::Tensor> outputs) {
   const Signature& signature = *of;
   const Op& op = *signature.op;
   c10::SmallVector<at::Tensor, 4> results;  // that can be known

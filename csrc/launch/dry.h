@@ -20,8 +20,8 @@ bool dry_computes(const at::Tensor& tensor);
 bool is_dry_copy(size_t bytes);
 
 // What a launch that has a known signature does to known memory, once its outputs are allocated.
-void launch_dry(const SignaturePtr& signature, Stream& stream, const Slots& slots, const c10::IValue* arguments,
-                at::ArrayRef<at::Tensor> outputs);
+void compute_known(const SignaturePtr& signature, Stream& stream, const Slots& slots, const c10::IValue* arguments,
+                   at::ArrayRef<at::Tensor> outputs);
 
 // What an operator reads, at worst; `replaced`: in place of unknown memory it gets stand-ins.
 Content replace_unknown(Launch& launch, const Slots& slots, bool replaced);

@@ -1,25 +1,19 @@
 #include "launch/launch.h"
 
-#include <ATen/Context.h>
 #include <ATen/Parallel.h>
-#include <ATen/core/LegacyTypeDispatch.h>
 #include <ATen/core/op_registration/adaption.h>
 #include <ATen/native/Resize.h>
-#include <ATen/ops/clone.h>
 #include <torch/library.h>
 
 #include "launch/dry.h"
-#include "launch/fallback.h"
+#include "launch/place.h"
+#include "launch/synchronous.h"
+#include "launch/view.h"
+#include "record/recorder.h"
 #include "runtime/generator.h"
-#include "torch/layouts.h"
-#include "launch/learn.h"
 #include "runtime/memory.h"
 #include "torch/ops.h"
-#include "launch/probe.h"
 #include "torch/profiler.h"
-#include "python/python.h"
-#include "record/recorder.h"
-#include "runtime/pinned_watch.h"
 
 namespace bringup {
 
@@ -61,11 +55,101 @@ void enqueue(Stream& stream, const char* about, std::function<void(bool)> f) {
       new Task{stream, about, counters().launches, current_line(), std::move(f)}, about);
 }
 
+void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
+  const auto& storage = tensor.storage();
+  size_t bytes = meta.nbytes + size_t(tensor.storage_offset()) * tensor.dtype().itemsize();
+  if (storage.nbytes() < bytes) resize_storage(storage.unsafeGetStorageImpl(), bytes);
+  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides, tensor.storage_offset());
+}
+
+uint8_t host_index(const Call& call) {
+  const Signature& signature = *call.signature;
+  for (size_t i = 0; i < call.slots.size(); ++i)
+    if (signature.storage_of[i] < 0 && call.slots[i].tensor->defined() && call.slots[i].tensor->dim() > 0) return kHostIndex;
+  return 0;
+}
+
+namespace {
+
+using Storages = decltype(Launch::storages);
+
+void find_storages(const Signature& signature, const Slots& slots, Storages* storages) {
+  storages->resize(signature.storage_written.size());
+  for (size_t i = 0; i < slots.size(); ++i)
+    if (signature.storage_of[i] >= 0) (*storages)[size_t(signature.storage_of[i])] = storage_of(*slots[i].tensor);
+}
+
+// The host may change its tensors after the launch.
+void keep_host_tensors(Launch& launch, const Slots& slots) {
+  launch.host_tensors.resize(slots.size());
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const at::Tensor& tensor = *slots[i].tensor;
+    if (launch.signature->storage_of[i] >= 0 || !tensor.defined()) continue;
+    bool constant = tensor.unsafeGetTensorImpl()->is_wrapped_number();  // a Python number, which it cannot reach
+    launch.host_tensors[i] = constant ? tensor : tensor.clone();
+  }
+}
+
+// What a launch on this stream draws from: the generator that it was given, else the device's.
+at::Generator take_generator(const IValue& value, Stream& stream) {
+  at::Generator generator = value.isGenerator() ? value.toGenerator() : at::Generator();
+  if (!generator.defined()) generator = default_generator(stream.id.device_index());
+  TORCH_CHECK(generator.device().type() == kChip, "Expected a 'chip' device type for generator but found '",
+              generator.device().type(), "'");
+  return static_cast<ChipGenerator*>(generator.unsafeGetGeneratorImpl())->draw_on(stream);
+}
+
+void take_arguments(Launch& launch, const IValue* arguments) {
+  const Op& op = *launch.signature->op;
+  for (size_t i = 0; i < op.args.size(); ++i) {
+    const IValue& value = arguments[i];
+    if (op.args[i].kind == ArgKind::Tensor && value.isTensor()) {
+      launch.arguments.emplace_back(at::Tensor());
+    } else if ((op.args[i].kind == ArgKind::Tensors || op.args[i].kind == ArgKind::OptionalTensors) && value.isList()) {
+      c10::List<std::optional<at::Tensor>> shape;  // which elements are tensors; not the tensors themselves
+      for (const IValue& element : value.toListRef())
+        shape.push_back(element.isTensor() ? std::optional<at::Tensor>(at::Tensor()) : std::nullopt);
+      launch.arguments.emplace_back(std::move(shape));
+    } else if (op.args[i].kind == ArgKind::Generator) {
+      launch.generator = take_generator(value, *launch.stream);
+      launch.arguments.emplace_back();
+    } else {
+      launch.arguments.emplace_back(value);
+    }
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments) {
+  const Signature& signature = *of;
+  auto launch = std::make_unique<Launch>();
+  launch->signature = of;
+  launch->stream = &stream;
+  launch->number = counters().launches.load(std::memory_order_relaxed);
+  launch->line = current_line();
+  launch->threads = at::get_num_threads();
+  bool any_host = false;  // or undefined
+  find_storages(signature, slots, &launch->storages);
+  for (size_t i = 0; i < slots.size(); ++i) {
+    bool on_host = signature.storage_of[i] < 0;
+    any_host |= on_host;
+    launch->offsets.push_back(on_host ? 0 : slots[i].tensor->unsafeGetTensorImpl()->storage_offset());
+  }
+  if (any_host) keep_host_tensors(*launch, slots);
+  take_arguments(*launch, arguments);
+  if (profiling()) launch->correlation = profiler_correlation();
+  return launch;
+}
+
 namespace {
 
 // The device of the call: that of its tensors, else of its device argument, else the current one. Refuses mixtures as
 // torch does.
-c10::DeviceIndex device_of_call(const Op& op, const Slots& slots, const IValue* arguments) {
+c10::DeviceIndex device_of_call(const Call& call) {
+  const Op& op = call.op;
+  const Slots& slots = call.slots;
+  const IValue* arguments = call.arguments;
   std::optional<c10::Device> found;
   for (const Slot& slot : slots)
     if (on_chip(*slot.tensor)) {
@@ -92,313 +176,102 @@ c10::DeviceIndex device_of_call(const Op& op, const Slots& slots, const IValue* 
   return found->index();
 }
 
-void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
-  const auto& storage = tensor.storage();
-  size_t bytes = meta.nbytes + size_t(tensor.storage_offset()) * tensor.dtype().itemsize();
-  if (storage.nbytes() < bytes) resize_storage(storage.unsafeGetStorageImpl(), bytes);
-  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides, tensor.storage_offset());
-}
+// What a call returns, of known metadata.
+struct Promised {
+  c10::SmallVector<IValue, 2> results;
+  c10::SmallVector<at::Tensor, 4> outputs;  // the fresh ones
+};
 
-using Storages = decltype(Launch::storages);
-
-void find_storages(const Signature& signature, const Slots& slots, Storages* storages) {
-  storages->resize(signature.storage_written.size());
-  for (size_t i = 0; i < slots.size(); ++i)
-    if (signature.storage_of[i] >= 0) (*storages)[size_t(signature.storage_of[i])] = storage_of(*slots[i].tensor);
-}
-
-}  // namespace
-
-std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments) {
-  const Signature& signature = *of;
-  const Op& op = *signature.op;
-  auto launch = std::make_unique<Launch>();
-  launch->signature = of;
-  launch->stream = &stream;
-  launch->number = counters().launches.load(std::memory_order_relaxed);
-  launch->line = current_line();
-  launch->threads = at::get_num_threads();
-  bool any_host = false;  // or undefined
-  find_storages(signature, slots, &launch->storages);
-  for (size_t i = 0; i < slots.size(); ++i) {
-    bool on_host = signature.storage_of[i] < 0;
-    any_host |= on_host;
-    launch->offsets.push_back(on_host ? 0 : slots[i].tensor->unsafeGetTensorImpl()->storage_offset());
-  }
-  if (any_host) {
-    launch->host_tensors.resize(slots.size());
-    for (size_t i = 0; i < slots.size(); ++i) {
-      const at::Tensor& tensor = *slots[i].tensor;
-      if (signature.storage_of[i] >= 0 || !tensor.defined()) continue;
-      // The host may change a tensor after the launch; a wrapped Python number it cannot reach.
-      bool constant = tensor.unsafeGetTensorImpl()->is_wrapped_number();
-      launch->host_tensors[i] = constant ? tensor : tensor.clone();
-    }
-  }
-  for (size_t i = 0; i < op.args.size(); ++i) {
-    const IValue& value = arguments[i];
-    if (op.args[i].kind == ArgKind::Tensor && value.isTensor()) {
-      launch->arguments.emplace_back(at::Tensor());
-    } else if ((op.args[i].kind == ArgKind::Tensors || op.args[i].kind == ArgKind::OptionalTensors) && value.isList()) {
-      c10::List<std::optional<at::Tensor>> shape;  // which elements are tensors; not the tensors themselves
-      for (const IValue& element : value.toListRef())
-        shape.push_back(element.isTensor() ? std::optional<at::Tensor>(at::Tensor()) : std::nullopt);
-      launch->arguments.emplace_back(std::move(shape));
-    } else if (op.args[i].kind == ArgKind::Generator) {
-      at::Generator generator = value.isGenerator() ? value.toGenerator() : at::Generator();
-      if (!generator.defined()) generator = default_generator(stream.id.device_index());
-      TORCH_CHECK(generator.device().type() == kChip, "Expected a 'chip' device type for generator but found '",
-                  generator.device().type(), "'");
-      launch->generator = static_cast<ChipGenerator*>(generator.unsafeGetGeneratorImpl())->draw_on(stream);
-      launch->arguments.emplace_back();
-    } else {
-      launch->arguments.emplace_back(value);
-    }
-  }
-  if (profiling()) launch->correlation = profiler_correlation();
-  return launch;
-}
-
-namespace {
-
-template <class Values>
-void return_results(const Op& op, Stack* stack, Values results) {
-  stack->resize(stack->size() - op.args.size());
-  for (IValue& value : results) stack->push_back(std::move(value));
-}
-
-// A view of `base` with the metadata that the CPU kernel gave to `result`.
-at::Tensor view_like(const at::Tensor& base, const at::Tensor& result) {
-  auto view = at::detail::make_tensor<c10::TensorImpl>(c10::TensorImpl::VIEW, c10::Storage(base.storage()), base.key_set(),
-                                                       result.dtype());
-  auto* impl = view.unsafeGetTensorImpl();
-  impl->set_sizes_and_strides(result.sizes(), result.strides(), result.storage_offset());
-  impl->_set_conj(result.is_conj());
-  impl->_set_neg(result.is_neg());
-  return view;
-}
-
-// A result of a synchronous run becomes a device tensor: a view if it shares an input's memory, else a copy.
-at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots& slots, Stream& stream, Content content) {
-  if (!result.defined() || !result.device().is_cpu()) return result;
-  for (size_t i = 0; i < launch.inputs.size(); ++i) {
-    if (launch.signature->storage_of[i] < 0 || !result.has_storage() || !launch.inputs[i].is_alias_of(result)) continue;
-    if (result.is_same(launch.inputs[i])) return *slots[i].tensor;
-    const at::Tensor& base = *slots[i].tensor;
-    return view_like(base, result);
-  }
-  if (result.layout() != c10::kStrided || result.is_quantized()) return place_on_chip(result, stream.id.device_index());
-  TensorMeta meta = meta_of(result);
-  at::Tensor placed = new_tensor(meta, stream.id.device_index(), launch.signature->op->name.c_str());
-  if (meta.nbytes == 0 || (is_dry() && !dry_computes(placed))) return placed;
-  if (is_dry()) set_dry_content(placed, std::max(content, Content::Guessed));
-  void* home = placed.mutable_data_ptr();
-  enqueue(stream, "a copy of a result", [result, home, meta, index = stream.id.device_index()](bool should_execute) {
-    if (!should_execute) return;
-    Mapped memory(index, home);
-    alias(borrow(memory.host(), meta.nbytes), meta, 0).copy_(result);
-  });
-  return placed;
-}
-
-void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
-  for (size_t i = 0; i < launch.inputs.size(); ++i) {
-    if (launch.signature->storage_of[i] < 0 || !launch.signature->op->args[size_t(slots[i].argument)].written) continue;
-    const at::Tensor& after = launch.inputs[i];
-    const at::Tensor& tensor = *slots[i].tensor;
-    TensorMeta meta = meta_of(after);
-    if (meta.same_layout(launch.signature->inputs[i])) continue;
-    resize_written(tensor, meta);
-    void* home = tensor.storage().mutable_data();
-    int64_t offset = tensor.storage_offset();
-    size_t bytes = tensor.storage().nbytes();
-    if (meta.nbytes == 0 || (is_dry() && !dry_computes(tensor))) continue;
-    enqueue(stream, "a copy of a result",
-            [after, home, offset, bytes, meta, index = stream.id.device_index()](bool should_execute) {
-              if (!should_execute) return;
-              Mapped memory(index, home);
-              if (after.storage().data() != memory.host()) alias(borrow(memory.host(), bytes), meta, offset).copy_(after);
-            });
-  }
-}
-
-uint8_t host_index(const Signature& signature, const Slots& slots) {
-  for (size_t i = 0; i < slots.size(); ++i)
-    if (signature.storage_of[i] < 0 && slots[i].tensor->defined() && slots[i].tensor->dim() > 0) return kHostIndex;
-  return 0;
-}
-
-// Runs while the host waits: `to_host`, since the chip cannot.
-void run_synchronously(const SignaturePtr& of, Stream& stream, const Slots& slots, Stack* stack, const IValue* arguments,
-                       bool to_host = false) {
-  Signature& signature = *of;
-  Op& op = *signature.op;
-  auto launch = new_launch(of, stream, slots, arguments);
-  launch->waited = true;
-  bool learning = signature.state == Signature::Unknown;
-  Content content = C10_UNLIKELY(is_dry()) ? replace_unknown(*launch, slots, op.synchronous) : Content::Known;
-  if (content != Content::Known && op.synchronous) notice_read(op.name + " of " + text_of(signature.inputs[0]));
-  LaunchRow row{signature, arguments, stream, launch->line, launch->storages, {}};
-  learning ? count_learning(op) : count_synchronous(op);
-  bringup::launch(stream, run_launch, launch.get(), op.name.c_str());
-  int status;
-  {
-    ReleaseGil no_gil;
-    status = driver().stream_synchronize(stream.handle);
-  }
-  if (status != BRINGUP_OK) {  // it may still run
-    hold(stream, std::shared_ptr<Launch>(std::move(launch)));
-    throw_driver_error(device(stream.id.device_index()), "a wait for " + op.name);
-  }
-  if (op.synchronous) stream_reached(stream);
-  if (launch->cause) raise_again(launch->cause);
-  if (op.synchronous) stream.raise();
-  if (launch->error) std::rethrow_exception(launch->error);
-  TORCH_CHECK(launch->executed, op.name, " needs a value from the device, and the ", driver().name, " driver executes nothing");
-  if (learning && !learn_from(signature, launch->results, launch->inputs)) signature.state = Signature::Synchronous;
-  accept(signature, arguments);
-  write_back(*launch, slots, stream);
-  Stack results;
-  for (size_t i = 0; i < op.returns.size(); ++i) {
-    IValue& value = launch->results[i];
-    switch (op.returns[i].kind) {
-      case ReturnInfo::Argument:
-        results.emplace_back(arguments[op.returns[i].argument]);
-        break;
-      case ReturnInfo::Fresh:
-        if (!value.isTensor() || is_host_output(op.name, i))
-          results.emplace_back(value);
-        else
-          results.emplace_back(take_over(value.toTensor(), *launch, slots, stream, content));
-        break;
-      case ReturnInfo::FreshList: {
-        c10::List<at::Tensor> list;
-        for (const IValue& element : value.toListRef())
-          list.push_back(take_over(element.toTensor(), *launch, slots, stream, content));
-        results.emplace_back(std::move(list));
-        break;
-      }
-      case ReturnInfo::Value:
-        results.emplace_back(content == Content::Unknown && op.synchronous ? stand_in_value(value) : value);
-    }
-  }
-  if (C10_UNLIKELY(recording())) {
-    for (const IValue& value : results)
-      if (value.isTensor() && !value.isList()) row.outputs.push_back(storage_of(value.toTensor()).address);
-    record_launch(row,
-                  uint8_t((op.synchronous && !learning ? kWaits : 0) | (to_host ? kFallback : 0) | host_index(signature, slots)),
-                  &results);
-  }
-  return_results(op, stack, std::move(results));
-}
-
-// A CPU tensor with a device tensor's metadata and address; nothing may touch its data.
-at::Tensor metadata_on_host(const at::Tensor& tensor) {
-  const auto& storage = tensor.storage();
-  return alias(borrow(storage.mutable_data(), storage.nbytes()), meta_of(tensor), tensor.storage_offset());
-}
-
-// Views touch no data: the CPU kernel computes the metadata, on an alias.
-void run_view(Op& op, const Slots& slots, Stack* stack, const IValue* arguments) {
-  std::vector<at::Tensor> inputs;
-  for (const Slot& slot : slots) inputs.push_back(on_chip(*slot.tensor) ? metadata_on_host(*slot.tensor) : *slot.tensor);
-  Stack results = rebuild(op, arguments, c10::kCPU, nullptr, [&](int slot) { return inputs[size_t(slot)]; });
-  {
-    at::AutoDispatchBelowADInplaceOrView below;
-    op.handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &results);
-  }
-  auto as_view = [&](const at::Tensor& result) {
-    for (size_t i = 0; i < inputs.size(); ++i) {
-      if (!inputs[i].is_alias_of(result)) continue;
-      return view_like(*slots[i].tensor, result);
-    }
-    TORCH_CHECK(false, op.name, " was expected to return a view");
+Promised promise(const Call& call) {
+  const Signature& signature = *call.signature;
+  Promised promised;
+  size_t list = 0;
+  auto fresh = [&] {
+    const TensorMeta& meta = signature.outputs[promised.outputs.size()];
+    promised.outputs.push_back(new_tensor(meta, call.stream->id.device_index(), call.op.name.c_str()));
+    return promised.outputs.back();
   };
-  for (IValue& value : results) {
-    if (value.isTensor()) {
-      value = as_view(value.toTensor());
-    } else if (value.isTensorList()) {
-      c10::List<at::Tensor> list;
-      for (const at::Tensor& element : value.toTensorVector()) list.push_back(as_view(element));
-      value = std::move(list);
+  for (const ReturnInfo& info : call.op.returns) {
+    if (info.kind == ReturnInfo::Argument) {
+      promised.results.emplace_back(call.arguments[info.argument]);
+    } else if (info.kind == ReturnInfo::Fresh) {
+      promised.results.emplace_back(fresh());
+    } else {
+      c10::List<at::Tensor> tensors;
+      for (int i = 0; i < signature.list_sizes[list]; ++i) tensors.push_back(fresh());
+      ++list;
+      promised.results.emplace_back(std::move(tensors));
     }
   }
-  return_results(op, stack, std::move(results));
+  return promised;
+}
+
+void resize_written(const Call& call, const Placement& placement) {
+  for (const auto& [slot, meta] : call.signature->resized) {
+    const at::Tensor& tensor = *call.slots[size_t(slot)].tensor;
+    if (!placement.first) at::native::resize_output_check(tensor, meta.sizes);  // the meta kernel warned
+    resize_written(tensor, meta);
+  }
+}
+
+void record(const Call& call, const Promised& promised, const Line& line, const Placement& placement) {
+  Storages storages;
+  find_storages(*call.signature, call.slots, &storages);
+  LaunchRow row{*call.signature, call.arguments, *call.stream, line, std::move(storages), {}};
+  for (const at::Tensor& output : promised.outputs) row.outputs.push_back(storage_of(output).address);
+  record_launch(row, uint8_t((placement.fallback ? kFallback : 0) | host_index(call)));
+}
+
+void launch_on_chip(const Call& call, const Placement& placement) {
+  resize_written(call, placement);
+  auto launch = new_launch(call.signature, *call.stream, call.slots, call.arguments);
+  Promised promised = promise(call);
+  if (C10_UNLIKELY(recording())) record(call, promised, launch->line, placement);
+  for (const at::Tensor& output : promised.outputs) launch->outputs.push_back(storage_of(output));
+  bringup::launch(*call.stream, run_launch, launch.release(), call.op.name.c_str());
+  return_results(call, std::move(promised.results));
+  if (C10_UNLIKELY(launch_blocking())) synchronize(*call.stream);
+}
+
+void launch_dry(const Call& call, const Placement& placement) {
+  resize_written(call, placement);
+  Promised promised = promise(call);
+  if (C10_UNLIKELY(recording())) record(call, promised, current_line(), placement);
+  compute_known(call.signature, *call.stream, call.slots, call.arguments, promised.outputs);
+  return_results(call, std::move(promised.results));
+  if (C10_UNLIKELY(launch_blocking())) synchronize(*call.stream);
+}
+
+void bump_versions(const Call& call) {
+  for (const Slot& slot : call.slots)
+    if (call.op.args[size_t(slot.argument)].written) slot.tensor->unsafeGetTensorImpl()->bump_version();
 }
 
 }  // namespace
 
 void launch_boxed(Op& op, Stack* stack) {
-  const IValue* arguments = stack->data() + (stack->size() - op.args.size());
-  Slots slots;
-  collect(op, arguments, slots);
-  c10::DeviceIndex index = device_of_call(op, slots, arguments);
-  Stream& stream = current_stream(index);
-  if (op.is_view) {
-    if (C10_UNLIKELY(recording())) count_view();
-    return run_view(op, slots, stack, arguments);
+  Call call{op, stack, stack->data() + (stack->size() - op.args.size())};
+  collect(op, call.arguments, call.slots);
+  call.stream = &current_stream(device_of_call(call));
+  if (!op.is_view) {
+    install_steering();
+    ++counters().launches;
+    call.signature = intern(op, call.slots, call.arguments);
   }
-  install_steering();
-  ++counters().launches;
-  SignaturePtr of = intern(op, slots, arguments);
-  Signature& signature = *of;
-  refuse_overlaps(signature, slots);
-  int state = signature.state.load(std::memory_order_acquire);
-  bool first = state == Signature::Unknown;
-  if (first && learn(signature, slots, arguments)) state = Signature::Known;
-  bool to_host = falls_back(signature);
-  if (to_host) refuse_if_strict(signature, config().chip);
-  bool dry = C10_UNLIKELY(is_dry());
-  if (dry && signature.doubtful) {  // no launch will tell
-    Results promised = signature;
-    judge(signature, slots, arguments, promised);
+  Placement placement = place(call);
+  if (C10_UNLIKELY(op.bumps_versions)) bump_versions(call);
+  switch (placement.answer) {
+    case Answer::View:
+      return run_view(call);
+    case Answer::Synchronous:
+      return run_synchronously(call);
+    case Answer::Host:
+      return run_on_host(call);
+    case Answer::Dry:
+      return launch_dry(call, placement);
+    case Answer::Chip:
+      return launch_on_chip(call, placement);
   }
-  if (C10_UNLIKELY(op.bumps_versions))
-    for (const Slot& slot : slots)
-      if (op.args[size_t(slot.argument)].written) slot.tensor->unsafeGetTensorImpl()->bump_version();
-  if (state != Signature::Known || ((to_host || signature.doubtful) && !dry))
-    return run_synchronously(of, stream, slots, stack, arguments, to_host);
-
-  for (const auto& [slot, meta] : signature.resized) {
-    if (!first) at::native::resize_output_check(*slots[size_t(slot)].tensor, meta.sizes);  // the meta kernel warned
-    resize_written(*slots[size_t(slot)].tensor, meta);
-  }
-  std::unique_ptr<Launch> launch;
-  if (!dry) launch = new_launch(of, stream, slots, arguments);
-  c10::SmallVector<IValue, 2> results;
-  c10::SmallVector<at::Tensor, 4> outputs;
-  size_t list = 0;
-  auto fresh = [&] {
-    outputs.push_back(new_tensor(signature.outputs[outputs.size()], index, op.name.c_str()));
-    return outputs.back();
-  };
-  for (const ReturnInfo& info : op.returns) {
-    if (info.kind == ReturnInfo::Argument) {
-      results.emplace_back(arguments[info.argument]);
-    } else if (info.kind == ReturnInfo::Fresh) {
-      results.emplace_back(fresh());
-    } else {
-      c10::List<at::Tensor> tensors;
-      for (int i = 0; i < signature.list_sizes[list]; ++i) tensors.push_back(fresh());
-      ++list;
-      results.emplace_back(std::move(tensors));
-    }
-  }
-  if (C10_UNLIKELY(recording())) {
-    Storages storages;
-    find_storages(signature, slots, &storages);
-    LaunchRow row{signature, arguments, stream, launch ? launch->line : current_line(), std::move(storages), {}};
-    for (const at::Tensor& output : outputs) row.outputs.push_back(storage_of(output).address);
-    record_launch(row, uint8_t((to_host ? kFallback : 0) | host_index(signature, slots)));
-  }
-  if (launch) {
-    for (const at::Tensor& output : outputs) launch->outputs.push_back(storage_of(output));
-    bringup::launch(stream, run_launch, launch.release(), op.name.c_str());
-  } else {
-    launch_dry(of, stream, slots, arguments, outputs);
-  }
-  return_results(op, stack, std::move(results));
-  if (C10_UNLIKELY(launch_blocking())) synchronize(stream);
 }
 
 namespace {

@@ -7,6 +7,7 @@
 #include <unordered_map>
 #include <unordered_set>
 
+#include "launch/fallback.h"
 #include "runtime/runtime.h"
 
 namespace bringup {
@@ -162,7 +163,6 @@ namespace {
 struct AllOps {
   std::mutex mutex;
   std::unordered_map<std::string, std::unique_ptr<Op>> ops;
-  std::unordered_map<std::string, uint64_t> host_dtypes;
 };
 
 AllOps& all_ops() {
@@ -173,26 +173,18 @@ AllOps& all_ops() {
 }  // namespace
 
 Op& find_op(const c10::OperatorHandle& handle) {
-  auto& [mutex, ops, host_dtypes] = all_ops();
-  std::lock_guard<std::mutex> lock(mutex);
-  auto& slot = ops[c10::toString(handle.operator_name())];
+  std::lock_guard<std::mutex> lock(all_ops().mutex);
+  auto& slot = all_ops().ops[c10::toString(handle.operator_name())];
   if (!slot) {
     slot = std::make_unique<Op>(handle);
-    auto found = host_dtypes.find(slot->name);
-    if (found != host_dtypes.end()) slot->host_dtypes = found->second;
+    slot->host_dtypes = dtypes_on_host(slot->name);
   }
   return *slot;
 }
 
-void set_host_dtypes(const std::vector<std::string>& names, const std::vector<int64_t>& dtypes) {
-  auto& [mutex, ops, host_dtypes] = all_ops();
-  std::lock_guard<std::mutex> lock(mutex);
-  host_dtypes.clear();
-  for (auto& [name, op] : ops) op->host_dtypes = 0;
-  for (size_t i = 0; i < names.size(); ++i) {
-    host_dtypes[names[i]] = uint64_t(dtypes[i]);
-    if (auto found = ops.find(names[i]); found != ops.end()) found->second->host_dtypes = uint64_t(dtypes[i]);
-  }
+void for_each_op(const std::function<void(Op&)>& f) {
+  std::lock_guard<std::mutex> lock(all_ops().mutex);
+  for (auto& [name, op] : all_ops().ops) f(*op);
 }
 
 bool is_host_output(const std::string& name, size_t index) { return name == "aten::_pack_padded_sequence" && index == 1; }

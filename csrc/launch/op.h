@@ -4,6 +4,7 @@
 #include <ATen/core/ivalue.h>
 
 #include <atomic>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -38,7 +39,7 @@ struct Op {
   bool synchronous = false;              // its result's shape, or a value it returns, depends on data
   bool host_indices = false;             // CPU tensors beside device tensors are legal
   bool by_value = false;                 // scalars decide output sizes
-  std::atomic<uint64_t> host_dtypes{0};  // bit per ScalarType: the chip leaves these to the host
+  std::atomic<uint64_t> host_dtypes{0};  // its row of the table in fallback.h
   std::atomic<bool> trust_meta{true};
   bool tried = true;  // its kernel may run once more, with other content, before a first launch (see probe.cpp)
   int content = 0;    // what it is tried with
@@ -51,6 +52,7 @@ struct Op {
 };
 
 Op& find_op(const c10::OperatorHandle& handle);
+void for_each_op(const std::function<void(Op&)>& f);
 
 // Outputs that live on the host even for a device's inputs.
 bool is_host_output(const std::string& name, size_t index);
@@ -58,9 +60,6 @@ bool is_host_output(const std::string& name, size_t index);
 bool has_native_kernel(const std::string& name);
 // Would decompose into operators for one vendor's library, or into many launches, where the CPU has one kernel.
 bool is_kept_whole(const std::string& name);
-
-// What runs on the host: operator -> dtypes as bits; applies to operators found later too.
-void set_host_dtypes(const std::vector<std::string>& names, const std::vector<int64_t>& dtypes);
 
 // Count calls that made the host wait: every time, or to learn what a signature returns.
 void count_synchronous(Op& op);
