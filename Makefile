@@ -5,7 +5,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # Of docs/libraries.md and docs/kernels.md, with what they import beside [test]: without dependencies, so that none brings another torch.
 LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft liger-kernel flag_gems sqlalchemy fla-core einops
-SOURCES := pyproject.toml setup.py $(wildcard csrc/*) $(wildcard csrc/drivers/*)
+SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
 .PHONY: demo test test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
 .DELETE_ON_ERROR:
@@ -33,7 +33,7 @@ sanitize-address sanitize-thread: sanitize-%: $(VENV)/.test
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/drivers/*.cpp tests/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/*.cpp)
 	$(BIN)/mypy
 
 soak: $(VENV)/.test

@@ -56,12 +56,9 @@ setup(
         Extension(
             "bringup._core",
             sources=["csrc/core.cpp", "csrc/drivers/virtual.cpp"],
-            depends=["setup.py", *(str(path) for path in sorted((ROOT / "csrc").rglob("*.*")))],
+            depends=["setup.py", *(str(path) for path in sorted(filter(Path.is_file, (ROOT / "csrc").rglob("*"))))],
             libraries=["c10", "torch_cpu", "torch"],
-            extra_compile_args=[
-                *("-std=c++20", "-O2", "-g0", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-unused-parameter"),
-                *("-Wno-interference-size", "-DUSE_KINETO", "-DFMT_HEADER_ONLY"),
-            ],
+            extra_compile_args=(ROOT / "csrc" / "flags").read_text(encoding="utf-8").split(),
             language="c++",
         )
     ],

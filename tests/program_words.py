@@ -22,7 +22,7 @@ import torch
 
 from tests.program_world import room_of
 
-LARGEST = 60_000  # elements: more than a launch's arguments may have to be tried whole (csrc/probe.cpp)
+LARGEST = 60_000  # elements: more than a launch's arguments may have to be tried whole (csrc/launch/probe.cpp)
 
 DTYPES = (
     *["torch.float32"] * 8,

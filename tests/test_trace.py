@@ -25,7 +25,6 @@ from bringup.recording.rows import (
     FORWARD,
     FREE,
     H2D,
-    KINDS,
     LAUNCH,
     OF_ALLOCATOR,
     PHASES,
@@ -249,13 +248,6 @@ def test_time_of_a_long_list_is_proportional_to_it() -> None:
         return best
 
     assert seconds(200_000) < 100 * seconds(10_000)  # squared: 400 times
-
-
-def test_the_core_and_python_agree_on_rows_and_limits() -> None:
-    assert tuple(torch.ops.bringup.row_kinds()) == KINDS
-    flags = torch.ops.bringup.row_flags()
-    assert [getattr(trace_module, name.upper()) for name in flags] == [1 << bit for bit in range(len(flags))]
-    assert torch.ops.bringup.max_devices() == MAX_DEVICES
 
 
 def test_the_core_and_python_agree_on_the_dtype_that_a_launch_computes_in() -> None:

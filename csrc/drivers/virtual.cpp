@@ -79,38 +79,44 @@ struct bringup_device {
 
 namespace bringup_virtual {
 
-std::mutex check_mutex;
-bringup_device* checked_devices[BRINGUP_MAX_DEVICES];
-std::atomic<int> checked_count{0};
-struct sigaction previous_handler;
+// Of all devices in check mode. Statically initialised: the handler may run at any time.
+struct FaultHandler {
+  std::mutex mutex;
+  bringup_device* devices[BRINGUP_MAX_DEVICES];
+  std::atomic<int> count{0};
+  struct sigaction previous;
+
+  void add(bringup_device* device);
+};
+FaultHandler fault_handler;
 
 void on_fault(int signal, siginfo_t* info, void* context) {
   char* address = static_cast<char*>(info->si_addr);
-  for (int i = 0; i < checked_count.load(); ++i) {
-    bringup_device* device = checked_devices[i];
+  for (int i = 0; i < fault_handler.count.load(); ++i) {
+    bringup_device* device = fault_handler.devices[i];
     if (address < device->base || address >= device->base + device->reserved) continue;
     char* page = device->base + (address - device->base) / kPage * kPage;
     if (mprotect(page, kPage, PROT_READ | PROT_WRITE) != 0) break;
     device->trespass.store(address);
     return;
   }
-  if (previous_handler.sa_flags & SA_SIGINFO) return previous_handler.sa_sigaction(signal, info, context);
-  if (previous_handler.sa_handler != SIG_DFL && previous_handler.sa_handler != SIG_IGN)
-    return previous_handler.sa_handler(signal);
-  sigaction(signal, &previous_handler, nullptr);  // back to the default; the faulting instruction runs again
+  if (fault_handler.previous.sa_flags & SA_SIGINFO) return fault_handler.previous.sa_sigaction(signal, info, context);
+  if (fault_handler.previous.sa_handler != SIG_DFL && fault_handler.previous.sa_handler != SIG_IGN)
+    return fault_handler.previous.sa_handler(signal);
+  sigaction(signal, &fault_handler.previous, nullptr);  // back to the default; the faulting instruction runs again
 }
 
-void watch(bringup_device* device) {
-  std::lock_guard<std::mutex> lock(check_mutex);
-  int count = checked_count.load();
-  if (count == BRINGUP_MAX_DEVICES) return;
-  checked_devices[count] = device;
-  checked_count.store(count + 1);
-  if (count > 0) return;
+void FaultHandler::add(bringup_device* device) {
+  std::lock_guard<std::mutex> lock(mutex);
+  int index = count.load();
+  if (index == BRINGUP_MAX_DEVICES) return;
+  devices[index] = device;
+  count.store(index + 1);
+  if (index > 0) return;
   struct sigaction action = {};
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
-  sigaction(SIGSEGV, &action, &previous_handler);
+  sigaction(SIGSEGV, &action, &previous);
 }
 
 struct Work {
@@ -267,7 +273,7 @@ int open_device(int index, const bringup_config* config, bringup_device** out) {
     }
     device->shadow = static_cast<char*>(shadow);
     device->memory_fd = fd;
-    watch(device.get());
+    fault_handler.add(device.get());
   }
   device->holes[0] = device->reserved;
   *out = device.release();

@@ -1,0 +1,316 @@
+#include "launch/launch.h"
+
+#include <ATen/Parallel.h>
+#include <ATen/core/op_registration/adaption.h>
+#include <ATen/native/Resize.h>
+#include <torch/library.h>
+
+#include "launch/dry.h"
+#include "launch/place.h"
+#include "launch/synchronous.h"
+#include "launch/view.h"
+#include "record/recorder.h"
+#include "runtime/generator.h"
+#include "runtime/memory.h"
+#include "torch/ops.h"
+#include "torch/profiler.h"
+
+namespace bringup {
+
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+using c10::IValue;
+
+at::Tensor new_tensor(const TensorMeta& meta, c10::DeviceIndex device, const char* op) {
+  if (!meta.defined) return {};
+  set_purpose(op, meta.dtype, meta.sizes);
+  auto storage = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), c10::SymInt(int64_t(meta.nbytes)),
+                                                       allocate_on(device, meta.nbytes), &chip_allocator(), true);
+  auto tensor = at::detail::make_tensor<c10::TensorImpl>(
+      c10::Storage(std::move(storage)), DispatchKeySet(DispatchKey::PrivateUse1), c10::scalarTypeToTypeMeta(meta.dtype));
+  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides);
+  mark_conjugate(tensor, meta);
+  return tensor;
+}
+
+void enqueue(Stream& stream, const char* about, std::function<void(bool)> f) {
+  struct Task {
+    Stream& stream;
+    const char* about;
+    int64_t number;
+    Line line;
+    std::function<void(bool)> f;
+  };
+  launch(
+      stream,
+      [](void* argument, int should_execute) {
+        std::unique_ptr<Task> task(static_cast<Task*>(argument));
+        try {
+          task->f(should_execute != 0);
+        } catch (...) {
+          std::string where = describe(task->line);
+          launch_failed(task->stream, task->number, task->about + (where.empty() ? "" : ", launched at " + where));
+        }
+      },
+      new Task{stream, about, counters().launches, current_line(), std::move(f)}, about);
+}
+
+void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
+  const auto& storage = tensor.storage();
+  size_t bytes = meta.nbytes + size_t(tensor.storage_offset()) * tensor.dtype().itemsize();
+  if (storage.nbytes() < bytes) resize_storage(storage.unsafeGetStorageImpl(), bytes);
+  tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides, tensor.storage_offset());
+}
+
+uint8_t host_index(const Call& call) {
+  const Signature& signature = *call.signature;
+  for (size_t i = 0; i < call.slots.size(); ++i)
+    if (signature.storage_of[i] < 0 && call.slots[i].tensor->defined() && call.slots[i].tensor->dim() > 0) return kHostIndex;
+  return 0;
+}
+
+namespace {
+
+using Storages = decltype(Launch::storages);
+
+void find_storages(const Signature& signature, const Slots& slots, Storages* storages) {
+  storages->resize(signature.storage_written.size());
+  for (size_t i = 0; i < slots.size(); ++i)
+    if (signature.storage_of[i] >= 0) (*storages)[size_t(signature.storage_of[i])] = storage_of(*slots[i].tensor);
+}
+
+// The host may change its tensors after the launch.
+void keep_host_tensors(Launch& launch, const Slots& slots) {
+  launch.host_tensors.resize(slots.size());
+  for (size_t i = 0; i < slots.size(); ++i) {
+    const at::Tensor& tensor = *slots[i].tensor;
+    if (launch.signature->storage_of[i] >= 0 || !tensor.defined()) continue;
+    bool constant = tensor.unsafeGetTensorImpl()->is_wrapped_number();  // a Python number, which it cannot reach
+    launch.host_tensors[i] = constant ? tensor : tensor.clone();
+  }
+}
+
+// What a launch on this stream draws from: the generator that it was given, else the device's.
+at::Generator take_generator(const IValue& value, Stream& stream) {
+  at::Generator generator = value.isGenerator() ? value.toGenerator() : at::Generator();
+  if (!generator.defined()) generator = default_generator(stream.id.device_index());
+  TORCH_CHECK(generator.device().type() == kChip, "Expected a 'chip' device type for generator but found '",
+              generator.device().type(), "'");
+  return static_cast<ChipGenerator*>(generator.unsafeGetGeneratorImpl())->draw_on(stream);
+}
+
+void take_arguments(Launch& launch, const IValue* arguments) {
+  const Op& op = *launch.signature->op;
+  for (size_t i = 0; i < op.args.size(); ++i) {
+    const IValue& value = arguments[i];
+    if (op.args[i].kind == ArgKind::Tensor && value.isTensor()) {
+      launch.arguments.emplace_back(at::Tensor());
+    } else if ((op.args[i].kind == ArgKind::Tensors || op.args[i].kind == ArgKind::OptionalTensors) && value.isList()) {
+      c10::List<std::optional<at::Tensor>> shape;  // which elements are tensors; not the tensors themselves
+      for (const IValue& element : value.toListRef())
+        shape.push_back(element.isTensor() ? std::optional<at::Tensor>(at::Tensor()) : std::nullopt);
+      launch.arguments.emplace_back(std::move(shape));
+    } else if (op.args[i].kind == ArgKind::Generator) {
+      launch.generator = take_generator(value, *launch.stream);
+      launch.arguments.emplace_back();
+    } else {
+      launch.arguments.emplace_back(value);
+    }
+  }
+}
+
+}  // namespace
+
+std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments) {
+  const Signature& signature = *of;
+  auto launch = std::make_unique<Launch>();
+  launch->signature = of;
+  launch->stream = &stream;
+  launch->number = counters().launches.load(std::memory_order_relaxed);
+  launch->line = current_line();
+  launch->threads = at::get_num_threads();
+  bool any_host = false;  // or undefined
+  find_storages(signature, slots, &launch->storages);
+  for (size_t i = 0; i < slots.size(); ++i) {
+    bool on_host = signature.storage_of[i] < 0;
+    any_host |= on_host;
+    launch->offsets.push_back(on_host ? 0 : slots[i].tensor->unsafeGetTensorImpl()->storage_offset());
+  }
+  if (any_host) keep_host_tensors(*launch, slots);
+  take_arguments(*launch, arguments);
+  if (profiling()) launch->correlation = profiler_correlation();
+  return launch;
+}
+
+namespace {
+
+// The device of the call: that of its tensors, else of its device argument, else the current one. Refuses mixtures as
+// torch does.
+c10::DeviceIndex device_of_call(const Call& call) {
+  const Op& op = call.op;
+  const Slots& slots = call.slots;
+  const IValue* arguments = call.arguments;
+  std::optional<c10::Device> found;
+  for (const Slot& slot : slots)
+    if (on_chip(*slot.tensor)) {
+      found = slot.tensor->device();
+      break;
+    }
+  if (!found) {
+    for (size_t i = 0; i < op.args.size(); ++i)
+      if (arguments[i].isDevice() && arguments[i].toDevice().type() == kChip && arguments[i].toDevice().has_index())
+        return arguments[i].toDevice().index();
+    return current_device();
+  }
+  for (const Slot& slot : slots) {
+    const at::Tensor& tensor = *slot.tensor;
+    if (!tensor.defined() || tensor.device() == *found) continue;
+    bool written = op.args[size_t(slot.argument)].written;
+    bool legal = tensor.device().is_cpu() && !written && (tensor.dim() == 0 || op.host_indices);
+    if (!legal) {
+      const auto& argument = op.handle.schema().arguments()[size_t(slot.argument)];
+      std::string method = "wrapper_chip_" + op.name.substr(op.name.find("::") + 2);
+      c10::impl::common_device_check_failure(*found, tensor, method.c_str(), argument.name().c_str());
+    }
+  }
+  return found->index();
+}
+
+// What a call returns, of known metadata.
+struct Promised {
+  c10::SmallVector<IValue, 2> results;
+  c10::SmallVector<at::Tensor, 4> outputs;  // the fresh ones
+};
+
+Promised promise(const Call& call) {
+  const Signature& signature = *call.signature;
+  Promised promised;
+  size_t list = 0;
+  auto fresh = [&] {
+    const TensorMeta& meta = signature.outputs[promised.outputs.size()];
+    promised.outputs.push_back(new_tensor(meta, call.stream->id.device_index(), call.op.name.c_str()));
+    return promised.outputs.back();
+  };
+  for (const ReturnInfo& info : call.op.returns) {
+    if (info.kind == ReturnInfo::Argument) {
+      promised.results.emplace_back(call.arguments[info.argument]);
+    } else if (info.kind == ReturnInfo::Fresh) {
+      promised.results.emplace_back(fresh());
+    } else {
+      c10::List<at::Tensor> tensors;
+      for (int i = 0; i < signature.list_sizes[list]; ++i) tensors.push_back(fresh());
+      ++list;
+      promised.results.emplace_back(std::move(tensors));
+    }
+  }
+  return promised;
+}
+
+void resize_written(const Call& call, const Placement& placement) {
+  for (const auto& [slot, meta] : call.signature->resized) {
+    const at::Tensor& tensor = *call.slots[size_t(slot)].tensor;
+    if (!placement.first) at::native::resize_output_check(tensor, meta.sizes);  // the meta kernel warned
+    resize_written(tensor, meta);
+  }
+}
+
+void record(const Call& call, const Promised& promised, const Line& line, const Placement& placement) {
+  Storages storages;
+  find_storages(*call.signature, call.slots, &storages);
+  LaunchRow row{*call.signature, call.arguments, *call.stream, line, std::move(storages), {}};
+  for (const at::Tensor& output : promised.outputs) row.outputs.push_back(storage_of(output).address);
+  record_launch(row, uint8_t((placement.fallback ? kFallback : 0) | host_index(call)));
+}
+
+void launch_on_chip(const Call& call, const Placement& placement) {
+  resize_written(call, placement);
+  auto launch = new_launch(call.signature, *call.stream, call.slots, call.arguments);
+  Promised promised = promise(call);
+  if (C10_UNLIKELY(recording())) record(call, promised, launch->line, placement);
+  for (const at::Tensor& output : promised.outputs) launch->outputs.push_back(storage_of(output));
+  bringup::launch(*call.stream, run_launch, launch.release(), call.op.name.c_str());
+  return_results(call, std::move(promised.results));
+  if (C10_UNLIKELY(launch_blocking())) synchronize(*call.stream);
+}
+
+void launch_dry(const Call& call, const Placement& placement) {
+  resize_written(call, placement);
+  Promised promised = promise(call);
+  if (C10_UNLIKELY(recording())) record(call, promised, current_line(), placement);
+  compute_known(call.signature, *call.stream, call.slots, call.arguments, promised.outputs);
+  return_results(call, std::move(promised.results));
+  if (C10_UNLIKELY(launch_blocking())) synchronize(*call.stream);
+}
+
+void bump_versions(const Call& call) {
+  for (const Slot& slot : call.slots)
+    if (call.op.args[size_t(slot.argument)].written) slot.tensor->unsafeGetTensorImpl()->bump_version();
+}
+
+}  // namespace
+
+void launch_boxed(Op& op, Stack* stack) {
+  Call call{op, stack, stack->data() + (stack->size() - op.args.size())};
+  collect(op, call.arguments, call.slots);
+  call.stream = &current_stream(device_of_call(call));
+  if (!op.is_view) {
+    install_steering();
+    ++counters().launches;
+    call.signature = intern(op, call.slots, call.arguments);
+  }
+  Placement placement = place(call);
+  if (C10_UNLIKELY(op.bumps_versions)) bump_versions(call);
+  switch (placement.answer) {
+    case Answer::View:
+      return run_view(call);
+    case Answer::Synchronous:
+      return run_synchronously(call);
+    case Answer::Host:
+      return run_on_host(call);
+    case Answer::Dry:
+      return launch_dry(call, placement);
+    case Answer::Chip:
+      return launch_on_chip(call, placement);
+  }
+}
+
+namespace {
+
+struct BoxedOp final : c10::OperatorKernel {
+  c10::OperatorHandle handle;
+  std::atomic<Op*> op{nullptr};
+  explicit BoxedOp(const c10::OperatorHandle& handle) : handle(handle) {}
+  void operator()(const c10::OperatorHandle&, DispatchKeySet, Stack* stack) {
+    Op* found = op.load(std::memory_order_acquire);
+    if (C10_UNLIKELY(!found)) op.store(found = &find_op(handle), std::memory_order_release);
+    launch_boxed(*found, stack);
+  }
+};
+
+// Operators that other libraries registered for the CPU.
+void launch_unregistered(const c10::OperatorHandle& handle, Stack* stack) {
+  TORCH_CHECK_NOT_IMPLEMENTED(handle.hasComputedKernelForDispatchKey(DispatchKey::CPU), c10::toString(handle.operator_name()),
+                              " does not run on 'chip': it has neither a kernel for chip nor one for the CPU. Register one with "
+                              "torch.library (device_types=\"cpu\" is enough)");
+  launch_boxed(find_op(handle), stack);
+}
+
+}  // namespace
+
+void register_kernels() {
+  static auto* aten = new torch::Library(torch::Library::IMPL, "aten", DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  static auto* others = new torch::Library(torch::Library::IMPL, "_", DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& op_name : dispatcher.getAllOpNames()) {
+    if (op_name.name.compare(0, 6, "aten::") != 0) continue;
+    auto handle = dispatcher.findSchema(op_name);
+    if (!handle) continue;
+    std::string name = c10::toString(op_name);
+    if (has_native_kernel(name) || handle->hasKernelForDispatchKey(DispatchKey::PrivateUse1)) continue;
+    if (!handle->hasKernelForDispatchKey(DispatchKey::CPU) && !is_kept_whole(name)) continue;
+    aten->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<BoxedOp>(*handle)));
+  }
+  others->fallback(torch::CppFunction::makeFromBoxedFunction<&launch_unregistered>());
+}
+
+}  // namespace bringup

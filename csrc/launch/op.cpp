@@ -1,0 +1,274 @@
+#include "launch/op.h"
+
+#include <algorithm>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <unordered_map>
+#include <unordered_set>
+
+#include "launch/fallback.h"
+#include "runtime/runtime.h"
+
+namespace bringup {
+namespace {
+
+// Take indices or lengths from the host, as torch's CUDA kernels do.
+bool takes_host_tensors(const std::string& name) {
+  static const auto* names = new std::unordered_set<std::string>{"aten::index.Tensor",
+                                                                 "aten::index.Tensor_out",
+                                                                 "aten::index_put_",
+                                                                 "aten::index_put",
+                                                                 "aten::index_put.out",
+                                                                 "aten::_index_put_impl_",
+                                                                 "aten::_index_put_impl",
+                                                                 "aten::_unsafe_index.Tensor",
+                                                                 "aten::_unsafe_index_put",
+                                                                 "aten::_pack_padded_sequence",
+                                                                 "aten::_pack_padded_sequence_backward",
+                                                                 "aten::tensor_split.tensor_indices_or_sections",
+                                                                 "aten::_ctc_loss.Tensor",
+                                                                 "aten::_ctc_loss_backward.Tensor"};
+  return names->count(name) != 0;
+}
+
+// Their output sizes depend on data although torch does not tag them so, or they hand out host values.
+bool is_data_dependent(const std::string& name) {
+  static const auto* names = new std::unordered_set<std::string>{"aten::_unique",
+                                                                 "aten::_unique2",
+                                                                 "aten::unique_dim",
+                                                                 "aten::unique_consecutive",
+                                                                 "aten::unique_dim_consecutive",
+                                                                 "aten::nonzero",
+                                                                 "aten::nonzero.out",
+                                                                 "aten::masked_select",
+                                                                 "aten::masked_select.out",
+                                                                 "aten::bincount",
+                                                                 "aten::repeat_interleave.Tensor",
+                                                                 "aten::_pack_padded_sequence",
+                                                                 "aten::_ctc_loss.Tensor",
+                                                                 "aten::to_sparse"};
+  return names->count(name) != 0;
+}
+
+// The meta kernel promises another dtype, size or number of tensors than the CPU kernel returns: learned by running.
+bool has_other_meta(const std::string& name) {
+  static const auto* names = new std::unordered_set<std::string>{"aten::_embedding_bag",
+                                                                 "aten::_embedding_bag_forward_only",
+                                                                 "aten::quantize_per_tensor",
+                                                                 "aten::quantize_per_tensor.tensor_qparams",
+                                                                 "aten::quantize_per_tensor.tensors",
+                                                                 "aten::quantize_per_channel",
+                                                                 "aten::quantize_per_tensor_dynamic",
+                                                                 "aten::native_batch_norm.out",
+                                                                 "aten::_native_batch_norm_legit.out",
+                                                                 "aten::multilabel_margin_loss_forward",
+                                                                 "aten::multilabel_margin_loss_forward.output"};
+  return names->count(name) != 0;
+}
+
+// In-place operators whose result has nothing of what was there before.
+bool fills(const std::string& name) {
+  static const auto* names =
+      new std::unordered_set<std::string>{"copy_",    "fill_",        "zero_",      "random_",     "bernoulli_", "normal_",
+                                          "uniform_", "exponential_", "geometric_", "log_normal_", "cauchy_",    "eye"};
+  size_t start = name.find("::") + 2;
+  return names->count(name.substr(start, name.find('.', start) - start)) != 0;
+}
+
+// LAPACK takes any pivots, and writes where they say: they count from 1.
+bool takes_pivots(const std::string& name) {
+  return name.find("linalg_lu_solve") != std::string::npos || name.find("linalg_ldl_solve") != std::string::npos;
+}
+
+ArgKind kind_of(const c10::TypePtr& type) {
+  auto inner = type;
+  if (auto optional = inner->cast<c10::OptionalType>()) inner = optional->getElementType();
+  if (inner->kind() == c10::TypeKind::TensorType) return ArgKind::Tensor;
+  if (inner->kind() == c10::TypeKind::NumberType) return ArgKind::Scalar;
+  if (inner->kind() == c10::TypeKind::GeneratorType) return ArgKind::Generator;
+  if (auto list = inner->cast<c10::ListType>()) {
+    auto element = list->getElementType();
+    if (element->kind() == c10::TypeKind::NumberType) return ArgKind::Scalar;
+    if (element->kind() == c10::TypeKind::TensorType) return ArgKind::Tensors;
+    if (auto optional = element->cast<c10::OptionalType>())
+      if (optional->getElementType()->kind() == c10::TypeKind::TensorType) return ArgKind::OptionalTensors;
+  }
+  return ArgKind::Other;
+}
+
+}  // namespace
+
+Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(handle.operator_name())) {
+  const auto& schema = handle.schema();
+  bool has_tensor = false, only_out = true;
+  for (const auto& argument : schema.arguments()) {
+    ArgInfo info;
+    info.kind = kind_of(argument.type());
+    info.written = argument.alias_info() && argument.alias_info()->isWrite();
+    info.out = info.written && argument.kwarg_only();
+    writes |= info.written;
+    in_place &= !info.out;
+    only_out &= !info.written || info.out;
+    if (argument.name() == "output_mask") mask_argument = int(args.size());
+    if (argument.name() == "dtype") dtype_argument = int(args.size());
+    has_tensor |= info.kind == ArgKind::Tensor || info.kind == ArgKind::Tensors || info.kind == ArgKind::OptionalTensors;
+    args.push_back(info);
+  }
+  for (const auto& result : schema.returns()) {
+    ReturnInfo info;
+    ArgKind kind = kind_of(result.type());
+    if (result.alias_info() && result.alias_info()->isWrite()) {
+      info.kind = ReturnInfo::Argument;
+      for (size_t i = 0; i < args.size(); ++i) {
+        const auto* alias = schema.arguments()[i].alias_info();
+        if (alias && alias->isWrite() && alias->afterSets() == result.alias_info()->afterSets()) info.argument = int(i);
+      }
+      if (info.argument < 0) synchronous = true;
+    } else if (kind == ArgKind::Tensor) {
+      info.kind = ReturnInfo::Fresh;
+      is_view |= result.alias_info() != nullptr;
+    } else if (kind == ArgKind::Tensors) {
+      info.kind = ReturnInfo::FreshList;
+      is_view |= result.alias_info() != nullptr;
+    } else {
+      info.kind = ReturnInfo::Value;
+      synchronous = true;
+    }
+    in_place &= info.kind == ReturnInfo::Argument;
+    returns.push_back(info);
+  }
+  for (const auto& tag : handle.getTags())
+    if (tag == at::Tag::dynamic_output_shape || tag == at::Tag::data_dependent_output) synchronous = true;
+  bool own_generator = false;
+  for (const auto& argument : args) own_generator |= argument.kind == ArgKind::Generator;
+  bool draws = handle.hasTag(at::Tag::nondeterministic_seeded);  // without a generator of its own from the CPU's
+  tried = name.compare(0, 6, "aten::") == 0 && (own_generator || !draws);
+  content = takes_pivots(name) ? 1 : 0;
+  synchronous |= is_data_dependent(name);
+  overwrites = writes && (only_out || fills(name));
+  bumps_versions = in_place && writes && name.compare(0, 15, "aten::_foreach_") == 0;
+  masks_decide = name == "aten::index.Tensor" || name == "aten::index.Tensor_out" || name == "aten::_unsafe_index.Tensor";
+  host_indices = takes_host_tensors(name);
+  trust_meta = !has_other_meta(name);
+  steered = name.compare(0, 6, "aten::") == 0;  // a custom kernel may keep its result
+  bool out_only = true;                         // arange.out, range.out: sizes follow from the scalars
+  for (const auto& argument : args)
+    if (argument.kind == ArgKind::Tensor && !argument.written) out_only = false;
+  by_value = !has_tensor || (out_only && (name.find("range") != std::string::npos || name.find("space") != std::string::npos));
+}
+
+namespace {
+
+struct AllOps {
+  std::mutex mutex;
+  std::unordered_map<std::string, std::unique_ptr<Op>> ops;
+};
+
+AllOps& all_ops() {
+  static auto* all = new AllOps();
+  return *all;
+}
+
+}  // namespace
+
+Op& find_op(const c10::OperatorHandle& handle) {
+  std::lock_guard<std::mutex> lock(all_ops().mutex);
+  auto& slot = all_ops().ops[c10::toString(handle.operator_name())];
+  if (!slot) {
+    slot = std::make_unique<Op>(handle);
+    slot->host_dtypes = dtypes_on_host(slot->name);
+  }
+  return *slot;
+}
+
+void for_each_op(const std::function<void(Op&)>& f) {
+  std::lock_guard<std::mutex> lock(all_ops().mutex);
+  for (auto& [name, op] : all_ops().ops) f(*op);
+}
+
+bool is_host_output(const std::string& name, size_t index) { return name == "aten::_pack_padded_sequence" && index == 1; }
+
+bool has_native_kernel(const std::string& name) {
+  static const auto* names = new std::unordered_set<std::string>{"aten::empty.memory_format",
+                                                                 "aten::empty_strided",
+                                                                 "aten::as_strided",
+                                                                 "aten::view",
+                                                                 "aten::_reshape_alias",
+                                                                 "aten::resize_",
+                                                                 "aten::set_.source_Storage_storage_offset",
+                                                                 "aten::set_.source_Storage",
+                                                                 "aten::set_.source_Tensor",
+                                                                 "aten::set_",
+                                                                 "aten::is_set_to",
+                                                                 "aten::copy_",
+                                                                 "aten::_copy_from",
+                                                                 "aten::_copy_from_and_resize",
+                                                                 "aten::_local_scalar_dense",
+                                                                 "aten::record_stream",
+                                                                 "aten::_efficientzerotensor",
+                                                                 "aten::histc",
+                                                                 "aten::native_dropout",
+                                                                 "aten::_fused_sdp_choice"};
+  return names->count(name) != 0;
+}
+
+bool is_kept_whole(const std::string& name) {
+  static const auto* names = new std::unordered_set<std::string>{
+      "aten::convolution", "aten::convolution_backward", "aten::embedding",  "aten::conj_physical_",
+      "aten::mode",        "aten::mode.values",          "aten::_grouped_mm"};
+  // Accelerators have one kernel for a whole list of tensors.
+  return names->count(name) != 0 || name.compare(0, 15, "aten::_foreach_") == 0;
+}
+
+namespace {
+
+std::mutex waiting_mutex;
+std::vector<Op*>& waiting_ops() {  // those that made the host wait at least once
+  static auto* ops = new std::vector<Op*>();
+  return *ops;
+}
+
+void list_as_waiting(Op& op, std::atomic<int64_t>& count) {
+  count.fetch_add(1);
+  std::lock_guard<std::mutex> lock(waiting_mutex);
+  if (std::find(waiting_ops().begin(), waiting_ops().end(), &op) == waiting_ops().end()) waiting_ops().push_back(&op);
+}
+
+}  // namespace
+
+void count_synchronous(Op& op) {
+  ++counters().synchronous;
+  list_as_waiting(op, op.synchronous_calls);
+}
+
+void count_learning(Op& op) {
+  ++counters().learned_by_running;
+  list_as_waiting(op, op.learning_calls);
+}
+
+std::string launch_stats_json(int64_t signatures) {
+  Counters& all = counters();
+  std::ostringstream text;
+  text << "{\"launches\": " << all.launches << ", \"synchronous\": " << all.synchronous
+       << ", \"learned_by_meta\": " << all.learned_by_meta << ", \"learned_by_running\": " << all.learned_by_running
+       << ", \"outputs_copied\": " << all.promises_copied << ", \"synchronizations\": " << all.synchronizations
+       << ", \"signatures\": " << signatures;
+  std::lock_guard<std::mutex> lock(waiting_mutex);
+  auto list = [&](const char* title, auto count) {
+    text << ", \"" << title << "\": {";
+    bool first = true;
+    for (const Op* op : waiting_ops()) {
+      if (count(*op) == 0) continue;
+      text << (first ? "" : ", ") << "\"" << op->name << "\": " << count(*op);
+      first = false;
+    }
+    text << "}";
+  };
+  list("synchronous_ops", [](const Op& op) { return op.synchronous_calls.load(); });
+  list("learned_by_running_ops", [](const Op& op) { return op.learning_calls.load(); });
+  text << "}";
+  return text.str();
+}
+
+}  // namespace bringup

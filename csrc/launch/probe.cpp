@@ -1,0 +1,408 @@
+#include "launch/probe.h"
+
+#include <ATen/CPUGeneratorImpl.h>
+#include <ATen/EmptyTensor.h>
+#include <ATen/MemoryOverlap.h>
+#include <c10/core/CPUAllocator.h>
+#include <c10/core/DefaultDtype.h>
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <mutex>
+#include <numeric>
+#include <unordered_set>
+
+#include "launch/dry.h"
+#include "launch/worker.h"
+#include "launch/learn.h"
+
+namespace bringup {
+
+using c10::DispatchKey;
+using c10::DispatchKeySet;
+using c10::IValue;
+
+// Note [Refused at the call]
+// A kernel that refuses its arguments for their dtypes, devices or shapes raises on the stream, long after the call, where
+// every other device raises at the line and leaves all tensors as they were. torch's meta kernel, which says what a call
+// returns, is more lenient. So the first launch of a signature is tried on the host beforehand: the CPU kernel runs on
+// tensors of the same dtypes, sizes, strides and overlaps, with other content, as long as these are small. Large ones are
+// tried once for each operator, its dtypes and which sizes are equal, with their sizes cut. A try that passes is the verdict, and
+// its results are what the call returns, where the meta kernel said otherwise. One that fails for its dtypes is the verdict, too.
+// Otherwise it may be about the content, or about the cut: then the launch itself runs while the host waits, and tells.
+namespace {
+
+constexpr size_t kWhole = size_t(64) << 10;  // bytes of arguments and results; the try takes some 10 us
+constexpr int64_t kCut = 4;                  // larger sizes are cut
+
+// Views of one storage may be few bytes and lie far apart.
+struct Span {
+  size_t first = std::numeric_limits<size_t>::max(), last = 0;
+
+  void add(size_t start, size_t bytes) {
+    first = std::min(first, start);
+    last = std::max(last, start + bytes);
+  }
+};
+
+size_t offset_of(const Signature& signature, const Slots& slots, size_t slot) {
+  return size_t(slots[slot].tensor->storage_offset()) * c10::elementSize(signature.inputs[slot].dtype);
+}
+
+// What a whole try takes.
+size_t bytes_of(const Signature& signature, const Results& results, const Slots& slots) {
+  size_t bytes = 0;
+  std::vector<Span> spans(signature.storage_written.size());
+  for (size_t i = 0; i < signature.inputs.size(); ++i) {
+    if (signature.storage_of[i] < 0)
+      bytes += signature.inputs[i].nbytes;
+    else
+      spans[size_t(signature.storage_of[i])].add(offset_of(signature, slots, i), signature.inputs[i].nbytes);
+  }
+  for (const Span& span : spans) bytes += span.last - std::min(span.first, span.last);
+  for (const TensorMeta& meta : results.outputs) bytes += meta.nbytes;
+  for (const auto& [slot, meta] : results.resized) bytes += meta.nbytes;
+  return bytes;
+}
+
+// Dense, in the order of the strides of `like`; expanded dimensions stay expanded.
+void lay_out(TensorMeta& meta, c10::IntArrayRef like) {
+  std::vector<size_t> order(meta.sizes.size());
+  std::iota(order.begin(), order.end(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return like[a] < like[b]; });
+  int64_t next = 1;
+  for (size_t dim : order) {
+    if (meta.strides[dim] == 0 && meta.sizes[dim] > 1) continue;
+    meta.strides[dim] = next;
+    next *= std::max<int64_t>(meta.sizes[dim], 1);
+  }
+  meta.nbytes = at::detail::computeStorageNbytes(meta.sizes, meta.strides, c10::elementSize(meta.dtype));
+}
+
+// Sizes that are equal stay equal, others unlike and in their order: 8, 12, 16, ... Those of a call with very many become one.
+class Cut {
+ public:
+  Cut(const Signature& signature, const IValue* arguments) {
+    for (const TensorMeta& meta : signature.inputs) add(meta.sizes);
+    for (size_t i = 0; i < signature.op->args.size(); ++i)
+      if (arguments[i].isIntList()) add(arguments[i].toIntVector());
+    std::sort(large_.begin(), large_.end());
+    large_.erase(std::unique(large_.begin(), large_.end()), large_.end());
+  }
+
+  int64_t operator()(int64_t size) const {
+    if (size <= kCut || large_.size() > kMany) return std::min(size, kCut);
+    return kCut * (2 + std::lower_bound(large_.begin(), large_.end(), size) - large_.begin());
+  }
+
+  TensorMeta operator()(const TensorMeta& meta) const {
+    TensorMeta small = meta;
+    for (int64_t& size : small.sizes) size = (*this)(size);
+    lay_out(small, meta.strides);
+    return small;
+  }
+
+ private:
+  static constexpr size_t kMany = 8;
+  std::vector<int64_t> large_;
+
+  void add(c10::IntArrayRef sizes) {
+    for (int64_t size : sizes)
+      if (size > kCut) large_.push_back(size);
+  }
+};
+
+// How a call is tried.
+struct Manner {
+  bool whole;
+  int value;                                        // the content of all tensors
+  c10::ScalarType as = c10::ScalarType::Undefined;  // if it is one: instead of their dtypes,
+  bool keeps_integers = false;                      // but for int64 and bool, which may be indices and masks
+};
+
+// The tensors of a call again, in a manner.
+class Scratch {
+ public:
+  Scratch(const Signature& signature, const Slots& slots, const Manner& manner, const Cut& cut)
+      : metas_(signature.inputs),
+        signature_(signature),
+        slots_(slots),
+        cut_(cut),
+        whole_(manner.whole),
+        value_(manner.value),
+        storages_(signature.storage_written.size()) {
+    for (TensorMeta& meta : metas_) {
+      bool integer = meta.dtype == c10::kLong || meta.dtype == c10::kBool;
+      if (manner.as != c10::ScalarType::Undefined && meta.defined && !(manner.keeps_integers && integer)) meta.dtype = manner.as;
+    }
+    for (size_t i = 0; whole_ && i < slots.size(); ++i) {
+      if (signature.storage_of[i] < 0) continue;
+      Storage& storage = storages_[size_t(signature.storage_of[i])];
+      size_t first = offset_of(signature, slots, i), start = first / kAligned * kAligned;
+      storage.span.add(start, first - start + metas_[i].nbytes);
+    }
+  }
+
+  at::Tensor tensor(size_t slot) {
+    const at::Tensor& given = *slots_[slot].tensor;
+    bool on_host = signature_.storage_of[slot] < 0;
+    if (on_host && (whole_ || !given.defined() || given.dim() == 0)) return given;
+    const TensorMeta& meta = metas_[slot];
+    if (!whole_) {
+      TensorMeta small = cut_(meta);
+      return alias(filled(meta.dtype, small.nbytes), small, 0);
+    }
+    Storage& storage = storages_[size_t(signature_.storage_of[slot])];
+    if (!storage.memory) storage.memory = filled(meta.dtype, storage.span.last - storage.span.first);
+    size_t offset = offset_of(signature_, slots_, slot) - storage.span.first;
+    return alias(storage.memory, meta, int64_t(offset / c10::elementSize(meta.dtype)));
+  }
+
+ private:
+  static constexpr size_t kAligned = 16;
+  struct Storage {
+    Span span;  // of the call's tensors
+    c10::intrusive_ptr<c10::StorageImpl> memory;
+  };
+  std::vector<TensorMeta> metas_;  // as the call finds them: the kernel itself resizes, and chooses the strides
+  const Signature& signature_;
+  const Slots& slots_;
+  const Cut& cut_;
+  bool whole_;
+  int value_;
+  std::vector<Storage> storages_;
+
+  c10::intrusive_ptr<c10::StorageImpl> filled(c10::ScalarType dtype, size_t bytes) const {
+    auto* allocator = c10::GetAllocator(c10::kCPU);
+    auto memory = c10::make_intrusive<c10::StorageImpl>(c10::StorageImpl::use_byte_size_t(), c10::SymInt(int64_t(bytes)),
+                                                        allocator->allocate(bytes), allocator, /*resizable=*/true);
+    if (bytes > 0) std::memset(memory->mutable_data(), 0, bytes);
+    if (value_ == 0) return memory;
+    TensorMeta flat;
+    flat.defined = true;
+    flat.dtype = dtype;
+    flat.sizes.assign(1, int64_t(bytes / c10::elementSize(dtype)));
+    flat.strides.assign(1, 1);
+    alias(memory, flat, 0).fill_(value_);
+    return memory;
+  }
+};
+
+struct Try {
+  std::exception_ptr refusal;  // what the CPU kernel says of such a call; null if it runs
+  Stack results;
+  std::vector<at::Tensor> inputs;
+  std::vector<TensorMeta> before;  // the inputs, as the kernel found them
+};
+
+// The meta kernel has warned of what is resized.
+struct Unheard final : c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
+Try attempt(const Signature& signature, const Results& results, const Slots& slots, const IValue* arguments,
+            const Manner& manner) {
+  Try made;
+  Unheard unheard;
+  std::optional<c10::WarningUtils::WarningHandlerGuard> once;
+  if (!results.resized.empty()) once.emplace(&unheard);
+  try {
+    WithoutPython quietly;
+    Cut cut(signature, arguments);
+    Scratch scratch(signature, slots, manner, cut);
+    at::Generator generator;
+    for (const ArgInfo& argument : signature.op->args)
+      if (argument.kind == ArgKind::Generator) generator = at::detail::createCPUGenerator(0);
+    for (size_t i = 0; i < slots.size(); ++i) {
+      int32_t same = signature.same_as[i];
+      made.inputs.push_back(same >= 0 ? made.inputs[size_t(same)] : scratch.tensor(i));
+      made.before.push_back(signature.storage_of[i] < 0 ? TensorMeta() : meta_of(made.inputs.back()));
+    }
+    Stack stack = rebuild(*signature.op, arguments, c10::kCPU, &generator, [&](int slot) { return made.inputs[size_t(slot)]; });
+    if (!manner.whole)
+      for (IValue& argument : stack) {
+        if (!argument.isIntList()) continue;
+        std::vector<int64_t> sizes = argument.toIntVector();
+        for (int64_t& size : sizes) size = cut(size);
+        argument = std::move(sizes);
+      }
+    signature.op->handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
+    made.results = std::move(stack);
+  } catch (...) {
+    made.refusal = std::current_exception();
+  }
+  return made;
+}
+
+bool same_kind(const TensorMeta& promised, const TensorMeta& returned) {
+  if (!promised.defined) return true;  // masked out
+  return returned.defined && returned.dtype == promised.dtype && returned.sizes.size() == promised.sizes.size();
+}
+
+// The order of the strides, as far as the cut leaves more than one element.
+bool same_order(const TensorMeta& promised, const TensorMeta& returned) {
+  for (size_t a = 0; a < promised.sizes.size(); ++a)
+    for (size_t b = 0; b < a; ++b) {
+      bool tell = promised.sizes[a] > 1 && promised.sizes[b] > 1 && returned.sizes[a] > 1 && returned.sizes[b] > 1;
+      if (tell && (promised.strides[a] < promised.strides[b]) != (returned.strides[a] < returned.strides[b])) return false;
+    }
+  return true;
+}
+
+// Takes from what the kernel returned: everything, or of a cut call what the cut leaves. False if it is of another kind.
+bool correct(Results& promised, Results returned, bool whole) {
+  bool same = promised.outputs.size() == returned.outputs.size();
+  for (size_t i = 0; same && i < promised.outputs.size(); ++i) {
+    TensorMeta& output = promised.outputs[i];
+    same = same_kind(output, returned.outputs[i]) && (!whole || !output.defined || output.sizes == returned.outputs[i].sizes);
+    if (same && !whole && output.defined && !same_order(output, returned.outputs[i]))
+      lay_out(output, returned.outputs[i].strides);
+  }
+  if (!whole)
+    for (auto& [slot, meta] : promised.resized)
+      for (const auto& [same_slot, found] : returned.resized)
+        if (slot == same_slot && same_kind(meta, found) && !same_order(meta, found)) lay_out(meta, found.strides);
+  if (whole) promised = std::move(returned);
+  return same;
+}
+
+// Is the refusal of this kind, and does it contain these words?
+template <class Kind>
+bool is_a(const std::exception_ptr& refusal, const char* words = "") {
+  try {
+    std::rethrow_exception(refusal);
+  } catch (const Kind& error) {
+    return error.msg().find(words) != std::string::npos;
+  } catch (...) {
+    return false;
+  }
+}
+
+// "gt" not implemented for 'ComplexFloat': whatever the content and the sizes.
+bool is_about_dtypes(const std::exception_ptr& refusal) { return is_a<c10::NotImplementedError>(refusal); }
+
+// A dimension that a tensor has not, whatever its sizes: in the words of c10::maybe_wrap_dim.
+bool is_about_dimensions(const std::exception_ptr& refusal) { return is_a<c10::IndexError>(refusal, "Dimension out of range"); }
+
+// A matrix that cannot be inverted, and the like.
+bool is_about_content(const std::exception_ptr& refusal) { return is_a<c10::LinAlgError>(refusal); }
+
+// True if a written argument overlaps itself, whatever the sizes.
+bool is_about_overlap(const Signature& signature, const Slots& slots) {
+  for (size_t i = 0; i < slots.size(); ++i)
+    if (signature.written[i] && at::has_internal_overlap(*slots[i].tensor) == at::MemOverlap::Yes) return true;
+  return false;
+}
+
+// Operators with the dtypes, sizes as they are cut, expanded dimensions, integers and kinds of arguments that a kernel has
+// accepted.
+struct Accepted {
+  std::mutex mutex;
+  std::unordered_set<uint64_t> kinds;
+
+  bool has(uint64_t kind) {
+    std::lock_guard<std::mutex> lock(mutex);
+    return kinds.count(kind) != 0;
+  }
+  void add(uint64_t kind) {
+    std::lock_guard<std::mutex> lock(mutex);
+    kinds.insert(kind);
+  }
+};
+
+Accepted& accepted() {
+  static auto* all = new Accepted();
+  return *all;
+}
+
+uint64_t kind_of(const Signature& signature, const IValue* arguments) {
+  Cut cut(signature, arguments);
+  uint64_t hash = 0;
+  auto add = [&](uint64_t word) {
+    hash = (hash ^ word) * 0x9E3779B97F4A7C15ull;
+    hash ^= hash >> 29;
+  };
+  add(reinterpret_cast<uintptr_t>(signature.op));
+  add(uint64_t(c10::get_default_dtype_as_scalartype()));
+  for (size_t i = 0; i < signature.inputs.size(); ++i) {
+    const TensorMeta& meta = signature.inputs[i];
+    add(uint64_t(meta.defined) | uint64_t(signature.storage_of[i] >= 0) << 1 | uint64_t(meta.conjugate) << 2 |
+        uint64_t(meta.dtype) << 8 | uint64_t(meta.sizes.size()) << 16);
+    for (size_t dim = 0; dim < meta.sizes.size(); ++dim)
+      add(uint64_t(cut(meta.sizes[dim])) << 1 | uint64_t(meta.strides[dim] == 0 && meta.sizes[dim] > 1));
+  }
+  c10::ScalarType first = signature.inputs.empty() ? c10::ScalarType::Undefined : signature.inputs[0].dtype;
+  for (size_t i = 0; i < signature.op->args.size(); ++i) {
+    const IValue& value = arguments[i];
+    add(overflow_of(*signature.op, first, arguments, i));
+    if (value.isString())
+      add(std::hash<std::string>()(value.toStringRef()));
+    else if (value.isBool())
+      add(uint64_t(value.toBool()) + 2);
+    else if (value.isInt())  // a dimension, how many of the largest
+      add(uint64_t(value.toInt()) << 8 | 7);
+    else if (value.isIntList())
+      for (int64_t item : value.toIntVector()) add(uint64_t(cut(item)));
+    else if (value.isList())
+      add(value.toListRef().size() << 8 | 5);
+    else
+      add(uint64_t(value.isNone()) << 8 | uint64_t(value.isDouble()) << 9 | uint64_t(value.isComplexDouble()) << 10 | 6);
+  }
+  return hash;
+}
+
+// Whether anything is written to memory that another argument reads at other places: a cut try does not show it.
+bool overlaps_partly(const Op& op, const Slots& slots) {
+  for (size_t i = 0; i < slots.size(); ++i)
+    for (size_t j = 0; j < i; ++j) {
+      bool written = op.args[size_t(slots[i].argument)].written || op.args[size_t(slots[j].argument)].written;
+      const at::Tensor &a = *slots[i].tensor, &b = *slots[j].tensor;
+      if (written && a.defined() && b.defined() && at::get_overlap_status(a, b) == at::MemOverlapStatus::Partial) return true;
+    }
+  return false;
+}
+
+}  // namespace
+
+Verdict judge(const Signature& signature, const Slots& slots, const IValue* arguments, Results& results) {
+  Op& op = *signature.op;
+  bool whole = bytes_of(signature, results, slots) <= kWhole;
+  if (op.tried && !whole && pairs_matter(op, slots, signature.storage_written.size()) && overlaps_partly(op, slots))
+    return Verdict::Doubtful;
+  uint64_t kind = whole ? 0 : kind_of(signature, arguments);
+  // Large results of scalars alone (arange) cannot be cut.
+  if (!op.tried || (!whole && (op.by_value || accepted().has(kind)))) return Verdict::Legal;
+  auto in = [&](const Manner& manner) { return attempt(signature, results, slots, arguments, manner); };
+  Try made = in({whole, op.content});
+  if (made.refusal && op.content == 0) {
+    Try again = in({whole, 1});
+    if (!again.refusal) made = std::move(again);
+  }
+  if (made.refusal) {
+    // Where no launch will tell: a cut call that fails is about its dtypes if it passes with others. Complex ones take any
+    // scalar.
+    auto passes_with_others = [&] {
+      for (c10::ScalarType dtype : {c10::kFloat, c10::kComplexDouble})
+        for (bool keeps_integers : {false, true})
+          if (!in({whole, 0, dtype, keeps_integers}).refusal) return true;
+      return false;
+    };
+    bool certain = is_about_dtypes(made.refusal) || is_about_dimensions(made.refusal) || is_about_overlap(signature, slots) ||
+                   (is_dry() && !is_about_content(made.refusal) && (whole || passes_with_others()));
+    if (certain) std::rethrow_exception(made.refusal);
+    return is_dry() ? Verdict::Legal : Verdict::Doubtful;
+  }
+  std::optional<Results> returned = results_of(signature, made.results, made.inputs, made.before);
+  bool alike = returned && correct(results, std::move(*returned), whole);
+  if (!alike) op.trust_meta = false;
+  if (!whole && alike) accepted().add(kind);
+  return alike || (whole && returned) ? Verdict::Legal : Verdict::Unlike;
+}
+
+void accept(Signature& signature, const IValue* arguments) {
+  if (!signature.doubtful.exchange(false)) return;
+  accepted().add(kind_of(signature, arguments));
+}
+
+}  // namespace bringup

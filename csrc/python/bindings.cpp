@@ -1,0 +1,81 @@
+// What Python calls: torch.ops.bringup.*. No pybind, so the core needs nothing of torch's Python library.
+#include <torch/library.h>
+
+#include "runtime/generator.h"
+#include "launch/launch.h"
+#include "runtime/memory.h"
+#include "torch/profiler.h"
+#include "runtime/runtime.h"
+#include "torch/views.h"
+
+namespace bringup {
+
+void register_device();    // torch.cpp
+void register_autocast();  // autocast.cpp
+
+namespace {
+
+void start() {
+  register_device();
+  register_kernels();
+  register_autocast();
+  register_collectives();
+  register_profiler();
+}
+
+void configure_chip(std::string chip, std::string description, int64_t devices, int64_t device_bytes, bool check,
+                    std::string driver, bool past_capacity) {
+  configure(
+      {std::move(chip), std::move(description), int(devices), uint64_t(device_bytes), check, std::move(driver), past_capacity});
+}
+
+const at::Generator& generator(int64_t device) { return default_generator(c10::DeviceIndex(device)); }
+
+at::Tensor rng_state(int64_t device) { return at::Tensor(generator(device).unsafeGetGeneratorImpl()->get_state()); }
+
+}  // namespace
+}  // namespace bringup
+
+TORCH_LIBRARY(bringup, m) {
+  using namespace bringup;
+  m.def("start() -> ()", &start);
+  m.def(
+      "configure(str chip, str description, int devices, int device_bytes, bool check, str driver, "
+      "bool past_capacity) -> ()",
+      &configure_chip);
+  m.def("set_device_count(int count) -> ()", [](int64_t count) { set_device_count(int(count)); });
+  m.def("max_devices() -> int", [] { return int64_t(kMaxDevices); });
+  m.def("device_count() -> int", [] { return int64_t(device_count()); });
+  m.def("is_configured() -> bool", [] { return configured(); });
+  m.def("is_open() -> bool", [] { return opened(); });
+  m.def("is_forked() -> bool", [] { return forked(); });
+  m.def("open(int device) -> ()", [](int64_t index) { device(int(index)); });
+  m.def("chip() -> str", [] { return config().chip; });
+  m.def("description() -> str", [] { return config().description; });
+  m.def("device_bytes() -> int", [] { return int64_t(config().device_bytes); });
+  m.def("driver_name() -> str", [] {
+    device(0);  // which loads the driver
+    return std::string(driver().name);
+  });
+  m.def("shutdown() -> ()", [] { shutdown(); });
+  m.def("stream_priority(int device, int stream) -> int", [](int64_t device, int64_t id) {
+    return int64_t(stream(c10::Stream(c10::Stream::UNSAFE, c10::Device(kChip, c10::DeviceIndex(device)), id)).priority);
+  });
+  m.def("live_blocks(int device, int most) -> str",
+        [](int64_t device, int64_t most) { return live_blocks_json(int(device), most); });
+  m.def("held_bytes(int device) -> int[]", [](int64_t device) {  // by tensors now and at most; reserved
+    auto stats = chip_allocator().getDeviceStats(c10::DeviceIndex(device));
+    return std::vector<int64_t>{stats.allocated_bytes[0].current, stats.allocated_bytes[0].peak, stats.reserved_bytes[0].current};
+  });
+  m.def("set_memory_limit(int device, float fraction) -> ()",
+        [](int64_t device, double fraction) { set_memory_limit(int(device), fraction); });
+  m.def("launch_stats() -> str", [] { return launch_stats_json(interned_signatures()); });
+  m.def("manual_seed(int device, int seed) -> ()",
+        [](int64_t device, int64_t seed) { generator(device).unsafeGetGeneratorImpl()->set_current_seed(uint64_t(seed)); });
+  m.def("seed(int device) -> int", [](int64_t device) { return int64_t(generator(device).unsafeGetGeneratorImpl()->seed()); });
+  m.def("initial_seed(int device) -> int", [](int64_t device) { return int64_t(generator(device).current_seed()); });
+  m.def("rng_state(int device) -> Tensor", &rng_state);
+  m.def("set_rng_state(int device, Tensor state) -> ()", [](int64_t device, const at::Tensor& state) {
+    generator(device).unsafeGetGeneratorImpl()->set_state(*state.unsafeGetTensorImpl());
+  });
+}

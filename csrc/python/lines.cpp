@@ -1,0 +1,242 @@
+#include "python/lines.h"
+
+#include <ATen/SequenceNumber.h>
+#include <ATen/record_function.h>
+#include <c10/core/GradMode.h>
+#include <torch/csrc/autograd/function.h>
+
+#include <array>
+#include <atomic>
+#include <filesystem>
+
+#include "python/modules.h"
+#include "python/python.h"
+#include "python/whose.h"
+
+namespace bringup {
+namespace {
+
+template <class T>
+T at_offset(const void* base, size_t offset) {
+  return *reinterpret_cast<const T*>(static_cast<const char*>(base) + offset);
+}
+
+bool is_user(PyObject* code) { return whose(code) == Whose::User; }
+
+Ref innermost_by_api() { return Ref::share(PyEval_GetFrame()); }
+Ref code_of(const Ref& frame) { return Ref(PyFrame_GetCode(frame.get())); }
+
+Line line_by_api() {
+  Gil gil;
+  Line line;
+  const ModuleTargets* targets = PyFrame_GetVarString ? module_targets() : nullptr;
+  std::vector<void*> modules;
+  for (Ref frame = innermost_by_api(); frame; frame = Ref(line.code && !targets ? nullptr : PyFrame_GetBack(frame.get()))) {
+    Ref code = code_of(frame);
+    if (!line.code && is_user(code.get())) line = {code.get(), PyFrame_GetLasti(frame.get())};
+    if (targets && code.get() == targets->call) {
+      Ref self(PyFrame_GetVarString(frame.get(), "self"));
+      if (self) modules.push_back(self.get());  // the frame holds it
+      PyErr_Clear();
+    }
+    if (targets && modules.empty() && targets->is_optimizer(code.get())) line.phase = Phase::Optimizer;
+  }
+  if (!modules.empty() && line.phase == Phase::Forward) line.module = number_of_module(modules[0], [&] { return modules; });
+  return line;
+}
+
+bool machinery_by_api() {
+  Gil gil;
+  for (Ref frame = innermost_by_api(); frame; frame = Ref(PyFrame_GetBack(frame.get())))
+    if (whose(code_of(frame).get()) == Whose::Machinery) return true;
+  return false;
+}
+
+// Note [Reading frames without the GIL]
+// torch launches with the GIL released; taking it for every launch would cost more than the rest of the launch. The
+// frames of a thread do not change while the thread itself is in here, so they can be read as they lie in memory.
+// Offsets of CPython 3.11, whose layout is final (Include/cpython/pystate.h, Include/internal/pycore_frame.h,
+// Include/cpython/code.h). Other versions, and a Python built otherwise, take the API: the first call compares the two.
+constexpr size_t kCFrame = 56, kCurrentFrame = 8;                              // PyThreadState, _PyCFrame
+constexpr size_t kCode = 32, kPrevious = 48, kInstruction = 56, kLocals = 72;  // _PyInterpreterFrame
+constexpr size_t kBytecode = 184;                                              // PyCodeObject
+
+const void* innermost_frame(const void* thread) {
+  return at_offset<const void*>(at_offset<const void*>(thread, kCFrame), kCurrentFrame);
+}
+
+bool machinery_by_layout(const void* thread) {
+  for (const void* frame = innermost_frame(thread); frame; frame = at_offset<const void*>(frame, kPrevious))
+    if (whose(at_offset<PyObject*>(frame, kCode)) == Whose::Machinery) return true;
+  return false;
+}
+
+Line line_by_layout(const void* thread) {
+  const void* frame = innermost_frame(thread);
+  Line line;
+  const ModuleTargets* targets = module_targets();
+  for (; frame; frame = at_offset<const void*>(frame, kPrevious)) {
+    auto* code = at_offset<PyObject*>(frame, kCode);
+    if (!line.code && is_user(code)) {
+      auto* bytecode = reinterpret_cast<const char*>(code) + kBytecode;
+      line = {code, int32_t(at_offset<const char*>(frame, kInstruction) - bytecode)};
+    }
+    if (!targets && line.code) return line;
+    if (!targets) continue;
+    if (code == targets->call) {
+      line.module = number_of_module(at_offset<void*>(frame, kLocals), [&] {
+        std::vector<void*> chain;
+        for (const void* outer = frame; outer; outer = at_offset<const void*>(outer, kPrevious))
+          if (at_offset<void*>(outer, kCode) == targets->call) chain.push_back(at_offset<void*>(outer, kLocals));
+        return chain;
+      });
+      break;
+    }
+    if (targets->is_optimizer(code)) {
+      line.phase = Phase::Optimizer;
+      break;
+    }
+  }
+  // The line may lie outside of the module or the optimizer.
+  for (; frame && !line.code; frame = at_offset<const void*>(frame, kPrevious)) {
+    auto* code = at_offset<PyObject*>(frame, kCode);
+    if (!is_user(code)) continue;
+    auto* bytecode = reinterpret_cast<const char*>(code) + kBytecode;
+    line.code = code;
+    line.instruction = int32_t(at_offset<const char*>(frame, kInstruction) - bytecode);
+  }
+  return line;
+}
+
+bool layout_is_known() {
+  if (!is_python_3_11()) return false;
+  Line by_api = line_by_api(), by_layout = line_by_layout(PyGILState_GetThisThreadState());
+  return by_api.code == by_layout.code && by_api.instruction == by_layout.instruction;
+}
+
+// Two threads may both look: the one that looks may need the GIL, so nobody may wait for it.
+bool reads_layout() {
+  enum { kUnknown, kNo, kYes };
+  static std::atomic<int> answer{kUnknown};
+  if (answer.load(std::memory_order_relaxed) == kUnknown) answer = layout_is_known() ? kYes : kNo;
+  return answer.load(std::memory_order_relaxed) == kYes;
+}
+
+Line python_line() {
+  void* thread = PyGILState_GetThisThreadState();
+  if (!thread) return {};
+  return reads_layout() ? line_by_layout(thread) : line_by_api();
+}
+
+std::atomic<bool> raw_frames_known{false};
+
+}  // namespace
+
+void prepare_raw_frames() { raw_frames_known = reads_layout(); }
+
+RawFrames raw_frames() {
+  RawFrames frames;
+  frames.count = 0;
+  void* thread = raw_frames_known ? PyGILState_GetThisThreadState() : nullptr;
+  if (!thread) return frames;
+  const void* frame = innermost_frame(thread);
+  for (; frame && frames.count < int(kRawFrames); frame = at_offset<const void*>(frame, kPrevious)) {
+    auto* code = at_offset<char*>(frame, kCode);
+    frames.code[frames.count] = code;
+    frames.instruction[frames.count++] = int32_t(at_offset<const char*>(frame, kInstruction) - (code + kBytecode));
+  }
+  return frames;
+}
+
+Line user_line(const RawFrames& frames) {
+  Gil gil;
+  for (int i = 0; i < frames.count; ++i)
+    if (is_user(static_cast<PyObject*>(frames.code[i]))) return {frames.code[i], frames.instruction[i]};
+  return {};
+}
+
+bool within_machinery() {
+  void* thread = PyGILState_GetThisThreadState();
+  return thread && (reads_layout() ? machinery_by_layout(thread) : machinery_by_api());
+}
+
+namespace {
+
+// Note [Lines of the backward pass]
+// Autograd launches from its own threads, which run no Python. A node of the graph carries the sequence number that the
+// forward operator got on its thread just before it launched, and that thread's number: forward launches leave their line
+// under the two. Entries are overwritten without a lock. Each carries a word that fits only the pair and the line together,
+// so that a reader takes an entry that is half one line and half another for none.
+struct ForwardLine {
+  std::atomic<uint64_t> check{0}, code{0}, place{0};
+};
+constexpr size_t kForwardLines = 1 << 14;
+std::array<ForwardLine, kForwardLines> forward_lines;
+
+uint64_t check_of(uint64_t sequence, uint64_t thread, uint64_t code, uint64_t place) {
+  return ((sequence ^ thread << 48) * 0x9E3779B97F4A7C15ull ^ code) * 0xD6E8FEB86659FD93ull ^ place;
+}
+
+// Threads count alike: those that do the same at a time have entries of their own.
+ForwardLine& forward_line(uint64_t sequence, uint64_t thread) {
+  return forward_lines[(sequence + thread * 5003) % kForwardLines];
+}
+
+void keep_forward_line(uint64_t sequence, uint64_t thread, const Line& line) {
+  auto code = uint64_t(reinterpret_cast<uintptr_t>(line.code));
+  uint64_t place = uint64_t(uint32_t(line.module)) << 32 | uint32_t(line.instruction);
+  ForwardLine& entry = forward_line(sequence, thread);
+  entry.code.store(code, std::memory_order_relaxed);
+  entry.place.store(place, std::memory_order_relaxed);
+  entry.check.store(check_of(sequence, thread, code, place), std::memory_order_relaxed);
+}
+
+// The line that was kept; without code if there is none.
+Line kept_forward_line(uint64_t sequence, uint64_t thread) {
+  const ForwardLine& entry = forward_line(sequence, thread);
+  uint64_t code = entry.code.load(std::memory_order_relaxed), place = entry.place.load(std::memory_order_relaxed);
+  if (!code || entry.check.load(std::memory_order_relaxed) != check_of(sequence, thread, code, place)) return {};
+  Line line;
+  line.code = reinterpret_cast<void*>(code);
+  line.instruction = int32_t(place & 0xffffffff);
+  line.module = int32_t(place >> 32);
+  return line;
+}
+
+Line backward_line() {
+  auto node = torch::autograd::get_current_node();
+  if (!node) return {};
+  Line line = kept_forward_line(node->sequence_nr(), node->thread_id());
+  line.backward = line.code != nullptr;
+  line.phase = Phase::Backward;
+  return line;
+}
+
+}  // namespace
+
+Line current_line() {
+  Line line = python_line();
+  if (!line.code) return backward_line();
+  if (c10::GradMode::is_enabled()) {
+    uint64_t next = at::sequence_number::peek();
+    if (next > 0) {
+      uint64_t thread = at::RecordFunction::currentThreadId();
+      // The first launch after a node was made is the node's; later ones made no node.
+      if (!kept_forward_line(next - 1, thread).code) keep_forward_line(next - 1, thread, line);
+    }
+  }
+  return line;
+}
+
+std::string describe(const Line& line) {
+  if (!line.code || !Py_IsInitialized()) return "";
+  Gil gil;
+  auto* code = static_cast<PyObject*>(line.code);
+  std::string file = text_of(code, "co_filename");
+  std::error_code error;
+  std::string here = std::filesystem::current_path(error).string() + "/";
+  if (!error && file.compare(0, here.size(), here) == 0) file = file.substr(here.size());
+  return file + ":" + std::to_string(PyCode_Addr2Line(code, line.instruction)) + (line.backward ? " (backward)" : "");
+}
+
+}  // namespace bringup

@@ -1,0 +1,592 @@
+#include "record/recorder.h"
+
+#include <c10/util/flat_hash_map.h>
+#include <time.h>
+#include <torch/library.h>
+
+#include <cmath>
+#include <deque>
+#include <limits>
+#include <memory>
+#include <mutex>
+#include <sstream>
+
+#include "json.h"
+#include "record/waits.h"
+
+namespace bringup {
+
+std::atomic<bool> recording_now{false};
+
+namespace {
+
+using c10::IValue;
+
+// At most 64 bytes, so that a million launches stay far below a gigabyte.
+struct TraceRow {
+  int64_t host_ns;     // CPU time of the launching thread since its previous row
+  int64_t bytes;       // of a copy or an allocation
+  int64_t object;      // event id, address of an allocation, module of a call
+  uint64_t first_use;  // into `uses`
+  int32_t signature;   // -1: not a launch
+  int32_t line, module;
+  uint32_t use_count;
+  int32_t views;  // view operators since the thread's previous row that carries time
+  int32_t thread;
+  int16_t stream;
+  int8_t device;
+  RowKind kind;
+  Phase phase;
+  uint8_t flags;
+};
+
+static_assert(sizeof(TraceRow) <= 64);
+
+struct LineHash {
+  size_t operator()(const std::pair<void*, int64_t>& key) const {
+    return std::hash<void*>()(key.first) * 31 + std::hash<int64_t>()(key.second);
+  }
+};
+
+// View operators of a thread since its previous row that carries time. The recording reads them, too: the thread may end
+// without another row.
+struct ViewCount {
+  std::atomic<int32_t> thread{0};  // whose rows carry them
+  std::atomic<int64_t> views{0};
+};
+
+struct Recording {
+  std::mutex mutex;
+  std::atomic<int64_t> number{0};  // of the recording in this process
+  std::deque<TraceRow> rows, aside;
+  std::vector<uint64_t> uses;  // address * 2 + written
+  std::vector<std::string> signatures;
+  std::unordered_map<std::string, int32_t> by_text;
+  std::vector<std::pair<Line, std::string>> lines;  // the text of those that a compiler names
+  std::unordered_map<std::string, int32_t> line_texts;
+  std::unordered_map<std::pair<void*, int64_t>, int32_t, LineHash> line_ids;
+  std::atomic<int32_t> threads{0};
+  std::mutex counts_mutex;  // taken last
+  std::vector<std::shared_ptr<ViewCount>> counts;
+
+  std::shared_ptr<ViewCount> new_count(int32_t thread) {
+    auto count = std::make_shared<ViewCount>();
+    count->thread = thread;
+    std::lock_guard<std::mutex> lock(counts_mutex);
+    counts.push_back(count);
+    return count;
+  }
+};
+
+Recording& recording_state() {
+  static auto* state = new Recording();
+  return *state;
+}
+
+// Note [The host's own time]
+// The clock of a thread's CPU time costs 0.5 us, the wall clock 0.03. Between two launches in a row the two are the same;
+// only a longer gap, in which the thread may have waited, is worth the dear clock.
+struct ThreadClock {
+  int64_t number = -1;  // of the recording
+  int32_t id = 0;
+  std::shared_ptr<ViewCount> count;
+  int64_t wall = 0, cpu = 0, since_cpu = 0;
+
+  static int64_t read(clockid_t clock) {
+    timespec now;
+    clock_gettime(clock, &now);
+    return now.tv_sec * 1000000000ll + now.tv_nsec;
+  }
+
+  void join(Recording& state) {
+    if (number == state.number.load(std::memory_order_relaxed)) return;
+    int32_t next = state.threads++;
+    *this = {state.number, next, state.new_count(next), read(CLOCK_MONOTONIC), read(CLOCK_THREAD_CPUTIME_ID), 0};
+  }
+
+  int64_t elapsed() {
+    constexpr int64_t kLongGap = 20000;
+    int64_t now = read(CLOCK_MONOTONIC);
+    int64_t gap = now - wall;
+    wall = now;
+    if (gap < kLongGap) {
+      since_cpu += gap;
+      return gap;
+    }
+    int64_t used = read(CLOCK_THREAD_CPUTIME_ID);
+    int64_t own = std::clamp<int64_t>(used - cpu - since_cpu, 0, gap);
+    cpu = used;
+    since_cpu = 0;
+    return own;
+  }
+};
+
+thread_local ThreadClock thread_clock;
+
+// ---- signatures as text
+
+void write_meta(std::ostream& out, const TensorMeta& meta, int storage, bool written) {
+  if (!meta.defined) {
+    out << "null";
+    return;
+  }
+  out << "[\"" << c10::getDtypeNames(meta.dtype).first << "\",[";
+  for (size_t i = 0; i < meta.sizes.size(); ++i) out << (i ? "," : "") << meta.sizes[i];
+  out << "],[";
+  for (size_t i = 0; i < meta.strides.size(); ++i) out << (i ? "," : "") << meta.strides[i];
+  out << "]," << storage << "," << (written ? 1 : 0) << "]";
+}
+
+void write_value(std::ostream& out, const IValue& value, bool by_value, int& slot) {
+  if (value.isTensor()) {
+    out << "{\"tensor\":" << slot++ << "}";
+  } else if (value.isList()) {
+    out << "[";
+    bool first = true;
+    for (const IValue& element : value.toListRef()) {
+      out << (first ? "" : ",");
+      write_value(out, element, by_value, slot);
+      first = false;
+    }
+    out << "]";
+  } else if (value.isInt() && by_value) {
+    out << value.toInt();
+  } else if (value.isBool() && by_value) {
+    out << (value.toBool() ? "true" : "false");
+  } else if (value.isDouble() && by_value && std::isfinite(value.toDouble())) {
+    out << value.toDouble();
+  } else if (value.isString()) {
+    out << json_text(value.toStringRef());
+  } else {
+    out << "null";
+  }
+}
+
+void write_outputs(std::ostream& out, const Stack* results, const Signature& signature) {
+  bool first = true;
+  auto one = [&](const TensorMeta& meta) {
+    out << (first ? "" : ",");
+    write_meta(out, meta, -1, true);
+    first = false;
+  };
+  if (!results) {
+    for (const TensorMeta& meta : signature.outputs) one(meta);
+    return;
+  }
+  for (size_t i = 0; i < results->size(); ++i) {
+    if (signature.op->returns[i].kind == ReturnInfo::Argument) continue;
+    const IValue& value = (*results)[i];
+    if (value.isTensor())
+      one(meta_of(value.toTensor()));
+    else if (value.isTensorList())
+      for (const at::Tensor& tensor : value.toTensorVector()) one(meta_of(tensor));
+  }
+}
+
+std::string text_of(const Signature& signature, const IValue* arguments, const Stack* results) {
+  const Op& op = *signature.op;
+  std::ostringstream out;
+  out << "{\"op\":" << json_text(op.name) << ",\"inputs\":[";
+  for (size_t i = 0; i < signature.inputs.size(); ++i) {
+    out << (i ? "," : "");
+    write_meta(out, signature.inputs[i], signature.storage_of[i], signature.written[i]);
+  }
+  out << "],\"outputs\":[";
+  write_outputs(out, results, signature);
+  out << "],\"args\":{";
+  int slot = 0;
+  const auto& schema = op.handle.schema().arguments();
+  for (size_t i = 0; i < op.args.size(); ++i) {
+    out << (i ? "," : "") << json_text(schema[i].name()) << ":";
+    write_value(out, arguments[i], op.by_value || op.args[i].kind != ArgKind::Scalar, slot);
+  }
+  out << "}}";
+  return out.str();
+}
+
+int32_t intern_text(Recording& state, std::string text) {
+  auto [found, added] = state.by_text.try_emplace(text, int32_t(state.signatures.size()));
+  if (added) state.signatures.push_back(std::move(text));
+  return found->second;
+}
+
+int32_t intern_signature(Recording& state, const LaunchRow& row, const Stack* results) {
+  if (results) return intern_text(state, text_of(row.signature, row.arguments, results));
+  auto& slot = row.signature.recorded;
+  int64_t known = slot.load(std::memory_order_relaxed);
+  if (known >> 32 == state.number) return int32_t(known & 0xffffffff);
+  int32_t id = intern_text(state, text_of(row.signature, row.arguments, nullptr));
+  slot.store(state.number << 32 | id, std::memory_order_relaxed);
+  return id;
+}
+
+int32_t intern_line(Recording& state, const Line& line) {
+  if (!line.code) return -1;
+  auto [found, added] = state.line_ids.try_emplace({line.code, line.instruction}, int32_t(state.lines.size()));
+  if (added) {
+    state.lines.emplace_back(line, "");
+    state.lines.back().first.backward = false;
+  }
+  return found->second;
+}
+
+template <class To>
+To narrow(uint64_t value, const char* what) {
+  TORCH_CHECK(value <= uint64_t(std::numeric_limits<To>::max()), "a recording holds no more than ",
+              std::numeric_limits<To>::max(), " ", what, ", and here are ", value);
+  return To(value);
+}
+
+// Memory is allocated within the launch that asks for it: its rows carry no time, nor do the allocator's own events.
+bool carries_time(RowKind kind, uint8_t flags) {
+  if (kind == RowKind::EventRecord || kind == RowKind::EventWait) return !(flags & kOfAllocator);
+  return kind != RowKind::Alloc && kind != RowKind::Free && kind != RowKind::Reserve && kind != RowKind::Release &&
+         kind != RowKind::Owner;
+}
+
+int32_t take_views(ViewCount& count) {
+  return narrow<int32_t>(uint64_t(count.views.exchange(0, std::memory_order_relaxed)), "views between two launches");
+}
+
+void add_row(Recording& state, TraceRow& row) {
+  row.use_count = narrow<uint32_t>(state.uses.size() - row.first_use, "tensors in a launch");
+  state.rows.push_back(row);
+}
+
+TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Line& line, uint8_t flags = 0) {
+  TraceRow row{};
+  thread_clock.join(state);
+  int32_t master = works_for();
+  row.thread = master >= 0 ? master : thread_clock.id;
+  if (int64_t signal = take_start_signal()) {
+    TraceRow start = new_row(state, RowKind::Resume, nullptr, {});
+    start.object = signal;
+    add_row(state, start);
+  }
+  if (carries_time(kind, flags)) {
+    row.host_ns = thread_clock.elapsed();
+    row.views = take_views(*thread_clock.count);
+  }
+  row.kind = kind;
+  row.flags = flags;
+  row.signature = -1;
+  row.line = intern_line(state, line);
+  row.module = line.module;
+  row.phase = line.phase;
+  row.device = stream ? int8_t(stream->id.device_index()) : int8_t(current_device());
+  row.stream = stream ? int16_t(stream->id.id()) : int16_t(-1);
+  row.first_use = state.uses.size();
+  return row;
+}
+
+void add_use(Recording& state, const void* address, bool written) {
+  if (address) state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + written);
+}
+
+// Views that no row has carried yet, of any thread, before somebody reads the recording: they get rows of their own.
+void settle_views(Recording& state) {
+  if (!recording()) return;
+  std::lock_guard<std::mutex> lock(state.counts_mutex);
+  for (const auto& count : state.counts) {
+    int32_t views = take_views(*count);
+    if (views == 0) continue;
+    TraceRow row{};
+    row.kind = RowKind::Host;
+    row.signature = row.line = row.module = -1;
+    row.device = int8_t(current_device());
+    row.stream = -1;
+    row.thread = count->thread;
+    row.first_use = state.uses.size();
+    row.views = views;
+    if (count == thread_clock.count) row.host_ns = thread_clock.elapsed();
+    add_row(state, row);
+  }
+}
+
+void forget_views(Recording& state) {
+  std::lock_guard<std::mutex> lock(state.counts_mutex);
+  for (const auto& count : state.counts) count->views = 0;
+}
+
+}  // namespace
+
+void count_view() {
+  thread_clock.join(recording_state());
+  int32_t master = works_for();
+  thread_clock.count->thread.store(master >= 0 ? master : thread_clock.id, std::memory_order_relaxed);
+  thread_clock.count->views.fetch_add(1, std::memory_order_relaxed);
+}
+
+int recording_thread() {
+  thread_clock.join(recording_state());
+  return thread_clock.id;
+}
+
+void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::Launch, &launch.stream, launch.line, flags);
+  row.signature = intern_signature(state, launch, results);
+  const auto& written = launch.signature.storage_written;
+  for (size_t i = 0; i < launch.storages.size(); ++i) add_use(state, launch.storages[i].address, written[i]);
+  for (void* output : launch.outputs) add_use(state, output, true);
+  add_row(state, row);
+}
+
+void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, kind, stream, line, flags);
+  row.bytes = bytes;
+  row.object = object;
+  add_row(state, row);
+}
+
+void record_event(const Stream& stream, int64_t event, const void* keeps) {
+  Line line = current_line();
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::EventRecord, &stream, line, keeps ? kOfAllocator : 0);
+  row.object = event;
+  add_use(state, keeps, false);
+  add_row(state, row);
+}
+
+void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
+                 int64_t other) {
+  Line line = current_line();
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, kind, &stream, line, flags);
+  row.bytes = bytes;
+  row.object = other;
+  add_use(state, from, false);
+  add_use(state, to, true);
+  add_row(state, row);
+}
+
+void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsize, int64_t device) {
+  if (!recording()) return;
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::Owner, nullptr, {}, uint8_t(itemsize));
+  row.object = address;
+  row.bytes = kind;
+  row.module = int32_t(module);
+  row.device = int8_t(device);
+  add_row(state, row);
+}
+
+void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address, uint8_t flags) {
+  record_row(kind, &stream, line, bytes, int64_t(reinterpret_cast<uintptr_t>(address)), flags);
+}
+
+// A kernel of a compiled graph. `read` and `written` are on the chip; the compiler knows the line ("": the caller's), the
+// module (-1: none) and whether the graph is a backward one.
+void record_compiled(const std::string& signature, at::TensorList read, at::TensorList written, const std::string& line,
+                     int64_t module, bool backward) {
+  if (!recording()) return;
+  Line here = current_line();
+  const Stream& stream = current_stream((written.empty() ? read : written).front().device().index());
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::Launch, &stream, here);
+  row.signature = intern_text(state, signature);
+  row.module = int32_t(module);
+  if (backward) row.phase = Phase::Backward;
+  if (!line.empty()) {
+    auto [found, added] = state.line_texts.try_emplace(line, int32_t(state.lines.size()));
+    if (added) state.lines.emplace_back(Line{}, line);
+    row.line = found->second;
+  }
+  for (const at::Tensor& tensor : read) add_use(state, tensor.storage().data(), false);
+  for (const at::Tensor& tensor : written) add_use(state, tensor.storage().data(), true);
+  add_row(state, row);
+}
+
+RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::SmallVector<StorageRef, 6>& storages,
+                          const std::vector<int64_t>& written) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::Launch, &stream, line);
+  for (size_t i = 0; i < storages.size(); ++i) add_use(state, storages[i].address, written[i] != 0);
+  add_row(state, row);
+  return {state.number, state.rows.size() - 1};
+}
+
+void amend_recorded(const RecordedRow& row, std::string signature) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  if (row.recording == state.number && row.row < state.rows.size())
+    state.rows[row.row].signature = intern_text(state, std::move(signature));
+}
+
+// ---- Python's side
+
+namespace {
+
+void start_recording() {
+  Recording& state = recording_state();
+  TORCH_CHECK(!recording(), "a recording is under way: one at a time");
+  std::lock_guard<std::mutex> lock(state.mutex);
+  ++state.number;
+  state.rows.clear();
+  state.aside.clear();
+  state.uses.clear();
+  state.signatures.clear();
+  state.by_text.clear();
+  state.lines.clear();
+  state.line_texts.clear();
+  state.line_ids.clear();
+  state.threads = 0;
+  {
+    std::lock_guard<std::mutex> counts_lock(state.counts_mutex);
+    state.counts.clear();
+  }
+  recording_now = true;
+}
+
+// Addresses become numbers in order of first appearance: the same program gives the same numbers.
+struct StorageNumbers {
+  ska::flat_hash_map<uint64_t, int64_t> of;
+  int64_t next = 0;
+  int64_t fresh(uint64_t address) { return of[address] = next++; }
+  int64_t known(uint64_t address) {
+    auto found = of.find(address);
+    return found == of.end() ? fresh(address) : found->second;
+  }
+};
+
+template <class T, class F>
+at::Tensor column(const std::deque<TraceRow>& rows, size_t first, c10::ScalarType dtype, F value) {
+  at::Tensor tensor = at::empty({int64_t(rows.size() - first)}, at::TensorOptions(dtype).device(c10::kCPU));
+  T* out = static_cast<T*>(tensor.mutable_data_ptr());
+  for (size_t i = first; i < rows.size(); ++i) *out++ = T(value(rows[i]));
+  return tensor;
+}
+
+// The rows from `first` on, as columns; storages renumbered only for the whole recording.
+std::vector<at::Tensor> recorded_columns(int64_t start) {
+  wait_for_kernels();
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  settle_views(state);
+  const auto& rows = state.rows;
+  size_t first = size_t(std::min<int64_t>(start, int64_t(rows.size())));
+  using c10::ScalarType;
+  std::vector<at::Tensor> columns{
+      column<uint8_t>(rows, first, ScalarType::Byte, [](const TraceRow& row) { return row.kind; }),
+      column<uint8_t>(rows, first, ScalarType::Byte, [](const TraceRow& row) { return row.flags; }),
+      column<uint8_t>(rows, first, ScalarType::Byte, [](const TraceRow& row) { return row.phase; }),
+      column<int8_t>(rows, first, ScalarType::Char, [](const TraceRow& row) { return row.device; }),
+      column<int16_t>(rows, first, ScalarType::Short, [](const TraceRow& row) { return row.stream; }),
+      column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.thread; }),
+      column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.views; }),
+      column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.signature; }),
+      column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.line; }),
+      column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.module; }),
+      column<int64_t>(rows, first, ScalarType::Long, [](const TraceRow& row) { return row.host_ns; }),
+      column<int64_t>(rows, first, ScalarType::Long, [](const TraceRow& row) { return row.bytes; }),
+  };
+  StorageNumbers storages;
+  at::Tensor objects = at::empty({int64_t(rows.size() - first)}, at::kLong);
+  at::Tensor uses = at::empty({first == 0 ? int64_t(state.uses.size()) : 0}, at::kLong);
+  at::Tensor offsets = at::zeros({first == 0 ? int64_t(rows.size()) + 1 : 0}, at::kLong);
+  auto* object = objects.mutable_data_ptr<int64_t>();
+  auto* use = uses.mutable_data_ptr<int64_t>();
+  auto* offset = offsets.mutable_data_ptr<int64_t>();
+  for (size_t i = first; i < rows.size(); ++i) {
+    const TraceRow& row = rows[i];
+    bool memory = row.kind == RowKind::Alloc || row.kind == RowKind::Free || row.kind == RowKind::Owner;
+    if (!memory || first > 0)
+      *object++ = row.object;
+    else
+      *object++ = row.kind == RowKind::Alloc ? storages.fresh(uint64_t(row.object)) : storages.known(uint64_t(row.object));
+    if (first > 0) continue;
+    for (size_t k = row.first_use; k < row.first_use + row.use_count; ++k)
+      *use++ = storages.known(state.uses[k] >> 1) * 2 + int64_t(state.uses[k] & 1);
+    offset[1] = offset[0] + row.use_count;
+    ++offset;
+  }
+  uses = uses.narrow(0, 0, use - uses.const_data_ptr<int64_t>());  // less than all if rows were set aside
+  columns.insert(columns.end(), {objects, uses, offsets});
+  return columns;
+}
+
+std::vector<std::string> recorded_signatures(int64_t start) {  // JSON
+  wait_for_kernels();
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  return {state.signatures.begin() + std::min<int64_t>(start, int64_t(state.signatures.size())), state.signatures.end()};
+}
+
+// What passed was not the program's.
+void skip_host_time() {
+  thread_clock.join(recording_state());
+  thread_clock.elapsed();
+}
+
+std::vector<std::string> recorded_lines() {
+  std::vector<std::pair<Line, std::string>> lines;
+  {
+    std::lock_guard<std::mutex> lock(recording_state().mutex);
+    lines = recording_state().lines;
+  }
+  std::vector<std::string> texts;
+  texts.reserve(lines.size());
+  for (const auto& [line, text] : lines)
+    texts.push_back(text.empty() ? describe(line) : text);  // takes the GIL: not under the mutex
+  return texts;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bringup, m) {
+  m.def("start_recording() -> ()", &start_recording);
+  m.def("stop_recording() -> ()", [] { recording_now = false; });
+  m.def("set_recording_aside(bool aside) -> ()", [](bool aside) {  // rows between the two calls are not the program's
+    wait_for_kernels();
+    Recording& state = recording_state();
+    std::lock_guard<std::mutex> lock(state.mutex);
+    aside ? settle_views(state) : forget_views(state);
+    std::swap(state.rows, state.aside);
+    if (!aside) state.aside.clear();
+    skip_host_time();
+  });
+  m.def("is_recording() -> bool", [] { return recording(); });
+  m.def("recorded_rows() -> int", [] {
+    settle_interrupted();
+    std::lock_guard<std::mutex> lock(recording_state().mutex);
+    settle_views(recording_state());
+    return int64_t(recording_state().rows.size());
+  });
+  m.def("recorded_columns(int start) -> Tensor[]", &recorded_columns);
+  m.def("recorded_signatures(int start) -> str[]", &recorded_signatures);
+  m.def("recorded_lines() -> str[]", &recorded_lines);
+  m.def("record_mark(int kind, int object) -> ()", [](int64_t kind, int64_t object) {
+    if (recording()) record_row(RowKind(kind), nullptr, current_line(), 0, object);
+  });
+  m.def("record_owner(int address, int kind, int module, int itemsize, int device) -> ()", &record_owner);
+  m.def("record_compiled(str signature, Tensor[] read, Tensor[] written, str line, int module, bool backward) -> ()",
+        [](const std::string& signature, const std::vector<at::Tensor>& read, const std::vector<at::Tensor>& written,
+           const std::string& line, int64_t module,
+           bool backward) { record_compiled(signature, read, written, line, module, backward); });
+  m.def("skip_host_time() -> ()", &skip_host_time);
+  // The names of the numbers in a recording's columns, in their order.
+  m.def("row_kinds() -> str[]", [] {
+    return std::vector<std::string>{
+#define ROW_KIND(name, text) text,
+#include "record/rows.inc"
+    };
+  });
+  m.def("row_flags() -> str[]", [] {
+    return std::vector<std::string>{
+#define ROW_FLAG(name, bit, text) text,
+#include "record/rows.inc"
+    };
+  });
+  m.def("row_phases() -> str[]", [] { return std::vector<std::string>{"forward", "backward", "optimizer"}; });
+  m.def("row_waits() -> str[]", [] { return std::vector<std::string>{"sleep", "descriptor", "process", "lock"}; });
+}
+
+}  // namespace bringup

@@ -1,0 +1,526 @@
+// Replays rows of a trace on host, links and chips. The rules, with worked examples: docs/replay.md.
+#include <ATen/ATen.h>
+#include <torch/library.h>
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <deque>
+#include <limits>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "record/recorder.h"
+#include "record/waits.h"
+
+namespace bringup {
+namespace {
+
+constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
+constexpr int64_t kNone = -1;
+
+struct Machine {
+  double launch_latency;  // from the host's call to the earliest start on the chip, seconds
+  size_t queue_depth;     // launches that may be outstanding
+  int copy_engines;
+  int concurrent;  // kernels at once
+};
+
+// An operation on a stream. `phase` counts the parts of a fallback: copy down, compute, copy up.
+struct Pending {
+  int64_t row;
+  RowKind kind;
+  bool fallback = false;
+  int phase = 0;
+  int source = 0;         // of a copy between chips
+  double earliest;        // the host's call, plus the latency
+  double seconds, share;  // of the whole operation; the share of the chip's cores
+  double parts[3];        // of a fallback
+  int64_t after = kNone;  // of a wait: the row that recorded the event
+};
+
+struct StreamQueue {
+  std::deque<Pending> waiting;
+  double done = 0;       // end of what has left the queue
+  int64_t last = kNone;  // row of the latest operation
+};
+
+struct Running {
+  double start, end, share;
+};
+
+struct DeviceClock {
+  std::map<int, StreamQueue> streams;
+  std::vector<Running> running;   // kernels
+  size_t queued = 0;              // launches whose end is unknown
+  std::deque<double> ends;        // of the other launches that the queue holds, in order
+  double link[2] = {0, 0};        // free from: host to device, device to host
+  std::map<int, double> between;  // the same of the link from another chip
+};
+
+struct HostThread {
+  double time = 0;
+  int64_t row = kNone;           // in which it waits
+  std::vector<int64_t> awaited;  // for the ends of these rows
+  bool computes = false;         // in the place of the chip
+  double idle = 0;               // spent on waits for what is not the chip
+  bool ahead = false;            // of the others, by such a wait
+};
+
+// The operation that can start first, if there is one.
+struct Next {
+  double moment = std::numeric_limits<double>::infinity(), ready = 0;
+  int64_t row = kNone;
+  DeviceClock* on = nullptr;
+  StreamQueue* stream = nullptr;
+  double earliest = 0;  // nothing can start before this any more
+
+  void choose(double start, double from, int64_t number, DeviceClock& device, StreamQueue& queue) {
+    if (std::tie(start, from, number) >= std::tie(moment, ready, row)) return;
+    moment = start;
+    ready = from;
+    row = number;
+    on = &device;
+    stream = &queue;
+  }
+};
+
+// Note [The order of the replay]
+// Rows come in the host's order, and operations start in the order of time. So a row only joins its stream's queue, and
+// queues move on when somebody needs to know an end: a thread that waited and goes on, a full queue, the caller at the
+// end. By then every row that the host issued before that moment is there, since a thread that waits issues nothing and
+// the others' rows have been read. The operation that can start first is started first; an operation that still waits,
+// for its stream, an event, a copy or cores, holds back nothing but its own stream.
+struct Replay {
+  Machine machine;
+  double host = 0;  // the interpreter's clock
+  std::unordered_map<int, HostThread> threads;
+  std::unordered_map<int64_t, int64_t> events;  // -> the row of the latest record
+  std::unordered_map<int64_t, double> signals;  // from thread to thread
+  std::map<int, DeviceClock> devices;
+  std::optional<Next> upcoming;                    // kept until a stream has another operation at its front
+  std::vector<double> issued, start, end, waited;  // per row; an end may be unknown
+
+  bool known(int64_t row) const { return row == kNone || !std::isnan(end[size_t(row)]); }
+
+  // ---- engines
+
+  // The earliest moment from `ready` on at which the chip has a share of its cores free for so long.
+  double free_cores(const DeviceClock& on, double ready, double seconds, double share) const {
+    double moment = ready;
+    while (true) {
+      double used = 0, next = 0;
+      int count = 0;
+      for (const Running& kernel : on.running) {
+        if (kernel.end <= moment || kernel.start >= moment + seconds) continue;
+        used += kernel.share;
+        next = count++ == 0 ? kernel.end : std::min(next, kernel.end);
+      }
+      if (count == 0 || (used + share <= 1.0 && count < machine.concurrent)) return moment;
+      moment = next;
+    }
+  }
+
+  double& link(DeviceClock& on, bool to_host) const { return on.link[machine.copy_engines > 1 && to_host]; }
+
+  // The link that an operation takes, as the moment from which it is free; null: it takes none.
+  double* lane_of(DeviceClock& on, const Pending& item) const {
+    if (item.fallback) return item.phase == 1 ? nullptr : &link(on, item.phase == 0);
+    if (item.kind == RowKind::D2D) return &on.between[item.source];
+    if (item.kind == RowKind::H2D || item.kind == RowKind::D2H) return &link(on, item.kind == RowKind::D2H);
+    return nullptr;
+  }
+
+  double start_of(DeviceClock& on, const Pending& item, double ready) const {
+    if (const double* lane = lane_of(on, item)) return std::max(ready, *lane);
+    return item.fallback ? ready : free_cores(on, ready, item.seconds, item.share);
+  }
+
+  // ---- time passes
+
+  void finish(DeviceClock& on, StreamQueue& stream, double moment) {
+    const Pending& item = stream.waiting.front();
+    if (item.kind == RowKind::Launch && !item.fallback) {
+      --on.queued;
+      on.ends.push_back(moment);
+      for (size_t i = on.ends.size() - 1; i > 0 && on.ends[i - 1] > on.ends[i]; --i)  // only kernels that still run
+        std::swap(on.ends[i - 1], on.ends[i]);
+    }
+    end[size_t(item.row)] = stream.done = moment;
+    stream.waiting.pop_front();
+  }
+
+  // Events that are reached take no time. True if any was.
+  bool pass_events(DeviceClock& on, StreamQueue& stream) {
+    bool any = false;
+    while (!stream.waiting.empty()) {
+      const Pending& item = stream.waiting.front();
+      if (item.kind != RowKind::EventRecord && (item.kind != RowKind::EventWait || !known(item.after))) break;
+      double moment = std::max(item.earliest, stream.done);
+      if (item.after != kNone) moment = std::max(moment, end[size_t(item.after)]);
+      start[size_t(item.row)] = moment;
+      finish(on, stream, moment);
+      any = true;
+    }
+    return any;
+  }
+
+  const Next& next() {
+    if (upcoming) return *upcoming;
+    Next& first = upcoming.emplace();
+    bool passed = true;
+    while (passed) {  // an event may let a stream go on that has been looked at
+      passed = false;
+      first = {};
+      first.earliest = host;
+      for (auto& [index, on] : devices)
+        for (auto& [id, stream] : on.streams) {
+          if (stream.waiting.empty()) continue;
+          passed |= pass_events(on, stream);
+          if (stream.waiting.empty()) continue;
+          const Pending& item = stream.waiting.front();
+          double ready = std::max(item.earliest, stream.done);
+          first.earliest = std::min(first.earliest, ready);
+          if (item.kind != RowKind::EventWait) first.choose(start_of(on, item, ready), ready, item.row, on, stream);
+        }
+    }
+    return first;
+  }
+
+  // False if there is nothing to start.
+  bool step() {
+    const Next& first = next();
+    if (!first.stream) return false;
+    run(*first.on, *first.stream, first.moment, first.ready);
+    std::erase_if(first.on->running, [&](const Running& kernel) { return kernel.end <= first.earliest; });
+    upcoming.reset();
+    return true;
+  }
+
+  // Runs the next operation of a stream, or the next part of a fallback.
+  void run(DeviceClock& on, StreamQueue& stream, double moment, double ready) {
+    Pending& item = stream.waiting.front();
+    double over = moment + (item.fallback ? item.parts[item.phase] : item.seconds);
+    if (item.phase == 0) start[size_t(item.row)] = item.fallback ? ready : moment;
+    if (double* lane = lane_of(on, item))
+      *lane = over;
+    else if (!item.fallback)
+      on.running.push_back({moment, over, item.share});
+    if (item.fallback && item.phase < 2) {
+      item.earliest = over;
+      ++item.phase;
+    } else {
+      finish(on, stream, over);
+    }
+  }
+
+  double end_of(int64_t row) {
+    while (!known(row)) TORCH_CHECK(step() || known(row), "row ", row, " of the trace waits for what never comes");
+    return row == kNone ? 0.0 : end[size_t(row)];
+  }
+
+  // ---- the host
+
+  // A thread that goes on has waited. During a fallback it computes, and has waited only until that began.
+  void settle(HostThread& thread) {
+    if (thread.row == kNone) return;
+    size_t row = size_t(thread.row);
+    double moment = thread.time;
+    for (int64_t awaited : thread.awaited) moment = std::max(moment, end_of(awaited));
+    waited[row] += std::max((thread.computes ? start[row] : moment) - thread.time, 0.0);
+    if (std::isnan(end[row])) end[row] = moment;  // it is no operation
+    thread.time = moment;
+    thread.row = kNone;
+  }
+
+  void wait_for(HostThread& thread, int64_t row, std::vector<int64_t> awaited, bool computes = false) {
+    thread.row = row;
+    thread.awaited = std::move(awaited);
+    thread.computes = computes;
+    end[size_t(row)] = kUnknown;
+  }
+
+  // Python's threads share one interpreter, so what they issue is in the order of the rows. But a thread that waited for
+  // something that is not the chip goes on later than the rows of others that follow: it does not hold those up.
+  double issue(HostThread& thread, double seconds) {
+    thread.ahead = thread.ahead && thread.time > host;
+    thread.time = std::max(host, thread.time) + seconds;
+    if (!thread.ahead) host = thread.time;
+    return thread.time;
+  }
+
+  // The thread waits until then for something that is not the chip.
+  void idle(HostThread& thread, int64_t row, double until) {
+    if (until <= thread.time) return;
+    thread.idle += until - thread.time;
+    thread.ahead = true;
+    thread.time = end[size_t(row)] = until;
+  }
+
+  // The moment from `now` on at which the chip accepts a launch. The queue holds launches until they end, in any order.
+  double room(DeviceClock& on, double now) {
+    while (true) {
+      while (!on.ends.empty() && on.ends.front() <= now) on.ends.pop_front();
+      if (on.queued + on.ends.size() < machine.queue_depth) return now;
+      if (!on.ends.empty() && next().moment >= on.ends.front()) {  // what has yet to start ends later
+        now = on.ends.front();
+      } else {
+        TORCH_CHECK(step(), "a launch of the trace waits for room that never comes");
+      }
+    }
+  }
+
+  void enqueue(StreamQueue& stream, const Pending& item) {
+    end[size_t(item.row)] = kUnknown;
+    stream.last = item.row;
+    if (stream.waiting.empty()) upcoming.reset();
+    stream.waiting.push_back(item);
+  }
+
+  void finish_all() {
+    double now = std::exchange(host, std::numeric_limits<double>::infinity());  // no row comes while these are started
+    upcoming.reset();
+    while (step()) {
+    }
+    host = now;
+    upcoming.reset();
+    for (auto& [number, thread] : threads) settle(thread);
+  }
+};
+
+std::mutex replays_mutex;
+std::unordered_map<int64_t, std::shared_ptr<Replay>> replays;
+
+std::shared_ptr<Replay> replay_of(int64_t handle) {
+  std::lock_guard<std::mutex> lock(replays_mutex);
+  auto found = replays.find(handle);
+  TORCH_CHECK(found != replays.end(), "there is no replay ", handle);
+  return found->second;
+}
+
+int64_t timeline_open(double launch_latency, int64_t queue_depth, int64_t copy_engines, int64_t concurrent) {
+  static int64_t next = 0;
+  TORCH_CHECK(queue_depth >= 1 && queue_depth <= 1 << 24, "a queue holds 1 to 2**24 launches, got ", queue_depth);
+  TORCH_CHECK(concurrent >= 1, "a chip runs at least one kernel at once, got ", concurrent);
+  std::lock_guard<std::mutex> lock(replays_mutex);
+  auto replay = std::make_shared<Replay>();
+  replay->machine = {launch_latency, size_t(queue_depth), int(copy_engines), int(std::min<int64_t>(concurrent, 1 << 24))};
+  replays[++next] = std::move(replay);
+  return next;
+}
+
+void timeline_close(int64_t handle) {
+  std::lock_guard<std::mutex> lock(replays_mutex);
+  replays.erase(handle);
+}
+
+template <class T>
+const T* read(const at::Tensor& tensor, int64_t count) {
+  TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == count, "columns must be contiguous and of one length");
+  return tensor.const_data_ptr<T>();
+}
+
+void timeline_feed(int64_t handle, const at::Tensor& kinds, const at::Tensor& flags, const at::Tensor& device_ids,
+                   const at::Tensor& stream_ids, const at::Tensor& thread_ids, const at::Tensor& objects,
+                   const at::Tensor& host_seconds, const at::Tensor& seconds, const at::Tensor& shares,
+                   const at::Tensor& fallbacks, const at::Tensor& fallback_seconds) {
+  auto found = replay_of(handle);
+  Replay& replay = *found;
+  int64_t rows = kinds.numel();
+  const auto* kind = read<uint8_t>(kinds, rows);
+  const auto* flag = read<uint8_t>(flags, rows);
+  const auto* device_id = read<int8_t>(device_ids, rows);
+  const auto* stream_id = read<int16_t>(stream_ids, rows);
+  const auto* thread_id = read<int32_t>(thread_ids, rows);
+  const auto* object = read<int64_t>(objects, rows);
+  const auto* host = read<double>(host_seconds, rows);
+  const auto* work = read<double>(seconds, rows);
+  const auto* share = read<double>(shares, rows);
+  const auto* fallback = read<int32_t>(fallbacks, rows);  // row of `fallback_seconds` [d2h, host, h2d], or -1
+  const auto* fallback_cost = read<double>(fallback_seconds, fallback_seconds.numel());
+  for (int64_t i = 0; i < rows; ++i) {
+    int64_t row = int64_t(replay.issued.size());
+    HostThread& thread = replay.threads[thread_id[i]];
+    replay.settle(thread);
+    double now = replay.issue(thread, host[i]);
+    for (auto* column : {&replay.issued, &replay.start, &replay.end}) column->push_back(now);
+    replay.waited.push_back(0.0);
+    RowKind what = RowKind(kind[i]);
+    Pending item{.row = row, .kind = what, .earliest = now, .seconds = work[i], .share = share[i], .parts = {}};
+    switch (what) {
+      case RowKind::Launch: {
+        DeviceClock& on = replay.devices[device_id[i]];
+        StreamQueue& stream = on.streams[stream_id[i]];
+        if (fallback[i] >= 0) {
+          TORCH_CHECK(3 * (int64_t(fallback[i]) + 1) <= fallback_seconds.numel(), "there is no fallback ", fallback[i]);
+          std::copy_n(fallback_cost + 3 * fallback[i], 3, item.parts);
+          item.fallback = true;
+          replay.enqueue(stream, item);
+          replay.wait_for(thread, row, {row}, true);
+          break;
+        }
+        thread.time = replay.room(on, now);
+        replay.waited.back() = thread.time - now;
+        item.earliest = thread.time + replay.machine.launch_latency;
+        ++on.queued;
+        replay.enqueue(stream, item);
+        if (flag[i] & kWaits) replay.wait_for(thread, row, {row});
+        break;
+      }
+      case RowKind::H2D:
+      case RowKind::D2H:
+      case RowKind::D2D:
+        item.earliest = now + replay.machine.launch_latency;
+        item.source = int(object[i]);
+        replay.enqueue(replay.devices[device_id[i]].streams[stream_id[i]], item);
+        break;
+      case RowKind::EventRecord:
+        replay.events[object[i]] = row;
+        replay.enqueue(replay.devices[device_id[i]].streams[stream_id[i]], item);
+        break;
+      case RowKind::EventWait:
+        if (auto event = replay.events.find(object[i]); event != replay.events.end()) item.after = event->second;
+        replay.enqueue(replay.devices[device_id[i]].streams[stream_id[i]], item);
+        break;
+      case RowKind::EventSync:
+        if (auto event = replay.events.find(object[i]); event != replay.events.end())
+          replay.wait_for(thread, row, {event->second});
+        break;
+      case RowKind::StreamSync:
+        replay.wait_for(thread, row, {replay.devices[device_id[i]].streams[stream_id[i]].last});
+        break;
+      case RowKind::DeviceSync: {
+        std::vector<int64_t> all;
+        for (auto& [id, stream] : replay.devices[device_id[i]].streams) all.push_back(stream.last);
+        replay.wait_for(thread, row, std::move(all));
+        break;
+      }
+      case RowKind::Host:
+        replay.idle(thread, row, now + work[i]);
+        break;
+      case RowKind::Signal:
+        replay.signals[object[i]] = now;
+        break;
+      case RowKind::Resume:
+        if (auto signal = replay.signals.find(object[i]); signal != replay.signals.end())
+          replay.idle(thread, row, signal->second);
+        break;
+      default:
+        break;
+    }
+  }
+}
+
+at::Tensor copy_of(const std::vector<double>& values) {
+  at::Tensor copy = at::empty({int64_t(values.size())}, at::kDouble);
+  std::copy(values.begin(), values.end(), copy.mutable_data_ptr<double>());
+  return copy;
+}
+
+// Per row: when the host issued it, when it started and ended on its engine, and how long the host waited in it.
+std::vector<at::Tensor> timeline_results(int64_t handle) {
+  auto replay = replay_of(handle);
+  replay->finish_all();
+  return {copy_of(replay->issued), copy_of(replay->start), copy_of(replay->end), copy_of(replay->waited)};
+}
+
+using Intervals = std::vector<std::pair<double, double>>;
+
+Intervals united(Intervals intervals) {
+  if (!std::is_sorted(intervals.begin(), intervals.end())) std::sort(intervals.begin(), intervals.end());
+  Intervals result;
+  for (const auto& [start, end] : intervals) {
+    if (end <= start) continue;
+    if (!result.empty() && start <= result.back().second)
+      result.back().second = std::max(result.back().second, end);
+    else
+      result.emplace_back(start, end);
+  }
+  return result;
+}
+
+// `a` without `b`, both disjoint and sorted.
+Intervals without(const Intervals& a, const Intervals& b) {
+  Intervals result;
+  size_t k = 0;
+  for (auto [start, end] : a) {
+    while (k < b.size() && b[k].second <= start) ++k;
+    size_t j = k;
+    while (j < b.size() && b[j].first < end) {
+      if (b[j].first > start) result.emplace_back(start, b[j].first);
+      start = std::max(start, b[j].second);
+      ++j;
+    }
+    if (start < end) result.emplace_back(start, end);
+  }
+  return result;
+}
+
+// Seconds of [from, to) in which the chip computes; else the host works for it; else the link is busy; else a link between
+// chips.
+std::vector<double> timeline_shares(const at::Tensor& kinds, const at::Tensor& fallbacks, const at::Tensor& starts,
+                                    const at::Tensor& ends, double from, double to) {
+  int64_t rows = kinds.numel();
+  const auto* kind = read<uint8_t>(kinds, rows);
+  const auto* fallback = read<int32_t>(fallbacks, rows);
+  const auto *start = read<double>(starts, rows), *end = read<double>(ends, rows);
+  enum { kCores, kHost, kLink, kBetween, kParts };
+  std::array<Intervals, kParts> busy;
+  for (int64_t i = 0; i < rows; ++i) {
+    if (end[i] <= from || start[i] >= to) continue;
+    std::pair<double, double> span{std::max(start[i], from), std::min(end[i], to)};
+    RowKind what = RowKind(kind[i]);
+    if (what == RowKind::Launch)
+      busy[fallback[i] >= 0 ? kHost : kCores].push_back(span);
+    else if (what == RowKind::H2D || what == RowKind::D2H)
+      busy[kLink].push_back(span);
+    else if (what == RowKind::D2D)
+      busy[kBetween].push_back(span);
+  }
+  std::vector<double> totals;
+  Intervals before;
+  for (Intervals& part : busy) {
+    Intervals own = without(united(std::move(part)), before);
+    double total = 0;
+    for (const auto& [first, last] : own) total += last - first;
+    totals.push_back(total);
+    before.insert(before.end(), own.begin(), own.end());
+    before = united(std::move(before));
+  }
+  return totals;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bringup, m) {
+  m.def("timeline_open(float launch_latency, int queue_depth, int copy_engines, int concurrent) -> int", &timeline_open);
+  m.def(
+      "timeline_feed(int timeline, Tensor kind, Tensor flags, Tensor device, Tensor stream, Tensor thread, Tensor object, "
+      "Tensor host_seconds, Tensor seconds, Tensor share, Tensor fallback, Tensor fallback_seconds) -> ()",
+      &timeline_feed);
+  m.def("timeline_results(int timeline) -> Tensor[]", &timeline_results);
+  m.def("timeline_now(int timeline) -> (float, float)", [](int64_t handle) {  // the calling thread's time, and its idle time
+    watch_new_libraries();
+    auto replay = replay_of(handle);
+    auto thread = replay->threads.find(recording_thread());
+    if (thread == replay->threads.end()) return std::tuple(replay->host, 0.0);
+    replay->settle(thread->second);
+    return std::tuple(std::max(replay->host, thread->second.time), thread->second.idle);
+  });
+  m.def("timeline_event(int timeline, int event) -> float", [](int64_t handle, int64_t event) {  // nan: not recorded
+    auto replay = replay_of(handle);
+    auto row = replay->events.find(event);
+    return row == replay->events.end() ? kUnknown : replay->end_of(row->second);
+  });
+  m.def("timeline_close(int timeline) -> ()", &timeline_close);
+  m.def("timeline_shares(Tensor kind, Tensor fallback, Tensor start, Tensor end, float since, float until) -> float[]",
+        &timeline_shares);
+}
+
+}  // namespace bringup

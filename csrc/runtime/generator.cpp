@@ -1,0 +1,95 @@
+#include "runtime/generator.h"
+
+#include <ATen/Utils.h>
+
+#include <array>
+
+namespace bringup {
+
+ChipGenerator::ChipGenerator(c10::DeviceIndex device, uint64_t seed)
+    : c10::GeneratorImpl(c10::Device(kChip, device), c10::DispatchKeySet(c10::DispatchKey::PrivateUse1)),
+      current_(at::detail::createCPUGenerator(seed)),
+      seed_(seed) {}
+
+ChipGenerator::~ChipGenerator() = default;
+
+at::Generator ChipGenerator::draw_on(Stream& stream) {
+  std::lock_guard<std::mutex> lock(order_);
+  if (last_) follow(stream, *last_);
+  last_ = &stream;
+  return current_;
+}
+
+void ChipGenerator::replace(at::Generator next, uint64_t seed) {
+  std::lock_guard<std::mutex> lock(order_);
+  current_ = std::move(next);
+  seed_ = seed;
+  last_ = nullptr;
+}
+
+at::Generator ChipGenerator::settled() const {
+  at::Generator current;
+  Stream* last;
+  {
+    std::lock_guard<std::mutex> lock(order_);
+    current = current_;
+    last = last_;
+  }
+  if (last) synchronize(*last);
+  return current;
+}
+
+void ChipGenerator::set_current_seed(uint64_t seed) { replace(at::detail::createCPUGenerator(seed), seed); }
+
+uint64_t ChipGenerator::current_seed() const {
+  std::lock_guard<std::mutex> lock(order_);
+  return seed_;
+}
+
+uint64_t ChipGenerator::seed() {
+  uint64_t seed = c10::detail::getNonDeterministicRandom();
+  set_current_seed(seed);
+  return seed;
+}
+
+void ChipGenerator::set_offset(uint64_t offset) {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "a chip generator has no offset: its state is that of torch's CPU generator");
+}
+
+uint64_t ChipGenerator::get_offset() const {
+  TORCH_CHECK_NOT_IMPLEMENTED(false, "a chip generator has no offset: its state is that of torch's CPU generator");
+}
+
+void ChipGenerator::set_state(const c10::TensorImpl& state) {
+  at::Generator next = at::detail::createCPUGenerator();
+  next.unsafeGetGeneratorImpl()->set_state(state);
+  uint64_t seed = next.current_seed();
+  replace(std::move(next), seed);
+}
+
+c10::intrusive_ptr<c10::TensorImpl> ChipGenerator::get_state() const {
+  at::Generator current = settled();
+  std::lock_guard<std::mutex> lock(current.mutex());  // another thread may launch what draws
+  return current.unsafeGetGeneratorImpl()->get_state();
+}
+
+ChipGenerator* ChipGenerator::clone_impl() const {
+  at::Generator current = settled();
+  std::lock_guard<std::mutex> lock(current.mutex());
+  auto* copy = new ChipGenerator(device().index());
+  copy->replace(current.clone(), current_seed());
+  return copy;
+}
+
+const at::Generator& default_generator(c10::DeviceIndex device) {
+  static std::mutex mutex;
+  static auto* generators = new std::array<at::Generator, kMaxDevices>();
+  if (device < 0) device = current_device();
+  check_index(device);
+  std::lock_guard<std::mutex> lock(mutex);
+  at::Generator& found = (*generators)[size_t(device)];
+  if (!found.defined()) found = at::make_generator<ChipGenerator>(device, c10::default_rng_seed_val);
+  return found;
+}
+
+}  // namespace bringup

@@ -1,0 +1,71 @@
+#include "runtime/memory_report.h"
+
+#include <cstdio>
+#include <sstream>
+
+#include "json.h"
+
+namespace bringup {
+
+std::string human(size_t bytes) {
+  const char* units[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  double size = double(bytes);
+  int unit = 0;
+  for (; size >= 1024 && unit < 4; ++unit) size /= 1024;
+  char text[32];
+  std::snprintf(text, sizeof text, unit == 0 ? "%.0f %s" : "%.2f %s", size, units[unit]);
+  return text;
+}
+
+std::string what_for(const Purpose& purpose) {
+  std::ostringstream text;
+  if (purpose.dtype != c10::ScalarType::Undefined) {
+    text << c10::getDtypeNames(purpose.dtype).first << "[";
+    for (int i = 0; i < purpose.dims; ++i) text << (i ? ", " : "") << purpose.sizes[i];
+    text << "]";
+  }
+  if (purpose.op) text << (text.tellp() > 0 ? " by " : "") << purpose.op;
+  return text.str();
+}
+
+std::string blocks_json(const std::vector<Held>& blocks) {
+  std::ostringstream text;
+  text << "[";
+  bool first = true;
+  for (const Held& block : blocks) {
+    text << (first ? "" : ", ") << "{\"bytes\": " << block.requested << ", \"what\": " << json_text(what_for(block.purpose))
+         << ", \"line\": " << json_text(describe(block.line)) << "}";
+    first = false;
+  }
+  text << "]";
+  return text.str();
+}
+
+void say_past_capacity(int device, size_t requested, const Line& line) {
+  std::string where = describe(line);
+  std::fprintf(stderr, "bringup: chip:%d (%s) would be out of memory here: %s%srequested %s of %s; going on (--oom=continue)\n",
+               device, config().chip.c_str(), where.c_str(), where.empty() ? "" : ": ", human(requested).c_str(),
+               human(config().device_bytes).c_str());
+}
+
+void throw_out_of_memory(int device, const Shortage& shortage) {
+  Purpose wanted = purpose;
+  std::ostringstream text;
+  text << "chip:" << device << " (" << config().chip << ") is out of memory: requested " << human(shortage.requested);
+  if (std::string what = what_for(wanted); !what.empty()) text << " (" << what << ")";
+  if (std::string where = describe(shortage.line); !where.empty()) text << " at " << where;
+  text << ", allocated " << human(shortage.allocated) << ", reserved " << human(shortage.reserved) << ", capacity "
+       << human(config().device_bytes);
+  if (shortage.limit != config().device_bytes) text << ", limited by the program to " << human(shortage.limit);
+  if (!shortage.largest.empty()) text << "\nlargest live tensors:";
+  for (const Held& block : shortage.largest) {
+    std::string where = describe(block.line), what = what_for(block.purpose);
+    text << "\n  " << human(block.requested) << "  " << (what.empty() ? "?" : what) << "  "
+         << (where.empty() ? "(no Python line)" : where);
+  }
+  text << "\nfree tensors, lower the batch size, or choose a chip with more memory (reserved but free, in smaller pieces: "
+       << human(shortage.reserved - shortage.allocated) << ")";
+  TORCH_CHECK_WITH(OutOfMemoryError, false, text.str());
+}
+
+}  // namespace bringup

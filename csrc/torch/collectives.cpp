@@ -1,0 +1,75 @@
+// torch.distributed: a collective on the chip's tensors is the same one on the host's views of them, by gloo.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/util/Exception.h>
+#include <torch/library.h>
+
+#include <functional>
+#include <unordered_map>
+
+#include "runtime/runtime.h"
+#include "torch/views.h"
+
+namespace bringup {
+namespace {
+
+using c10::IValue;
+using Lent = std::unordered_map<const void*, at::Tensor>;  // view -> the chip's tensor
+
+IValue map_tensors(const IValue& value, const std::function<at::Tensor(const at::Tensor&)>& map) {
+  if (value.isTensor()) return map(value.toTensor());
+  if (value.isTensorList()) {
+    c10::List<at::Tensor> list;
+    for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(map(tensor));
+    return list;
+  }
+  if (!value.isList() || value.toList().empty() || !value.toListRef()[0].isTensorList()) return value;
+  c10::List<c10::List<at::Tensor>> lists;  // one per process
+  for (const IValue& element : value.toListRef()) lists.push_back(map_tensors(element, map).toTensorList());
+  return lists;
+}
+
+// The host waits for what was launched before, as the network's driver would on the device.
+void collective(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  Lent lent;
+  auto lend = [&](const at::Tensor& tensor) {
+    if (!tensor.defined() || tensor.device().type() != kChip) return tensor;
+    settle_stream(tensor.device().index());
+    at::Tensor view = host_view(tensor);
+    lent.emplace(view.unsafeGetTensorImpl(), tensor);
+    return view;
+  };
+  auto give_back = [&](const at::Tensor& tensor) {
+    auto found = lent.find(tensor.unsafeGetTensorImpl());
+    return found == lent.end() ? tensor : found->second;
+  };
+  auto arguments = op.schema().arguments().size();
+  std::vector<IValue> kept;  // the map has addresses
+  for (size_t i = stack->size() - arguments; i < stack->size(); ++i) {
+    (*stack)[i] = map_tensors((*stack)[i], lend);
+    kept.push_back((*stack)[i]);
+  }
+  op.callBoxed(stack);
+  for (size_t i = stack->size() - op.schema().returns().size(); i < stack->size(); ++i)
+    (*stack)[i] = map_tensors((*stack)[i], give_back);
+}
+
+struct Quiet final : c10::WarningHandler {
+  void process(const c10::Warning&) override {}
+};
+
+}  // namespace
+
+// c10d has kernels of its own for every device, which look for a backend that knows the chip; these replace them.
+void register_collectives() {
+  static auto* library = new torch::Library(torch::Library::IMPL, "c10d", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
+  Quiet quiet;
+  c10::WarningUtils::WarningHandlerGuard no_warning(&quiet);
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    auto op = name.name.compare(0, 6, "c10d::") == 0 ? dispatcher.findSchema(name) : std::nullopt;
+    if (op && op->hasKernelForDispatchKey(c10::DispatchKey::PrivateUse1))
+      library->impl(c10::toString(name).c_str(), torch::CppFunction::makeFromBoxedFunction<&collective>());
+  }
+}
+
+}  // namespace bringup

@@ -1,0 +1,502 @@
+// The operators written by hand: memory, metadata, copies. Everything else is launch.cpp's boxed kernel.
+#include <ATen/EmptyTensor.h>
+#include <ATen/ExpandUtils.h>
+#include <ATen/TensorOperators.h>
+#include <ATen/TensorUtils.h>
+#include <ATen/native/Resize.h>
+#include <ATen/native/DispatchStub.h>
+#include <ATen/native/TensorFactories.h>
+#include <ATen/native/transformers/attention.h>
+#include <ATen/ops/_fused_sdp_choice_native.h>
+#include <ATen/ops/_local_scalar_dense.h>
+#include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/as_strided_native.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <ATen/ops/empty_strided.h>
+#include <ATen/ops/is_set_to_native.h>
+#include <ATen/ops/ones_like.h>
+#include <ATen/ops/set_native.h>
+#include <ATen/ops/view_native.h>
+#include <ATen/ops/zeros_like.h>
+#include <torch/library.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "launch/dry.h"
+#include "runtime/generator.h"
+#include "launch/launch.h"
+#include "runtime/memory.h"
+#include "runtime/pinned.h"
+#include "torch/ops.h"
+#include "record/recorder.h"
+#include "runtime/pinned_watch.h"
+
+namespace bringup {
+
+void wait_for_copy(Stream& stream, const at::Tensor& on_host, uint8_t flags) {
+  try {
+    synchronize(stream, flags);
+  } catch (...) {
+    hold(stream, on_host);  // the wait may have failed, and the copy be under way
+    throw;
+  }
+}
+
+namespace {
+
+using at::Tensor;
+using std::optional;
+
+c10::DeviceIndex index_of(optional<c10::Device> device) {
+  return device && device->has_index() ? device->index() : current_device();
+}
+
+void check_plain(optional<c10::Layout> layout, optional<bool> pin_memory) {
+  TORCH_CHECK(!layout || *layout == c10::kStrided, "a chip tensor is strided, asked for ", *layout);
+  TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
+}
+
+Tensor empty_strided_on(c10::DeviceIndex device, c10::ScalarType dtype, at::IntArrayRef sizes, at::IntArrayRef strides) {
+  at::detail::check_size_nonnegative(sizes);
+  TensorMeta meta;
+  meta.defined = true;
+  meta.dtype = dtype;
+  meta.sizes.assign(sizes.begin(), sizes.end());
+  meta.strides.assign(strides.begin(), strides.end());
+  meta.nbytes = at::detail::computeStorageNbytes(sizes, strides, c10::elementSize(dtype));
+  return new_tensor(meta, device, "aten::empty");
+}
+
+Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, optional<c10::ScalarType> dtype,
+                     optional<c10::Layout> layout, optional<c10::Device> device, optional<bool> pin_memory) {
+  check_plain(layout, pin_memory);
+  return empty_strided_on(index_of(device), c10::dtype_or_default(dtype), C10_AS_INTARRAYREF_SLOW(size),
+                          C10_AS_INTARRAYREF_SLOW(stride));
+}
+
+Tensor empty(c10::SymIntArrayRef size, optional<c10::ScalarType> dtype, optional<c10::Layout> layout,
+             optional<c10::Device> device, optional<bool> pin_memory, optional<c10::MemoryFormat> format) {
+  check_plain(layout, pin_memory);
+  auto sizes = C10_AS_INTARRAYREF_SLOW(size);
+  c10::SmallVector<int64_t, 5> strides(sizes.size());
+  int64_t next = 1;
+  for (size_t i = sizes.size(); i-- > 0;) {
+    strides[i] = next;
+    next *= std::max<int64_t>(sizes[i], 1);
+  }
+  Tensor tensor = empty_strided_on(index_of(device), c10::dtype_or_default(dtype), sizes, strides);
+  if (format && *format != c10::MemoryFormat::Contiguous) tensor.unsafeGetTensorImpl()->empty_tensor_restride(*format);
+  return tensor;
+}
+
+Tensor view(const Tensor& self, c10::SymIntArrayRef size) {
+  if (C10_UNLIKELY(recording())) count_view();
+  return at::native::view(self, C10_AS_INTARRAYREF_SLOW(size));
+}
+
+Tensor as_strided(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride, optional<c10::SymInt> offset) {
+  if (C10_UNLIKELY(recording())) count_view();
+  optional<int64_t> at_offset;
+  if (offset) at_offset = offset->guard_int(__FILE__, __LINE__);
+  return at::native::as_strided_tensorimpl(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride), at_offset);
+}
+
+Tensor reshape_alias(const Tensor& self, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+  if (C10_UNLIKELY(recording())) count_view();
+  return at::native::_reshape_alias(self, C10_AS_INTARRAYREF_SLOW(size), C10_AS_INTARRAYREF_SLOW(stride));
+}
+
+void fit_storage(const Tensor& self) {
+  if (self.numel() == 0) return;
+  size_t bytes = at::detail::computeStorageNbytes(self.sizes(), self.strides(), self.dtype().itemsize(), self.storage_offset());
+  if (self.storage().nbytes() < bytes) resize_storage(self.storage().unsafeGetStorageImpl(), bytes);
+}
+
+const Tensor& resize_(const Tensor& self, c10::SymIntArrayRef size, optional<c10::MemoryFormat> format) {
+  auto* impl = self.unsafeGetTensorImpl();
+  auto sizes = C10_AS_INTARRAYREF_SLOW(size);
+  if (impl->sizes() != sizes) impl->set_sizes_contiguous(sizes);  // of the same sizes it keeps its strides
+  if (format) {
+    TORCH_CHECK(*format != c10::MemoryFormat::Preserve, "Unsupported memory format", *format);
+    impl->empty_tensor_restride(*format);
+  }
+  fit_storage(self);
+  return self;
+}
+
+Tensor& set_storage(Tensor& self, at::Storage source, c10::SymInt offset, c10::SymIntArrayRef size, c10::SymIntArrayRef stride) {
+  auto sizes = C10_AS_INTARRAYREF_SLOW(size);
+  auto strides = C10_AS_INTARRAYREF_SLOW(stride);
+  int64_t at_offset = offset.guard_int(__FILE__, __LINE__);
+  at::native::checkSetStorage(self, source, at_offset, sizes, strides);
+  auto* impl = self.unsafeGetTensorImpl();
+  impl->set_storage_offset(at_offset);
+  if (strides.data())
+    impl->set_sizes_and_strides(sizes, strides, at_offset);
+  else
+    impl->set_sizes_contiguous(sizes);
+  fit_storage(self);
+  return self;
+}
+
+Tensor& set_whole_storage(Tensor& self, at::Storage source) {
+  int64_t elements = int64_t(source.nbytes() / self.dtype().itemsize());
+  return set_storage(self, std::move(source), 0, {elements}, {1});
+}
+
+Tensor& set_empty(Tensor& self) {
+  Tensor fresh = empty_strided_on(self.device().index(), self.scalar_type(), {0}, {1});
+  return set_storage(self, fresh.storage(), 0, {0}, {1});
+}
+
+// ---- copies
+
+// Pageable memory up to this size is copied aside at once, so that a small upload need not wait for the stream; CUDA does
+// the same for transfers of 64 KB or less (CUDA driver API documentation, "API synchronization behavior").
+constexpr size_t kStaged = 64 * 1024;
+
+void copy_on_device(const Tensor& to, const Tensor& from) {
+  static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", ""));
+  Stack stack{to, from, false};
+  launch_boxed(op, &stack);
+}
+
+void* data_of(const Tensor& contiguous) { return contiguous.mutable_data_ptr(); }
+
+// Memory that a copy has overwritten whole holds content again (failures.h); a part of it changes nothing.
+std::function<void()> unmarking(const Tensor& to) {
+  StorageRef storage = storage_of(to);
+  if (to.nbytes() < storage.bytes) return nullptr;
+  return [number = storage.allocation] { unmark(number); };
+}
+
+// Note [Copies of what was not computed]
+// A driver copies whatever a failed launch left, long after the copy was issued. So the stream looks before a copy out of the
+// chip's memory: what the copy is about to overwrite with it is kept, and put back afterwards.
+struct Overwritten {
+  int device;  // -1: the host
+  void* address;
+  size_t bytes;
+  FailurePtr cause{};
+  std::vector<char> content{};
+
+  template <class F>
+  void look(F f) {
+    if (device < 0) return f(static_cast<char*>(address));
+    Mapped memory(device, address);
+    f(static_cast<char*>(memory.host()));
+  }
+};
+using OverwrittenPtr = std::shared_ptr<Overwritten>;
+
+OverwrittenPtr before_copy(Stream& stream, int64_t from, const Overwritten& target) {
+  auto kept = std::make_shared<Overwritten>(target);
+  enqueue(stream, "the begin of a copy",
+          [kept, from, launch = counters().launches.load(), known = raised_mark_of(from)](bool should_execute) {
+            if (!should_execute) return;
+            FailurePtr cause = mark_of({from}, launch);
+            if (cause != known) kept->cause = cause;
+            if (kept->cause) kept->look([&](char* at) { kept->content.assign(at, at + kept->bytes); });
+          });
+  return kept;
+}
+
+// `to`: the allocation; 0: the host's. `whole`: all of it was to be overwritten.
+std::function<void()> after_copy(const OverwrittenPtr& kept, int64_t to, bool whole) {
+  return [kept, to, whole] {
+    if (!kept->cause) {
+      if (whole) unmark(to);
+      return;
+    }
+    ++kept->cause->skipped;
+    mark({to}, kept->cause);
+    kept->look([&](char* at) { std::copy(kept->content.begin(), kept->content.end(), at); });
+    kept->content = {};
+  };
+}
+
+void end_copy(Stream& stream, std::function<void()> over) {
+  enqueue(stream, "the end of a copy", [over = std::move(over)](bool) { over(); });
+}
+
+void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
+  Stream& stream = current_stream(to.device().index());
+  Device& on = device(to.device().index());
+  size_t bytes = to.nbytes();
+  bool pinned = is_pinned(from.const_data_ptr());
+  if (C10_UNLIKELY(recording()))
+    record_copy(RowKind::H2D, stream, int64_t(bytes), pinned ? kPinned : 0, nullptr, to.storage().data());
+  if (C10_UNLIKELY(is_dry())) {
+    set_dry_content(to, Content::Known);
+    if (!dry_computes(to)) {
+      if (!(pinned ? non_blocking : bytes <= kStaged)) synchronize(stream, kOfUpload);
+      return;
+    }
+  }
+  if (!pinned && bytes <= kStaged) {
+    std::shared_ptr<char[]> staged(new char[bytes]);
+    std::memcpy(staged.get(), from.const_data_ptr(), bytes);
+    check_driver(driver().copy_h2d(stream.handle, data_of(to), staged.get(), bytes), on, "a copy to the chip");
+    return hold(stream, staged, unmarking(to));
+  }
+  check_driver(driver().copy_h2d(stream.handle, data_of(to), copy_address(from.const_data_ptr()), bytes), on,
+               "a copy to the chip");
+  if (pinned && non_blocking) {
+    hold(stream, from, unmarking(to));
+    copy_pending(from.const_data_ptr(), false, stream);
+  } else
+    wait_for_copy(stream, from, kOfUpload);
+}
+
+void download(const Tensor& to, const Tensor& from, bool non_blocking) {
+  Stream& stream = current_stream(from.device().index());
+  bool pinned = is_pinned(to.const_data_ptr());
+  if (C10_UNLIKELY(recording()))
+    record_copy(RowKind::D2H, stream, int64_t(from.nbytes()), pinned ? kPinned : 0, from.storage().data(), nullptr);
+  if (C10_UNLIKELY(is_dry()) && dry_content(from) != Content::Known) {
+    notice_read(text_of(meta_of(from)));
+    if (dry_content(from) == Content::Unknown) {
+      if (!(non_blocking && pinned)) synchronize(stream, kOfDownload);
+      return fill_stand_in(to);
+    }
+  }
+  void* host = copy_address(to.const_data_ptr());
+  OverwrittenPtr kept = before_copy(stream, storage_of(from).allocation, {-1, host, from.nbytes()});
+  check_driver(driver().copy_d2h(stream.handle, host, data_of(from), from.nbytes()), device(from.device().index()),
+               "a copy from the chip");
+  hold(stream, to, after_copy(kept, 0, false));
+  if (non_blocking && pinned) return copy_pending(to.const_data_ptr(), true, stream);
+  synchronize(stream, kOfDownload);
+  if (kept->cause) raise_again(kept->cause);
+}
+
+void copy_between_devices(const Tensor& to, const Tensor& from) {
+  Stream& target = current_stream(to.device().index());
+  Stream& source = current_stream(from.device().index());
+  follow(target, source);
+  if (C10_UNLIKELY(recording()))
+    record_copy(RowKind::D2D, target, int64_t(to.nbytes()), 0, from.storage().data(), to.storage().data(), from.device().index());
+  if (is_dry()) set_dry_content(to, dry_content(from));
+  if (!is_dry() || dry_computes(from)) {
+    StorageRef storage = storage_of(to);
+    OverwrittenPtr kept = before_copy(target, storage_of(from).allocation, {to.device().index(), data_of(to), to.nbytes()});
+    check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()),
+                 "a copy on the chip");
+    end_copy(target, after_copy(kept, storage.allocation, to.nbytes() >= storage.bytes));
+  }
+  follow(source, target);  // the source's memory may be reused only after the copy
+}
+
+bool same_bytes(const Tensor& a, const Tensor& b) {
+  return a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() && a.strides() == b.strides() &&
+         a.is_non_overlapping_and_dense() && a.is_conj() == b.is_conj() && a.is_neg() == b.is_neg();
+}
+
+Tensor dense(const Tensor& tensor) { return tensor.resolve_conj().resolve_neg().contiguous(); }
+
+Tensor& copy_(Tensor& self, const Tensor& src, bool non_blocking) {
+  if (self.is_same(src)) return self;
+  if (src._is_zerotensor()) return self.zero_();
+  bool to_chip = self.device().type() == kChip, from_chip = src.device().type() == kChip;
+  if (to_chip && from_chip && self.device() == src.device()) {
+    copy_on_device(self, src);
+    return self;
+  }
+  TORCH_CHECK((to_chip || self.device().is_cpu()) && (from_chip || src.device().is_cpu()),
+              "copies go between chips and the CPU; got ", src.device(), " to ", self.device());
+  auto broadcast = at::infer_size(src.sizes(), self.sizes());
+  TORCH_CHECK(broadcast == self.sizes(), "output with shape ", self.sizes(), " doesn't match the broadcast shape ", broadcast);
+  if (self.numel() == 0) return self;
+  // Only contiguous bytes cross a link; layouts and dtypes are changed on the device that has the better right to.
+  if (to_chip) {
+    if (same_bytes(self, src)) {
+      from_chip ? copy_between_devices(self, src) : upload(self, src, non_blocking);
+      return self;
+    }
+    Tensor bytes = dense(src);
+    Tensor arrived = empty_strided_on(self.device().index(), src.scalar_type(), bytes.sizes(), bytes.strides());
+    from_chip ? copy_between_devices(arrived, bytes) : upload(arrived, bytes, non_blocking);
+    copy_on_device(self, arrived);
+    return self;
+  }
+  if (same_bytes(self, src)) {
+    download(self, src, non_blocking);
+    return self;
+  }
+  Tensor bytes = dense(src.to(self.scalar_type()));
+  if (self.is_contiguous() && self.sizes() == bytes.sizes() && !self.is_conj() && !self.is_neg()) {
+    download(self, bytes, non_blocking);
+    return self;
+  }
+  Tensor arrived = at::empty(bytes.sizes(), bytes.options().device(c10::kCPU));
+  download(arrived, bytes, false);
+  self.copy_(arrived);
+  return self;
+}
+
+Tensor copy_from(const Tensor& self, const Tensor& to, bool non_blocking) {
+  Tensor target = to;
+  return copy_(target, self, non_blocking);
+}
+
+Tensor copy_from_and_resize(const Tensor& self, const Tensor& to) {
+  to.resize_(self.sizes());
+  return copy_from(self, to, false);
+}
+
+c10::Scalar local_scalar_dense(const Tensor& self) {
+  Tensor value = at::empty({}, self.options().device(c10::kCPU));
+  Tensor bytes = self.is_conj() || self.is_neg() ? self.resolve_conj().resolve_neg() : self;
+  download(value, bytes, false);
+  return at::_local_scalar_dense(value);
+}
+
+void record_stream(Tensor& self, c10::Stream on) { chip_allocator().recordStream(self.storage().data_ptr(), on); }
+
+Tensor efficientzerotensor(c10::SymIntArrayRef size, optional<c10::ScalarType> dtype, optional<c10::Layout>,
+                           optional<c10::Device> device, optional<bool>) {
+  at::native::ZeroTensorAllocator allocator{c10::Device(kChip, index_of(device))};
+  auto keys = c10::DispatchKeySet({c10::DispatchKey::PrivateUse1, c10::DispatchKey::ZeroTensor});
+  return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &allocator, keys, c10::dtype_or_default(dtype), std::nullopt);
+}
+
+// torch's CPU kernel draws from the CPU's default generator.
+std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optional<bool> train) {
+  if (input.numel() == 0 || !train.value_or(true))
+    return {input.clone(), at::ones_like(input, input.options().dtype(c10::kBool))};
+  double keep = 1 - p;
+  Tensor noise = at::empty_like(input).bernoulli_(keep);
+  Tensor mask = noise.to(c10::kBool);
+  return {keep == 0 ? input.mul(noise) : input.mul(noise.div_(keep)), mask};
+}
+
+// Accelerators count integers, the CPU kernel only floating-point numbers; programs choose by device.
+Tensor histc(const Tensor& self, int64_t bins, const c10::Scalar& min, const c10::Scalar& max) {
+  static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::histc", ""));
+  bool integral = c10::isIntegralType(self.scalar_type(), /*includeBool=*/false);
+  Stack stack{integral ? self.to(c10::kDouble) : self, bins, min, max};
+  launch_boxed(op, &stack);
+  Tensor counts = stack[0].toTensor();
+  return integral ? counts.to(self.scalar_type()) : counts;
+}
+
+// torch demands the fused recurrent cells of every device but the CPU. Here they are compositions of other launches;
+// the layout of the workspaces is our own, only the two backward functions below read them.
+std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& cx,
+                                             const optional<Tensor>& input_bias, const optional<Tensor>& hidden_bias) {
+  Tensor gates = input_gates + hidden_gates;
+  if (input_bias && input_bias->defined()) gates = gates + *input_bias;
+  if (hidden_bias && hidden_bias->defined()) gates = gates + *hidden_bias;
+  auto parts = gates.chunk(4, 1);
+  Tensor in = parts[0].sigmoid(), forget = parts[1].sigmoid(), cell = parts[2].tanh(), out = parts[3].sigmoid();
+  Tensor cy = forget * cx + in * cell;
+  return {out * cy.tanh(), cy, at::cat({in, forget, cell, out}, 1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const optional<Tensor>& grad_hy, const optional<Tensor>& grad_cy,
+                                                      const Tensor& cx, const Tensor& cy, const Tensor& workspace,
+                                                      bool has_bias) {
+  bool has_hy = grad_hy && grad_hy->defined(), has_cy = grad_cy && grad_cy->defined();
+  if (!has_hy && !has_cy) return {};
+  auto parts = workspace.chunk(4, 1);
+  const Tensor &in = parts[0], &forget = parts[1], &cell = parts[2], &out = parts[3];
+  Tensor tanh_cy = cy.tanh();
+  Tensor hy = has_hy ? *grad_hy : at::zeros_like(cy);
+  Tensor total = hy * out * (1 - tanh_cy * tanh_cy);
+  if (has_cy) total = total + *grad_cy;
+  Tensor gates = at::cat({total * cell * in * (1 - in), total * cx * forget * (1 - forget), total * in * (1 - cell * cell),
+                          hy * tanh_cy * out * (1 - out)},
+                         1);
+  return {gates, total * forget, has_bias ? gates.sum(0) : Tensor()};
+}
+
+std::tuple<Tensor, Tensor> gru_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& hx,
+                                    const optional<Tensor>& input_bias, const optional<Tensor>& hidden_bias) {
+  auto input = (input_bias && input_bias->defined() ? input_gates + *input_bias : input_gates).chunk(3, 1);
+  auto hidden = (hidden_bias && hidden_bias->defined() ? hidden_gates + *hidden_bias : hidden_gates).chunk(3, 1);
+  Tensor reset = (input[0] + hidden[0]).sigmoid(), update = (input[1] + hidden[1]).sigmoid();
+  Tensor fresh = (input[2] + reset * hidden[2]).tanh();
+  return {fresh + update * (hx - fresh), at::cat({reset, update, fresh, hx, hidden[2]}, 1)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_hy, const Tensor& workspace,
+                                                                     bool has_bias) {
+  auto parts = workspace.chunk(5, 1);
+  const Tensor &reset = parts[0], &update = parts[1], &fresh = parts[2], &hx = parts[3], &hidden = parts[4];
+  Tensor grad_update = grad_hy * (hx - fresh) * update * (1 - update);
+  Tensor grad_fresh = grad_hy * (1 - update) * (1 - fresh * fresh);
+  Tensor grad_reset = grad_fresh * hidden * reset * (1 - reset);
+  Tensor input = at::cat({grad_reset, grad_update, grad_fresh}, 1);
+  Tensor hidden_gates = at::cat({grad_reset, grad_update, grad_fresh * reset}, 1);
+  return {input, hidden_gates, grad_hy * update, has_bias ? input.sum(0) : Tensor(), has_bias ? hidden_gates.sum(0) : Tensor()};
+}
+
+// Lets module.to("chip") keep its Parameters, as it does between the CPU and CUDA: optimizers made before stay valid.
+bool has_compatible_shallow_copy_type(const Tensor& self, const Tensor& from) {
+  auto plain = [](const Tensor& tensor) {
+    return tensor.layout() == c10::kStrided && !tensor.is_quantized() &&
+           (tensor.device().is_cpu() || tensor.device().type() == kChip) && !tensor.key_set().has(c10::DispatchKey::Python);
+  };
+  auto* to = self.unsafeGetTensorImpl();
+  return (plain(self) && plain(from)) || to->has_compatible_shallow_copy_type(from.key_set());
+}
+
+}  // namespace
+}  // namespace bringup
+
+// Chooses between the fused attention kernels without looking at data.
+namespace at::native {
+REGISTER_PRIVATEUSE1_DISPATCH(_fused_sdp_choice_stub, &_fused_sdp_choice_cpp)
+}
+
+namespace bringup {
+
+void resize_storage(c10::StorageImpl* storage, size_t bytes) {
+  TORCH_CHECK(storage->resizable(), "Trying to resize storage that is not resizable");
+  auto index = storage->device().index();
+  purpose.grows = storage->nbytes() > 0;
+  c10::DataPtr grown = allocate_on(index, bytes);
+  size_t kept = std::min(bytes, storage->nbytes());
+  if (kept > 0 && storage->data() && !is_dry_copy(kept)) {
+    Stream& stream = current_stream(index);
+    OverwrittenPtr lost = before_copy(stream, allocation_number(storage->data_ptr()), {index, grown.get(), kept});
+    check_driver(driver().copy_d2d(stream.handle, grown.get(), storage->data(), kept), device(index), "a copy on the chip");
+    end_copy(stream, after_copy(lost, allocation_number(grown), true));
+  }
+  if (is_dry()) set_content(grown, content_of(storage->data_ptr()));
+  storage->set_data_ptr_noswap(std::move(grown));
+  storage->set_nbytes(bytes);
+}
+
+TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
+  m.impl("empty.memory_format", &empty);
+  m.impl("empty_strided", &empty_strided);
+  m.impl("as_strided", &as_strided);
+  m.impl("view", &view);
+  m.impl("_reshape_alias", &reshape_alias);
+  m.impl("resize_", &resize_);
+  m.impl("set_.source_Storage_storage_offset", &set_storage);
+  m.impl("set_.source_Storage", &set_whole_storage);
+  m.impl("set_.source_Tensor", &at::native::set_tensor_);
+  m.impl("set_", &set_empty);
+  m.impl("is_set_to", &at::native::is_set_to);
+  m.impl("copy_", &copy_);
+  m.impl("_copy_from", &copy_from);
+  m.impl("_copy_from_and_resize", &copy_from_and_resize);
+  m.impl("_local_scalar_dense", &local_scalar_dense);
+  m.impl("record_stream", &record_stream);
+  m.impl("_efficientzerotensor", &efficientzerotensor);
+  m.impl("native_dropout", &native_dropout);
+  m.impl("histc", &histc);
+  m.impl("_thnn_fused_lstm_cell", &lstm_cell);
+  m.impl("_thnn_fused_lstm_cell_backward_impl", &lstm_cell_backward);
+  m.impl("_thnn_fused_gru_cell", &gru_cell);
+  m.impl("_thnn_fused_gru_cell_backward", &gru_cell_backward);
+  m.impl("_has_compatible_shallow_copy_type", &has_compatible_shallow_copy_type);
+  m.impl("_fused_sdp_choice", &at::native::_fused_sdp_choice_cpp);
+}
+
+}  // namespace bringup

@@ -1,0 +1,66 @@
+// Programs that say "cuda": factories that are asked for a tensor there make it on the chip.
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <c10/core/impl/DeviceGuardImplInterface.h>
+#include <torch/library.h>
+
+#include <atomic>
+
+#include "runtime/runtime.h"
+
+namespace bringup {
+namespace {
+
+std::atomic<int64_t> redirected{0};
+
+void call_on_chip(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  for (size_t i = stack->size() - op.schema().arguments().size(); i < stack->size(); ++i) {
+    c10::IValue& value = (*stack)[i];
+    if (value.isDevice() && value.toDevice().is_cuda()) value = c10::Device(kChip, value.toDevice().index());
+  }
+  ++redirected;
+  op.callBoxed(stack);
+}
+
+// torch changes to a device that it was given before it makes a tensor there.
+struct CudaGuard final : c10::impl::DeviceGuardImplInterface {
+  static const c10::impl::DeviceGuardImplInterface& chip() { return *c10::impl::getDeviceGuardImpl(kChip); }
+  static c10::Device there(c10::Device device) { return {kChip, device.index()}; }
+  static c10::Device here(c10::Device device) { return {c10::kCUDA, device.index()}; }
+
+  c10::DeviceType type() const override { return c10::kCUDA; }
+  c10::Device exchangeDevice(c10::Device next) const override { return here(chip().exchangeDevice(there(next))); }
+  c10::Device getDevice() const override { return here(chip().getDevice()); }
+  void setDevice(c10::Device next) const override { chip().setDevice(there(next)); }
+  void uncheckedSetDevice(c10::Device next) const noexcept override { chip().uncheckedSetDevice(there(next)); }
+  c10::Stream getStream(c10::Device on) const override { return chip().getStream(there(on)); }
+  c10::Stream exchangeStream(c10::Stream next) const override { return chip().exchangeStream(next); }
+  c10::DeviceIndex deviceCount() const noexcept override { return chip().deviceCount(); }
+};
+
+// No tensor is ever there: the dispatcher comes to the key of CUDA only for the device that an argument names.
+void redirect_cuda() {
+  static torch::Library* library = nullptr;
+  if (library) return;
+  static CudaGuard guard;
+  auto& registered = c10::impl::device_guard_impl_registry[size_t(c10::kCUDA)];
+  if (!registered.load()) registered.store(&guard);
+  library = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::CUDA, __FILE__, __LINE__);
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (const auto& name : dispatcher.getAllOpNames()) {
+    if (name.name.compare(0, 6, "aten::") != 0) continue;
+    auto op = dispatcher.findSchema(name);
+    if (!op || op->hasKernelForDispatchKey(c10::DispatchKey::CompositeImplicitAutograd)) continue;
+    bool named = false;
+    for (const auto& argument : op->schema().arguments()) named |= argument.name() == "device";
+    if (named) library->impl(c10::toString(name).c_str(), torch::CppFunction::makeFromBoxedFunction<&call_on_chip>());
+  }
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(bringup, m) {
+  m.def("redirect_cuda() -> ()", &redirect_cuda);
+  m.def("redirected() -> int", [] { return redirected.load(); });
+}
+
+}  // namespace bringup
