@@ -22,7 +22,6 @@ import torch
 
 from bringup.device import torch_chip as chips
 from bringup.errors import BringupError
-from bringup.triton import choose_for_triton
 
 used: Counter[str] = Counter()  # name -> how often the program used it
 _active = False
@@ -85,7 +84,8 @@ def redirect_cuda() -> None:
     _patch_amp()
     _patch_files()
     _patch_cuda()
-    choose_for_triton()
+    for choose in _load.on_redirect:
+        choose()
 
 
 def report() -> dict[str, int]:

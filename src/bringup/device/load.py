@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import json
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CHIP = "edge8"
 MAX_DEVICES = 64
+ROOMS = ("bringup.compile", "bringup.triton")  # they patch torch, by `install`, once the device is registered
 
 # c10/core/ScalarType.h: the order is part of torch's file formats.
 _SCALAR_TYPES = {
@@ -34,6 +37,7 @@ _SCALAR_TYPES = {
 
 _registered = False
 chosen: Chip | None = None  # the chip of this process, once it is chosen
+on_redirect: list[Callable[[], None]] = []  # called when the name cuda begins to mean the chip
 
 
 def _core() -> Path:
@@ -101,6 +105,8 @@ def register() -> None:
     backend_registration.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_storage=True)
     torch.ops.bringup.set_device_count(_devices_from_environment())
     device._patch_torch()
+    for name in ROOMS:
+        importlib.import_module(name).install()
     atexit.register(torch.ops.bringup.shutdown)
     _registered = True
 

@@ -20,6 +20,7 @@ from bringup.errors import BringupError, TraceError
 from bringup.files import written_whole
 from bringup.paths import Places, as_text
 from bringup.pricing.pricing import WorkTable
+from bringup.recording.about import begin_recording
 from bringup.text import short
 
 if TYPE_CHECKING:
@@ -212,7 +213,7 @@ class Recorder:
 
     def __init__(self, about: dict[str, Any]) -> None:
         self.about = about
-        self.compiled = _compilations()  # before it
+        self.describe = begin_recording()
         self.places = Places.of_process()
 
     def trace(self) -> Trace:
@@ -231,7 +232,7 @@ class Recorder:
         columns["line"] = to_line[columns["line"]]
         about = {
             "redirected": _redirected(),
-            **_compiled(*self.compiled, self.places),
+            **{name: value for describe in self.describe for name, value in describe(self.places).items()},
             "program": as_text(Path(sys.argv[0]).name),
             "chip": ops.chip(),
             "torch": torch.__version__.split("+")[0],
@@ -258,25 +259,6 @@ def _shown(data: dict[str, Any], signature: Signature, places: Places) -> tuple[
         return data, signature
     data = {**data, "args": {**data["args"], "read_first": {key: places.line(line) for key, line in lines.items()}}}
     return data, Signature.parse(data)
-
-
-def _compilations() -> tuple[int, int]:
-    """Count graphs and graph breaks of torch.compile in this process."""
-    compiler, dynamo = sys.modules.get("bringup.compile.compiler"), sys.modules.get("torch._dynamo.utils")
-    return getattr(compiler, "graphs", 0), len(getattr(dynamo, "graph_break_reasons", ()))
-
-
-def _compiled(graphs: int, breaks: int, places: Places) -> dict[str, Any]:
-    now, breaks_now = _compilations()
-    found = {"compiled_graphs": now - graphs, "graph_breaks": []}
-    if breaks_now > breaks:
-        from bringup.compile.compiler import breaks_since
-
-        found["graph_breaks"] = [
-            {"line": places.line(item["line"]), "reason": places.within(item["reason"])}
-            for item in breaks_since(breaks)
-        ]
-    return found
 
 
 def _redirected() -> dict[str, int]:

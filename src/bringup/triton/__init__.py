@@ -5,8 +5,26 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 from bringup.errors import BringupError
+
+
+def install() -> None:
+    """Register Triton with torch.compile and the redirect. Triton itself is not imported."""
+    from bringup import compile
+    from bringup.device import load
+
+    compile.compilers["triton"] = _compile
+    load.on_redirect.append(choose_for_triton)
+
+
+def _compile(graph: Any, inputs: Sequence[Any], patches: dict[str, Any]) -> Any:
+    require_triton("BRINGUP_COMPILE=triton")
+    from bringup.triton import inductor
+
+    return inductor.compile_graph(graph, inputs, patches)
 
 
 def choose_for_triton() -> None:
