@@ -16,7 +16,7 @@ import pytest
 
 if TYPE_CHECKING:
     from bringup.analyse.prediction import Prediction
-    from bringup.recording.sanitize import Finding
+    from bringup.recording.findings import Finding
     from bringup.recording.trace import Recorder
 
 KEY, LEAK = "bringup", "bringup leak"  # of a test's user properties: they survive the way from a worker of pytest-xdist
@@ -239,7 +239,7 @@ class ChipPlugin:
         from bringup.analyse.prediction import price
         from bringup.analyse.summary import by_group
         from bringup.recording import sanitize
-        from bringup.recording.sanitize import Finding
+        from bringup.recording.findings import Finding
         from bringup.text import duration, size
 
         found = []
@@ -379,7 +379,7 @@ def _leak(count: int, lines: set[str]) -> Finding:
 
     import torch
 
-    from bringup.recording.sanitize import Finding
+    from bringup.recording.findings import Finding
     from bringup.text import size
 
     blocks = [

@@ -12,7 +12,7 @@ from bringup.analyse import advice, roofline
 from bringup.analyse import holders as memory
 from bringup.analyse import ways_to_fit as fitting
 from bringup.cost import FAMILIES
-from bringup.recording import sanitize
+from bringup.recording.findings import Finding
 from bringup.recording.trace import HOST, IN_FORWARD, LAUNCH, RESUME, SIGNAL
 from bringup.timeline.replay import Timeline
 
@@ -101,7 +101,7 @@ class Summary:
     bottlenecks: list[advice.Bottleneck] = field(default_factory=list)
     what_if: list[advice.WhatIf] = field(default_factory=list)
     ways_to_fit: list[fitting.Way] = field(default_factory=list)
-    findings: list[sanitize.Finding] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     compiled_graphs: int = 0
     graph_breaks: list[GraphBreak] = field(default_factory=list)
     redirected: dict[str, int] = field(default_factory=dict)
