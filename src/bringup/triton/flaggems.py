@@ -58,8 +58,8 @@ def load() -> Any:
         BringupError: it is not installed, or was imported before.
     """
     require_triton("FlagGems")
-    found = importlib.util.find_spec("flag_gems")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("flag_gems")
+    if spec is None or spec.origin is None:
         raise BringupError(
             "the operators of FlagGems were asked for and flag_gems is not installed: pip install flag_gems"
         )
@@ -70,7 +70,7 @@ def load() -> Any:
             raise BringupError("flag_gems was imported for another device: ask for it before the program imports it")
         return module
     _load.register()
-    backends = str(Path(found.origin).parent / "runtime" / "backend")
+    backends = str(Path(spec.origin).parent / "runtime" / "backend")
     sys.path.append(backends)
     try:
         vendor: Any = importlib.import_module("_nvidia")
@@ -100,7 +100,7 @@ def load() -> Any:
 
 
 def enable() -> list[str]:
-    """Let FlagGems' operators run wherever torch's would run on the chip; return their names.
+    """Replace torch's operators on the chip by FlagGems'; return their names.
 
     Raises:
         BringupError: FlagGems cannot be loaded.

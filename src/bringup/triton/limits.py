@@ -1,4 +1,4 @@
-"""Does a kernel fit the chip? Tile memory, grid, dtypes of products."""
+"""Checks that a kernel fits the chip: tile memory, grid, dtypes of products."""
 
 from __future__ import annotations
 
