@@ -16,7 +16,8 @@ import bringup
 from bringup.analyse.compare import compare
 from bringup.cost.signature import Signature
 from bringup.pricing import pricing
-from bringup.recording.trace import Trace, record
+from bringup.recording.recording import record
+from bringup.recording.trace import Trace
 from bringup.timeline import replay as timeline
 
 

@@ -219,8 +219,8 @@ def test_another_out_of_tree_device_is_left_alone(python: Run) -> None:
     program = """
 import torch
 torch.utils.rename_privateuse1_backend("npu")
-from bringup.device import load as _load
-_load.autoload()
+from bringup.device import load
+load.autoload()
 print(torch.ones(2).sum().item(), torch._C._get_privateuse1_backend_name())
 """
     done = python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
@@ -232,9 +232,9 @@ def test_core_that_does_not_load_warns(python: Run) -> None:
     program = """
 from pathlib import Path
 import torch
-from bringup.device import load as _load
-_load._core = lambda: Path(__file__)
-_load.autoload()
+from bringup.device import core, load
+core._library = lambda: Path(__file__)
+load.autoload()
 print(torch.ones(2).sum().item())
 """
     done = python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
@@ -248,8 +248,8 @@ import sys
 import torch  # TORCH_DEVICE_BACKEND_AUTOLOAD=0: load by hand, after pretending to have a GPU
 real = torch.accelerator.current_accelerator
 torch.accelerator.current_accelerator = lambda check_available=False: torch.device("cuda")
-from bringup.device import load as _load
-_load.autoload()
+from bringup.device import load
+load.autoload()
 torch.accelerator.current_accelerator = real
 print(torch.accelerator.current_accelerator())
 if sys.argv[1:] or True:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bringup import pytest_plugin
+from bringup import pytest_checks
 from tests.conftest import without_bringup
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -205,14 +205,14 @@ def test_bad_options_are_one_sentence(suite: Run, arguments: tuple[str, ...], wo
 
 @pytest.mark.parametrize(("text", "count"), [("4GiB", 4 << 30), ("1.5 MiB", 3 << 19), ("512b", 512), ("2kB", 2000)])
 def test_sizes_are_read(text: str, count: int) -> None:
-    assert pytest_plugin.parse_size(text) == count
+    assert pytest_checks.parse_size(text) == count
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("20ms", 0.02), ("1e-3 s", 0.001), ("5us", 5e-6)])
 def test_times_are_read(text: str, seconds: float) -> None:
-    assert pytest_plugin.parse_time(text) == pytest.approx(seconds)
+    assert pytest_checks.parse_time(text) == pytest.approx(seconds)
     with pytest.raises(pytest.UsageError, match="is no amount"):
-        pytest_plugin.parse_time("20")
+        pytest_checks.parse_time("20")
 
 
 MODELS = """

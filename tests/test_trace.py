@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 import bringup
-from bringup.device.load import _SCALAR_TYPES as SCALAR_TYPES
-from bringup.device.load import MAX_DEVICES
+from bringup.device.choose import SCALAR_TYPES
+from bringup.process import MAX_DEVICES
 from bringup.recording import trace as trace_module
 from bringup.recording.trace import (
     ALLOC,

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     )
     from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
     from bringup.machine.schema import Chip, Host
-    from bringup.recording.trace import Trace, record, step
+    from bringup.recording.recording import record, step
+    from bringup.recording.trace import Trace
 
 __all__ = [
     "BringupError",
@@ -52,7 +53,8 @@ _HOMES = {
     **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "machine.files"),
     **dict.fromkeys(("launch_stats", "use"), "device.load"),
     **dict.fromkeys(("Prediction", "predict", "price"), "analyse.prediction"),
-    **dict.fromkeys(("Trace", "record", "step"), "recording.trace"),
+    "Trace": "recording.trace",
+    **dict.fromkeys(("record", "step"), "recording.recording"),
     **dict.fromkeys(("DryWarning", "dry"), "device.dry"),
     "redirect_cuda": "device.cuda",
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
@@ -71,8 +73,6 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("bringup.kernels")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if _HOMES[name] == "device.load":
-        importlib.import_module("torch")  # which imports bringup.device.load: it must not be half-imported by then
     value = getattr(importlib.import_module(f"bringup.{_HOMES[name]}"), name)
     setattr(sys.modules[__name__], name, value)
     return value

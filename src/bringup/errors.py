@@ -37,3 +37,7 @@ class TraceError(BringupError):
 
 class VersionError(BringupError):
     """This torch is not the one that bringup was built for."""
+
+
+class ChipWarning(UserWarning):
+    """A finding of ``pytest --chip`` under ``--chip-warn``."""

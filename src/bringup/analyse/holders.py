@@ -8,31 +8,33 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup.recording.trace import (
+from bringup.recording.rows import (
+    ACTIVATIONS,
     ALLOC,
+    BEFORE,
     FORWARD,
+    FRAGMENTATION,
     FREE,
+    GRADIENTS,
     H2D,
     IN_BACKWARD,
     IN_OPTIMIZER,
+    INPUTS,
+    KEPT,
     LAUNCH,
+    OPTIMIZER_STATE,
     OWNER,
+    OWNERS,
+    PARAMETERS,
     PHASES,
     RELEASE,
     RESERVE,
     STEP,
-    Trace,
+    WORKSPACE,
 )
+from bringup.recording.trace import Trace
 
 Array = npt.NDArray[Any]
-
-# What a storage is for. The first two are marked by the recording (modules.py), the others follow from its life.
-KINDS = (
-    *("parameters", "buffers", "gradients", "optimizer state", "activations", "kept between calls", "inputs"),
-    *("workspace", "held before the recording", "fragmentation"),
-)
-PARAMETERS, BUFFERS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, KEPT, INPUTS, *_ = range(len(KINDS))
-WORKSPACE, BEFORE, FRAGMENTATION = range(INPUTS + 1, len(KINDS))
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Storages:
     Attributes:
         made, freed: row of the trace; `freed` is the number of rows if it lives to the end.
         bytes: of its block.
-        kind: index into `KINDS`.
+        kind: index into `OWNERS`.
         module: number of the module that owns it or allocated it; -1: none.
         before: bytes that were held when the recording began.
     """
@@ -218,12 +220,12 @@ def usage(trace: Trace, steps: Array) -> Memory:
     live = (every.made <= top) & (every.freed > top)
     names = [*trace.modules, ""]  # -1: none
     codes = every.kind[live] * len(names) + every.module[live] % len(names)
-    sums = np.bincount(codes, every.bytes[live], len(KINDS) * len(names))
-    totals = {(KINDS[code // len(names)], names[code % len(names)]): int(sums[code]) for code in np.flatnonzero(sums)}
+    sums = np.bincount(codes, every.bytes[live], len(OWNERS) * len(names))
+    totals = {(OWNERS[code // len(names)], names[code % len(names)]): int(sums[code]) for code in np.flatnonzero(sums)}
     free = int(taken[top] - held[top])  # both of the row's device
     for kind, count in ((BEFORE, every.before), (FRAGMENTATION, free)):
         if count > 0:
-            totals[(KINDS[kind], "")] = count
+            totals[(OWNERS[kind], "")] = count
     owners = [Owner(kind, module, count) for (kind, module), count in totals.items()]
     line, module = int(columns["line"][top]), int(columns["module"][top])
     at = Moment(

@@ -13,7 +13,8 @@ from bringup.device import dry as dryrun
 from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.machine.files import load_chip, load_host
-from bringup.recording.trace import Trace, record, step
+from bringup.recording.recording import record, step
+from bringup.recording.trace import Trace
 from bringup.report import directory
 from bringup.timeline.replay import HostClock, Timeline, replay
 

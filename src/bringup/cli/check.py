@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
+from bringup.process import asked_chip
 
 COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
 
@@ -48,8 +49,6 @@ def command(
 
     The exit code is 0 whatever the verdicts are, and 1 if something is worse than in the card given with --against.
     """
-    import os
-
     from bringup.machine.files import load_chip
     from bringup.report import directory, html
     from bringup.report.terminal import console as new_console
@@ -62,7 +61,7 @@ def command(
         for entry in every.values():
             click.echo(f"{entry.id:>4} {entry.level}  {entry.title}: {entry.about}")
         return
-    name = _chip_of(device, chip, os.environ.get("BRINGUP_CHIP"))
+    name = _chip_of(device, chip, asked_chip())
     if name is not None:
         load_chip(name)
     else:

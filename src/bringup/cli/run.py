@@ -21,11 +21,12 @@ import click
 from bringup.errors import BringupError
 from bringup.files import current_directory
 from bringup.machine.files import chip_names, load_chip, load_host
+from bringup.process import DEFAULT_CHIP, asked_chip, asked_devices, asked_driver, process
 from bringup.text import plain
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
-    from bringup.recording.trace import Recorder
+    from bringup.recording.recording import Recording
 
 OUT_OF_MEMORY = -1  # in place of an exit code: the program ended with torch.OutOfMemoryError
 
@@ -138,7 +139,7 @@ def command(
 
     The program runs as under python: its arguments, exit code, input and signals are its own.
     """
-    names = chip_names(chips or os.environ.get("BRINGUP_CHIP") or "edge8", "--chip" if chips else "BRINGUP_CHIP")
+    names = chip_names(chips or asked_chip() or DEFAULT_CHIP, "--chip" if chips else "BRINGUP_CHIP")
     described = [load_chip(name) for name in names]
     machine = load_host(host)
     from bringup.report import directory
@@ -182,7 +183,7 @@ def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
         kernels.require_triton("--ops flaggems")
     if compiler == "triton":
         kernels.require_triton("--compile triton")
-        os.environ["BRINGUP_COMPILE"] = "triton"
+        process.compiler = "triton"
 
     def prepare() -> None:
         os.environ.setdefault("TRITON_DEFAULT_BACKEND", "chip")
@@ -286,16 +287,14 @@ def _record(
 ) -> int | None:
     import torch
 
-    from bringup.device import load as _load
-    from bringup.recording.trace import recorded
+    from bringup.device.load import use
+    from bringup.recording.recording import recorded
     from bringup.timeline import clock
 
-    devices = os.environ.get("BRINGUP_DEVICES", "1")
-    if not devices.isdigit() or not 1 <= int(devices) <= _load.MAX_DEVICES:
-        raise BringupError(f"BRINGUP_DEVICES must be a whole number from 1 to {_load.MAX_DEVICES}, got {devices!r}")
-    if past_capacity and os.environ.get("BRINGUP_DRIVER"):
+    devices = asked_devices()
+    if past_capacity and asked_driver():
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
-    _load.use(name, devices=int(devices), strict=strict, past_capacity=past_capacity)
+    use(name, devices=devices, strict=strict, past_capacity=past_capacity)
     if cuda:
         from bringup.device.cuda import redirect_cuda
 
@@ -305,10 +304,10 @@ def _record(
 
     watch = watched() if {"race", "init"} & set(report.checks) else nullcontext()
     with dry, watch, recorded(report.host, report.host_clock) as recorder:  # type: ignore[arg-type]
-        process = os.getpid()
+        parent = os.getpid()
 
         def finish() -> None:
-            if os.getpid() != process:  # a fork of the program: the report is its parent's
+            if os.getpid() != parent:  # a fork of the program: the report is its parent's
                 return
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
@@ -318,7 +317,7 @@ def _record(
         recorder.about["chip_time"] = chip_time
         with clock.shown() if chip_time else nullcontext():
             code = _execute(program)
-        if os.getpid() != process:
+        if os.getpid() != parent:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code or 0)
@@ -413,7 +412,7 @@ def _print_traceback() -> None:
         traceback.print_exception(kind, value, trace)
 
 
-def _write(recorder: Recorder, to: _Report) -> None:
+def _write(recorder: Recording, to: _Report) -> None:
     from bringup.analyse.prediction import price
     from bringup.recording import sanitize
     from bringup.report import summary_json, terminal, writer

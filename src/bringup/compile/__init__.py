@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-# The values of BRINGUP_COMPILE beside the default: each compiles a graph of Dynamo with its example inputs and patches
-# of Inductor's configuration. Kept here by whoever brings such a compiler.
+# BRINGUP_COMPILE -> what compiles a graph of Dynamo with its example inputs and patches of Inductor's configuration.
+# The default, ``graph``, is not among them.
 compilers: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {}
 
 
 def install() -> None:
     """Patch torch.compile's default backend so that graphs on the chip come here. Dynamo is not imported."""
     from bringup.compile import lines
-    from bringup.recording import about
+    from bringup.process import FACTS, asked_compiler
 
     inductor: Any = torch._TorchCompileInductorWrapper
     compile_ = inductor.__call__
@@ -29,10 +28,10 @@ def install() -> None:
         if not hook.is_on_chip(inputs_, model_):
             return compile_(self, model_, inputs_, config_patches=config_patches)
         patches = {**self.config, **(config_patches or {})}
-        compiler = compilers.get(os.environ.get("BRINGUP_COMPILE", ""))
+        compiler = compilers.get(asked_compiler())
         if compiler is not None:
             return compiler(model_, inputs_, patches)
         return hook.compile_graph(model_, inputs_, config_patches=patches, compile_region_name=self.name)
 
     inductor.__call__ = __call__
-    about.register(lines.begin_recording)
+    FACTS.append(lines.begin_recording)

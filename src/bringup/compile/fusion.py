@@ -20,7 +20,7 @@ from torch import fx
 
 from bringup.compile.lines import line_of, module_of
 from bringup.cost import family_of
-from bringup.device import load as _load
+from bringup.process import process
 
 FUSED = ("pointwise", "copy", "gather", "random")
 Root = tuple[fx.Node, int]  # who made the memory: a node and which of its results
@@ -112,11 +112,11 @@ def roots_of(graph: fx.Graph) -> dict[Root, Root]:
 
 def _is_fusible(node: fx.Node) -> bool:
     name = name_of(node)
-    if isinstance(node.target, torch._ops.OpOverload) and _load.chosen is not None:
+    if isinstance(node.target, torch._ops.OpOverload) and process.chip is not None:
         values = node.meta["val"]
         results = values if isinstance(values, (list, tuple)) else [values]
         first = next(x for x in results if isinstance(x, torch.Tensor))
-        if not _load.chosen.supports(name, family_of(name), str(first.dtype).removeprefix("torch.")):
+        if not process.chip.supports(name, family_of(name), str(first.dtype).removeprefix("torch.")):
             return False
     family = family_of(name)
     if family == "reduction":

@@ -54,11 +54,11 @@ def breaks_since(count: int) -> list[dict[str, str]]:
     return [{"line": line, "reason": reason} for line, reason in breaks]
 
 
-def begin_recording() -> Callable[[Places], dict[str, Any]]:
+def begin_recording(places: Places) -> Callable[[], dict[str, Any]]:
     """Return what tells a trace how many graphs were compiled since now, and which graph breaks there were."""
     graphs_before, breaks_before = graphs, _break_count()
 
-    def since(places: Places) -> dict[str, Any]:
+    def since() -> dict[str, Any]:
         breaks = breaks_since(breaks_before) if _break_count() > breaks_before else []
         return {
             "compiled_graphs": graphs - graphs_before,

@@ -79,7 +79,7 @@ class Region:
             memory |= zip(kernel.makes, new, strict=True)
             written = new + [memory[root] for root in kernel.changes if root in memory]
             if read or written:
-                module = modules._numbered(kernel.module) if kernel.module else -1
+                module = modules.number(kernel.module) if kernel.module else -1
                 ops.record_compiled(step.text, read, written, kernel.line, module, self.backward)
             for root in kernel.frees:
                 memory.pop(root, None)

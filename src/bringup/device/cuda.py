@@ -20,8 +20,10 @@ from typing import Any, NoReturn
 
 import torch
 
+from bringup.device import load
 from bringup.device import torch_chip as chips
 from bringup.errors import BringupError
+from bringup.process import FACTS, ON_REDIRECT, process
 
 used: Counter[str] = Counter()  # name -> how often the program used it
 _active = False
@@ -66,16 +68,15 @@ def redirect_cuda() -> None:
         BringupError: this machine has a CUDA device, which ``cuda`` means then.
     """
     global _active
-    from bringup.device import load as _load
-
     if _active:
         return
     if torch._C._has_cuda and torch.cuda.is_available():
         raise BringupError(
             "cuda cannot mean the chip on a machine that has a CUDA device: hide it, CUDA_VISIBLE_DEVICES="
         )
-    _load.register()
-    _active = chips.named_cuda = True
+    load.register()
+    _active = process.named_cuda = True
+    FACTS.append(lambda _: lambda: {"redirected": report()})
     torch.ops.bringup.redirect_cuda()
     for name, knob in _KNOBS.items():
         _settings[name] = knob()
@@ -84,7 +85,7 @@ def redirect_cuda() -> None:
     _patch_amp()
     _patch_files()
     _patch_cuda()
-    for choose in _load.on_redirect:
+    for choose in ON_REDIRECT:
         choose()
 
 
@@ -411,11 +412,9 @@ def _is_torch(frame: FrameType) -> bool:
 
 def _supports(dtype: str) -> Callable[..., bool]:
     def supported(*_: Any, **__: Any) -> bool:
-        from bringup.device import load as _load
-
         chips.get_device_capability()  # a chip is chosen
-        assert _load.chosen is not None
-        return dtype in _load.chosen.matrix.tflops or dtype in _load.chosen.ops.dtypes
+        chip = process.chosen_chip()
+        return dtype in chip.matrix.tflops or dtype in chip.ops.dtypes
 
     return supported
 

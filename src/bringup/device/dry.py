@@ -8,6 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Union
 
+import torch
+
+from bringup.device import load
+from bringup.device.devices import real_device
 from bringup.errors import BringupError
 
 Value = Union[float, Literal["random"]]
@@ -74,14 +78,10 @@ def dry(*, strict: bool = False, value: Value = 0.0, seed: int = 0) -> Iterator[
         value: the stand-in; ``"random"`` draws from [0, 1).
         seed: of what is drawn.
     """
-    import torch
-
-    from bringup.device import load as _load
-
     global _strict, _value
     if value != "random" and not isinstance(value, (int, float)):
         raise BringupError(f"value must be a number or 'random', got {value!r}")
-    _load.register()
+    load.register()
     outermost = not torch.ops.bringup.is_dry()
     if outermost:
         _strict, _value = strict, value
@@ -115,16 +115,12 @@ def notice(where: str, what: str) -> None:
 
 
 def _unknown(tensor: Any) -> bool:
-    from bringup.device.torch_chip import real_device
-
     return bool(real_device(tensor).type == "chip" and (tensor.is_floating_point() or tensor.is_complex()))
 
 
 @contextmanager
 def _marked() -> Iterator[None]:
     """Let numbers and printed tensors say that they are dry."""
-    import torch
-
     patched: Any = torch.Tensor
     item, tolist, show = patched.item, patched.tolist, patched.__repr__
 

@@ -11,11 +11,61 @@ from typing import Any
 
 import torch
 
-from bringup.analyse.holders import BUFFERS, PARAMETERS
-from bringup.device.torch_chip import real_device
+from bringup.device.devices import real_device
+from bringup.recording.rows import BUFFERS, FORWARD, PARAMETERS, STEP
 
-names: list[str] = []
-_numbers: dict[str, int] = {}
+
+class Names:
+    """What a recording knows of modules.
+
+    Attributes:
+        names: of modules, and of what else owns tensors; a row has the place in this list.
+    """
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+        self._numbers: dict[str, int] = {}
+        self._owned: dict[int, int] = {}  # module or optimizer -> address of its first tensor, when it was marked
+        self._marked: set[int] = set()  # addresses of storages
+
+    def number(self, name: str) -> int:
+        """Return the number of a name."""
+        if name not in self._numbers:
+            self._numbers[name] = len(self.names)
+            self.names.append(name)
+        return self._numbers[name]
+
+    def own(self, owner: object, tensors: Iterable[tuple[str, torch.Tensor]], kind: int) -> bool:
+        """Record the owner of each tensor unless it is already recorded at this address. Return True if it was done."""
+        plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+        named = ((name, item) for name, item in tensors if type(item) in plain and real_device(item).type == "chip")
+        first = next(named, None)
+        if first is None or torch._C._functorch.is_functorch_wrapped_tensor(first[1]):
+            return False
+        if self._owned.get(id(owner)) == first[1].data_ptr():
+            return False
+        self._owned[id(owner)] = first[1].data_ptr()
+        for name, item in chain([first], named):
+            address, module = item.untyped_storage().data_ptr(), name.rpartition(".")[0] or type(owner).__name__
+            self._marked.add(address)
+            number = self.number(module)
+            torch.ops.bringup.record_owner(address, kind, number, item.element_size(), item.device.index)
+        return True
+
+    def loose(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what an optimizer trains that belongs to no module."""
+        for group in optimizer.param_groups:
+            for item in group["params"]:
+                if real_device(item).type == "chip" and item.untyped_storage().data_ptr() not in self._marked:
+                    yield "", item
+
+
+_names = Names()  # of the recording under way, or of the latest one
+
+
+def number(name: str) -> int:
+    """Return the number of a module's name in the recording under way."""
+    return _names.number(name)
 
 
 def number_of(callers: tuple[torch.nn.Module, ...]) -> int:
@@ -27,7 +77,7 @@ def number_of(callers: tuple[torch.nn.Module, ...]) -> int:
     address = id(module)
     finalizer: Any = weakref.finalize(module, _forget, address)
     finalizer.atexit = False
-    return _numbered(_path(module, callers))
+    return number(_path(module, callers))
 
 
 def _forget(address: int) -> None:
@@ -42,42 +92,6 @@ def _path(module: torch.nn.Module, callers: tuple[torch.nn.Module, ...]) -> str:
     return type(module).__name__
 
 
-def _numbered(name: str) -> int:
-    if name not in _numbers:
-        _numbers[name] = len(names)
-        names.append(name)
-    return _numbers[name]
-
-
-_owned: dict[int, int] = {}  # module or optimizer -> address of its first tensor, when it was marked
-_marked: set[int] = set()  # addresses of storages
-
-
-def _own(owner: object, tensors: Iterable[tuple[str, torch.Tensor]], kind: int) -> bool:
-    """Let the recording know what tensors are for: once, and again when they have moved. Tell whether it was done."""
-    plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-    named = ((name, item) for name, item in tensors if type(item) in plain and real_device(item).type == "chip")
-    first = next(named, None)
-    if first is None or torch._C._functorch.is_functorch_wrapped_tensor(first[1]):
-        return False
-    if _owned.get(id(owner)) == first[1].data_ptr():
-        return False
-    _owned[id(owner)] = first[1].data_ptr()
-    for name, item in chain([first], named):
-        address, module = item.untyped_storage().data_ptr(), name.rpartition(".")[0] or type(owner).__name__
-        _marked.add(address)
-        torch.ops.bringup.record_owner(address, kind, _numbered(module), item.element_size(), item.device.index)
-    return True
-
-
-def _loose(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """What an optimizer trains that belongs to no module."""
-    for group in optimizer.param_groups:
-        for item in group["params"]:
-            if real_device(item).type == "chip" and item.untyped_storage().data_ptr() not in _marked:
-                yield "", item
-
-
 def _dummy(*_: Any, **__: Any) -> None: ...
 
 
@@ -88,17 +102,12 @@ def _optimizer_code() -> list[int]:
 
 
 @contextmanager
-def watched(forward: int, step: int) -> Iterator[None]:
-    """Let launches say their module and phase; mark outermost module calls and optimizer steps with rows.
-
-    Args:
-        forward: row kind of an outermost call.
-        step: row kind of an optimizer's step.
-    """
+def watched(names: Names) -> Iterator[None]:
+    """Record the module and phase of launches; mark outermost module calls and optimizer steps with rows."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    for known in (names, _numbers, _owned, _marked):
-        known.clear()
+    global _names
+    _names = names
     mark = torch.ops.bringup.record_mark
     original: Any = torch.nn.Module.__call__
     calls = threading.local()
@@ -108,9 +117,9 @@ def watched(forward: int, step: int) -> Iterator[None]:
             return original(self, *args, **kwargs)
         calls.inside = True
         try:
-            mark(forward, _numbered(type(self).__name__))
-            if _own(self, self.named_parameters(), PARAMETERS):
-                _own(self.named_buffers, self.named_buffers(), BUFFERS)
+            mark(FORWARD, names.number(type(self).__name__))
+            if names.own(self, self.named_parameters(), PARAMETERS):
+                names.own(self.named_buffers, self.named_buffers(), BUFFERS)
             return original(self, *args, **kwargs)
         finally:
             calls.inside = False
@@ -119,8 +128,8 @@ def watched(forward: int, step: int) -> Iterator[None]:
 
     def stepped(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if optimizer not in optimizers:
-            _own(optimizer, _loose(optimizer), PARAMETERS)
-        mark(step, optimizers.setdefault(optimizer, len(optimizers)))
+            names.own(optimizer, names.loose(optimizer), PARAMETERS)
+        mark(STEP, optimizers.setdefault(optimizer, len(optimizers)))
 
     hook = register_optimizer_step_post_hook(stepped)
     torch.ops.bringup.watch_modules(id(torch.nn.Module._wrapped_call_impl.__code__), _optimizer_code())

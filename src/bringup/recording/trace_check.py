@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -19,16 +19,26 @@ from bringup.cost.signature import ITEM_BYTES
 from bringup.errors import TraceError
 from bringup.files import read_bytes
 from bringup.limits import TRACE
+from bringup.recording import rows
 from bringup.text import short
-
-if TYPE_CHECKING:
-    from bringup.recording.trace import Trace
 
 Array = npt.NDArray[Any]
 MOST = {name: limit.most for name, limit in TRACE.items()}
 # What torch.dtype can be beside those that have a price (c10/core/ScalarType.h); they are priced as four bytes.
 DTYPES = frozenset(ITEM_BYTES) | {"float4_e2m1fn_x2", "quint4x2", "quint2x4", "bits8", "bits16", "bits1x8", "bits2x4"}
 DTYPES |= {"bits4x2", *(f"{sign}int{width}" for sign in ("", "u") for width in range(1, 8))}
+
+
+class Rows(Protocol):
+    """What is checked of a `Trace`."""
+
+    columns: dict[str, Array]
+    uses: Array
+    offsets: Array
+    signature_data: list[dict[str, Any]]
+
+    def __len__(self) -> int:
+        """Count the rows."""
 
 
 class Damaged(ValueError):
@@ -47,8 +57,6 @@ def opened(file: Path) -> tuple[Any, dict[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from bringup.recording.trace import COLUMNS
-
     data = read_bytes(file, "trace file", TraceError)
     try:
         # Texts stay in the dictionaries that they are stored in: a row has only a number, however long its text is.
@@ -58,7 +66,7 @@ def opened(file: Path) -> tuple[Any, dict[str, Any]]:
         if text is None:
             raise TraceError(f"{file}: is Parquet, but not a trace that bringup wrote: record one with `bringup run`")
         _within_limits(file, parquet.metadata, len(text))
-        table = parquet.read(columns=[*COLUMNS, "uses"])
+        table = parquet.read(columns=[*rows.COLUMNS, "uses"])
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = short(str(error).partition("\n")[0] or type(error).__name__, 200)
@@ -218,15 +226,12 @@ def whole_numbers(array: Any, dtype: Any, name: str) -> Array:
     return np.ascontiguousarray(values.astype(dtype))
 
 
-def check_rows(trace: Trace) -> None:
+def check_rows(trace: Rows) -> None:
     """Check the columns and the uses of a trace.
 
     Raises:
         Damaged: a number is out of its range.
     """
-    from bringup.analyse import holders as memory
-    from bringup.recording import trace as rows
-
     columns, count = trace.columns, len(trace)
     storages = count + len(trace.uses)  # they are numbered as they appear, in a row or a use
     for name, column in columns.items():
@@ -250,7 +255,7 @@ def check_rows(trace: Trace) -> None:
     for kinds, (name, low, high) in of_kind.items():
         _check_range(name, columns["object"][np.isin(kind, kinds)], low, high)
     _check_range("kind of a host's wait", columns["flags"][kind == rows.HOST], 0, len(rows.WAITS_FOR))
-    _check_range("kind of an owner", columns["bytes"][kind == rows.OWNER], 0, len(memory.KINDS))
+    _check_range("kind of an owner", columns["bytes"][kind == rows.OWNER], 0, len(rows.OWNERS))
     for name, amounts in (
         ("bytes", columns["bytes"]),
         ("host_ns", columns["host_ns"]),

@@ -3,7 +3,12 @@
 import argparse
 import json
 
+import torch
+
+from bringup.device.load import use
+from bringup.process import asked_devices
 from bringup.scorecard.card import MARK
+from bringup.scorecard.matrix import support
 from bringup.scorecard.registry import load, run_item
 
 
@@ -16,20 +21,11 @@ def main() -> None:
     parser.add_argument("--chip")
     parser.add_argument("--file", action="append", default=[])
     asked = parser.parse_args()
-    import torch
-
     if asked.chip:
-        from bringup.device import load as _load
-
-        _load.use(asked.chip, devices=_load._devices_from_environment())
+        use(asked.chip, devices=asked_devices())
     device = torch.device(asked.device)
-    if asked.matrix:
-        from bringup.scorecard.matrix import support
-
-        found = support(device)
-    else:
-        found = run_item(load(tuple(asked.file))[asked.item], device)
-    print(MARK + json.dumps(found), flush=True)
+    line = support(device) if asked.matrix else run_item(load(tuple(asked.file))[asked.item], device)
+    print(MARK + json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":

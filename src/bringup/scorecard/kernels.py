@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from bringup.scorecard import library as gems
 from bringup.scorecard.framework import share
 from bringup.scorecard.registry import Failed, NotApplicable, item, needs_accelerator, needs_chip, require
 
@@ -81,8 +82,6 @@ def triton(device: torch.device) -> str:
 )
 def library(device: torch.device) -> str:
     """FlagGems' operators, written in Triton, give the CPU's results in the place of torch's, with gradients."""
-    from bringup.scorecard import library as gems
-
     needs_accelerator(device, "use for operators in Triton")
     for name in ("triton", "flag_gems"):
         if importlib.util.find_spec(name) is None:

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from bringup.device.cuda import redirect_cuda
 from bringup.scorecard.framework import close, full_name, moved, opinfos
+from bringup.triton import flaggems
 
 # Operators of FlagGems 5.0.2 whose results are not torch's wherever they run, and why: found on the virtual chip and by
 # reading their code. A device is not judged by them.
@@ -52,9 +54,6 @@ def enable(device: torch.device) -> set[str]:
         BringupError: it cannot be loaded for the chip.
     """
     if device.type == "chip":
-        from bringup.device.cuda import redirect_cuda
-        from bringup.triton import flaggems
-
         redirect_cuda()  # some of its operators ask for CUDA by name
         return set(flaggems.enable())
     module: Any = importlib.import_module("flag_gems")

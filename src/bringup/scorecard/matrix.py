@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from bringup.recording.recording import record
+from bringup.recording.rows import FALLBACK, LAUNCH
 from bringup.scorecard.framework import close, full_name, moved, opinfos
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
@@ -44,10 +46,7 @@ def _try(op: Any, dtype: torch.dtype, device: torch.device) -> str:
 
 
 def _on_chip(op: Any, expected: Any, inputs: Any, args: Any, kwargs: Any, tolerance: float) -> str:
-    import bringup
-    from bringup.recording.trace import FALLBACK, LAUNCH
-
-    with bringup.record() as trace:
+    with record() as trace:
         found = op(inputs, *args, **kwargs)
     if not close(expected, found, tolerance):
         return "fails"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import os
 import subprocess
@@ -14,6 +15,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from bringup.analyse.prediction import price
+from bringup.device import core
+from bringup.errors import BringupError
+from bringup.recording.recording import record
+from bringup.scorecard.framework import train
+from bringup.scorecard.matrix import support
 from bringup.scorecard.registry import NotApplicable, item, needs_accelerator, needs_chip, require
 from bringup.scorecard.tools import recording
 
@@ -45,13 +52,11 @@ def host_sensitivity(device: torch.device) -> str:
 def link_sensitivity(device: torch.device) -> str:
     """A link that is twice as fast makes a program of copies faster."""
     needs_chip(device)
-    import bringup
-
-    with bringup.record() as trace:
+    with record() as trace:
         for _ in range(4):
             torch.ones(1 << 20).pin_memory().to(device, non_blocking=True)
             torch.accelerator.synchronize()
-    found = bringup.price(trace, "t4")
+    found = price(trace, "t4")
     faster = next(item for item in found.what_if if item.change.startswith("link twice"))
     require(faster.step_seconds < 0.9 * found.step_seconds, "a faster link does not help a program of copies")
     return f"{found.step_seconds / faster.step_seconds:.2f}x with a link twice as fast"
@@ -60,9 +65,7 @@ def link_sensitivity(device: torch.device) -> str:
 @item("F7", "P", "energy and cost of a step", hint="give power and price in the chip file")
 def energy(device: torch.device) -> str:
     """A step has joules and, where the chip has a price, dollars."""
-    import bringup
-
-    found = bringup.price(recording(device).trace, "h100-sxm")
+    found = price(recording(device).trace, "h100-sxm")
     require(found.energy_joules and found.cost_usd, "energy or cost is unknown although the chip file has both")
     return f"{found.energy_joules:.3g} J, {found.cost_usd:.3g} USD per step on h100-sxm"
 
@@ -89,10 +92,8 @@ def versions(device: torch.device) -> str:
     needs_chip(device, "only bringup's own package can be asked")
     from unittest import mock
 
-    from bringup.device import load as _load
-
     with mock.patch.object(torch, "__version__", "1.0.0"):
-        problem = _load._problem()
+        problem = core.problem()
     require(problem and "was built for torch" in problem, "another torch version is not noticed")
     return str(problem)[:120]
 
@@ -171,8 +172,6 @@ def licence(device: torch.device) -> str:
 @item("G1", "D", "the support matrix is generated", hint="see the matrix in the scorecard: operator by dtype")
 def matrix(device: torch.device) -> str:
     """Operators by dtype are tried, and each is native, on the host, or failing."""
-    from bringup.scorecard.matrix import support
-
     found = support(device, (torch.float32, torch.int64), every=40)
     counts = {word: sum(row.count(word) for row in (list(of.values()) for of in found.values())) for word in WORDS}
     require(sum(counts.values()) > 20 and counts["native"], f"nothing is native: {counts}")
@@ -229,8 +228,6 @@ def soak(device: torch.device) -> str:
     import resource
     import time
 
-    from bringup.scorecard.framework import train
-
     def held() -> int:
         return torch.accelerator.memory.memory_allocated(device) if device.type != "cpu" else 0
 
@@ -252,9 +249,7 @@ def errors(device: torch.device) -> str:
     needs_chip(device, "only bringup's own package can be asked")
     if sys.flags.optimize >= 2:
         raise NotApplicable("python -OO leaves docstrings out")
-    import bringup
-    from bringup.errors import BringupError
-
+    bringup: Any = importlib.import_module("bringup")
     kinds = [value for name in bringup.__all__ if isinstance(value := getattr(bringup, name), type)]
     own = [kind for kind in kinds if issubclass(kind, BringupError)]
     bare = [kind.__name__ for kind in own if not kind.__doc__]
@@ -266,9 +261,7 @@ def errors(device: torch.device) -> str:
 def collectives(device: torch.device) -> str:
     """An all-reduce is a row of the recording, with bytes and seconds."""
     needs_chip(device)
-    import bringup
-
-    with _group_of_one(), bringup.record() as trace:
+    with _group_of_one(), record() as trace:
         dist.all_reduce(torch.ones(1 << 20, device=device))
     ops = [data["op"] for data in trace.signature_data]
     require(any("reduce" in op for op in ops), f"an all-reduce leaves no row, only {', '.join(ops)}")

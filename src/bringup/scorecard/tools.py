@@ -10,29 +10,30 @@ from typing import Any
 import torch
 from torch import nn
 
+from bringup.analyse.prediction import price
+from bringup.analyse.summary import by_group
+from bringup.recording.recording import record
+from bringup.recording.trace import Trace
+from bringup.report import perfetto
 from bringup.scorecard.registry import item, needs_chip, require
 
 
 def recording(device: torch.device) -> Any:
     """Record two training steps of a small network, priced on the device's chip."""
     needs_chip(device)
-    import bringup
-
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with bringup.record() as trace:
+    with record() as trace:
         for _ in range(2):
             optimizer.zero_grad()
             model(torch.randn(32, 64).to(device)).square().mean().backward()
             optimizer.step()
-    return bringup.price(trace, torch.ops.bringup.chip())
+    return price(trace, torch.ops.bringup.chip())
 
 
 @item("E1", "D", "time, calls and line of every operator", hint="record each launch with its line and price")
 def per_operator(device: torch.device) -> str:
     """Every operator has a count, seconds and a line, and their seconds add up to the chip's."""
-    from bringup.analyse.summary import by_group
-
     found = recording(device)
     groups = by_group(found.timeline, "op")
     total = sum(seconds for _, _, seconds, _ in groups)
@@ -53,8 +54,6 @@ def per_operator(device: torch.device) -> str:
 )
 def timeline(device: torch.device) -> str:
     """The timeline has rows of the host, the link and the chip in order, and is written for Perfetto."""
-    from bringup.report import perfetto
-
     found = recording(device)
     data = json.loads(perfetto.text(found.timeline))
     names = json.dumps([row for row in data["traceEvents"] if row.get("ph") == "M"])
@@ -68,11 +67,9 @@ def timeline(device: torch.device) -> str:
 def ledger(device: torch.device) -> str:
     """An operator that a chip does not have is listed with its line, count and milliseconds."""
     needs_chip(device)
-    import bringup
-
-    with bringup.record() as trace:
+    with record() as trace:
         torch.linalg.inv(torch.eye(8, device=device, dtype=torch.float64))
-    found = bringup.price(trace, "tpu-v5e").fallbacks
+    found = price(trace, "tpu-v5e").fallbacks
     require(found, "a float64 inverse on a TPU falls back nowhere")
     require(found[0].line > 0 and found[0].seconds > 0, "the fallback has no line or no time")
     return f"{found[0].op} {found[0].dtype} at line {found[0].line}: {found[0].seconds * 1e6:.0f} us"
@@ -127,13 +124,11 @@ def page(device: torch.device) -> str:
 @item("E7", "P", "record once, replay elsewhere", hint="keep recordings apart from prices")
 def replay(device: torch.device) -> str:
     """A saved recording is loaded and priced on another chip, with other and repeatable results."""
-    import bringup
-
     found = recording(device)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.parquet"
         found.trace.save(file)
-        loaded = bringup.Trace.load(file)
-    first, again, other = (bringup.price(loaded, name).step_seconds for name in ("t4", "t4", "h100-sxm"))
+        loaded = Trace.load(file)
+    first, again, other = (price(loaded, name).step_seconds for name in ("t4", "t4", "h100-sxm"))
     require(first == again and first != other, "replays do not repeat, or chips do not differ")
     return f"t4 {first * 1e6:.0f} us, h100-sxm {other * 1e6:.0f} us"

@@ -29,7 +29,10 @@ from bringup.cost.signature import Signature
 from bringup.errors import BringupError
 from bringup.machine.files import load_host
 from bringup.pricing.pricing import Prices
-from bringup.recording.trace import COLUMNS, Trace, read_signature
+from bringup.process import process
+from bringup.recording.recording import Recording, current, read_signature
+from bringup.recording.rows import COLUMNS
+from bringup.recording.trace import Trace
 from bringup.timeline import handover
 from bringup.timeline import replay as timeline
 
@@ -111,29 +114,20 @@ class ChipClock:
             timeline.close_replay(self.replay)
 
 
-_clock: ChipClock | None = None
-
-
-def start(chip: Chip, host: Host | None = None, host_clock: timeline.HostClock = "modelled") -> None:
-    """Begin a clock with a recording."""
-    global _clock
-    stop()
-    _clock = ChipClock(chip, host or load_host(), host_clock)
-
-
-def stop() -> None:
-    """End the clock with its recording."""
-    global _clock
-    if _clock is not None:
-        _clock.close()
-        _clock = None
+def _of(recording: Recording) -> ChipClock:
+    """Make the clock of a recording."""
+    clock = ChipClock(process.chosen_chip(), recording.host or load_host(), recording.host_clock)
+    recording.at_end.callback(clock.close)
+    return clock
 
 
 def elapsed_ms(first: int, second: int) -> float:
     """Milliseconds of chip time between two events, by their ids. Called by the core."""
-    if _clock is None:
+    recording = current()
+    if recording is None:
         raise BringupError("no recording is under way")
-    milliseconds = (_clock.event(second) - _clock.event(first)) * 1e3
+    clock = recording.part(_of)
+    milliseconds = (clock.event(second) - clock.event(first)) * 1e3
     if math.isnan(milliseconds):
         raise BringupError("elapsed_time needs two events that were recorded while the program is recorded")
     return milliseconds
@@ -211,7 +205,7 @@ def shown() -> Iterator[None]:
 
     ops = torch.ops.bringup
     latest = threading.local()  # what `_DEADLINES` were shown, of each clock
-    process, origin = os.getpid(), {name: _real[name]() for name in _real}
+    parent, origin = os.getpid(), {name: _real[name]() for name in _real}
 
     def clock(name: str) -> Callable[[], float]:
         real, first = _real[name], origin[name]
@@ -220,9 +214,10 @@ def shown() -> Iterator[None]:
 
         def read() -> float:
             package = _package_of_caller()
-            if _clock is None or os.getpid() != process or _wants_real(package):
+            recording = current()
+            if recording is None or os.getpid() != parent or _wants_real(package):
                 return real()  # type: ignore[no-any-return]
-            seconds, idle = _clock.now()
+            seconds, idle = recording.part(_of).now()
             seconds -= idle if own else 0.0
             if package in _DEADLINES:
                 seconds = max(seconds, vars(latest).get(name, 0.0) + _READING)
@@ -234,7 +229,7 @@ def shown() -> Iterator[None]:
         return read
 
     def sleep(seconds: float) -> None:
-        if _clock is None or os.getpid() != process or not (isinstance(seconds, numbers.Real) and seconds > 0):
+        if current() is None or os.getpid() != parent or not (isinstance(seconds, numbers.Real) and seconds > 0):
             return _real_sleep(seconds)
         began = _real["monotonic"]()
         ops.set_sleep_recorded(True)

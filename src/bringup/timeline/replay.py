@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost import FAMILIES
+from bringup.device import core
 from bringup.errors import BringupError
 from bringup.pricing import pricing
 from bringup.pricing.pricing import Prices, WorkTable
@@ -204,9 +205,7 @@ def open_replay(chip: Chip) -> int:
     """Begin a replay in the core; it lasts until `close_replay`."""
     import torch
 
-    from bringup.device.load import register
-
-    register()
+    core.load()
     launch = chip.launch
     return int(
         torch.ops.bringup.timeline_open(

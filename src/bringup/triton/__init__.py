@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 def install() -> None:
     """Register Triton with torch.compile, the redirect and the sanitizer. Triton itself is not imported."""
     from bringup.compile import compilers
-    from bringup.device import load
+    from bringup.process import ON_REDIRECT
     from bringup.recording.findings import Watch, watches
 
     compilers["triton"] = _compile
-    load.on_redirect.append(choose_for_triton)
+    ON_REDIRECT.append(choose_for_triton)
     watches.append(Watch(_watched, _take))
 
 
@@ -30,7 +30,7 @@ def _compile(graph: Any, inputs: Sequence[Any], patches: dict[str, Any]) -> Any:
     require_triton("BRINGUP_COMPILE=triton")
     from bringup.triton import inductor
 
-    return inductor.compile_graph(graph, inputs, patches)
+    return inductor.compile_graph(graph, inputs, patches, choose_for_triton)
 
 
 @contextmanager

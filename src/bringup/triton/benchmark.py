@@ -7,11 +7,11 @@ from typing import Any
 
 import torch
 
-import bringup
 from bringup.cost.signature import Signature
-from bringup.device import load as _load
 from bringup.pricing.pricing import WorkTable, price_table
-from bringup.recording.trace import COLUMNS, LAUNCH, read_signature
+from bringup.process import process
+from bringup.recording.recording import read_signature, record
+from bringup.recording.rows import COLUMNS, LAUNCH
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
@@ -33,14 +33,13 @@ def seconds_of(run: Callable[[], Any]) -> float:
         launched = columns["signature"][columns["kind"] == LAUNCH].tolist()
         signatures = [read_signature(texts[number])[1] for number in launched]
     else:
-        with bringup.record() as trace:
+        with record() as trace:
             run()
         launched = trace.columns["signature"][trace.columns["kind"] == LAUNCH].tolist()
         signatures = [trace.signatures[number] for number in launched]
     if not signatures:
         return 0.0
-    assert _load.chosen is not None
-    return float(price_table(WorkTable.of(signatures), signatures, _load.chosen).seconds.sum())
+    return float(price_table(WorkTable.of(signatures), signatures, process.chosen_chip()).seconds.sum())
 
 
 def time_quantiles(

@@ -14,7 +14,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from bringup.device import torch_chip
+from bringup.process import process
 from bringup.triton import benchmark, launcher
 
 
@@ -73,7 +73,7 @@ class ChipDriver(DriverBase):  # type: ignore[misc]
 
     def get_active_torch_device(self) -> torch.device:
         """Return the current chip, by the name that the program has for it."""
-        return torch.device("cuda" if torch_chip.named_cuda else "chip", self.get_current_device())
+        return torch.device("cuda" if process.named_cuda else "chip", self.get_current_device())
 
     def get_device_interface(self) -> Any:
         """Return the module that has streams and events."""

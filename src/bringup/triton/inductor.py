@@ -6,7 +6,7 @@ are recorded, as it does for an accelerator. Products stay torch's operators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -98,17 +98,20 @@ def raw_stream(device: int) -> int:
     return 0
 
 
-def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], patches: dict[str, Any]) -> Any:
+def compile_graph(
+    graph: fx.GraphModule, inputs: Sequence[Any], patches: dict[str, Any], choose: Callable[[], None]
+) -> Any:
     """Compile a graph of Dynamo as Inductor does for an accelerator; return the compiled function.
 
     Args:
         graph: what Dynamo gives a backend.
         inputs: its example inputs.
         patches: of Inductor's configuration.
+        choose: makes the chip Triton's device.
     """
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-    register()
+    register(choose)
 
     def inner(*args: Any, **kwargs: Any) -> Any:  # also called by the first backward pass
         with plain_devices():
@@ -133,7 +136,7 @@ def _say_chip(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def register() -> None:
+def register(choose: Callable[[], None]) -> None:
     """Register the chip as a device for Inductor's Triton code. Its autotuning sees the chip's time."""
     global _registered
     if _registered:
@@ -143,7 +146,7 @@ def register() -> None:
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
     from torch._inductor.runtime import benchmarking, triton_helpers
 
-    from bringup.triton import benchmark, choose_for_triton
+    from bringup.triton import benchmark
 
     register_interface_for_device("chip", ChipInterface)
     register_interface_for_device("ccuda", ChipInterface)  # torch 2.13 replaces "hip" by "cuda" wherever it stands
@@ -155,7 +158,7 @@ def register() -> None:
     config.triton.mix_order_reduction = False  # asks for CUDA's occupancy
 
     # Inductor's code asks for the driver of the GPU that torch reports: by the name of cuda, that is the chip.
-    triton_helpers.set_driver_to_gpu = choose_for_triton
+    triton_helpers.set_driver_to_gpu = choose
 
     def benchmark_gpu(call: Any, *_: Any, **__: Any) -> float:
         return benchmark.seconds_of(call) * 1e3

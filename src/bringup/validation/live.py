@@ -7,16 +7,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bringup.analyse.prediction import price
+from bringup.device import load
+from bringup.device.dry import dry
 from bringup.errors import BringupError
+from bringup.recording.recording import record, step
 from bringup.validation.calibration import keep_freed_memory, timed
 from bringup.validation.measurement import Measurement
 from bringup.validation.programs import RECORDED_ON, can_record
 from bringup.validation.score import errors
 
 if TYPE_CHECKING:
-    import torch
-
     from bringup.machine.schema import Chip, Host
     from bringup.recording.trace import Trace
 
@@ -99,7 +102,6 @@ def programs(batches: tuple[int, ...] = (1, 4)) -> list[Program]:
 
 def _step(program: Program, device: torch.device) -> Callable[[], Any]:
     """Build the model on a device and return what does one step."""
-    import torch
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -127,8 +129,6 @@ def _step(program: Program, device: torch.device) -> Callable[[], Any]:
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield
@@ -138,7 +138,6 @@ def measured(device: torch.device, tick: Callable[[], None]) -> tuple[dict[Progr
     """Median seconds of a step of every program on the real device, and of the product `PROBE` in between."""
     import statistics
 
-    import torch
     from torch.utils.benchmark import Timer
 
     timers = {}
@@ -161,15 +160,9 @@ def measured(device: torch.device, tick: Callable[[], None]) -> tuple[dict[Progr
 
 def recorded(program: Program) -> Trace:
     """Record a step in dry form on the virtual chip."""
-    import torch
-
-    from bringup.device import load as _load
-    from bringup.device.dry import dry
-    from bringup.recording.trace import record, step
-
-    _load.register()
+    load.register()
     if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
-        _load.use(RECORDED_ON)
+        load.use(RECORDED_ON)
     with dry():
         run = _step(program, torch.device("chip"))
         run()
@@ -192,8 +185,6 @@ def compare(device: str, chip: Chip, host: Host, progress: Callable[[int], Calla
     Raises:
         BringupError: transformers is missing, or torch has no such device.
     """
-    import torch
-
     if not can_record():
         raise BringupError("--live runs models of transformers, which is not installed: pip install transformers")
     try:

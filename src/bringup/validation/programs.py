@@ -13,8 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from bringup.analyse.prediction import price
+from bringup.device import load
+from bringup.device.dry import dry
 from bringup.errors import BringupError
+from bringup.recording.recording import record, step
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
@@ -157,17 +162,12 @@ def recorded(model: str, mode: str, precision: str, length: int, batch: int) -> 
         raise BringupError(
             "whole programs are models of transformers, which is not installed: pip install transformers"
         )
-    import torch
     import transformers
 
-    from bringup.device import load as _load
-    from bringup.device.dry import dry
-    from bringup.recording.trace import record, step
-
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    _load.register()
+    load.register()
     if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
-        _load.use(RECORDED_ON)
+        load.use(RECORDED_ON)
     trains = mode == "training"
     with dry(), torch.device("chip"):
         program = MODELS[model](transformers).train(trains)

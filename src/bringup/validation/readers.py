@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bringup.errors import BringupError
 from bringup.files import read_text
+from bringup.machine.files import available_chips
 from bringup.text import short
 from bringup.validation.measurement import Measurement
 
@@ -89,8 +90,6 @@ def read_folder(folder: Path) -> MeasurementSet:
     """
     if not os.path.isdir(folder):
         raise BringupError(f"{folder} is no folder: give one with measurement sets, see docs/validation.md")
-    from bringup.machine.files import available_chips
-
     known = set(available_chips())
     rows: list[Measurement] = []
     unread = {path.relative_to(folder) for path in folder.rglob("*.csv")}

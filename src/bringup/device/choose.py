@@ -1,0 +1,95 @@
+"""Choosing the chip of this process."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import torch
+
+from bringup.cost import family_of, named_family_of
+from bringup.cost.signature import ITEM_BYTES
+from bringup.errors import BringupError, ChipInUseError
+from bringup.machine.files import load_chip
+from bringup.process import (
+    DEFAULT_CHIP,
+    MAX_DEVICES,
+    asked_check,
+    asked_chip,
+    asked_devices,
+    asked_driver,
+    asked_strict,
+    process,
+)
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip
+
+# c10/core/ScalarType.h: the order is part of torch's file formats.
+SCALAR_TYPES = {
+    name: number
+    for number, name in enumerate(
+        (
+            *("uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64", "complex32", "complex64"),
+            *("complex128", "bool", "qint8", "quint8", "qint32", "bfloat16", "quint4x2", "quint2x4", "bits1x8"),
+            *("bits2x4", "bits4x2", "bits8", "bits16", "float8_e5m2", "float8_e4m3fn", "float8_e5m2fnuz"),
+            *("float8_e4m3fnuz", "uint16", "uint32", "uint64"),
+        )
+    )
+}
+
+
+def choose(
+    chip: str | os.PathLike[str],
+    *,
+    devices: int = 1,
+    check: bool | None = None,
+    driver: str | None = None,
+    strict: bool | None = None,
+    past_capacity: bool = False,
+) -> None:
+    """Choose the chip; the device is registered. The arguments and errors are those of `bringup.use`."""
+    described = load_chip(os.fspath(chip))
+    if torch.ops.bringup.is_open():
+        raise ChipInUseError(
+            f"{described.name} was asked for, but {torch.ops.bringup.chip()} is in use already: "
+            "choose the chip before the first tensor is made on it (bringup.use at the top, or BRINGUP_CHIP)"
+        )
+    if not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
+        raise BringupError(f"devices must be a whole number from 1 to {MAX_DEVICES}, got {devices!r}")
+    process.chip = described
+    torch.ops.bringup.set_fallbacks(*_host_dtypes(described), asked_strict() if strict is None else strict)
+    checking = asked_check() if check is None else check
+    library = asked_driver() if driver is None else driver
+    torch.ops.bringup.configure(
+        described.name, described.description, devices, described.device_bytes, checking, library, past_capacity
+    )
+
+
+def _host_dtypes(chip: Chip) -> tuple[list[str], list[int]]:
+    """Operators with the dtypes, as bits, that a chip leaves to the host."""
+    bits = {name: SCALAR_TYPES[name] for name in ITEM_BYTES if name in SCALAR_TYPES}
+    missing = [name for name in bits if name not in chip.ops.dtypes]
+    if not (missing or chip.ops.groups or chip.ops.host):
+        return [], []
+    names, masks = [], []
+    named = {entry.split(" ")[0] for entry in chip.ops.host}
+    masks_of: dict[str, int] = {}  # family -> bits, of operators that the chip file does not name
+    for op in torch._C._dispatch_get_all_op_names():
+        family = named_family_of(op) or (family_of(op) if chip.ops.groups else "other")
+        base = op.split(".")[0]
+        special = base in named or base.removesuffix("_") in named
+        mask = None if special else masks_of.get(family)
+        if mask is None:
+            mask = sum(1 << bit for name, bit in bits.items() if not chip.supports(op, family, name))
+            if not special:
+                masks_of[family] = mask
+        if mask:
+            names.append(op)
+            masks.append(mask)
+    return names, masks
+
+
+def choose_from_environment() -> None:
+    """Choose what ``BRINGUP_CHIP`` and ``BRINGUP_DEVICES`` say, or the default chip. Called at first use."""
+    choose(asked_chip() or DEFAULT_CHIP, devices=asked_devices())

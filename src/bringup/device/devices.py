@@ -1,0 +1,190 @@
+"""The chips of this process, and what a chip says of itself to programs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Union
+
+import torch
+
+from bringup.device.choose import choose_from_environment
+from bringup.errors import BringupError
+from bringup.process import process
+
+_ops = torch.ops.bringup
+DeviceLike = Union[torch.device, str, int, None]
+
+
+def is_available() -> bool:
+    """Return True: the virtual chip needs no hardware."""
+    return True
+
+
+def is_initialized() -> bool:
+    """Return True if a chip has been opened in this process."""
+    return bool(_ops.is_open())
+
+
+def init() -> None:
+    """Choose and open the first chip now instead of at its first use."""
+    configured()
+    _ops.open(0)
+
+
+def device_count() -> int:
+    """Return the number of chips of this process."""
+    return int(_ops.device_count())
+
+
+def current_device() -> int:
+    """Return the index of the current chip of this thread."""
+    return int(torch._C._accelerator_getDeviceIndex())
+
+
+def set_device(device: DeviceLike) -> None:
+    """Make a chip the current one of this thread."""
+    torch._C._accelerator_setDeviceIndex(index_of(device))
+
+
+def get_device_name(device: DeviceLike = None) -> str:
+    """Return the chip's name and description."""
+    configured()
+    checked(index_of(device))
+    return f"{_ops.chip()} ({_ops.description()})"
+
+
+@dataclasses.dataclass(frozen=True)
+class DeviceProperties:
+    """What the chip file says, with the names of ``torch.cuda.get_device_properties``.
+
+    Attributes:
+        total_memory, L2_cache_size, shared_memory_per_multiprocessor: bytes; the latter two are 0 if there are none.
+        multi_processor_count: cores.
+        clock_rate: kHz.
+        major, minor: the first CUDA compute capability whose matrix units take the dtypes that the chip's take, so that
+            programs which ask for it choose the right dtypes (CUDA C++ Programming Guide, "Compute Capabilities").
+    """
+
+    name: str
+    description: str
+    total_memory: int
+    multi_processor_count: int
+    clock_rate: int
+    L2_cache_size: int
+    shared_memory_per_multiprocessor: int
+    major: int
+    minor: int
+    is_integrated: bool
+    is_multi_gpu_board: bool = False
+
+    @property
+    def gcnArchName(self) -> str:
+        """The chip's name: Inductor asks for it in builds of torch without CUDA."""
+        return self.name
+
+
+def get_device_properties(device: DeviceLike = None) -> DeviceProperties:
+    """Return what is known of the chip."""
+    configured()
+    checked(index_of(device))
+    chip = process.chosen_chip()
+    major, minor = get_device_capability(device)
+    return DeviceProperties(
+        name=_ops.chip(),
+        description=_ops.description(),
+        total_memory=_ops.device_bytes(),
+        multi_processor_count=chip.compute.cores,
+        clock_rate=round(chip.compute.clock_ghz * 1e6),
+        L2_cache_size=round(chip.cache.mib * 2**20) if chip.cache else 0,
+        shared_memory_per_multiprocessor=round(chip.scratchpad.kib_per_core * 1024) if chip.scratchpad else 0,
+        major=major,
+        minor=minor,
+        is_integrated=chip.link.kind == "shared",
+    )
+
+
+def get_device_capability(device: DeviceLike = None) -> tuple[int, int]:
+    """Return the first CUDA compute capability whose matrix units take the dtypes that the chip's take."""
+    configured()
+    checked(index_of(device))
+    dtypes = set(process.chosen_chip().matrix.tflops)
+    if any(name.startswith("float8") for name in dtypes):
+        return (8, 9)
+    if "bfloat16" in dtypes:
+        return (8, 0)
+    if "float16" in dtypes:
+        return (7, 5) if "int8" in dtypes else (7, 0)
+    return (6, 0)
+
+
+def can_device_access_peer(device: DeviceLike, peer: DeviceLike) -> bool:
+    """Return True: chips copy to each other without the program's help."""
+    checked(index_of(device))
+    checked(index_of(peer))
+    return True
+
+
+def real_device(tensor: torch.Tensor) -> torch.device:
+    """Return where a tensor is, whatever name the program has for it (`bringup.redirect_cuda`)."""
+    fake = getattr(tensor, "fake_device", None)
+    found: torch.device = fake if fake is not None else torch._C.TensorBase.device.__get__(tensor)
+    # Under a mode of torch functions the core's getter asks the class, which says what the program is to see.
+    return torch.device("chip", found.index) if process.named_cuda and found.type == "cuda" else found
+
+
+class device:
+    """Context in which another chip is the current one."""
+
+    def __init__(self, device: DeviceLike) -> None:
+        self.index = index_of(device)
+        self.previous = -1
+
+    def __enter__(self) -> None:
+        self.previous = current_device()
+        set_device(self.index)
+
+    def __exit__(self, *_: object) -> None:
+        set_device(self.previous)
+
+
+class device_of(device):
+    """Context in which the chip of a tensor is the current one; does nothing for other tensors."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        super().__init__(real_device(tensor) if real_device(tensor).type == "chip" else None)
+
+
+def configured() -> None:
+    """Choose a chip if none is chosen."""
+    if not _ops.is_configured():
+        choose_from_environment()
+
+
+def index_of(device: DeviceLike) -> int:
+    """Return the index of a chip.
+
+    Raises:
+        ValueError: it is another device.
+    """
+    if isinstance(device, int):
+        return device
+    if device is None:
+        return current_device()
+    named = torch.device(device)
+    if named.type != "chip" and not (process.named_cuda and named.type == "cuda"):
+        raise ValueError(f"expected a chip device, got {named}")
+    return current_device() if named.index is None else named.index
+
+
+def checked(index: int) -> int:
+    """Return the index of a chip that this process has.
+
+    Raises:
+        BringupError: it has fewer.
+    """
+    if not 0 <= index < device_count():
+        raise BringupError(
+            f"chip:{index} does not exist: this process has {device_count()} chip(s); "
+            "ask for more with bringup.use(..., devices=N) or BRINGUP_DEVICES=N"
+        )
+    return index

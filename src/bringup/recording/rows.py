@@ -1,0 +1,43 @@
+"""What a row of a trace can say: its kind, its flags, its columns. docs/trace.md describes them."""
+
+from __future__ import annotations
+
+import numpy as np
+
+# In the order of csrc/recorder.h's RowKind; the numbers are in trace files: append only.
+KINDS = (
+    *("launch", "h2d", "d2h", "d2d", "event_record", "event_wait", "stream_sync", "device_sync", "event_sync"),
+    *("alloc", "free", "forward", "step", "reserve", "release", "owner", "host", "signal", "resume"),
+)
+LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC, *_ = range(len(KINDS))
+ALLOC, FREE, FORWARD, STEP, RESERVE, RELEASE, OWNER, HOST, SIGNAL, RESUME = range(9, len(KINDS))
+PHASES = ("forward", "backward", "optimizer")
+IN_FORWARD, IN_BACKWARD, IN_OPTIMIZER = range(len(PHASES))
+# Flags, see csrc/recorder.h.
+PINNED, WAITS, FALLBACK, HOST_INDEX, INITIALISED, OF_ALLOCATOR, OF_UPLOAD, OF_DOWNLOAD = (1 << i for i in range(8))
+WAITS_FOR = ("sleep", "descriptor", "process", "lock")  # flags of a host row, see csrc/waits.h
+BY_PROGRAM = -1  # object of a step row that bringup.step() wrote
+# What a storage is for. The first two are in rows, as bytes of an owner row; the others follow from its life.
+OWNERS = (
+    *("parameters", "buffers", "gradients", "optimizer state", "activations", "kept between calls", "inputs"),
+    *("workspace", "held before the recording", "fragmentation"),
+)
+PARAMETERS, BUFFERS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, KEPT, INPUTS, WORKSPACE, BEFORE, FRAGMENTATION = range(
+    len(OWNERS)
+)
+
+COLUMNS = {
+    "kind": np.uint8,
+    "flags": np.uint8,
+    "phase": np.uint8,
+    "device": np.int8,
+    "stream": np.int16,
+    "thread": np.int32,
+    "views": np.int32,
+    "signature": np.int32,
+    "line": np.int32,
+    "module": np.int32,
+    "host_ns": np.int64,
+    "bytes": np.int64,
+    "object": np.int64,
+}
