@@ -148,7 +148,7 @@ def function(x):
 
 x = torch.randn(4, 4, device="cuda")
 assert torch.allclose(function(x).cpu(), x.cpu().relu() + 1)
-from bringup.compile.compiler import breaks_since
+from bringup.compile.lines import breaks_since
 assert not breaks_since(0), breaks_since(0)
 """,
 }

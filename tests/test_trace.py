@@ -15,7 +15,6 @@ from torch import nn
 
 import bringup
 from bringup.device.choose import SCALAR_TYPES
-from bringup.process import MAX_DEVICES
 from bringup.recording import trace as trace_module
 from bringup.recording.rows import (
     ALLOC,

@@ -54,6 +54,8 @@ process = Process()
 Facts = Callable[[Places], Callable[[], dict[str, Any]]]
 FACTS: list[Facts] = []
 
+ON_REDIRECT: list[Callable[[], None]] = []  # called when the name cuda begins to mean the chip
+
 
 # ---- the environment
 

@@ -22,9 +22,9 @@ from bringup.errors import ChipWarning
 from bringup.machine.files import load_chip, load_host
 from bringup.process import asked_devices
 from bringup.recording import sanitize
+from bringup.recording.findings import Finding
 from bringup.recording.recording import Recording, recorded
 from bringup.recording.rows import LAUNCH
-from bringup.recording.sanitize import Finding
 from bringup.report.prediction import Prediction, price
 from bringup.text import duration, size
 from bringup.timeline.replay import replay

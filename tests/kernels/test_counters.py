@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bringup
-from bringup.triton import check
+from bringup.kernels import check
 from tests.kernels.counting import cases, counted
 
 pytest.importorskip("triton", reason="needs bringup[triton]")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bringup.analyse.holders import Memory
 from bringup.analyse.roofline import Kernel
-from bringup.recording.sanitize import Finding
+from bringup.recording.findings import Finding
 
 SCHEMA_VERSION = 2
 OURS = {"json": False}  # metadata of a field for our own code and its tests, which summary.json leaves out

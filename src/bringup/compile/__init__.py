@@ -1,1 +1,37 @@
 """torch.compile on the chip."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+# BRINGUP_COMPILE -> what compiles a graph of Dynamo with its example inputs and patches of Inductor's configuration.
+# The default, ``graph``, is not among them.
+compilers: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {}
+
+
+def install() -> None:
+    """Patch torch.compile's default backend so that graphs on the chip come here. Dynamo is not imported."""
+    from bringup.compile import lines
+    from bringup.process import FACTS, asked_compiler
+
+    inductor: Any = torch._TorchCompileInductorWrapper
+    compile_ = inductor.__call__
+
+    @functools.wraps(compile_)
+    def __call__(self: Any, model_: Any, inputs_: Any, *, config_patches: Any = None) -> Any:
+        from bringup.compile import hook
+
+        if not hook.is_on_chip(inputs_, model_):
+            return compile_(self, model_, inputs_, config_patches=config_patches)
+        patches = {**self.config, **(config_patches or {})}
+        compiler = compilers.get(asked_compiler())
+        if compiler is not None:
+            return compiler(model_, inputs_, patches)
+        return hook.compile_graph(model_, inputs_, config_patches=patches, compile_region_name=self.name)
+
+    inductor.__call__ = __call__
+    FACTS.append(lines.begin_recording)

@@ -23,8 +23,7 @@ import torch
 from bringup.device import load
 from bringup.device import torch_chip as chips
 from bringup.errors import BringupError
-from bringup.process import FACTS, process
-from bringup.triton import choose_for_triton
+from bringup.process import FACTS, ON_REDIRECT, process
 
 used: Counter[str] = Counter()  # name -> how often the program used it
 _active = False
@@ -86,7 +85,8 @@ def redirect_cuda() -> None:
     _patch_amp()
     _patch_files()
     _patch_cuda()
-    choose_for_triton()
+    for choose in ON_REDIRECT:
+        choose()
 
 
 def report() -> dict[str, int]:

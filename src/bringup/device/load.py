@@ -18,7 +18,7 @@ from bringup.errors import BringupError
 from bringup.process import asked_chip, asked_devices
 
 # What hooks torch beside the device, too, and may import what is to the left of it: the only modules imported by name.
-ROOMS: tuple[str, ...] = ()
+ROOMS = ("bringup.compile", "bringup.triton")
 
 _registered = False
 

@@ -65,7 +65,6 @@ from bringup.device.streams import (
     synchronize,
 )
 from bringup.errors import BringupError
-from bringup.process import asked_compiler
 
 __all__ = [
     "DeviceProperties",
@@ -166,25 +165,6 @@ def patch_torch() -> None:
         return share(self, *args, **kwargs)
 
     torch.UntypedStorage.share_memory_ = share_memory_  # type: ignore[method-assign]
-
-    inductor: Any = torch._TorchCompileInductorWrapper
-    compile_ = inductor.__call__
-
-    @functools.wraps(compile_)
-    def __call__(self: Any, model_: Any, inputs_: Any, *, config_patches: Any = None) -> Any:
-        from bringup.compile import compiler
-
-        if compiler.is_on_chip(inputs_, model_) and asked_compiler() == "triton":
-            from bringup.triton import inductor, require_triton
-
-            require_triton("BRINGUP_COMPILE=triton")
-            return inductor.compile_graph(model_, inputs_, {**self.config, **(config_patches or {})})
-        elif compiler.is_on_chip(inputs_, model_):
-            patches = {**self.config, **(config_patches or {})}
-            return compiler.compile_graph(model_, inputs_, config_patches=patches, compile_region_name=self.name)
-        return compile_(self, model_, inputs_, config_patches=config_patches)
-
-    inductor.__call__ = __call__
 
     dlpack_device = torch.Tensor.__dlpack_device__
 

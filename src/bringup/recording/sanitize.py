@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bringup.recording.findings import Finding, watches
 from bringup.recording.rows import (
     ALLOC,
     D2D,
@@ -39,29 +40,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 HOT = 8  # a line that waits this often in one recording is in a loop
-
-
-@dataclass(frozen=True)
-class Finding:
-    """Something wrong at a line.
-
-    Attributes:
-        check: the name of the check, a key of `CHECKS`.
-        what: what happened, in one sentence that names the lines.
-        line: ``train.py:12``; "" if it is not known.
-        other: the second line of a race, of an allocation; "" if there is none.
-        advice: what to do.
-    """
-
-    check: str
-    what: str
-    line: str
-    other: str
-    advice: str
-
-    def __str__(self) -> str:
-        """Write the sentence and what to do."""
-        return f"{self.check}: {self.what}: {self.advice}"
 
 
 class _Rows:
@@ -389,12 +367,10 @@ def _hot_waits(rows: _Rows) -> Iterator[Finding]:
 
 
 def touched() -> list[Finding]:
-    """Take what was noticed since the last call: page-locked memory used too early, races inside of kernels."""
+    """Return the findings since the last call: page-locked memory used too early, and those of the watches."""
     import torch
 
-    from bringup.triton import shadow
-
-    found = shadow.taken()
+    touches = [finding for watch in watches for finding in watch.take()]
     for item in json.loads(torch.ops.bringup.pinned_touches()):
         copy, line = item["copy"], item["line"]
         at = f"{line} " if line else "the program "
@@ -403,8 +379,8 @@ def touched() -> list[Finding]:
             if item["to_host"]
             else f"{at}changes page-locked memory that {copy} copies to the chip, before it has waited for that"
         )
-        found.append(Finding("race", what, line, copy, "synchronize an event that was recorded after the copy first"))
-    return found
+        touches.append(Finding("race", what, line, copy, "synchronize an event that was recorded after the copy first"))
+    return touches
 
 
 def shown(finding: Finding, places: Places) -> Finding:
@@ -416,17 +392,16 @@ def shown(finding: Finding, places: Places) -> Finding:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Watch page-locked memory that is allocated inside the block, and what programs of kernels touch."""
+    """Watch page-locked memory that is allocated inside the block, and whatever the watches look at."""
     import torch
 
-    from bringup.triton import shadow
-
     torch.ops.bringup.watch_pinned(True)
-    shadow.watching += 1
     try:
-        yield
+        with ExitStack() as stack:
+            for watch in watches:
+                stack.enter_context(watch.watched())
+            yield
     finally:
-        shadow.watching -= 1
         torch.ops.bringup.watch_pinned(False)
 
 

@@ -5,12 +5,50 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from bringup.errors import BringupError
 
+if TYPE_CHECKING:
+    from bringup.recording.findings import Finding
+
+
+def install() -> None:
+    """Register Triton with torch.compile, the redirect and the sanitizer. Triton itself is not imported."""
+    from bringup.compile import compilers
+    from bringup.process import ON_REDIRECT
+    from bringup.recording.findings import Watch, watches
+
+    compilers["triton"] = _compile
+    ON_REDIRECT.append(choose_for_triton)
+    watches.append(Watch(_watched, _take))
+
+
+def _compile(graph: Any, inputs: Sequence[Any], patches: dict[str, Any]) -> Any:
+    require_triton("BRINGUP_COMPILE=triton")
+    from bringup.triton import inductor
+
+    return inductor.compile_graph(graph, inputs, patches, choose_for_triton)
+
+
+@contextmanager
+def _watched() -> Iterator[None]:
+    from bringup.triton import shadow
+
+    with shadow.watched():
+        yield
+
+
+def _take() -> list[Finding]:
+    from bringup.triton import shadow
+
+    return shadow.take()
+
 
 def choose_for_triton() -> None:
-    """Let Triton's kernels run on the chip although torch says that there is a GPU: it is the chip."""
+    """Make the chip Triton's device although torch reports a GPU, which is the chip under its other name."""
     os.environ["TRITON_DEFAULT_BACKEND"] = "chip"
     try:
         version = importlib.metadata.version("triton")

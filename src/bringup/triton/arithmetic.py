@@ -129,8 +129,8 @@ def _division(op: Op, types: list[Type]) -> Step:
             env[result] = _wide_division(a, b, divides)
             return
         b = torch.where(b == 0, 1, b)  # what a GPU gives there is undefined, too
-        found = torch.div(a, b, rounding_mode="trunc") if divides else torch.fmod(a, b)
-        env[result] = found.to(dtype_of(kind.element))
+        remainder_or_quotient = torch.div(a, b, rounding_mode="trunc") if divides else torch.fmod(a, b)
+        env[result] = remainder_or_quotient.to(dtype_of(kind.element))
 
     return step
 
@@ -140,8 +140,8 @@ def _wide_division(a: Tensor, b: Tensor, divides: bool) -> Tensor:
 
     left, right = np.broadcast_arrays(a.numpy(), b.numpy())
     right = np.where(right == 0, np.uint64(1), right)
-    found = left // right if divides else left % right
-    return torch.from_numpy(found.view(np.int64).copy())
+    bits = left // right if divides else left % right
+    return torch.from_numpy(bits.view(np.int64).copy())
 
 
 @lowering("arith.maxui", "arith.minui")
@@ -187,8 +187,8 @@ def _shift(op: Op, types: list[Type]) -> Step:
         elif width < 64:
             env[result] = (unsigned(a, kind.element) >> b.clamp(0, width).long()).to(a.dtype)
         else:
-            kept = torch.where(b == 0, -1, (1 << (63 - (b - 1).clamp(0, 62))) - 1)
-            env[result] = torch.where(b >= width, 0, (a >> b.clamp(0, 63)) & kept)
+            low_bits = torch.where(b == 0, -1, (1 << (63 - (b - 1).clamp(0, 62))) - 1)
+            env[result] = torch.where(b >= width, 0, (a >> b.clamp(0, 63)) & low_bits)
 
     return step
 
@@ -377,12 +377,12 @@ def _compare_floats(op: Op, types: list[Type]) -> Step:
             either = torch.isnan(a) | torch.isnan(b)
             env[result] = either if predicate == "uno" else ~either
             return
-        found = base[predicate[1:]](a, b)
+        holds = base[predicate[1:]](a, b)
         if predicate == "one":
-            found = found & ~(torch.isnan(a) | torch.isnan(b))
+            holds = holds & ~(torch.isnan(a) | torch.isnan(b))
         elif predicate[0] == "u" and predicate != "une":
-            found = found | torch.isnan(a) | torch.isnan(b)
-        env[result] = found
+            holds = holds | torch.isnan(a) | torch.isnan(b)
+        env[result] = holds
 
     return step
 
@@ -441,10 +441,10 @@ def _between_floats(op: Op, types: list[Type]) -> Step:
 
     def step(env: list[Value], ctx: Any) -> None:
         value = as_tensor(env[source], before.element, len(before.shape))
-        made = value.to(dtype)
+        converted = value.to(dtype)
         if toward_zero and dtype.itemsize < before_dtype.itemsize:
-            made = _toward_zero(value, made)
-        env[result] = made
+            converted = _toward_zero(value, converted)
+        env[result] = converted
 
     return step
 

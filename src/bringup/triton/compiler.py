@@ -18,7 +18,7 @@ from bringup.triton import launcher
 
 @dataclasses.dataclass(frozen=True)
 class ChipOptions:
-    """What `@triton.jit` launches may ask for. What only other backends know is accepted and does nothing."""
+    """The options of `@triton.jit` launches. Those that only other backends use are accepted and do nothing."""
 
     num_warps: int = 4
     num_stages: int = 3
@@ -57,25 +57,24 @@ class ChipBackend(BaseBackend):  # type: ignore[misc]
 
     @staticmethod
     def supports_target(target: GPUTarget) -> bool:
-        """Tell whether the target is a chip of bringup."""
+        """True if the target is a chip of bringup."""
         return bool(target.backend == "chip")
 
     def hash(self) -> str:
-        """Identify the compiler: what it makes depends on Triton alone."""
+        """Identify the compiler: its output depends on Triton alone."""
         return "chip-1"
 
     def parse_options(self, opts: dict[str, Any]) -> ChipOptions:
-        """Sort a launch's options."""
-        known = {field.name for field in dataclasses.fields(ChipOptions)}
-        given = {name: value for name, value in opts.items() if name in known and value is not None}
-        return ChipOptions(**given)
+        """Return a launch's options, without those that this backend does not have."""
+        names = {field.name for field in dataclasses.fields(ChipOptions)}
+        return ChipOptions(**{name: value for name, value in opts.items() if name in names and value is not None})
 
     def pack_metadata(self, metadata: Any) -> Any:
-        """Return what the launcher gets."""
+        """Return the metadata for the launcher."""
         return metadata
 
     def get_codegen_implementation(self, options: Any) -> dict[str, Any]:
-        """Return what the front end asks for: products of any size."""
+        """Return the front end's limits: products of any size."""
         return {"min_dot_size": lambda lhs, rhs: (1, 1, 1)}
 
     def get_module_map(self) -> dict[str, ModuleType]:
@@ -85,10 +84,10 @@ class ChipBackend(BaseBackend):  # type: ignore[misc]
         return {"triton.language.extra.libdevice": libdevice}
 
     def load_dialects(self, ctx: Any) -> None:
-        """Need none of our own."""
+        """Load nothing: there are no dialects of our own."""
 
     def add_stages(self, stages: dict[str, Any], options: Any, language: Any = None) -> None:
-        """Lower to TTIR, and read that: what bringup does not run fails here, with its line."""
+        """Lower to TTIR and read it: operations that bringup does not run fail here, with their line."""
         stages["ttir"] = self._ttir
         stages["chip"] = self._chip
 

@@ -14,18 +14,19 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from bringup.triton import launcher
+from bringup.process import process
+from bringup.triton import benchmark, launcher
 
 
 class Utils:
-    """What Triton asks of a device's runtime library."""
+    """The part of a device's runtime library that Triton calls."""
 
     @staticmethod
     def get_device_properties(device: int) -> dict[str, int]:
         """Return the properties that Triton and its tutorials read."""
         properties = torch.chip.get_device_properties(device)  # type: ignore[attr-defined]
         return {
-            "max_shared_mem": 1 << 62,  # what a kernel needs is checked in bringup.kernels.limits
+            "max_shared_mem": 1 << 62,  # what a kernel needs is checked in bringup.triton.limits
             "max_num_regs": 65536,
             "multiprocessor_count": properties.multi_processor_count,
             "warpSize": 32,
@@ -50,11 +51,11 @@ class ChipDriver(DriverBase):  # type: ignore[misc]
         chip: Any = torch.chip  # type: ignore[attr-defined]
         self.get_current_device: Callable[[], int] = chip.current_device
         self.set_current_device = chip.set_device
-        launcher.tune_for_the_chip()
+        benchmark.install()
 
     @staticmethod
     def is_active() -> bool:
-        """Tell whether kernels run on the chip: if it was asked for, or if there is no GPU."""
+        """True if kernels run on the chip: it was asked for, or there is no GPU."""
         asked = os.environ.get("BRINGUP_CHIP") or os.environ.get("TRITON_DEFAULT_BACKEND") == "chip"
         return hasattr(torch, "chip") and bool(asked or not _has_gpu())
 
@@ -72,17 +73,15 @@ class ChipDriver(DriverBase):  # type: ignore[misc]
 
     def get_active_torch_device(self) -> torch.device:
         """Return the current chip, by the name that the program has for it."""
-        from bringup.device import torch_chip as device
-
-        return torch.device("cuda" if device.named_cuda else "chip", self.get_current_device())
+        return torch.device("cuda" if process.named_cuda else "chip", self.get_current_device())
 
     def get_device_interface(self) -> Any:
         """Return the module that has streams and events."""
         return torch.chip  # type: ignore[attr-defined]
 
     def get_benchmarker(self) -> Callable[..., Sequence[float]]:
-        """Return what times a kernel: one run, priced on the chip."""
-        return launcher.benchmark
+        """Return the function that times a kernel: one run, priced on the chip."""
+        return benchmark.time_quantiles
 
     def get_empty_cache_for_benchmark(self) -> torch.Tensor:
         """Return a buffer to clear the cache with: nothing is measured, so it is small."""
@@ -93,7 +92,7 @@ class ChipDriver(DriverBase):  # type: ignore[misc]
 
 
 def _has_gpu() -> bool:
-    """Tell whether torch sees a GPU of a vendor whose driver Triton ships; what `redirect_cuda` says does not count."""
+    """True if torch sees a GPU whose driver Triton ships. The chip under the name cuda does not count."""
     return bool(
         (torch._C._has_cuda and torch._C._cuda_getDeviceCount() > 0)
         if hasattr(torch._C, "_cuda_getDeviceCount")

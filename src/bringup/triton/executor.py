@@ -73,7 +73,7 @@ class Context:
     keeps_old: bool = False
 
     def used(self, value: int) -> bool:
-        """Does an operation read a value?"""
+        """True if an operation reads a value."""
         return value in self.kernel.used
 
     def accumulates(self, result: int) -> bool:
@@ -93,7 +93,7 @@ class Context:
         return place % x, place // x % y, place // (x * y)
 
     def text(self, program: int = 0) -> str:
-        """Say which program, and where: for messages."""
+        """Return the program and its source line, for messages."""
         where = f", at {self.line}" if self.line else ""
         return f", program {self.ids(program)} of grid {self.grid}{where}"
 
@@ -101,15 +101,15 @@ class Context:
         """Return an error of a program."""
         return KernelError(message + self.text(program))
 
-    def part(self, kept: Tensor) -> Context:
+    def part(self, lanes: Tensor) -> Context:
         """Return a context for some of the programs."""
-        x, y, z = (restricted(value, kept, self.programs) for value in self.program)
+        x, y, z = (restricted(value, lanes, self.programs) for value in self.program)
         return Context(
             self.kernel,
-            len(kept),
+            len(lanes),
             (x, y, z),
             self.grid,
-            self.places()[kept],
+            self.places()[lanes],
             self.memory,
             self.counters,
             self.line,
@@ -215,21 +215,21 @@ def _written(kernel: Function, functions: list[Function]) -> frozenset[int]:
                 *op.operands,
                 *(v for region in op.regions for b in region.blocks for o in b.ops[-1:] for v in o.operands),
             ]
-            given = frozenset().union(*(origins.get(v, frozenset()) for v in values if types[v].pointer))
+            sources = frozenset().union(*(origins.get(v, frozenset()) for v in values if types[v].pointer))
             inner = [v for region in op.regions for block in region.blocks for v in block.arguments]
             branches = [v for _, passed in op.targets for v in passed if types[v].pointer]
             if branches or op.name == "tt.int_to_ptr":
                 return everything
             for value in (*op.results, *inner):
-                known = origins.get(value)
-                if types[value].pointer and (known is None or not given <= known):
-                    origins[value] = given | (known or frozenset())
+                before = origins.get(value)
+                if types[value].pointer and (before is None or not sources <= before):
+                    origins[value] = sources | (before or frozenset())
                     changed = True
-    found: frozenset[int] = frozenset()
+    written: frozenset[int] = frozenset()
     for op in ops:
         if op.name in ("tt.store", "tt.atomic_rmw", "tt.atomic_cas"):
-            found |= origins.get(op.operands[0], everything)
-    return found
+            written |= origins.get(op.operands[0], everything)
+    return written
 
 
 class _Body:
@@ -252,8 +252,8 @@ class _Body:
     def run(self, arguments: list[Value], ctx: Context) -> list[Value]:
         """Run from the entry to the return; return its values."""
         env: list[Value] = [None] * len(self.types)
-        for value, given in zip(self.function.arguments, arguments, strict=True):
-            env[value] = given
+        for value, argument in zip(self.function.arguments, arguments, strict=True):
+            env[value] = argument
         return self._from(self.entry, env, ctx)
 
     def _from(self, code: Code, env: list[Value], ctx: Context) -> list[Value]:
@@ -273,20 +273,20 @@ class _Body:
     def _enter(self, end: Op, place: int, env: list[Value]) -> Code:
         label, passed = end.targets[place]
         code = self.blocks[label]
-        for value, given in zip(code.arguments, [env[v] for v in passed], strict=True):
-            env[value] = given
+        for value, argument in zip(code.arguments, [env[v] for v in passed], strict=True):
+            env[value] = argument
         return code
 
     def _both(self, end: Op, chosen: Tensor, env: list[Value], ctx: Context) -> list[Value]:
         pieces: list[tuple[Tensor, list[Value]]] = []
-        for place, kept in enumerate((torch.nonzero(chosen)[:, 0], torch.nonzero(~chosen)[:, 0])):
-            inner = [restricted(value, kept, ctx.programs) for value in env]
-            pieces.append((kept, self._from(self._enter(end, place, inner), inner, ctx.part(kept))))
+        for place, lanes in enumerate((torch.nonzero(chosen)[:, 0], torch.nonzero(~chosen)[:, 0])):
+            inner = [restricted(value, lanes, ctx.programs) for value in env]
+            pieces.append((lanes, self._from(self._enter(end, place, inner), inner, ctx.part(lanes))))
         types = [
             self.types[v] for code in self.blocks.values() if code.end.name == "tt.return" for v in code.end.operands
         ]
         return [
-            _together([(kept, values[i]) for kept, values in pieces], types[i], ctx) for i in range(len(pieces[0][1]))
+            _together([(lanes, values[i]) for lanes, values in pieces], types[i], ctx) for i in range(len(pieces[0][1]))
         ]
 
     # ---- compiling
@@ -352,7 +352,7 @@ class _Body:
         self, results: list[int], pieces: list[tuple[Tensor, list[Value]]], env: list[Value], ctx: Context
     ) -> None:
         for place, result in enumerate(results):
-            parts = [(kept, values[place]) for kept, values in pieces]
+            parts = [(lanes, values[place]) for lanes, values in pieces]
             env[result] = _together(parts, self.types[result], ctx)
 
     # ---- control flow
@@ -402,15 +402,15 @@ class _Body:
                 done = least
                 over = torch.nonzero(trips == least)[:, 0]
                 pieces.append((ids[over], [restricted(value, over, part.programs) for value in values]))
-                kept = torch.nonzero(trips != least)[:, 0]
-                if not len(kept):
+                lanes = torch.nonzero(trips != least)[:, 0]
+                if not len(lanes):
                     break
                 source, inner = inner, list(inner)
                 for value in body.free:
-                    inner[value] = restricted(source[value], kept, part.programs)
-                values = [restricted(value, kept, part.programs) for value in values]
-                low, by = (restricted(value, kept, part.programs) for value in (low, by))
-                trips, ids, part = trips[kept], ids[kept], part.part(kept)
+                    inner[value] = restricted(source[value], lanes, part.programs)
+                values = [restricted(value, lanes, part.programs) for value in values]
+                low, by = (restricted(value, lanes, part.programs) for value in (low, by))
+                trips, ids, part = trips[lanes], ids[lanes], part.part(lanes)
             self._merge(op.results, pieces, env, ctx)
 
         return step
@@ -430,12 +430,12 @@ class _Body:
                     env[result] = env[value]
                 return
             pieces: list[tuple[Tensor, list[Value]]] = []
-            for way, kept in zip(ways, (torch.nonzero(chosen)[:, 0], torch.nonzero(~chosen)[:, 0]), strict=False):
+            for way, lanes in zip(ways, (torch.nonzero(chosen)[:, 0], torch.nonzero(~chosen)[:, 0]), strict=False):
                 inner = list(env)
                 for value in way.free:
-                    inner[value] = restricted(env[value], kept, ctx.programs)
-                run(way, inner, ctx.part(kept))
-                pieces.append((kept, [inner[value] for value in way.end.operands]))
+                    inner[value] = restricted(env[value], lanes, ctx.programs)
+                run(way, inner, ctx.part(lanes))
+                pieces.append((lanes, [inner[value] for value in way.end.operands]))
             self._merge(op.results, pieces, env, ctx)
 
         return step
@@ -459,12 +459,12 @@ class _Body:
                 if isinstance(goes_on, Tensor):
                     over = torch.nonzero(~goes_on)[:, 0]
                     pieces.append((ids[over], [restricted(value, over, part.programs) for value in passed]))
-                    kept = torch.nonzero(goes_on)[:, 0]
+                    lanes = torch.nonzero(goes_on)[:, 0]
                     source, inner = inner, list(inner)
                     for value in free:
-                        inner[value] = restricted(source[value], kept, part.programs)
-                    passed = [restricted(value, kept, part.programs) for value in passed]
-                    ids, part = ids[kept], part.part(kept)
+                        inner[value] = restricted(source[value], lanes, part.programs)
+                    passed = [restricted(value, lanes, part.programs) for value in passed]
+                    ids, part = ids[lanes], part.part(lanes)
                 elif not goes_on:
                     pieces.append((ids, passed))
                     break
@@ -508,15 +508,15 @@ class _Body:
         simple = ops[0].name if len(ops) == 2 and ops[0].operands == [*left, *right] else ""
 
         def combine(a: list[Tensor], b: list[Tensor], env: list[Value], ctx: Context) -> list[Tensor]:
-            for value, given in zip((*left, *right), (*a, *b), strict=True):
-                env[value] = given
+            for value, operand in zip((*left, *right), (*a, *b), strict=True):
+                env[value] = operand
             for step, line in code.steps:
                 ctx.line = line or ctx.line
                 step(env, ctx)
-            found = [plain(env[value]) for value in code.end.operands]
+            results = [plain(env[value]) for value in code.end.operands]
             return [
                 value if isinstance(value, Tensor) else torch.full_like(one, value)
-                for value, one in zip(found, a, strict=True)
+                for value, one in zip(results, a, strict=True)
             ]
 
         return simple, combine
@@ -543,13 +543,13 @@ class _Body:
         def step(env: list[Value], ctx: Context) -> None:
             tiles = self._sources(op, env, ctx, axis)
             if fast is not None and (kind.element != "i1" or simple in ("arith.ori", "arith.andi")):
-                found = [fast(tiles[0], axis + 1)]
+                reduced = [fast(tiles[0], axis + 1)]
             else:
                 tiles = [tile.movedim(axis + 1, -1) for tile in tiles]
                 while tiles[0].shape[-1] > 1:
                     tiles = combine([t[..., 0::2] for t in tiles], [t[..., 1::2] for t in tiles], env, ctx)
-                found = [tile[..., 0] for tile in tiles]
-            for result, value in zip(op.results, found, strict=True):
+                reduced = [tile[..., 0] for tile in tiles]
+            for result, value in zip(op.results, reduced, strict=True):
                 is_number = is_scalar and value.numel() == 1 and not value.is_floating_point()
                 env[result] = value.item() if is_number else value
 
@@ -570,9 +570,11 @@ class _Body:
                 tiles = [tile.movedim(axis + 1, -1) for tile in tiles]
                 distance, size = 1, tiles[0].shape[-1]
                 while distance < size:
-                    made = combine([t[..., :-distance] for t in tiles], [t[..., distance:] for t in tiles], env, ctx)
+                    combined = combine(
+                        [t[..., :-distance] for t in tiles], [t[..., distance:] for t in tiles], env, ctx
+                    )
                     tiles = [
-                        torch.cat([t[..., :distance], m.to(t.dtype)], -1) for t, m in zip(tiles, made, strict=True)
+                        torch.cat([t[..., :distance], m.to(t.dtype)], -1) for t, m in zip(tiles, combined, strict=True)
                     ]
                     distance *= 2
                 tiles = [tile.movedim(-1, axis + 1) for tile in tiles]
@@ -605,9 +607,9 @@ def _uniform(value: Value) -> Value:
 
 
 def _together(parts: list[tuple[Tensor, Value]], kind: Type, ctx: Context) -> Value:
-    """Put values of disjoint sets of programs together. Pointers into different arguments become addresses."""
+    """Merge the values of disjoint sets of programs. Pointers into different arguments become addresses."""
     if kind.pointer and len({value.argument for _, value in parts}) > 1:
-        parts = [(kept, Pointer(-1, addresses(value, ctx), value.element)) for kept, value in parts]
+        parts = [(lanes, Pointer(-1, addresses(value, ctx), value.element)) for lanes, value in parts]
     return merged(parts, "i64" if kind.pointer else kind.element, kind.shape)
 
 
@@ -615,7 +617,7 @@ def _accumulators(loop: Op, uses: dict[int, int]) -> set[int]:
     """Return the products of a loop that are added to what they returned before."""
     block = loop.regions[0].blocks[0]
     yields = block.ops[-1].operands
-    found = set()
+    accumulators = set()
     for op in block.ops:
         if op.name != "tt.dot":
             continue
@@ -623,16 +625,16 @@ def _accumulators(loop: Op, uses: dict[int, int]) -> set[int]:
         if old in block.arguments[1:] and uses.get(old) == 1 and uses.get(result) == 1:
             place = block.arguments.index(old) - 1
             if yields[place] == result:
-                found.add(result)
-    return found
+                accumulators.add(result)
+    return accumulators
 
 
 def _largest(tile: Tensor, axis: int) -> Tensor:
-    found = tile.amax(axis)
-    if tile.is_floating_point() and bool(torch.isnan(found).any()):
-        found = torch.where(torch.isnan(tile), -torch.inf, tile).amax(axis)
-        found = torch.where(torch.isnan(tile).all(axis), torch.nan, found)
-    return found
+    largest = tile.amax(axis)
+    if tile.is_floating_point() and bool(torch.isnan(largest).any()):
+        largest = torch.where(torch.isnan(tile), -torch.inf, tile).amax(axis)
+        largest = torch.where(torch.isnan(tile).all(axis), torch.nan, largest)
+    return largest
 
 
 def _least(tile: Tensor, axis: int) -> Tensor:

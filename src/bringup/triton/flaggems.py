@@ -18,9 +18,11 @@ from typing import Any
 
 import torch
 
-from bringup.device import load as _load
+from bringup.device import random
 from bringup.device import torch_chip as device
+from bringup.device.load import register
 from bringup.errors import BringupError
+from bringup.process import process
 from bringup.triton import require_triton
 
 
@@ -35,8 +37,8 @@ class _Philox:
         """Return seed and offset; the seed is the chip's."""
         seed = device.initial_seed()
         seed = seed - 2**64 if seed >= 2**63 else seed
-        if self.seeding != device.seedings:
-            self.seeding, self.offset = device.seedings, 0
+        if self.seeding != random.seedings:
+            self.seeding, self.offset = random.seedings, 0
         return torch.tensor([seed, self.offset], dtype=torch.int64).view(torch.uint8)
 
     def set_state(self, state: torch.Tensor) -> None:
@@ -58,19 +60,19 @@ def load() -> Any:
         BringupError: it is not installed, or was imported before.
     """
     require_triton("FlagGems")
-    found = importlib.util.find_spec("flag_gems")
-    if found is None or found.origin is None:
+    spec = importlib.util.find_spec("flag_gems")
+    if spec is None or spec.origin is None:
         raise BringupError(
             "the operators of FlagGems were asked for and flag_gems is not installed: pip install flag_gems"
         )
-    name = "cuda" if device.named_cuda else "chip"
+    name = "cuda" if process.named_cuda else "chip"
     if "flag_gems" in sys.modules:
         module = sys.modules["flag_gems"]
         if getattr(module, "device", "") != name:
             raise BringupError("flag_gems was imported for another device: ask for it before the program imports it")
         return module
-    _load.register()
-    backends = str(Path(found.origin).parent / "runtime" / "backend")
+    register()
+    backends = str(Path(spec.origin).parent / "runtime" / "backend")
     sys.path.append(backends)
     try:
         vendor: Any = importlib.import_module("_nvidia")
@@ -100,7 +102,7 @@ def load() -> Any:
 
 
 def enable() -> list[str]:
-    """Let FlagGems' operators run wherever torch's would run on the chip; return their names.
+    """Replace torch's operators on the chip by FlagGems'; return their names.
 
     Raises:
         BringupError: FlagGems cannot be loaded.

@@ -1,12 +1,12 @@
 """torch.compile through Inductor's Triton code on the chip: ``BRINGUP_COMPILE=triton``, `bringup run --compile triton`.
 
-Beside bringup's own way (bringup/compiler.py), which needs no Triton: here the kernels that run and are recorded are
-those that Inductor writes for an accelerator. Products stay torch's operators.
+The other way is bringup's own (bringup/compile), which needs no Triton. Here Inductor writes the kernels that run and
+are recorded, as it does for an accelerator. Products stay torch's operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ _registered = False
 
 
 class ChipInterface(DeviceInterface):
-    """What Dynamo and Inductor ask of a device."""
+    """The functions of a device that Dynamo and Inductor call."""
 
     Event = chips.Event  # type: ignore[assignment]
     Stream = chips.Stream  # type: ignore[assignment]
@@ -49,7 +49,7 @@ class ChipInterface(DeviceInterface):
 
     @staticmethod
     def exchange_device(device: int) -> int:
-        """Make a chip the current one; return which was."""
+        """Make a chip the current one; return the previous one."""
         before = chips.current_device()
         if device >= 0:
             chips.set_device(device)
@@ -64,12 +64,12 @@ class ChipInterface(DeviceInterface):
 
     @staticmethod
     def get_compute_capability(device: Any = None) -> str:
-        """Return what Triton's target has as architecture."""
+        """Return the architecture of Triton's target."""
         return "chip"
 
     @staticmethod
     def is_triton_capable(device: Any = None) -> bool:
-        """Tell whether Triton's kernels run: yes."""
+        """True: Triton's kernels run."""
         return True
 
 
@@ -98,17 +98,20 @@ def raw_stream(device: int) -> int:
     return 0
 
 
-def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], patches: dict[str, Any]) -> Any:
-    """Compile a graph of Dynamo as Inductor does for an accelerator; returns what runs it.
+def compile_graph(
+    graph: fx.GraphModule, inputs: Sequence[Any], patches: dict[str, Any], choose: Callable[[], None]
+) -> Any:
+    """Compile a graph of Dynamo as Inductor does for an accelerator; return the compiled function.
 
     Args:
         graph: what Dynamo gives a backend.
         inputs: its example inputs.
         patches: of Inductor's configuration.
+        choose: makes the chip Triton's device.
     """
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-    register()
+    register(choose)
 
     def inner(*args: Any, **kwargs: Any) -> Any:  # also called by the first backward pass
         with plain_devices():
@@ -133,8 +136,8 @@ def _say_chip(graph: fx.GraphModule) -> None:
     graph.recompile()
 
 
-def register() -> None:
-    """Let Inductor write Triton code for the chip. Its autotuning sees the chip's time."""
+def register(choose: Callable[[], None]) -> None:
+    """Register the chip as a device for Inductor's Triton code. Its autotuning sees the chip's time."""
     global _registered
     if _registered:
         return
@@ -143,7 +146,7 @@ def register() -> None:
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
     from torch._inductor.runtime import benchmarking, triton_helpers
 
-    from bringup.triton import choose_for_triton, launcher
+    from bringup.triton import benchmark
 
     register_interface_for_device("chip", ChipInterface)
     register_interface_for_device("ccuda", ChipInterface)  # torch 2.13 replaces "hip" by "cuda" wherever it stands
@@ -155,9 +158,9 @@ def register() -> None:
     config.triton.mix_order_reduction = False  # asks for CUDA's occupancy
 
     # Inductor's code asks for the driver of the GPU that torch reports: by the name of cuda, that is the chip.
-    triton_helpers.set_driver_to_gpu = choose_for_triton
+    triton_helpers.set_driver_to_gpu = choose
 
     def benchmark_gpu(call: Any, *_: Any, **__: Any) -> float:
-        return launcher.seconds_of(call) * 1e3
+        return benchmark.seconds_of(call) * 1e3
 
     benchmarking.benchmarker.benchmark_gpu = benchmark_gpu  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""From a launch of Triton's to one on the chip's stream, and back with what it did."""
+"""Puts Triton's launches on the chip's streams, runs them there, and returns their counters to the recording."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bringup.device.torch_chip import real_device
 from bringup.errors import BringupError
 from bringup.triton import limits, shadow, ttir
 from bringup.triton.executor import Kernel, totals
@@ -38,7 +39,7 @@ class _Launch:
     kernel: Kernel
     grid: tuple[int, int, int]
     arguments: list[Any]  # numbers; for pointers (storage, byte offset, element)
-    signature: dict[str, Any] | None  # only if somebody wants to know what the launch does
+    signature: dict[str, Any] | None  # while a recording is under way
     dry: bool
 
 
@@ -64,7 +65,7 @@ class Launcher:
         launch_metadata: Any,
         enter: Callable[[Any], None] | None,
         leave: Callable[[Any], None] | None,
-        *given: Any,
+        *bound: Any,
     ) -> None:
         """Launch on the current stream. Returns at once."""
         grid = (int(x), int(y), int(z))
@@ -77,7 +78,7 @@ class Launcher:
         if enter is not None:
             enter(launch_metadata)
         arguments: list[Any] = []
-        for place, (value, kind) in enumerate(zip(given, self.kinds, strict=True)):
+        for place, (value, kind) in enumerate(zip(bound, self.kinds, strict=True)):
             _flatten(value, kind, self.names[place], place, arguments)
         if len(arguments) != len(kernel.module.kernel.arguments):
             raise BringupError(
@@ -90,18 +91,18 @@ class Launcher:
 
 
 def _constants(src: Any, metadata: Any) -> dict[str, Any]:
-    """Return what distinguishes this specialisation, for the report."""
-    found: dict[str, Any] = {}
+    """Return the constant arguments of this specialisation, for the report."""
+    constants: dict[str, Any] = {}
     names = getattr(getattr(src, "fn", None), "arg_names", [])
     for path, value in getattr(src, "constants", {}).items():
         value = getattr(value, "value", value)
         if isinstance(path, tuple) and len(path) == 1 and isinstance(value, (bool, int, float, str)):
-            found[names[path[0]]] = value
-    return found
+            constants[names[path[0]]] = value
+    return constants
 
 
 def _flatten(value: Any, kind: Any, name: str, place: int, arguments: list[Any]) -> None:
-    """Add what a kernel's function takes for one bound argument."""
+    """Append the arguments of the kernel's function that stand for one bound argument."""
     if isinstance(kind, tuple):
         for item, inner in zip(value, kind, strict=True):
             _flatten(item, inner, name, place, arguments)
@@ -125,8 +126,6 @@ def _flatten(value: Any, kind: Any, name: str, place: int, arguments: list[Any])
 
 
 def _memory(value: Any, name: str, place: int) -> Any:
-    from bringup.device.torch_chip import real_device
-
     if isinstance(value, int):
         return value  # an address
     tensor = value
@@ -138,19 +137,17 @@ def _memory(value: Any, name: str, place: int) -> Any:
     if tensor is not value and value.data_ptr() != tensor.data_ptr():
         moved = (value.data_ptr() - tensor.data_ptr()) // tensor.itemsize
         tensor = tensor.as_strided((1,), (1,), tensor.storage_offset() + moved)
-    found = real_device(tensor)
-    if found.type != "chip":
+    device = real_device(tensor)
+    if device.type != "chip":
         raise ValueError(
-            f"Pointer argument (at {place}) cannot be accessed from Triton ({found.type} tensor?): "
-            f"argument {name!r} is on {found}, move it to the chip"
+            f"Pointer argument (at {place}) cannot be accessed from Triton ({device.type} tensor?): "
+            f"argument {name!r} is on {device}, move it to the chip"
         )
     return tensor
 
 
-def enqueue(kernel: Kernel, grid: tuple[int, int, int], given: list[Any], constants: dict[str, Any]) -> None:
-    """Put a kernel on the current stream of its tensors' chip."""
-    from bringup.device.torch_chip import real_device
-
+def enqueue(kernel: Kernel, grid: tuple[int, int, int], values: list[Any], constants: dict[str, Any]) -> None:
+    """Launch a kernel on the current stream of its tensors' chip."""
     names = kernel.module.kernel.names
     tensors: list[torch.Tensor] = []
     written: list[int] = []
@@ -160,7 +157,7 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], given: list[Any], consta
     ops = torch.ops.bringup
     counted = ops.is_recording()
     index, follows = -1, kernel.follows
-    for number, value in enumerate(given):
+    for number, value in enumerate(values):
         if not isinstance(value, torch.Tensor):
             follows = follows or number in kernel.pointers
             arguments.append(value)
@@ -185,8 +182,8 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], given: list[Any], consta
             inputs.append([dtype, list(value.shape), list(value.stride()), storage, int(changed)])
     signature = None
     if counted:
-        said = {"grid": list(grid), **{name: value for name, value in constants.items() if name != "grid"}}
-        signature = {"op": f"triton::{kernel.name}", "inputs": inputs, "outputs": [], "args": said}
+        args = {"grid": list(grid), **{name: value for name, value in constants.items() if name != "grid"}}
+        signature = {"op": f"triton::{kernel.name}", "inputs": inputs, "outputs": [], "args": args}
     number = next(_numbers)
     _waiting[number] = _Launch(kernel, grid, arguments, signature, ops.is_dry())
     if index < 0:
@@ -197,7 +194,10 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], given: list[Any], consta
 
 
 def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) -> str:
-    """Run a launch, in stream order. Called by the core; an error comes back as text, to be raised where one waits."""
+    """Run a launch in stream order; return its signature, or "!" and an error's text. Called by the core.
+
+    The core raises the error at the next synchronisation.
+    """
     launch = _waiting.pop(number)
     if not memory and any(isinstance(argument, tuple) for argument in launch.arguments):
         return ""  # the driver executes nothing
@@ -224,86 +224,16 @@ def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) 
     if launch.signature is None:
         return ""
     launch.signature["args"]["counters"] = totals(kernel, counters)
-    if checks is not None:  # what the launch read before it wrote there, but by addresses: storage -> line
-        found = {
+    if checks is not None:  # storages that the launch read before it wrote there, addresses aside: storage -> line
+        first_reads = {
             launch.arguments[place][0]: line
             for place, line in checks.initial.items()
             if place < len(launch.arguments) and isinstance(launch.arguments[place], tuple)
         }
-        if found:
-            launch.signature["args"]["read_first"] = {str(storage): line for storage, line in sorted(found.items())}
+        if first_reads:
+            lines = {str(storage): line for storage, line in sorted(first_reads.items())}
+            launch.signature["args"]["read_first"] = lines
     return json.dumps(launch.signature)
 
 
 _library.impl("run_kernel", _run, "CompositeExplicitAutograd")
-
-
-# ---- times
-
-
-def seconds_of(run: Callable[[], Any]) -> float:
-    """Run once; return the time of its kernels and operators on the chip, in seconds, launches included.
-
-    What is timed is no part of a recording under way.
-    """
-    import bringup
-    from bringup.cost.signature import Signature
-    from bringup.device import load as _load
-    from bringup.pricing import WorkTable, price_table
-    from bringup.recording.recording import read_signature
-    from bringup.recording.rows import COLUMNS, LAUNCH
-
-    ops = torch.ops.bringup
-    signatures: list[Signature] = []
-    if ops.is_recording():
-        ops.set_recording_aside(True)
-        try:
-            run()
-            torch.chip.synchronize()  # type: ignore[attr-defined]
-            columns = dict(zip(COLUMNS, ops.recorded_columns(0), strict=False))
-            texts = ops.recorded_signatures(0)
-        finally:
-            ops.set_recording_aside(False)
-        launched = columns["signature"][columns["kind"] == LAUNCH].tolist()
-        signatures = [read_signature(texts[number])[1] for number in launched]
-    else:
-        with bringup.record() as trace:
-            run()
-        launched = trace.columns["signature"][trace.columns["kind"] == LAUNCH].tolist()
-        signatures = [trace.signatures[number] for number in launched]
-    if not signatures:
-        return 0.0
-    assert _load.chosen is not None
-    return float(price_table(WorkTable.of(signatures), signatures, _load.chosen).seconds.sum())
-
-
-def benchmark(kernel_call: Callable[[], Any], *, quantiles: Sequence[float] = (0.5, 0.2, 0.8), **_: Any) -> list[float]:
-    """Return a kernel's milliseconds on the chip, once for each quantile: it runs once."""
-    milliseconds = seconds_of(kernel_call) * 1e3
-    return [milliseconds] * len(quantiles or (0.5,))
-
-
-def do_bench(
-    fn: Callable[[], Any],
-    warmup: float = 25,
-    rep: float = 100,
-    grad_to_none: Any = None,
-    quantiles: Sequence[float] | None = None,
-    return_mode: str = "mean",
-    **_: Any,
-) -> Any:
-    """Stand in for `triton.testing.do_bench`: milliseconds on the chip, predicted from one run."""
-    for tensor in grad_to_none or ():
-        tensor.grad = None
-    milliseconds = seconds_of(fn) * 1e3
-    if quantiles is not None:
-        return [milliseconds] * len(quantiles) if len(quantiles) > 1 else milliseconds
-    return [milliseconds] if return_mode == "all" else milliseconds
-
-
-def tune_for_the_chip() -> None:
-    """Let Triton's benchmarks see the chip's time. Called when its kernels begin to run on a chip."""
-    import triton.testing
-
-    triton.testing.do_bench = do_bench
-    triton.testing.do_bench_cudagraph = do_bench

@@ -77,10 +77,10 @@ def _ones(x: Tensor) -> Tensor:
 
 def _leading_zeros(x: Tensor) -> Tensor:
     width = x.itemsize * 8
-    count, found = torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
+    count, seen = torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
     for bit in reversed(range(width)):
-        found = found | ((x >> bit) & 1).bool()
-        count = count + (~found).to(x.dtype)
+        seen = seen | ((x >> bit) & 1).bool()
+        count = count + (~seen).to(x.dtype)
     return count
 
 

@@ -1,4 +1,4 @@
-"""Does a kernel fit the chip? Tile memory, grid, dtypes of products."""
+"""Checks that a kernel fits the chip: tile memory, grid, dtypes of products."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from typing import Any
 
 from bringup.errors import BringupError
+from bringup.process import process
 from bringup.triton.executor import Kernel
 from bringup.triton.ttir import Block, Function, Op, Type
 from bringup.triton.values import dtype_of
@@ -100,9 +101,7 @@ def check(kernel: Kernel, metadata: Any) -> None:
     Raises:
         BringupError: it does not fit and the chip file says ``[kernels] limits = "error"``.
     """
-    from bringup.device import load as _load
-
-    chip = _load.chosen
+    chip = process.chip
     if chip is None or chip.kernels.limits == "off":
         return
     function = kernel.module.kernel
@@ -134,9 +133,7 @@ def check(kernel: Kernel, metadata: Any) -> None:
 
 def check_grid(name: str, grid: tuple[int, int, int]) -> None:
     """Compare a grid with the chip file's ``[kernels] grid``."""
-    from bringup.device import load as _load
-
-    chip = _load.chosen
+    chip = process.chip
     if chip is None or chip.kernels.grid is None or chip.kernels.limits == "off":
         return
     for axis, (asked, limit) in enumerate(zip(grid, chip.kernels.grid, strict=False)):

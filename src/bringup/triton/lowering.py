@@ -55,5 +55,5 @@ def addresses(pointer: Pointer, ctx: Any) -> Tensor:
     if pointer.argument < 0:
         return offset
     buffer = ctx.memory.buffers[pointer.argument]
-    found: Tensor = offset * dtype_of(pointer.element).itemsize + buffer.address + buffer.start
-    return found
+    address: Tensor = offset * dtype_of(pointer.element).itemsize + buffer.address + buffer.start
+    return address

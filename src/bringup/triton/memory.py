@@ -63,7 +63,7 @@ class Buffer:
 
 @dataclass
 class Counters:
-    """What a launch did.
+    """The counters of a launch.
 
     Attributes:
         loaded, stored: bytes by argument, masked lanes left out.
@@ -79,14 +79,14 @@ class Counters:
     blocks: dict[int, int] = field(default_factory=lambda: defaultdict(int))
 
     def touch(self, argument: int, low: int, high: int, size: int) -> None:
-        """Note that elements from `low` to `high` were read or written."""
-        known = self.spans.get(argument)
+        """Record that elements from `low` to `high` were read or written."""
+        span = self.spans.get(argument)
         low, high = low * size, (high + 1) * size
-        self.spans[argument] = (low, high) if known is None else (min(known[0], low), max(known[1], high))
+        self.spans[argument] = (low, high) if span is None else (min(span[0], low), max(span[1], high))
 
 
 class Memory:
-    """What the kernel's pointers point to."""
+    """The memory behind the kernel's pointers."""
 
     def __init__(self, buffers: dict[int, Buffer], written: frozenset[int], shadow: Any = None) -> None:
         self.buffers = buffers
@@ -99,13 +99,13 @@ class Memory:
     # ---- addresses
 
     def resolve(self, pointer: Pointer, mask: Value, at: Any, what: str) -> list[tuple[Pointer, Value]]:
-        """Tell which allocations plain addresses are in: a pointer and a mask for each."""
+        """Return the allocations that plain addresses are in: a pointer and a mask for each."""
         if pointer.argument >= 0:
             return [(pointer, mask)]
         size = dtype_of(pointer.element).itemsize
         address = as_tensor(pointer.offset, "i64", 0)
-        kept = plain(mask)
-        wanted = torch.ones_like(address, dtype=torch.bool) if kept is None or kept is True else kept
+        active = plain(mask)
+        wanted = torch.ones_like(address, dtype=torch.bool) if active is None or active is True else active
         wanted = torch.broadcast_to(torch.as_tensor(wanted), broadcast_shapes(wanted.shape, address.shape))
         left = wanted.clone()
         parts: list[tuple[Pointer, Value]] = []
@@ -171,11 +171,11 @@ class Memory:
         if mask is True:
             self.check(ctx, pointer, index, None, memory, shift, "load")
             return memory.index_select(0, (index + shift).flatten().long()).view(index.shape)
-        kept = as_tensor(mask, "i1", len(shape))
-        safe = torch.where(kept, index, -shift)
-        if memory.numel() == 0 and kept.any():
-            self.check(ctx, pointer, index, kept, memory, shift, "load")
-        self.check(ctx, pointer, safe, kept, memory, shift, "load", index)
+        active = as_tensor(mask, "i1", len(shape))
+        safe = torch.where(active, index, -shift)
+        if memory.numel() == 0 and active.any():
+            self.check(ctx, pointer, index, active, memory, shift, "load")
+        self.check(ctx, pointer, safe, active, memory, shift, "load", index)
         values = (
             memory.index_select(0, (safe + shift).flatten().long()).view(safe.shape)
             if memory.numel()
@@ -186,8 +186,8 @@ class Memory:
             filler = filler.to(dtype)
         if dtype.itemsize == 1 and dtype.is_floating_point:
             filler = torch.as_tensor(filler).to(dtype).view(torch.uint8)
-            return torch.where(kept, values.view(torch.uint8), filler).view(dtype)
-        return torch.where(kept, values, filler)
+            return torch.where(active, values.view(torch.uint8), filler).view(dtype)
+        return torch.where(active, values, filler)
 
     def _rows(
         self, ctx: Any, pointer: Pointer, offset: Affine, axis: int, count: int, memory: torch.Tensor, shift: int
@@ -254,11 +254,11 @@ class Memory:
             index = index.expand(ctx.programs, *shape)
             put(memory, (index + shift).flatten().long(), tile.flatten())
             return
-        kept = as_tensor(mask, "i1", len(shape)).expand(ctx.programs, *shape)
-        index = index.expand(ctx.programs, *shape)[kept]
+        active = as_tensor(mask, "i1", len(shape)).expand(ctx.programs, *shape)
+        index = index.expand(ctx.programs, *shape)[active]
         if len(index):
-            self.check(ctx, pointer, index, kept, memory, shift, "store", index)
-            put(memory, (index + shift).long(), tile[kept])
+            self.check(ctx, pointer, index, active, memory, shift, "store", index)
+            put(memory, (index + shift).long(), tile[active])
 
     def _write_rows(
         self,
@@ -316,23 +316,23 @@ class Memory:
             memory, shift = self.buffers[part.argument].typed(element)
             index = as_tensor(part.offset, "i64", len(shape)).expand(ctx.programs, *shape)
             tile = full(value, element, shape, ctx.programs).to(dtype)
-            kept = None if inside is True else as_tensor(inside, "i1", len(shape)).expand(ctx.programs, *shape)
-            chosen = index.flatten() if kept is None else index[kept]
+            active = None if inside is True else as_tensor(inside, "i1", len(shape)).expand(ctx.programs, *shape)
+            chosen = index.flatten() if active is None else index[active]
             if not len(chosen):
                 continue
-            self.check(ctx, part, chosen, kept, memory, shift, "atomic", chosen)
+            self.check(ctx, part, chosen, active, memory, shift, "atomic", chosen)
             if self.shadow is not None:
                 self.shadow.atomic(ctx, part, inside, shape)
             place = (chosen + shift).long()
-            change = tile.flatten() if kept is None else tile[kept]
+            change = tile.flatten() if active is None else tile[active]
             ctx.counters.atomics += len(place)
             ctx.counters.stored[part.argument] += len(place) * dtype.itemsize
             old = exchanged(kind, memory, place, change, ctx.keeps_old)
             if old is not None:
-                if kept is None:
+                if active is None:
                     before = old.view(ctx.programs, *shape)
                 else:
-                    before[kept] = old
+                    before[active] = old
         return before
 
     def compare_and_swap(
@@ -347,8 +347,8 @@ class Memory:
             index = as_tensor(part.offset, "i64", len(shape)).expand(ctx.programs, *shape).flatten()
             self.check(ctx, part, index, None, memory, shift, "atomic", index)
             wanted = full(expected, element, shape, ctx.programs).flatten().tolist()
-            given = full(new, element, shape, ctx.programs).flatten()
-            kept = (
+            stored = full(new, element, shape, ctx.programs).flatten()
+            active = (
                 [True] * len(index)
                 if inside is True
                 else as_tensor(inside, "i1", len(shape)).expand_as(before).flatten()
@@ -357,11 +357,11 @@ class Memory:
             ctx.counters.atomics += len(index)
             ctx.counters.stored[part.argument] += len(index) * dtype.itemsize
             for lane, place in enumerate((index + shift).tolist()):
-                if not kept[lane]:
+                if not active[lane]:
                     continue
                 flat[lane] = memory[place]
                 if flat[lane].item() == wanted[lane]:
-                    memory[place] = given[lane]
+                    memory[place] = stored[lane]
             if self.shadow is not None:
                 self.shadow.atomic(ctx, part, inside, shape)
         return before
@@ -373,7 +373,7 @@ class Memory:
         ctx: Any,
         pointer: Pointer,
         index: torch.Tensor,
-        kept: torch.Tensor | None,
+        active: torch.Tensor | None,
         memory: torch.Tensor,
         shift: int,
         what: str,
@@ -390,10 +390,10 @@ class Memory:
         first = int(torch.nonzero(outside.flatten())[0])
         offset = int(index.flatten()[first])
         program = 0
-        if kept is not None and asked is not None and asked.dim() == 1 and kept.numel() != asked.numel():
-            program = int(torch.nonzero(kept.reshape(kept.shape[0], -1))[first, 0])
-        elif kept is not None and asked is not None and asked.dim() == 1:
-            program = first // max(kept[0].numel(), 1)
+        if active is not None and asked is not None and asked.dim() == 1 and active.numel() != asked.numel():
+            program = int(torch.nonzero(active.reshape(active.shape[0], -1))[first, 0])
+        elif active is not None and asked is not None and asked.dim() == 1:
+            program = first // max(active[0].numel(), 1)
         elif index.shape[0] > 1:
             program = int(torch.nonzero(outside)[0, 0]) if index.dim() > 1 else first * ctx.programs // index.numel()
         buffer = self.buffers[pointer.argument]
@@ -443,9 +443,9 @@ class Blank(Memory):
                 ctx.counters.touch(pointer.argument, low + shift, high + shift, memory.itemsize)
                 return
         index = as_tensor(pointer.offset, "i64", len(shape))
-        kept = None if mask is True else as_tensor(mask, "i1", len(shape))
-        safe = index if kept is None else torch.where(kept, index, -shift)
-        self.check(ctx, pointer, safe, kept, memory, shift, what, index)
+        active = None if mask is True else as_tensor(mask, "i1", len(shape))
+        safe = index if active is None else torch.where(active, index, -shift)
+        self.check(ctx, pointer, safe, active, memory, shift, what, index)
 
 
 def lanes(mask: Value, shape: tuple[int, ...], programs: int) -> int:
@@ -453,8 +453,8 @@ def lanes(mask: Value, shape: tuple[int, ...], programs: int) -> int:
     everything = programs * numel(shape)
     if mask is True:
         return everything
-    kept = as_tensor(mask, "i1", len(shape))
-    return int(torch.count_nonzero(kept)) * (everything // max(kept.numel(), 1))
+    active = as_tensor(mask, "i1", len(shape))
+    return int(torch.count_nonzero(active)) * (everything // max(active.numel(), 1))
 
 
 def put(memory: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> None:
@@ -526,10 +526,10 @@ def _prefix(mask: Value, axis: int) -> int | bool:
     parts = mask.parts if isinstance(mask, Mask) else (mask,)
     least = None
     for part in parts:
-        found = part.prefix() if isinstance(part, Compare) else None
-        if found is None or found[0] != axis:
+        prefix = part.prefix() if isinstance(part, Compare) else None
+        if prefix is None or prefix[0] != axis:
             return False
-        least = found[1] if least is None else min(least, found[1])
+        least = prefix[1] if least is None else min(least, prefix[1])
     return least if least else False
 
 

@@ -34,7 +34,7 @@ class OutputError:
     finite: bool
 
     def __str__(self) -> str:
-        """Say it in one line."""
+        """Return the error in one line."""
         wrong = "" if self.finite else ", NaN or infinity where the reference has none or the other way round"
         return (
             f"output {self.output} ({self.dtype}): largest error {self.largest:.3g} at {list(self.where)}, "
@@ -60,20 +60,20 @@ def check(
     on_chip = [x.detach().to("chip", copy=True) if isinstance(x, torch.Tensor) else x for x in args]
     exact = [_exact(x) if isinstance(x, torch.Tensor) else x for x in args]
     before = [x.cpu() if isinstance(x, torch.Tensor) else None for x in on_chip]
-    found = _tensors(kernel(*on_chip, **options))
+    outputs = _tensors(kernel(*on_chip, **options))
     expected = _tensors(reference(*exact))
-    if not found:
+    if not outputs:
         changed = [
             i for i, (x, old) in enumerate(zip(on_chip, before, strict=True)) if old is not None and not _same(x, old)
         ]
-        found = [on_chip[i] for i in changed]
+        outputs = [on_chip[i] for i in changed]
         expected = expected or [exact[i] for i in changed]
-    if not found or len(found) != len(expected):
+    if not outputs or len(outputs) != len(expected):
         raise BringupError(
-            f"the kernel has {len(found)} outputs and the reference {len(expected)}: let both return them, or write "
+            f"the kernel has {len(outputs)} outputs and the reference {len(expected)}: let both return them, or write "
             "them into the same arguments"
         )
-    return [_error(i, a.cpu(), b) for i, (a, b) in enumerate(zip(found, expected, strict=True))]
+    return [_error(i, a.cpu(), b) for i, (a, b) in enumerate(zip(outputs, expected, strict=True))]
 
 
 def _exact(tensor: torch.Tensor) -> torch.Tensor:
@@ -96,20 +96,20 @@ def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _error(place: int, found: torch.Tensor, expected: torch.Tensor) -> OutputError:
-    if found.shape != expected.shape:
-        raise BringupError(f"output {place} has shape {list(found.shape)}, the reference's has {list(expected.shape)}")
-    a, b = found.double(), expected.double()
+def _error(place: int, output: torch.Tensor, expected: torch.Tensor) -> OutputError:
+    if output.shape != expected.shape:
+        raise BringupError(f"output {place} has shape {list(output.shape)}, the reference's has {list(expected.shape)}")
+    a, b = output.double(), expected.double()
     both = torch.isfinite(a) & torch.isfinite(b)
     difference = torch.where(both, (a - b).abs(), 0.0)
     worst = int(difference.argmax()) if difference.numel() else 0
-    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), found.shape)) if found.dim() else ()
+    where = tuple(int(i) for i in torch.unravel_index(torch.tensor(worst), output.shape)) if output.dim() else ()
     largest = float(difference.max()) if difference.numel() else 0.0
     scale = float(torch.where(torch.isfinite(b), b.abs(), 0.0).max()) if b.numel() else 0.0
-    last_place = torch.finfo(found.dtype).eps * scale if found.dtype.is_floating_point else 0.0
+    last_place = torch.finfo(output.dtype).eps * scale if output.dtype.is_floating_point else 0.0
     return OutputError(
         place,
-        str(found.dtype).removeprefix("torch."),
+        str(output.dtype).removeprefix("torch."),
         largest,
         largest / scale if scale else largest,
         largest / last_place if last_place else 0.0,

@@ -1,36 +1,47 @@
-"""Checks on request: races between the programs of a launch, and reads of what nobody wrote.
+"""Checks on request: races between the programs of a launch, and reads of uninitialised memory.
 
 For every element that a launch touches the shadow keeps which program wrote it last, which read it, and at which lines.
-Programs of a launch have no order, so an access to what another program wrote is a race, unless both are atomic. Writes
-of the value that is there already are none. Kernels with locks are left out: their order is not modelled.
+The programs of a launch have no order. An access to an element that another program wrote is a race, unless both are
+atomic or the write leaves its value as it was. Kernels with locks are left out: their order is not modelled.
 """
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 
+from bringup.recording.findings import Finding
 from bringup.triton.values import Pointer, Value, as_tensor, full, numel
-
-if TYPE_CHECKING:
-    from bringup.recording.sanitize import Finding
 
 Tensor = torch.Tensor
 ATOMIC, SEVERAL = -2, -1
 
 watching = 0  # how many contexts want the checks
-_found: list[Finding] = []
+_races: list[Finding] = []
 _lock = threading.Lock()
 
 
-def taken() -> list[Finding]:
-    """Take what was found since the last call."""
+@contextmanager
+def watched() -> Iterator[None]:
+    """Check what is launched inside the block."""
+    global watching
+    watching += 1
+    try:
+        yield
+    finally:
+        watching -= 1
+
+
+def take() -> list[Finding]:
+    """Return the races since the last call."""
     with _lock:
-        found = list(_found)
-        _found.clear()
-    return found
+        races = list(_races)
+        _races.clear()
+    return races
 
 
 class _Elements:
@@ -57,7 +68,7 @@ class Shadow:
         self.initial: dict[int, str] = {}
 
     def read(self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...]) -> None:
-        """Note a load."""
+        """Record a load."""
         shadow, index, who, _ = self._lanes(ctx, pointer, mask, shape)
         if not len(index):
             return
@@ -71,17 +82,17 @@ class Shadow:
         shadow.read_line[index] = self._line(ctx.line)
 
     def write(self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...], value: Value) -> None:
-        """Note a store, before it is done."""
+        """Record a store, before it is done."""
         shadow, index, who, chosen = self._lanes(ctx, pointer, mask, shape)
         if not len(index):
             return
         memory, _ = ctx.memory.buffers[pointer.argument].typed(pointer.element)
-        given = full(value, pointer.element, shape, ctx.programs).to(memory.dtype).reshape(-1)
-        given = given if chosen is None else given[chosen]
-        # Out of bounds is not this check's to say.
+        stored = full(value, pointer.element, shape, ctx.programs).to(memory.dtype).reshape(-1)
+        stored = stored if chosen is None else stored[chosen]
+        # Bounds are checked elsewhere.
         inside = (index >= 0) & (index < memory.numel())
         changes = torch.ones_like(inside)
-        changes[inside] = memory[index[inside]] != given[inside]
+        changes[inside] = memory[index[inside]] != stored[inside]
         writer = shadow.writer[index]
         self._report(
             ctx,
@@ -111,13 +122,13 @@ class Shadow:
         others = shadow.writer[index] != who
         if bool(others.any()):  # several programs at once
             last = torch.zeros(memory.numel(), dtype=memory.dtype)
-            last[index] = given
+            last[index] = stored
             self._report(
-                ctx, pointer, index, who, others & (last[index] != given), "writes", "wrote", shadow, shadow.writer
+                ctx, pointer, index, who, others & (last[index] != stored), "writes", "wrote", shadow, shadow.writer
             )
 
     def atomic(self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...]) -> None:
-        """Note an atomic."""
+        """Record an atomic."""
         shadow, index, who, _ = self._lanes(ctx, pointer, mask, shape)
         if not len(index):
             return
@@ -132,7 +143,7 @@ class Shadow:
     def _lanes(
         self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...]
     ) -> tuple[_Elements, Tensor, Tensor, Tensor | None]:
-        """Return the shadow, the places of the lanes that are on, and their programs + 1."""
+        """Return the shadow, the elements and programs + 1 of the lanes that are on, and which lanes those are."""
         buffer = ctx.memory.buffers[pointer.argument]
         memory, shift = buffer.typed(pointer.element)
         key = (buffer.address, memory.itemsize)
@@ -168,8 +179,6 @@ class Shadow:
     ) -> None:
         if self.sequential or not bool(bad.any()):
             return
-        from bringup.recording.sanitize import Finding
-
         lane = int(torch.nonzero(bad)[0])
         place, buffer = int(index[lane]), ctx.memory.buffers[pointer.argument]
         lines = shadow.write_line if others is shadow.writer else shadow.read_line
@@ -177,7 +186,7 @@ class Shadow:
         whom = f"program {other - 1}" if other > 0 else "another program"
         _, shift = buffer.typed(pointer.element)
         with _lock:
-            _found.append(
+            _races.append(
                 Finding(
                     "race",
                     f"kernel {self.kernel}: program {int(who[lane]) - 1} {does} element {place - shift} of "

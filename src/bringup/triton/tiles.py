@@ -284,9 +284,11 @@ def _ptr_to_int(op: Op, types: list[Type]) -> Step:
     (source,), (result,) = op.operands, op.results
 
     def step(env: list[Value], ctx: Any) -> None:
-        found = addresses(env[source], ctx)
+        numbers = addresses(env[source], ctx)
         rank = len(types[source].shape)
-        env[result] = found.view(found.shape[0] if found.dim() else 1, *(1,) * rank) if found.dim() <= 1 else found
+        env[result] = (
+            numbers.view(numbers.shape[0] if numbers.dim() else 1, *(1,) * rank) if numbers.dim() <= 1 else numbers
+        )
 
     return step
 
@@ -323,9 +325,9 @@ def _store(op: Op, types: list[Type]) -> Step:
     return step
 
 
-def _old(found: Tensor, shape: tuple[int, ...]) -> Value:
-    """Return what an atomic operation found: integers that are the same for all programs stay Python's."""
-    return found.item() if not shape and found.numel() == 1 and not found.is_floating_point() else found
+def _old(before: Tensor, shape: tuple[int, ...]) -> Value:
+    """Return the value before an atomic: an integer that is the same for all programs stays one of Python."""
+    return before.item() if not shape and before.numel() == 1 and not before.is_floating_point() else before
 
 
 @lowering("tt.atomic_rmw")
@@ -339,8 +341,8 @@ def _atomic(op: Op, types: list[Type]) -> Step:
 
     def step(env: list[Value], ctx: Any) -> None:
         ctx.keeps_old = ctx.used(result)
-        found = ctx.memory.atomic(ctx, kind, env[target], env[source], None if mask is None else env[mask], shape)
-        env[result] = _old(found, shape)
+        before = ctx.memory.atomic(ctx, kind, env[target], env[source], None if mask is None else env[mask], shape)
+        env[result] = _old(before, shape)
 
     return step
 
@@ -351,8 +353,8 @@ def _compare_and_swap(op: Op, types: list[Type]) -> Step:
     shape = types[target].shape
 
     def step(env: list[Value], ctx: Any) -> None:
-        found = ctx.memory.compare_and_swap(ctx, env[target], env[expected], env[new], shape)
-        env[result] = _old(found, shape)
+        before = ctx.memory.compare_and_swap(ctx, env[target], env[expected], env[new], shape)
+        env[result] = _old(before, shape)
 
     return step
 
@@ -385,23 +387,23 @@ def _dot(op: Op, types: list[Type]) -> Step:
             programs = max(a.shape[0], b.shape[0])
             a, b = a.expand(programs, *a.shape[1:]), b.expand(programs, *b.shape[1:])
         if isinstance(c, (int, float)) and c == 0:
-            made = torch.bmm(a, b)
+            product = torch.bmm(a, b)
         elif not batched and isinstance(c, Tensor) and c.dtype == compute and c.shape == (a.shape[0], *kind.shape):
             if ctx.accumulates(result) and c is ctx.accumulator.get(result):
-                made = c.baddbmm_(a, b)
+                product = c.baddbmm_(a, b)
             else:
-                made = torch.baddbmm(c, a, b)
+                product = torch.baddbmm(c, a, b)
         else:
-            made = torch.bmm(a, b)
+            product = torch.bmm(a, b)
             if batched:
-                made = made.view(-1, *kind.shape)
-            env[result] = (made + as_tensor(c, kind.element, len(kind.shape)).to(compute)).to(dtype)
+                product = product.view(-1, *kind.shape)
+            env[result] = (product + as_tensor(c, kind.element, len(kind.shape)).to(compute)).to(dtype)
             return
         if batched:
-            made = made.view(-1, *kind.shape)
-        made = made if dtype == compute else made.to(dtype)
-        ctx.accumulator[result] = made
-        env[result] = made
+            product = product.view(-1, *kind.shape)
+        product = product if dtype == compute else product.to(dtype)
+        ctx.accumulator[result] = product
+        env[result] = product
 
     return step
 
@@ -459,11 +461,11 @@ def _assert(op: Op, types: list[Type]) -> Step:
     message = str(op.attributes.get("message", ""))
 
     def step(env: list[Value], ctx: Any) -> None:
-        kept = plain(env[condition])
-        if isinstance(kept, Tensor) and not bool(kept.all()):
-            program = int(torch.nonzero(~kept)[0, 0]) if kept.shape[0] > 1 else 0
+        holds = plain(env[condition])
+        if isinstance(holds, Tensor) and not bool(holds.all()):
+            program = int(torch.nonzero(~holds)[0, 0]) if holds.shape[0] > 1 else 0
             raise ctx.failed(f"device_assert failed: {message}", program)
-        if kept is False:
+        if holds is False:
             raise ctx.failed(f"device_assert failed: {message}", 0)
 
     return step

@@ -130,8 +130,8 @@ def parse(text: str) -> Module:
     Raises:
         BringupError: a line is not TTIR as this reader knows it; the message has the line.
     """
-    found = {"letters": len(text), "letters in a line": max(map(len, text.splitlines()), default=0)}
-    for name, count in found.items():
+    counts = {"letters": len(text), "letters in a line": max(map(len, text.splitlines()), default=0)}
+    for name, count in counts.items():
         if count > MOST[name]:
             raise BringupError(f"this TTIR has {count:,} {name}, and bringup reads {MOST[name]:,} at most")
     parser = _Parser(text)
@@ -187,15 +187,15 @@ def _split(text: str, separator: str = ",") -> list[str]:
 
 def _type_part(text: str) -> tuple[str, str]:
     """Split an operation at the last `` : `` that stands in no brackets: what it is, and its types."""
-    found = -1
+    last = -1
     for place, character, depth in _depths(text):
         if character == ":" and depth == 0 and text[place - 1 : place + 2] == " : ":
-            found = place
-    return (text, "") if found < 0 else (text[: found - 1], text[found + 2 :])
+            last = place
+    return (text, "") if last < 0 else (text[: last - 1], text[last + 2 :])
 
 
 def _without_location(text: str) -> tuple[str, str]:
-    """Take the ``loc(...)`` off the end."""
+    """Split the ``loc(...)`` off the end of a line."""
     if not text.endswith(")"):
         return text, ""
     depth = 0
@@ -357,11 +357,11 @@ class _Parser:
             self.at += 1
             if line.startswith("^"):
                 label, _, rest = line.rstrip(":").partition("(")
-                given: list[int] = []
+                arguments: list[int] = []
                 for item in _split(rest[:-1]) if rest else []:
                     name, _, kind = _without_location(item)[0].partition(": ")
-                    given += self.define(name.strip(), [parse_type(kind)])
-                region.blocks.append(Block(label, given))
+                    arguments += self.define(name.strip(), [parse_type(kind)])
+                region.blocks.append(Block(label, arguments))
             else:
                 region.blocks[-1].ops.append(self.op(line))
 
@@ -416,7 +416,7 @@ class _Parser:
     def attributes(self, op: Op, head: str) -> str:
         """Move the dictionaries of attributes from the text to the operation."""
         start, depth_before, end = 0, 0, 0
-        kept = ""
+        text = ""
         for place, character, depth in _depths(head):
             if character == "{" and depth_before == depth - 1 and depth <= 2:
                 start = place
@@ -424,10 +424,10 @@ class _Parser:
                 for item in _split(head[start + 1 : place]):
                     key, _, value = item.partition(" = ")
                     op.attributes[key.strip()] = _number(value) if value else True
-                kept, end = kept + head[end:start], place + 1
+                text, end = text + head[end:start], place + 1
             depth_before = depth
-        kept = (kept + head[end:]).replace("<>", "")
-        return re.sub(r"\b(fastmath|overflow)<\w+>", "", kept)
+        text = (text + head[end:]).replace("<>", "")
+        return re.sub(r"\b(fastmath|overflow)<\w+>", "", text)
 
     def constant(self, op: Op, results: str | None, rest: str) -> Op:
         text, types = _type_part(rest)
@@ -454,8 +454,8 @@ class _Parser:
             carried: list[tuple[str, int]] = []
             if tail:
                 pairs = tail[: tail.index(")")]
-                found = _VALUE.findall(pairs)
-                carried = [(found[i], self.use(found[i + 1])) for i in range(0, len(found), 2)]
+                paired = _VALUE.findall(pairs)  # argument, value, argument, value ...
+                carried = [(paired[i], self.use(paired[i + 1])) for i in range(0, len(paired), 2)]
                 op.operands += [value for _, value in carried]
             types = [self.types[value] for _, value in carried]
             inner += self.define(names[0], [kind])
@@ -465,8 +465,8 @@ class _Parser:
             pairs, _, signature = (
                 rest.partition(") :") if rest.startswith("(%") else ("", "", rest.rpartition(" : ")[2])
             )
-            found = _VALUE.findall(pairs)
-            carried = [(found[i], self.use(found[i + 1])) for i in range(0, len(found), 2)]
+            paired = _VALUE.findall(pairs)  # argument, value, argument, value ...
+            carried = [(paired[i], self.use(paired[i + 1])) for i in range(0, len(paired), 2)]
             op.operands = [value for _, value in carried]
             types = _result_types(name, signature)
             for argument, value in carried:

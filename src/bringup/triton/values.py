@@ -204,7 +204,7 @@ class Compare:
         return self._tensor
 
     def always(self) -> bool:
-        """Is it true everywhere? False if that is not known without computing it."""
+        """True if it is known to be true everywhere without computing it."""
         low, high = self.affine.bounds()
         least, most = extremes(self.limit)
         name = self.predicate
@@ -354,7 +354,7 @@ def restricted(value: Value, index: torch.Tensor, programs: int) -> Value:
 
 
 def merged(pieces: list[tuple[torch.Tensor, Value]], element: str, shape: tuple[int, ...]) -> Value:
-    """Put values of disjoint sets of programs together: (which programs, their values)."""
+    """Merge the values of disjoint sets of programs: pairs of the programs and their values."""
     first = pieces[0][1]
     lazy = isinstance(first, (torch.Tensor, Affine, Compare, Mask, Pointer))
     if not lazy and all(other.__class__ is first.__class__ and other == first for _, other in pieces):

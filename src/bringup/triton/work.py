@@ -1,4 +1,4 @@
-"""What one operation asks of the vector units, by its types."""
+"""The work of one operation on the vector units, by its types."""
 
 from __future__ import annotations
 

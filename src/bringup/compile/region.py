@@ -1,0 +1,245 @@
+"""The region that runs in place of Inductor's code: it allocates, records the kernels, and calls that code."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import fx
+
+from bringup.compile.fusion import Kernel, Root, computing_nodes, cut, name_of, part, root_of, roots_of, tensors_of
+from bringup.cost import family_of
+from bringup.errors import BringupError
+from bringup.recording import modules
+
+
+@dataclass(frozen=True)
+class Sized:
+    """A kernel for one set of sizes: the recorder's signature, and what it allocates."""
+
+    kernel: Kernel
+    text: str
+    outputs: list[tuple[list[int], list[int], torch.dtype]]  # sizes and strides of `kernel.makes`
+
+
+def compile_region(index: int, graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
+    """Compile a graph by Inductor, and put a region in front of its code. Called in place of ``compile_fx_inner``."""
+    from torch._inductor.compile_fx import compile_fx_inner
+
+    original = fx.Graph()  # Inductor's passes change theirs
+    original.output(original.graph_copy(graph.graph, {}))
+    region = Region(original, bool(options.get("is_backward", False)), index)
+    compiled: Any = compile_fx_inner(graph, inputs, **options)
+    if getattr(compiled, "current_callable", None) is None:
+        raise BringupError(
+            "torch.compile returned no callable for a graph on chip: leave cpp_wrapper and AOT modes out"
+        )
+    region.run = compiled.current_callable
+    compiled.current_callable = region
+    return compiled
+
+
+class Region:
+    """A compiled graph in place of its code: allocates, records, and runs the code on views of the chip's memory."""
+
+    run: Callable[[list[Any]], Any]
+
+    def __init__(self, graph: fx.Graph, backward: bool, index: int) -> None:
+        self.backward = backward
+        self.device = torch.device("chip", index)
+        self.values: dict[fx.Node, Any] = {node: node.meta.get("val") for node in graph.nodes}
+        self.roots = roots_of(graph)
+        self.kernels = cut(graph, self.roots)
+        self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
+        (outputs,) = next(node for node in graph.nodes if node.op == "output").args
+        self.outputs: list[Any] = list(outputs)
+        self.random = any(family_of(name_of(node)) == "random" for node in computing_nodes(graph))
+        self.sized: dict[tuple[int, ...], list[Sized]] = {}
+
+    def __call__(self, inputs: list[Any]) -> Any:
+        """Record the kernels and run the code. Like Inductor's code, it may empty `inputs`."""
+        ops = torch.ops.bringup
+        sizes = self._bind(inputs)
+        memory: dict[Root, torch.Tensor] = {
+            (node, 0): ops.chip_view(value)
+            for node, value in zip(self.inputs, inputs, strict=True)
+            if isinstance(value, torch.Tensor) and ops.is_host_view(value)
+        }
+        for step in self._plan(sizes):
+            kernel = step.kernel
+            read = [memory[root] for root in kernel.reads if root in memory]
+            new = [
+                torch.empty_strided(size, stride, dtype=dtype, device=self.device)
+                for size, stride, dtype in step.outputs
+            ]
+            memory |= zip(kernel.makes, new, strict=True)
+            written = new + [memory[root] for root in kernel.changes if root in memory]
+            if read or written:
+                module = modules.number(kernel.module) if kernel.module else -1
+                ops.record_compiled(step.text, read, written, kernel.line, module, self.backward)
+            for root in kernel.frees:
+                memory.pop(root, None)
+        if ops.is_dry():
+            values = dict(zip(self.inputs, inputs, strict=True))
+            inputs.clear()
+            return [self._promised(node, values, memory, sizes) for node in self.outputs]
+        with self._generator() if self.random else nullcontext():
+            results = self.run(inputs)
+        free = {root: tensor for root, tensor in memory.items() if root[0].op != "placeholder"}
+        homes: dict[int, torch.Tensor] = {}
+        return [self._placed(result, node, free, homes) for result, node in zip(results, self.outputs, strict=True)]
+
+    def _placed(self, result: Any, node: Any, free: dict[Root, torch.Tensor], homes: dict[int, torch.Tensor]) -> Any:
+        """Move a result into the memory that was allocated for it; results that share memory move together.
+
+        A tensor and its view in the graph may be two tensors in Inductor's code, each in a layout of its own.
+        """
+        if not isinstance(result, torch.Tensor) or torch.ops.bringup.is_host_view(result):
+            return result
+        memory = result.untyped_storage()
+        if memory.data_ptr() not in homes:
+            home = free.pop(self.roots.get((node, 0), (node, 0)), None)
+            if home is None or home.untyped_storage().nbytes() < memory.nbytes():
+                home = torch.empty(memory.nbytes(), dtype=torch.uint8, device=self.device)
+            whole = torch.empty(0, dtype=torch.uint8).set_(memory)
+            self._in(home, torch.uint8, [memory.nbytes()], [1], 0).copy_(whole)
+            homes[memory.data_ptr()] = home
+        home = homes[memory.data_ptr()]
+        return self._in(home, result.dtype, list(result.size()), list(result.stride()), result.storage_offset())
+
+    def _in(self, home: torch.Tensor, dtype: torch.dtype, *shape: Any) -> torch.Tensor:
+        """Return the host's view of a tensor in a piece of the chip's memory: sizes, strides, offset."""
+        start: Any = torch.empty(0, dtype=dtype, device=self.device)
+        whole: torch.Tensor = torch.ops.bringup.host_view(start.set_(home.untyped_storage(), 0, (0,)))
+        return whole.as_strided(*shape)
+
+    def _promised(self, node: Any, inputs: dict[fx.Node, Any], memory: dict[Root, torch.Tensor], sizes: Any) -> Any:
+        """Return the result of a dry run: an input, or memory of the right size."""
+        if not isinstance(node, fx.Node):
+            return node
+        if node in inputs:
+            return inputs[node]
+        value = self.values[node]
+        if not isinstance(value, torch.Tensor):
+            return _resolve(value, sizes)
+        home = memory[self.roots[node, 0]]
+        size, stride = _resolve(list(value.size()), sizes), _resolve(list(value.stride()), sizes)
+        return self._in(home, value.dtype, size, stride, _resolve(value.storage_offset(), sizes))
+
+    @contextmanager
+    def _generator(self) -> Iterator[None]:
+        """Draw the CPU's random numbers from the chip's generator inside the block."""
+        ops = torch.ops.bringup
+        before = torch.get_rng_state()
+        torch.set_rng_state(ops.rng_state(self.device.index))
+        try:
+            yield
+        finally:
+            ops.set_rng_state(self.device.index, torch.get_rng_state())
+            torch.set_rng_state(before)
+
+    def _bind(self, inputs: list[Any]) -> dict[Any, int]:
+        """Return the value of every symbol in the graph's sizes."""
+        sizes: dict[Any, int] = {}
+        for node, argument in zip(self.inputs, inputs, strict=True):
+            value = self.values[node]
+            if isinstance(value, torch.SymInt):
+                sizes[value.node.expr] = int(argument)
+            elif isinstance(value, torch.Tensor):
+                numbers = zip((*value.size(), *value.stride()), (*argument.size(), *argument.stride()), strict=True)
+                sizes |= {symbol.node.expr: number for symbol, number in numbers if isinstance(symbol, torch.SymInt)}
+        return sizes
+
+    def _plan(self, sizes: dict[Any, int]) -> list[Sized]:
+        key = tuple(sizes.values())
+        if key not in self.sized:
+            self.sized[key] = [self._size(kernel, sizes) for kernel in self.kernels]
+        return self.sized[key]
+
+    def _size(self, kernel: Kernel, sizes: dict[Any, int]) -> Sized:
+        number = {root: place for place, root in enumerate(kernel.reads)}
+        inner = [self._signature(node, number, sizes) for node in kernel.nodes]
+        data = inner[0]
+        if kernel.fused:
+            names = list(dict.fromkeys(item["op"].split("::")[-1].split(".")[0].lstrip("_") for item in inner))
+            data = {
+                "op": "fused::" + "_".join(names),
+                "inputs": [self._border(root, kernel, inner, sizes) for root in kernel.reads],
+                "outputs": [[*self._meta(*root, sizes), -1, 1] for root in (*kernel.makes, *kernel.changes)],
+                "args": {},
+                "inner": inner,
+            }
+        outputs = []
+        for node, result in kernel.makes:
+            value = part(self.values[node], result)
+            outputs.append((_resolve(list(value.size()), sizes), _resolve(list(value.stride()), sizes), value.dtype))
+        return Sized(kernel, json.dumps(data), outputs)
+
+    def _meta(self, node: fx.Node, result: int, sizes: dict[Any, int]) -> list[Any]:
+        value = part(self.values[node], result)
+        dtype = str(value.dtype).removeprefix("torch.")
+        return [dtype, _resolve(list(value.size()), sizes), _resolve(list(value.stride()), sizes)]
+
+    def _border(self, root: Root, kernel: Kernel, inner: list[Any], sizes: dict[Any, int]) -> list[Any]:
+        """Describe the part of a tensor that a fused kernel reads: the indexed rows, else the largest view."""
+        read: list[list[Any]] = []
+        for node, data in zip(kernel.nodes, inner, strict=True):
+            for place, source in enumerate(tensors_of(node)):
+                if self.roots.get(root_of(source)) != root:
+                    continue
+                if place == 0 and family_of(data["op"]) == "gather" and data["outputs"]:
+                    dtype, shape, strides, *_ = data["outputs"][0]
+                    read.append([self._meta(*root, sizes)[0] or dtype, shape, strides])
+                else:
+                    read.append(data["inputs"][place][:3])
+        largest = max(read, key=lambda item: _count(item))
+        return [*largest, kernel.reads.index(root), 0]
+
+    def _signature(self, node: fx.Node, number: dict[Root, int], sizes: dict[Any, int]) -> dict[str, Any]:
+        """Describe an operator as the recorder does (csrc/recorder.cpp, text_of)."""
+        target: Any = node.target
+        inputs: list[Any] = []
+
+        def described(value: Any) -> Any:
+            if isinstance(value, fx.Node):
+                argument = self.values[value]
+                if not isinstance(argument, torch.Tensor):
+                    return _resolve(argument, sizes)
+                root = self.roots[value, 0]
+                inputs.append([*self._meta(value, 0, sizes), number.get(root, len(number) + len(inputs)), 0])
+                return {"tensor": len(inputs) - 1}
+            if isinstance(value, (list, tuple)):
+                return [described(item) for item in value]
+            if isinstance(value, (torch.SymInt, torch.SymFloat)):
+                return _resolve(value, sizes)
+            return value if isinstance(value, (bool, int, float, str)) else None
+
+        names = [argument.name for argument in target._schema.arguments] if hasattr(target, "_schema") else []
+        args = {name: described(value) for name, value in zip(names, node.args)}  # noqa: B905 (defaults are left out)
+        args |= {name: described(value) for name, value in node.kwargs.items()}
+        value = self.values[node]
+        results = value if isinstance(value, (list, tuple)) else [value]
+        outputs = [[*self._meta(node, i, sizes), -1, 1] for i, x in enumerate(results) if isinstance(x, torch.Tensor)]
+        return {"op": name_of(node), "inputs": inputs, "outputs": outputs, "args": args}
+
+
+def _count(meta: list[Any]) -> int:
+    """Count the elements in memory: a dimension of stride 0 is one element."""
+    count = 1
+    for size, stride in zip(meta[1], meta[2], strict=True):
+        count *= size if stride or not size else 1
+    return count
+
+
+def _resolve(value: Any, sizes: dict[Any, int]) -> Any:
+    """Replace symbols by their values."""
+    if isinstance(value, list):
+        return [_resolve(item, sizes) for item in value]
+    if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        expression = value.node.expr.xreplace(sizes)
+        return float(expression) if isinstance(value, torch.SymFloat) else int(expression)
+    return value
