@@ -232,7 +232,8 @@ def test_core_that_does_not_load_warns(python: Run) -> None:
     program = """
 from pathlib import Path
 import torch
-from bringup.device import core, load
+from bringup import core
+from bringup.device import load
 core._library = lambda: Path(__file__)
 load.autoload()
 print(torch.ones(2).sum().item())

@@ -11,8 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bringup.analyse.advice import advise
+from bringup.analyse.summarize import summarize
 from bringup.errors import BringupError
+from bringup.recording.trace import Trace
 from bringup.text import size
+from bringup.timeline.replay import replay
 
 if TYPE_CHECKING:
     from bringup.analyse.summary import Summary
@@ -76,8 +80,6 @@ class _Runs:
 
     def trace(self, value: int | None, on: str) -> Trace:
         """Run the program dry on a chip, going on past its capacity; once."""
-        from bringup.recording.trace import Trace
-
         if (value, on) in self.traces:
             return self.traces[value, on]
         arguments, environment = self.program.call(value)
@@ -117,10 +119,6 @@ class _Runs:
         return summary
 
     def _priced(self, trace: Trace, chip: Chip) -> Summary:
-        from bringup.analyse.advice import advise
-        from bringup.analyse.summarize import summarize
-        from bringup.timeline.replay import replay
-
         timeline = replay(trace, chip, self.host)
         return advise(timeline, summarize(timeline))
 

@@ -13,7 +13,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
+from bringup.machine.files import load_chip, load_host
 from bringup.report import terminal
+from bringup.validation import errors, summarize
+from bringup.validation.calibration import calibrate
 
 
 @click.command()
@@ -29,10 +32,6 @@ def command(device: str, name: str | None, out: str) -> None:
     `bringup run --chip ./this-cpu.toml --host ./this-host.toml script.py`. Leave the machine alone meanwhile.
     """
     import tomli_w
-
-    from bringup.machine.files import load_chip, load_host
-    from bringup.validation import errors, summarize
-    from bringup.validation.calibration import calibrate
 
     folder = Path(out)
     if not os.path.isdir(folder):

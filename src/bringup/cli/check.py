@@ -13,7 +13,14 @@ from rich.table import Table
 
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
+from bringup.machine.files import load_chip
 from bringup.process import asked_chip
+from bringup.report import directory
+from bringup.report.terminal import console as new_console
+from bringup.report.terminal import shown
+from bringup.scorecard import card, page
+from bringup.scorecard.card import share, totals
+from bringup.scorecard.registry import load
 
 COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
 
@@ -49,13 +56,6 @@ def command(
 
     The exit code is 0 whatever the verdicts are, and 1 if something is worse than in the card given with --against.
     """
-    from bringup.machine.files import load_chip
-    from bringup.report import directory
-    from bringup.report.terminal import console as new_console
-    from bringup.report.terminal import shown
-    from bringup.scorecard import card, page
-    from bringup.scorecard.registry import load
-
     items = load(files)
     if listing:
         for entry in items.values():
@@ -132,9 +132,6 @@ def _chosen(items: dict[str, Any], only: str | None, level: str) -> list[Any]:
 
 
 def _print(new: dict[str, Any], console: Any) -> None:
-    from bringup.report.terminal import shown
-    from bringup.scorecard.card import share, totals
-
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("item", "", "", "verdict", "evidence"):
         table.add_column(title, no_wrap=title != "evidence", overflow="fold")

@@ -14,14 +14,13 @@ from bringup.machine.files import available_chips, available_hosts, load_chip, l
 from bringup.report.terminal import console as new_console
 from bringup.report.terminal import shown
 from bringup.text import plain
+from bringup.validation import error_band, measurements
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
 
 def _facts(chip: Chip) -> dict[str, Any]:
-    from bringup.validation import error_band
-
     band, source = error_band(chip)
     fastest = max((name for name in chip.matrix.tflops if name != "tf32"), key=lambda name: chip.matrix.tflops[name])
     return {
@@ -101,7 +100,6 @@ def show(name: str, as_json: bool) -> None:
     for key, value in flat({k: v for k, v in data.items() if k not in ("name", "description")}):
         table.add_row(shown(key), shown(str(value)), shown(source_of(key, sources)))
     console.print(table)
-    from bringup.validation import measurements
 
     used = Counter(row.source for row in measurements() if row.chip == described.name)
     for source, count in sorted(used.items()):

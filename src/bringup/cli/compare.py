@@ -13,8 +13,14 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from bringup.analyse.compare import compare
+from bringup.files import write_text
 from bringup.machine.files import available_chips, chip_names, load_chip, load_host
-from bringup.text import plain
+from bringup.report import directory, html, terminal
+from bringup.report.lines import per_million, unit
+from bringup.report.summary_json import as_dict
+from bringup.report.terminal import shown
+from bringup.text import duration, plain
 
 if TYPE_CHECKING:
     from bringup.analyse.compare import Row
@@ -54,11 +60,7 @@ def command(
     names = chip_names(chips, "--chips") if chips else available_chips()
     described = [load_chip(name) for name in names]
     machine = load_host(host)
-    from bringup.analyse.compare import compare
-    from bringup.files import write_text
-    from bringup.report import directory, html, terminal
     from bringup.report.prediction import read_trace
-    from bringup.report.summary_json import as_dict
 
     recording = read_trace(trace)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
@@ -84,10 +86,6 @@ def command(
 
 def print_table(rows: list[Row], console: Console) -> None:
     """Print one line per chip."""
-    from bringup.report.lines import per_million, unit
-    from bringup.report.terminal import shown
-    from bringup.text import duration
-
     what = unit(rows[0].summary)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("chip", what, "", "bound", "busy", "memory", "fallbacks", "energy", "cost", "band"):

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
+from bringup.analyse.search import Program, search
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
-from bringup.text import plain
+from bringup.report import lines, terminal
+from bringup.report.summary_json import as_dict
+from bringup.text import duration, plain, size
 
 if TYPE_CHECKING:
     from bringup.analyse.search import Fit
@@ -45,8 +48,6 @@ def command(
 
     With --vary, look for the largest number that fits, such as a batch size.
     """
-    from bringup.analyse.search import Program, search
-
     described = {name: load_chip(name) for name in chip_names(chips, "--chips")}
     if not os.path.isfile(script):
         raise BringupError(f"{script}: there is no such script; give the path of a Python file")
@@ -69,8 +70,6 @@ def _say(text: str) -> None:
 
 
 def _as_dict(fit: Fit) -> dict[str, Any]:
-    from bringup.report.summary_json import as_dict
-
     def run(summary: Any) -> dict[str, Any]:
         full = as_dict(summary)
         keep = ("peak_bytes", "fits", "step_seconds", "samples", "launches", "error_band", "ways_to_fit")
@@ -88,9 +87,6 @@ def _as_dict(fit: Fit) -> dict[str, Any]:
 
 
 def _print(fits: list[Fit], program: Any) -> None:
-    from bringup.report import lines, terminal
-    from bringup.text import duration, size
-
     console = terminal.console()
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ["chip", "capacity", "needs", "", lines.unit(fits[0].as_is)]
@@ -118,8 +114,6 @@ def _print(fits: list[Fit], program: Any) -> None:
 
 
 def _largest(fit: Fit) -> list[str]:
-    from bringup.text import duration
-
     if fit.largest is None or fit.at_largest is None:
         return ["none fits", "-", "-"]
     last = fit.at_largest

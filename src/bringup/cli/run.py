@@ -13,10 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from bringup import triton as kernels
+from bringup.analyse.compare import compare
+from bringup.cli.compare import print_table
 from bringup.cli.program import OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_devices, asked_driver, process
+from bringup.recording import sanitize
+from bringup.recording.sanitize import CHECKS, watched
+from bringup.report import directory, summary_json, terminal
 from bringup.text import plain
 
 if TYPE_CHECKING:
@@ -187,7 +193,6 @@ def prepare(options: RunOptions) -> Job:
     names = chip_names(chips or asked_chip() or DEFAULT_CHIP, "--chip" if chips else "BRINGUP_CHIP")
     described = [load_chip(name) for name in names]
     machine = load_host(options.host)
-    from bringup.report import directory
 
     out = options.out or f"bringup-{stem(script, module)}"
     target = directory.prepare(out)
@@ -215,8 +220,6 @@ def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
 
 def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
     """Check that Triton can do what was asked. Return what to call once the chip is chosen, before the program runs."""
-    from bringup import triton as kernels
-
     if debug:
         kernels.require_triton("--kernel-debug")
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is defined
@@ -241,7 +244,6 @@ def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
 def _checks(names: str | None) -> tuple[str, ...]:
     if names is None:
         return ()
-    from bringup.recording.sanitize import CHECKS
 
     asked = tuple(CHECKS) if names == "all" else tuple(name for name in names.split(",") if name)
     for name in asked:
@@ -267,7 +269,6 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         redirect_cuda()
     job.prepare_triton()
-    from bringup.recording.sanitize import watched
 
     watch = watched() if {"race", "init"} & set(job.checks) else nullcontext()
     findings = 0
@@ -327,8 +328,7 @@ def _quietly(function: Callable[[], None]) -> None:
 
 def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     """Price the recording, write its report and print the summary. Return the number of the sanitizer's findings."""
-    from bringup.recording import sanitize
-    from bringup.report import summary_json, terminal, writer
+    from bringup.report import writer
     from bringup.report.prediction import price
 
     trace = recorder.trace()
@@ -356,9 +356,6 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     paths = f"report: {page}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
     console.print(terminal.shown(paths), highlight=False, soft_wrap=True)
     if len(job.chips) > 1:
-        from bringup.analyse.compare import compare
-        from bringup.cli.compare import print_table
-
         print_table(compare(trace, job.chips, job.host, host_clock=options.host_clock), console)
     return len(findings)
 

@@ -18,7 +18,10 @@ from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
 from bringup.machine.files import load_chip, load_host
 from bringup.report import terminal
+from bringup.report.validation import page
 from bringup.text import duration
+from bringup.validation import Errors, errors, grouped, measurements, read_folder, summarize
+from bringup.validation.constants_fit import fit, generation, is_fitted
 
 if TYPE_CHECKING:
     from bringup.validation import Errors, Measurement
@@ -63,7 +66,6 @@ def command(
     if programs:
         _programs(chips, worst, html, as_json)
         return
-    from bringup.validation import errors, measurements, read_folder
 
     data_sets = read_folder(Path(data)) if data else None
     rows = data_sets.rows if data_sets else measurements()
@@ -110,9 +112,6 @@ KINDS = ("fitted", "unseen", "left out", "one run known")  # columns beside that
 
 def _tables(off: dict[Measurement, float], left_out: dict[Measurement, float], *, sets: bool) -> dict[str, Groups]:
     """Errors by chip, by operator and by set, each in columns: all rows, fitted ones, unseen ones, chips left out."""
-    from bringup.validation import summarize
-    from bringup.validation.constants_fit import is_fitted
-
     kinds: dict[str, dict[Measurement, float]] = {"all": off}
     if sets:
         kinds["fitted"] = {row: error for row, error in off.items() if is_fitted(row)}
@@ -165,8 +164,6 @@ def _left_out(rows: list[Measurement], wanted: list[Measurement], has_data: bool
         raise BringupError(
             "--leave-one-out fits the constants again, which needs the measurement sets: give --data DIR"
         )
-    from bringup.validation import grouped
-    from bringup.validation.constants_fit import fit, generation
 
     off_without: dict[Measurement, float] = {}
     generations = sorted({generation(row.chip) for row in wanted})
@@ -184,8 +181,6 @@ def _show(
 ) -> Console | None:
     """Write the page, and the tables as JSON or as text; the console for more of the latter."""
     if html:
-        from bringup.report.validation import page
-
         write_text(html, page({row: row.seconds for row in off}, off, tables, sets))
     if as_json:
         click.echo(json.dumps(_plain(tables), indent=2))
@@ -197,7 +192,7 @@ def _show(
 
 
 def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) -> None:
-    from bringup.validation import programs, summarize
+    from bringup.validation import programs
 
     rows = [run for run in programs.runs() if _asked(run.chip, chips)]
     if not rows:
@@ -232,7 +227,6 @@ def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) ->
 
 
 def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bool) -> None:
-    from bringup.validation import Errors
     from bringup.validation.live import compare
 
     if chip_file is None:

@@ -228,3 +228,6 @@ def work_of(signature: Signature) -> Work:
         ) from error
     # A convolution's rule may find that it is depthwise, which the operator's name does not say.
     return work if work.family in (family, "depthwise") else replace(work, family=family)
+
+
+Signature.find_work = staticmethod(work_of)

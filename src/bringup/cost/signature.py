@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from bringup.machine.vocabulary import ITEM_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bringup.cost.rules import Work
 
 
@@ -55,6 +57,8 @@ class Signature:
     args: dict[str, Any]
     inner: tuple[Signature, ...] = ()  # what a compiler fused
 
+    find_work: ClassVar[Callable[[Signature], Work]]  # set by `rules`, which has the rules of all families
+
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Signature:
         """Build from the form that traces keep."""
@@ -66,9 +70,7 @@ class Signature:
     @cached_property
     def work(self) -> Work:
         """What the launch asks of a chip, by its cost rule."""
-        from bringup.cost.rules import work_of
-
-        return work_of(self)
+        return type(self).find_work(self)
 
     @cached_property
     def name(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from bringup.device import core
+from bringup import core
 from bringup.device.choose import choose
 from bringup.errors import BringupError
 from bringup.process import asked_chip, asked_devices

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup.cost.rules import tags
 from bringup.recording.findings import Finding, watches
 from bringup.recording.rows import (
     ALLOC,
@@ -231,8 +232,6 @@ _IGNORE_SELF = {"baddbmm", "addmm", "addbmm", "addmv", "addr"}  # with beta=0
 
 def _reads_itself(op: str) -> bool:
     """Does an in-place operator read what it writes?"""
-    from bringup.cost.rules import tags
-
     name = op.split("::")[-1].split(".")[0]
     return name.endswith("_") and name not in _FILLS and "pointwise" in tags(op)
 

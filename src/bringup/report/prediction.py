@@ -17,7 +17,7 @@ from bringup.files import write_text
 from bringup.machine.files import load_chip, load_host
 from bringup.recording.recording import record, step
 from bringup.recording.trace import Trace
-from bringup.report import directory
+from bringup.report import directory, html
 from bringup.timeline.replay import HostClock, Timeline, replay
 
 if TYPE_CHECKING:
@@ -52,8 +52,6 @@ class Prediction:
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one self-contained file."""
-        from bringup.report import html
-
         write_text(path, html.page(self.timeline, self.summary))
 
 

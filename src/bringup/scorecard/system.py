@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from bringup.device import core
+from bringup import core
 from bringup.errors import BringupError
 from bringup.recording.recording import record
 from bringup.report.prediction import price

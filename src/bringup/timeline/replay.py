@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bringup import pricing
+from bringup import core, pricing
 from bringup.cost import FAMILIES
-from bringup.device import core
 from bringup.errors import BringupError
 from bringup.pricing import Prices, WorkTable
 from bringup.recording.rows import (

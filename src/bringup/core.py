@@ -1,17 +1,15 @@
-"""The C++ core: whether this torch can load it, and loading it."""
+"""The C++ core: whether this torch can load it, and loading it. torch is imported when the core is needed."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
 
-import torch
-
 from bringup.errors import VersionError
 
 
 def _library() -> Path:
-    return next(Path(__file__).parents[1].glob("_core*.so"), Path("bringup/_core.so"))
+    return next(Path(__file__).parent.glob("_core*.so"), Path("bringup/_core.so"))
 
 
 def problem() -> str | None:
@@ -20,6 +18,8 @@ def problem() -> str | None:
         from bringup._build import TORCH
     except ImportError:
         return "bringup's C++ core is not built: install it with `pip install --no-build-isolation .`"
+    import torch
+
     version = torch.__version__
     if version.split("+")[0] != TORCH.split("+")[0]:
         return (
@@ -45,4 +45,6 @@ def load() -> None:
     reason = problem()
     if reason is not None:
         raise VersionError(reason)
+    import torch
+
     torch.ops.load_library(str(_library()))  # type: ignore[no-untyped-call]
