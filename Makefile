@@ -19,7 +19,7 @@ test: $(VENV)/.test
 # Predicted time must not depend on the machine, nor on what else it does.
 test-busy: $(VENV)/.test
 	pids=; trap 'kill $$pids' EXIT; for i in 1 2 3 4 5 6 7 8; do (while :; do :; done) & pids="$$pids $$!"; done; \
-	$(BIN)/python -m pytest tests/test_clock.py
+	$(BIN)/python -m pytest -n 3 tests/test_clock.py
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
