@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft liger-kernel flag_gems sqlalchemy fla-core einops
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo test test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
+.PHONY: demo core test test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -15,6 +15,10 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
+
+# The core alone, only what has changed: see CONTRIBUTING.md.
+core: $(VENV)/.torch
+	@$(MAKE) --no-print-directory -f csrc/core.mk PYTHON=$(BIN)/python
 
 # Predicted time must not depend on the machine, nor on what else it does.
 test-busy: $(VENV)/.test

@@ -1,11 +1,13 @@
 """The rule of left and right: a file imports from its own folder and from those to its left, never in a circle."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).parent.parent / "src"
+ROOT = Path(__file__).parent.parent
+SOURCE = ROOT / "src"
 # From left to right; docs/design.md draws them. A file that stands alone has a place of its own.
 FOLDERS = (
     *(
@@ -50,6 +52,33 @@ def imports(name: str) -> list[tuple[str, bool]]:
 
 def place(name: str) -> int:
     return FOLDERS.index(name.split(".")[1])
+
+
+def test_design_draws_the_folders() -> None:
+    layout = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## Layout")[2].split("```")
+    drawn = [name for line in layout[1].strip().splitlines() for name in line.split("  ")[0].split()]
+    assert (*drawn, "__main__") == FOLDERS
+    entries = {
+        path.stem for path in (SOURCE / "bringup").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert entries - {"__init__", "_build"} == set(FOLDERS)
+    folders = {line.replace("csrc/driver.h", "").split()[0].rstrip("/") for line in layout[3].strip().splitlines()[1:]}
+    assert folders == {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
+
+
+def test_tour_names_every_file() -> None:
+    tour = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
+    sources = [path for path in (SOURCE / "bringup").rglob("*.py") if not path.name.startswith("_")]
+    sources += [path for path in (ROOT / "csrc").rglob("*.*") if path.suffix == ".cpp"]
+    assert not [path.name for path in sources if path.name not in tour]
+    folders = {"src/bringup": SOURCE / "bringup", "csrc": ROOT / "csrc"}
+    named = re.findall(r"`((?:csrc/|tests/|src/bringup/)?(?:\w+/)*\w+\.(?:py|cpp|h|inc))`", tour)
+    places = [
+        ROOT,
+        SOURCE / "bringup",
+        *(path for root in folders.values() for path in root.rglob("*") if path.is_dir()),
+    ]
+    assert not [name for name in named if not any((place / name).is_file() for place in places)]
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"bringup"}))

@@ -36,6 +36,8 @@
 #include "launch/launch.h"
 #include "torch/layouts.h"
 #include "runtime/memory.h"
+#include "record/recorder.h"
+#include "torch/ops.h"
 
 namespace bringup {
 namespace {

@@ -26,7 +26,7 @@ from bringup.errors import BringupError
 from bringup.process import FACTS, ON_REDIRECT, process
 
 used: Counter[str] = Counter()  # name -> how often the program used it
-_active = False
+
 _settings: dict[str, Any] = {}  # the knobs as they were
 
 _DRIVER = "needs CUDA's driver"
@@ -67,15 +67,14 @@ def redirect_cuda() -> None:
     Raises:
         BringupError: this machine has a CUDA device, which ``cuda`` means then.
     """
-    global _active
-    if _active:
+    if process.named_cuda:
         return
     if torch._C._has_cuda and torch.cuda.is_available():
         raise BringupError(
             "cuda cannot mean the chip on a machine that has a CUDA device: hide it, CUDA_VISIBLE_DEVICES="
         )
     load.register()
-    _active = process.named_cuda = True
+    process.named_cuda = True
     FACTS.append(lambda _: lambda: {"redirected": report()})
     torch.ops.bringup.redirect_cuda()
     for name, knob in _KNOBS.items():
@@ -91,7 +90,7 @@ def redirect_cuda() -> None:
 
 def report() -> dict[str, int]:
     """Count what the program used by the name of CUDA: name -> times. Settings that it changed count once."""
-    if not _active:
+    if not process.named_cuda:
         return {}
     found = Counter(used)
     if factories := torch.ops.bringup.redirected():
