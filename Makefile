@@ -5,9 +5,11 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # Of docs/libraries.md and docs/kernels.md, with what they import beside [test]: without dependencies, so that none brings another torch.
 LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft liger-kernel flag_gems sqlalchemy fla-core einops
+QUICK := $(addprefix tests/,test_house.py test_docs.py test_cost.py test_pricing.py test_replay.py test_timeline.py test_trace.py \
+	test_trace_check.py test_trace_format.py test_core_says.py test_errors.py test_streams.py test_memory.py test_programs.py)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo core test test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
+.PHONY: demo core test quick test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -19,6 +21,10 @@ test: $(VENV)/.test
 # The core alone, only what has changed: see CONTRIBUTING.md.
 core: $(VENV)/.torch
 	@$(MAKE) --no-print-directory -f csrc/core.mk PYTHON=$(BIN)/python
+
+# Two minutes: the house, the docs, prices, recordings and the device's own behaviour.
+quick: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 $(QUICK)
 
 # Predicted time must not depend on the machine, nor on what else it does.
 test-busy: $(VENV)/.test

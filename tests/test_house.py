@@ -71,13 +71,9 @@ def test_tour_names_every_file() -> None:
     sources = [path for path in (SOURCE / "bringup").rglob("*.py") if not path.name.startswith("_")]
     sources += [path for path in (ROOT / "csrc").rglob("*.*") if path.suffix == ".cpp"]
     assert not [path.name for path in sources if path.name not in tour]
-    folders = {"src/bringup": SOURCE / "bringup", "csrc": ROOT / "csrc"}
     named = re.findall(r"`((?:csrc/|tests/|src/bringup/)?(?:\w+/)*\w+\.(?:py|cpp|h|inc))`", tour)
-    places = [
-        ROOT,
-        SOURCE / "bringup",
-        *(path for root in folders.values() for path in root.rglob("*") if path.is_dir()),
-    ]
+    roots = (SOURCE / "bringup", ROOT / "csrc")
+    places = [ROOT, *roots, *(path for root in roots for path in root.rglob("*") if path.is_dir())]
     assert not [name for name in named if not any((place / name).is_file() for place in places)]
 
 

@@ -200,7 +200,7 @@ class Region:
         return [*largest, kernel.reads.index(root), 0]
 
     def _signature(self, node: fx.Node, number: dict[Root, int], sizes: dict[Any, int]) -> dict[str, Any]:
-        """Describe an operator as the recorder does (csrc/recorder.cpp, text_of)."""
+        """Describe an operator as the recorder does (csrc/record/recorder.cpp, text_of)."""
         target: Any = node.target
         inputs: list[Any] = []
 

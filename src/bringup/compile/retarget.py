@@ -49,7 +49,7 @@ def _on_host(value: Any) -> Any:
 
 
 def _histc(data: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Count integers, too, as kernels of accelerators do and torch's for the CPU does not (see csrc/ops.cpp)."""
+    """Count integers, too, as kernels of accelerators do and torch's for the CPU does not (see csrc/torch/ops.cpp)."""
     return torch.histc(data if data.is_floating_point() else data.float(), *args, **kwargs).to(data.dtype)
 
 

@@ -49,7 +49,7 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """One distinct kind of launch: see csrc/signature.h."""
+    """One distinct kind of launch: see csrc/launch/signature.h."""
 
     op: str
     inputs: tuple[Tensor | None, ...]
@@ -114,9 +114,10 @@ class Signature:
     def dtype(self) -> str:
         """The dtype that the launch computes in: that of the first device tensor of the highest kind.
 
-        Kinds are complex, float, integer, bool. Tensors without dimensions decide only if there are no others. The core
-        decides fallbacks by the same rule, ``deciding_dtype`` in csrc/signature.cpp; tests/test_trace.py compares them.
-        A launch without inputs on the device has the dtype of its results here, and none in the core.
+        Kinds are complex, float, integer, bool. Tensors without dimensions decide only if there are no others. The
+        core decides fallbacks by the same rule, ``deciding_dtype`` in csrc/launch/signature.cpp;
+        tests/test_trace.py compares them. A launch without inputs on the device has the dtype of its results here,
+        and none in the core.
         """
         on_chip = [tensor for tensor in self.tensors if tensor.storage >= 0]
         deciding = [tensor for tensor in on_chip if tensor.shape] or on_chip or self.results

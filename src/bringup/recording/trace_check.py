@@ -1,7 +1,7 @@
 """What a trace file must hold, checked once when it is loaded: traces are exchanged, so their bytes are anyone's.
 
 The reader of a `Trace` may rely on this: every code is within its list, every storage number within what the rows can
-have, no sum of bytes or nanoseconds overflows, and every signature has the form that csrc/recorder.cpp writes.
+have, no sum of bytes or nanoseconds overflows, and every signature has the form that csrc/record/recorder.cpp writes.
 """
 
 from __future__ import annotations

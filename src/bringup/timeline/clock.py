@@ -2,11 +2,11 @@
 
 Note [The program's clocks]
 Under `shown` a clock of Python's ``time`` shows when the calling thread would be there on the predicted machine: its
-rows replayed so far. Between rows no time passes, but for what the program asks to wait for (csrc/waits.cpp), which are
-rows of their own. Python between launches takes what the host clock of the recording says: nothing beside its launches
-if modelled, its CPU time if measured. timeit, logging, and those parts of the standard library whose deadlines end by
-waits that are rows (`_DEADLINES`) are shown chip time, too, unless they run inside of an import or a compiler, where it
-stands still. The rest of the library keeps the real clocks. So does torch, but for torch.utils.
+rows replayed so far. Between rows no time passes, but for what the program asks to wait for (csrc/record/waits.cpp),
+which are rows of their own. Python between launches takes what the host clock of the recording says: nothing beside its
+launches if modelled, its CPU time if measured. timeit, logging, and those parts of the standard library whose deadlines
+end by waits that are rows (`_DEADLINES`) are shown chip time, too, unless they run inside of an import or a compiler,
+where it stands still. The rest of the library keeps the real clocks. So does torch, but for torch.utils.
 """
 
 from __future__ import annotations
