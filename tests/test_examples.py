@@ -93,6 +93,7 @@ def test_readme_program_prints_what_the_readme_shows(python: Run) -> None:
     assert done.stdout == program[2], done.stderr
 
 
+@pytest.mark.slow
 def test_launch_benchmark_runs() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "launch.py"), "--rounds", "1", "--calls", "10"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
@@ -120,6 +121,7 @@ def test_readme_run_prints_what_the_readme_shows(tmp_path: Path) -> None:
     assert printed.split("report: ")[0] == shown[1].split("report: ")[0], done.stderr
 
 
+@pytest.mark.slow
 def test_prediction_benchmark_runs() -> None:
     command = [sys.executable, str(ROOT / "benchmarks" / "predict.py"), "--rounds", "1", "--launches", "10000"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
