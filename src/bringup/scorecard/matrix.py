@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bringup.recording.recording import record
+import bringup
 from bringup.recording.rows import FALLBACK, LAUNCH
 from bringup.scorecard.framework import close, full_name, moved, opinfos
 
@@ -46,7 +46,7 @@ def _try(op: Any, dtype: torch.dtype, device: torch.device) -> str:
 
 
 def _on_chip(op: Any, expected: Any, inputs: Any, args: Any, kwargs: Any, tolerance: float) -> str:
-    with record() as trace:
+    with bringup.record() as trace:
         found = op(inputs, *args, **kwargs)
     if not close(expected, found, tolerance):
         return "fails"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from bringup.recording.recording import record
+import bringup
 from bringup.recording.sanitize import findings
 from bringup.scorecard.registry import NotApplicable, item, needs_accelerator, needs_chip, require
 from bringup.scorecard.runtime import synchronize, work
@@ -144,7 +144,7 @@ def reused(device: torch.device) -> str:
 def uninitialised(device: torch.device) -> str:
     """A read of ``torch.empty`` is found at its line; a read after a write is not."""
     needs_chip(device, "the check is bringup's (pytest --chip, bringup run --sanitize)")
-    with record() as trace:
+    with bringup.record() as trace:
         wrong = torch.empty(8, device=device) + 1
         right = torch.empty(8, device=device).fill_(2) + 1
     found = findings(trace, ("init",))

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bringup.recording.recording import record
+import bringup
 from bringup.recording.sanitize import waits
 from bringup.scorecard.registry import item, needs_accelerator, needs_chip, require
 
@@ -156,7 +156,7 @@ def _copies_beside(device: torch.device) -> bool:
 def implicit_waits(device: torch.device) -> str:
     """Three reads of a device value are counted, with their line; a launch without a read is not."""
     needs_chip(device, "the count is bringup's; the device has no interface that all devices share")
-    with record() as trace:
+    with bringup.record() as trace:
         x = torch.ones(4, device=device)
         for _ in range(3):
             x.sum().item()

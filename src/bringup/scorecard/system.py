@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import os
 import subprocess
@@ -15,11 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+import bringup
 from bringup import core
 from bringup.errors import BringupError
-from bringup.recording.recording import record
-from bringup.report.prediction import price
-from bringup.scorecard.framework import train
+from bringup.scorecard import framework
 from bringup.scorecard.matrix import support
 from bringup.scorecard.registry import NotApplicable, item, needs_accelerator, needs_chip, require
 from bringup.scorecard.tools import recording
@@ -52,11 +50,11 @@ def host_sensitivity(device: torch.device) -> str:
 def link_sensitivity(device: torch.device) -> str:
     """A link that is twice as fast makes a program of copies faster."""
     needs_chip(device)
-    with record() as trace:
+    with bringup.record() as trace:
         for _ in range(4):
             torch.ones(1 << 20).pin_memory().to(device, non_blocking=True)
             torch.accelerator.synchronize()
-    found = price(trace, "t4")
+    found = bringup.price(trace, "t4")
     faster = next(item for item in found.what_if if item.key == "link")
     require(faster.step_seconds < 0.9 * found.step_seconds, "a faster link does not help a program of copies")
     return f"{found.step_seconds / faster.step_seconds:.2f}x with a link twice as fast"
@@ -65,7 +63,7 @@ def link_sensitivity(device: torch.device) -> str:
 @item("F7", "P", "energy and cost of a step", hint="give power and price in the chip file")
 def energy(device: torch.device) -> str:
     """A step has joules and, where the chip has a price, dollars."""
-    found = price(recording(device).trace, "h100-sxm")
+    found = bringup.price(recording(device).trace, "h100-sxm")
     require(found.energy_joules and found.cost_usd, "energy or cost is unknown although the chip file has both")
     return f"{found.energy_joules:.3g} J, {found.cost_usd:.3g} USD per step on h100-sxm"
 
@@ -231,11 +229,11 @@ def soak(device: torch.device) -> str:
     def held() -> int:
         return torch.accelerator.memory.memory_allocated(device) if device.type != "cpu" else 0
 
-    train(device)
+    framework.train(device)
     before, resident = held(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, rounds = time.perf_counter(), 0
     while time.perf_counter() - start < 10:
-        train(device, steps=1 + rounds % 5)
+        framework.train(device, steps=1 + rounds % 5)
         rounds += 1
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) / 1024
     require(held() == before, f"{held() - before} bytes of device memory are left after {rounds} trainings")
@@ -249,7 +247,6 @@ def errors(device: torch.device) -> str:
     needs_chip(device, "only bringup's own package can be asked")
     if sys.flags.optimize >= 2:
         raise NotApplicable("python -OO leaves docstrings out")
-    bringup: Any = importlib.import_module("bringup")
     kinds = [value for name in bringup.__all__ if isinstance(value := getattr(bringup, name), type)]
     own = [kind for kind in kinds if issubclass(kind, BringupError)]
     bare = [kind.__name__ for kind in own if not kind.__doc__]
@@ -261,7 +258,7 @@ def errors(device: torch.device) -> str:
 def collectives(device: torch.device) -> str:
     """An all-reduce is a row of the recording, with bytes and seconds."""
     needs_chip(device)
-    with _group_of_one(), record() as trace:
+    with _group_of_one(), bringup.record() as trace:
         dist.all_reduce(torch.ones(1 << 20, device=device))
     ops = [data["op"] for data in trace.signature_data]
     require(any("reduce" in op for op in ops), f"an all-reduce leaves no row, only {', '.join(ops)}")

@@ -10,11 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from bringup.analyse.summarize import by_group
-from bringup.recording.recording import record
-from bringup.recording.trace import Trace
+import bringup
+from bringup.analyse import summarize
 from bringup.report import perfetto
-from bringup.report.prediction import price
 from bringup.scorecard.registry import item, needs_chip, require
 
 
@@ -23,25 +21,25 @@ def recording(device: torch.device) -> Any:
     needs_chip(device)
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with record() as trace:
+    with bringup.record() as trace:
         for _ in range(2):
             optimizer.zero_grad()
             model(torch.randn(32, 64).to(device)).square().mean().backward()
             optimizer.step()
-    return price(trace, torch.ops.bringup.chip())
+    return bringup.price(trace, torch.ops.bringup.chip())
 
 
 @item("E1", "D", "time, calls and line of every operator", hint="record each launch with its line and price")
 def per_operator(device: torch.device) -> str:
     """Every operator has a count, seconds and a line, and their seconds add up to the chip's."""
     found = recording(device)
-    groups = by_group(found.timeline, "op")
+    groups = summarize.by_group(found.timeline, "op")
     total = sum(seconds for _, _, seconds, _ in groups)
     require(any("mm" in name for name, *_ in groups), "the products are not listed")
     require(
         abs(total - found.device_seconds) < 0.02 * total, f"operators take {total}, the chip {found.device_seconds}"
     )
-    lines = by_group(found.timeline, "line")
+    lines = summarize.by_group(found.timeline, "line")
     require(lines and ".py:" in lines[0][0], "launches have no Python line")
     return f"{len(groups)} operators on {len(lines)} lines"
 
@@ -67,9 +65,9 @@ def timeline(device: torch.device) -> str:
 def ledger(device: torch.device) -> str:
     """An operator that a chip does not have is listed with its line, count and milliseconds."""
     needs_chip(device)
-    with record() as trace:
+    with bringup.record() as trace:
         torch.linalg.inv(torch.eye(8, device=device, dtype=torch.float64))
-    found = price(trace, "tpu-v5e").fallbacks
+    found = bringup.price(trace, "tpu-v5e").fallbacks
     require(found, "a float64 inverse on a TPU falls back nowhere")
     require(found[0].line > 0 and found[0].seconds > 0, "the fallback has no line or no time")
     return f"{found[0].op} {found[0].dtype} at line {found[0].line}: {found[0].seconds * 1e6:.0f} us"
@@ -128,7 +126,7 @@ def replay(device: torch.device) -> str:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.parquet"
         found.trace.save(file)
-        loaded = Trace.load(file)
-    first, again, other = (price(loaded, name).step_seconds for name in ("t4", "t4", "h100-sxm"))
+        loaded = bringup.Trace.load(file)
+    first, again, other = (bringup.price(loaded, name).step_seconds for name in ("t4", "t4", "h100-sxm"))
     require(first == again and first != other, "replays do not repeat, or chips do not differ")
     return f"t4 {first * 1e6:.0f} us, h100-sxm {other * 1e6:.0f} us"
