@@ -8,37 +8,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src"
-# From left to right; docs/design.md draws them. A file that stands alone has a place of its own.
-FOLDERS = tuple(
-    [
-        "errors",
-        "text",
-        "limits",
-        "files",
-        "paths",
-        "process",
-        "core",
-        "machine",
-        "cost",
-        "device",
-        "recording",
-        "pricing",
-        "timeline",
-        "compile",
-        "triton",
-        "kernels",
-        "analyse",
-        "report",
-        "__init__",
-        "validation",
-        "scorecard",
-        "check",
-        "cli",
-        "pytest_checks",
-        "pytest_plugin",
-        "__main__",
-    ]
-)
+# The picture of the house, from left to right. A file that stands alone has a place of its own.
+LAYOUT = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## Layout")[2].split("```")
+FOLDERS = (*(name for line in LAYOUT[1].strip().splitlines() for name in line.split("  ")[0].split()), "__main__")
 FILES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items() if path.name != "_build.py"}
 
@@ -67,15 +39,11 @@ def place(name: str) -> int:
 
 
 def test_design_draws_the_folders() -> None:
-    layout = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## Layout")[2].split("```")
-    drawn = [name for line in layout[1].strip().splitlines() for name in line.split("  ")[0].split()]
-    assert (*drawn, "__main__") == FOLDERS
-    entries = {
-        path.stem for path in (SOURCE / "bringup").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
-    }
+    package = list((SOURCE / "bringup").iterdir())
+    entries = {path.stem for path in package if path.suffix == ".py" or (path / "__init__.py").exists()}
     assert entries - {"_build"} == set(FOLDERS)
-    folders = {line.replace("csrc/driver.h", "").split()[0].rstrip("/") for line in layout[3].strip().splitlines()[1:]}
-    assert folders == {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
+    layers = {line.replace("csrc/driver.h", "").split()[0].rstrip("/") for line in LAYOUT[3].strip().splitlines()[1:]}
+    assert layers == {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
 
 
 def test_tour_names_every_file() -> None:
