@@ -14,12 +14,12 @@ from torch import nn
 
 import bringup
 from bringup.device.choose import SCALAR_TYPES
-from bringup.recording import trace as trace_module
 from bringup.recording.rows import (
     ALLOC,
     D2H,
     EVENT_RECORD,
     EVENT_WAIT,
+    FALLBACK,
     FORWARD,
     FREE,
     H2D,
@@ -255,7 +255,7 @@ def test_the_core_and_python_agree_on_the_dtype_that_a_launch_computes_in() -> N
         rows = trace.columns["kind"] == LAUNCH
         flags, ids = trace.columns["flags"][rows], trace.columns["signature"][rows]
         signatures = [trace.signatures[number] for number in ids]
-        chosen = [(s, bool(f & trace_module.FALLBACK)) for s, f in zip(signatures, flags, strict=True) if s.op in ops]
+        chosen = [(s, bool(f & FALLBACK)) for s, f in zip(signatures, flags, strict=True) if s.op in ops]
         assert chosen and all((signature.dtype == name) == on_host for signature, on_host in chosen), name
 
 
