@@ -13,7 +13,7 @@ $(CORE): $(OBJECTS)
 	$(CXX) -shared $^ -L$(TORCH)/lib -Wl,-rpath,$(TORCH)/lib -lc10 -ltorch_cpu -ltorch -o $(BUILD)/core.so
 	mv $(BUILD)/core.so $@
 
-$(BUILD)/%.o: csrc/%.cpp $(PRECOMPILED) csrc/flags csrc/core.mk
+$(BUILD)/%.o: csrc/%.cpp $(PRECOMPILED) csrc/flags csrc/core.mk $(TORCH)/version.py
 	@mkdir -p $(@D)
 	$(COMPILE) -I$(BUILD) -include precompiled.h -c $< -o $@
 
@@ -22,7 +22,7 @@ $(BUILD)/drivers/%.o: csrc/drivers/%.cpp csrc/flags csrc/core.mk
 	@mkdir -p $(@D)
 	$(COMPILE) -c $< -o $@
 
-$(PRECOMPILED): csrc/precompiled.h csrc/flags csrc/core.mk
+$(PRECOMPILED): csrc/precompiled.h csrc/flags csrc/core.mk $(TORCH)/version.py
 	@mkdir -p $(@D)
 	$(COMPILE) -x c++-header $< -o $@
 

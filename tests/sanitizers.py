@@ -70,7 +70,6 @@ SANITIZERS = {
         excluded={
             "tests/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
             "tests/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
-            "tests/test_trace.py::test_time_of_a_long_list_is_proportional_to_it": SLOW,
             "tests/test_dry.py::test_a_model_larger_than_this_machine_takes_no_memory": (
                 "looks at the memory of its process, to which the sanitizer adds its own"
             ),
@@ -87,7 +86,6 @@ SANITIZERS = {
         },
         tests=CORE,
         excluded={
-            "tests/test_trace.py::test_time_of_a_long_list_is_proportional_to_it": SLOW,
             "tests/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
             "tests/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
             "tests/test_streams.py::test_data_loader_workers_fork_and_pin": (

@@ -269,3 +269,9 @@ if sys.argv[1:] or True:
 def test_import_torch_loads_neither_pydantic_nor_the_device(python: Run) -> None:
     done = python('import torch, sys\nprint("pydantic" in sys.modules, torch.chip.is_initialized())')
     assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+@pytest.mark.parametrize("room", ["compile", "compile.hook", "triton", "timeline.clock", "device.load"])
+def test_any_room_may_be_imported_before_torch(python: Run, room: str) -> None:
+    done = python(f"import bringup.{room}\nimport torch\nprint((torch.ones(2, device='chip') + 1).tolist())")
+    assert done.stdout == "[2.0, 2.0]\n", done.stderr

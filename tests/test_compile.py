@@ -291,3 +291,29 @@ def test_tensors_made_of_tensors() -> None:
     assert isinstance(found, TwoTensor) and found.a.device.type == "chip"
     torch.testing.assert_close(found.a.cpu(), expected.a)
     torch.testing.assert_close(found.b.cpu(), expected.b)
+
+
+def test_dynamo_compiles_no_function_of_ours(python: Callable[..., Any]) -> None:
+    done = python(
+        """
+import torch
+from torch._dynamo.convert_frame import ConvertFrame
+tried = []
+call = ConvertFrame.__call__
+def spy(self, frame, *args, **kwargs):
+    tried.append((frame.f_code.co_filename, frame.f_code.co_name))
+    return call(self, frame, *args, **kwargs)
+ConvertFrame.__call__ = spy
+@torch.compile
+def f(x):
+    y = x + 1
+    torch._dynamo.graph_break()
+    torch.chip.synchronize()
+    torch.chip.memory_allocated()
+    return y * 2
+f(torch.ones(4, device="chip"))
+assert any(name == "f" for _, name in tried)
+print([name for file, name in tried if "/bringup/" in file])
+"""
+    )
+    assert done.stdout == "[]\n", done.stdout + done.stderr

@@ -21,6 +21,7 @@ def imports(name: str) -> list[tuple[str, bool]]:
 
     def visit(node: ast.AST, inside: bool) -> None:
         for child in ast.iter_child_nodes(node):
+            assert not (isinstance(child, ast.ImportFrom) and child.level), "imports name the whole module"
             if isinstance(child, ast.ImportFrom) and str(child.module).partition(".")[0] == "bringup":
                 targets = {f"{child.module}.{alias.name}" for alias in child.names}
                 own.extend((target if target in FILES else str(child.module), inside) for target in sorted(targets))
@@ -75,3 +76,9 @@ def test_imports_inside_functions_are_few() -> None:
     own = [(name, *found) for name in FILES for found in imports(name)]
     inside = [(name, other) for name, other, is_inside in own if is_inside]
     assert len(inside) <= 0.05 * len(own), inside
+
+
+def test_modules_that_the_core_calls_are_there() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "csrc").rglob("*.cpp"))
+    called = set(re.findall(r'"(bringup\.[a-z_.]+)"', sources))
+    assert called and called <= set(FILES)

@@ -8,7 +8,7 @@ enum class Answer : uint8_t {
   View,         // nobody: the host makes the metadata
   Synchronous,  // the CPU on the chip's memory, while the host waits: what comes back is not known before
   Host,         // the host, which the chip leaves it to, and which waits
-  Dry,          // nobody, in a dry run
+  Dry,          // nobody in a dry run, but for small integers
   Chip,         // the CPU on the chip's memory in stream order: the host goes on
 };
 

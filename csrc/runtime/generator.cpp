@@ -3,7 +3,6 @@
 #include <ATen/Utils.h>
 
 #include <array>
-#include <utility>
 
 namespace bringup {
 
@@ -15,15 +14,10 @@ ChipGenerator::ChipGenerator(c10::DeviceIndex device, uint64_t seed)
 ChipGenerator::~ChipGenerator() = default;
 
 at::Generator ChipGenerator::draw_on(Stream& stream) {
-  at::Generator current;
-  Stream* last;
-  {
-    std::lock_guard<std::mutex> lock(order_);
-    current = current_;
-    last = std::exchange(last_, &stream);
-  }
-  if (last) follow(stream, *last);  // not under the mutex: recording may take the GIL, whose holder may wait for the mutex
-  return current;
+  std::lock_guard<std::mutex> lock(order_);
+  if (last_) follow(stream, *last_);
+  last_ = &stream;
+  return current_;
 }
 
 void ChipGenerator::replace(at::Generator next, uint64_t seed) {

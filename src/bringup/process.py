@@ -1,7 +1,7 @@
 """What this process has chosen: its chip and its switches, by the command line, `use` or the environment.
 
-Everything that a user can choose for a whole process is here, and everybody reads it from here. Environment variables
-have one parser each, below; a parser is asked when the choice is made and never again.
+What a user chooses for a whole process is here, and everybody reads it from here. Environment variables have one parser
+each, below; it is asked when the choice is made, and that of the compiler whenever something is compiled.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Process:
         return self.chip
 
     def reset(self) -> None:
-        """Forget all choices: for tests. The core keeps its chip, which cannot be chosen twice."""
+        """Forget all choices: for tests. The core keeps its chip, and torch stays redirected."""
         for field in fields(self):
             setattr(self, field.name, field.default)
 

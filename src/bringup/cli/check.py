@@ -14,7 +14,7 @@ from rich.table import Table
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
 from bringup.machine.files import load_chip
-from bringup.process import asked_chip
+from bringup.process import asked_chip, asked_devices
 from bringup.report import directory
 from bringup.report.terminal import console as new_console
 from bringup.report.terminal import shown
@@ -63,6 +63,7 @@ def command(
         return
     name = _chip_of(device, chip, asked_chip())
     if name is not None:
+        asked_devices()  # refuses what means nothing once, not in every item
         load_chip(name)
     else:
         _check_device(device)

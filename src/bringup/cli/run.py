@@ -19,7 +19,7 @@ from bringup.cli.compare import print_table
 from bringup.cli.program import OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
-from bringup.process import DEFAULT_CHIP, asked_chip, asked_devices, asked_driver, process
+from bringup.process import DEFAULT_CHIP, asked_chip, asked_compiler, asked_devices, asked_driver, process
 from bringup.recording import sanitize
 from bringup.recording.sanitize import CHECKS, watched
 from bringup.report import directory, summary_json, terminal
@@ -230,6 +230,7 @@ def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
     if compiler == "triton":
         kernels.require_triton("--compile triton")
         process.compiler = "triton"
+        os.environ["BRINGUP_COMPILE"] = "triton"  # for processes that the program starts
 
     def activate() -> None:
         os.environ.setdefault("TRITON_DEFAULT_BACKEND", "chip")
@@ -261,6 +262,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
     from bringup.timeline import clock
 
     devices = asked_devices()
+    asked_compiler()  # refuses what means nothing before the program runs
     if options.oom == "continue" and asked_driver():
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
     use(job.name, devices=devices, strict=options.strict, past_capacity=options.oom == "continue")

@@ -6,8 +6,6 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
-
 # BRINGUP_COMPILE -> what compiles a graph of Dynamo with its example inputs and patches of Inductor's configuration.
 # The default, ``graph``, is not among them.
 compilers: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {}
@@ -15,6 +13,8 @@ compilers: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {}
 
 def install() -> None:
     """Patch torch.compile's default backend so that graphs on the chip come here. Dynamo is not imported."""
+    import torch  # which loads this package: at its top it would be half-imported
+
     from bringup.compile import lines
     from bringup.process import FACTS, asked_compiler
 

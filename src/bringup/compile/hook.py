@@ -34,7 +34,8 @@ def _skip(module: ModuleType | None) -> None:
         codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
 
 
-for _name in ("compile", "timeline.clock", "device.torch_chip", "device.cuda"):
+_PARTS = ("devices", "streams", "memory", "random", "torch_chip", "cuda")  # the last one only under --cuda
+for _name in ("compile", "timeline.clock", *(f"device.{part}" for part in _PARTS)):
     _skip(sys.modules.get(f"bringup.{_name}"))
 
 

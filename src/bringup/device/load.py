@@ -17,7 +17,7 @@ from bringup.device.choose import choose
 from bringup.errors import BringupError
 from bringup.process import asked_chip, asked_devices
 
-# What hooks torch beside the device, too, and may import what is to the left of it: the only modules imported by name.
+# Rooms to the right of the device that hook torch, too: no others to the right are imported by name.
 ROOMS = ("bringup.compile", "bringup.triton")
 
 _registered = False

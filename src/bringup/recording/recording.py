@@ -18,13 +18,13 @@ from bringup.device import load
 from bringup.device.choose import choose_from_environment
 from bringup.errors import BringupError
 from bringup.paths import Places, as_text
-from bringup.process import FACTS, Facts
+from bringup.process import FACTS, Facts, process
 from bringup.recording import modules
 from bringup.recording.rows import BY_PROGRAM, COLUMNS, STEP
 from bringup.recording.trace import Trace
 
 if TYPE_CHECKING:
-    from bringup.machine.schema import Host
+    from bringup.machine.schema import Chip, Host
 
 Part = TypeVar("Part")
 HostClock = Literal["modelled", "measured"]
@@ -42,12 +42,13 @@ class Recording:
 
     Attributes:
         about: what the trace will say of the run, beside what is asked when it is taken.
-        host, host_clock: the host that times are predicted for while the program runs; None: the default one.
+        chip, host, host_clock: what times are predicted for while the program runs; without a host, the default one.
         at_end: closed when the recording ends.
     """
 
-    def __init__(self, about: dict[str, Any], host: Host | None, host_clock: HostClock) -> None:
+    def __init__(self, about: dict[str, Any], chip: Chip, host: Host | None, host_clock: HostClock) -> None:
         self.about = about
+        self.chip = chip
         self.host = host
         self.host_clock = host_clock
         self.at_end = ExitStack()
@@ -137,7 +138,7 @@ def recorded(host: Host | None = None, host_clock: HostClock = "modelled") -> It
         "held_bytes": [now for now, _, _ in held],
         "held_reserved_bytes": [reserved for _, _, reserved in held],
     }
-    recording = Recording(about, host, host_clock)
+    recording = Recording(about, process.chosen_chip(), host, host_clock)
     with modules.watched(recording.names):
         ops.start_recording()
         _current = recording

@@ -29,7 +29,6 @@ from bringup.cost.signature import Signature
 from bringup.errors import BringupError
 from bringup.machine.files import load_host
 from bringup.pricing import Prices
-from bringup.process import process
 from bringup.recording.recording import Recording, current, read_signature
 from bringup.recording.rows import COLUMNS
 from bringup.recording.trace import Trace
@@ -116,7 +115,7 @@ class ChipClock:
 
 def _of(recording: Recording) -> ChipClock:
     """Make the clock of a recording."""
-    clock = ChipClock(process.chosen_chip(), recording.host or load_host(), recording.host_clock)
+    clock = ChipClock(recording.chip, recording.host or load_host(), recording.host_clock)
     recording.at_end.callback(clock.close)
     return clock
 

@@ -14,7 +14,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
-from bringup.process import process
+from bringup.process import asked_chip, process
 from bringup.triton import benchmark, launcher
 
 
@@ -56,7 +56,7 @@ class ChipDriver(DriverBase):  # type: ignore[misc]
     @staticmethod
     def is_active() -> bool:
         """True if kernels run on the chip: it was asked for, or there is no GPU."""
-        asked = os.environ.get("BRINGUP_CHIP") or os.environ.get("TRITON_DEFAULT_BACKEND") == "chip"
+        asked = asked_chip() or os.environ.get("TRITON_DEFAULT_BACKEND") == "chip"
         return hasattr(torch, "chip") and bool(asked or not _has_gpu())
 
     def get_current_stream(self, device: int) -> int:
