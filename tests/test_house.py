@@ -32,6 +32,9 @@ def imports(name: str) -> list[tuple[str, bool]]:
                 visit(child, inside or isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda))
 
     visit(ast.parse(FILES[name].read_text(encoding="utf-8")), False)
+    own += [(parent, inside) for module, inside in own if (parent := module.rpartition(".")[0]) not in ("", "bringup")]
+    folder = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]  # is there already
+    own = [(module, inside) for module, inside in own if module != folder]
     return [(module, inside) for module, inside in own if module != "bringup._build"]  # which the build writes
 
 

@@ -2,8 +2,11 @@
 
 #include <torch/library.h>
 
+#include <atomic>
 #include <mutex>
+#include <string>
 #include <unordered_map>
+#include <vector>
 
 #include "python/lines.h"
 

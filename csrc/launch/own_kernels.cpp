@@ -2,6 +2,7 @@
 #include <torch/library.h>
 
 #include <condition_variable>
+#include <mutex>
 #include <sstream>
 
 #include "launch/dry.h"

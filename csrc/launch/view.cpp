@@ -1,5 +1,7 @@
 #include "launch/view.h"
 
+#include <vector>
+
 #include <ATen/core/LegacyTypeDispatch.h>
 
 #include "record/recorder.h"

@@ -8,6 +8,7 @@
 #include <array>
 #include <atomic>
 #include <filesystem>
+#include <vector>
 
 #include "python/modules.h"
 #include "python/python.h"

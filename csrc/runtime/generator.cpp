@@ -3,6 +3,7 @@
 #include <ATen/Utils.h>
 
 #include <array>
+#include <mutex>
 
 namespace bringup {
 

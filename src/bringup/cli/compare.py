@@ -60,7 +60,7 @@ def command(
     names = chip_names(chips, "--chips") if chips else available_chips()
     described = [load_chip(name) for name in names]
     machine = load_host(host)
-    from bringup.report.prediction import read_trace
+    from bringup.report.prediction import read_trace  # imports torch
 
     recording = read_trace(trace)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:

@@ -213,7 +213,7 @@ def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
             number = float(value)
         except ValueError:
             raise BringupError(f"--dry-value must be a number or random, got {value!r}") from None
-    from bringup.device.dry import dry
+    from bringup.device.dry import dry  # imports torch
 
     return dry(strict=how == "strict", value=number)  # type: ignore[arg-type]
 
@@ -235,7 +235,7 @@ def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
     def activate() -> None:
         os.environ.setdefault("TRITON_DEFAULT_BACKEND", "chip")
         if ops == "flaggems":
-            from bringup.triton import flaggems
+            from bringup.triton import flaggems  # imports torch
 
             flaggems.enable()
 
@@ -255,7 +255,7 @@ def _checks(names: str | None) -> tuple[str, ...]:
 
 def record(job: Job, options: RunOptions) -> Outcome:
     """Run and record the program, and report on it when it ends or is terminated, before the recording is forgotten."""
-    import torch
+    import torch  # as all that follows here does: options that cannot be met are refused before it
 
     from bringup.device.load import use
     from bringup.recording.recording import recorded
@@ -267,7 +267,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
     use(job.name, devices=devices, strict=options.strict, past_capacity=options.oom == "continue")
     if options.cuda:
-        from bringup.device.cuda import redirect_cuda
+        from bringup.device.cuda import redirect_cuda  # only if it was asked for
 
         redirect_cuda()
     job.prepare_triton()
@@ -330,7 +330,7 @@ def _quietly(function: Callable[[], None]) -> None:
 
 def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     """Price the recording, write its report and print the summary. Return the number of the sanitizer's findings."""
-    from bringup.report import writer
+    from bringup.report import writer  # imports torch
     from bringup.report.prediction import price
 
     trace = recorder.trace()

@@ -192,7 +192,7 @@ def _show(
 
 
 def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) -> None:
-    from bringup.validation import programs
+    from bringup.validation import programs  # imports torch
 
     rows = [run for run in programs.runs() if _asked(run.chip, chips)]
     if not rows:
@@ -227,7 +227,7 @@ def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) ->
 
 
 def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bool) -> None:
-    from bringup.validation.live import compare
+    from bringup.validation.live import compare  # imports torch
 
     if chip_file is None:
         raise BringupError(

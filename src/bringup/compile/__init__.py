@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from bringup.process import FACTS, asked_compiler
+
 # BRINGUP_COMPILE -> what compiles a graph of Dynamo with its example inputs and patches of Inductor's configuration.
 # The default, ``graph``, is not among them.
 compilers: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {}
@@ -15,15 +17,14 @@ def install() -> None:
     """Patch torch.compile's default backend so that graphs on the chip come here. Dynamo is not imported."""
     import torch  # which loads this package: at its top it would be half-imported
 
-    from bringup.compile import lines
-    from bringup.process import FACTS, asked_compiler
+    from bringup.compile import lines  # imports torch
 
     inductor: Any = torch._TorchCompileInductorWrapper
     compile_ = inductor.__call__
 
     @functools.wraps(compile_)
     def __call__(self: Any, model_: Any, inputs_: Any, *, config_patches: Any = None) -> Any:
-        from bringup.compile import hook
+        from bringup.compile import hook  # imports Dynamo
 
         if not hook.is_on_chip(inputs_, model_):
             return compile_(self, model_, inputs_, config_patches=config_patches)

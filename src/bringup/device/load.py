@@ -95,6 +95,13 @@ def use(
     choose(chip, devices=devices, check=check, driver=driver, strict=strict, past_capacity=past_capacity)
 
 
+def use_unless_chosen(chip: str | os.PathLike[str]) -> None:
+    """Choose the chip of this process, unless it has one."""
+    register()
+    if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
+        choose(chip)
+
+
 def launch_stats() -> dict[str, Any]:
     """Count what the process launched so far.
 

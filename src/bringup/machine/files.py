@@ -52,14 +52,14 @@ def load_chip(name_or_file: str | Path) -> Chip:
         UnknownChipError: no chip of that name; the message has the nearest names.
         ChipFileError: the file is missing or malformed.
     """
-    from bringup.machine.schema import Chip
+    from bringup.machine.schema import Chip  # imports pydantic
 
     return _read(_find(str(name_or_file), "chip", CHIPS, available_chips()), Chip)
 
 
 def load_host(name_or_file: str | Path | None = None) -> Host:
     """Read a host as `load_chip` reads a chip; the default is the host of the published dispatch costs."""
-    from bringup.machine.schema import Host
+    from bringup.machine.schema import Host  # imports pydantic
 
     return _read(_find(str(name_or_file or DEFAULT_HOST), "host", HOSTS, available_hosts()), Host)
 

@@ -6,24 +6,23 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
 
 from bringup.analyse.advice import advise
 from bringup.analyse.summarize import summarize
 from bringup.analyse.summary import Summary
 from bringup.device import dry as dryrun
+from bringup.device.load import use_unless_chosen
 from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.machine.files import load_chip, load_host
+from bringup.machine.schema import Chip, Host
 from bringup.recording.recording import record, step
 from bringup.recording.trace import Trace
 from bringup.report import directory, html
 from bringup.timeline.replay import HostClock, Timeline, replay
-
-if TYPE_CHECKING:
-    import torch
-
-    from bringup.machine.schema import Chip, Host
 
 
 class Prediction:
@@ -70,8 +69,6 @@ def price(
         host: name, file or loaded host (default: see `load_host`).
         host_clock: ``modelled`` (from the host file) or ``measured`` (what the recorded program's threads used).
     """
-    from bringup.machine.schema import Chip, Host
-
     described = chip if isinstance(chip, Chip) else load_chip(os.fspath(chip))
     machine = host if isinstance(host, Host) else load_host(None if host is None else os.fspath(host))
     timeline = replay(trace, described, machine, host_clock=host_clock)
@@ -104,16 +101,8 @@ def predict(
     Raises:
         BringupError: nothing was launched on the chip.
     """
-    import torch
-
-    from bringup.device.load import register
-
     described = load_chip(os.fspath(chip))
-    register()
-    if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
-        from bringup.device.load import use
-
-        use(os.fspath(chip))
+    use_unless_chosen(chip)
     modules = [item for item in (function, *args, *kwargs.values()) if isinstance(item, torch.nn.Module)]
     with dryrun.dry() if dry else nullcontext(), _put_back(modules) if dry else nullcontext():
         moved, named = _on_chip(args), _on_chip(kwargs)

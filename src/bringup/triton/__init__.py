@@ -7,20 +7,16 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from bringup.compile import compilers
 from bringup.errors import BringupError
-
-if TYPE_CHECKING:
-    from bringup.recording.findings import Finding
+from bringup.process import ON_REDIRECT
+from bringup.recording.findings import Finding, Watch, watches
 
 
 def install() -> None:
     """Register Triton with torch.compile, the redirect and the sanitizer. Triton itself is not imported."""
-    from bringup.compile import compilers
-    from bringup.process import ON_REDIRECT
-    from bringup.recording.findings import Watch, watches
-
     compilers["triton"] = _compile
     ON_REDIRECT.append(choose_for_triton)
     watches.append(Watch(_watched, _take))
@@ -28,21 +24,21 @@ def install() -> None:
 
 def _compile(graph: Any, inputs: Sequence[Any], patches: dict[str, Any]) -> Any:
     require_triton("BRINGUP_COMPILE=triton")
-    from bringup.triton import inductor
+    from bringup.triton import inductor  # imports Inductor
 
     return inductor.compile_graph(graph, inputs, patches, choose_for_triton)
 
 
 @contextmanager
 def _watched() -> Iterator[None]:
-    from bringup.triton import shadow
+    from bringup.triton import shadow  # imports torch
 
     with shadow.watched():
         yield
 
 
 def _take() -> list[Finding]:
-    from bringup.triton import shadow
+    from bringup.triton import shadow  # imports torch
 
     return shadow.take()
 
@@ -57,7 +53,7 @@ def choose_for_triton() -> None:
     if "triton" in sys.modules or tuple(map(int, version.split(".")[:2])) < (3, 7):  # older ones do not read it
         import triton.runtime
 
-        from bringup.triton.driver import ChipDriver
+        from bringup.triton.driver import ChipDriver  # imports Triton
 
         triton.runtime.driver.set_active(ChipDriver())
 

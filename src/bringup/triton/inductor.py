@@ -146,7 +146,7 @@ def register(choose: Callable[[], None]) -> None:
     from torch._inductor.codegen.wrapper import PythonWrapperCodegen
     from torch._inductor.runtime import benchmarking, triton_helpers
 
-    from bringup.triton import benchmark
+    from bringup.triton import benchmark  # imports Triton
 
     register_interface_for_device("chip", ChipInterface)
     register_interface_for_device("ccuda", ChipInterface)  # torch 2.13 replaces "hip" by "cuda" wherever it stands

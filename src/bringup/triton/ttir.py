@@ -505,7 +505,7 @@ def _constant(text: str, element: str) -> Any:
         return text == "true"
     if not element.startswith(("f", "bf")):
         return int(text, 0)
-    from bringup.triton.values import float_of_bits, rounded
+    from bringup.triton.values import float_of_bits, rounded  # imports torch
 
     if text.startswith("0x"):
         return float_of_bits(int(text, 16), element)

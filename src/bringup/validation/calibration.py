@@ -385,7 +385,7 @@ def _rate(rows: Iterable[Measurement], dtype: str) -> float:
 def _chip_file(
     name: str, device: torch.device, machine: Machine, base: _Base, rows: list[Measurement], source: str
 ) -> dict[str, Any]:
-    from bringup.machine.schema import Chip
+    from bringup.machine.schema import Chip  # imports pydantic
 
     is_cpu = device.type == "cpu"
     rates = {dtype: _rate(rows, dtype) for dtype in ("float32", "bfloat16", "float16")}

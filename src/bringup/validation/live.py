@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bringup.device import load
 from bringup.device.dry import dry
+from bringup.device.load import use_unless_chosen
 from bringup.errors import BringupError
 from bringup.pricing.errors import errors
 from bringup.pricing.measurements import Measurement
@@ -160,9 +160,7 @@ def measured(device: torch.device, tick: Callable[[], None]) -> tuple[dict[Progr
 
 def recorded(program: Program) -> Trace:
     """Record a step in dry form on the virtual chip."""
-    load.register()
-    if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
-        load.use(RECORDED_ON)
+    use_unless_chosen(RECORDED_ON)
     with dry():
         run = _step(program, torch.device("chip"))
         run()

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bringup.device import load
 from bringup.device.dry import dry
+from bringup.device.load import use_unless_chosen
 from bringup.errors import BringupError
 from bringup.recording.recording import record, step
 from bringup.report.prediction import price
@@ -165,9 +165,7 @@ def recorded(model: str, mode: str, precision: str, length: int, batch: int) -> 
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    load.register()
-    if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
-        load.use(RECORDED_ON)
+    use_unless_chosen(RECORDED_ON)
     trains = mode == "training"
     with dry(), torch.device("chip"):
         program = MODELS[model](transformers).train(trains)
