@@ -5,8 +5,9 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 # Of docs/libraries.md and docs/kernels.md, with what they import beside [test]: without dependencies, so that none brings another torch.
 LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft liger-kernel flag_gems sqlalchemy fla-core einops
-QUICK := $(addprefix tests/,test_house.py test_docs.py test_cost.py test_pricing.py test_replay.py test_timeline.py test_trace.py \
-	test_trace_check.py test_trace_format.py test_core_says.py test_errors.py test_streams.py test_memory.py test_programs.py)
+QUICK := $(addprefix tests/,test_house.py test_docs.py cost/test_cost.py pricing/test_classes.py timeline/test_replay.py timeline/test_timeline.py \
+	recording/test_trace.py recording/test_trace_check.py recording/test_trace_format.py \
+	core/test_core_says.py core/test_errors.py core/test_streams.py core/test_memory.py programs/test_programs.py)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
 .PHONY: demo core test quick test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
@@ -29,7 +30,7 @@ quick: $(VENV)/.test
 # Predicted time must not depend on the machine, nor on what else it does.
 test-busy: $(VENV)/.test
 	pids=; trap 'kill $$pids' EXIT; for i in 1 2 3 4 5 6 7 8; do (while :; do :; done) & pids="$$pids $$!"; done; \
-	$(BIN)/python -m pytest -n 3 tests/test_clock.py
+	$(BIN)/python -m pytest -n 3 tests/timeline/test_clock.py
 
 test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
@@ -43,7 +44,7 @@ sanitize-address sanitize-thread: sanitize-%: $(VENV)/.test
 lint: $(VENV)/.lint
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/*.cpp)
+	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp tests/core/*.cpp)
 	$(BIN)/mypy
 
 soak: $(VENV)/.test

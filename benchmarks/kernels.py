@@ -60,7 +60,7 @@ def large(device: str, tutorials: Any) -> dict[str, tuple[Callable[[], Any], Cal
 def small(device: str) -> dict[str, float]:
     """Milliseconds of the tutorials on inputs that the interpreter can bear."""
     torch.set_num_threads(1)
-    from tests.kernels import tutorials
+    from tests.triton import tutorials
 
     torch.manual_seed(0)
     x, s, n = torch.rand(1 << 20), torch.randn(1024, 781), torch.randn(1024, 1024)
@@ -88,7 +88,7 @@ def main() -> None:
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         interpreted = pool.apply(small, ("cpu",))
     del os.environ["TRITON_INTERPRET"]
-    from tests.kernels import tutorials
+    from tests.triton import tutorials
 
     print("against torch's CPU kernels, one thread (bar 3)")
     for name, (kernel, native) in large("chip", tutorials).items():

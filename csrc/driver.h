@@ -2,7 +2,7 @@
 //
 // A vendor fills in `bringup_driver` and exports `bringup_driver_entry`. Everything above this file (allocator,
 // streams, launches, autograd, profiler) stays as it is. drivers/virtual.cpp is the first driver,
-// tests/null_driver.cpp the smallest.
+// tests/core/null_driver.cpp the smallest.
 //
 // Conventions
 //   - Every function that returns int returns BRINGUP_OK, BRINGUP_OUT_OF_MEMORY (alloc, host_alloc), or BRINGUP_FAILED;

@@ -407,7 +407,7 @@ def use_card(path: Path) -> None:
 
 def make_set(rng: Random, folder: Path) -> Path:
     """Break a file of a measurement set."""
-    from tests.test_validation import SETS
+    from tests.validation.test_validation import SETS
 
     name = rng.choice(list(SETS))
     lines = [text.split(",") for text in SETS[name].splitlines()]
@@ -437,7 +437,7 @@ def use_set(path: Path) -> None:
 def make_ttir(rng: Random, folder: Path) -> Path:
     """Break the text of a kernel."""
     path = folder / "kernel.ttir"
-    lines = rng.choice(sorted((ROOT / "kernels" / "ttir").glob("*/*.ttir"))).read_text().splitlines()
+    lines = rng.choice(sorted((ROOT / "triton" / "ttir").glob("*/*.ttir"))).read_text().splitlines()
     if rng.random() < 0.3:
         path.write_bytes(mutated_bytes(rng, "\n".join(lines).encode()))
         return path

@@ -1,8 +1,8 @@
 """The tests under the compiler's sanitizers: the core is built with one into a folder of its own.
 
-    python -m tests.sanitizers address                             # and undefined behaviour
+    python -m tests.sanitizers address                                     # and undefined behaviour
     python -m tests.sanitizers thread
-    python -m tests.sanitizers thread tests/test_streams.py -k event   # pytest's arguments instead of the selection
+    python -m tests.sanitizers thread tests/core/test_streams.py -k event  # pytest's arguments instead of the selection
 
 Only the core is instrumented. The sanitizers see what Python and torch allocate, free and lock, not what they read and
 write. Reports are files, so that none is lost in a test's captured output or in a process that a test starts.
@@ -22,8 +22,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 RANDOM_BITS = Path("/proc/sys/vm/mmap_rnd_bits")
 CORE = (
-    *("tests/test_streams.py", "tests/test_memory.py", "tests/test_errors.py", "tests/test_threads.py"),
-    *("tests/test_replay.py", "tests/test_trace.py"),
+    *("tests/core/test_streams.py", "tests/core/test_memory.py", "tests/core/test_errors.py"),
+    *("tests/core/test_threads.py", "tests/timeline/test_replay.py", "tests/recording/test_trace.py"),
 )
 FORWARD = "tests/conformance/test_ops.py::test_op_forward_equals_cpu"
 # Of torch's database, what the core does with its own hands: memory, views, sizes that data decide, random numbers.
@@ -63,18 +63,18 @@ SANITIZERS = {
         },
         tests=(
             *CORE,
-            *("tests/test_driver.py", "tests/test_dry.py"),
-            *("tests/kernels/test_blocks.py", "tests/kernels/test_language.py", "tests/kernels/test_tutorials.py"),
+            *("tests/core/test_driver.py", "tests/device/test_dry.py"),
+            *("tests/triton/test_blocks.py", "tests/triton/test_language.py", "tests/triton/test_tutorials.py"),
             *(f"{FORWARD}[float32-{name}]" for name in OPERATORS.split()),
         ),
         excluded={
-            "tests/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
-            "tests/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
-            "tests/test_dry.py::test_a_model_larger_than_this_machine_takes_no_memory": (
+            "tests/core/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
+            "tests/recording/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
+            "tests/device/test_dry.py::test_a_model_larger_than_this_machine_takes_no_memory": (
                 "looks at the memory of its process, to which the sanitizer adds its own"
             ),
-            "tests/test_dry.py::test_fit_finds_the_largest_batch": SLOW,
-            "tests/test_dry.py::test_fit_names_the_chips_that_hold_it": SLOW,
+            "tests/device/test_dry.py::test_fit_finds_the_largest_batch": SLOW,
+            "tests/device/test_dry.py::test_fit_names_the_chips_that_hold_it": SLOW,
         },
     ),
     "thread": Sanitizer(
@@ -86,9 +86,9 @@ SANITIZERS = {
         },
         tests=CORE,
         excluded={
-            "tests/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
-            "tests/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
-            "tests/test_streams.py::test_data_loader_workers_fork_and_pin": (
+            "tests/core/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
+            "tests/recording/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
+            "tests/core/test_streams.py::test_data_loader_workers_fork_and_pin": (
                 "forks a process that has threads and starts threads in the child, which the sanitizer does not support"
             ),
         },

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tests.conformance import opinfo
+from tests.conftest import ROOT
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 EXPECTED = tomllib.loads(Path(__file__).with_name("expected_failures.toml").read_text(encoding="utf-8"))
@@ -90,7 +91,7 @@ sys.exit(len(bad) > 0)
         capture_output=True,
         text=True,
         env={**os.environ, "BRINGUP_LAUNCH_BLOCKING": "1"},
-        cwd=Path(__file__).parent.parent.parent,
+        cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 

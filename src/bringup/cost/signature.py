@@ -116,8 +116,8 @@ class Signature:
 
         Kinds are complex, float, integer, bool. Tensors without dimensions decide only if there are no others. The
         core decides fallbacks by the same rule, ``deciding_dtype`` in csrc/launch/signature.cpp;
-        tests/test_trace.py compares them. A launch without inputs on the device has the dtype of its results here,
-        and none in the core.
+        tests/recording/test_trace.py compares them. A launch without inputs on the device has the dtype of its results
+        here, and none in the core.
         """
         on_chip = [tensor for tensor in self.tensors if tensor.storage >= 0]
         deciding = [tensor for tensor in on_chip if tensor.shape] or on_chip or self.results

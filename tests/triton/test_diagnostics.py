@@ -1,0 +1,276 @@
+"""Bugs planted in kernels, each found at its line, beside kernels that look like them and are right."""
+
+import json
+import re
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+
+import bringup
+from bringup.recording import sanitize
+from tests.conftest import ROOT
+
+pytest.importorskip("triton", reason="needs bringup[triton]")
+CHIP = "chip"
+
+HEADER = """
+import torch, triton
+import triton.language as tl
+"""
+
+
+def run(tmp_path: Path, source: str) -> None:
+    """Define a kernel in a file of its own and run what is beside it."""
+    path = tmp_path / "k.py"
+    path.write_text(HEADER.strip() + "\n" + textwrap.dedent(source).strip() + "\n")
+    code = compile(path.read_text(), str(path), "exec")
+    import linecache
+
+    linecache.checkcache(str(path))
+    exec(code, {"__name__": "k"})
+    torch.chip.synchronize()
+
+
+def line_with(tmp_path: Path, word: str) -> int:
+    lines = (tmp_path / "k.py").read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if word in line)
+
+
+KERNEL = """
+@triton.jit
+def k(x, o, n, B: tl.constexpr):
+    p = tl.program_id(0)
+    i = p * B + tl.arange(0, B)
+    {body}
+x = torch.arange(100, dtype=torch.float32, device="chip")
+o = torch.zeros(100, device="chip")
+k[({grid},)](x, o, 100, B=32)
+"""
+
+OUT_OF_BOUNDS = {
+    "no mask on the last block": ("tl.store(o + i, tl.load(x + i))  # here", 4),
+    "store without the load's mask": ("a = tl.load(x + i, mask=i < n)\n    tl.store(o + i, a)  # here", 4),
+    "one element too far": ("tl.store(o + i, tl.load(x + i + 1, mask=i < n), mask=i < n)  # here", 4),
+    "before the start": ("tl.store(o + i, tl.load(x + i - 1, mask=i < n), mask=i < n)  # here", 4),
+    "mask with <=": ("tl.store(o + i, tl.load(x + i, mask=i <= n), mask=i < n)  # here", 4),
+    "stride of another tensor": ("tl.store(o + i, tl.load(x + i * 2, mask=i < n), mask=i < n)  # here", 4),
+    "grid too large": ("tl.store(o + p, 1.0)  # here", 101),
+    "atomic past the end": ("tl.atomic_add(o + i, 1.0)  # here", 4),
+    "index from memory": (
+        "j = tl.load(x + i, mask=i < n).to(tl.int32) * 3\n    "
+        "tl.store(o + i, tl.load(x + j, mask=i < n), mask=i < n)  # here",
+        4,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OUT_OF_BOUNDS)
+def test_out_of_bounds_raises_with_argument_element_program_and_lines(tmp_path: Path, name: str) -> None:
+    body, grid = OUT_OF_BOUNDS[name]
+    with pytest.raises(RuntimeError, match=r"out of bounds: argument '[xo]' at element -?\d+") as caught:
+        run(tmp_path, KERNEL.format(body=body, grid=grid))
+    message = str(caught.value)
+    assert f"k.py:{line_with(tmp_path, '# here')}" in message, message
+    assert re.search(r"program \(\d+, 0, 0\) of grid \(\d+, 1, 1\)", message), message
+    assert f"launched at {tmp_path}/k.py:{line_with(tmp_path, 'k[(')}" in message, message
+    assert torch.ones(2, device=CHIP).sum().item() == 2  # the process lives
+
+
+IN_BOUNDS = {
+    "mask": ("tl.store(o + i, tl.load(x + i, mask=i < n), mask=i < n)", 4),
+    "clamped index": ("j = tl.minimum(i, n - 1)\n    tl.store(o + j, tl.load(x + j))", 4),
+    "remainder": ("tl.store(o + i % n, tl.load(x + i % n))", 5),
+    "masked lanes before the start": (
+        "tl.store(o + i, tl.load(x + i - 1, mask=(i > 0) & (i < n), other=0.0), mask=i < n)",
+        4,
+    ),
+    "an early return": ("if p > 2:\n        return\n    tl.store(o + i, tl.load(x + i))", 9),
+    "an empty launch's mask": ("tl.store(o + i, 1.0, mask=i < 0)", 4),
+    "a branch around the edge": ("if p < 3:\n        tl.store(o + i, tl.load(x + i))", 4),
+    "atomics to one place": ("tl.atomic_add(o, tl.sum(tl.load(x + i, mask=i < n, other=0.0)))", 4),
+}
+
+
+@pytest.mark.parametrize("name", IN_BOUNDS)
+def test_what_stays_in_bounds_is_silent(tmp_path: Path, name: str) -> None:
+    body, grid = IN_BOUNDS[name]
+    run(tmp_path, KERNEL.format(body=body, grid=grid))
+
+
+def findings(tmp_path: Path, source: str) -> list[sanitize.Finding]:
+    with sanitize.watched(), bringup.record() as trace:
+        run(tmp_path, source)
+    return [*sanitize.findings(trace, ("race", "init")), *sanitize.touched()]
+
+
+RACES = {
+    "blocks overlap": ("j = p * (B - 1) + tl.arange(0, B)\n    tl.store(o + j, tl.load(x + j) + p)  # here", 3),
+    "a sum without an atomic": ("tl.store(o, tl.load(o) + tl.sum(tl.load(x + i)))  # here", 3),
+    "all write one place": ("tl.store(o, p)  # here", 3),
+    "neighbours read what is written": (
+        "a = tl.load(x + i + 1)\n    tl.store(x + i, a)  # here",
+        3,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_race_between_programs_is_found_with_both_lines(tmp_path: Path, name: str) -> None:
+    body, grid = RACES[name]
+    found = findings(tmp_path, KERNEL.format(body=body, grid=grid))
+    assert found and all(item.check == "race" for item in found)
+    assert any(item.line.endswith(f"k.py:{line_with(tmp_path, '# here')}") for item in found), found
+    assert all("programs have no order" in item.what for item in found)
+
+
+INIT = {
+    "atomics on empty memory": "tl.atomic_add(o + i, tl.load(x + i))  # here",
+    "added to empty memory": "tl.store(o + i, tl.load(o + i) + tl.load(x + i))  # here",
+}
+
+
+@pytest.mark.parametrize("name", INIT)
+def test_read_of_memory_that_nobody_wrote_is_found(tmp_path: Path, name: str) -> None:
+    source = KERNEL.format(body=INIT[name], grid=3).replace("torch.zeros(100", "torch.empty(100")
+    (item,) = findings(tmp_path, source)
+    assert item.check == "init" and f"k.py:{line_with(tmp_path, '# here')}" in item.what
+    assert item.other.endswith(f"k.py:{line_with(tmp_path, 'torch.empty')}")
+
+
+NO_FINDING = {
+    "own elements": "tl.store(o + i, tl.load(x + i))",
+    "in place": "tl.store(x + i, tl.load(x + i) * 2)",
+    "atomics": "tl.atomic_add(o + i % 7, 1.0)",
+    "all write the same value": "tl.store(o, 1.0)",
+    "written, then read back": "tl.store(o + i, 1.0)\n    tl.debug_barrier()\n    tl.store(x + i, tl.load(o + i))",
+    "all read one place": "tl.store(o + i, tl.load(x) + tl.load(x + i))",
+    "a lock": (
+        "while tl.atomic_cas(o + 99, 0.0, 1.0) == 1.0:\n        pass\n"
+        "    tl.store(o, tl.load(o) + tl.sum(tl.load(x + i)))\n    tl.atomic_xchg(o + 99, 0.0)"
+    ),
+}
+
+
+def test_memory_reached_by_addresses_is_checked_with_the_rest(tmp_path: Path) -> None:
+    source = """
+    @triton.jit
+    def k(table, o, B: tl.constexpr):
+        x = tl.load(table + tl.program_id(0)).to(tl.pointer_type(tl.float32))
+        i = tl.arange(0, B)
+        tl.store(o + tl.program_id(0) * B + i, tl.load(x + i))
+    blocks = [torch.empty(32, device="chip") for _ in range(3)]
+    for block in blocks:
+        block.fill_(2.0)
+    o = torch.zeros(96, device="chip")
+    k[(3,)](torch.tensor([block.data_ptr() for block in blocks]).to("chip"), o, B=32)
+    assert o.sum().item() == 192
+    """
+    assert findings(tmp_path, textwrap.dedent(source)) == []
+
+
+@pytest.mark.parametrize("name", NO_FINDING)
+def test_what_has_an_order_is_silent(tmp_path: Path, name: str) -> None:
+    assert findings(tmp_path, KERNEL.format(body=NO_FINDING[name], grid=3)) == []
+
+
+def test_device_assert_names_program_and_line(tmp_path: Path) -> None:
+    body = 'tl.device_assert(tl.load(x + i) < 50, "too large")  # here'
+    with pytest.raises(RuntimeError, match="device_assert failed: too large, program \\(1, 0, 0\\)") as caught:
+        run(tmp_path, KERNEL.format(body=body, grid=3).replace("B=32)", "B=32, debug=True)"))
+    assert f"k.py:{line_with(tmp_path, '# here')}" in str(caught.value)
+
+
+def test_tensor_of_the_host_is_refused_at_once(tmp_path: Path) -> None:
+    source = KERNEL.format(body="tl.store(o + i, tl.load(x + i))", grid=3).replace(
+        'dtype=torch.float32, device="chip"', ""
+    )
+    with pytest.raises(ValueError, match="argument 'x' is on cpu, move it to the chip"):
+        run(tmp_path, source)
+
+
+def test_tensors_of_two_chips_are_refused(tmp_path: Path) -> None:
+    source = KERNEL.format(body="tl.store(o + i, tl.load(x + i))", grid=3).replace(
+        "100, device=", "100, device='chip:1' or "
+    )
+    with pytest.raises(bringup.BringupError, match="tensors on chip:0 and chip:1: argument 'o'"):
+        run(tmp_path, source)
+
+
+def test_kernel_runs_on_the_current_stream_and_on_another_chip() -> None:
+    from tests.triton import tutorials
+
+    x = torch.rand(5000, device="chip:1")
+    stream = torch.chip.Stream(device="chip:1")
+    with bringup.record() as trace, stream:
+        y = tutorials.add(x, x)
+    stream.synchronize()
+    assert torch.equal(y.cpu(), x.cpu() * 2)
+    launched = trace.columns["kind"] == 0
+    assert trace.columns["device"][launched].tolist() == [1] and trace.columns["stream"][launched][0] != 0
+
+
+def test_unsupported_operation_is_refused_with_its_line(tmp_path: Path) -> None:
+    body = 'a = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tl.load(x + i)], tl.float32, True, 1)  # here'
+    with pytest.raises(bringup.BringupError, match="does not run this operation of Triton") as caught:
+        run(tmp_path, KERNEL.format(body=body + "\n    tl.store(o + i, a)", grid=3))
+    assert f"k.py:{line_with(tmp_path, '# here')}" in str(caught.value)
+
+
+def test_atomics_of_bits_need_integers(tmp_path: Path) -> None:
+    with pytest.raises(bringup.BringupError, match="atomic or needs integers, got f32, used at") as caught:
+        run(tmp_path, KERNEL.format(body="tl.atomic_or(o + i, 1.0, mask=i < n)  # here", grid=3))
+    assert f"k.py:{line_with(tmp_path, '# here')}" in str(caught.value)
+
+
+def test_lock_that_is_never_free_is_noticed(tmp_path: Path) -> None:
+    body = "while tl.atomic_cas(o, 1.0, 2.0) != 1.0:\n        pass\n    tl.store(o + 1, 1.0)"
+    with pytest.raises(RuntimeError, match="a loop spins for ever"):
+        run(tmp_path, KERNEL.format(body=body, grid=2))
+
+
+def chip_file(tmp_path: Path, limits: str) -> Path:
+    from bringup.machine.files import CHIPS
+
+    text = (CHIPS / "edge8.toml").read_text()
+    text = re.sub(r"\[scratchpad\]\nkib_per_core = [\d.]+", "[scratchpad]\nkib_per_core = 16", text)
+    path = tmp_path / "small.toml"
+    path.write_text(text.replace("[numerics]", f"[kernels]\nlimits = {json.dumps(limits)}\ngrid = [64]\n\n[numerics]"))
+    return path
+
+
+LIMITS = """
+import torch, bringup, sys
+sys.path.insert(0, ROOT)
+bringup.use(CHIP)
+from tests.triton import tutorials
+a = torch.randn(64, 64, device="chip")
+try:
+    tutorials.matmul(a, a, blocks=(64, 64, 32))
+except Exception as error:
+    print(type(error).__mro__[1].__name__, error)
+try:
+    tutorials.add(torch.ones(70000, device="chip"), torch.ones(70000, device="chip"))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+def limits(tmp_path: Path, level: str) -> str:
+    return LIMITS.replace("ROOT", repr(str(ROOT))).replace("CHIP", repr(str(chip_file(tmp_path, level))))
+
+
+def test_kernel_beyond_the_chips_limits_says_need_limit_and_tiles(tmp_path: Path, python) -> None:
+    program = limits(tmp_path, "error")
+    done = python(program)
+    assert "OutOfResources matmul_kernel needs" in done.stdout, done.stderr
+    assert "small has 16 KiB per core: choose smaller blocks" in done.stdout and "tensor<64x64xf32>" in done.stdout
+    assert (
+        "BringupError add_kernel is launched with a grid of (69, 1, 1); small takes at most 64 programs" in done.stdout
+    )
+
+
+def test_limits_as_warnings_let_the_kernel_run(tmp_path: Path, python) -> None:
+    done = python(limits(tmp_path, "warning"))
+    assert done.stdout == "" and done.stderr.count("KernelLimitWarning") == 2, done.stderr
