@@ -2,17 +2,30 @@
 
 import ast
 import re
-from pathlib import Path
+import tomllib
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.conftest import ROOT
+
 SOURCE = ROOT / "src"
 # The picture of the house, from left to right. A file that stands alone has a place of its own.
 LAYOUT = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## Layout")[2].split("```")
 FOLDERS = (*(name for line in LAYOUT[1].strip().splitlines() for name in line.split("  ")[0].split()), "__main__")
 FILES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items() if path.name != "_build.py"}
+# A test is named after the file that it tests, or after its folder. These test neither one file nor the whole folder.
+OTHER_TESTS = {
+    "recording/test_trace_format.py": "docs/trace.md, which describes the file of a recording",
+    "triton/test_blocks.py": "operations on blocks: descriptors, and products with scales",
+    "triton/test_counters.py": "the counts of a launch, from the kernel to its price",
+    "triton/test_diagnostics.py": "mistakes in kernels: bounds, races, uninitialised memory, limits",
+    "triton/test_language.py": "Triton's language, statement by statement",
+    "triton/test_libraries.py": "libraries of kernels, in whole programs",
+    "triton/test_prices.py": "the prices of kernels beside those of torch's operators",
+    "triton/test_sweep.py": "Triton's language, by operation and dtype",
+    "triton/test_tutorials.py": "the kernels of Triton's tutorials",
+}
 
 
 def imports(name: str) -> list[tuple[str, bool]]:
@@ -59,6 +72,21 @@ def test_tour_names_every_file() -> None:
     roots = (SOURCE / "bringup", ROOT / "csrc")
     places = [ROOT, *roots, *(path for root in roots for path in root.rglob("*") if path.is_dir())]
     assert not [name for name in named if not any((place / name).is_file() for place in places)]
+
+
+def test_every_package_is_installed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    folders = sorted(path.parent for path in (SOURCE / "bringup").rglob("__init__.py"))
+    assert sorted(listed) == [".".join(folder.relative_to(SOURCE).parts) for folder in folders]
+
+
+def test_tests_are_named_after_what_they_test() -> None:
+    tests = {f"{path.parent.name}/{path.name}" for path in (ROOT / "tests").glob("*/test_*.py")}
+    folders = [path for path in (SOURCE / "bringup").iterdir() if path.is_dir()]
+    tested = {f"{path.parent.name}/test_{path.name}" for path in FILES.values()}
+    whole = {f"{folder.name}/test_{folder.name}.py" for folder in folders}
+    own = {test for test in tests if test.partition("/")[0] in {folder.name for folder in folders}}
+    assert own - tested - whole == set(OTHER_TESTS), "rename it after the tested file, or add its reason to OTHER_TESTS"
 
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"bringup"}))

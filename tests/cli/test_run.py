@@ -152,7 +152,7 @@ def test_signal_ends_the_program_as_under_python_and_leaves_a_report(tmp_path: P
 
 
 def test_strict_raises_at_the_line(bringup: Bringup, tmp_path: Path) -> None:
-    from tests.device.test_load import EDGE8
+    from tests.machine.test_files import EDGE8
 
     (tmp_path / "mine.toml").write_text(EDGE8.replace('"complex128"]', '"complex128"]\nhost = ["aten::topk int64"]'))
     (tmp_path / "top.py").write_text(

@@ -5,7 +5,7 @@
 
 #include <map>
 
-#include "../csrc/drivers/virtual.cpp"
+#include "../../csrc/drivers/virtual.cpp"
 
 namespace faults {
 

@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../csrc/driver.h"
+#include "../../csrc/driver.h"
 
 struct bringup_device {
   size_t capacity, used, next;

@@ -314,16 +314,6 @@ def test_wrong_fake_kernel_fails_once_and_is_not_trusted_again() -> None:
     assert half(torch.arange(4.0, device="chip")).cpu().tolist() == [0, 2]
 
 
-def test_every_package_is_installed() -> None:
-    import tomllib
-
-    from tests.conftest import ROOT
-
-    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
-    folders = sorted(path.parent for path in (ROOT / "src" / "bringup").rglob("__init__.py"))
-    assert sorted(listed) == [".".join(folder.relative_to(ROOT / "src").parts) for folder in folders]
-
-
 @pytest.mark.parametrize("to", ["chip:0", "chip:1", "cpu", "pinned"])
 def test_copy_of_a_failed_result_overwrites_nothing(to: str) -> None:
     kept = torch.full((1, 1), -5.0, device="cpu" if to == "pinned" else to)

@@ -1,7 +1,7 @@
 """Random programs on the chip and on the CPU: results, layouts and errors are the same, bit for bit.
 
-    python -m tests.programs.random_programs --count 5000 --seed 1   # a campaign
-    python -m tests.programs.random_programs --seed 1 --only 4711   # one program again: its text, shorter if it fails
+    python -m tests.programs.random_programs --count 5000 --seed 1  # a campaign
+    python -m tests.programs.random_programs --seed 1 --only 4711   # one program again: its text, shortened if it fails
 
 Program number n follows from the seed and n alone. It is a list of statements in lanes. A lane has tensors of its own,
 which it may hand over to another; on the chip it has a stream of its own, and in a third of the programs a thread.
