@@ -1,66 +1,50 @@
-"""Builds the C++ core against the torch of this environment."""
+"""Packages bringup. Where torch is in the environment, the C++ core is built for it; elsewhere it is built at first use."""
 
-import os
+import importlib.util
 import shutil
 import sys
 from pathlib import Path
 
-from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
+from setuptools import Distribution, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.egg_info import egg_info
 
 ROOT = Path(__file__).parent
-SANITIZERS = os.environ.get("BRINGUP_SANITIZERS", "")  # for -fsanitize=; `make sanitize` sets it
+PACKAGE = ROOT / "src" / "bringup"
+SPEC = importlib.util.spec_from_file_location("core_build", PACKAGE / "core_build.py")
+core_build = sys.modules["core_build"] = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(core_build)
+TORCH = None if "sdist" in sys.argv else core_build.find_torch()
 
 
-def need_torch():
-    try:
-        import torch
-    except ImportError:
-        sys.exit(
-            "bringup: this build sees no torch. Install torch first, then bringup with "
-            "`pip install --no-build-isolation .`, so that the core fits the torch that will load it"
-        )
-    return torch
+class BuildPython(build_py):
+    def run(self):
+        super().run()
+        package = PACKAGE if self.editable_mode else Path(self.build_lib) / "bringup"
+        if not self.editable_mode:
+            shutil.copytree(ROOT / "csrc", package / "csrc", dirs_exist_ok=True)
+        if TORCH is None:
+            return
+        try:
+            if refusal := TORCH.refusal():
+                raise core_build.BuildError(refusal)
+            core_build.compile_core(TORCH, package)
+        except core_build.BuildError as error:
+            sys.exit(f"bringup: {error}")
 
 
-class BuildCore(build_ext):
-    def build_extensions(self):
-        torch = need_torch()
-        compiler = self.compiler.compiler_cxx[0]
-        if shutil.which(compiler) is None:
-            sys.exit(f"bringup: the C++ core needs a compiler and {compiler} is not there: apt-get install g++")
-        home = Path(torch.__file__).parent
-        (core,) = self.extensions
-        core.include_dirs += [str(home / "include"), str(home / "include" / "kineto")]
-        core.library_dirs += [str(home / "lib")]
-        core.runtime_library_dirs += [str(home / "lib")]
-        abi = int(torch._C._GLIBCXX_USE_CXX11_ABI)
-        core.extra_compile_args += [f"-D_GLIBCXX_USE_CXX11_ABI={abi}"]
-        if SANITIZERS:
-            core.extra_compile_args += ["-O1", "-g1", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS"]
-            core.extra_compile_args += [f"-fsanitize={SANITIZERS}", "-fno-sanitize-recover=undefined"]
-            core.extra_compile_args += ["-fno-wrapv"]  # Python's own flags would make overflows defined
-            core.extra_compile_args += ["-Wno-maybe-uninitialized"]  # GCC's own checks hide from it what is initialised
-            core.extra_link_args += [f"-fsanitize={SANITIZERS}"]
-        super().build_extensions()
-        inplace = ROOT / "src" / "bringup"
-        target = inplace if self.inplace or self.editable_mode else Path(self.build_lib) / "bringup"
-        target.mkdir(parents=True, exist_ok=True)
-        (target / "_build.py").write_text(
-            f'"""Written by the build."""\n\nTORCH = "{torch.__version__}"\n', encoding="utf-8"
-        )
+class NameTorch(egg_info):
+    """The version of a package with a core names the torch that the core was built for."""
+
+    def finalize_options(self):
+        if TORCH is not None:
+            self.tag_build = f"+torch{TORCH.release}"
+        super().finalize_options()
 
 
-setup(
-    ext_modules=[
-        Extension(
-            "bringup._core",
-            sources=["csrc/core.cpp", "csrc/drivers/virtual.cpp"],
-            depends=["setup.py", *(str(path) for path in sorted(filter(Path.is_file, (ROOT / "csrc").rglob("*"))))],
-            libraries=["c10", "torch_cpu", "torch"],
-            extra_compile_args=(ROOT / "csrc" / "flags").read_text(encoding="utf-8").split(),
-            language="c++",
-        )
-    ],
-    cmdclass={"build_ext": BuildCore},
-)
+class WithCore(Distribution):
+    def has_ext_modules(self):
+        return TORCH is not None
+
+
+setup(distclass=WithCore, cmdclass={"build_py": BuildPython, "egg_info": NameTorch})

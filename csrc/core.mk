@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BUILD := build/core
 TORCH := $(shell $(PYTHON) -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')
-CORE := src/bringup/_core$(shell $(PYTHON) -c 'import sysconfig; print(sysconfig.get_config_var("EXT_SUFFIX"))')
+CORE := src/bringup/$(shell PYTHONPATH=src $(PYTHON) -c 'from bringup import core_build as b; print(b.file_name(b.find_torch()))')
 OBJECTS := $(patsubst csrc/%.cpp,$(BUILD)/%.o,$(wildcard csrc/*/*.cpp))
 PRECOMPILED := $(BUILD)/precompiled.h.gch
 COMPILE := $(CXX) @csrc/flags -fPIC -MMD -MP -isystem $(TORCH)/include -isystem $(TORCH)/include/kineto
@@ -10,7 +10,8 @@ COMPILE := $(CXX) @csrc/flags -fPIC -MMD -MP -isystem $(TORCH)/include -isystem 
 
 # Linked aside: processes may be using the old core.
 $(CORE): $(OBJECTS)
-	$(CXX) -shared $^ -L$(TORCH)/lib -Wl,-rpath,$(TORCH)/lib -lc10 -ltorch_cpu -ltorch -o $(BUILD)/core.so
+	$(CXX) -shared $^ -L$(TORCH)/lib -lc10 -ltorch_cpu -ltorch -o $(BUILD)/core.so
+	rm -f src/bringup/_core.*
 	mv $(BUILD)/core.so $@
 
 $(BUILD)/%.o: csrc/%.cpp $(PRECOMPILED) csrc/flags csrc/core.mk $(TORCH)/version.py

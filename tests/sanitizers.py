@@ -19,6 +19,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bringup import core_build
+
 ROOT = Path(__file__).parent.parent
 RANDOM_BITS = Path("/proc/sys/vm/mmap_rnd_bits")
 CORE = (
@@ -36,6 +38,11 @@ scatter_reduce.amax sort split_with_sizes to_sparse unbind unique
 TELL_UBSAN = """import ctypes
 ctypes.CDLL({library!r}).__sanitizer_set_report_path({path!r})
 """
+INSTRUMENTED = (
+    *("-O1", "-g1", "-fno-omit-frame-pointer", "-D_GLIBCXX_ASSERTIONS", "-UNDEBUG"),
+    *("-fno-sanitize-recover=undefined", "-fno-wrapv"),  # with -fwrapv overflows would be defined
+    "-Wno-maybe-uninitialized",  # GCC's own checks hide from it what is initialised
+)
 NO_SIGNAL = "expects the operating system's SIGSEGV, which a sanitizer turns into a report"
 SLOW = "takes minutes here, and the core's part in it is in other tests"
 
@@ -98,16 +105,13 @@ SANITIZERS = {
 
 def build(name: str, flags: str) -> Path:
     """Build the package with an instrumented core. Return the folder that holds it."""
-    folder = ROOT / "build" / name
-    command = [sys.executable, "setup.py", "--quiet", "build_ext"]
-    command += ["--build-lib", str(folder / "core"), "--build-temp", str(folder / "objects")]
-    subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "BRINGUP_SANITIZERS": flags, "PYTHONWARNINGS": "ignore"}, check=True
-    )
-    package = folder / "python" / "bringup"
+    package = ROOT / "build" / name / "python" / "bringup"
     shutil.rmtree(package, ignore_errors=True)
     shutil.copytree(ROOT / "src" / "bringup", package, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
-    shutil.copytree(folder / "core" / "bringup", package, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "csrc", package / "csrc")
+    torch = core_build.find_torch()
+    assert torch is not None
+    core_build.compile_core(torch, package, (*INSTRUMENTED, f"-fsanitize={flags}"))
     return package.parent
 
 

@@ -1,38 +1,55 @@
-"""The C++ core: whether this torch can load it, and loading it. torch is imported when the core is needed."""
+"""The C++ core: finding or building the one that fits this torch, and loading it. torch is imported when it is needed."""
 
 from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
 
+from bringup import core_build
+from bringup.core_build import BuildError, Torch
 from bringup.errors import VersionError
+from bringup.process import asked_build
 
 
-def _library() -> Path:
-    return next(Path(__file__).parent.glob("_core*.so"), Path("bringup/_core.so"))
+def torch_here() -> Torch:
+    """Return the torch of this process.
 
-
-def problem() -> str | None:
-    """Say in one sentence why this torch cannot load the core; None if it can."""
+    Raises:
+        VersionError: it is not installed, or too old.
+    """
     try:
-        from bringup._build import TORCH
-    except ImportError:
-        return "bringup's C++ core is not built: install it with `pip install --no-build-isolation .`"
-    import torch
+        import torch
+    except ImportError as error:
+        reason = "has none" if getattr(error, "name", None) == "torch" else f"cannot import it ({error})"
+        raise VersionError(
+            f"this needs PyTorch ({core_build.TORCH_RANGE}), and this environment {reason}: pip install torch"
+        ) from None
+    found = Torch(Path(torch.__file__).parent, str(torch.__version__), int(torch._C._GLIBCXX_USE_CXX11_ABI))
+    if reason := found.refusal():
+        raise VersionError(reason)
+    return found
 
-    version = torch.__version__
-    if version.split("+")[0] != TORCH.split("+")[0]:
-        return (
-            f"bringup was built for torch {TORCH} and this is torch {version}, so the device 'chip' is not there: "
-            "reinstall bringup with this torch (pip install --force-reinstall --no-deps --no-build-isolation bringup)"
+
+def library() -> Path:
+    """Return the path of the core that fits this torch; build it into the user's cache if there is none.
+
+    Raises:
+        VersionError: there is none and it cannot be built, or ``BRINGUP_BUILD=0`` forbids it.
+    """
+    torch = torch_here()
+    path = core_build.find_core(torch)
+    if path is not None:
+        return path
+    build = asked_build()
+    if build is False:
+        raise VersionError(
+            f"bringup has no C++ core for torch {torch.version} yet, and BRINGUP_BUILD=0 forbids building it: unset it, "
+            "or reinstall bringup beside this torch"
         )
-    taken = torch._C._get_privateuse1_backend_name()
-    if taken not in ("privateuseone", "chip"):
-        return (
-            f"another package has registered the device {taken!r}, and PyTorch has room for one such device in a "
-            "process: uninstall one of the two, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 and load the one you want"
-        )
-    return None
+    try:
+        return core_build.build_into_cache(torch, again=bool(build))
+    except BuildError as error:
+        raise VersionError(f"the device 'chip' is not there: {error}") from None
 
 
 @cache
@@ -40,11 +57,15 @@ def load() -> None:
     """Load the core, so that ``torch.ops.bringup`` is there. A replay needs no more than that.
 
     Raises:
-        VersionError: the core does not fit this torch.
+        VersionError: no core fits this torch, or another package has taken PyTorch's only place for a device.
     """
-    reason = problem()
-    if reason is not None:
-        raise VersionError(reason)
+    torch_here()
     import torch
 
-    torch.ops.load_library(str(_library()))  # type: ignore[no-untyped-call]
+    taken = torch._C._get_privateuse1_backend_name()
+    if taken not in ("privateuseone", "chip"):
+        raise VersionError(
+            f"another package has registered the device {taken!r}, and PyTorch has room for one such device in a "
+            "process: uninstall one of the two, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 and load the one you want"
+        )
+    torch.ops.load_library(str(library()))  # type: ignore[no-untyped-call]

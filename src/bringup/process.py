@@ -82,6 +82,14 @@ def asked_driver() -> str:
     return os.environ.get("BRINGUP_DRIVER", "")
 
 
+def asked_build() -> bool | None:
+    """Return what ``BRINGUP_BUILD`` says about building the core: False never, True even if it has failed before.
+
+    None, if it is not set: build it where none fits, and not again after a failure.
+    """
+    return _is_set("BRINGUP_BUILD") if os.environ.get("BRINGUP_BUILD") else None
+
+
 def asked_strict() -> bool:
     """Return True if ``BRINGUP_STRICT`` asks for an error where an operator would run on the host."""
     return _is_set("BRINGUP_STRICT")

@@ -34,12 +34,11 @@ def autoload() -> None:
     Never raises: a program that does not use the chip must not notice. On a machine with a real accelerator that one
     stays current until the program asks for a chip.
     """
-    problem = core.problem()
-    if problem is not None:
-        warnings.warn(problem, stacklevel=2)
-    elif asked_chip() or _another_accelerator() is None:
+    if asked_chip() or _another_accelerator() is None:
         try:
             register()
+        except BringupError as error:
+            warnings.warn(str(error), stacklevel=2)
         except (OSError, RuntimeError) as error:
             warnings.warn(f"bringup's core does not load, so the device 'chip' is not there: {error}", stacklevel=2)
 

@@ -1,0 +1,298 @@
+"""Compiles the C++ core for one torch and one Python: at installation, or at first use into the user's cache.
+
+The name of a core's file says what it fits: a torch release, the core's sources, and a Python. `setup.py` runs this file
+by its path, so it imports nothing but Python's own modules.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import os
+import re
+import shlex
+import shutil
+import site
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
+OLDEST_TORCH = (2, 10)
+NEWEST_TESTED = (2, 15)
+TORCH_RANGE = f"torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} to {NEWEST_TESTED[0]}.{NEWEST_TESTED[1]}"
+SOURCES = (".h", ".cpp", ".inc")
+LIBRARIES = ("-lc10", "-ltorch_cpu", "-ltorch")
+Tell = Callable[[str], None]
+
+
+class BuildError(RuntimeError):
+    """The core cannot be built; one sentence says why, and what to do."""
+
+
+@dataclass(frozen=True)
+class Torch:
+    """A torch installation, as far as the core depends on it.
+
+    Attributes:
+        home: the folder of the package.
+        version: as ``torch.__version__`` says it.
+        abi: 1 if torch was built with the C++11 ABI of libstdc++.
+    """
+
+    home: Path
+    version: str
+    abi: int
+
+    @property
+    def release(self) -> str:
+        """The version without its local part: builds of one release for CPU and CUDA have the same C++ interface."""
+        public = self.version.split("+")[0]
+        return public if re.fullmatch(r"[\d.]+", public) else self.version
+
+    def refusal(self) -> str | None:
+        """Return why this torch is too old for the core, None if it is not."""
+        numbers = re.match(r"(\d+)\.(\d+)", self.version)
+        if numbers is None or (int(numbers[1]), int(numbers[2])) >= OLDEST_TORCH:
+            return None
+        return (
+            f"bringup needs torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} or newer, and this environment has torch "
+            f"{self.version}: upgrade torch"
+        )
+
+    @classmethod
+    def at(cls, home: Path) -> Torch:
+        """Read a torch installation without importing it."""
+        version = re.search(r"^__version__ = '([^']+)'", (home / "version.py").read_text(encoding="utf-8"), re.M)
+        if version is None:
+            raise BuildError(f"{home / 'version.py'} names no version: is torch installed completely?")
+        config = home / "share" / "cmake" / "Torch" / "TorchConfig.cmake"
+        text = config.read_text(encoding="utf-8") if config.exists() else ""
+        return cls(home, version[1], 0 if "_GLIBCXX_USE_CXX11_ABI=0" in text else 1)
+
+
+def find_torch() -> Torch | None:
+    """Return the torch of this environment, also from within pip's isolated build; None if there is none."""
+    spec = importlib.util.find_spec("torch")
+    homes = [Path(spec.origin).parent] if spec is not None and spec.origin else []
+    folders = [*site.getsitepackages(), sysconfig.get_path("platlib"), site.getusersitepackages()]
+    homes += [Path(folder) / "torch" for folder in folders]
+    return next((Torch.at(home) for home in homes if (home / "version.py").exists()), None)
+
+
+def sources() -> Path:
+    """Return the folder of the C++ sources: in the installed package, or in the checkout."""
+    packaged = PACKAGE / "csrc"
+    return packaged if packaged.exists() else PACKAGE.parents[1] / "csrc"
+
+
+def file_name(torch: Torch) -> str:
+    """Return the name of the core's library for a torch, these sources and this Python."""
+    folder = sources()
+    digest = hashlib.sha256(f"abi={torch.abi}".encode())
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in SOURCES or path.name == "flags"):
+        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return f"_core.torch-{torch.release}.{digest.hexdigest()[:12]}{SUFFIX}"
+
+
+def compiler() -> list[str]:
+    """Return the command of the C++ compiler: ``CXX``, else g++ or clang++.
+
+    Raises:
+        BuildError: there is none.
+    """
+    named = shlex.split(os.environ.get("CXX", ""))
+    if named and shutil.which(named[0]) is None:
+        raise BuildError(f"the C++ core needs a compiler, and CXX={named[0]} cannot be found: unset CXX or correct it")
+    for name in ("g++", "clang++") if not named else ():
+        if shutil.which(name) is not None:
+            return [name]
+    if not named:
+        raise BuildError("the C++ core needs a compiler, and neither g++ nor clang++ is there: apt-get install g++")
+    return named
+
+
+def compiler_version(command: Sequence[str]) -> str:
+    """Return the compiler's name and version, such as ``g++-12.2.0``."""
+    asked = subprocess.run([*command, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True)
+    version = asked.stdout.split()
+    return f"{Path(command[0]).name}-{version[0] if version else 'unknown'}"
+
+
+def command_line(torch: Torch, target: Path, extra: Sequence[str] = ()) -> list[str]:
+    """Return the command that compiles the core."""
+    folder, python = sources(), sysconfig.get_path("include")
+    if not Path(python, "Python.h").exists():
+        raise BuildError(f"the C++ core needs Python's headers, and {python} has none: apt-get install python3-dev")
+    # csrc is quoted by its own path: the sources may be anywhere.
+    flags = (folder / "flags").read_text(encoding="utf-8").replace("-iquote csrc", f"-iquote {shlex.quote(str(folder))}")
+    return [
+        *compiler(),
+        *shlex.split(flags),
+        *("-DNDEBUG", "-fwrapv", f"-D_GLIBCXX_USE_CXX11_ABI={torch.abi}", "-fPIC", "-shared"),
+        *("-isystem", f"{torch.home}/include", "-isystem", f"{torch.home}/include/kineto", "-isystem", python),
+        *(str(folder / "core.cpp"), str(folder / "drivers" / "virtual.cpp")),
+        *(f"-L{torch.home}/lib", *LIBRARIES, *extra, "-o", str(target)),  # torch has loaded them: no path is needed
+    ]
+
+
+def compile_core(torch: Torch, folder: Path, extra: Sequence[str] = (), wait: Tell | None = None) -> Path:
+    """Compile the core into a folder, whole or not at all, and return its path.
+
+    Args:
+        torch: what it must fit.
+        folder: where it goes; cores of the same torch and Python from other sources are removed there.
+        extra: more flags for the compiler.
+        wait: is called every second with the time passed.
+
+    Raises:
+        BuildError: the compiler is missing or refuses the sources; its output is then in ``<file>.log`` in the folder.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / file_name(torch)
+    log = target.with_suffix(".log")
+    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".bringup-", suffix=".so")
+    os.close(descriptor)
+    try:
+        command = command_line(torch, Path(temporary), extra)
+        with open(log, "w", encoding="utf-8") as output:
+            print(*map(shlex.quote, command), file=output, flush=True)
+            code = _wait(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT), wait)
+        if code:
+            raise BuildError(
+                f"the C++ core does not compile against torch {torch.version} with {compiler_version(compiler())}: "
+                f"{_first_error(log)} (all of the compiler's output: {log})"
+            )
+        log.unlink()
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, target)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    for stale in folder.glob(f"_core.torch-{torch.release}.*{SUFFIX}"):
+        if stale != target:
+            stale.unlink(missing_ok=True)
+    return target
+
+
+def _wait(process: subprocess.Popen[bytes], tell: Tell | None) -> int:
+    start = time.monotonic()
+    try:
+        while True:
+            try:
+                return process.wait(1)
+            except subprocess.TimeoutExpired:
+                if tell is not None:
+                    tell(f"{time.monotonic() - start:.0f} s")
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+
+
+def _first_error(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
+    return next((line.strip() for line in lines if "error" in line), lines[-1].strip() if lines else "no message")[:300]
+
+
+# ---- the user's cache
+
+
+def cache_folder() -> Path:
+    """Return the folder of cached cores: below ``XDG_CACHE_HOME``, else below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(base) / "bringup" / "core"
+
+
+def find_core(torch: Torch) -> Path | None:
+    """Return a core that fits: that of the installation, else a cached one of this compiler, else of another."""
+    name = file_name(torch)
+    packaged = PACKAGE / name
+    if packaged.exists():
+        return packaged
+    cached = sorted(cache_folder().glob(f"*/{name}"))
+    if len(cached) > 1:
+        with contextlib.suppress(BuildError):
+            version = compiler_version(compiler())
+            cached.sort(key=lambda path: path.parent.name != version)
+    return cached[0] if cached and _is_ours(cached[0]) else None
+
+
+def _is_ours(path: Path) -> bool:
+    """Return True if nobody else can have written the file: it will be loaded into this process."""
+    return all(
+        status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o022
+        for status in (os.stat(path), os.stat(path.parent), os.stat(path.parent.parent))
+    )
+
+
+def build_into_cache(torch: Torch, *, again: bool = False) -> Path:
+    """Compile the core into the user's cache, once for all processes that ask at the same time, and return its path.
+
+    What happens is told on stderr.
+
+    Args:
+        torch: what it must fit.
+        again: try it, too, if the same compiler has failed before.
+
+    Raises:
+        BuildError: the cache cannot be written, or the core cannot be built.
+    """
+    version = compiler_version(compiler())
+    folder = cache_folder() / version
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for each in (folder, folder.parent):
+            each.chmod(0o700)
+        with _locked(folder):
+            path = folder / file_name(torch)
+            log = path.with_suffix(".log")
+            if path.exists() and _is_ours(path):  # another process has built it meanwhile
+                return path
+            if log.exists() and not again:
+                raise BuildError(
+                    f"an earlier attempt to build the C++ core for torch {torch.version} with {version} has failed "
+                    f"({log}): BRINGUP_BUILD=1 tries again"
+                )
+            _tell(
+                f"building the C++ core for torch {torch.version} with {version}, once; this takes about a minute "
+                "(BRINGUP_BUILD=0 forbids it)"
+            )
+            start = time.monotonic()
+            compile_core(torch, folder, wait=_progress if sys.stderr.isatty() else None)
+            _tell(f"the C++ core is built ({time.monotonic() - start:.0f} s): {path}")
+            return path
+    except OSError as error:
+        raise BuildError(
+            f"the C++ core for torch {torch.version} has to be built, and {folder} cannot be written "
+            f"({error.strerror or error}): set XDG_CACHE_HOME to a folder that can be"
+        ) from None
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder. The system takes it from a process that dies."""
+    import fcntl
+
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _tell("another process is building the C++ core; waiting for it")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _tell(sentence: str) -> None:
+    print(f"bringup: {sentence}", file=sys.stderr, flush=True)
+
+
+def _progress(passed: str) -> None:
+    print(f"\r{passed}\r", end="", file=sys.stderr, flush=True)
