@@ -1,4 +1,4 @@
-"""Packages bringup. Where torch is in the environment, the C++ core is built for it; elsewhere it is built at first use."""
+"""Packages bringup, with a C++ core where the environment has torch; elsewhere the core is built at first use."""
 
 import importlib.util
 import shutil

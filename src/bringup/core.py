@@ -1,4 +1,4 @@
-"""The C++ core: finding or building the one that fits this torch, and loading it. torch is imported when it is needed."""
+"""Finds or builds the C++ core that fits this torch, and loads it. torch is imported when it is needed."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def torch_here() -> Torch:
         raise VersionError(
             f"this needs PyTorch ({core_build.TORCH_RANGE}), and this environment {reason}: pip install torch"
         ) from None
-    found = Torch(Path(torch.__file__).parent, str(torch.__version__), int(torch._C._GLIBCXX_USE_CXX11_ABI))
-    if reason := found.refusal():
-        raise VersionError(reason)
-    return found
+    home = Path(str(torch.__file__)).parent
+    here = Torch(home, str(torch.__version__), int(torch._C._GLIBCXX_USE_CXX11_ABI))
+    if refusal := here.refusal():
+        raise VersionError(refusal)
+    return here
 
 
 def library() -> Path:
@@ -43,8 +44,8 @@ def library() -> Path:
     build = asked_build()
     if build is False:
         raise VersionError(
-            f"bringup has no C++ core for torch {torch.version} yet, and BRINGUP_BUILD=0 forbids building it: unset it, "
-            "or reinstall bringup beside this torch"
+            f"bringup has no C++ core for torch {torch.version} yet, and BRINGUP_BUILD=0 forbids building it: unset "
+            "it, or reinstall bringup beside this torch"
         )
     try:
         return core_build.build_into_cache(torch, again=bool(build))

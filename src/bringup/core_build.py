@@ -1,7 +1,7 @@
 """Compiles the C++ core for one torch and one Python: at installation, or at first use into the user's cache.
 
-The name of a core's file says what it fits: a torch release, the core's sources, and a Python. `setup.py` runs this file
-by its path, so it imports nothing but Python's own modules.
+The name of a core's file says what it fits: a torch release, the core's sources, and a Python. `setup.py` runs this
+file by its path, so it imports nothing but Python's own modules.
 """
 
 from __future__ import annotations
@@ -132,7 +132,9 @@ def command_line(torch: Torch, target: Path, extra: Sequence[str] = ()) -> list[
     if not Path(python, "Python.h").exists():
         raise BuildError(f"the C++ core needs Python's headers, and {python} has none: apt-get install python3-dev")
     # csrc is quoted by its own path: the sources may be anywhere.
-    flags = (folder / "flags").read_text(encoding="utf-8").replace("-iquote csrc", f"-iquote {shlex.quote(str(folder))}")
+    flags = (
+        (folder / "flags").read_text(encoding="utf-8").replace("-iquote csrc", f"-iquote {shlex.quote(str(folder))}")
+    )
     return [
         *compiler(),
         *shlex.split(flags),

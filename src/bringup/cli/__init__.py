@@ -17,6 +17,7 @@ VERBS = {
     "calibrate": "Measure a device of this machine: its chip file and host file.",
     "check": "The scorecard: how complete is an accelerator's software?",
     "validate": "Check predictions against published measurements.",
+    "doctor": "Examine this installation: what is wrong, and how to mend it.",
 }
 
 

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 
 import bringup
-from bringup import core
-from bringup.errors import BringupError
+from bringup import core, core_build
+from bringup.errors import BringupError, VersionError
 from bringup.scorecard import framework
 from bringup.scorecard.matrix import support
 from bringup.scorecard.registry import NotApplicable, item, needs_accelerator, needs_chip, require
@@ -86,14 +86,18 @@ def strict(device: torch.device) -> str:
     "G4", "P", "versions are checked at import", hint="compare the torch that built the package with the one that runs"
 )
 def versions(device: torch.device) -> str:
-    """The package says in one sentence that it was built for another torch, instead of crashing."""
+    """The package says in one sentence that this torch is too old for it, instead of crashing."""
     needs_chip(device, "only bringup's own package can be asked")
     from unittest import mock
 
+    refused = False
     with mock.patch.object(torch, "__version__", "1.0.0"):
-        problem = core.problem()
-    require(problem and "was built for torch" in problem, "another torch version is not noticed")
-    return str(problem)[:120]
+        try:
+            core.torch_here()
+        except VersionError:
+            refused = True
+    require(refused, "a torch version that is too old is not noticed")
+    return f"torch older than {core_build.TORCH_RANGE} is refused; for another one the core is built"
 
 
 @item("H2", "D", "works without hardware, and says so", hint="offer an emulator under the same device")
