@@ -10,7 +10,7 @@ QUICK := $(addprefix tests/,test_house.py test_docs.py cost/test_cost.py pricing
 	core/test_core_says.py core/test_errors.py core/test_streams.py core/test_memory.py programs/test_programs.py)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo core test quick test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
+.PHONY: demo core dist test quick test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -22,6 +22,13 @@ test: $(VENV)/.test
 # The core alone, only what has changed: see CONTRIBUTING.md.
 core: $(VENV)/.torch
 	@$(MAKE) --no-print-directory -f csrc/core.mk PYTHON=$(BIN)/python
+
+# A source distribution, and a wheel for the torch of the virtual environment.
+dist: $(VENV)/.torch
+	$(BIN)/pip install --quiet build twine
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
 
 # Two minutes: the house, the docs, prices, recordings and the device's own behaviour.
 quick: $(VENV)/.test
@@ -57,7 +64,7 @@ $(VENV)/.torch:
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "bringup needs Python's venv module: apt-get install python3-venv"; exit 2; }
 	@command -v g++ > /dev/null || { echo "bringup needs a C++ compiler: apt-get install g++"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet "$(TORCH)" numpy "setuptools>=68" wheel
+	$(BIN)/pip install --quiet "$(TORCH)" numpy "setuptools>=70.1"
 	@touch $@
 
 $(VENV)/.core: $(VENV)/.torch $(SOURCES)
@@ -78,4 +85,4 @@ $(VENV)/.lint: $(VENV)/.core
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build src/bringup/*.so src/bringup/_build.py src/*.egg-info
+	rm -rf $(VENV) build src/bringup/*.so src/*.egg-info

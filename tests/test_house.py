@@ -13,7 +13,7 @@ SOURCE = ROOT / "src"
 LAYOUT = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## Layout")[2].split("```")
 FOLDERS = (*(name for line in LAYOUT[1].strip().splitlines() for name in line.split("  ")[0].split()), "__main__")
 FILES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
-FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items() if path.name != "_build.py"}
+FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 # A test is named after the file that it tests, or after its folder. These test neither one file nor the whole folder.
 OTHER_TESTS = {
     "recording/test_trace_format.py": "docs/trace.md, which describes the file of a recording",
@@ -47,8 +47,7 @@ def imports(name: str) -> list[tuple[str, bool]]:
     visit(ast.parse(FILES[name].read_text(encoding="utf-8")), False)
     own += [(parent, inside) for module, inside in own if (parent := module.rpartition(".")[0]) not in ("", "bringup")]
     folder = name if FILES[name].name == "__init__.py" else name.rpartition(".")[0]  # is there already
-    own = [(module, inside) for module, inside in own if module != folder]
-    return [(module, inside) for module, inside in own if module != "bringup._build"]  # which the build writes
+    return [(module, inside) for module, inside in own if module != folder]
 
 
 def place(name: str) -> int:
@@ -58,7 +57,7 @@ def place(name: str) -> int:
 def test_design_draws_the_folders() -> None:
     package = list((SOURCE / "bringup").iterdir())
     entries = {path.stem for path in package if path.suffix == ".py" or (path / "__init__.py").exists()}
-    assert entries - {"_build"} == set(FOLDERS)
+    assert entries == set(FOLDERS)
     layers = {line.replace("csrc/driver.h", "").split()[0].rstrip("/") for line in LAYOUT[3].strip().splitlines()[1:]}
     assert layers == {path.name for path in (ROOT / "csrc").iterdir() if path.is_dir()}
 
