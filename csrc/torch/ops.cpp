@@ -305,8 +305,9 @@ Tensor& copy_(Tensor& self, const Tensor& src, bool non_blocking) {
     copy_on_device(self, src);
     return self;
   }
-  TORCH_CHECK((to_chip || self.device().is_cpu()) && (from_chip || src.device().is_cpu()),
-              "copies go between chips and the CPU; got ", src.device(), " to ", self.device());
+  // The memory of another accelerator is reached by way of the host.
+  if (!from_chip && !src.device().is_cpu()) return copy_(self, src.to(c10::kCPU), false);
+  if (!to_chip && !self.device().is_cpu()) return self.copy_(src.to(c10::kCPU));
   auto broadcast = at::infer_size(src.sizes(), self.sizes());
   TORCH_CHECK(broadcast == self.sizes(), "output with shape ", self.sizes(), " doesn't match the broadcast shape ", broadcast);
   if (self.numel() == 0) return self;

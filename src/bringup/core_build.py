@@ -126,8 +126,10 @@ def compiler_version(command: Sequence[str]) -> str:
     return f"{Path(command[0]).name}-{version[0] if version else 'unknown'}"
 
 
-def command_line(torch: Torch, target: Path, extra: Sequence[str] = ()) -> list[str]:
-    """Return the command that compiles the core."""
+def command_line(
+    torch: Torch, target: Path, extra: Sequence[str] = (), files: Sequence[Path] | None = None
+) -> list[str]:
+    """Return the command that compiles the core, or other C++ files that use torch, into a library."""
     folder, python = sources(), sysconfig.get_path("include")
     if not Path(python, "Python.h").exists():
         raise BuildError(f"the C++ core needs Python's headers, and {python} has none: apt-get install python3-dev")
@@ -140,7 +142,7 @@ def command_line(torch: Torch, target: Path, extra: Sequence[str] = ()) -> list[
         *shlex.split(flags),
         *("-DNDEBUG", "-fwrapv", f"-D_GLIBCXX_USE_CXX11_ABI={torch.abi}", "-fPIC", "-shared"),
         *("-isystem", f"{torch.home}/include", "-isystem", f"{torch.home}/include/kineto", "-isystem", python),
-        *(str(folder / "core.cpp"), str(folder / "drivers" / "virtual.cpp")),
+        *map(str, files or (folder / "core.cpp", folder / "drivers" / "virtual.cpp")),
         *(f"-L{torch.home}/lib", *LIBRARIES, *extra, "-o", str(target)),  # torch has loaded them: no path is needed
     ]
 

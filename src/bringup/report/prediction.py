@@ -104,7 +104,7 @@ def predict(
     described = load_chip(os.fspath(chip))
     use_unless_chosen(chip)
     modules = [item for item in (function, *args, *kwargs.values()) if isinstance(item, torch.nn.Module)]
-    with dryrun.dry() if dry else nullcontext(), _put_back(modules) if dry else nullcontext():
+    with dryrun.dry() if dry else nullcontext(), _put_back(modules, values=dry):
         moved, named = _on_chip(args), _on_chip(kwargs)
         if isinstance(function, torch.nn.Module):
             function = function.to("chip")
@@ -120,20 +120,29 @@ def predict(
 
 
 @contextmanager
-def _put_back(modules: list[torch.nn.Module]) -> Iterator[None]:
-    """Restore what modules held, because a dry run moves their parameters without their values."""
+def _put_back(modules: list[torch.nn.Module], values: bool) -> Iterator[None]:
+    """Restore the parameters of modules on other accelerators: `Module.to` gives them new ones.
+
+    Args:
+        modules: the modules.
+        values: restore buffers and values, too, because a dry run moves them without their content.
+    """
     inside = [inner for module in modules for inner in module.modules()]
+    parameters = [(inner._parameters, name, value) for inner in inside for name, value in inner._parameters.items()]
     buffers = [(inner._buffers, name, value) for inner in inside for name, value in inner._buffers.items()]
     held = [(item, item.data, item.grad) for module in modules for item in module.parameters()]
     try:
         yield
     finally:
-        for item, data, grad in held:
-            item.grad = None
-            item.data = data
-            item.grad = grad
-        for owner, name, value in buffers:
-            owner[name] = value
+        for owner, name, parameter in parameters:
+            owner[name] = parameter
+        if values:
+            for item, data, grad in held:
+                item.grad = None
+                item.data = data
+                item.grad = grad
+            for owner, name, buffer in buffers:
+                owner[name] = buffer
 
 
 def _on_chip(value: Any) -> Any:
