@@ -101,7 +101,7 @@ def test_unknown_chip_suggests_the_nearest_names() -> None:
         ("invented = true\n", "", "compute.cores has no source: add it under [sources], or say invented = true"),
         ("invented = true\n", "invented = true\nclock = 3\n", "clock: Extra inputs are not permitted, got 3"),
         ("[power]", '[sources]\n"speed" = "y"\n[power]', "names speed"),
-        ("float32 = 4", "float33 = 4", "float33, which is no dtype of torch"),
+        ("float32 = 4", "float33 = 4", "float33, which is not a torch dtype"),
         ('kind = "tile"', 'kind = "systolic"', "a systolic matrix engine needs rows and columns"),
         ('"complex128"]', '"complex128"]\nhost = ["topk"]', "write an operator, aten::topk"),
         ('"complex128"]', '"complex128"]\n[ops.groups]\nsums = []', "groups names sums: the groups are matmul"),
@@ -183,7 +183,7 @@ def test_bad_choice_in_the_environment_is_told_at_first_use(python: Run) -> None
 
 def test_chip_chosen_after_first_use_is_refused() -> None:
     torch.ones(1, device="chip")
-    with pytest.raises(bringup.ChipInUseError, match="edge8 is in use already: choose the chip before"):
+    with pytest.raises(bringup.ChipInUseError, match="edge8 is already in use; choose the chip before"):
         bringup.use("a100-sxm-80")
 
 

@@ -13,7 +13,7 @@ def _library() -> Path:
 
 
 def problem() -> str | None:
-    """Say in one sentence why this torch cannot load the core; None if it can."""
+    """Return one sentence on why the core cannot be loaded; None if it can."""
     try:
         from bringup._build import TORCH
     except ImportError:
@@ -26,10 +26,10 @@ def problem() -> str | None:
             f"bringup was built for torch {TORCH} and this is torch {version}, so the device 'chip' is not there: "
             "reinstall bringup with this torch (pip install --force-reinstall --no-deps --no-build-isolation bringup)"
         )
-    taken = torch._C._get_privateuse1_backend_name()
-    if taken not in ("privateuseone", "chip"):
+    registered = torch._C._get_privateuse1_backend_name()
+    if registered not in ("privateuseone", "chip"):
         return (
-            f"another package has registered the device {taken!r}, and PyTorch has room for one such device in a "
+            f"another package has registered the device {registered!r}, and PyTorch has room for one such device in a "
             "process: uninstall one of the two, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 and load the one you want"
         )
     return None
