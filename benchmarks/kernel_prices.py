@@ -131,7 +131,9 @@ def predicted(launch: Callable[[dict[str, str]], None], row: dict[str, str], chi
         launch(row)
     launches = [trace.signatures[i] for i in trace.columns["signature"][trace.columns["kind"] == LAUNCH].tolist()]
     launches = [signature for signature in launches if signature.op.startswith("triton::")]
-    return float(price_table(WorkTable.of(launches), launches, bringup.load_chip(chip)).seconds.sum()) * 1e3
+    return (
+        float(price_table(WorkTable.from_signatures(launches), launches, bringup.load_chip(chip)).seconds.sum()) * 1e3
+    )
 
 
 def main() -> None:

@@ -85,7 +85,7 @@ def cold_price(trace: Trace, chip: str) -> float:
 
     def price() -> None:
         signatures = [Signature.parse(item) for item in trace.signature_data]
-        pricing.price_table(pricing.WorkTable.of(signatures), signatures, described)
+        pricing.price_table(pricing.WorkTable.from_signatures(signatures), signatures, described)
 
     return statistics.median(once(price) for _ in range(9))
 

@@ -27,7 +27,7 @@ def test_file_that_grows_while_it_is_read_ends_at_the_limit() -> None:
 
 def test_text_that_is_no_utf8_is_told(tmp_path: Path) -> None:
     (tmp_path / "c.toml").write_bytes(b"\xff\xfe")
-    with pytest.raises(BringupError, match=r"c\.toml: is no chip file: it is not text in UTF-8"):
+    with pytest.raises(BringupError, match=r"c\.toml: is not a chip file: it is not UTF-8 text"):
         read_text(tmp_path / "c.toml", "chip file")
 
 
@@ -44,8 +44,8 @@ def test_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
 def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, problem in {
-        tmp_path / "pipe": "is no regular file",
-        tmp_path: "is no regular file",
+        tmp_path / "pipe": "is not a regular file",
+        tmp_path: "is not a regular file",
         tmp_path / "nowhere" / "page.html": "cannot be written",
         tmp_path / ("x" * 300): "cannot be written",
     }.items():

@@ -26,6 +26,12 @@ OTHER_TESTS = {
     "triton/test_sweep.py": "Triton's language, by operation and dtype",
     "triton/test_tutorials.py": "the kernels of Triton's tutorials",
 }
+# Words that do not name the value they stand for, and the folders and root files without them.
+EMPTY_NAMES = {"found", "given", "known", "made", "kept", "every", "of", "asked", "said", "taken", "there"}
+NAMED_WELL = (
+    *("__init__", "errors", "text", "limits", "files", "paths", "process", "core", "kernels"),
+    *("machine", "cost", "device", "recording", "pricing", "timeline", "compile"),
+)
 
 
 def imports(name: str) -> list[tuple[str, bool]]:
@@ -112,3 +118,22 @@ def test_modules_that_the_core_calls_are_there() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "csrc").rglob("*.cpp"))
     called = set(re.findall(r'"(bringup\.[a-z_.]+)"', sources))
     assert called and called <= set(FILES)
+
+
+def identifiers(tree: ast.AST) -> set[str]:
+    """Return the names of values in a file: variables, parameters, attributes, functions, classes, imports."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        for field in ("id", "arg", "attr", "name", "asname", "rest"):
+            names.add(str(getattr(node, field, None)))
+        if isinstance(node, ast.Global | ast.Nonlocal):
+            names.update(node.names)
+    return names
+
+
+@pytest.mark.parametrize("part", NAMED_WELL)
+def test_names_say_what_they_hold(part: str) -> None:
+    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
+    names = {name: identifiers(tree) for name, tree in trees.items() if FOLDERS[place(name)] == part}
+    assert names
+    assert not {name: words & EMPTY_NAMES for name, words in names.items() if words & EMPTY_NAMES}

@@ -105,7 +105,8 @@ def test_every_finding_fails_its_test_with_its_line(suite: Run) -> None:
     assert "t4: init: aten::add_ at test_it.py:12 reads memory that was allocated at test_it.py:12" in out
     assert "t4: leak: 4.00 KiB of device memory outlive the test" in out and "test_it.py:16" in out
     assert (
-        "t4: race: aten::mm at test_it.py:22 reads on stream 1" in out and "aten::fill_ at test_it.py:20 wrote" in out
+        "t4: race: aten::mm at test_it.py:22 reads memory on stream 1" in out
+        and "aten::fill_ at test_it.py:20 writes" in out
     )
     assert "t4: device: aten::index at test_it.py:26 gets a tensor on the host" in out
     assert "the host waits 3 times for the chip, at most 1 are allowed: test_it.py:33 3x" in out

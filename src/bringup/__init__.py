@@ -62,9 +62,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import public names when they are first asked for.
+    """Import a public name at its first use.
 
-    `import torch` imports this package, which must cost it nothing; and the command line answers without torch.
+    `import torch` imports this package, so the import must take no time. The command line also starts without torch.
     """
     import importlib
     import sys

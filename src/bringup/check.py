@@ -1,4 +1,4 @@
-"""What an item of a vendor's own imports; see docs/scorecard.md."""
+"""The public names for writing a scorecard item; see docs/scorecard.md."""
 
 from bringup.scorecard import ITEMS, Failed, Item, NotApplicable, Partial, item, require, run_item
 

@@ -63,10 +63,10 @@ def load() -> None:
     torch_here()
     import torch
 
-    taken = torch._C._get_privateuse1_backend_name()
-    if taken not in ("privateuseone", "chip"):
+    registered = torch._C._get_privateuse1_backend_name()
+    if registered not in ("privateuseone", "chip"):
         raise VersionError(
-            f"another package has registered the device {taken!r}, and PyTorch has room for one such device in a "
+            f"another package has registered the device {registered!r}, and PyTorch has room for one such device in a "
             "process: uninstall one of the two, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 and load the one you want"
         )
     torch.ops.load_library(str(library()))  # type: ignore[no-untyped-call]

@@ -1,17 +1,16 @@
-"""The tree of errors.
+"""The error types.
 
-Every mistake that a user can make with bringup itself raises one of these, with one sentence that says what was asked,
-what was found and what to do::
+Every mistake in the use of bringup raises one of these. The message is one sentence that states the request, the
+problem and the remedy::
 
     BringupError(RuntimeError)
     +-- ChipFileError        a chip file is malformed: file, key, value and the fix
-    +-- UnknownChipError     no chip of that name; the nearest names
+    +-- UnknownChipError     no chip has this name: the nearest names
     +-- ChipInUseError       the chip was chosen after its first use
-    +-- TraceError           a trace file is missing, truncated, foreign or of another version
-    +-- VersionError         this torch is not the one that bringup was built for
+    +-- TraceError           a trace file is missing, truncated, not a trace, or has another version
+    +-- VersionError         bringup was built for another torch version
 
-What a kernel or torch itself refuses keeps torch's own types: ``IndexError``, ``RuntimeError``,
-``torch.OutOfMemoryError``.
+Errors of torch and of kernels keep torch's types: ``IndexError``, ``RuntimeError``, ``torch.OutOfMemoryError``.
 """
 
 
@@ -36,7 +35,7 @@ class TraceError(BringupError):
 
 
 class VersionError(BringupError):
-    """This torch is not the one that bringup was built for."""
+    """Bringup was built for another torch version."""
 
 
 class ChipWarning(UserWarning):

@@ -1,4 +1,4 @@
-"""Reading files that people exchange, and writing files whole or not at all."""
+"""Reading files that people exchange, and writing files atomically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bringup.limits import BYTES
 from bringup.text import size
 
 StrPath = str | os.PathLike[str]
-OURS = ".bringup-"  # how the names of our temporary files and folders begin
+OURS = ".bringup-"  # prefix of our temporary files and folders
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a pipe",
@@ -22,14 +22,14 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
-_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # the process's own, even if a file was given as input
+_STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # refused even if the shell redirects a regular file to them
 
 
 def current_directory() -> str:
     """Return the current directory.
 
     Raises:
-        BringupError: it was removed.
+        BringupError: the directory was removed.
     """
     try:
         return os.getcwd()
@@ -38,19 +38,19 @@ def current_directory() -> str:
 
 
 def read_bytes(path: StrPath, what: str, error: type[BringupError] = BringupError) -> bytes:
-    """Return what a regular file holds.
+    """Return the bytes of a regular file.
 
     Args:
-        path: a link to a regular file is one, too.
-        what: key of `limits.BYTES`: what the file is meant to be, and so how large it may be.
-        error: type of the error.
+        path: the file, or a link to it.
+        what: the kind of file, a key of `limits.BYTES`, which bounds its size.
+        error: the type of error to raise.
 
     Raises:
-        BringupError: it is missing, no regular file, too large, or cannot be read.
+        BringupError: the file is missing, not a regular file, too large, or cannot be read.
     """
     try:
-        _refuse_other_kinds(os.stat(path), path, what, error)  # opening a device may do something
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its writer
+        _refuse_other_kinds(os.stat(path), path, what, error)  # before opening: to open a device can have effects
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # else a pipe would block here
         try:
             _refuse_other_kinds(os.fstat(descriptor), path, what, error)
             return _read(descriptor, path, what, error)
@@ -62,12 +62,12 @@ def read_bytes(path: StrPath, what: str, error: type[BringupError] = BringupErro
         raise error(f"{path}: cannot be read ({getattr(problem, 'strerror', None) or problem})") from None
 
 
-def _refuse_other_kinds(found: os.stat_result, path: StrPath, what: str, error: type[BringupError]) -> None:
-    kind = stat.S_IFMT(found.st_mode)
+def _refuse_other_kinds(status: os.stat_result, path: StrPath, what: str, error: type[BringupError]) -> None:
+    kind = stat.S_IFMT(status.st_mode)
     if os.path.normpath(path).startswith(_STREAMS):
         raise error(f"{path}: is an input stream; give the path of a {what}")
     if kind != stat.S_IFREG:
-        raise error(f"{path}: is {_KINDS.get(kind, 'no regular file')}; give the path of a {what}")
+        raise error(f"{path}: is {_KINDS.get(kind, 'not a regular file')}; give the path of a {what}")
 
 
 def _read(descriptor: int, path: StrPath, what: str, error: type[BringupError]) -> bytes:
@@ -77,36 +77,36 @@ def _read(descriptor: int, path: StrPath, what: str, error: type[BringupError]) 
         pieces.append(piece)
         total += len(piece)
         if total > limit.most:
-            raise error(f"{path}: is larger than {size(limit.most)}, the most that a {what} may have ({limit.why})")
+            raise error(f"{path}: is larger than {size(limit.most)}, the largest size of a {what} ({limit.why})")
     return b"".join(pieces)
 
 
 def read_text(path: StrPath, what: str, error: type[BringupError] = BringupError) -> str:
-    """Return the text of a regular file in UTF-8; the arguments and errors are those of `read_bytes`."""
+    """Return the text of a regular UTF-8 file; see `read_bytes` for the arguments and errors."""
     try:
         return read_bytes(path, what, error).decode("utf-8")
     except UnicodeDecodeError as problem:
-        raise error(f"{path}: is no {what}: it is not text in UTF-8 ({problem.reason})") from None
+        raise error(f"{path}: is not a {what}: it is not UTF-8 text ({problem.reason})") from None
 
 
 def refuse_unwritable(*paths: StrPath) -> None:
-    """Refuse files that cannot be written, before hours of work whose result they should take.
+    """Raise an error for files that cannot be written, before the work that produces their contents.
 
     Raises:
-        BringupError: there is no such folder, it cannot be written, or the path is no regular file's.
+        BringupError: the folder is missing or cannot be written, or the path is not that of a regular file.
     """
     for path in paths:
-        _made(Path(path)).unlink()
+        _temporary_file(Path(path)).unlink()
 
 
 @contextmanager
 def written_whole(path: StrPath) -> Iterator[str]:
-    """Yield the name of a temporary file beside ``path``; it takes the name of ``path`` when the block ends well.
+    """Yield the name of a temporary file beside ``path``, and rename it to ``path`` if the block raises no error.
 
-    The temporary name cannot be foreseen and is never followed if it is a link, for folders that others can write.
+    In a folder that others can write, the temporary name must not be predictable, and a link is never followed.
     """
     target = Path(path)
-    temporary = _made(target)
+    temporary = _temporary_file(target)
     try:
         yield str(temporary)
         os.replace(temporary, target)
@@ -116,23 +116,23 @@ def written_whole(path: StrPath) -> Iterator[str]:
         temporary.unlink(missing_ok=True)
 
 
-def _made(target: Path) -> Path:
+def _temporary_file(target: Path) -> Path:
     try:
-        return _fresh(target)
+        return _create_beside(target)
     except (OSError, ValueError) as error:
         raise BringupError(f"{target}: cannot be written ({getattr(error, 'strerror', None) or error})") from None
 
 
-def _fresh(target: Path) -> Path:
-    """Make an empty file beside the target."""
+def _create_beside(target: Path) -> Path:
+    """Create an empty file in the target's folder."""
     if target.exists() and not target.is_file():
-        raise BringupError(f"{target}: is no regular file; give the path of a file to write")
+        raise BringupError(f"{target}: is not a regular file; give the path of a file to write")
     temporary = target.with_name(f"{OURS}{secrets.token_hex(8)}")
     os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666))
     return temporary
 
 
 def write_text(path: StrPath, text: str) -> None:
-    """Write a text file, whole or not at all."""
+    """Write a text file; after an error the old file is unchanged."""
     with written_whole(path) as temporary:
         Path(temporary).write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What a program imports for its own kernels; see docs/kernels.md."""
+"""The public names for testing a program's own kernels; see docs/kernels.md."""
 
 from bringup.triton.numerics import OutputError, check
 

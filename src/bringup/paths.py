@@ -1,7 +1,7 @@
-"""How shared files name a line of source: below the program's folder or in a package, never where a home is.
+"""Shortened paths for traces and reports, which must not contain a user's home directory.
 
-Traces and reports are passed on. A path below the directory that the program was started from, or below the script's,
-is relative to it; one in a package begins with the package. Of any other file the name is kept, after ``...``.
+Traces and reports are shared. A path below the current directory or the script's directory becomes relative to it. A
+path in a package begins with the package's name. Any other path is reduced to ``...`` and the file's name.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ import sysconfig
 
 _LINE = re.compile(r"(.*?)((?::\d+)?(?: \(backward\))?)", re.S)
 _PACKAGE = re.compile(r".*/(?:site|dist)-packages/(.+)", re.S)
-# Within a text; what comes after the scheme of another URL is none.
+# An absolute path within a text. The path of a URL does not match, except after ``file:``.
 _ABSOLUTE = re.compile(r"(?:(?<![\w./:])(?:/+|[A-Za-z]:\\+|(?:\.\./)+)|(?<=file:)/+)[^\s'\"(),:;<>]+")
-_HOMES = ("/", "/home", "/Users")  # what is relative to these says whose home it is in
-MOST_LETTERS = 4096  # of a name, as trace files have it
+_HOMES = ("/", "/home", "/Users")  # a path relative to one of these would still contain a user's name
+MOST_LETTERS = 4096  # in one name; the limit of trace files
 
 
 class Places:
-    """Names the files of one recording. Files that have only their name in common stay apart.
+    """Shortens the paths of one recording. Different files get different names, even if their base names are equal.
 
     Args:
-        start: the directory that the program was started from.
-        script: the program; its directory is the other one that paths are relative to.
+        start: the directory in which the program was started.
+        script: the program; paths may also be relative to its directory.
     """
 
     def __init__(self, start: str, script: str) -> None:
         self.start = start
         folders = start, os.path.dirname(os.path.join(start, script))
-        self.roots = [found for folder in folders for found in (folder, os.path.realpath(folder))]
-        self.known: dict[str, str] = {}
-        self.taken: dict[str, str] = {}  # name -> file
+        self.roots = [root for folder in folders for root in (folder, os.path.realpath(folder))]
+        self.names: dict[str, str] = {}  # path -> shortened name
+        self.files: dict[str, str] = {}  # shortened name -> real path
 
     @classmethod
     def of_process(cls) -> Places:
-        """Take the current directory and the program of this process."""
+        """Return the places of this process: its current directory and its program."""
         try:
             return cls(os.getcwd(), sys.argv[0])
         except OSError:  # the directory was removed
@@ -54,18 +54,18 @@ class Places:
 
     def file(self, path: str) -> str:
         """Shorten a path."""
-        if path not in self.known:
+        if path not in self.names:
             try:
                 whole = os.path.abspath(path)
             except OSError:  # the current directory was removed
                 whole = os.path.join(self.start, path)
             name, number = self._name(whole), 1
             shown = name
-            while self.taken.setdefault(shown, os.path.realpath(whole)) != os.path.realpath(whole):
+            while self.files.setdefault(shown, os.path.realpath(whole)) != os.path.realpath(whole):
                 number += 1
                 shown = f".../{number}/{name.removeprefix('.../')}"
-            self.known[path] = shown
-        return self.known[path]
+            self.names[path] = shown
+        return self.names[path]
 
     def within(self, text: str) -> str:
         """Shorten the absolute paths in a text."""
@@ -76,7 +76,7 @@ class Places:
 
     def _name(self, path: str) -> str:
         base = ntpath.basename(os.path.basename(path))
-        if re.match(r"[A-Za-z]:\\", os.path.basename(path)):  # of another system
+        if re.match(r"[A-Za-z]:\\", os.path.basename(path)):  # a Windows path
             return f".../{base}"
         if package := _PACKAGE.fullmatch(path):
             return package[1]
@@ -98,12 +98,12 @@ def _is_above_home(folder: str) -> bool:
 
 
 def _is_home(path: str) -> bool:
-    """Whether the last part of a path is a user's name."""
+    """Return True if the last part of a path is a user's name."""
     home = os.path.expanduser("~")
     return path in (home, os.path.realpath(home)) or os.path.dirname(path) in _HOMES[1:]
 
 
 def as_text(name: str) -> str:
-    """Return a name as files can hold it: bytes that are no UTF-8 are escaped, and its length is bounded."""
+    """Return a name that a file can hold: bytes outside UTF-8 are escaped, and long names are cut."""
     text = name.encode("utf-8", "backslashreplace").decode("utf-8")
     return text if len(text) <= MOST_LETTERS else f"{text[: MOST_LETTERS - 3]}..."

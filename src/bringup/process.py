@@ -1,7 +1,7 @@
-"""What this process has chosen: its chip and its switches, by the command line, `use` or the environment.
+"""The choices that hold for a whole process: its chip and its switches.
 
-What a user chooses for a whole process is here, and everybody reads it from here. Environment variables have one parser
-each, below; it is asked when the choice is made, and that of the compiler whenever something is compiled.
+They come from the command line, from `use` or from environment variables. Each environment variable has one parser
+below, which runs when the choice is made. ``BRINGUP_COMPILE`` is read at each compilation.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
 DEFAULT_CHIP = "edge8"
-MAX_DEVICES = 64  # the core opens as many
+MAX_DEVICES = 64  # the core's limit
 
 
 @dataclass
@@ -26,10 +26,10 @@ class Process:
     """The choices of a process.
 
     Attributes:
-        chip: what `use` has chosen, or the first use of a device; None before that.
-        named_cuda: ``cuda`` means the chip (`bringup.redirect_cuda`).
-        compiler: whose kernels torch.compile launches: bringup's from the graph, or Inductor's in Triton. None: as the
-            environment says.
+        chip: the chip chosen by `use` or by the first use of a device; None before that.
+        named_cuda: True if ``cuda`` means the chip (`bringup.redirect_cuda`).
+        compiler: the kernels that torch.compile launches: bringup's from the graph, or Inductor's in Triton. If it is
+            None, the environment decides.
     """
 
     chip: Chip | None = None
@@ -37,39 +37,39 @@ class Process:
     compiler: Literal["graph", "triton"] | None = None
 
     def chosen_chip(self) -> Chip:
-        """Return the chip. It is chosen before anything is launched."""
+        """Return the chip, which must have been chosen; this is so after the first launch."""
         assert self.chip is not None
         return self.chip
 
     def reset(self) -> None:
-        """Forget all choices: for tests. The core keeps its chip, and torch stays redirected."""
+        """Forget all choices, for tests. The core keeps its chip, and torch stays redirected."""
         for field in fields(self):
             setattr(self, field.name, field.default)
 
 
 process = Process()
 
-# What rooms say of a run in the trace's `about`. Each is called when a recording begins, and what it returns is called
-# when the trace is taken.
+# Contributions of other modules to a trace's `about`. Each function is called when a recording begins; the function
+# that it returns is called when the recording ends.
 Facts = Callable[[Places], Callable[[], dict[str, Any]]]
 FACTS: list[Facts] = []
 
-ON_REDIRECT: list[Callable[[], None]] = []  # called when the name cuda begins to mean the chip
+ON_REDIRECT: list[Callable[[], None]] = []  # called by `redirect_cuda`
 
 
 # ---- the environment
 
 
 def asked_chip() -> str | None:
-    """Return the chip that ``BRINGUP_CHIP`` names, None if it names none."""
+    """Return the chip named by ``BRINGUP_CHIP``, None if it is not set."""
     return os.environ.get("BRINGUP_CHIP") or None
 
 
 def asked_devices() -> int:
-    """Return the number of chips that ``BRINGUP_DEVICES`` asks for, 1 if it is not set.
+    """Return the number of chips set by ``BRINGUP_DEVICES``, 1 if it is not set.
 
     Raises:
-        BringupError: it is not a whole number from 1 to `MAX_DEVICES`.
+        BringupError: the value is not a whole number from 1 to `MAX_DEVICES`.
     """
     devices = os.environ.get("BRINGUP_DEVICES", "1")
     if not (devices.isascii() and devices.isdigit() and 1 <= int(devices) <= MAX_DEVICES):
@@ -78,7 +78,7 @@ def asked_devices() -> int:
 
 
 def asked_driver() -> str:
-    """Return the path of the driver's library that ``BRINGUP_DRIVER`` names; "" is the virtual chip."""
+    """Return the path of the driver library named by ``BRINGUP_DRIVER``; "" is the virtual chip."""
     return os.environ.get("BRINGUP_DRIVER", "")
 
 
@@ -96,15 +96,15 @@ def asked_strict() -> bool:
 
 
 def asked_check() -> bool:
-    """Return True if ``BRINGUP_CHECK`` asks to catch accesses of the host to device memory."""
+    """Return True if ``BRINGUP_CHECK`` asks for an error where the host accesses device memory."""
     return _is_set("BRINGUP_CHECK")
 
 
 def asked_compiler() -> Literal["graph", "triton"]:
-    """Return whose kernels torch.compile launches: the command line's choice, else that of ``BRINGUP_COMPILE``.
+    """Return the compiler whose kernels torch.compile launches, set on the command line or by ``BRINGUP_COMPILE``.
 
     Raises:
-        BringupError: the variable names no compiler.
+        BringupError: the value of the variable is not a compiler.
     """
     if process.compiler is not None:
         return process.compiler

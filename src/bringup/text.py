@@ -1,17 +1,17 @@
-"""Numbers and foreign texts for people."""
+"""Formatting for people: safe text, durations and sizes."""
 
 from __future__ import annotations
 
 import unicodedata
 
-_JOINERS = "\u200c\u200d"  # within words of Persian, within emoji: harmless
+_JOINERS = "\u200c\u200d"  # harmless: they occur within Persian words and within emoji
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (such as bidirectional overrides), surrogate, separators
 
 
 def plain(text: str) -> str:
-    """Return a text as a terminal may show it: what would control the terminal or cannot be seen is escaped.
+    """Return a text with control characters and invisible characters escaped, so that a terminal may show it.
 
-    For names and for texts of files, which others may have written.
+    Names and texts from files need this, because anyone may have written them.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -23,13 +23,13 @@ def _shows(character: str) -> bool:
 
 
 def short(text: str, most: int = 80) -> str:
-    """Return the beginning of a text that may be long, in one line and as `plain` has it."""
+    """Return the first letters of a text in one line, escaped by `plain`."""
     text = plain(text)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def duration(seconds: float) -> str:
-    """Write a time with a fitting unit: ``412.3 ms``."""
+    """Format a time with a fitting unit: ``412.3 ms``."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
         if seconds >= scale:
             value = seconds / scale
@@ -38,7 +38,7 @@ def duration(seconds: float) -> str:
 
 
 def size(count: float) -> str:
-    """Write bytes with a fitting unit: ``1.50 GiB``."""
+    """Format a number of bytes with a fitting unit: ``1.50 GiB``."""
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= scale:
             return f"{count / scale:,.2f} {unit}"

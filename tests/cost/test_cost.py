@@ -71,7 +71,7 @@ def test_pointwise_reads_and_writes_once() -> None:
 
 def test_second_rule_for_an_operator_is_refused() -> None:
     assert family_of("aten::topk") == "sort"
-    with pytest.raises(bringup.BringupError, match="topk has a cost rule already, of family sort"):
+    with pytest.raises(bringup.BringupError, match="topk already has a cost rule, in family sort"):
         rule("sort", "topk")(work_of)
 
 

@@ -72,7 +72,7 @@ def test_bad_choice_in_the_environment_is_told_at_first_use(python: Run) -> None
 
 def test_chip_chosen_after_first_use_is_refused() -> None:
     torch.ones(1, device="chip")
-    with pytest.raises(bringup.ChipInUseError, match="edge8 is in use already: choose the chip before"):
+    with pytest.raises(bringup.ChipInUseError, match="edge8 is already in use; choose the chip before"):
         bringup.use("a100-sxm-80")
 
 

@@ -48,7 +48,7 @@ def test_unknown_chip_suggests_the_nearest_names() -> None:
         ("invented = true\n", "", "compute.cores has no source: add it under [sources], or say invented = true"),
         ("invented = true\n", "invented = true\nclock = 3\n", "clock: Extra inputs are not permitted, got 3"),
         ("[power]", '[sources]\n"speed" = "y"\n[power]', "names speed"),
-        ("float32 = 4", "float33 = 4", "float33, which is no dtype of torch"),
+        ("float32 = 4", "float33 = 4", "float33, which is not a torch dtype"),
         ('kind = "tile"', 'kind = "systolic"', "a systolic matrix engine needs rows and columns"),
         ('"complex128"]', '"complex128"]\nhost = ["topk"]', "write an operator, aten::topk"),
         ('"complex128"]', '"complex128"]\n[ops.groups]\nsums = []', "groups names sums: the groups are matmul"),

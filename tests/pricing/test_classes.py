@@ -31,5 +31,5 @@ def test_new_class_of_chips_prices_by_its_own_rules(monkeypatch: pytest.MonkeyPa
 
 
 def test_second_class_for_a_kind_is_refused() -> None:
-    with pytest.raises(AssertionError, match="gpu chips with a tile engine have a class already"):
+    with pytest.raises(AssertionError, match="gpu chips with a tile engine already have a class"):
         classes.register(pricing.class_of(bringup.load_chip("t4")), "gpu", matrix="tile")

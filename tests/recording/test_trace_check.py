@@ -122,7 +122,7 @@ def test_storage_that_no_row_can_have_is_told(trace: bringup.Trace, tmp_path: Pa
         (lambda s: s.about["about"].update(held_bytes=["1"]), "held_bytes.0: Input should be a valid integer"),
         (lambda s: s.about["about"].update(dry="yes"), "dry: Input should be a valid boolean"),
         (lambda s: s.about["about"].update(program="\udcff"), "program: Input should be a valid string"),
-        (lambda s: s.signature("aten::addmm")["inputs"].__setitem__(0, ["f32", [4], [1], 0, 0]), "f32 is no dtype"),
+        (lambda s: s.signature("aten::addmm")["inputs"].__setitem__(0, ["f32", [4], [1], 0, 0]), "f32 is not a torch"),
         (lambda s: s.signature("aten::addmm")["inputs"][1].__setitem__(1, [2]), "1 dimensions has 2 strides"),
         (
             lambda s: s.signature("aten::addmm")["inputs"][1].__setitem__(1, ["x", "y"]),

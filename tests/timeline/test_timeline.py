@@ -46,7 +46,7 @@ def add(n: int) -> Signature:
 
 
 def priced(signature: Signature, on: Chip) -> tuple[float, int]:
-    prices = price_table(WorkTable.of([signature]), [signature], on)
+    prices = price_table(WorkTable.from_signatures([signature]), [signature], on)
     return float(prices.seconds[0]), int(prices.bound[0])
 
 

@@ -28,7 +28,7 @@ def seconds(run: Callable[[], object], chip: str) -> float:
     with bringup.dry(), bringup.record() as trace:
         run()
     launches = [trace.signatures[i] for i in trace.columns["signature"][trace.columns["kind"] == LAUNCH].tolist()]
-    prices = price_table(WorkTable.of(launches), launches, bringup.load_chip(chip))
+    prices = price_table(WorkTable.from_signatures(launches), launches, bringup.load_chip(chip))
     return float(prices.seconds.max())
 
 

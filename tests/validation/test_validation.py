@@ -109,15 +109,15 @@ CONVOLUTION = "OPName,Device,Latency,B,Input_Channel,Output_Channel,Kernel_Szie,
     [
         (TPU, "workload,latency_ns\ngemm_8x8x8,9\ngemm_8x8x8\n", "at line 3: 1 cells for 2 columns"),
         (TPU, "workload\ngemm_8x8x8\n", "at line 2: 'latency_ns'"),
-        (TPU, "workload,latency_ns\ngemm_8x8x8,nan\n", "at line 2: a launch of nan s is no measurement"),
-        (TPU, "workload,latency_ns\ngemm_8x8x8,inf\n", "a launch of inf s is no measurement"),
-        (TPU, "workload,latency_ns\ngemm_8x8x8,-5\n", "a launch of -5e-09 s is no measurement"),
-        (TPU, "workload,latency_ns\ngemm_8x8x8,0\n", "a launch of 0 s is no measurement"),
-        (TPU, "workload,latency_ns\ngemm_8x8x8,1e-300\n", "a launch of 1e-309 s is no measurement"),
-        (TPU, "workload,latency_ns\ngemm_8x8x0,9\n", "mm of 8x0x8 is no launch"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,nan\n", "at line 2: a launch cannot take nan s"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,inf\n", "a launch cannot take inf s"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,-5\n", "a launch cannot take -5e-09 s"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,0\n", "a launch cannot take 0 s"),
+        (TPU, "workload,latency_ns\ngemm_8x8x8,1e-300\n", "a launch cannot take 1e-309 s"),
+        (TPU, "workload,latency_ns\ngemm_8x8x0,9\n", "mm cannot have the sizes 8x0x8"),
         (TPU, "workload,latency_ns\ngemm_8x8,9\n", "at line 2: tuple index out of range"),
-        (TPU, "workload,latency_ns\ngemm_8x8x" + "9" * 30 + ",9\n", "is no launch"),
-        (TPU, b"workload,latency_ns\n\xff,9\n", "is no measurement file: it is not text in UTF-8"),
+        (TPU, "workload,latency_ns\ngemm_8x8x" + "9" * 30 + ",9\n", "cannot have the sizes"),
+        (TPU, b"workload,latency_ns\n\xff,9\n", "is not a measurement file: it is not UTF-8 text"),
         ("llmcompass/matmul_A100.csv", "128,128\n", "matmul_A100.csv is not in the form of llmcompass at line 1"),
         (
             "neusight/test_linear.csv",
@@ -125,7 +125,7 @@ CONVOLUTION = "OPName,Device,Latency,B,Input_Channel,Output_Channel,Kernel_Szie,
             "at line 2: cannot convert",
         ),
         ("neusight/train_conv_sub20.csv", CONVOLUTION + "conv,Tesla T4,1,8,16,32,3,56,0,1\n", "at line 2: integer div"),
-        ("neusight/train_conv_sub20.csv", CONVOLUTION + "conv,Tesla T4,1,8,16,32,99,56,1,1\n", "is no launch"),
+        ("neusight/train_conv_sub20.csv", CONVOLUTION + "conv,Tesla T4,1,8,16,32,99,56,1,1\n", "cannot have the sizes"),
         ("aiconfigurator/FILES.json", "[" * 100_000, "a100_sxm__gemm_perf.csv is not in the form of aiconfigurator"),
         ("aiconfigurator/FILES.json", '{"file": 1}', "is not in the form of aiconfigurator"),
     ],
@@ -222,7 +222,9 @@ def _compare(found: dict[str, Errors], section: str) -> None:
 
 def test_docs_show_the_errors_of_the_shipped_figures() -> None:
     off = errors(measurements())
-    _compare({**summarize(off, lambda row: row.chip), "all": Errors.of(off.values())}, "Errors, shipped figures")
+    _compare(
+        {**summarize(off, lambda row: row.chip), "all": Errors.from_values(off.values())}, "Errors, shipped figures"
+    )
 
 
 def test_docs_show_the_errors_of_whole_programs() -> None:
@@ -259,7 +261,7 @@ def test_docs_show_the_errors_of_whole_sets() -> None:
     for name, found in summarize(off, lambda row: row.chip).items():
         assert abs(found.mean - _readme(3)[name][1]) <= GROWTH, name
     groups = summarize(off, lambda row: f"{_publisher(row)}, {row.chip}, {row.family}")
-    _compare({**groups, "all": Errors.of(off.values())}, "Errors, whole sets")
+    _compare({**groups, "all": Errors.from_values(off.values())}, "Errors, whole sets")
 
 
 def test_one_run_moves_the_scale_of_its_chip() -> None:

@@ -244,7 +244,7 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
 
         outcome = compare(device, chip, host, begin)
     comparisons = outcome.rows
-    total = Errors.of(each.error for each in comparisons)
+    total = Errors.from_values(each.error for each in comparisons)
     if as_json:
         rows = [
             {"program": each.program.text, "measured_seconds": each.measured, "predicted_seconds": each.predicted}

@@ -1,4 +1,4 @@
-"""torch.compile on the chip."""
+"""torch.compile for graphs on the chip."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 
 from bringup.process import FACTS, asked_compiler
 
-# BRINGUP_COMPILE -> what compiles a graph of Dynamo with its example inputs and patches of Inductor's configuration.
-# The default, ``graph``, is not among them.
+# Value of BRINGUP_COMPILE -> compiler, called with Dynamo's graph, its example inputs and patches of Inductor's
+# configuration. The default, ``graph``, has no entry.
 compilers: dict[str, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {}
 
 
 def install() -> None:
-    """Patch torch.compile's default backend so that graphs on the chip come here. Dynamo is not imported."""
-    import torch  # which loads this package: at its top it would be half-imported
+    """Patch torch.compile's default backend to compile graphs on the chip by bringup. Dynamo is not imported."""
+    import torch  # not at the top: `import torch` imports this package, so torch would be half-imported
 
     from bringup.compile import lines  # imports torch
 

@@ -1,12 +1,12 @@
-"""The graph that Inductor gets, cut into the kernels that a compiler for the chip would launch.
+"""Cutting of Inductor's input graph into the kernels that a compiler for the chip would launch.
 
 Note [Kernels]
-The cut is made after decompositions. Products, convolutions, attention and sorting are kernels of their own. So are
-reductions over other than the last dimensions, together with what is computed from their result element by element.
-The nodes between them are fused if they are connected: a fused kernel reads and writes what crosses its border. The
-cut does not depend on the chip, so that a recording can be priced on any. The one exception are operators that the
-recording's chip does not have: they end a fusion. Each kernel is one launch, and its results are allocated and freed as
-a compiled program would.
+The graph is cut after decompositions. Products, convolutions, attention and sorting each become one kernel. So does a
+reduction over other than the last dimensions, together with elementwise operators on its result. All other nodes are
+fused if they are connected. A fused kernel reads its inputs once and writes only results that other kernels need.
+The cut does not depend on the chip, so a recording can be priced on any chip. The only exception are operators that the
+recording's chip does not support, which end a fusion. Each kernel is one launch. Its results are allocated and freed
+as by a compiled program.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from bringup.cost import family_of
 from bringup.process import process
 
 FUSED = ("pointwise", "copy", "gather", "random")
-Root = tuple[fx.Node, int]  # who made the memory: a node and which of its results
+Root = tuple[fx.Node, int]  # the origin of a piece of memory: a node, and the index of its result
 
 
 @dataclass
 class Kernel:
-    """A launch: one operator, or several fused."""
+    """One launch: a single operator, or several fused ones."""
 
     nodes: list[fx.Node]
     fused: bool
     reads: list[Root] = field(default_factory=list)
     makes: list[Root] = field(default_factory=list)
     changes: list[Root] = field(default_factory=list)  # memory of the graph's inputs
-    frees: list[Root] = field(default_factory=list)  # after it
+    frees: list[Root] = field(default_factory=list)  # memory that is freed after this kernel
     line: str = ""
     module: str = ""
 
 
 def part(value: Any, result: int) -> Any:
-    """Return one of the results of a node's value, which is a tensor or several."""
+    """Return one result of a node's value, which is a tensor or a sequence of tensors."""
     return value[result] if isinstance(value, (list, tuple)) else value
 
 
 def name_of(node: fx.Node) -> str:
-    """Return the name of a node's operator, as the recorder writes it."""
+    """Return the name of a node's operator, in the recorder's form."""
     target: Any = node.target
     if not isinstance(target, torch._ops.OpOverload):
         return f"hop::{getattr(target, '__name__', target)}"
@@ -55,7 +55,7 @@ def name_of(node: fx.Node) -> str:
 
 
 def root_of(node: fx.Node) -> Root:
-    """Return the node and the result that a node's value comes from: an element of a tuple has the tuple's node."""
+    """Return the node and result index of a node's value. For an element of a tuple, this is the tuple's node."""
     if node.op == "call_function" and getattr(node.target, "__name__", "") == "getitem" and node.args[1:]:
         source, place = node.args
         if isinstance(source, fx.Node) and isinstance(place, int):
@@ -85,7 +85,7 @@ def _is_view(node: fx.Node) -> bool:
 
 
 def computing_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
-    """Yield the nodes that launch something."""
+    """Yield the nodes that launch a kernel."""
     for node in graph.nodes:
         if node.op != "call_function" or root_of(node)[0] is not node or _is_view(node):
             continue
@@ -96,7 +96,7 @@ def computing_nodes(graph: fx.Graph) -> Iterator[fx.Node]:
 
 
 def roots_of(graph: fx.Graph) -> dict[Root, Root]:
-    """Return for every value the value whose memory it shares. ``copy_`` writes the memory of its first argument."""
+    """Map every value to the value whose memory it shares. The result of ``copy_`` shares its first argument's."""
     roots: dict[Root, Root] = {}
     for node in graph.nodes:
         source, place = root_of(node)
@@ -125,7 +125,7 @@ def _is_fusible(node: fx.Node) -> bool:
 
 
 def _over_rows(node: fx.Node) -> bool:
-    """True if a reduction removes only the last dimensions, so that a kernel can go on with its row."""
+    """Return True if a reduction removes only the last dimensions, so that a kernel can continue with the same row."""
     tensors = tensors_of(node)
     if not tensors or "cum" in name_of(node):
         return False
@@ -139,10 +139,10 @@ def _over_rows(node: fx.Node) -> bool:
 
 
 def cut(graph: fx.Graph, roots: dict[Root, Root]) -> list[Kernel]:
-    """Cut a graph into kernels: see Note [Kernels].
+    """Cut a graph into kernels; see Note [Kernels].
 
-    The depth of a node counts the kernels of their own that lie before it. Connected nodes of one depth are fused. A
-    path from one to another passes through nodes of that depth only, so the fused kernels form no cycle.
+    The depth of a node is the number of unfused kernels on the way to it. Connected nodes of equal depth are fused. A
+    path between two of them has only nodes of this depth, so the fused kernels form no cycle.
     """
     computing = list(computing_nodes(graph))
     node_of = {(node, i): node for node in computing for i in range(_result_count(node))}
@@ -152,7 +152,7 @@ def cut(graph: fx.Graph, roots: dict[Root, Root]) -> list[Kernel]:
     reductions: dict[tuple[int, Root, Any], fx.Node] = {}
 
     def joins(node: fx.Node, b: fx.Node) -> bool:
-        """True if a node can be computed in the kernel of `b`, which it reads: after a reduction, if sizes agree."""
+        """Return True if a node can join the kernel of its input `b`: if both can be fused, or after a reduction."""
         return fusible[node] and (fusible[b] or (_is_reduction(b) and _elements(node) == _elements(b)))
 
     def leader(node: fx.Node) -> fx.Node:
@@ -167,7 +167,7 @@ def cut(graph: fx.Graph, roots: dict[Root, Root]) -> list[Kernel]:
         for b in before:
             if joins(node, b) and depth[b] == depth[node]:
                 group[leader(node)] = leader(b)
-        if not fusible[node] and _is_reduction(node):  # two over the same rows read them once
+        if not fusible[node] and _is_reduction(node):  # two reductions over the same tensor share a kernel
             source = tensors_of(node)[0]
             twin = reductions.setdefault((depth[node], roots[source, 0], _elements(node)), node)
             group[leader(node)] = leader(twin)
@@ -189,14 +189,14 @@ def _is_reduction(node: fx.Node) -> bool:
 
 
 def _elements(node: fx.Node) -> Any:
-    """Return the number of elements of a node's (first) result."""
+    """Return the number of elements of a node's first result."""
     return part(node.meta["val"], 0).numel()
 
 
 def _without_constants(
     graph: fx.Graph, kernels: list[Kernel], fusible: dict[fx.Node, bool], roots: dict[Root, Root]
 ) -> list[Kernel]:
-    """Remove fills and ranges that only fusible operators read: each of those computes its own."""
+    """Remove fills and ranges that only fusible operators read, because each reader computes them itself."""
     output = next(node for node in graph.nodes if node.op == "output")
     needed = {roots[node, 0] for node in output.all_input_nodes if (node, 0) in roots}
     for kernel in kernels:
@@ -243,7 +243,7 @@ def _kernel(nodes: list[fx.Node], roots: dict[Root, Root]) -> Kernel:
 
 
 def _needed_later(graph: fx.Graph, kernels: list[Kernel], roots: dict[Root, Root]) -> dict[Root, Kernel | None]:
-    """Return the last kernel that uses memory which crosses kernels; None for memory that the graph returns."""
+    """Map memory that is shared between kernels to its last user, or to None if the graph returns it."""
     last: dict[Root, Kernel | None] = {}
     for kernel in kernels:
         for root in kernel.reads:

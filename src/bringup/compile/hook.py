@@ -1,7 +1,8 @@
-"""What torch.compile calls on the chip: Inductor's CPU code computes, the graph's kernels are recorded.
+"""The compiler that torch.compile calls for a graph on the chip.
 
-Dynamo's graph is rewritten to ``cpu`` (see retarget.py) and compiled by stock Inductor. The graph that Inductor gets is
-cut into kernels (see fusion.py), and a region that records them stands in front of Inductor's code (see region.py).
+Dynamo's graph is rewritten to ``cpu`` (see retarget.py) and compiled by stock Inductor, whose code computes the
+results. Inductor's input graph is also cut into kernels (see fusion.py). At run time a region records these kernels and
+then calls Inductor's code (see region.py).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bringup.timeline import clock
 
 
 def _skip(module: ModuleType | None) -> None:
-    """Keep Dynamo from compiling functions of ours that torch calls while it runs a compiled program."""
+    """Exclude a module's functions from compilation by Dynamo. torch calls them while it runs a compiled program."""
     codes = [item.__code__ for item in vars(module).values() if isinstance(item, FunctionType)] if module else []
     while codes:
         code = codes.pop()
@@ -34,7 +35,7 @@ def _skip(module: ModuleType | None) -> None:
         codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
 
 
-_PARTS = ("devices", "streams", "memory", "random", "torch_chip", "cuda")  # the last one only under --cuda
+_PARTS = ("devices", "streams", "memory", "random", "torch_chip", "cuda")  # cuda is only imported under --cuda
 for _name in ("compile", "timeline.clock", *(f"device.{part}" for part in _PARTS)):
     _skip(sys.modules.get(f"bringup.{_name}"))
 
@@ -43,12 +44,12 @@ on_compile_end(lambda _: clock.compiled())
 
 
 def is_on_chip(inputs: Sequence[Any], graph: fx.GraphModule) -> bool:
-    """True if a graph of Dynamo computes on a chip."""
+    """Return True if Dynamo's graph has a tensor on a chip."""
     return any(real_device(tensor).type == "chip" for tensor in _tensors(inputs, graph))
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Callable[..., Any]:
-    """Compile a graph of Dynamo on a chip. The arguments are those of ``torch._inductor.compile_fx.compile_fx``."""
+    """Compile Dynamo's graph for a chip, with the arguments of ``torch._inductor.compile_fx.compile_fx``."""
     from torch._functorch import config as functorch_config
     from torch._inductor.compile_fx import compile_fx
 
@@ -62,7 +63,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) 
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     fakes = [node.meta.get("example_value", x) for node, x in zip(placeholders, inputs, strict=True)]
     amp = torch.is_autocast_enabled("chip")
-    # Inductor would let convolutions on CPUs change the layout of what is saved for the backward graph.
+    # Otherwise Inductor's CPU convolutions change the layout of tensors that are saved for the backward graph.
     options["config_patches"] = {**options.get("config_patches", {}), "layout_optimization": False}
     casts = torch.autocast("cpu", torch.get_autocast_dtype("chip")) if amp else nullcontext()
     with casts, functorch_config.patch(enable_autograd_cache=False):

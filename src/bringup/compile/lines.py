@@ -1,4 +1,4 @@
-"""The source lines and modules of a graph's nodes, and what a trace says of compilation: graphs and graph breaks."""
+"""The source lines and modules of a graph's nodes, and the counts of graphs and graph breaks in a trace."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 _LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
 
-graphs = 0  # compiled in this process
+graphs = 0  # number of graphs compiled in this process
 
 
 def line_of(node: fx.Node) -> str:
-    """Return the line of the user's program that a node comes from; "" if there is none."""
+    """Return the line of the user's program for a node; "" if there is none."""
     frames = _FRAME.findall(node.meta.get("stack_trace") or "")
     user_frames = [(file, line) for file, line in frames if not file.startswith(_LIBRARIES) and "<" not in file]
     if not user_frames:
@@ -32,7 +32,7 @@ def line_of(node: fx.Node) -> str:
 
 
 def module_of(node: fx.Node) -> str:
-    """Return the qualified name of the module that a node comes from; its class if it is the outermost one."""
+    """Return the qualified name of a node's module, or its class name if it is the outermost module."""
     stack = list((node.meta.get("nn_module_stack") or node.meta.get("fwd_nn_module_stack") or {}).values())
     if not stack:
         return ""
@@ -55,7 +55,7 @@ def breaks_since(count: int) -> list[dict[str, str]]:
 
 
 def begin_recording(places: Places) -> Callable[[], dict[str, Any]]:
-    """Return what tells a trace how many graphs were compiled since now, and which graph breaks there were."""
+    """Return a function that reports the compiled graphs and the graph breaks since this call, for `Trace.about`."""
     graphs_before, breaks_before = graphs, _break_count()
 
     def since() -> dict[str, Any]:
@@ -71,7 +71,7 @@ def begin_recording(places: Places) -> Callable[[], dict[str, Any]]:
 
 
 def _break_count() -> int:
-    """Count Dynamo's graph breaks without importing Dynamo."""
+    """Return the number of Dynamo's graph breaks without importing Dynamo."""
     return len(getattr(sys.modules.get("torch._dynamo.utils"), "graph_break_reasons", ()))
 
 

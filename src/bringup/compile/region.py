@@ -1,4 +1,4 @@
-"""The region that runs in place of Inductor's code: it allocates, records the kernels, and calls that code."""
+"""The region that runs a compiled graph: it allocates results, records the kernels, and calls Inductor's code."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bringup.recording import modules
 
 @dataclass(frozen=True)
 class Sized:
-    """A kernel for one set of sizes: the recorder's signature, and what it allocates."""
+    """A kernel for one set of sizes: its signature as the recorder's JSON, and its allocations."""
 
     kernel: Kernel
     text: str
@@ -27,16 +27,16 @@ class Sized:
 
 
 def compile_region(index: int, graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
-    """Compile a graph by Inductor, and put a region in front of its code. Called in place of ``compile_fx_inner``."""
+    """Compile a graph by Inductor and wrap the code in a region. Inductor calls it for ``compile_fx_inner``."""
     from torch._inductor.compile_fx import compile_fx_inner
 
-    original = fx.Graph()  # Inductor's passes change theirs
+    original = fx.Graph()  # a copy, because Inductor's passes change the graph
     original.output(original.graph_copy(graph.graph, {}))
     region = Region(original, bool(options.get("is_backward", False)), index)
     compiled: Any = compile_fx_inner(graph, inputs, **options)
     if getattr(compiled, "current_callable", None) is None:
         raise BringupError(
-            "torch.compile returned no callable for a graph on chip: leave cpp_wrapper and AOT modes out"
+            "torch.compile returned no callable for a graph on the chip: do not use cpp_wrapper or AOT modes"
         )
     region.run = compiled.current_callable
     compiled.current_callable = region
@@ -44,7 +44,7 @@ def compile_region(index: int, graph: fx.GraphModule, inputs: Sequence[Any], **o
 
 
 class Region:
-    """A compiled graph in place of its code: allocates, records, and runs the code on views of the chip's memory."""
+    """A compiled graph. A call allocates the results, records the kernels, and runs the code on the chip's memory."""
 
     run: Callable[[list[Any]], Any]
 
@@ -94,9 +94,9 @@ class Region:
         return [self._placed(result, node, free, homes) for result, node in zip(results, self.outputs, strict=True)]
 
     def _placed(self, result: Any, node: Any, free: dict[Root, torch.Tensor], homes: dict[int, torch.Tensor]) -> Any:
-        """Move a result into the memory that was allocated for it; results that share memory move together.
+        """Copy a result into the memory allocated for it; results that share memory are copied together.
 
-        A tensor and its view in the graph may be two tensors in Inductor's code, each in a layout of its own.
+        In Inductor's code, a tensor of the graph and its view may be separate tensors with different layouts.
         """
         if not isinstance(result, torch.Tensor) or torch.ops.bringup.is_host_view(result):
             return result
@@ -112,13 +112,13 @@ class Region:
         return self._in(home, result.dtype, list(result.size()), list(result.stride()), result.storage_offset())
 
     def _in(self, home: torch.Tensor, dtype: torch.dtype, *shape: Any) -> torch.Tensor:
-        """Return the host's view of a tensor in a piece of the chip's memory: sizes, strides, offset."""
+        """Return a host view of a piece of the chip's memory. ``shape`` is the sizes, the strides and the offset."""
         start: Any = torch.empty(0, dtype=dtype, device=self.device)
         whole: torch.Tensor = torch.ops.bringup.host_view(start.set_(home.untyped_storage(), 0, (0,)))
         return whole.as_strided(*shape)
 
     def _promised(self, node: Any, inputs: dict[fx.Node, Any], memory: dict[Root, torch.Tensor], sizes: Any) -> Any:
-        """Return the result of a dry run: an input, or memory of the right size."""
+        """Return a result of a dry run: an input, or memory of the right size."""
         if not isinstance(node, fx.Node):
             return node
         if node in inputs:
@@ -132,7 +132,7 @@ class Region:
 
     @contextmanager
     def _generator(self) -> Iterator[None]:
-        """Draw the CPU's random numbers from the chip's generator inside the block."""
+        """Set torch's CPU generator to the state of the chip's inside the block, and advance the chip's generator."""
         ops = torch.ops.bringup
         before = torch.get_rng_state()
         torch.set_rng_state(ops.rng_state(self.device.index))
@@ -143,7 +143,7 @@ class Region:
             torch.set_rng_state(before)
 
     def _bind(self, inputs: list[Any]) -> dict[Any, int]:
-        """Return the value of every symbol in the graph's sizes."""
+        """Return the value of every symbolic size of the graph for these inputs."""
         sizes: dict[Any, int] = {}
         for node, argument in zip(self.inputs, inputs, strict=True):
             value = self.values[node]
@@ -185,7 +185,7 @@ class Region:
         return [dtype, _resolve(list(value.size()), sizes), _resolve(list(value.stride()), sizes)]
 
     def _border(self, root: Root, kernel: Kernel, inner: list[Any], sizes: dict[Any, int]) -> list[Any]:
-        """Describe the part of a tensor that a fused kernel reads: the indexed rows, else the largest view."""
+        """Return the signature of a fused kernel's input: the indexed rows of a gather, else the largest view."""
         read: list[list[Any]] = []
         for node, data in zip(kernel.nodes, inner, strict=True):
             for place, source in enumerate(tensors_of(node)):
@@ -200,7 +200,7 @@ class Region:
         return [*largest, kernel.reads.index(root), 0]
 
     def _signature(self, node: fx.Node, number: dict[Root, int], sizes: dict[Any, int]) -> dict[str, Any]:
-        """Describe an operator as the recorder does (csrc/record/recorder.cpp, text_of)."""
+        """Return an operator's signature in the recorder's form (csrc/record/recorder.cpp, text_of)."""
         target: Any = node.target
         inputs: list[Any] = []
 
@@ -228,7 +228,7 @@ class Region:
 
 
 def _count(meta: list[Any]) -> int:
-    """Count the elements in memory: a dimension of stride 0 is one element."""
+    """Return the number of distinct elements; a dimension of stride 0 counts as one element."""
     count = 1
     for size, stride in zip(meta[1], meta[2], strict=True):
         count *= size if stride or not size else 1
@@ -236,7 +236,7 @@ def _count(meta: list[Any]) -> int:
 
 
 def _resolve(value: Any, sizes: dict[Any, int]) -> Any:
-    """Replace symbols by their values."""
+    """Replace symbolic sizes by their values."""
     if isinstance(value, list):
         return [_resolve(item, sizes) for item in value]
     if isinstance(value, (torch.SymInt, torch.SymFloat, torch.SymBool)):

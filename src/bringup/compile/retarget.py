@@ -1,9 +1,9 @@
-"""Dynamo's graph on ``chip`` rewritten to ``cpu``, and the chip's tensors lent to the code that is compiled from it.
+"""Rewriting of Dynamo's graph from ``chip`` to ``cpu``, and views of chip tensors for the compiled code.
 
 Note [Retargeting]
-Dynamo hands over a graph on ``chip``. Its devices are rewritten to ``cpu`` before AOTAutograd sees it, and stock
-Inductor compiles it. The compiled code sees views of the chip's own memory, so only results are copied. One autograd
-function joins the two worlds; there is no double backward through it.
+The devices in Dynamo's graph are rewritten from ``chip`` to ``cpu`` before AOTAutograd runs, and stock Inductor
+compiles the graph. The compiled code gets host views of the chip's memory, so only results are copied. The autograd
+function `Joined` connects the chip's tensors with these views; it does not support double backward.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _transformed: Callable[[Any, Callable[[str, torch.Tensor], Any]], torch.Tensor] 
 
 
 def is_host(node: Any) -> bool:
-    """True if a node of Dynamo's graph is a tensor on the host."""
+    """Return True if a node of Dynamo's graph is a tensor on the host."""
     value = node.meta.get("example_value") if isinstance(node, fx.Node) else None
     return isinstance(value, torch.Tensor) and real_device(value).type == "cpu"
 
 
 def _on_host(value: Any) -> Any:
-    """Return a fake CPU tensor with the metadata of the chip's."""
+    """Return a fake CPU tensor with the metadata of a chip tensor; any other value unchanged."""
     if not isinstance(value, torch.Tensor) or real_device(value).type != "chip":
         return value
     if is_traceable_wrapper_subclass(value):
@@ -49,7 +49,7 @@ def _on_host(value: Any) -> Any:
 
 
 def _histc(data: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    """Count integers, too, as kernels of accelerators do and torch's for the CPU does not (see csrc/torch/ops.cpp)."""
+    """Compute a histogram of integers, too, which torch's CPU kernel refuses (see csrc/torch/ops.cpp)."""
     return torch.histc(data if data.is_floating_point() else data.float(), *args, **kwargs).to(data.dtype)
 
 
@@ -82,17 +82,17 @@ def retarget(graph: fx.GraphModule) -> None:
         module.recompile()
 
 
-# ---- tensors lent to compiled code, and its results taken back
+# ---- inputs and results of compiled code
 
 
 def settle(index: int) -> None:
-    """Wait for the chip: lent tensors are read at once, also by torch's code around Inductor's."""
+    """Wait for the chip, because the compiled code and torch's code around it read the views immediately."""
     if not torch.ops.bringup.is_dry():
         torch.ops.bringup.settle_stream(index)
 
 
 def lend(value: Any, requires_grad: bool = False) -> Any:
-    """Return the host's view of a tensor of the chip; any other value as it is."""
+    """Return a host view of a chip tensor; any other value unchanged."""
     if not isinstance(value, torch.Tensor):
         return value
     value = value.detach()
@@ -104,7 +104,7 @@ def lend(value: Any, requires_grad: bool = False) -> Any:
 
 
 def take(value: torch.Tensor, index: int) -> torch.Tensor:
-    """Return the chip's tensor under a result of compiled code."""
+    """Return the chip tensor behind a host view, or copy another result of compiled code to the chip."""
     value = value.detach()
     if is_traceable_wrapper_subclass(value):
         return _transformed(value, lambda _, inner: take(inner, index))
@@ -115,7 +115,7 @@ def take(value: torch.Tensor, index: int) -> torch.Tensor:
 
 
 def finish(results: Any, stays: list[bool], index: int) -> list[Any]:
-    """Return the results of compiled code on the chip, or on the host where `stays` says so."""
+    """Return the results of compiled code on the chip, or on the host where `stays` is True."""
     return [
         (result.detach().clone() if stay else take(result, index)) if isinstance(result, torch.Tensor) else result
         for result, stay in zip(results, stays, strict=True)
@@ -123,11 +123,11 @@ def finish(results: Any, stays: list[bool], index: int) -> list[Any]:
 
 
 class Joined(torch.autograd.Function):
-    """Autograd of the chip's tensors around autograd of the host's views of them."""
+    """Connects autograd of chip tensors with autograd of their host views."""
 
     @staticmethod
     def forward(ctx: Any, run: Any, stays: list[bool], index: int, arguments: Any, *tensors: torch.Tensor) -> Any:
-        """Run compiled code on lent tensors. `tensors` are those among the arguments, for autograd to see."""
+        """Run compiled code on host views. `tensors` repeats the tensor arguments, because autograd needs them."""
         needs = iter(ctx.needs_input_grad[4:])
         settle(index)
         with torch.enable_grad():
@@ -147,10 +147,10 @@ class Joined(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        """Run the compiled backward graph on lent gradients."""
+        """Run the compiled backward graph on host views of the gradients."""
         if ctx.results is None:
             raise RuntimeError(
-                "a compiled graph was asked for its gradients a second time: the first call needs retain_graph=True"
+                "backward runs a second time through a compiled graph: pass retain_graph=True to the first call"
             )
         keep = torch._C._autograd._get_current_graph_task_keep_graph()
         pairs = [(result, grad) for result, grad in zip(ctx.results, grads, strict=True) if grad is not None]

@@ -1,8 +1,8 @@
-"""Work of a launch: one rule per operator, one file per family.
+"""The work of a launch: one rule per operator, one file per family.
 
-A rule sees a `Signature` and returns a `Work`. Adding an operator's cost is one decorated function; a tag of torch
-gives pointwise and reduction operators theirs without a name. An operator without a rule is priced by its bytes, as
-family ``other``, and the report names it.
+A rule takes a `Signature` and returns a `Work`. Adding an operator's cost is one decorated function. Pointwise and
+reduction operators need none: torch's tags select their rules. The cost of an operator without a rule is estimated
+from its bytes, as family ``other``, and the report lists the operator.
 """
 
 from __future__ import annotations

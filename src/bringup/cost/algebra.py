@@ -19,7 +19,7 @@ from bringup.cost.signature import Signature
     """),
 )
 def factorization(signature: Signature) -> Work:
-    """Price n^3 operations per matrix, done in blocks of 32 columns one after the other (LAPACK's order)."""
+    """Price n^3 operations per matrix, in successive blocks of 32 columns (LAPACK's order)."""
     data = signature.tensors[0]
     if len(data.shape) < 2:
         return Work(
@@ -47,7 +47,7 @@ def factorization(signature: Signature) -> Work:
 
 @rule("fft", "_fft_", "fft_fft", "stft", "istft")
 def fourier(signature: Signature) -> Work:
-    """Price 5 n log2 n operations per transform (Cooley & Tukey), two passes over memory beyond the scratchpad."""
+    """Price 5 n log2 n operations per transform (Cooley & Tukey), and two passes over memory if n exceeds 8,192."""
     data, result = signature.tensors[0], signature.results[0]
     dims = signature.args.get("dim") or [-1]
     n = math.prod(data.shape[d] for d in (dims if isinstance(dims, list) else [dims])) or 1

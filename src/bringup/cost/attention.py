@@ -12,7 +12,7 @@ def _work(signature: Signature, products: int) -> Work:
     query, key, value = (signature.required(name) for name in ("query", "key", "value"))
     *heads, rows, depth = query.shape
     batch, columns = math.prod(heads), key.shape[-2]
-    # Heads that share keys and values are rows of one product.
+    # Query heads that share keys and values count as rows of one product.
     shared = max(batch // max(math.prod(key.shape[:-2]), 1), 1)
     # A causal kernel skips the blocks above the diagonal.
     causal = bool(signature.args.get("is_causal")) and rows == columns
@@ -44,7 +44,7 @@ def _work(signature: Signature, products: int) -> Work:
     """),
 )
 def forward(signature: Signature) -> Work:
-    """Price queries by keys, weights by values: the flops of ``torch.utils.flop_counter.sdpa_flop_count``."""
+    """Price queries by keys and weights by values; the flops equal ``torch.utils.flop_counter.sdpa_flop_count``."""
     return _work(signature, 2)
 
 
@@ -57,13 +57,13 @@ def forward(signature: Signature) -> Work:
     """),
 )
 def backward(signature: Signature) -> Work:
-    """Price five products: the scores again, and one gradient each of weights, values, queries and keys."""
+    """Price five products: the scores again, and the gradients of weights, values, queries and keys."""
     return _work(signature, 5)
 
 
 @rule("attention", "_native_multi_head_attention", "_transformer_encoder_layer_fwd", "_triton_multi_head_attention")
 def encoder(signature: Signature) -> Work:
-    """Price the fused inference kernels: projections by every weight matrix, and attention among the rows."""
+    """Price a fused encoder layer for inference: a projection by every weight matrix, and attention over the rows."""
     data = next(tensor for tensor in signature.tensors if len(tensor.shape) == 3)
     batch, rows, width = data.shape
     matrices = [tensor for tensor in signature.tensors if len(tensor.shape) == 2 and width in tensor.shape]

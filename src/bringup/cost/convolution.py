@@ -1,4 +1,4 @@
-"""Convolutions, priced as the products that they are: the filter against patches of the input."""
+"""Convolutions, priced as matrix products of the filters and patches of the input."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from bringup.cost.signature import Signature, Tensor
 
 
 def forward_gemm(weight: Tensor, pixels: int, batch: int, groups: int) -> Gemm:
-    """Return the product of one convolution; ``pixels`` are the output's, or the input's if it is transposed.
+    """Return the matrix product of one convolution.
 
-    The flops are those of ``torch.utils.flop_counter.conv_flop_count``.
+    ``pixels`` counts those of the output, or those of the input of a transposed convolution. The flops equal
+    ``torch.utils.flop_counter.conv_flop_count``.
     """
     outer, inner, *window = weight.shape
     return Gemm(groups, batch * pixels, max(outer // groups, 1), inner * math.prod(window))
@@ -26,7 +27,7 @@ def _gemm(signature: Signature, data: Tensor, result: Tensor, weight: Tensor) ->
 
 
 def _is_winograd(signature: Signature, weight: Tensor) -> bool:
-    """True for a dense convolution of 3 x 3 in steps of one (Lavin & Gray, CVPR 2016)."""
+    """Return True for a dense 3 x 3 convolution with stride 1 and dilation 1 (Lavin & Gray, CVPR 2016)."""
     steps = [*(signature.args.get("stride") or [1]), *(signature.args.get("dilation") or [1])]
     return weight.shape[2:] == (3, 3) and all(step == 1 for step in steps) and weight.shape[1] >= 16
 
@@ -50,7 +51,7 @@ def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0
 
 
 def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float) -> Work:
-    """Work of one filter per channel: too little is reused for a product, so the vector units do it."""
+    """Price one filter per channel on the vector units, because too little data is reused for a matrix product."""
     return Work(
         family="depthwise",
         dtype=signature.dtype,
@@ -71,7 +72,7 @@ def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: floa
     """),
 )
 def forward(signature: Signature) -> Work:
-    """Price output pixels x filters x (channels x window)."""
+    """Price a product of output pixels x filters x (channels x window)."""
     data, weight, result = signature.tensors[0], signature.required("weight"), signature.results[0]
     gemms = (_gemm(signature, data, result, weight),)
     return _work(signature, gemms, winograd=_is_winograd(signature, weight))

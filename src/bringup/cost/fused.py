@@ -1,4 +1,4 @@
-"""What a compiler fused: the arithmetic of all operators, the traffic of the border."""
+"""Kernels of the graph compiler: the arithmetic of all fused operators, and the bytes of inputs and results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from bringup.cost.signature import Signature
 
 
 def _over_rows(item: Signature, rank: int) -> bool:
-    """True if the last dimensions are reduced: only then does the kernel go on with the row."""
+    """Return True if the last dimensions are reduced: only then can the kernel continue with the same row."""
     dims = item.args.get("dim")
     dims = [dims] if isinstance(dims, int) else dims
     reduced = sorted(dim % rank for dim in dims) if dims else []
@@ -19,10 +19,10 @@ def _over_rows(item: Signature, rank: int) -> bool:
 
 @rule("pointwise", "fused")
 def fused(signature: Signature) -> Work:
-    """Price the arithmetic of all, and the bytes that cross the border.
+    """Price the arithmetic of all operators, and the bytes of the fused kernel's inputs and results.
 
     A reduction over short rows keeps them on the chip. Long rows are read again after each reduction, from the cache if
-    those in flight fit there: as the rules of softmax have it.
+    the rows in flight fit there, as in the rule for softmax.
     """
     works = [item.work for item in signature.inner]
     border = streaming(signature, "pointwise", flops=0)

@@ -9,7 +9,7 @@ from bringup.cost.signature import Signature
 
 
 def product(signature: Signature, gemm: Gemm) -> Work:
-    """Work of one product that reads its inputs and writes its result."""
+    """Return the work of one product that reads its inputs and writes its result."""
     return Work(
         family="matmul",
         dtype=signature.dtype,
@@ -47,7 +47,7 @@ def batched(signature: Signature) -> Work:
 
 @rule("matmul", "_grouped_mm")
 def grouped(signature: Signature) -> Work:
-    """Price the products of a mixture of experts. Where offsets divide a dimension, every group has an equal part."""
+    """Price the products of a mixture of experts. Groups that share a dimension count as equally large."""
     first, second = signature.required("self"), signature.required("mat2")
     groups = (
         signature.results[0].shape[0]
@@ -66,7 +66,7 @@ def grouped(signature: Signature) -> Work:
 
 @rule("matmul", "dot", "vdot")
 def inner(signature: Signature) -> Work:
-    """Price a sum of products: memory decides, so the vector units do it."""
+    """Price a sum of products on the vector units, because it is memory-bound."""
     return Work(
         family="matmul",
         dtype=signature.dtype,
@@ -84,7 +84,7 @@ def inner(signature: Signature) -> Work:
     """),
 )
 def general(signature: Signature) -> Work:
-    """Price a product of any rank: rows of the first by columns of the last dimension of the result."""
+    """Price a product of any rank: the result's last dimension is n, its other dimensions together are m."""
     first, result = signature.tensors[0], signature.results[0]
     k = first.shape[-1] if first.shape else 1
     n = result.shape[-1] if result.shape else 1

@@ -1,4 +1,4 @@
-"""Operators that move data: copies and layouts, gather and scatter, random numbers, optimizers, sorting."""
+"""Operators that mostly move data: copies, gather and scatter, sorting, random numbers, optimizers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import replace
 from bringup.cost.rules import Work, names, rule, streaming
 from bringup.cost.signature import Signature
 
-# Rows picked by an index are shorter than a burst of the memory: the fraction of the bandwidth that reaches the kernel.
-# Half is the order that random rows of 64-128 bytes reach on GPUs (Mei & Chu, TPDS 2017, figure on strided access).
+# Fraction of the bandwidth for rows picked by an index, which are shorter than a memory burst. Random rows of 64-128
+# bytes reach about half on GPUs (Mei & Chu, TPDS 2017, figure on strided access).
 GATHER = 0.5
-# A copy that changes the order of dimensions reads or writes in short runs, though tiled through the scratchpad:
-# 0.6 of a plain copy (Ruetsch & Micikevicius, "Optimizing Matrix Transpose in CUDA", 2009).
+# Fraction of the bandwidth for a copy that changes the order of dimensions. It reads or writes in short runs, even
+# when tiled: 0.6 of a plain copy (Ruetsch & Micikevicius, "Optimizing Matrix Transpose in CUDA", 2009).
 TRANSPOSE = 0.6
 
 
@@ -32,7 +32,7 @@ TRANSPOSE = 0.6
     """),
 )
 def copy(signature: Signature) -> Work:
-    """Price bytes in and out."""
+    """Price the bytes read and written."""
     work = streaming(signature, "copy", flops=0)
     layouts = {_order(tensor.strides) for tensor in (*signature.tensors, *signature.results) if len(tensor.shape) > 1}
     return replace(work, streams=TRANSPOSE) if len(layouts) > 1 else work
@@ -52,7 +52,7 @@ def _order(strides: tuple[int, ...]) -> tuple[int, ...]:
     """),
 )
 def gather(signature: Signature) -> Work:
-    """Price the rows that are picked, not the whole table."""
+    """Price the bytes of the selected rows, not of the whole table."""
     results = sum(tensor.nbytes for tensor in signature.results)
     indices = sum(tensor.nbytes for tensor in signature.tensors[1:] if tensor.is_integer)
     elements = max(sum(tensor.numel for tensor in signature.results), 1)
@@ -77,7 +77,7 @@ def gather(signature: Signature) -> Work:
     """),
 )
 def scatter(signature: Signature) -> Work:
-    """Price reading the source, reading and writing the elements that it changes, and copying to a fresh result."""
+    """Price the source, the elements that are changed (read and written), and the copy to a fresh result."""
     source = max((tensor.nbytes for tensor in signature.tensors if not tensor.written), default=0)
     fresh = sum(tensor.nbytes for tensor in signature.outputs if tensor is not None)
     elements = max((tensor.numel for tensor in signature.tensors if not tensor.written), default=1)
@@ -119,7 +119,7 @@ def sort(signature: Signature) -> Work:
 
 @rule("sort", "topk", "searchsorted")
 def topk(signature: Signature) -> Work:
-    """Price a radix selection: the input is read once per byte of the key, at most four times (Alabi et al., 2012)."""
+    """Price a radix selection: one pass over the input per byte of the key, at most four (Alabi et al., 2012)."""
     data = signature.tensors[0]
     passes = min(data.item_bytes, 4)
     return Work(
@@ -144,13 +144,13 @@ def topk(signature: Signature) -> Work:
     """),
 )
 def random(signature: Signature) -> Work:
-    """Price Philox: some 30 integer operations per element, and a special function (Salmon et al., SC 2011)."""
+    """Price Philox: about 30 integer operations and one special function per element (Salmon et al., SC 2011)."""
     return streaming(signature, "random", flops=30, special=1)
 
 
 @rule("optimizer", "_foreach_", "_fused_")
 def lists(signature: Signature) -> Work:
-    """Price one multi-tensor launch over all tensors of the lists; as many as fit the kernel's arguments go at once."""
+    """Price a multi-tensor launch over lists, as several kernels if the tensors exceed one kernel's arguments."""
     work = streaming(signature, "optimizer")
     fused = 12.0 if signature.base.startswith("_fused_") else 1.0
     elements = sum(tensor.numel for tensor in signature.tensors if tensor.written) or work.items

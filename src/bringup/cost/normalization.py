@@ -8,12 +8,12 @@ from dataclasses import replace
 from bringup.cost.rules import Work, names, rule, streaming
 from bringup.cost.signature import Signature
 
-THREADS = 2048  # that a core of a GPU has resident (CUDA C++ Programming Guide, technical specifications)
-# Layer norm: blocks of 128 threads, a row each (vectorized_layer_norm_kernel of torch's layer_norm_kernel.cu): the mean
-# and variance are one pass, scale and shift another.
+THREADS = 2048  # resident on one core of a GPU (CUDA C++ Programming Guide, technical specifications)
+# Layer norm uses one block of 128 threads per row (vectorized_layer_norm_kernel in torch's layer_norm_kernel.cu). One
+# pass computes mean and variance, another one applies scale and shift.
 ROWS_IN_FLIGHT = THREADS // 128
-# Softmax: rows of up to 1,024 elements stay in registers (PersistentSoftmax.cuh); longer ones are read for the maximum,
-# the sum and the result (SoftMax.cu), by blocks with a thread for every 16 bytes, 1,024 threads at most.
+# Softmax keeps rows of up to 1,024 elements in registers (PersistentSoftmax.cuh). Longer rows are read three times, for
+# the maximum, the sum and the result (SoftMax.cu). Their blocks have a thread per 16 bytes, 1,024 threads at most.
 SHORT_ROW = 1024
 
 
@@ -38,7 +38,7 @@ def forward(signature: Signature) -> Work:
     """Price a sum, a sum of squares, and scale and shift: 8 operations per element; a row is read twice."""
     work = streaming(signature, "normalization", flops=8)
     if signature.args.get("training") is False or signature.base.endswith("no_training"):
-        return work  # the statistics are inputs: one pass
+        return work  # the statistics are inputs, so one pass is enough
     data = signature.tensors[0]
     width = math.prod(signature.args.get("normalized_shape") or [_row_length(signature)])
     if "layer" not in signature.base and "rms" not in signature.base:
@@ -57,7 +57,7 @@ def forward(signature: Signature) -> Work:
     """),
 )
 def backward(signature: Signature) -> Work:
-    """Price two sums over rows and the gradient; a second kernel reads all again for those of scale and shift."""
+    """Price two sums over rows and the gradient; a second kernel reads all inputs again for scale and shift."""
     work = streaming(signature, "normalization", flops=14)
     return replace(work, kernels=2, again_bytes=work.read_bytes, in_flight=math.inf)
 
@@ -70,7 +70,7 @@ def backward(signature: Signature) -> Work:
 )
 def softmax(signature: Signature) -> Work:
     """Price maximum, exponential, sum and division; a short row stays on the chip, a long one is read three times."""
-    # Some 25 instructions per element, none of them a multiply-add: 50 operations at the rate of multiply-adds.
+    # About 25 instructions per element, none a multiply-add, so each takes the time of two operations.
     work = streaming(signature, "softmax", flops=50, special=1)
     data, width = signature.tensors[0], _row_length(signature)
     if width <= SHORT_ROW:
@@ -84,7 +84,7 @@ def softmax(signature: Signature) -> Work:
 
 @rule("softmax", "_softmax_backward_data", "_log_softmax_backward_data", "_masked_softmax_backward")
 def softmax_backward(signature: Signature) -> Work:
-    """Price a sum of products and the gradient: a long row is read twice."""
+    """Price a sum of products and the gradient; a long row is read twice."""
     special = 1.0 if "log" in signature.base else 0.0
     work = streaming(signature, "softmax", flops=4, special=special)
     data, width = signature.tensors[0], _row_length(signature)

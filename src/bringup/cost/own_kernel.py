@@ -1,4 +1,4 @@
-"""Kernels that the program brings: priced by what they did, which the launch counted."""
+"""A program's own Triton kernels, priced from the counters of their execution."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ RESIDENT = 32  # programs in flight on a core: thread blocks per multiprocessor 
 
 @rule("kernel", "triton")
 def kernel(signature: Signature) -> Work:
-    """Price products on the matrix engine, the rest on the vector units; bytes that are read again come from the cache.
+    """Price products on the matrix engine, other arithmetic on the vector units, and repeated reads from the cache.
 
-    A loop of products of one shape is one product: what its programs compute, side by side along m. A launch that the
-    driver did not execute has no counters: it costs what reading and writing its tensors once does.
+    A loop of products of one shape counts as one product with the same flops. A launch that the driver did not execute
+    has no counters, and costs one read and one write of its tensors.
     """
     counters = signature.args.get("counters")
     programs = math.prod(signature.args.get("grid", [1]))
@@ -45,7 +45,7 @@ def kernel(signature: Signature) -> Work:
         read_bytes=counters["read_once"],
         written_bytes=counters["written_once"],
         again_bytes=counters["loaded"] - counters["read_once"] if not gemms else 0,
-        # A program runs on one core; a core has so many programs in flight, and small tiles do not hide the latency.
+        # One core runs up to RESIDENT programs at a time. If their tiles are small, they do not hide memory latency.
         items=max(min(max(counters["stored"], counters["loaded"]) // 4, programs * ITEMS_PER_CORE), 1),
         streams=min(1.0, counters["tile"] * RESIDENT / ITEMS_PER_CORE),
     )

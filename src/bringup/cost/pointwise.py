@@ -1,11 +1,11 @@
-"""Pointwise operators: torch's tag says which they are; here, which need special functions."""
+"""Pointwise operators, most of them selected by torch's tag, and the special functions that they need."""
 
 from __future__ import annotations
 
 from bringup.cost.rules import Work, names, rule, streaming
 from bringup.cost.signature import Signature
 
-# Evaluations of a special function per element, by the operator's definition; all others have none.
+# Evaluations of a special function per element, from the operator's definition; operators not listed have none.
 SPECIAL = {
     **dict.fromkeys(names("exp exp2 expm1 log log2 log10 log1p sqrt rsqrt reciprocal"), 1),
     **dict.fromkeys(names("sin cos tan tanh sigmoid erf erfc sinc logit softplus log_sigmoid_forward"), 1),
@@ -26,7 +26,7 @@ def elementwise(signature: Signature) -> Work:
     """Price one operation per element, and the special functions of `SPECIAL`."""
     special = float(SPECIAL.get(signature.base, 1 if signature.base.startswith("special_") else 0))
     if signature.base == "pow" and not any(t.shape == () for t in signature.tensors) and len(signature.tensors) == 1:
-        special = 0.0  # a whole exponent: multiplications
+        special = 0.0  # a constant exponent needs multiplications only
     return streaming(signature, "pointwise", special=special)
 
 

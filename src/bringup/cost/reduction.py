@@ -1,4 +1,4 @@
-"""Sums, extrema, scans, losses, pooling."""
+"""Reductions, scans, losses and pooling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bringup.cost.signature import Signature
     """),
 )
 def reduction(signature: Signature) -> Work:
-    """Price one operation per input element; results are few."""
+    """Price one operation per input element."""
     return streaming(signature, "reduction")
 
 
@@ -65,5 +65,5 @@ def loss(signature: Signature) -> Work:
     """),
 )
 def window(signature: Signature) -> Work:
-    """Price the elements of a window (some 9) per result; the input is read once."""
+    """Price about 9 operations per result, one per element of its window; the input is read once."""
     return streaming(signature, "pooling", flops=9)

@@ -15,7 +15,7 @@ from bringup.text import short
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """``batch`` products of [m, k] by [k, n], by a tuned library or inside a fused kernel."""
+    """``batch`` products of [m, k] by [k, n], computed by a tuned library or inside a fused kernel."""
 
     batch: int
     m: int
@@ -24,26 +24,26 @@ class Gemm:
 
     @property
     def flops(self) -> int:
-        """Multiplications and additions."""
+        """Number of multiplications and additions."""
         return 2 * self.batch * self.m * self.n * self.k
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What one launch asks of a chip, whatever the chip.
+    """The work of one launch, independent of the chip.
 
     Attributes:
         gemms: products for the matrix engine.
         vector_flops: operations of the vector units.
         special: evaluations of exp, log, tanh, sqrt, ...
         read_bytes, written_bytes: traffic with device memory if nothing is cached.
-        items: independent results: how much of the chip can work at once.
-        kernels: device kernels that the launch stands for.
+        items: number of independent results, which bounds the part of the chip that can work at once.
+        kernels: number of device kernels in the launch.
         streams: fraction of the streaming bandwidth that this access pattern reaches.
-        again_bytes: read again by later passes of the kernel, from the cache if what is in flight fits.
+        again_bytes: bytes that later passes of the kernel read again, from the cache if the bytes in flight fit there.
         in_flight: bytes that one core has in flight between such passes.
-        passes: further passes that wait for the one before.
-        winograd: True if the products may be done by Winograd's minimal filtering.
+        passes: number of further passes, each of which waits for the one before.
+        winograd: True if the products may use Winograd's minimal filtering.
     """
 
     family: str
@@ -63,18 +63,18 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """Operations of all engines."""
+        """Number of operations on all engines."""
         return sum(gemm.flops for gemm in self.gemms) + self.vector_flops + self.special
 
     @property
     def bytes(self) -> float:
-        """Bytes read and written."""
+        """Number of bytes read and written."""
         return self.read_bytes + self.written_bytes
 
 
-# Kernels for half precision compute in float32 (torch's opmath type); only memory holds halves.
+# Kernels for 16-bit floats compute in float32 (torch's opmath type); only the values in memory have 16 bits.
 OPMATH = {"float16": "float32", "bfloat16": "float32"}
-# Elements that one core of a GPU has in flight before the latency of memory is hidden: 2,048 threads, one each.
+# Elements in flight on one core of a GPU that hide the memory latency: 2,048 threads with one element each.
 ITEMS_PER_CORE = 2048
 
 Rule = Callable[[Signature], Work]
@@ -82,7 +82,7 @@ _rules: dict[str, tuple[str, Rule]] = {}
 
 
 def names(text: str) -> list[str]:
-    """Split a list of operators, separated by spaces and line ends."""
+    """Split a text into operator names at spaces and line ends."""
     return text.split()
 
 
@@ -94,7 +94,7 @@ def rule(family: str, *operators: str) -> Callable[[Rule], Rule]:
         for operator in operators:
             if operator in _rules:
                 raise BringupError(
-                    f"{operator} has a cost rule already, of family {_rules[operator][0]}: change that one"
+                    f"{operator} already has a cost rule, in family {_rules[operator][0]}: change that rule"
                 )
             _rules[operator] = (family, function)
         return function
@@ -103,12 +103,12 @@ def rule(family: str, *operators: str) -> Callable[[Rule], Rule]:
 
 
 def streaming(signature: Signature, family: str, *, flops: float = 1.0, special: float = 0.0) -> Work:
-    """Work of an operator that reads its inputs and writes its results once.
+    """Return the work of an operator that reads its inputs and writes its results once.
 
     Args:
         signature: the launch.
         family: its family.
-        flops: vector operations per element of the larger of inputs and results.
+        flops: vector operations per element of the largest input or of the results, whichever has more elements.
         special: special functions per such element.
     """
     results = sum(tensor.numel for tensor in signature.results)
@@ -126,7 +126,7 @@ def streaming(signature: Signature, family: str, *, flops: float = 1.0, special:
 
 @cache
 def _load_families() -> None:
-    """Import the files of rules, which register themselves. A statement of its own: python -O drops asserts."""
+    """Import the modules of all families, which register their rules."""
     families = "matmul convolution attention normalization pointwise reduction memory algebra fused own_kernel"
     for name in names(families):
         importlib.import_module(f"bringup.cost.{name}")
@@ -134,7 +134,7 @@ def _load_families() -> None:
 
 @cache
 def tags(op: str) -> frozenset[str]:
-    """Return torch's tags of an operator: ``pointwise``, ``reduction``, ...; none if torch does not have it."""
+    """Return torch's tags for an operator (``pointwise``, ...), or an empty set if torch has no such operator."""
     import torch
 
     namespace, _, rest = op.partition("::")
@@ -184,7 +184,7 @@ def family_of(op: str) -> str:
 
 
 def named_family_of(op: str) -> str | None:
-    """Return the family of an operator that a rule names; None if torch's tags decide, which takes longer to ask."""
+    """Return the family of an operator that has a rule by name; None if torch's tags decide, which takes longer."""
     _load_families()
     entry = _rules.get(_base(op))
     return None if entry is None else entry[0]
@@ -192,14 +192,14 @@ def named_family_of(op: str) -> str | None:
 
 # The exceptions of a rule whose tensors or arguments are not those of its operator.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
-MOST_WORK = 1e60  # far beyond any launch, and so that no price overflows
+MOST_WORK = 1e60  # far beyond any launch, and small enough that no price overflows
 
 
 def _check(work: Work) -> None:
-    """Raise ValueError for work that no chip could be priced for."""
+    """Raise ValueError if a launch's work cannot be priced: negative, infinite or not a number."""
     fields = ("vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes", "flops")
     amounts = {name: float(getattr(work, name)) for name in fields}
-    amounts["in_flight"] = min(float(work.in_flight), 1.0)  # infinite if all of a tensor is
+    amounts["in_flight"] = min(float(work.in_flight), 1.0)  # infinity stands for a whole tensor
     amounts["product"] = min((float(min(g.batch, g.m, g.n, g.k)) for g in work.gemms), default=0.0)
     for name, amount in amounts.items():
         if not 0 <= amount < MOST_WORK:
@@ -209,12 +209,12 @@ def _check(work: Work) -> None:
 
 
 def work_of(signature: Signature) -> Work:
-    """Return what a launch asks of a chip. `Signature.work` caches it.
+    """Return the work of a launch. `Signature.work` caches it.
 
-    A loaded trace may hold any arguments for an operator. Rules need not check them: this function does.
+    A loaded trace may hold any arguments for an operator. This function checks them, so rules need not do so.
 
     Raises:
-        BringupError: no work follows from the arguments; the message names the operator.
+        BringupError: the rule cannot use the arguments; the message names the operator.
     """
     family, function = _rule_of(signature.op)
     try:
@@ -223,10 +223,11 @@ def work_of(signature: Signature) -> Work:
     except _MISFITS as error:
         shapes, reason = short(signature.shapes), short(str(error) or type(error).__name__)
         raise BringupError(
-            f"{short(signature.op)} ({shapes}) cannot be priced, its rule does not fit its arguments ({reason}): "
+            f"{short(signature.op)} ({shapes}) cannot be priced, because its cost rule does not fit its arguments "
+            f"({reason}): "
             "record the program again"
         ) from error
-    # A convolution's rule may find that it is depthwise, which the operator's name does not say.
+    # The rule of convolutions also returns the family depthwise, which depends on the shapes.
     return work if work.family in (family, "depthwise") else replace(work, family=family)
 
 

@@ -1,4 +1,4 @@
-"""What a cost rule sees of a launch: operator, tensors, arguments."""
+"""The signature of a launch, the input of a cost rule: operator, tensors and arguments."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Tensor:
     dtype: str
     shape: tuple[int, ...]
     strides: tuple[int, ...]
-    storage: int = -1  # which of the launch's storages; -1: on the host, or fresh
+    storage: int = -1  # index into the launch's storages; -1 if it is on the host, or a fresh result
     written: bool = False
 
     @property
@@ -37,7 +37,7 @@ class Tensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the distinct elements: dimensions of stride 0 (expanded) count once."""
+        """Bytes of the distinct elements; an expanded dimension, with stride 0, counts once."""
         distinct = math.prod(size for size, stride in zip(self.shape, self.strides, strict=True) if stride or not size)
         return distinct * self.item_bytes
 
@@ -49,19 +49,19 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """One distinct kind of launch: see csrc/launch/signature.h."""
+    """One distinct kind of launch; see csrc/launch/signature.h."""
 
     op: str
     inputs: tuple[Tensor | None, ...]
     outputs: tuple[Tensor | None, ...]
     args: dict[str, Any]
-    inner: tuple[Signature, ...] = ()  # what a compiler fused
+    inner: tuple[Signature, ...] = ()  # the operators of a fused kernel
 
-    find_work: ClassVar[Callable[[Signature], Work]]  # set by `rules`, which has the rules of all families
+    find_work: ClassVar[Callable[[Signature], Work]]  # set by `rules`, which this module cannot import
 
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Signature:
-        """Build from the form that traces keep."""
+        """Build a signature from its JSON form in a trace."""
         inputs = tuple(_tensor(item) for item in data["inputs"])
         outputs = tuple(_tensor(item) for item in data["outputs"])
         args = {str(name): _value(value, inputs) for name, value in data["args"].items()}
@@ -69,7 +69,7 @@ class Signature:
 
     @cached_property
     def work(self) -> Work:
-        """What the launch asks of a chip, by its cost rule."""
+        """The work of the launch, by its cost rule."""
         return type(self).find_work(self)
 
     @cached_property
@@ -90,7 +90,7 @@ class Signature:
 
     @cached_property
     def results(self) -> tuple[Tensor, ...]:
-        """What the launch writes: fresh outputs and written inputs."""
+        """The tensors that the launch writes: fresh outputs and written inputs."""
         fresh = [tensor for tensor in self.outputs if tensor is not None]
         return (*fresh, *(tensor for tensor in self.tensors if tensor.written))
 
@@ -100,10 +100,10 @@ class Signature:
         return value if isinstance(value, Tensor) else None
 
     def required(self, name: str) -> Tensor:
-        """Return a tensor argument that the operator cannot do without.
+        """Return a tensor argument by name.
 
         Raises:
-            LookupError: it is absent or undefined.
+            LookupError: the argument is absent or undefined.
         """
         tensor = self.tensor(name)
         if tensor is None:
@@ -114,10 +114,10 @@ class Signature:
     def dtype(self) -> str:
         """The dtype that the launch computes in: that of the first device tensor of the highest kind.
 
-        Kinds are complex, float, integer, bool. Tensors without dimensions decide only if there are no others. The
-        core decides fallbacks by the same rule, ``deciding_dtype`` in csrc/launch/signature.cpp;
-        tests/recording/test_trace.py compares them. A launch without inputs on the device has the dtype of its results
-        here, and none in the core.
+        Kinds are, from high to low, complex, float, integer and bool. Tensors without dimensions count only if all
+        tensors are such. The core decides fallbacks by the same rule, ``deciding_dtype`` in csrc/launch/signature.cpp;
+        tests/recording/test_trace.py compares the two. A launch without device inputs has the dtype of its results here, and no
+        dtype in the core.
         """
         on_chip = [tensor for tensor in self.tensors if tensor.storage >= 0]
         deciding = [tensor for tensor in on_chip if tensor.shape] or on_chip or self.results
@@ -126,7 +126,7 @@ class Signature:
 
     @cached_property
     def read_bytes(self) -> int:
-        """Bytes read from device memory, each input once."""
+        """Bytes read from device memory; each input counts once."""
         read = (tensor for tensor in self.tensors if not (tensor.written and self._overwrites))
         return sum(tensor.nbytes for tensor in read if tensor.storage >= 0)
 
@@ -141,7 +141,7 @@ class Signature:
 
     @property
     def shapes(self) -> str:
-        """The inputs (results, if there are none) as text: ``float32[8, 3] int64[8]``."""
+        """The inputs, or the results if it has none, as text: ``float32[8, 3] int64[8]``."""
         return " ".join(f"{t.dtype}{list(t.shape)}" for t in (self.tensors or self.results))
 
 

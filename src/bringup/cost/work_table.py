@@ -1,4 +1,4 @@
-"""The work of all signatures of a trace as arrays, whatever the chip."""
+"""The work of all signatures of a trace as arrays, independent of the chip."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class WorkTable:
-    """The fields of `Work` as columns, one entry per signature; matrix products apart, one entry each.
+    """The fields of `Work` as columns. Most columns have one entry per signature, the last six one per product.
 
     Attributes:
-        works: the rows that the columns were made of.
+        works: the `Work` of each signature, from which the columns are built.
         family: index into `FAMILIES`.
-        bytes: read and written.
-        down_bytes, up_bytes: of the tensors that a fallback copies to the host, and of those that it copies back.
-        owner: product -> signature.
-        batch, m, n, k: sides of every product, at least 1.
-        item: bytes per element of a product's matrices.
+        bytes: bytes read and written.
+        down_bytes, up_bytes: bytes that a fallback copies to the host, and bytes that it copies back.
+        owner: index of the product's signature.
+        batch, m, n, k: sizes of the product, at least 1.
+        item: bytes per element of the product's matrices.
     """
 
     works: tuple[Work, ...]
@@ -54,8 +54,8 @@ class WorkTable:
     item: Array
 
     @classmethod
-    def of(cls, signatures: Sequence[Signature]) -> WorkTable:
-        """Apply the cost rules."""
+    def from_signatures(cls, signatures: Sequence[Signature]) -> WorkTable:
+        """Build the table from signatures by the cost rules."""
         works = tuple(signature.work for signature in signatures)
 
         def column(name: str) -> Array:
@@ -90,20 +90,20 @@ class WorkTable:
         )
 
     def is_family(self, *names: str) -> Array:
-        """For every signature, True if its family is one of these."""
+        """Return a mask over signatures: True where the family is one of these."""
         return np.isin(self.family, [FAMILIES.index(name) for name in names])
 
     def product_is_family(self, name: str) -> Array:
-        """For every product, True if the family of its signature is this one."""
+        """Return a mask over products: True where the signature's family is this one."""
         return self.is_family(name)[self.owner]
 
     def by_signature(self, of_products: Array) -> Array:
-        """Add up a column of products: one entry per signature."""
+        """Sum a column over the products of each signature."""
         sums = np.zeros(len(self.works))
         np.add.at(sums, self.owner, of_products)
         return sums
 
 
 def _elements(work: Work) -> float:
-    """Elements of all matrices of a launch's products."""
+    """Return the number of elements in all matrices of a launch's products."""
     return sum(g.batch * (g.m * g.k + g.k * g.n + g.m * g.n) for g in work.gemms)

@@ -1,3 +1,3 @@
-"""The device `chip` in PyTorch: torch.chip, and CUDA programs on it."""
+"""The PyTorch device `chip`: torch.chip, and CUDA programs that run on the chip."""
 
-import torch  # noqa: F401  (it loads `bringup.device.load`, which must not be half-imported by then)
+import torch  # noqa: F401  (it imports `bringup.device.load`, which must be complete before the other modules)

@@ -1,4 +1,4 @@
-"""Choosing the chip of this process."""
+"""The choice of the process's chip, which configures the core."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def choose(
     strict: bool | None = None,
     past_capacity: bool = False,
 ) -> None:
-    """Choose the chip; the device is registered. The arguments and errors are those of `bringup.use`."""
+    """Choose the chip, after the device is registered; see `bringup.use` for the arguments and errors."""
     described = load_chip(os.fspath(chip))
     if torch.ops.bringup.is_open():
         raise ChipInUseError(
-            f"{described.name} was asked for, but {torch.ops.bringup.chip()} is in use already: "
-            "choose the chip before the first tensor is made on it (bringup.use at the top, or BRINGUP_CHIP)"
+            f"cannot choose {described.name}: {torch.ops.bringup.chip()} is already in use; choose the chip before "
+            "the first tensor is created on it (bringup.use at the top of the program, or BRINGUP_CHIP)"
         )
     if not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
         raise BringupError(f"devices must be a whole number from 1 to {MAX_DEVICES}, got {devices!r}")
@@ -67,14 +67,14 @@ def choose(
 
 
 def _host_dtypes(chip: Chip) -> tuple[list[str], list[int]]:
-    """Operators with the dtypes, as bits, that a chip leaves to the host."""
+    """Return the operators that run on the host in some dtypes, and those dtypes as a bit mask for each."""
     bits = {name: SCALAR_TYPES[name] for name in ITEM_BYTES if name in SCALAR_TYPES}
     missing = [name for name in bits if name not in chip.ops.dtypes]
     if not (missing or chip.ops.groups or chip.ops.host):
         return [], []
     names, masks = [], []
     named = {entry.split(" ")[0] for entry in chip.ops.host}
-    masks_of: dict[str, int] = {}  # family -> bits, of operators that the chip file does not name
+    masks_of: dict[str, int] = {}  # family -> mask of the operators without an exception in the chip file
     for op in torch._C._dispatch_get_all_op_names():
         family = named_family_of(op) or (family_of(op) if chip.ops.groups else "other")
         base = op.split(".")[0]
@@ -91,5 +91,5 @@ def _host_dtypes(chip: Chip) -> tuple[list[str], list[int]]:
 
 
 def choose_from_environment() -> None:
-    """Choose what ``BRINGUP_CHIP`` and ``BRINGUP_DEVICES`` say, or the default chip. Called at first use."""
+    """Choose the chip from ``BRINGUP_CHIP`` and ``BRINGUP_DEVICES``, or the default chip. Called at the first use."""
     choose(asked_chip() or DEFAULT_CHIP, devices=asked_devices())

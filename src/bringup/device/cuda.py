@@ -1,10 +1,10 @@
-"""Programs that say ``cuda`` run on the chip: `redirect_cuda`.
+"""`redirect_cuda`: CUDA programs run on the chip.
 
 Note [Two names]
 The program sees one consistent name: its tensors' ``device`` is ``cuda:0``, ``is_cuda`` is true, and `torch.cuda`
-answers for the chip. Devices that it passes down are translated where torch takes them apart: in `Tensor.to` and
-`Tensor.cuda`, in autocast and generators; for factories the core registers kernels under the dispatch key of CUDA,
-which no tensor has. Below torch's Python the device is ``chip``. Nothing is patched before `redirect_cuda` is called.
+describes the chip. Below torch's Python the device is ``chip``. Device arguments are translated at the points where
+torch parses them: in `Tensor.to` and `Tensor.cuda`, in autocast and in generators. For factory functions the core
+registers kernels under the dispatch key CUDA, which no tensor has. Nothing is patched before `redirect_cuda` is called.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from bringup.device import torch_chip as chips
 from bringup.errors import BringupError
 from bringup.process import FACTS, ON_REDIRECT, process
 
-used: Counter[str] = Counter()  # name -> how often the program used it
+used: Counter[str] = Counter()  # name -> number of uses by the program
 
-_settings: dict[str, Any] = {}  # the knobs as they were
+_settings: dict[str, Any] = {}  # values of the knobs before the program changed them
 
 _DRIVER = "needs CUDA's driver"
 _MISSING = {
@@ -59,19 +59,19 @@ _KNOBS = {
 
 
 def redirect_cuda() -> None:
-    """Let every use of the name ``cuda`` in this process mean the chip. Call it before the program is imported.
+    """Make the name ``cuda`` mean the chip in this process. Call it before the program is imported.
 
-    Device properties come from the chip file. What is CUDA's own (its driver, raw kernels, NCCL, CUDA graphs) raises an
-    error that says so. What the program used is in the report.
+    Device properties come from the chip file. Features that only CUDA has (its driver, raw kernels, NCCL, CUDA graphs)
+    raise an error that names the feature. The report lists the CUDA names that the program used.
 
     Raises:
-        BringupError: this machine has a CUDA device, which ``cuda`` means then.
+        BringupError: this machine has a CUDA device.
     """
     if process.named_cuda:
         return
     if torch._C._has_cuda and torch.cuda.is_available():
         raise BringupError(
-            "cuda cannot mean the chip on a machine that has a CUDA device: hide it, CUDA_VISIBLE_DEVICES="
+            "cuda cannot mean the chip on a machine with a CUDA device: hide that device with CUDA_VISIBLE_DEVICES="
         )
     load.register()
     process.named_cuda = True
@@ -89,26 +89,26 @@ def redirect_cuda() -> None:
 
 
 def report() -> dict[str, int]:
-    """Count what the program used by the name of CUDA: name -> times. Settings that it changed count once."""
+    """Return how often the program used each CUDA name. A setting that it changed counts once."""
     if not process.named_cuda:
         return {}
-    found = Counter(used)
+    counts = Counter(used)
     if factories := torch.ops.bringup.redirected():
-        found['device="cuda"'] = factories
+        counts['device="cuda"'] = factories
     for name, knob in _KNOBS.items():
         if knob() != _settings[name]:
-            found[f"{name} = {knob()}"] = 1
-    return dict(sorted(found.items()))
+            counts[f"{name} = {knob()}"] = 1
+    return dict(sorted(counts.items()))
 
 
 # ---- devices
 
-_plain = False  # tensors say what they are on: while Inductor writes code for the chip
+_plain = False  # True while Inductor generates code: then `Tensor.device` returns chip, not cuda
 
 
 @contextmanager
 def plain_devices() -> Generator[None]:
-    """Let tensors say that they are on the chip, whatever the program calls it."""
+    """Make `Tensor.device` return the device ``chip`` inside the block, even if the program calls it ``cuda``."""
     global _plain
     before, _plain = _plain, True
     try:
@@ -118,12 +118,12 @@ def plain_devices() -> Generator[None]:
 
 
 def shown(device: torch.device) -> torch.device:
-    """Return the program's name of a device."""
+    """Return a device under the name that the program uses for it."""
     return torch.device("cuda", device.index) if device.type == "chip" else device
 
 
 def real(device: Any) -> Any:
-    """Return the chip for a device that the program calls ``cuda``; everything else as it is."""
+    """Return the chip for a device named ``cuda``, and any other argument unchanged."""
     if isinstance(device, torch.device):
         return _real(device)
     if isinstance(device, str) and (device == "cuda" or device.startswith("cuda:")):
@@ -213,7 +213,7 @@ _TYPES = {
 
 
 class _Legacy(type):
-    """``torch.cuda.FloatTensor``: a type to make tensors by and to test them for."""
+    """The type of ``torch.cuda.FloatTensor`` and its like, which create tensors and work in ``isinstance``."""
 
     name: str
     dtype: torch.dtype
@@ -229,7 +229,7 @@ class _Legacy(type):
 
 
 class _Kind(type):
-    """A class of torch's core that takes a device."""
+    """The type of a replacement for a torch class whose constructor has a device argument."""
 
     base: Any
 
@@ -254,8 +254,8 @@ def _patch_torch() -> None:
 
     @functools.wraps(current)
     def current_accelerator(check_available: bool = False) -> torch.device | None:
-        found = current(check_available)
-        return None if found is None else shown(found)
+        accelerator = current(check_available)
+        return None if accelerator is None else shown(accelerator)
 
     torch.accelerator.current_accelerator = current_accelerator
     index_of = torch.accelerator._get_device_index  # type: ignore[attr-defined]
@@ -298,7 +298,7 @@ def _patch_amp() -> None:
         original = getattr(torch, name)
 
         def translated(device_type: Any = "cuda", *args: Any, _original: Any = original) -> Any:
-            if isinstance(device_type, bool):  # the old form, of CUDA
+            if isinstance(device_type, bool):  # the old form for CUDA, without a device
                 device_type, args = "cuda", (device_type,)
             return _original("chip" if device_type == "cuda" else device_type, *args)
 
@@ -315,7 +315,7 @@ def _patch_amp() -> None:
 
 
 def _patch_files() -> None:
-    """Files say cuda, too: they are for machines that have it."""
+    """Patch torch.save to write cuda as the location, because the file may be read on a machine with CUDA."""
     from torch import serialization
 
     def tag(storage: Any) -> str | None:
@@ -334,9 +334,13 @@ def _patch_files() -> None:
 
 def _patch_cuda() -> None:
     cuda: Any = torch.cuda
-    own = {name: getattr(chips, name) for name in dir(chips) if name in dir(cuda) and not name.startswith("__")}
-    own = {name: item for name, item in own.items() if getattr(item, "__module__", "").startswith("bringup")}
-    own |= {
+    replacements = {name: getattr(chips, name) for name in set(dir(chips)) & set(dir(cuda))}
+    replacements = {
+        name: item
+        for name, item in replacements.items()
+        if getattr(item, "__module__", "").startswith("bringup") and not name.startswith("__")
+    }
+    replacements |= {
         "get_device_capability": chips.get_device_capability,
         "get_arch_list": list,
         "get_gencode_flags": str,
@@ -358,8 +362,8 @@ def _patch_cuda() -> None:
         "_sleep": lambda cycles: None,
     }
     for name in ("amp", "nvtx", "_initialized", "random", "memory"):
-        own.pop(name, None)
-    for name, item in own.items():
+        replacements.pop(name, None)
+    for name, item in replacements.items():
         wrapped = item if isinstance(item, type) else _counted(name, item)
         for module in (cuda, cuda.memory, cuda.random, cuda.streams):
             if hasattr(module, name):
@@ -367,14 +371,13 @@ def _patch_cuda() -> None:
         setattr(cuda, name, wrapped)
     for name, why in _MISSING.items():
         setattr(cuda, name, _missing(name, why))
-    jiterator: Any = importlib.import_module(
-        "torch.cuda.jiterator"
-    )  # kernels are made anywhere, and fail when they run
+    # A jiterator kernel may be created without CUDA, as in torch. Only its launch is an error.
+    jiterator: Any = importlib.import_module("torch.cuda.jiterator")
     jiterator._JittedFunction.__call__ = _missing("jiterator", _DRIVER)
     cuda._initialized = True
-    # Programs tell CUDA from ROCm by it. It is the version that torch's default build of 2.13 is for.
+    # Programs distinguish CUDA from ROCm by this value. torch 2.13 is built for this version by default.
     torch.version.cuda = "13.0"
-    core: Any = torch._C  # what torch.nn.DataParallel asks for
+    core: Any = torch._C  # torch.nn.DataParallel calls the next three functions
     core._scatter = lambda tensor, devices, sizes, dim, streams: [
         part.to(f"cuda:{index}")
         for part, index in zip(tensor.split(sizes, dim) if sizes else tensor.chunk(len(devices), dim), devices)  # noqa: B905
@@ -411,7 +414,7 @@ def _is_torch(frame: FrameType) -> bool:
 
 def _supports(dtype: str) -> Callable[..., bool]:
     def supported(*_: Any, **__: Any) -> bool:
-        chips.get_device_capability()  # a chip is chosen
+        chips.get_device_capability()  # chooses a chip if none is chosen
         chip = process.chosen_chip()
         return dtype in chip.matrix.tflops or dtype in chip.ops.dtypes
 
@@ -421,7 +424,7 @@ def _supports(dtype: str) -> Callable[..., bool]:
 def _missing(name: str, why: str) -> Any:
     def raises(*_: Any, **__: Any) -> NoReturn:
         raise BringupError(
-            f"torch.cuda.{name} {why}: the chip has nothing of the kind; leave it out when it runs there"
+            f"torch.cuda.{name} {why}, which the chip does not have: do not call it when the program runs on the chip"
         )
 
     return type(name, (), {"__new__": raises}) if isinstance(getattr(torch.cuda, name, None), type) else raises
@@ -435,16 +438,16 @@ def _set_sync_debug_mode(mode: int | str) -> None:
 
 
 class _Ranges:
-    """``torch.cuda.nvtx``: the ranges are torch.profiler's."""
+    """Ranges of ``torch.cuda.nvtx``, recorded as ranges of torch.profiler."""
 
-    open: list[Any] = []  # noqa: RUF012 (one stack per process, as NVTX has one per thread)
+    open: list[Any] = []  # noqa: RUF012 (one stack for the whole process; NVTX has one per thread)
 
     @classmethod
     def push(cls, msg: str) -> int:
         """Begin a range."""
-        found: Any = torch.autograd.profiler.record_function(str(msg))
-        found.__enter__()
-        cls.open.append(found)
+        record: Any = torch.autograd.profiler.record_function(str(msg))
+        record.__enter__()
+        cls.open.append(record)
         return len(cls.open) - 1
 
     @classmethod

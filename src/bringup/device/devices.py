@@ -1,4 +1,4 @@
-"""The chips of this process, and what a chip says of itself to programs."""
+"""The chips of this process and their properties."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def is_initialized() -> bool:
 
 
 def init() -> None:
-    """Choose and open the first chip now instead of at its first use."""
+    """Choose and open the first chip now, not at its first use."""
     configured()
     _ops.open(0)
 
@@ -55,14 +55,14 @@ def get_device_name(device: DeviceLike = None) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class DeviceProperties:
-    """What the chip file says, with the names of ``torch.cuda.get_device_properties``.
+    """Properties from the chip file, under the names of ``torch.cuda.get_device_properties``.
 
     Attributes:
-        total_memory, L2_cache_size, shared_memory_per_multiprocessor: bytes; the latter two are 0 if there are none.
-        multi_processor_count: cores.
+        total_memory: bytes of device memory.
+        L2_cache_size, shared_memory_per_multiprocessor: bytes; 0 if the chip has no cache or no scratchpad.
+        multi_processor_count: number of cores.
         clock_rate: kHz.
-        major, minor: the first CUDA compute capability whose matrix units take the dtypes that the chip's take, so that
-            programs which ask for it choose the right dtypes (CUDA C++ Programming Guide, "Compute Capabilities").
+        major, minor: the compute capability of `get_device_capability`.
     """
 
     name: str
@@ -79,12 +79,12 @@ class DeviceProperties:
 
     @property
     def gcnArchName(self) -> str:
-        """The chip's name: Inductor asks for it in builds of torch without CUDA."""
+        """The chip's name. Inductor reads this attribute in torch builds without CUDA."""
         return self.name
 
 
 def get_device_properties(device: DeviceLike = None) -> DeviceProperties:
-    """Return what is known of the chip."""
+    """Return the properties of a chip."""
     configured()
     checked(index_of(device))
     chip = process.chosen_chip()
@@ -104,7 +104,10 @@ def get_device_properties(device: DeviceLike = None) -> DeviceProperties:
 
 
 def get_device_capability(device: DeviceLike = None) -> tuple[int, int]:
-    """Return the first CUDA compute capability whose matrix units take the dtypes that the chip's take."""
+    """Return the first CUDA compute capability whose matrix units support the dtypes of the chip's.
+
+    Programs choose dtypes by it (CUDA C++ Programming Guide, "Compute Capabilities").
+    """
     configured()
     checked(index_of(device))
     dtypes = set(process.chosen_chip().matrix.tflops)
@@ -118,22 +121,22 @@ def get_device_capability(device: DeviceLike = None) -> tuple[int, int]:
 
 
 def can_device_access_peer(device: DeviceLike, peer: DeviceLike) -> bool:
-    """Return True: chips copy to each other without the program's help."""
+    """Return True, because a copy between chips needs no further call."""
     checked(index_of(device))
     checked(index_of(peer))
     return True
 
 
 def real_device(tensor: torch.Tensor) -> torch.device:
-    """Return where a tensor is, whatever name the program has for it (`bringup.redirect_cuda`)."""
+    """Return a tensor's device, ``chip`` even if the program calls it ``cuda`` (`bringup.redirect_cuda`)."""
     fake = getattr(tensor, "fake_device", None)
-    found: torch.device = fake if fake is not None else torch._C.TensorBase.device.__get__(tensor)
-    # Under a mode of torch functions the core's getter asks the class, which says what the program is to see.
-    return torch.device("chip", found.index) if process.named_cuda and found.type == "cuda" else found
+    device: torch.device = fake if fake is not None else torch._C.TensorBase.device.__get__(tensor)
+    # Under a TorchFunctionMode torch's getter calls the patched property, which returns cuda.
+    return torch.device("chip", device.index) if process.named_cuda and device.type == "cuda" else device
 
 
 class device:
-    """Context in which another chip is the current one."""
+    """Context manager that makes another chip the current one."""
 
     def __init__(self, device: DeviceLike) -> None:
         self.index = index_of(device)
@@ -148,7 +151,7 @@ class device:
 
 
 class device_of(device):
-    """Context in which the chip of a tensor is the current one; does nothing for other tensors."""
+    """Context manager that makes a tensor's chip the current one; it changes nothing for a tensor on the host."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__(real_device(tensor) if real_device(tensor).type == "chip" else None)
@@ -161,10 +164,10 @@ def configured() -> None:
 
 
 def index_of(device: DeviceLike) -> int:
-    """Return the index of a chip.
+    """Return the index of a chip, by default of the current one.
 
     Raises:
-        ValueError: it is another device.
+        ValueError: the device is not a chip.
     """
     if isinstance(device, int):
         return device
@@ -172,15 +175,15 @@ def index_of(device: DeviceLike) -> int:
         return current_device()
     named = torch.device(device)
     if named.type != "chip" and not (process.named_cuda and named.type == "cuda"):
-        raise ValueError(f"expected a chip device, got {named}")
+        raise ValueError(f"expected a chip device, got {named}: give chip, chip:N or N")
     return current_device() if named.index is None else named.index
 
 
 def checked(index: int) -> int:
-    """Return the index of a chip that this process has.
+    """Return the index if this process has such a chip.
 
     Raises:
-        BringupError: it has fewer.
+        BringupError: the process has fewer chips.
     """
     if not 0 <= index < device_count():
         raise BringupError(

@@ -1,4 +1,4 @@
-"""Dry runs: the program launches, allocates and is recorded, and nothing is computed."""
+"""Dry runs: launches and allocations are recorded, but nothing is computed."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _showing = threading.local()
 
 
 class DryWarning(UserWarning):
-    """A dry run's program read a value that was never computed; the warning names the line and the stand-in."""
+    """A program read a value that its dry run did not compute; the warning names the line and the stand-in."""
 
 
 class DryFloat(float):
-    """A number that was never computed. It calculates as its value; where it is formatted, it says that it is dry."""
+    """The stand-in for a number that was not computed. Its text ends in ``(dry)``, as do those of its results."""
 
     def __repr__(self) -> str:
-        """Show the value and that it is dry."""
+        """Return the value followed by ``(dry)``."""
         return f"{float(self)!r} (dry)"
 
     def __str__(self) -> str:
-        """Show the value and that it is dry."""
+        """Return the value followed by ``(dry)``."""
         return repr(self)
 
     def __format__(self, spec: str) -> str:
-        """Format the value, and say that it is dry."""
+        """Return the formatted value followed by ``(dry)``."""
         return f"{float(self):{spec}} (dry)"
 
 
@@ -62,21 +62,22 @@ for _name in ("neg", "pos", "abs", "round"):
 def dry(*, strict: bool = False, value: Value = 0.0, seed: int = 0) -> Iterator[None]:
     """Launch, allocate and record inside the block, but compute nothing and copy nothing to the chip.
 
-    For programs larger than this machine: the chip's memory is reserved, not touched. Tensors on the CPU stay real.
-    Integers and booleans of at most 16 MiB (token numbers, masks, positions) are real too, where they follow from
-    others and not from floating-point numbers. Whatever the program reads that was not computed is a stand-in:
+    A dry run works for programs larger than this machine, because the chip's memory is reserved but not touched. CPU
+    tensors are computed as usual. Integer and boolean tensors of at most 16 MiB (token numbers, masks, positions) are
+    also computed, as long as they depend only on other such tensors. A stand-in replaces every other value:
 
-    - a floating-point number is `value`, and a number that ``item()`` gives says "(dry)" where it is formatted;
+    - a floating-point number is `value`, and the text of a number from ``item()`` ends in "(dry)";
     - an index (``argmax``, ``topk``, ``multinomial``, ``sort``) is drawn from its range;
-    - a comparison or a conversion to an integer is made with `value` for every number;
-    - where an unknown mask decides a size (``nonzero``, ``x[mask]``), it selects everything.
+    - a comparison or a conversion to an integer uses `value` for every number;
+    - a mask that decides a size (``nonzero``, ``x[mask]``) selects all elements.
 
-    Every Python line that reads one warns once (`DryWarning`). Blocks nest; the outermost one's arguments hold.
+    Each Python line that reads a stand-in warns once (`DryWarning`). Blocks may be nested; the arguments of the
+    outermost block apply.
 
     Args:
-        strict: raise at such a line instead.
+        strict: raise an error at such a line.
         value: the stand-in; ``"random"`` draws from [0, 1).
-        seed: of what is drawn.
+        seed: seed of the drawn stand-ins.
     """
     global _strict, _value
     if value != "random" and not isinstance(value, (int, float)):
@@ -98,11 +99,11 @@ def dry(*, strict: bool = False, value: Value = 0.0, seed: int = 0) -> Iterator[
 
 
 def notice(where: str, what: str) -> None:
-    """Warn that a line reads what was not computed, or raise. Called by the core, once per line."""
+    """Warn, or raise under ``strict``, that a line reads a value that was not computed. The core calls it."""
     if _strict:
         raise BringupError(
             f"{where or 'the program'} reads {what} from the chip, which a dry run does not compute: "
-            "do not read it, or leave out strict for a stand-in"
+            "do not read it, or leave out strict to get a stand-in"
         )
     if where in _noticed:
         return
@@ -120,7 +121,7 @@ def _unknown(tensor: Any) -> bool:
 
 @contextmanager
 def _marked() -> Iterator[None]:
-    """Let numbers and printed tensors say that they are dry."""
+    """Patch tensors so that their numbers and their text show that they are dry."""
     patched: Any = torch.Tensor
     item, tolist, show = patched.item, patched.tolist, patched.__repr__
 
@@ -145,7 +146,7 @@ def _marked() -> Iterator[None]:
     try:
         yield
     finally:
-        del patched.item, patched.tolist  # they are inherited
+        del patched.item, patched.tolist  # the originals belong to the base class
         patched.__repr__ = show
 
 

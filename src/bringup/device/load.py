@@ -17,7 +17,7 @@ from bringup.device.choose import choose
 from bringup.errors import BringupError
 from bringup.process import asked_chip, asked_devices
 
-# Rooms to the right of the device that hook torch, too: no others to the right are imported by name.
+# Folders to the right of the device that also patch torch. Each has a function `install`, called by `register`.
 ROOMS = ("bringup.compile", "bringup.triton")
 
 _registered = False
@@ -31,8 +31,8 @@ def _another_accelerator() -> str | None:
 def autoload() -> None:
     """Entry point of ``torch.backends``, called by ``import torch``.
 
-    Never raises: a program that does not use the chip must not notice. On a machine with a real accelerator that one
-    stays current until the program asks for a chip.
+    It never raises an error, because every program that imports torch calls it. If the machine has a real accelerator,
+    that accelerator stays the current one until the program chooses a chip.
     """
     if asked_chip() or _another_accelerator() is None:
         try:
@@ -79,12 +79,12 @@ def use(
 
     Args:
         chip: the name of a chip (`available_chips`) or the path of a chip file.
-        devices: how many of them: ``chip:0`` to ``chip:{devices - 1}``.
-        check: catch host dereferences of device memory (default: ``BRINGUP_CHECK``). Slower.
+        devices: the number of such chips, ``chip:0`` to ``chip:{devices - 1}``.
+        check: raise an error where the host dereferences device memory (default: ``BRINGUP_CHECK``). This is slower.
         driver: path of a driver library (csrc/driver.h; default: ``BRINGUP_DRIVER``, else the virtual chip).
         strict: raise where an operator would run on the host because the chip does not list it (default:
             ``BRINGUP_STRICT``).
-        past_capacity: memory does not end at the chip's capacity; the report says by how much it was exceeded.
+        past_capacity: allow more memory than the chip's capacity; the report states the excess.
 
     Raises:
         UnknownChipError, ChipFileError: the chip cannot be read.
@@ -102,13 +102,15 @@ def use_unless_chosen(chip: str | os.PathLike[str]) -> None:
 
 
 def launch_stats() -> dict[str, Any]:
-    """Count what the process launched so far.
+    """Return counts of this process's launches so far.
 
     Returns:
-        ``launches``, ``signatures``; ``learned_by_meta``: first launches of a signature that a meta kernel answered;
-        ``learned_by_running``: those that waited for their kernel, as it has no (correct) meta kernel; ``synchronous``:
-        launches that wait every time, since what they return depends on data; ``synchronous_ops`` and
-        ``learned_by_running_ops``: operator -> count; ``outputs_copied``: results that a kernel placed elsewhere;
+        ``launches`` and ``signatures``: launches, and distinct kinds of launch.
+        ``learned_by_meta``: first launches of a signature whose results a meta kernel described.
+        ``learned_by_running``: first launches that waited for their kernel, for want of a correct meta kernel.
+        ``synchronous``: launches that always wait, because the shapes or values that they return depend on data.
+        ``synchronous_ops``, ``learned_by_running_ops``: the same by operator.
+        ``outputs_copied``: results that a kernel allocated itself and that were copied to their place.
         ``synchronizations``: explicit waits, blocking copies and reads.
     """
     register()

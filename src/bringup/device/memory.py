@@ -1,4 +1,4 @@
-"""The memory of a chip: the caching allocator's counters, and what programs may ask of it."""
+"""The memory of a chip: the caching allocator's counters and settings."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _ops = torch.ops.bringup
 
 
 def empty_cache() -> None:
-    """Give cached memory that no tensor uses back to the chip."""
+    """Return unused cached memory to the chip."""
     torch._C._accelerator_emptyCache()
 
 
 def memory_stats(device: DeviceLike = None) -> OrderedDict[str, Any]:
-    """Return the allocator's counters, with the names of ``torch.cuda.memory_stats``."""
+    """Return the allocator's counters, under the names of ``torch.cuda.memory_stats``."""
     stats: OrderedDict[str, Any] = torch.accelerator.memory.memory_stats(checked(index_of(device)))
     return stats
 
@@ -32,27 +32,27 @@ def _bytes(key: str, device: DeviceLike) -> int:
 
 
 def memory_allocated(device: DeviceLike = None) -> int:
-    """Return the bytes that tensors hold."""
+    """Return the bytes that tensors hold now."""
     return _bytes("allocated_bytes.all.current", device)
 
 
 def max_memory_allocated(device: DeviceLike = None) -> int:
-    """Return the most bytes that tensors held since the start or the last reset."""
+    """Return the largest number of bytes that tensors held since the start or the last reset."""
     return _bytes("allocated_bytes.all.peak", device)
 
 
 def memory_reserved(device: DeviceLike = None) -> int:
-    """Return the bytes that the caching allocator holds."""
+    """Return the bytes that the caching allocator holds now."""
     return _bytes("reserved_bytes.all.current", device)
 
 
 def max_memory_reserved(device: DeviceLike = None) -> int:
-    """Return the most bytes that the caching allocator held since the start or the last reset."""
+    """Return the largest number of bytes that the caching allocator held since the start or the last reset."""
     return _bytes("reserved_bytes.all.peak", device)
 
 
 def reset_peak_memory_stats(device: DeviceLike = None) -> None:
-    """Start the peaks again from what is held now."""
+    """Reset the peaks to the current values."""
     torch._C._accelerator_resetPeakStats(checked(index_of(device)))
 
 
@@ -61,7 +61,7 @@ reset_max_memory_reserved = reset_peak_memory_stats
 
 
 def reset_accumulated_memory_stats(device: DeviceLike = None) -> None:
-    """Start the accumulated counters again from zero."""
+    """Reset the accumulated counters to zero."""
     torch._C._accelerator_resetAccumulatedStats(checked(index_of(device)))
 
 
@@ -72,7 +72,7 @@ def mem_get_info(device: DeviceLike = None) -> tuple[int, int]:
 
 
 def set_per_process_memory_fraction(fraction: float, device: DeviceLike = None) -> None:
-    """Let this process reserve at most a fraction (0 to 1) of the chip's memory."""
+    """Limit the memory that this process may reserve to a fraction (0 to 1) of the chip's capacity."""
     if not 0 < fraction <= 1:
         raise ValueError(f"fraction must be above 0 and at most 1, got {fraction}")
     index = checked(index_of(device))
@@ -81,7 +81,7 @@ def set_per_process_memory_fraction(fraction: float, device: DeviceLike = None) 
 
 
 def largest_tensors(count: int = 5, device: DeviceLike = None) -> list[dict[str, Any]]:
-    """Return the largest live blocks: ``bytes``, ``what`` (dtype, shape, op) and the Python ``line`` that made them."""
+    """Return the largest live blocks, each with ``bytes``, ``what`` (dtype, shape, op) and the allocating ``line``."""
     index = checked(index_of(device))
     _ops.open(index)
     blocks: list[dict[str, Any]] = json.loads(_ops.live_blocks(index, count))
@@ -89,7 +89,7 @@ def largest_tensors(count: int = 5, device: DeviceLike = None) -> list[dict[str,
 
 
 def memory_summary(device: DeviceLike = None, abbreviated: bool = False) -> str:
-    """Return a table of the allocator's counters; abbreviated leaves out the two pools."""
+    """Return a table of the allocator's counters; ``abbreviated`` leaves out the two pools."""
     index = checked(index_of(device))
     stats = memory_stats(index)
     rows = [("Allocated memory", "allocated_bytes"), ("Active memory", "active_bytes")]

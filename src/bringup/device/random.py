@@ -1,4 +1,4 @@
-"""Random numbers of the device ``chip``: one generator per chip, which is torch's CPU generator."""
+"""Random numbers of the device ``chip``: one generator per chip, with the algorithm of torch's CPU generator."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from bringup.device.devices import DeviceLike, checked, current_device, device_c
 
 _ops = torch.ops.bringup
 
-seedings = 0  # how often a generator was seeded
+seedings = 0  # number of calls that seeded a generator
 
 
 def manual_seed(seed: int) -> None:
@@ -27,7 +27,7 @@ def manual_seed_all(seed: int) -> None:
 
 
 def _signed(seed: int) -> int:
-    """Wrap a 64-bit seed into the range of an op's int argument."""
+    """Wrap a 64-bit seed into the range of an operator's int argument."""
     seed = int(seed) & 0xFFFFFFFFFFFFFFFF
     return seed - 2**64 if seed >= 2**63 else seed
 
@@ -48,7 +48,7 @@ def initial_seed() -> int:
 
 
 def get_rng_state(device: DeviceLike = "chip") -> torch.Tensor:
-    """Return the state of a chip's generator as a CPU tensor of bytes. Waits for launches that still draw."""
+    """Return the state of a chip's generator as a CPU tensor of bytes, after pending launches have drawn from it."""
     state: torch.Tensor = _ops.rng_state(checked(index_of(device)))
     return state
 

@@ -13,7 +13,7 @@ _ops = torch.ops.bringup
 
 
 class Stream(torch.Stream):
-    """An ordered queue of launches. ``priority`` -1 goes before 0 when both have work."""
+    """An ordered queue of launches. A stream of priority -1 runs before one of priority 0 when both have work."""
 
     def __new__(cls, device: DeviceLike = None, priority: int = 0, **kwargs: Any) -> Stream:
         """Take a stream from the chip's pool (32 per priority)."""
@@ -23,12 +23,12 @@ class Stream(torch.Stream):
 
     @property
     def priority(self) -> int:
-        """-1 for an urgent stream, 0 for the others."""
+        """The priority: -1 for an urgent stream, 0 for others."""
         return int(_ops.stream_priority(self.device_index, self.stream_id))
 
     @staticmethod
     def priority_range() -> tuple[int, int]:
-        """Return the least and the most urgent priority."""
+        """Return the least urgent and the most urgent priority."""
         return (0, -1)
 
     def __repr__(self) -> str:
@@ -41,18 +41,18 @@ class _EventType(type):
 
 
 class Event(torch.Event, metaclass=_EventType):
-    """A point in a stream's queue: record it, wait for it, take times between two of them (milliseconds)."""
+    """A point in a stream's queue, which can be waited for. Two events measure the milliseconds between them."""
 
     def __new__(cls, enable_timing: bool = False, blocking: bool = False, interprocess: bool = False) -> Event:
-        """Make an event; only those with ``enable_timing`` can be asked for times."""
+        """Create an event; ``elapsed_time`` needs ``enable_timing``."""
         if interprocess:
-            raise BringupError("an event of a chip belongs to one process: interprocess=True is not supported")
-        # torch.Event.elapsed_time takes no subclass
+            raise BringupError("a chip's event cannot be shared between processes: leave out interprocess=True")
+        # torch.Event.elapsed_time does not accept a subclass.
         return torch.Event(device="chip", enable_timing=enable_timing, blocking=blocking)  # type: ignore[return-value]
 
 
-def _as_stream(found: torch.Stream) -> Stream:
-    return Stream(stream_id=found.stream_id, device_index=found.device_index, device_type=found.device_type)
+def _as_stream(stream: torch.Stream) -> Stream:
+    return Stream(stream_id=stream.stream_id, device_index=stream.device_index, device_type=stream.device_type)
 
 
 def current_stream(device: DeviceLike = None) -> Stream:
@@ -73,7 +73,7 @@ def set_stream(stream: torch.Stream) -> None:
 
 
 class StreamContext:
-    """Context in which this thread launches on another stream; None changes nothing."""
+    """Context manager for launches of this thread on another stream; None changes nothing."""
 
     def __init__(self, stream: torch.Stream | None) -> None:
         self.stream = stream
@@ -92,10 +92,10 @@ class StreamContext:
 
 
 def stream(stream: torch.Stream | None) -> StreamContext:
-    """Return a context in which this thread launches on another stream; None changes nothing."""
+    """Return a context manager for launches of this thread on another stream; None changes nothing."""
     return StreamContext(stream)
 
 
 def synchronize(device: DeviceLike = None) -> None:
-    """Wait for all streams of a chip, and raise what failed on them."""
+    """Wait for all streams of a chip, and raise the first error of their launches."""
     torch._C._accelerator_synchronizeDevice(checked(index_of(device)))

@@ -1,6 +1,6 @@
-"""``torch.chip``: what torch and programs ask of the device ``chip``, by the names of ``torch.cuda``.
+"""``torch.chip``: the device module of ``chip``, with the names of ``torch.cuda``.
 
-All functions are asynchronous towards the device except ``synchronize``, ``get_rng_state`` and reading an event's time.
+No function waits for the device except ``synchronize``, ``get_rng_state`` and ``Event.elapsed_time``.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> bool:
-    """Return ``_initialized``, which torch.utils.checkpoint and others read to see whether there is a state to save."""
+    """Return ``_initialized``. torch.utils.checkpoint saves the generator's state only if it is True."""
     if name == "_initialized":
         return is_initialized()
     raise AttributeError(f"module 'torch.chip' has no attribute {name!r}")
@@ -136,7 +136,7 @@ def get_amp_supported_dtype() -> list[torch.dtype]:
 
 
 def is_bf16_supported(including_emulation: bool = True) -> bool:
-    """Return True: bfloat16 always works."""
+    """Return True, because operators on bfloat16 always run, on the chip or on the host."""
     return True
 
 
@@ -145,23 +145,23 @@ class amp:
 
     @staticmethod
     def custom_fwd(fwd: Any = None, *, cast_inputs: torch.dtype | None = None) -> Any:
-        """See ``torch.amp.custom_fwd``."""
+        """Decorate like ``torch.amp.custom_fwd`` for the device ``chip``."""
         return torch.amp.custom_fwd(fwd, device_type="chip", cast_inputs=cast_inputs)
 
     @staticmethod
     def custom_bwd(bwd: Any = None) -> Any:
-        """See ``torch.amp.custom_bwd``."""
+        """Decorate like ``torch.amp.custom_bwd`` for the device ``chip``."""
         return torch.amp.custom_bwd(bwd, device_type="chip")
 
 
 def patch_torch() -> None:
-    """Replace what torch 2.13 gets wrong for a renamed device by a clear error or the right answer."""
+    """Patch the functions of torch 2.13 that are wrong for a renamed device."""
     share = torch.UntypedStorage.share_memory_
 
     @functools.wraps(share)
     def share_memory_(self: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
         if self.device.type == "chip":
-            raise BringupError("memory of a chip cannot be shared between processes: move the tensor to the CPU first")
+            raise BringupError("a chip's memory cannot be shared between processes: move the tensor to the CPU first")
         return share(self, *args, **kwargs)
 
     torch.UntypedStorage.share_memory_ = share_memory_  # type: ignore[method-assign]

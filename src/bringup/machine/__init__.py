@@ -1,1 +1,1 @@
-"""What a chip and a host are: the files that describe them."""
+"""Chip files and host files, and their validation."""

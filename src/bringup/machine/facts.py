@@ -6,7 +6,7 @@ from typing import Any
 
 
 def flat(data: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """List a file's values by dotted key."""
+    """Return a file's values by dotted key."""
     rows: list[tuple[str, Any]] = []
     for key, value in data.items():
         if isinstance(value, dict):

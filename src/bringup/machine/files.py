@@ -1,4 +1,4 @@
-"""Chip and host files: by name or path -> Chip, Host."""
+"""Reading of chip and host files, by name or by path."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def load_chip(name_or_file: str | Path) -> Chip:
     """Read a chip by its name or from a TOML file (anything with a slash or ending in ``.toml``).
 
     Raises:
-        UnknownChipError: no chip of that name; the message has the nearest names.
+        UnknownChipError: no chip has this name; the message lists the nearest names.
         ChipFileError: the file is missing or malformed.
     """
     from bringup.machine.schema import Chip  # imports pydantic
@@ -58,7 +58,7 @@ def load_chip(name_or_file: str | Path) -> Chip:
 
 
 def load_host(name_or_file: str | Path | None = None) -> Host:
-    """Read a host as `load_chip` reads a chip; the default is the host of the published dispatch costs."""
+    """Read a host by its name or from a TOML file; the default is the host of the published dispatch costs."""
     from bringup.machine.schema import Host  # imports pydantic
 
     return _read(_find(str(name_or_file or DEFAULT_HOST), "host", HOSTS, available_hosts()), Host)
@@ -73,11 +73,11 @@ def _find(text: str, what: str, folder: Path, names: list[str]) -> Path:
             f"did you mean {' or '.join(nearest)}?" if nearest else f"`bringup chips` lists the {len(names)} {what}s."
         )
         name = repr(short(text))
-        raise UnknownChipError(f"no {what} is named {name}: {hint} A file is given by its path, as ./mine.toml")
+        raise UnknownChipError(f"no {what} is named {name}: {hint} For a file give its path, for example ./mine.toml")
     return folder / f"{text}.toml"
 
 
-# tomllib takes a time that grows with the square of a key's parts; those of a chip file have three at most.
+# tomllib's time grows with the square of the number of parts of a key. A chip file's keys have at most three parts.
 _DEEP_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){16}")
 _Described = TypeVar("_Described", bound="_Sourced")
 

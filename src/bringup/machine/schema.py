@@ -1,7 +1,7 @@
-"""The validated forms of a chip file and a host file.
+"""The validated contents of a chip file and a host file.
 
-Such a file may come from anyone: every number is finite and bounded, and so is the length of every text and table. The
-bounds lie far beyond real chips; within them no price overflows and no count exceeds the core's `int`.
+Anyone may have written such a file, so every number is finite and bounded, and so is the length of every text and
+table. The bounds lie far beyond real chips. Within them no price overflows and no count exceeds the core's `int`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bringup.text import plain
 
 
 def _shown(text: str) -> str:
-    """Refuse control characters: a terminal would act on them."""
+    """Refuse control characters, because a terminal would act on them."""
     hidden = next((c for c in text if c not in "\n\t" and plain(c) != c), None)
     if hidden is not None:
         raise ValueError(f"a text may not have the character {plain(hidden)}: leave it out")
@@ -36,17 +36,17 @@ Text = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_shown
 Source = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_shown)]  # a paragraph
 Key = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_shown)]  # the longest operator has 60
 
-# TFLOP/s, TB/s and GB/s, of one chip: from a serial line's kB/s to a million of today's chips.
+# TFLOP/s, TB/s or GB/s of one chip: from the kB/s of a serial line to a million times today's chips.
 Rate = Annotated[float, Field(gt=0, le=1e9), _at_least(1e-6)]
 Gigahertz = Annotated[float, Field(gt=0, le=1e3), _at_least(1e-3)]
-Microseconds = Annotated[float, Field(gt=0, le=1e6), _at_least(1e-3)]  # of one call: up to a second
+Microseconds = Annotated[float, Field(gt=0, le=1e6), _at_least(1e-3)]  # one call: up to a second
 Capacity = Annotated[float, Field(gt=0, le=1e9), _at_least(1e-3)]  # KiB per core, MiB per cache: up to a petabyte
 Fraction = Annotated[float, Field(gt=0, le=1), _at_least(1e-3)]
-Factor = Annotated[float, Field(gt=0, le=1e3), _at_least(1e-3)]  # over what the model expects
-Watts = Annotated[float, Field(ge=0, le=1e6)]  # a megawatt is a hall of chips
+Factor = Annotated[float, Field(gt=0, le=1e3), _at_least(1e-3)]  # measured speed over the model's
+Watts = Annotated[float, Field(ge=0, le=1e6)]  # a megawatt is a data centre
 Dollars = Annotated[float, Field(gt=0, le=1e9), _at_least(1e-6)]
 Cores = Annotated[int, Field(ge=1, le=10**7)]  # a wafer has a million
-Side = Annotated[int, Field(ge=1, le=10**5)]  # of a systolic array; the largest built are 256
+Side = Annotated[int, Field(ge=1, le=10**5)]  # rows or columns of a systolic array; the largest built have 256
 
 
 class _Table(BaseModel):
@@ -62,7 +62,7 @@ class Compute(_Table):
 
 
 class Matrix(_Table):
-    """The matrix engine. ``tflops`` is the dense peak of the whole chip per dtype of the inputs."""
+    """The matrix engine. ``tflops`` is the dense peak of the whole chip, by dtype of the inputs."""
 
     kind: Literal["tile", "systolic"]
     rows: Side | None = None
@@ -77,7 +77,7 @@ class Matrix(_Table):
             raise ValueError("a systolic matrix engine needs rows and columns")
         for dtype in self.tflops:
             if dtype not in DTYPES and dtype != "tf32":
-                raise ValueError(f"tflops names {dtype}, which is no dtype of torch: give float32, bfloat16, int8, ...")
+                raise ValueError(f"tflops names {dtype}, which is not a torch dtype: give float32, bfloat16, int8, ...")
         return self
 
 
@@ -90,19 +90,19 @@ class Vector(_Table):
     @model_validator(mode="after")
     def _has_float32(self) -> Vector:
         if "float32" not in self.tflops:
-            raise ValueError("tflops needs float32: other dtypes follow from it where they are not given")
+            raise ValueError("tflops needs float32: the rates of dtypes without an entry follow from it")
         return self
 
 
 class Scratchpad(_Table):
-    """Memory of one core that software manages; the bandwidth is that of all cores together."""
+    """The memory of each core that software manages; the bandwidth is that of all cores together."""
 
     kib_per_core: Capacity
     bandwidth_tb_s: Rate | None = None
 
 
 class Cache(_Table):
-    """The last cache before device memory."""
+    """The last cache level before device memory."""
 
     mib: Capacity
     bandwidth_tb_s: Rate | None = None
@@ -111,11 +111,11 @@ class Cache(_Table):
 class Memory(_Table):
     """Device memory."""
 
-    # The virtual chip reserves addresses for all of it, and a device without a page holds nothing.
+    # The virtual chip reserves addresses for the whole capacity, which must be at least one page.
     device_gib: Annotated[float, Field(gt=0, le=4096, description="capacity in GiB (2**30 bytes)"), _at_least(1e-5)]
     bandwidth_gb_s: Rate
     sustained: Annotated[Fraction | None, Field(description="streaming read over peak")] = None
-    fresh_gb_s: Annotated[Rate | None, Field(description="first write to memory of the operating system")] = None
+    fresh_gb_s: Annotated[Rate | None, Field(description="first write to a fresh page of the host")] = None
 
 
 class Link(_Table):
@@ -130,7 +130,7 @@ class Link(_Table):
 
     @property
     def text(self) -> str:
-        """For people: ``pcie3 x16``."""
+        """The link as text: ``pcie3 x16``."""
         generation = "" if self.generation is None else str(self.generation)
         return f"{self.kind}{generation}" + ("" if self.lanes is None else f" x{self.lanes}")
 
@@ -143,7 +143,7 @@ class Interconnect(_Table):
 
 
 class Launch(_Table):
-    """The device's time for one launch, and the number of launches that may be pending."""
+    """The device's overhead for one launch, and the number of launches that may be pending."""
 
     eager_us: Microseconds | None = None
     graph_us: Microseconds | None = None
@@ -152,9 +152,9 @@ class Launch(_Table):
 
 
 class Ops(_Table):
-    """The dtypes that run on the chip, per group of operators if they differ. ``host`` lists exceptions.
+    """The dtypes that the chip supports. ``groups`` overrides them per operator family; ``host`` lists exceptions.
 
-    An exception is an operator without overload, ``aten::topk``, or with one dtype, ``aten::topk int64``.
+    An exception is an operator without its overload, ``aten::topk``, or with one dtype, ``aten::topk int64``.
     """
 
     dtypes: Annotated[list[Key], Field(max_length=64)]
@@ -168,7 +168,7 @@ class Ops(_Table):
                 raise ValueError(f"groups names {group}: the groups are {', '.join(FAMILIES)}")
             for dtype in dtypes:
                 if dtype not in DTYPES:
-                    raise ValueError(f"{group} names {dtype}, which is no dtype of torch: give float32, int64, ...")
+                    raise ValueError(f"{group} names {dtype}, which is not a torch dtype: give float32, int64, ...")
         for entry in self.host:
             op, _, dtype = entry.partition(" ")
             if "::" not in op or (dtype and dtype not in DTYPES):
@@ -179,9 +179,10 @@ class Ops(_Table):
 
 
 class Kernels(_Table):
-    """Limits of the program's own kernels, and what happens beyond them.
+    """The chip's limits for a program's own kernels.
 
-    ``grid``: most programs along x, y, z. Tiles are held against ``[scratchpad]``.
+    ``grid`` is the largest grid along x, y and z. Tiles must fit ``[scratchpad]``. ``limits`` decides if a kernel
+    beyond a limit raises an error, gives a warning, or neither.
     """
 
     limits: Literal["error", "warning", "off"] = "warning"
@@ -197,14 +198,14 @@ class Numerics(_Table):
 
 
 class Power(_Table):
-    """Watts."""
+    """Power in watts."""
 
     idle_w: Watts | None = None
     tdp_w: Annotated[float, Field(gt=0, le=1e6)]
 
 
 class Price(_Table):
-    """US dollars."""
+    """Price in US dollars."""
 
     usd: Dollars | None = None
     usd_per_hour: Dollars | None = None
@@ -234,9 +235,9 @@ class _Sourced(_Table):
 class Chip(_Sourced):
     """A chip file.
 
-    Numbers carry their unit in the key. Every number has an entry of the same dotted name, or of its table's, under
-    ``[sources]``, unless the file says ``invented = true``. ``efficiency`` is the measured speed of the kernels of an
-    operator (``gelu``) or a family (``softmax``) over the model's. ``streams`` is the share of the sustained bandwidth
+    A number's key ends in its unit. ``[sources]`` has an entry for every number or for its table, under the same
+    dotted name, unless the file says ``invented = true``. ``efficiency`` is measured speed over the model's, for the
+    kernels of an operator (``gelu``) or a family (``softmax``). ``streams`` is the share of the sustained bandwidth
     that a family's kernels reach.
     """
 
@@ -265,9 +266,9 @@ class Chip(_Sourced):
         return int(self.memory.device_gib * 2**30)
 
     def supports(self, op: str, family: str, dtype: str) -> bool:
-        """True if the chip runs an operator (``aten::topk``, with or without overload) on a dtype.
+        """Return True if the chip runs an operator (``aten::topk``, with or without overload) on a dtype.
 
-        Moving bytes needs no arithmetic: copies run in every dtype.
+        Copies need no arithmetic, so they run in every dtype.
         """
         name = op.split(".")[0]
         forms = {name, name.removesuffix("_")}
@@ -278,7 +279,7 @@ class Chip(_Sourced):
 
 
 class HostDispatch(_Table):
-    """Microseconds of the host's time that one eager launch takes, by class of operator."""
+    """Host time of one eager launch, by class of operator."""
 
     pointwise_us: Microseconds
     norm_us: Microseconds

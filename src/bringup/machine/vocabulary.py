@@ -1,4 +1,4 @@
-"""What a chip file may name: dtypes, with the bytes of their elements, and families of operators."""
+"""The words of a chip file: dtypes with the bytes of their elements, and operator families."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ ITEM_BYTES = {
 }
 DTYPES = frozenset(ITEM_BYTES)
 
-# Every cost rule belongs to one of them; a table of work holds its index.
+# Every cost rule belongs to one family; `WorkTable.family` is an index into this list.
 FAMILIES = (
     *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
     *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other", "depthwise", "kernel"),

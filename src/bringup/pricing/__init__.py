@@ -1,4 +1,4 @@
-"""Seconds for the work of a launch on a chip. `price_table` has the model."""
+"""The price of a launch on a chip, in seconds; see `price_table` for the model."""
 
 from bringup.cost.work_table import WorkTable
 from bringup.pricing import cpu, systolic, tiles  # noqa: F401 - each registers its class of chips

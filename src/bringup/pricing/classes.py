@@ -1,6 +1,6 @@
-"""The classes of chips: what pricing and the replay ask of each, and which class a chip belongs to.
+"""The classes of chips: the interface that pricing and the replay use, and the registry.
 
-A class of chips is one file that registers a `ChipClass`. The file is named in `bringup.pricing`, so that it is loaded.
+A class of chips is one file that registers a `ChipClass`. `bringup.pricing` imports the file.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-# Share of the last cache that still serves a second pass: it hits below the first and misses above the second. Seen in
-# layer norm and softmax by row length on P100, V100, T4 and A100 (github.com/sitar-lab/NeuSight).
+# Filled share of the last cache up to which a second pass hits, and from which it misses. From layer norm and softmax
+# by row length on P100, V100, T4 and A100 (github.com/sitar-lab/NeuSight).
 CACHE_HOLDS = (0.25, 0.5)
 
 
 def named_streams(constants: Constants) -> dict[str, float]:
-    """Family -> share of the sustained bandwidth, as `Constants` has it."""
+    """Return the share of the sustained bandwidth of each family, from `Constants`."""
     return {family: getattr(constants, f"streams_{family}", 1.0) for family in FAMILIES}
 
 
 def missed_bytes(table: WorkTable, chip: Chip) -> Array:
-    """Bytes of later passes that the last cache does not keep, for every signature."""
+    """Return for every signature the bytes of later passes that miss the last cache."""
     if chip.cache is None:
         return np.zeros(len(table.works))
     filled = table.in_flight * chip.compute.cores / (chip.cache.mib * 2**20)
@@ -47,25 +47,27 @@ def nothing(table: WorkTable, *_: object) -> Array:
 
 
 def never_warm(table: WorkTable) -> Array | None:
-    """Return None: no launch finds its tensors in the last cache."""
+    """Return None, because launches do not find their tensors in the last cache."""
     return None
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChipClass:
-    """How the chips of one class compute. Arrays have one entry per signature unless it says product.
+    """The parts of the analytic model that differ between classes of chips.
+
+    Arrays have one entry per signature; those of `products` have one per product.
 
     Attributes:
         products: (table, chip, peaks, constants) -> seconds of every product, and the share of the cores that it keeps
             busy. ``peaks`` is the peak flop/s for every product's dtype.
-        sustained: best large product over peak, for a chip file that does not say.
+        sustained: rate of the best large product over peak, for a chip file without this value.
         overlap: the p of Note [The analytic model].
         streams: family -> share of the sustained bandwidth that its kernels reach.
-        again_bytes: bytes of later passes over a row that come from memory. Default: what the last cache cannot keep.
+        again_bytes: bytes of later passes over a row that come from memory. Default: those that miss the last cache.
         pass_seconds: latency of later passes over a row. Default: none.
-        exposed_seconds: seconds in which neither engines nor memory are at work. Default: none.
+        exposed_seconds: seconds in which neither engines nor memory work. Default: none.
         warm: True where a launch finds its tensors in the last cache if they fit there. Default: None, nowhere.
-        queues: True if the host goes on while a launch runs; False if the thread that launches computes.
+        queues: True if the host continues while a launch runs; False if the launching thread computes.
     """
 
     products: Callable[[WorkTable, Chip, Array, Constants], tuple[Array, Array]]
@@ -83,9 +85,9 @@ _classes: dict[tuple[str, str], ChipClass] = {}
 
 
 def register(chip_class: ChipClass, *kinds: str, matrix: str) -> None:
-    """Set the class of all chips of some kinds with one kind of matrix engine, both as the chip file has them."""
+    """Set the class of chips with one of these kinds and this kind of matrix engine, in the words of the chip file."""
     for kind in kinds:
-        assert (kind, matrix) not in _classes, f"{kind} chips with a {matrix} engine have a class already"
+        assert (kind, matrix) not in _classes, f"{kind} chips with a {matrix} engine already have a class"
         _classes[kind, matrix] = chip_class
 
 

@@ -1,4 +1,4 @@
-"""CPUs: the thread that launches computes, by a library that blocks for vectors, from a cache that stays warm."""
+"""CPUs: the launching thread computes, by a library that tiles for vectors, and the cache stays warm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-# A CPU's library blocks by its vectors of 16 floats, and never splits k over two cores.
+# A CPU library's tiles are multiples of its vectors of 16 floats. It never divides k between cores.
 CPU_TILES = [(m, n) for m in (16, 32, 64, 128) for n in (16, 32, 48, 64, 96, 128)]
 
 
@@ -28,14 +28,14 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
 
 
 def _warm(table: WorkTable) -> Array:
-    """True for operators without parameters, whose tensors stay in the cache from one repetition to the next."""
+    """Return True for operators without parameters, whose tensors stay in the cache between repetitions."""
     return ~table.is_family("matmul", "convolution", "optimizer", "gather")
 
 
 CPU = ChipClass(
     products=_products,
     sustained=lambda constants: constants.matrix_sustained,
-    overlap=lambda constants: 1.0,  # the library first brings its operands into the order that it computes in
+    overlap=lambda constants: 1.0,  # no overlap: the library first copies its operands into its own layout
     again_bytes=nothing,  # the cores work on few rows at a time
     warm=_warm,
     queues=False,

@@ -1,4 +1,4 @@
-"""Predicted over measured, and the error band of a chip that follows from it."""
+"""The errors of predictions against measurements, and a chip's error band."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from bringup.pricing.measurements import Measurement, measurements
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
-# The part of the host's time for an operator that lies before its kernel starts; the rest (freeing arguments, returning
-# to Python) overlaps with the kernel. Seen where a host-clock set grows from its floor: layer norm and GELU on the A100
-# leave the floor at some 13 us of kernel time (github.com/PrincetonUniversity/LLMCompass at 2e015fd).
+# Share of an operator's host time before its kernel starts. The rest (freeing arguments, returning to Python) overlaps
+# with the kernel. It follows from the kernel time at which host-clock figures rise above their floor: about 13 us for
+# layer norm and GELU on the A100 (github.com/PrincetonUniversity/LLMCompass at 2e015fd).
 BEFORE_LAUNCH = 0.75
 
 
 @dataclass(frozen=True)
 class Group:
-    """Measurements of one chip, ready to be priced again and again."""
+    """Measurements of one chip as arrays, so that they can be priced repeatedly."""
 
     chip: str
     graph: bool
@@ -39,7 +39,7 @@ class Group:
     warm: npt.NDArray[np.bool_]
 
     def predicted(self, chip: Chip, constants: pricing.Constants = pricing.DEFAULT) -> npt.NDArray[np.float64]:
-        """Seconds as the set's clock would show them."""
+        """Return the predicted seconds, including the host's time if the measurement's clock includes it."""
         prices = pricing.price_table(
             self.work, self.signatures, chip, graph=self.graph, warm=self.warm, constants=constants
         )
@@ -48,45 +48,45 @@ class Group:
         return np.where(self.floor > 0, hosted, prices.seconds)
 
     def errors(self, chip: Chip, constants: pricing.Constants = pricing.DEFAULT) -> npt.NDArray[np.float64]:
-        """Predicted over measured, less one, for every row."""
+        """Return the relative error of every row: predicted over measured, less one."""
         return self.predicted(chip, constants) / self.measured - 1
 
 
 def grouped(rows: Iterable[Measurement]) -> list[Group]:
-    """Put rows together that can be priced at once."""
-    found: dict[tuple[str, bool], list[Measurement]] = defaultdict(list)
+    """Group rows that can be priced together: those of one chip, launched in one mode."""
+    by_chip: dict[tuple[str, bool], list[Measurement]] = defaultdict(list)
     for row in rows:
-        found[row.chip, row.graph].append(row)
+        by_chip[row.chip, row.graph].append(row)
     groups = []
-    for (chip, graph), own in sorted(found.items()):
-        signatures = [row.signature() for row in own]
+    for (chip, graph), members in sorted(by_chip.items()):
+        signatures = [row.signature() for row in members]
         groups.append(
             Group(
                 chip,
                 graph,
-                tuple(own),
+                tuple(members),
                 signatures,
-                pricing.WorkTable.of(signatures),
-                np.asarray([row.seconds for row in own]),
-                np.asarray([row.floor for row in own]),
-                np.asarray([row.warm for row in own]),
+                pricing.WorkTable.from_signatures(signatures),
+                np.asarray([row.seconds for row in members]),
+                np.asarray([row.floor for row in members]),
+                np.asarray([row.warm for row in members]),
             )
         )
     return groups
 
 
 def errors(rows: Iterable[Measurement], chip: Chip | None = None) -> dict[Measurement, float]:
-    """Predicted over measured, less one, for every row, on the rows' own chips unless one is given."""
-    found: dict[Measurement, float] = {}
+    """Return the relative error of every row, priced on the argument's chip, else on the row's own chip."""
+    by_row: dict[Measurement, float] = {}
     for group in grouped(rows):
         off = group.errors(chip or load_chip(group.chip))
-        found |= {row: float(error) for row, error in zip(group.rows, off, strict=True)}
-    return found
+        by_row |= {row: float(error) for row, error in zip(group.rows, off, strict=True)}
+    return by_row
 
 
 @dataclass(frozen=True)
 class Errors:
-    """What errors come to; 0.1 is 10 %. ``mean`` and ``median`` are of absolute values, ``bias`` is signed."""
+    """Statistics of relative errors: mean and median absolute error, and ``bias``, the signed mean. 0.1 is 10 %."""
 
     figures: int
     mean: float
@@ -94,8 +94,8 @@ class Errors:
     bias: float
 
     @classmethod
-    def of(cls, values: Iterable[float]) -> Errors:
-        """Summarise."""
+    def from_values(cls, values: Iterable[float]) -> Errors:
+        """Return the statistics of these errors."""
         array = np.asarray(list(values))
         size = np.abs(array)
         return cls(
@@ -107,15 +107,15 @@ class Errors:
 
 
 def summarize(off: dict[Any, float], key: Callable[[Any], str]) -> dict[str, Errors]:
-    """Errors by a key of the rows, sorted."""
+    """Return the statistics of errors grouped by a key of their rows, sorted by key."""
     groups: dict[str, list[float]] = defaultdict(list)
     for row, error in off.items():
         groups[key(row)].append(error)
-    return {name: Errors.of(values) for name, values in sorted(groups.items())}
+    return {name: Errors.from_values(values) for name, values in sorted(groups.items())}
 
 
 def error_band(chip: Chip) -> tuple[float | None, str]:
-    """Return the mean absolute error of a chip's predictions (0.18: 18 %), and where it comes from in words."""
+    """Return the mean absolute error of a chip's predictions (0.18: 18 %), and its origin in words."""
     if chip.name in available_chips() and chip == _shipped(chip.name):
         return _shipped_band(chip.name)
     return _band(chip)
@@ -141,9 +141,9 @@ def _shipped_errors(name: str) -> tuple[float, ...]:
 
 
 def _band(chip: Chip) -> tuple[float | None, str]:
-    own = list(errors(_rows_of(chip.name), chip).values())
-    if own:
-        return float(np.mean(np.abs(own))), f"validated on {len(own)} measurements of operators"
+    measured = list(errors(_rows_of(chip.name), chip).values())
+    if measured:
+        return float(np.mean(np.abs(measured))), f"validated on {len(measured)} measurements of operators"
     names = sorted({row.chip for row in measurements()})
     same = [name for name in names if (_shipped(name).kind == "gpu") == (chip.kind == "gpu")]
     pooled = [error for name in same for error in _shipped_errors(name)]

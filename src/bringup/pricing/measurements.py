@@ -1,4 +1,4 @@
-"""A published figure, and the launch that was measured."""
+"""Published measurements of single launches, and the signature of each launch."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from typing import Any
 from bringup.cost.signature import Signature
 
 TABLE = Path(__file__).parent / "measurements.csv"
-LEAST_SECONDS, MOST_SECONDS = 1e-9, 1e5  # a cycle, and a day; published launches take 1 us to 12 s
+LEAST_SECONDS, MOST_SECONDS = 1e-9, 1e5  # from a clock cycle to a day; published launches take 1 us to 12 s
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A figure that others published.
+    """The published time of one launch.
 
     Attributes:
         chip: name of a chip file.
         op: key of `OPERATORS`.
-        dtype: of the inputs.
-        dims: m, n, k of a product (batch first if batched), rows and row length, ...: see `OPERATORS`.
-        seconds: what was measured.
-        source: where.
-        floor: what the clock shows beyond the device's time: the smallest figure of its set for this chip and operator
-            where the set used the host's clock, else 0.
-        warm: repeated on the same buffers, which stay in the last cache if they fit.
-        graph: replayed from a recorded graph, not launched one by one.
+        dtype: dtype of the inputs.
+        dims: m, n, k of a product (batch first if batched), rows and row length, ...; see `OPERATORS`.
+        seconds: the measured time.
+        source: the publication.
+        floor: seconds that the host's clock includes beyond the device's time. This is the smallest time of the same
+            chip and operator in the publication, or 0 if the device's clock was used.
+        warm: True if repetitions used the same buffers, which stay in the last cache if they fit.
+        graph: True if the launch was replayed from a recorded graph.
     """
 
     chip: str
@@ -44,25 +44,25 @@ class Measurement:
     graph: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what is no measurement of a launch.
+        """Check the measurement.
 
         Raises:
-            ValueError: a time that is not finite and positive, or sizes that the operator cannot have.
+            ValueError: the time is not finite and positive, or the operator cannot have these sizes.
         """
         if not (LEAST_SECONDS <= self.seconds <= MOST_SECONDS and 0 <= self.floor <= MOST_SECONDS):
-            raise ValueError(f"a launch of {self.seconds:g} s is no measurement")
+            raise ValueError(f"a launch cannot take {self.seconds:g} s")
         _, data, result, _ = OPERATORS[self.op](self.dims)
         for shape in (*data.values(), result):
             if min(shape) < 1 or math.prod(shape) >= 2**62:
-                raise ValueError(f"{self.op} of {'x'.join(map(str, self.dims))} is no launch")
+                raise ValueError(f"{self.op} cannot have the sizes {'x'.join(map(str, self.dims))}")
 
     @property
     def family(self) -> str:
-        """Family of the operator, as the tables of errors group it."""
+        """The family under which tables of errors list the operator."""
         return FAMILIES.get(self.op, self.op)
 
     def signature(self) -> Signature:
-        """Build the launch that was measured."""
+        """Return the signature of the measured launch."""
         name, data, result, args = OPERATORS[self.op](self.dims)
         inputs = [[self.dtype, shape, _contiguous(shape), i, 0] for i, shape in enumerate(data.values())]
         outputs = [[self.dtype, result, _contiguous(result), -1, 1]]
@@ -146,9 +146,9 @@ OPERATORS: dict[str, Callable[[tuple[int, ...]], Launch]] = {
     "linear": _linear,  # m, n, k
     "depthwise": _depthwise,  # batch, channels, window, size, stride
     "batch_norm": _batch_norm,  # batch, channels, height, width
-    "max_pool": _max_pool,  # batch, channels, size; windows of 3 in steps of 2
+    "max_pool": _max_pool,  # batch, channels, size; windows of 3 with stride 2
     "sum": lambda dims: ("sum", {"self": list(dims)}, [1], {}),
-    "convolution": _convolution,  # batch, channels in, out, window, size, stride, padding: all of them square
+    "convolution": _convolution,  # batch, channels in, channels out, window, size, stride, padding; all are square
     "attention": _attention,  # batch, heads, key heads, queries, keys, depth of a head, causal (0 or 1)
     **{name: _binary(f"{name}.Tensor") for name in ("add", "mul", "div", "sub")},
     **{f"{name}_scalar": _unary(f"{name}.Scalar") for name in ("add", "mul", "div", "sub")},
@@ -165,7 +165,7 @@ FAMILIES = {
 
 @cache
 def measurements() -> tuple[Measurement, ...]:
-    """Read the published figures that ship with bringup."""
+    """Return the published measurements that ship with bringup."""
     with TABLE.open(encoding="utf-8", newline="") as file:
         return tuple(
             Measurement(

@@ -1,10 +1,11 @@
-"""Work -> seconds on a chip, for all signatures of a trace at once.
+"""The analytic model: seconds on a chip for the work of all signatures of a trace at once.
 
 Note [The analytic model]
-A launch takes ``launch + (compute^p + memory^p)^(1/p)``: the two overlap, but not perfectly near their crossing.
-Products are tiled as a tuned library would: the best of a menu of tiles and splits is taken. Everything is elementwise
-over arrays of signatures, so that pricing a recording takes milliseconds. `Constants` has what data sheets hide; a chip
-file may give its own measured values. What differs between GPUs, CPUs and systolic arrays is asked of the `ChipClass`.
+A launch takes ``launch + (compute^p + memory^p)^(1/p)``. Compute and memory overlap, but not perfectly where they take
+equal time. Products are tiled as by a tuned library, with the best tile and split of a menu. All formulas are
+elementwise over arrays of signatures, so pricing a recording takes milliseconds. `Constants` has values that data
+sheets do not state; a chip file may override them by measured values. `ChipClass` has the differences between GPUs,
+CPUs and systolic arrays.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ Array = npt.NDArray[Any]
 COMPUTE, MEMORY, LAUNCH = range(3)
 BOUNDS = ("compute", "memory", "launch")
 
-FRESH_BYTES = 32 << 20  # glibc's largest threshold for memory of its own (mallopt(3), M_MMAP_THRESHOLD)
-CACHE_KEPT = 0.7  # of the last cache stays from one repetition to the next; no published source
+FRESH_BYTES = 32 << 20  # glibc maps larger allocations afresh each time (mallopt(3), M_MMAP_THRESHOLD)
+CACHE_KEPT = 0.7  # share of the last cache that keeps its contents between repetitions; no published source
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What every signature costs on one chip.
+    """The price of every signature on one chip.
 
     Attributes:
         seconds: duration on the device, launch included.
-        bound: index into `BOUNDS`: what set it.
-        share: of the chip's cores that the launch can keep busy.
-        supported: True if the chip runs it; the timeline runs the others on the host.
-        engines: [engine, signature], seconds that each of `ENGINES` works, with the cores that the launch reaches; they
-            overlap.
+        bound: index into `BOUNDS` of the limiting resource.
+        share: share of the chip's cores that the launch can keep busy.
+        supported: True if the chip runs the launch; the replay runs the others on the host.
+        engines: [engine, signature], the seconds that each of `ENGINES` works, on the cores that the launch reaches.
+            Engines overlap.
     """
 
     seconds: Array
@@ -77,17 +78,17 @@ def price_table(
     Args:
         table: the work of the signatures.
         signatures: the launches.
-        chip: where.
+        chip: the chip.
         graph: True if the launches are replayed from a recorded graph.
-        warm: for each signature, True if its tensors are in the last cache where they fit. By default only on a CPU,
-            and only what operators without parameters read and write.
-        constants: what the chip file does not say.
+        warm: for each signature, True if its tensors are in the last cache where they fit. The default is that of the
+            chip's class: on a CPU, True for operators without parameters; elsewhere False.
+        constants: values that the chip file does not have.
     """
     chip_class = class_of(chip)
     launch = (launch_seconds(chip, graph=graph, constants=constants) + constants.kernel_seconds) * table.kernels
     reached = np.clip(table.items / (chip.compute.cores * ITEMS_PER_CORE), 1.0 / chip.compute.cores, 1.0)
     vector_rates = np.asarray([vector_rate(chip, dtype) for dtype in table.dtypes]) if table.dtypes else np.zeros(0)
-    # Little work cannot fill the chip: it runs at the rate of the cores that it reaches.
+    # A small launch does not fill the chip, and runs at the rate of the cores that it reaches.
     vector = table.vector_flops / vector_rates / reached
     special = table.special / special_rate(chip) / reached
     matrix, share = _matrix_seconds(table, chip, reached, constants)
@@ -107,13 +108,13 @@ def price_table(
 
 
 def efficiency(chip: Chip, signature: Signature, work: Work) -> float:
-    """Speed of a kernel over what the model expects."""
+    """Return the speed of a kernel over the model's, from the chip file; 1 if the file has no entry."""
     names = efficiency_names(signature, work)
     return next((chip.efficiency[name] for name in names if name in chip.efficiency), 1.0)
 
 
 def efficiency_names(signature: Signature, work: Work) -> tuple[str, ...]:
-    """Names under which a chip file may give a kernel's efficiency, the most special one first."""
+    """Return the names under which a chip file may state a kernel's efficiency, the most specific one first."""
     weight = signature.tensor("weight") if work.family == "convolution" else None
     pointwise = weight is not None and math.prod(weight.shape[2:]) == 1
     operator = () if signature.base in FAMILIES else (signature.base,)
@@ -121,13 +122,13 @@ def efficiency_names(signature: Signature, work: Work) -> tuple[str, ...]:
 
 
 def _supports(chip: Chip, signature: Signature) -> bool:
-    """True if the chip runs a launch; of a fused one, all that was fused."""
+    """Return True if the chip runs a launch, or all operators of a fused launch."""
     launches = signature.inner or (signature,)
     return all(chip.supports(launch.op, launch.work.family, launch.dtype) for launch in launches)
 
 
 def _matrix_seconds(table: WorkTable, chip: Chip, share: Array, constants: Constants) -> tuple[Array, Array]:
-    """Seconds of each signature's products, and `share` with the signatures that have products set to theirs."""
+    """Return the seconds of each signature's products, and `share` updated for signatures with products."""
     if not len(table.owner):
         return np.zeros(len(share)), share
     peaks = np.asarray([matrix_peak(chip, table.dtypes[i]) for i in table.owner])
@@ -145,7 +146,7 @@ def _memory_seconds(
     warm: Array | None,
     constants: Constants,
 ) -> Array:
-    """Seconds that device memory works for each signature, with the cores that it reaches."""
+    """Return the seconds that device memory works for each signature, on the cores that the launch reaches."""
     chip_class = class_of(chip)
     traffic = table.bytes + chip_class.again_bytes(table, chip)
     rate = _bandwidth(table, chip, chip_class.warm(table) if warm is None else warm, constants)
@@ -159,7 +160,7 @@ def _memory_seconds(
 
 
 def _bandwidth(table: WorkTable, chip: Chip, warm: Array | None, constants: Constants) -> Array:
-    """Bytes/s that each signature's kernel reaches with the chip full."""
+    """Return the bytes/s that each signature's kernel reaches on all cores."""
     shares = class_of(chip).streams(constants) | chip.streams
     family_share = np.asarray([shares[name] for name in FAMILIES])[table.family]
     rate: Array = memory_rate(chip, constants) * table.streams * family_share
@@ -170,14 +171,15 @@ def _bandwidth(table: WorkTable, chip: Chip, warm: Array | None, constants: Cons
 
 
 def _fresh_bytes(signature: Signature) -> int:
-    """Bytes of results so large that the C library asks the operating system for them every time."""
+    """Return the bytes of results so large that the C library maps fresh pages for them each time."""
     return sum(tensor.nbytes for tensor in signature.outputs if tensor is not None and tensor.nbytes > FRESH_BYTES)
 
 
 def _reread_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
-    """Seconds for reading operands again: a block of the result is computed at once, and its rows and columns streamed.
+    """Return the seconds for repeated reads of operands.
 
-    The block is what one wave of 128 x 128 tiles covers, or what its operands and itself leave of the on-chip memory.
+    A product is computed in blocks of its result, and each block streams its rows and columns. A block is as large as
+    one wave of 128 x 128 tiles, or as fits the on-chip memory together with its operands, whichever is larger.
     """
     on_chip = chip.cache.mib * 2**20 if chip.cache is not None else 0.0
     if chip.scratchpad is not None:

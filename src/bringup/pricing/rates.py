@@ -11,23 +11,23 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
 ENGINES = ("matrix", "vector", "special", "memory")
-# What a chip file does not give, over float32: float64 is half as fast on data-centre GPUs, int64 takes two
-# instructions, a complex multiplication four (and two additions).
+# Rates over float32 for dtypes without an entry in the chip file. float64 has half the rate on data-centre GPUs, int64
+# takes two instructions, and a complex multiplication takes four multiplications (and two additions).
 VECTOR_RATE = {"float64": 0.5, "complex128": 0.125, "complex64": 0.25, "int64": 0.5}
 
 
 def matrix_rate(chip: Chip, dtype: str, constants: Constants = DEFAULT) -> float:
-    """Sustained flop/s of products whose inputs have a dtype."""
+    """Return the sustained flop/s of products with inputs of a dtype."""
     return matrix_peak(chip, dtype) * matrix_sustained(chip, constants)
 
 
 def matrix_sustained(chip: Chip, constants: Constants = DEFAULT) -> float:
-    """Best large product over peak."""
+    """Return the rate of the best large product over peak."""
     return class_of(chip).sustained(constants) if chip.matrix.sustained is None else chip.matrix.sustained
 
 
 def matrix_peak(chip: Chip, dtype: str) -> float:
-    """Peak flop/s of what computes products of a dtype.
+    """Return the peak flop/s of products of a dtype.
 
     A missing 16-bit dtype has the float32 rate, a missing complex64 a quarter of it, and a missing float8 the bfloat16
     rate. Other missing dtypes have the rate of the vector units.
@@ -45,32 +45,32 @@ def matrix_peak(chip: Chip, dtype: str) -> float:
 
 
 def vector_rate(chip: Chip, dtype: str) -> float:
-    """Flop/s of the vector units."""
+    """Return the flop/s of the vector units."""
     table = chip.vector.tflops
     return table[dtype] * 1e12 if dtype in table else table["float32"] * 1e12 * VECTOR_RATE.get(dtype, 1.0)
 
 
 def special_rate(chip: Chip) -> float:
-    """Evaluations of exp, log, tanh, ... per second; a quarter of the vector units' rate if the chip file has none."""
+    """Return the evaluations of exp, tanh, ... per second; a quarter of the vector rate if the chip file has none."""
     tops = chip.vector.special_tops
     return chip.vector.tflops["float32"] * 0.25e12 if tops is None else tops * 1e12
 
 
 def memory_rate(chip: Chip, constants: Constants = DEFAULT) -> float:
-    """Sustained bytes/s of device memory."""
+    """Return the sustained bytes/s of device memory."""
     share = constants.memory_sustained if chip.memory.sustained is None else chip.memory.sustained
     return chip.memory.bandwidth_gb_s * 1e9 * share
 
 
 def cache_rate(chip: Chip, constants: Constants = DEFAULT) -> float:
-    """Bytes/s that feed the tiles: the last cache's, or the scratchpads' of a chip without one."""
+    """Return the bytes/s that feed the tiles: those of the last cache, or of the scratchpads if there is no cache."""
     level = chip.cache or chip.scratchpad
     bandwidth = level.bandwidth_tb_s if level is not None else None
     return bandwidth * 1e12 if bandwidth is not None else memory_rate(chip, constants) * constants.cache_speedup
 
 
 def launch_seconds(chip: Chip, *, graph: bool = False, constants: Constants = DEFAULT) -> float:
-    """Seconds from one queued kernel to the next."""
+    """Return the seconds between the starts of queued empty kernels."""
     microseconds = chip.launch.graph_us if graph else chip.launch.eager_us
     if microseconds is not None:
         return microseconds * 1e-6

@@ -1,4 +1,4 @@
-"""Chips with systolic arrays: weights stay in an array while rows stream through it, and software moves the data."""
+"""Chips with systolic arrays. Weights stay in an array while rows stream through it, and software moves the data."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Array = npt.NDArray[Any]
 
 
 def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
-    """Price folds: blocks of the weights that fill an array, each with all rows."""
+    """Price folds: blocks of weights that fill an array, through which all rows stream."""
     rows, columns, arrays = chip.matrix.rows or 1, chip.matrix.columns or 1, chip.matrix.arrays
     rates = peaks * matrix_sustained(chip, constants)
     folds = np.ceil(table.k / rows) * np.ceil(table.n / columns) * table.batch
-    # Weights are loaded while the previous block streams; a block of few rows waits for them.
+    # Weights are loaded while the previous fold streams. If it has few rows, the next fold waits for its weights.
     per_fold = np.maximum(table.m, rows * constants.systolic_fill)
     cycles = folds * per_fold / np.minimum(arrays, folds) + 2 * rows
     cycle = 2.0 * rows * columns * arrays / rates  # at the sustained rate of this dtype
@@ -35,13 +35,13 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
 
 
 def _exposed_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
-    """Seconds in which nothing is computed: the smaller operand is loaded first."""
+    """Return the seconds for loading the smaller operand, before the array can start."""
     smaller = table.batch * table.k * np.minimum(table.m, table.n) * table.item
     return table.by_signature(smaller / memory_rate(chip, constants))
 
 
 def _streams(constants: Constants) -> dict[str, float]:
-    """Every family reaches the whole bandwidth: software moves the data, in blocks."""
+    """Return 1 for every family, because software moves the data in blocks at the whole bandwidth."""
     return dict.fromkeys(FAMILIES, 1.0)
 
 
@@ -54,7 +54,7 @@ SYSTOLIC = ChipClass(
 )
 
 register(SYSTOLIC, "tpu", "npu", "ipu", matrix="systolic")
-# A systolic engine in a GPU or a CPU: products are the array's, the rest is that of the other cores.
+# In a GPU or CPU with a systolic engine, the array computes products and the cores compute the rest.
 register(replace(SYSTOLIC, pass_seconds=tiles.pass_seconds), "gpu", matrix="systolic")
 register(
     replace(

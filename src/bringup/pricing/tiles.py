@@ -1,4 +1,4 @@
-"""Chips whose cores compute tiles of a product each: GPUs, and NPUs and IPUs like them."""
+"""Chips whose cores each compute tiles of a product: GPUs, and NPUs, IPUs and TPUs with a tile engine."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-# The tiles that a tuned library chooses from, and the numbers of parts into which it divides k.
+# The menu of a tuned library: tile sizes, and the numbers of parts into which it divides k.
 TILES = [
     (m, n)
     for m in (16, 32, 64, 128, 192, 256)
@@ -39,19 +39,19 @@ def best_tiles(
     split_menu: Sequence[int],
     small: Array,
 ) -> tuple[Array, Array]:
-    """Price every product with the best tile and split of a menu. One formula over [product, tile, split].
+    """Price every product with the best tile and split of a menu, by one formula over [product, tile, split].
 
     Args:
         table: the products.
-        chip: where.
-        peaks: flop/s for the dtype of every product.
-        constants: what the chip file does not say.
-        menu: the tiles, m and n.
-        split_menu: parts of k that several cores may share.
-        small: `Constants.small_tile` of every product.
+        chip: the chip.
+        peaks: peak flop/s for the dtype of every product.
+        constants: values that the chip file does not have.
+        menu: the tiles, as (m, n).
+        split_menu: numbers of parts into which k may be divided between cores.
+        small: `Constants.small_tile` for every product.
 
     Returns:
-        seconds of every product, and the share of the cores that it keeps busy.
+        The seconds of every product, and the share of the cores that it keeps busy.
     """
     cores = chip.compute.cores
     sustained = matrix_sustained(chip, constants)
@@ -62,13 +62,13 @@ def best_tiles(
     batch, m, n, k = (side[:, None, None] for side in (table.batch, table.m, table.n, table.k))
     tiles = np.ceil(m / tile_m) * np.ceil(n / tile_n) * batch * splits
     waves = np.ceil(tiles / cores)
-    padded_k = np.ceil(k / splits / 16) * 16  # the engine's step
+    padded_k = np.ceil(k / splits / 16) * 16  # the engine computes 16 elements of k at a time
     traffic = small[:, None, None] * (tile_m + tile_n)
     efficiency = tile_m * tile_n / (tile_m * tile_n + traffic)
     efficiency = efficiency / efficiency.max(axis=(1, 2), keepdims=True)
     flops = 2 * tile_m * tile_n * padded_k
     rate = peaks[:, None, None]
-    # One core runs near its peak; all of them together at what power and clock sustain.
+    # A single core runs near its peak. All cores together run at the sustained rate, because of the power limit.
     one_tile = flops / (rate / cores * max(constants.core_sustained, sustained) * efficiency)
     item = table.item[:, None, None]
     fed = (tile_m + tile_n) * padded_k * item / (cache_rate(chip, constants) / np.minimum(tiles, cores))
@@ -88,7 +88,10 @@ def best_tiles(
 def with_attention(
     products: tuple[Array, Array], table: WorkTable, chip: Chip, peaks: Array, constants: Constants
 ) -> tuple[Array, Array]:
-    """Replace the products inside fused attention: 128 queries of a head are a tile; few tiles split the keys."""
+    """Replace the prices of products inside fused attention.
+
+    A tile is 128 queries of a head. If there are fewer tiles than cores, the keys are divided between cores.
+    """
     fused = table.product_is_family("attention")
     if not fused.any():
         return products
@@ -114,14 +117,14 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
 
 def _gpu_products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
     seconds, share = _products(table, chip, peaks, constants)
-    # Fewer multiplications, for float32 alone: half precision loses too much in the transforms.
+    # Winograd's algorithm is used for float32 only, because 16-bit floats lose too much precision in its transforms.
     fewer = np.asarray([table.dtypes[i] == "float32" for i in table.owner]) & (table.winograd[table.owner] > 0)
     seconds = np.where(fewer, seconds / constants.winograd, seconds)
     return np.where(table.product_is_family("kernel"), seconds / constants.kernel_products, seconds), share
 
 
 def pass_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
-    """Seconds of latency between the passes of a GPU's row kernels."""
+    """Return the seconds of latency between the passes of a GPU's row kernels."""
     latency: Array = table.passes * constants.tile_cycles * 1e-9 / chip.compute.clock_ghz
     return latency
 

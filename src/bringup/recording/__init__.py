@@ -1,1 +1,1 @@
-"""What a program launched: the trace, and what makes it."""
+"""The recording of a program's launches, and its result, the trace."""

@@ -1,4 +1,4 @@
-"""A finding: something wrong at a line. And the watches, which look for findings while the program runs."""
+"""A finding is a mistake at a line of the program. A watch looks for findings while the program runs."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong at a line.
+    """A mistake at a line of the program.
 
     Attributes:
         check: the name of the check, a key of `sanitize.CHECKS`.
-        what: what happened, in one sentence that names the lines.
-        line: ``train.py:12``; "" if it is not known.
-        other: the second line of a race, of an allocation; "" if there is none.
-        advice: what to do.
+        what: the mistake, in one sentence that names the lines.
+        line: ``train.py:12``; "" if it is unknown.
+        other: a second line, such as the other access of a race or the allocation; "" if there is none.
+        advice: the remedy.
     """
 
     check: str
@@ -26,16 +26,16 @@ class Finding:
     advice: str
 
     def __str__(self) -> str:
-        """Return the sentence and what to do."""
+        """Return the check, the mistake and the remedy."""
         return f"{self.check}: {self.what}: {self.advice}"
 
 
 @dataclass(frozen=True)
 class Watch:
-    """A check of the running program that another part of bringup brings.
+    """A check of the running program, added to `watches` by another part of bringup.
 
     Attributes:
-        watched: returns a context in which the program is watched; contexts may be nested.
+        watched: returns a context manager that watches the program inside its block; blocks may be nested.
         take: returns the findings since its last call.
     """
 

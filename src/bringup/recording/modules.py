@@ -16,10 +16,10 @@ from bringup.recording.rows import BUFFERS, FORWARD, PARAMETERS, STEP
 
 
 class Names:
-    """What a recording knows of modules.
+    """The modules of one recording, and the owners of its tensors.
 
     Attributes:
-        names: of modules, and of what else owns tensors; a row has the place in this list.
+        names: names of modules and of other owners of tensors; a row of the trace holds an index into this list.
     """
 
     def __init__(self) -> None:
@@ -29,14 +29,17 @@ class Names:
         self._marked: set[int] = set()  # addresses of storages
 
     def number(self, name: str) -> int:
-        """Return the number of a name."""
+        """Return the index of a name, which is added if it is new."""
         if name not in self._numbers:
             self._numbers[name] = len(self.names)
             self.names.append(name)
         return self._numbers[name]
 
-    def own(self, owner: object, tensors: Iterable[tuple[str, torch.Tensor]], kind: int) -> bool:
-        """Record the owner of each tensor unless it is already recorded at this address. Return True if it was done."""
+    def record_owner(self, owner: object, tensors: Iterable[tuple[str, torch.Tensor]], kind: int) -> bool:
+        """Record the owner of each tensor unless it is already recorded at this address.
+
+        Return True if anything was recorded.
+        """
         plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
         named = ((name, item) for name, item in tensors if type(item) in plain and real_device(item).type == "chip")
         first = next(named, None)
@@ -53,25 +56,26 @@ class Names:
         return True
 
     def loose(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield what an optimizer trains that belongs to no module."""
+        """Yield the tensors that an optimizer trains and that belong to no module."""
         for group in optimizer.param_groups:
             for item in group["params"]:
                 if real_device(item).type == "chip" and item.untyped_storage().data_ptr() not in self._marked:
                     yield "", item
 
 
-_names = Names()  # of the recording under way, or of the latest one
+_names = Names()  # the current recording's, or the latest one's
 
 
 def number(name: str) -> int:
-    """Return the number of a module's name in the recording under way."""
+    """Return the index of a module's name in the current recording."""
     return _names.number(name)
 
 
 def number_of(callers: tuple[torch.nn.Module, ...]) -> int:
-    """Number the module ``callers[0]``, called by ``callers[1]`` and so on, by its path in the outermost that has it.
+    """Return the index of the name of the module ``callers[0]``.
 
-    Called by the core, once for every module that it meets.
+    The name is the module's path in the outermost of its callers, ``callers[1:]``, that contains it. The core calls
+    this function once for every module.
     """
     module = callers[0]
     address = id(module)
@@ -118,8 +122,8 @@ def watched(names: Names) -> Iterator[None]:
         calls.inside = True
         try:
             mark(FORWARD, names.number(type(self).__name__))
-            if names.own(self, self.named_parameters(), PARAMETERS):
-                names.own(self.named_buffers, self.named_buffers(), BUFFERS)
+            if names.record_owner(self, self.named_parameters(), PARAMETERS):
+                names.record_owner(self.named_buffers, self.named_buffers(), BUFFERS)
             return original(self, *args, **kwargs)
         finally:
             calls.inside = False
@@ -128,7 +132,7 @@ def watched(names: Names) -> Iterator[None]:
 
     def stepped(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
         if optimizer not in optimizers:
-            names.own(optimizer, names.loose(optimizer), PARAMETERS)
+            names.record_owner(optimizer, names.loose(optimizer), PARAMETERS)
         mark(STEP, optimizers.setdefault(optimizer, len(optimizers)))
 
     hook = register_optimizer_step_post_hook(stepped)

@@ -1,4 +1,4 @@
-"""Recording what a program launches: `record`, and what a recording knows while it is under way."""
+"""The recording of a program: `record`, `step`, and the state of the current recording."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ HostClock = Literal["modelled", "measured"]
 
 @lru_cache(maxsize=1 << 16)
 def read_signature(text: str) -> tuple[dict[str, Any], Signature]:
-    """Read the core's JSON of a signature, once: the next recording has it again."""
+    """Parse the core's JSON of a signature. The cache serves later recordings, which contain the same signatures."""
     data = json.loads(text)
     return data, Signature.parse(data)
 
 
 class Recording:
-    """A recording under way. `trace` takes what was launched so far.
+    """The current recording. `trace` returns the rows recorded so far.
 
     Attributes:
-        about: what the trace will say of the run, beside what is asked when it is taken.
-        chip, host, host_clock: what times are predicted for while the program runs; without a host, the default one.
-        at_end: closed when the recording ends.
+        about: entries of the trace's `about` that are known at the start.
+        chip, host, host_clock: the machine for predictions while the program runs; None is the default host.
+        at_end: callbacks for the end of the recording.
     """
 
     def __init__(self, about: dict[str, Any], chip: Chip, host: Host | None, host_clock: HostClock) -> None:
@@ -64,18 +64,18 @@ class Recording:
                 self._facts[begins] = begins(self.places)
 
     def part(self, make: Callable[[Recording], Part]) -> Part:
-        """Return what a room keeps for this recording, made when it is first asked for."""
+        """Return another module's object for this recording, which `make` creates at the first call."""
         if make not in self._parts:
             self._parts.setdefault(make, make(self))
         return self._parts[make]  # type: ignore[no-any-return]
 
     def trace(self) -> Trace:
-        """Copy the rows recorded so far."""
+        """Return a copy of the rows recorded so far."""
         ops = torch.ops.bringup
         *values, uses, offsets = (column.numpy() for column in ops.recorded_columns(0))
         columns = dict(zip(COLUMNS, values, strict=True))
         texts = [self.places.line(text) for text in ops.recorded_lines()]
-        lines = list(dict.fromkeys(texts))  # one line of source has several instructions
+        lines = list(dict.fromkeys(texts))  # the core numbers instructions, and a source line may have several
         place = {text: number for number, text in enumerate(lines)}
         to_line = np.asarray([*(place[text] for text in texts), -1], dtype=np.int32)
         columns["line"] = to_line[columns["line"]]
@@ -107,12 +107,12 @@ _current: Recording | None = None
 
 
 def current() -> Recording | None:
-    """Return the recording under way, None if there is none."""
+    """Return the current recording, None if there is none."""
     return _current
 
 
 def _shown(data: dict[str, Any], signature: Signature, places: Places) -> tuple[dict[str, Any], Signature]:
-    """Shorten the lines that a kernel's signature names."""
+    """Shorten the paths in a kernel's signature."""
     lines = data["args"].get("read_first")
     if not lines:
         return data, signature
@@ -122,12 +122,12 @@ def _shown(data: dict[str, Any], signature: Signature, places: Places) -> tuple[
 
 @contextmanager
 def recorded(host: Host | None = None, host_clock: HostClock = "modelled") -> Iterator[Recording]:
-    """Record what is launched inside the block. The host is what events' times are predicted for."""
+    """Record the launches inside the block. Times of events are predicted for the chip with this host."""
     global _current
     load.register()
     ops = torch.ops.bringup
     if ops.is_recording():
-        raise BringupError("a recording is under way already: end it before another begins")
+        raise BringupError("cannot begin a recording inside another one: end that recording first")
     if not ops.is_configured():
         choose_from_environment()
     chips: Any = torch.chip  # type: ignore[attr-defined]
@@ -152,7 +152,7 @@ def recorded(host: Host | None = None, host_clock: HostClock = "modelled") -> It
 
 @contextmanager
 def record() -> Iterator[Trace]:
-    """Record what is launched inside the block into a trace, which is filled when the block ends.
+    """Record the launches inside the block into a trace, which is filled when the block ends.
 
     Example: ``with bringup.record() as trace: model(x)``, then ``bringup.price(trace, chip="t4")``.
     """
@@ -161,12 +161,12 @@ def record() -> Iterator[Trace]:
         abandoned = False
         try:
             yield trace
-        except GeneratorExit:  # the block never ended, and now the interpreter does
+        except GeneratorExit:  # the interpreter exits, and the block has not ended
             abandoned = True
             raise
         finally:
             if not abandoned:
-                vars(trace).clear()  # with what was computed of the empty trace
+                vars(trace).clear()  # and its cached properties
                 vars(trace).update(vars(recording.trace()))
 
 

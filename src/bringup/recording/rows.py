@@ -1,10 +1,10 @@
-"""What a row of a trace can say: its kind, its flags, its columns. docs/trace.md describes them."""
+"""The codes of a trace's rows: kinds, flags, phases, owners and columns. docs/trace.md describes them."""
 
 from __future__ import annotations
 
 import numpy as np
 
-# In the order of csrc/record/rows.inc; the numbers are in trace files: append only.
+# In the order of csrc/record/rows.inc. Trace files contain the numbers, so new kinds are only appended.
 KINDS = (
     *("launch", "h2d", "d2h", "d2d", "event_record", "event_wait", "stream_sync", "device_sync", "event_sync"),
     *("alloc", "free", "forward", "step", "reserve", "release", "owner", "host", "signal", "resume"),
@@ -13,11 +13,11 @@ LAUNCH, H2D, D2H, D2D, EVENT_RECORD, EVENT_WAIT, STREAM_SYNC, DEVICE_SYNC, EVENT
 ALLOC, FREE, FORWARD, STEP, RESERVE, RELEASE, OWNER, HOST, SIGNAL, RESUME = range(9, len(KINDS))
 PHASES = ("forward", "backward", "optimizer")
 IN_FORWARD, IN_BACKWARD, IN_OPTIMIZER = range(len(PHASES))
-# Flags, see csrc/record/rows.inc.
+# Flags; see csrc/record/rows.inc.
 PINNED, WAITS, FALLBACK, HOST_INDEX, INITIALISED, OF_ALLOCATOR, OF_UPLOAD, OF_DOWNLOAD = (1 << i for i in range(8))
-WAITS_FOR = ("sleep", "descriptor", "process", "lock")  # flags of a host row, see csrc/record/waits.h
-BY_PROGRAM = -1  # object of a step row that bringup.step() wrote
-# What a storage is for. The first two are in rows, as bytes of an owner row; the others follow from its life.
+WAITS_FOR = ("sleep", "descriptor", "process", "lock")  # flags of a host row; see csrc/record/waits.h
+BY_PROGRAM = -1  # the object column of a step row recorded by bringup.step()
+# The owners of storages. Owner rows hold the first two, in the column bytes; `analyse.holders` derives the others.
 OWNERS = (
     *("parameters", "buffers", "gradients", "optimizer state", "activations", "kept between calls", "inputs"),
     *("workspace", "held before the recording", "fragmentation"),

@@ -1,4 +1,4 @@
-"""What a recording shows to be wrong: races, reads of memory that nobody wrote, leaks, needless waits."""
+"""Checks of a recording: races, reads of uninitialised memory, leaks, needless waits and host indices."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ if TYPE_CHECKING:
     from bringup.paths import Places
 
 Array = npt.NDArray[Any]
-HOT = 8  # a line that waits this often in one recording is in a loop
+HOT = 8  # a line that waits at least this often is probably in a loop
 
 
 class _Rows:
-    """The columns of a trace as they are needed here."""
+    """The columns of a trace, and texts for its rows."""
 
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
@@ -60,7 +60,7 @@ class _Rows:
         return self.trace.lines[number] if number >= 0 else ""
 
     def at(self, row: int) -> str:
-        """`` at train.py:12`` with the word before it, or nothing."""
+        """Return the line of a row as `` at train.py:12``, or "" if it is unknown."""
         return f" at {self.line(row)}" if self.line(row) else ""
 
     def name(self, row: int) -> str:
@@ -75,13 +75,13 @@ class _Rows:
 
 
 def findings(trace: Trace, checks: tuple[str, ...] | None = None) -> list[Finding]:
-    """Look for everything that is wrong, or for what `checks` names, each mistake once per line (or pair of lines)."""
+    """Return the findings of all checks, or of those named in `checks`; each line or pair of lines is reported once."""
     rows = _Rows(trace)
-    found: dict[tuple[str, str, str], Finding] = {}
+    by_lines: dict[tuple[str, str, str], Finding] = {}
     for name in CHECKS if checks is None else checks:
         for item in CHECKS[name](rows):
-            found.setdefault((item.check, item.line, item.other), item)
-    return list(found.values())
+            by_lines.setdefault((item.check, item.line, item.other), item)
+    return list(by_lines.values())
 
 
 # ---- races
@@ -89,19 +89,19 @@ def findings(trace: Trace, checks: tuple[str, ...] | None = None) -> list[Findin
 
 @dataclass
 class _Accesses:
-    """The last write of one storage, (stream, time, row), and the reads since: stream -> (time, row)."""
+    """The last write of one storage, (stream, time, row), and the reads after it, stream -> (time, row)."""
 
     write: tuple[int, int, int] | None = None
     reads: dict[int, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def all(self) -> list[tuple[int, int, int]]:
-        """Every access as (stream, time, row)."""
+        """All accesses as (stream, time, row)."""
         return [(user, *rest) for user, rest in self.reads.items()] + ([self.write] if self.write else [])
 
 
 def _races(rows: _Rows) -> Iterator[Finding]:
-    """Two streams use the same memory, one of them writes, and no event, wait or synchronisation orders them."""
+    """Find memory that two streams use, one of them for writing, without an event, wait or synchronisation between."""
     works = np.isin(rows.kind, _WORKS)
     pairs = rows.trace.columns["device"].astype(np.int64) * 65536 + rows.trace.columns["stream"]
     if len(np.unique(pairs[works])) > 1:
@@ -113,10 +113,10 @@ _ORDERS = (EVENT_RECORD, EVENT_WAIT, EVENT_SYNC, STREAM_SYNC, DEVICE_SYNC, ALLOC
 
 
 class _Races:
-    """Vector clocks: what every stream, and the host, is known to run after.
+    """Vector clocks: the work of every stream that has certainly finished before the next work of a stream or the host.
 
-    Host threads are one: what they launch is ordered as they launched it. So a race between threads is not seen, and
-    none is reported that is not there.
+    All host threads count as one, and their launches are ordered as they were made. A race between host threads is
+    therefore not found, and there are no false alarms.
     """
 
     def __init__(self, rows: _Rows, pairs: Array) -> None:
@@ -125,44 +125,41 @@ class _Races:
         relevant = np.isin(rows.kind, (*_WORKS, *_ORDERS))
         self.order = np.flatnonzero(relevant)
         self.streams = {int(pair): number for number, pair in enumerate(np.unique(pairs[relevant]))}
-        self.clocks = np.zeros((len(self.streams) + 1, len(self.streams)), dtype=np.int64)  # the last is the host's
+        self.clocks = np.zeros((len(self.streams) + 1, len(self.streams)), dtype=np.int64)  # the last row: the host
         self.events: dict[int, Array] = {}
         self.accesses: dict[int, _Accesses] = {}
-        self.owner: dict[int, int] = {}  # storage -> stream that its memory goes back to
-        self.kept: dict[int, set[int]] = {}  # storage -> other streams that the allocator waits for
-        self.freed: dict[int, list[tuple[int, int, int]]] = {}  # stream -> uses of what went back to it
+        self.owner: dict[int, int] = {}  # storage -> stream of its allocation, to which the memory returns
+        self.users: dict[int, set[int]] = {}  # storage -> streams of record_stream, for which the allocator waits
+        self.freed: dict[int, list[tuple[int, int, int]]] = {}  # stream -> accesses to memory that returned to it
 
     def find(self) -> Iterator[Finding]:
-        """Go through the rows in the host's order."""
+        """Yield the races, in the host's order."""
         columns = self.rows.trace.columns
         for row in self.order.tolist():
-            kind, thing, stream = (
-                int(self.rows.kind[row]),
-                int(columns["object"][row]),
-                self.streams[int(self.pairs[row])],
-            )
+            kind, number = int(self.rows.kind[row]), int(columns["object"][row])
+            stream = self.streams[int(self.pairs[row])]
             if kind in _WORKS:
                 yield from self._work(row, stream)
             elif kind == ALLOC:
-                self.owner[thing] = stream
+                self.owner[number] = stream
                 yield from self._reused(row, stream)
             elif kind == FREE:
-                self._free(thing, stream)
+                self._free(number, stream)
             else:
-                self._synchronise(row, kind, thing, stream)
+                self._synchronise(row, kind, number, stream)
 
-    def _join(self, who: int, other: Array) -> None:
-        np.maximum(self.clocks[who], other, out=self.clocks[who])
+    def _join(self, waiter: int, other: Array) -> None:
+        np.maximum(self.clocks[waiter], other, out=self.clocks[waiter])
 
-    def _synchronise(self, row: int, kind: int, thing: int, stream: int) -> None:
+    def _synchronise(self, row: int, kind: int, event: int, stream: int) -> None:
         if kind == EVENT_RECORD:
-            self.events[thing] = np.maximum(self.clocks[stream], self.clocks[-1])
-            if self.rows.trace.columns["flags"][row] & OF_ALLOCATOR:  # record_stream: the memory waits for this stream
+            self.events[event] = np.maximum(self.clocks[stream], self.clocks[-1])
+            if self.rows.trace.columns["flags"][row] & OF_ALLOCATOR:  # record_stream
                 storage = int(self.rows.storage[int(self.rows.trace.offsets[row])])
-                self.kept.setdefault(storage, set()).add(stream)
+                self.users.setdefault(storage, set()).add(stream)
         elif kind in (EVENT_WAIT, EVENT_SYNC):
-            if thing in self.events:
-                self._join(stream if kind == EVENT_WAIT else -1, self.events[thing])
+            if event in self.events:
+                self._join(stream if kind == EVENT_WAIT else -1, self.events[event])
         elif kind == STREAM_SYNC:
             self._join(-1, self.clocks[stream])
         else:
@@ -192,10 +189,10 @@ class _Races:
         for user, time, at in used.all if writes else [used.write] if used.write else []:
             if user == stream or self.clocks[stream, user] >= time:
                 continue
-            verb = "wrote" if (user, time, at) == used.write else "reads"
+            verb = "writes" if (user, time, at) == used.write else "reads"
             yield Finding(
                 "race",
-                f"{rows.name(row)}{rows.at(row)} {'writes' if writes else 'reads'} on {rows.stream(row)} what "
+                f"{rows.name(row)}{rows.at(row)} {'writes' if writes else 'reads'} memory on {rows.stream(row)} that "
                 f"{rows.name(at)}{rows.at(at)} {verb} on {rows.stream(at)}, and nothing orders the two",
                 rows.line(row),
                 rows.line(at),
@@ -204,9 +201,9 @@ class _Races:
 
     def _free(self, storage: int, stream: int) -> None:
         home = self.owner.get(storage, stream)
-        known = {home} | self.kept.pop(storage, set())
+        safe = {home} | self.users.pop(storage, set())
         uses = self.accesses.pop(storage, _Accesses()).all
-        self.freed.setdefault(home, []).extend(use for use in uses if use[0] not in known)
+        self.freed.setdefault(home, []).extend(use for use in uses if use[0] not in safe)
 
     def _reused(self, row: int, stream: int) -> Iterator[Finding]:
         rows = self.rows
@@ -219,11 +216,11 @@ class _Races:
                 f"{rows.stream(row)} may overwrite it{rows.at(row)}",
                 rows.line(at),
                 rows.line(row),
-                "call tensor.record_stream(stream) before it is freed, or let the other stream wait first",
+                "call tensor.record_stream(stream) before the tensor is freed, or let the other stream wait first",
             )
 
 
-# ---- memory that nobody wrote
+# ---- uninitialised memory
 
 _FILLS = {"copy_", "fill_", "zero_", "normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_"}
 _FILLS |= {"cauchy_", "log_normal_", "set_", "scatter_", "index_put_", "index_copy_", "index_fill_", "masked_scatter_"}
@@ -231,16 +228,16 @@ _IGNORE_SELF = {"baddbmm", "addmm", "addbmm", "addmv", "addr"}  # with beta=0
 
 
 def _reads_itself(op: str) -> bool:
-    """Does an in-place operator read what it writes?"""
+    """Return True if an operator is in-place and reads its operand before it writes it."""
     name = op.split("::")[-1].split(".")[0]
     return name.endswith("_") and name not in _FILLS and "pointwise" in tags(op)
 
 
 def _uninitialised(rows: _Rows) -> Iterator[Finding]:
-    """The first use of an allocation is a read: nobody has written what is read."""
+    """Find allocations whose first use is a read."""
     columns = rows.trace.columns
-    made = np.flatnonzero((rows.kind == ALLOC) & ((columns["flags"] & INITIALISED) == 0))
-    allocated = {int(columns["object"][row]): int(row) for row in made}
+    allocations = np.flatnonzero((rows.kind == ALLOC) & ((columns["flags"] & INITIALISED) == 0))
+    allocated = {int(columns["object"][row]): int(row) for row in allocations}
     uses = np.flatnonzero(np.isin(rows.kind[rows.use_row], _WORKS))
     storages, first = np.unique(rows.storage[uses], return_index=True)
     for storage, place in zip(storages.tolist(), uses[first].tolist(), strict=True):
@@ -263,35 +260,35 @@ def _uninitialised(rows: _Rows) -> Iterator[Finding]:
             continue
         if rows.written[place] and not _is_input(rows.trace, row, place) and not op.startswith("triton::"):
             continue  # a fresh result
-        born = allocated[storage]
+        allocation = allocated[storage]
         yield Finding(
             "init",
-            f"{rows.name(row)}{at} reads memory that was allocated{rows.at(born)} and never written",
+            f"{rows.name(row)}{at} reads memory that was allocated{rows.at(allocation)} and never written",
             rows.line(row),
-            rows.line(born),
-            "fill it first: torch.empty has no values (torch.zeros has)",
+            rows.line(allocation),
+            "fill the tensor first; torch.empty leaves it uninitialised, torch.zeros does not",
         )
 
 
 def _is_input(trace: Trace, row: int, place: int) -> bool:
-    """Is the use one of the storages that the launch was given? Those come before its fresh results."""
+    """Return True if a use is an input of its launch. The storages of inputs come before those of fresh results."""
     data = trace.signature_data[int(trace.columns["signature"][row])]
-    given = {item[3] for item in data["inputs"] if item is not None and item[3] >= 0}
-    return place - int(trace.offsets[row]) < len(given)
+    storages = {item[3] for item in data["inputs"] if item is not None and item[3] >= 0}
+    return place - int(trace.offsets[row]) < len(storages)
 
 
 # ---- leaks
 
 
 def _leaks(rows: _Rows) -> Iterator[Finding]:
-    """Every step leaves memory of the same line behind."""
+    """Find lines whose allocations of most steps are never freed."""
     columns = rows.trace.columns
     steps = find_steps(columns)
     if len(steps.ends) < 4 or steps.by == "whole":
         return
-    made = np.flatnonzero(rows.kind == ALLOC)
+    allocations = np.flatnonzero(rows.kind == ALLOC)
     freed = set(columns["object"][rows.kind == FREE].tolist())
-    alive = made[[number not in freed for number in columns["object"][made].tolist()]] if len(made) else made
+    alive = allocations[[number not in freed for number in columns["object"][allocations].tolist()]]
     step = np.searchsorted(steps.ends, alive, side="right")
     last = len(steps.ends)
     lines = columns["line"][alive]
@@ -304,10 +301,10 @@ def _leaks(rows: _Rows) -> Iterator[Finding]:
         text = rows.trace.lines[int(line)]
         yield Finding(
             "leak",
-            f"every step keeps {size(each)} that {text} allocated: {len(in_steps)} steps, none was freed",
+            f"{text} allocates {size(each)} per step that is never freed, in {len(in_steps)} of {last} steps",
             text,
             "",
-            "keep numbers, not tensors (.item(), .detach().cpu()), or delete what is no longer needed",
+            "keep numbers, not tensors (.item(), .detach().cpu()), or delete tensors that are no longer needed",
         )
 
 
@@ -315,10 +312,10 @@ def _leaks(rows: _Rows) -> Iterator[Finding]:
 
 
 def waits(trace: Trace) -> list[tuple[str, int]]:
-    """List the implicit synchronisations: (line, how often), the most frequent first.
+    """Return the implicit synchronisations as (line, count), the most frequent first.
 
-    A read of a device value, a copy of pageable memory, an operator whose result's size depends on data. What the
-    program asks for itself (``synchronize``) does not count.
+    These are reads of device values, copies of pageable memory, and operators whose result's size depends on data.
+    Explicit calls of ``synchronize`` do not count.
     """
     rows = _Rows(trace)
     counts: dict[str, int] = {}
@@ -336,11 +333,11 @@ def _implicit(rows: _Rows) -> Array:
 
 
 def _hot_waits(rows: _Rows) -> Iterator[Finding]:
-    """A line that makes the host wait again and again: in most steps, or often where there are no steps."""
+    """Find lines that make the host wait in most steps, or often if the program has no steps."""
     steps = find_steps(rows.trace.columns)
-    every = _implicit(rows)
-    lines = rows.line_of[every]
-    step = np.searchsorted(steps.ends, every, side="right")
+    implicit = _implicit(rows)
+    lines = rows.line_of[implicit]
+    step = np.searchsorted(steps.ends, implicit, side="right")
     for line in np.unique(lines[lines >= 0]):
         members = lines == line
         count, in_steps = int(members.sum()), len(set(step[members].tolist()))
@@ -349,7 +346,7 @@ def _hot_waits(rows: _Rows) -> Iterator[Finding]:
             continue
         text = rows.trace.lines[int(line)]
         how = f"in {in_steps} of {len(steps.ends)} steps" if per_step else f"{count} times"
-        row = int(every[np.flatnonzero(members)[0]])
+        row = int(implicit[np.flatnonzero(members)[0]])
         uploads = bool(rows.trace.columns["flags"][row] & OF_UPLOAD)
         yield Finding(
             "sync",
@@ -366,7 +363,7 @@ def _hot_waits(rows: _Rows) -> Iterator[Finding]:
 
 
 def touched() -> list[Finding]:
-    """Return the findings since the last call: page-locked memory used too early, and those of the watches."""
+    """Return the findings since the last call: page-locked memory that is used too early, and those of the watches."""
     import torch
 
     touches = [finding for watch in watches for finding in watch.take()]
@@ -374,16 +371,16 @@ def touched() -> list[Finding]:
         copy, line = item["copy"], item["line"]
         at = f"{line} " if line else "the program "
         what = (
-            f"{at}uses page-locked memory that {copy} copies from the chip, before it has waited for that"
+            f"{at}uses page-locked memory that {copy} copies from the chip, before it has waited for the copy"
             if item["to_host"]
-            else f"{at}changes page-locked memory that {copy} copies to the chip, before it has waited for that"
+            else f"{at}changes page-locked memory that {copy} copies to the chip, before it has waited for the copy"
         )
-        touches.append(Finding("race", what, line, copy, "synchronize an event that was recorded after the copy first"))
+        touches.append(Finding("race", what, line, copy, "first synchronize an event that is recorded after the copy"))
     return touches
 
 
 def shown(finding: Finding, places: Places) -> Finding:
-    """Shorten the paths in a finding that has not gone through a recording."""
+    """Shorten the paths in a finding that does not come from a trace."""
     return replace(
         finding, what=places.within(finding.what), line=places.line(finding.line), other=places.within(finding.other)
     )
@@ -391,7 +388,7 @@ def shown(finding: Finding, places: Places) -> Finding:
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Watch page-locked memory that is allocated inside the block, and whatever the watches look at."""
+    """Watch page-locked memory that is allocated inside the block, and run the watches."""
     import torch
 
     torch.ops.bringup.watch_pinned(True)
@@ -408,7 +405,7 @@ def watched() -> Iterator[None]:
 
 
 def _host_indices(rows: _Rows) -> Iterator[Finding]:
-    """A chip's tensor is indexed with one on the host: it works, by a copy that waits."""
+    """Find chip tensors that are indexed with a host tensor, which needs a blocking copy."""
     flags = rows.trace.columns["flags"]
     for row in np.flatnonzero((rows.kind == LAUNCH) & ((flags & HOST_INDEX) != 0)):
         yield Finding(
@@ -416,7 +413,7 @@ def _host_indices(rows: _Rows) -> Iterator[Finding]:
             f"{rows.name(int(row))}{rows.at(int(row))} gets a tensor on the host beside those on the chip",
             rows.line(int(row)),
             "",
-            "move it to the chip once: every call copies it",
+            "move it to the chip once, because every call copies it",
         )
 
 

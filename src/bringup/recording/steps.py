@@ -1,4 +1,4 @@
-"""The steps of a program, as its recording shows them."""
+"""The steps of a recorded program."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ class Steps:
     """The program's steps.
 
     Attributes:
-        by: what they were found by: ``program`` (bringup.step), ``optimizer``, ``forward``, or ``whole``.
-        ends: row after the last of each step; the first step begins with row ``start``.
+        by: the marks of the steps: ``program`` (bringup.step), ``optimizer``, ``forward``, or ``whole`` for none.
+        start: the first row of the first step.
+        ends: the row after the last row of each step.
     """
 
     by: str
@@ -28,9 +29,9 @@ class Steps:
 
 
 def find_steps(columns: dict[str, Array]) -> Steps:
-    """Find the steps: marked by the program, else steps of the first optimizer, else outermost module calls.
+    """Return the program's marked steps, else the steps of the first optimizer, else the outermost module calls.
 
-    An optimizer that is through before the chip's first launch works for a model on the host.
+    An optimizer without a step after the chip's first launch trains a model on the host, and does not count.
     """
     kind, objects = columns["kind"], columns["object"]
     rows = len(kind)
@@ -44,8 +45,8 @@ def find_steps(columns: dict[str, Array]) -> Steps:
         launched = int(np.argmax(kind == LAUNCH))
         on_chip = objects[optimizers[optimizers > launched]]
         chosen = on_chip[0] if len(on_chip) else objects[optimizers[0]]
-        own = optimizers[objects[optimizers] == chosen]
-        return Steps("optimizer", min(first, int(own[0])), own + 1)
+        ends = optimizers[objects[optimizers] == chosen]
+        return Steps("optimizer", min(first, int(ends[0])), ends + 1)
     if len(forwards):
         return Steps("forward", first, np.append(forwards[1:], rows))
     return Steps("whole", 0, np.asarray([rows]))

@@ -1,4 +1,4 @@
-"""A trace: what a program launched, as data, and its file."""
+"""A trace: the record of a program's launches, and its file."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Column = npt.NDArray[Any]
 
 @dataclass
 class Trace:
-    """What a program launched, one row each, in the host's order.
+    """The record of a program's launches, copies, allocations and waits: one row each, in the host's order.
 
     Attributes:
         columns: name -> one value per row; ``signature``, ``line`` and ``module`` index the lists below (-1: none).
         uses: storage * 2 + written, of all rows; row i has ``uses[offsets[i]:offsets[i + 1]]``.
-        about: program, chip, torch version; ``redirected``: names of CUDA that it used; ``compiled_graphs``,
-            ``graph_breaks``: of torch.compile; ``dry``: nothing was computed; ``held_bytes``, ``held_reserved_bytes``:
-            what tensors and the allocator held on every device when the recording began.
+        about: program, chip and torch version; ``redirected``, the CUDA names that it used; ``compiled_graphs`` and
+            ``graph_breaks`` of torch.compile; ``dry``, True if nothing was computed; ``held_bytes`` and
+            ``held_reserved_bytes``, the bytes that tensors and the allocator held on each device at the beginning.
     """
 
     columns: dict[str, Column]
@@ -55,8 +55,8 @@ class Trace:
 
     @cached_property
     def work(self) -> WorkTable:
-        """What the distinct kinds of launch ask of a chip."""
-        return WorkTable.of(self.signatures)
+        """The work of the distinct kinds of launch."""
+        return WorkTable.from_signatures(self.signatures)
 
     @property
     def launches(self) -> int:
@@ -104,15 +104,15 @@ class Trace:
         table, about = trace_check.opened(file)
         version = about.get("version") if isinstance(about, dict) else None
         if version != VERSION:
-            asked = short(repr(version))
-            raise TraceError(f"{file}: is a trace of version {asked}, this bringup reads {VERSION}: record it again")
+            shown = short(repr(version))
+            raise TraceError(f"{file}: is a trace of version {shown}, this bringup reads {VERSION}: record it again")
         try:
             trace_check.check_description(about)
             trace = _parse(about, table)
             trace_check.check_rows(trace)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
-            known = isinstance(error, trace_check.Damaged)
-            reason = short(str(error) if known else f"{type(error).__name__}: {error}", 300)
+            is_damaged = isinstance(error, trace_check.Damaged)
+            reason = short(str(error) if is_damaged else f"{type(error).__name__}: {error}", 300)
             raise TraceError(f"{file}: is a damaged trace ({reason}): record it again") from None
         return trace
 
@@ -154,6 +154,6 @@ def _labels(codes: Column, texts: list[str]) -> Any:
 
 def _codes(array: Any, texts: list[str]) -> Column:
     place = {text: number for number, text in enumerate(texts)}
-    of = np.asarray([place[text] for text in array.dictionary.to_pylist()] or [-1], dtype=np.int32)
+    to_text = np.asarray([place[text] for text in array.dictionary.to_pylist()] or [-1], dtype=np.int32)
     indices = array.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.ascontiguousarray(np.where(indices < 0, -1, of[np.maximum(indices, 0)]).astype(np.int32))
+    return np.ascontiguousarray(np.where(indices < 0, -1, to_text[np.maximum(indices, 0)]).astype(np.int32))

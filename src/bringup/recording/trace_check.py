@@ -1,7 +1,7 @@
-"""What a trace file must hold, checked once when it is loaded: traces are exchanged, so their bytes are anyone's.
+"""The checks of a trace file, made once when it is loaded, because anyone may have written the file.
 
-The reader of a `Trace` may rely on this: every code is within its list, every storage number within what the rows can
-have, no sum of bytes or nanoseconds overflows, and every signature has the form that csrc/record/recorder.cpp writes.
+After them, every code is within its list and every storage number below its limit. No sum of bytes or nanoseconds
+overflows, and every signature has the form that csrc/record/recorder.cpp writes.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from bringup.text import short
 
 Array = npt.NDArray[Any]
 MOST = {name: limit.most for name, limit in TRACE.items()}
-# What torch.dtype can be beside those that have a price (c10/core/ScalarType.h); they are priced as four bytes.
+# Further dtypes of torch (c10/core/ScalarType.h), which are priced with four bytes per element.
 DTYPES = vocabulary.DTYPES | {"float4_e2m1fn_x2", "quint4x2", "quint2x4", "bits8", "bits16", "bits1x8", "bits2x4"}
 DTYPES |= {"bits4x2", *(f"{sign}int{width}" for sign in ("", "u") for width in range(1, 8))}
 
 
 class Rows(Protocol):
-    """What is checked of a `Trace`."""
+    """The parts of a `Trace` that are checked."""
 
     columns: dict[str, Array]
     uses: Array
@@ -42,7 +42,7 @@ class Rows(Protocol):
 
 
 class Damaged(ValueError):
-    """What is wrong with a trace, as the end of a sentence."""
+    """A trace is damaged; the message is the reason, as the end of a sentence."""
 
 
 # ---- the file
@@ -79,10 +79,10 @@ def opened(file: Path) -> tuple[Any, dict[str, Any]]:
 
 
 def _within_limits(file: Path, metadata: Any, text_bytes: int) -> None:
-    """Refuse what would take more memory than a recording can have, before any of it is decompressed."""
+    """Refuse a file that would need more memory than any recording, before it is decompressed."""
     groups = [metadata.row_group(i) for i in range(min(metadata.num_row_groups, MOST["row groups"] + 1))]
     chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    found = {
+    counts = {
         "rows": metadata.num_rows,
         "row groups": metadata.num_row_groups,
         "columns": metadata.num_columns,
@@ -90,7 +90,7 @@ def _within_limits(file: Path, metadata: Any, text_bytes: int) -> None:
         "bytes": sum(chunk.total_uncompressed_size for chunk in chunks),
         "description bytes": text_bytes,
     }
-    for name, count in found.items():
+    for name, count in counts.items():
         if not 0 <= count <= MOST[name]:
             raise TraceError(
                 f"{file}: has {count:,} {name}, and bringup reads a trace of at most {MOST[name]:,} "
@@ -110,20 +110,20 @@ def _size_of(tensor: tuple[str, list[int], list[int], int, int]) -> tuple[str, l
     return tensor
 
 
-def _known(dtype: str) -> str:
+def _torch_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
-        raise ValueError(f"{dtype} is no dtype of torch")
+        raise ValueError(f"{dtype} is not a torch dtype")
     return dtype
 
 
 Text = Annotated[str, Field(max_length=MOST["letters"])]
-# Strict, as the values are used as they are: what pydantic would make of them is thrown away.
+# Strict, because the original values are used, not those that pydantic converts them to.
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 Size = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Sizes = Annotated[list[Size], Field(max_length=MOST["dimensions"])]
 Storage = Annotated[int, Field(strict=True, ge=-1, le=MOST["tensors"])]
 Tensor = Annotated[
-    tuple[Annotated[Text, AfterValidator(_known)], Sizes, Sizes, Storage, Literal[0, 1, False, True]],
+    tuple[Annotated[Text, AfterValidator(_torch_dtype)], Sizes, Sizes, Storage, Literal[0, 1, False, True]],
     AfterValidator(_size_of),
 ]
 Tensors = Annotated[list[Tensor | None], Field(max_length=MOST["tensors"])]
@@ -169,7 +169,7 @@ class _GraphBreak(BaseModel):
 
 
 class _About(BaseModel):
-    """What the code reads of `Trace.about`; there may be more."""
+    """The entries of `Trace.about` that bringup reads; there may be others."""
 
     program: Text
     chip: Text = ""

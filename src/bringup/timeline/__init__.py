@@ -1,1 +1,1 @@
-"""The recording replayed on host, link and chip."""
+"""The replay of a recording on host, link and chip."""

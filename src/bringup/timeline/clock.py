@@ -1,12 +1,13 @@
-"""Chip time while the program runs: what events and, on request, Python's clocks say during a recording.
+"""Chip time during a recording: the times of events and, on request, of Python's clocks.
 
 Note [The program's clocks]
-Under `shown` a clock of Python's ``time`` shows when the calling thread would be there on the predicted machine: its
-rows replayed so far. Between rows no time passes, but for what the program asks to wait for (csrc/record/waits.cpp),
-which are rows of their own. Python between launches takes what the host clock of the recording says: nothing beside its
-launches if modelled, its CPU time if measured. timeit, logging, and those parts of the standard library whose deadlines
-end by waits that are rows (`_DEADLINES`) are shown chip time, too, unless they run inside of an import or a compiler,
-where it stands still. The rest of the library keeps the real clocks. So does torch, but for torch.utils.
+Under `shown` a clock of Python's ``time`` returns the predicted time at which the calling thread would reach this call.
+It follows from the rows that the thread has recorded so far. The program's waits are rows, too
+(csrc/record/waits.cpp); between rows no time passes. Python code between launches takes no time if the recording's host
+clock is modelled, and its CPU time if it is measured.
+The program, timeit and logging read chip time. So do the parts of the standard library whose deadlines end by recorded
+waits (`_DEADLINES`), except inside an import or a compiler, where chip time stands still. The rest of the standard
+library and torch without torch.utils read the real clocks.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class ChipClock:
-    """A replay that follows a recording: it takes the rows that were added since it was last asked."""
+    """A replay that follows a recording. Each query first replays the rows recorded since the query before."""
 
     def __init__(self, chip: Chip, host: Host, host_clock: timeline.HostClock = "modelled") -> None:
         self.chip = chip
@@ -53,10 +54,10 @@ class ChipClock:
         self.work: Any = None
         self.replay: int | None = None
         self.lock = handover.UnwatchedLock()
-        self.own = threading.local()  # of a thread: `shown`, and whether it is `asking` now
+        self.thread = threading.local()  # `shown`: the latest result; `is_querying`: True inside `now`
 
     def follow(self) -> int:
-        """Replay what was recorded since the last call."""
+        """Replay the rows recorded since the last call, and return the handle of the replay."""
         import torch
 
         ops = torch.ops.bringup
@@ -78,57 +79,57 @@ class ChipClock:
             trace.work = self.work
         inputs = timeline.row_inputs(trace, self.chip, self.host, host_clock=self.host_clock, prices=self.prices)
         self.prices, self.work = inputs.prices, trace.work
-        self.rows += len(trace)  # before they are fed: a signal handler may raise at any line
+        self.rows += len(trace)  # counted first: a signal handler may raise at any line, and no row may be fed twice
         timeline.feed(self.replay, columns, inputs)
         return self.replay
 
     def now(self) -> tuple[float, float]:
-        """Return the seconds since the start of the recording for the calling thread, and how many it was idle.
+        """Return the calling thread's seconds since the start of the recording, and how many of them it was idle.
 
-        A signal handler or destructor that asks while its thread asks is told what was shown last.
+        A signal handler or destructor may call this inside another call of its thread. It gets the latest result.
         """
         import torch
 
-        own = vars(self.own)
-        if own.get("asking"):
-            return own.get("shown", (0.0, 0.0))  # type: ignore[no-any-return]
-        own["asking"] = True
+        state = vars(self.thread)
+        if state.get("is_querying"):
+            return state.get("shown", (0.0, 0.0))  # type: ignore[no-any-return]
+        state["is_querying"] = True
         try:
             with self.lock:
-                own["shown"] = torch.ops.bringup.timeline_now(self.follow())
+                state["shown"] = torch.ops.bringup.timeline_now(self.follow())
         finally:
-            own["asking"] = False
-        return own["shown"]  # type: ignore[no-any-return]
+            state["is_querying"] = False
+        return state["shown"]  # type: ignore[no-any-return]
 
     def event(self, number: int) -> float:
-        """Seconds from the start of the recording of an event's latest record; nan if it was not recorded since."""
+        """Return the seconds from the start of the recording to an event's latest record; nan if it has none."""
         import torch
 
         with self.lock:
             return float(torch.ops.bringup.timeline_event(self.follow(), number))
 
     def close(self) -> None:
-        """Forget the replay."""
+        """Free the replay."""
         if self.replay is not None:
             timeline.close_replay(self.replay)
 
 
-def _of(recording: Recording) -> ChipClock:
-    """Make the clock of a recording."""
+def _create_clock(recording: Recording) -> ChipClock:
+    """Create the clock of a recording, closed at the recording's end."""
     clock = ChipClock(recording.chip, recording.host or load_host(), recording.host_clock)
     recording.at_end.callback(clock.close)
     return clock
 
 
 def elapsed_ms(first: int, second: int) -> float:
-    """Milliseconds of chip time between two events, by their ids. Called by the core."""
+    """Return the milliseconds of chip time between two events, named by their ids. The core calls it."""
     recording = current()
     if recording is None:
-        raise BringupError("no recording is under way")
-    clock = recording.part(_of)
+        raise BringupError("events have no chip time, because nothing is recorded: call it inside `bringup.record()`")
+    clock = recording.part(_create_clock)
     milliseconds = (clock.event(second) - clock.event(first)) * 1e3
     if math.isnan(milliseconds):
-        raise BringupError("elapsed_time needs two events that were recorded while the program is recorded")
+        raise BringupError("elapsed_time needs two events that were recorded since the recording began")
     return milliseconds
 
 
@@ -138,19 +139,19 @@ _CLOCKS = ("time", "perf_counter", "monotonic", "process_time")
 _real: dict[str, Any] = {name: getattr(time, name) for clock in _CLOCKS for name in (clock, f"{clock}_ns")}
 _real_sleep = time.sleep
 _DEADLINES = frozenset({"asyncio", "sched", "subprocess"})
-_READING = 1e-7  # seconds: with a clock that stands still, rounding of a deadline would become another millisecond
+_READING = 1e-7  # seconds added per reading: a clock that stands still would round a deadline up to a millisecond
 _REAL_FOR = frozenset(sys.stdlib_module_names - _DEADLINES - {"timeit", "logging"}) | {"bringup", "filelock", "rich"}
 
 
 def compiled() -> None:
-    """Say that torch.compile has ended: what has passed since the last row was not the program's time."""
+    """Exclude the time since the last row from the host's time, because torch.compile took it."""
     import torch
 
     torch.ops.bringup.skip_host_time()
 
 
 def _package_of_caller() -> str:
-    """Return the top package of the code that reads the clock; ``torch.utils`` is one of its own."""
+    """Return the top package of the code that reads the clock; ``torch.utils`` counts as one."""
     module = str(sys._getframe(2).f_globals.get("__name__", ""))
     return "torch.utils" if module.startswith("torch.utils.") else module.partition(".")[0]
 
@@ -167,12 +168,12 @@ def _within_machinery() -> bool:
     return bool(torch.ops.bringup.within_machinery())
 
 
-# Modules of the standard library that wait: they are loaded before the calls of all libraries are watched.
+# Modules of the standard library that wait. They must be loaded before the calls of all libraries are watched.
 _WAITING = ("_socket", "select", "_multiprocessing", "_queue", "_ssl", "_posixsubprocess")
 
 
 def _left_alone() -> list[str]:
-    """Return the folders of packages that compute or compile; their waits are not recorded."""
+    """Return the folders of torch, Triton and bringup, whose waits are not recorded."""
     import torch
 
     triton = importlib.machinery.PathFinder.find_spec("triton")
@@ -197,27 +198,27 @@ def _waits_watched() -> Iterator[None]:
 
 @contextmanager
 def shown() -> Iterator[None]:
-    """Show chip time in Python's clocks inside the block, which is within a recording."""
+    """Patch Python's clocks to show chip time inside the block, which must be inside a recording."""
     import timeit
 
     import torch
 
     ops = torch.ops.bringup
-    latest = threading.local()  # what `_DEADLINES` were shown, of each clock
+    latest = threading.local()  # clock -> seconds last returned to `_DEADLINES`
     parent, origin = os.getpid(), {name: _real[name]() for name in _real}
 
     def clock(name: str) -> Callable[[], float]:
         real, first = _real[name], origin[name]
         per_second = 10**9 if name.endswith("_ns") else 1
-        own = name.startswith("process")
+        counts_idle = not name.startswith("process")
 
         def read() -> float:
             package = _package_of_caller()
             recording = current()
             if recording is None or os.getpid() != parent or _wants_real(package):
                 return real()  # type: ignore[no-any-return]
-            seconds, idle = recording.part(_of).now()
-            seconds -= idle if own else 0.0
+            seconds, idle = recording.part(_create_clock).now()
+            seconds -= 0.0 if counts_idle else idle
             if package in _DEADLINES:
                 seconds = max(seconds, vars(latest).get(name, 0.0) + _READING)
                 vars(latest)[name] = seconds
@@ -234,7 +235,7 @@ def shown() -> Iterator[None]:
         ops.set_sleep_recorded(True)
         try:
             _real_sleep(seconds)
-        except BaseException:  # of a signal handler
+        except BaseException:  # raised by a signal handler
             seconds = _real["monotonic"]() - began
             raise
         finally:
@@ -261,10 +262,10 @@ def shown() -> Iterator[None]:
             if id(value) in shown_as:
                 changed.append((module, name, value))
                 setattr(module, name, shown_as[id(value)])
-    if "sched" in sys.modules:  # it has the clock in the defaults of its scheduler
-        made: Any = sys.modules["sched"].scheduler.__init__
-        changed.append((made, "__defaults__", made.__defaults__))
-        made.__defaults__ = tuple(shown_as.get(id(value), value) for value in made.__defaults__)
+    if "sched" in sys.modules:  # its scheduler has the clock as a default argument
+        function: Any = sys.modules["sched"].scheduler.__init__
+        changed.append((function, "__defaults__", function.__defaults__))
+        function.__defaults__ = tuple(shown_as.get(id(value), value) for value in function.__defaults__)
     try:
         with _waits_watched(), handover.recorded():
             yield

@@ -1,11 +1,11 @@
-"""Records hand-overs between the program's threads under chip time: queue items, set events, results, thread ends.
+"""Recording of hand-overs between the program's threads: queue items, events, futures and the ends of threads.
 
 Note [Late receivers]
-The emulation is slow. A thread may ask for something that another thread has long provided here, though on the
-predicted machine it would have waited: nothing blocks, and no call shows it. So the provider records a signal, and the
-receiver records that it resumes with that signal: in the replay it goes on when both are there. A thread that puts into
-a full queue resumes with the one that made room. A lock around a block hands nothing over: either thread could have
-come first. Not seen here: semaphores, barriers, conditions, and bytes that lie in a pipe.
+The emulation is slow, so a receiving thread may find an item ready for which it would have waited on the predicted
+machine. No blocking call shows this wait. The provider therefore records a signal, and the receiver records that it
+resumes with this signal; in the replay it continues when both are done. A thread that puts an item into a bounded queue
+resumes with the thread that made room. A lock hands nothing over, because either thread could have come first.
+Semaphores, barriers, conditions and bytes in pipes are not recorded.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _simple_queue = queue.SimpleQueue
 
 
 class UnwatchedLock:
-    """A lock of ours: waiting for it is nothing that the program does."""
+    """A lock whose waits are not recorded, because the program does not make them."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -44,13 +44,13 @@ class UnwatchedLock:
 
 
 class _Signals:
-    """Signals of the items in a queue, and of those that made room in it."""
+    """The signals of one queue: those of its items, and those of the receivers that made room."""
 
     def __init__(self) -> None:
-        self.lock = UnwatchedLock()  # of a SimpleQueue, whose put may interrupt itself
-        self.by_item: dict[int, list[int]] = {}  # by id: an item in the queue keeps its own
-        self.rooms: collections.deque[int] = collections.deque()  # of the latest items that were taken
-        self.taken = 0
+        self.lock = UnwatchedLock()  # reentrant: the put of a SimpleQueue may interrupt itself
+        self.by_item: dict[int, list[int]] = {}  # id of an item, which is unique while it is in the queue
+        self.rooms: collections.deque[int] = collections.deque()  # signals of the latest removals
+        self.removals = 0
 
     def give(self, item: object) -> None:
         signal = _signal()
@@ -60,21 +60,21 @@ class _Signals:
     def take(self, item: object) -> None:
         with self.lock:
             signals = self.by_item.get(id(item))
-            signal = signals.pop(0) if signals else 0  # it was put before the recording
+            signal = signals.pop(0) if signals else 0  # 0: the item was put before the recording
             if not signals:
                 self.by_item.pop(id(item), None)
         _resume(signal)
 
     def make_room(self) -> None:
         self.rooms.append(_signal())
-        self.taken += 1
+        self.removals += 1
 
     def find_room(self, items: int, size: int) -> None:
-        """Resume with the taking of the item that had the place of the next one, in a queue of this size."""
-        number = self.taken + items - size
-        while self.rooms and self.taken - len(self.rooms) <= number:
+        """Resume with the removal that made room for the next item, in a queue of this size."""
+        number = self.removals + items - size
+        while self.rooms and self.removals - len(self.rooms) <= number:
             signal = self.rooms.popleft()
-            if self.taken - len(self.rooms) == number + 1:
+            if self.removals - len(self.rooms) == number + 1:
                 _resume(signal)
 
 
@@ -96,10 +96,10 @@ def _resume(signal: int) -> None:
         torch.ops.bringup.record_resume(signal)
 
 
-def _signals_of(of: queue.Queue[Any]) -> _Signals:
-    if _NAME not in vars(of):
-        setattr(of, _NAME, _Signals())
-    signals: _Signals = vars(of)[_NAME]
+def _signals_of(channel: queue.Queue[Any]) -> _Signals:
+    if _NAME not in vars(channel):
+        setattr(channel, _NAME, _Signals())
+    signals: _Signals = vars(channel)[_NAME]
     return signals
 
 
@@ -108,7 +108,7 @@ def _putting(real: Method) -> Method:
     def _put(self: queue.Queue[Any], item: Any) -> None:  # under the queue's lock
         signals, items = _signals_of(self), self._qsize()
         if items == 0:
-            signals.by_item.clear()  # of items that left otherwise
+            signals.by_item.clear()  # the program may have removed items without `_get`
         real(self, item)
         if self.maxsize > 0:
             signals.find_room(items, self.maxsize)
@@ -136,28 +136,28 @@ class SimpleQueue(_simple_queue):  # type: ignore[type-arg]
     _signals: _Signals
 
     def __new__(cls, *args: Any, **kwargs: Any) -> SimpleQueue:
-        """Make one whose subclass need not call ``__init__``."""
-        made: SimpleQueue = super().__new__(cls, *args, **kwargs)
-        made._signals = _Signals()
-        return made
+        """Create a queue. The signals are created here, because a subclass need not call ``__init__``."""
+        created: SimpleQueue = super().__new__(cls, *args, **kwargs)
+        created._signals = _Signals()
+        return created
 
     def put(self, item: Any, block: bool = True, timeout: float | None = None) -> None:
-        """Put with a signal; never blocks."""
+        """Put an item and its signal; never blocks."""
         self._signals.give(item)
         super().put(item, block, timeout)
 
     def put_nowait(self, item: Any) -> None:
-        """Put with a signal."""
+        """Put an item and its signal."""
         self.put(item)
 
     def get(self, block: bool = True, timeout: float | None = None) -> Any:
-        """Get, and resume with the item's signal."""
+        """Return an item, and resume with its signal."""
         item = super().get(block, timeout)
         self._signals.take(item)
         return item
 
     def get_nowait(self) -> Any:
-        """Get, or raise queue.Empty."""
+        """Return an item, or raise queue.Empty."""
         return self.get(False)
 
 
@@ -166,7 +166,7 @@ def _resume_with(provided: object) -> None:
 
 
 def _providing(real: Method, is_over: Callable[[Any], bool]) -> Method:
-    """Leave a signal with the object, unless it has one from before."""
+    """Wrap a method that provides a result: store a signal in the object, unless it was provided before."""
 
     @functools.wraps(real)
     def provide(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -183,13 +183,13 @@ def _ending(real: Method) -> Method:
         try:
             return real(self, *args, **kwargs)
         finally:
-            setattr(self, _NAME, _signal_to_others())  # a thread that ends is counted no more
+            setattr(self, _NAME, _signal_to_others())  # a thread that ends is no longer counted by `_signal`
 
     return end
 
 
 def _taking(real: Method, is_over: Callable[[Any], bool], *, raises: bool = False) -> Method:
-    """Resume with what the object provided; `raises`: what it provided may be an exception."""
+    """Wrap a method that receives a result: resume with the object's signal, after an exception only if `raises`."""
 
     @functools.wraps(real)
     def take(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -241,10 +241,10 @@ def _changes() -> list[tuple[Any, str, Any]]:
     thread, event, future = threading.Thread, threading.Event, concurrent.futures.Future
     is_alive, is_set, done = thread.is_alive, event.is_set, future.done
 
-    def has_ended(one: threading.Thread) -> bool:
-        return not is_alive(one)
+    def has_ended(thread: threading.Thread) -> bool:
+        return not is_alive(thread)
 
-    found: list[tuple[Any, str, Any]] = [
+    changes: list[tuple[Any, str, Any]] = [
         (queue, "SimpleQueue", SimpleQueue),
         (thread, "_bootstrap_inner", _ending(vars(thread)["_bootstrap_inner"])),
         (thread, "join", _taking(thread.join, has_ended)),
@@ -262,8 +262,8 @@ def _changes() -> list[tuple[Any, str, Any]]:
         (concurrent.futures, "as_completed", _as_completed(concurrent.futures.as_completed)),
     ]
     for kind in (queue.Queue, queue.LifoQueue, queue.PriorityQueue):
-        found += [(kind, "_put", _putting(vars(kind)["_put"])), (kind, "_get", _getting(vars(kind)["_get"]))]
-    return found
+        changes += [(kind, "_put", _putting(vars(kind)["_put"])), (kind, "_get", _getting(vars(kind)["_get"]))]
+    return changes
 
 
 @contextmanager

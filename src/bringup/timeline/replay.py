@@ -1,7 +1,7 @@
-"""A trace replayed with prices on host, link and chip. docs/replay.md has the rules, with worked examples.
+"""The replay of a priced trace on host, link and chip. docs/replay.md has the rules, with worked examples.
 
-The host's time is *modelled*: a fixed cost per class of operator, from the host file, so that the same trace gives the
-same bytes; or *measured*: what the program's threads used, which includes the emulation's own Python.
+The host's time is *modelled* or *measured*. Modelled time is a fixed cost per class of operator, from the host file, so
+equal traces have equal reports. Measured time is that of the program's threads, which includes the emulation's Python.
 """
 
 from __future__ import annotations
@@ -40,20 +40,21 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 HostClock = Literal["modelled", "measured"]
 
-# From the host's call to the earliest start of a kernel on an idle device: a doorbell over the link and the front end's
-# fetch, some 5 us on PCIe GPUs (wall time of an empty kernel with its synchronisation less the two calls).
+# Time from the host's call to the start of a kernel on an idle device, for the doorbell and the front end's fetch.
+# About 5 us on PCIe GPUs (wall time of an empty kernel and its synchronisation, less the time of the two calls).
 LAUNCH_LATENCY = 5e-6
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """When every row happened, in seconds from the first.
+    """The times of every row, in seconds from the first row.
 
     Attributes:
-        issued: the host had made the call.
-        start, end: on its engine.
-        waited: the host waited in the call.
-        fallback: row of `fallback_parts`, or -1.
+        issued: end of the host's call, without its wait.
+        start, end: start and end on the row's engine.
+        waited: duration of the host's wait in the call.
+        seconds: duration on the engine.
+        fallback: index into `fallback_parts`, or -1.
         fallback_parts: seconds of [d2h, host, h2d], one row per unsupported signature.
     """
 
@@ -73,7 +74,7 @@ class Timeline:
 
     @property
     def total_seconds(self) -> float:
-        """From the first row until the host has gone on and every device is done."""
+        """Seconds from the first row to the end of the host's last call and of all device work."""
         return float(max(self.end.max(initial=0.0), (self.issued + self.waited).max(initial=0.0)))
 
 
@@ -82,10 +83,11 @@ class WhatIf:
     """A change of the machine for a replay.
 
     Attributes:
-        graph: launches are replayed from a graph, which costs the host little; None: if the chip has no other mode.
-        dispatch_scale: factor on the host's time per launch.
-        link_scale: factor on the link's bandwidth.
-        keep_fallbacks: if False, the chip is given every operator.
+        graph: True if launches are replayed from a graph, at little cost for the host. None means True only for a chip
+            without eager mode.
+        dispatch_scale: factor for the host's time per launch.
+        link_scale: factor for the link's bandwidth.
+        keep_fallbacks: if False, the chip supports every operator.
     """
 
     graph: bool | None = None
@@ -109,12 +111,12 @@ def replay(
     """Replay a trace on a machine.
 
     Args:
-        trace: what was launched.
+        trace: the recording.
         chip: the device.
-        host: the CPU side.
+        host: the host.
         host_clock: ``modelled`` or ``measured``.
-        prices: the chip's prices, if they are known already.
-        what_if: a changed machine.
+        prices: the chip's prices, if they are computed already.
+        what_if: a change of the machine.
     """
     inputs = row_inputs(trace, chip, host, host_clock=host_clock, prices=prices, what_if=what_if)
     handle = open_replay(chip)
@@ -142,7 +144,7 @@ def replay(
 
 @dataclass(frozen=True)
 class RowInputs:
-    """What the replay needs of every row, beside the trace's own columns."""
+    """The inputs of the replay for every row, beside the trace's columns."""
 
     prices: Prices
     flags: Array
@@ -162,7 +164,7 @@ def row_inputs(
     prices: Prices | None = None,
     what_if: WhatIf = AS_IS,
 ) -> RowInputs:
-    """Price every row; the arguments are those of `replay`."""
+    """Return the price of every row; see `replay` for the arguments."""
     graph = "eager" not in chip.modes if what_if.graph is None else what_if.graph
     work = trace.work
     prices = prices or pricing.price_table(work, trace.signatures, chip, graph=graph)
@@ -183,12 +185,14 @@ def row_inputs(
     if not pricing.class_of(chip).queues:
         flags = np.where(is_launch, flags | WAITS, flags)
     if not all(np.isfinite(values).all() for values in (host_seconds, seconds, share, parts)):
-        raise BringupError(f"the recording has no finite time on {chip.name} with host {host.name}: record it again")
+        raise BringupError(
+            f"the recording's time on {chip.name} with host {host.name} is not finite: record the program again"
+        )
     return RowInputs(prices, flags.astype(np.uint8), host_seconds, seconds, share, fallback, parts)
 
 
 def open_replay(chip: Chip) -> int:
-    """Begin a replay in the core; it lasts until `close_replay`."""
+    """Begin a replay in the core and return its handle, valid until `close_replay`."""
     import torch
 
     core.load()
@@ -224,7 +228,7 @@ def feed(handle: int, columns: dict[str, Array], inputs: RowInputs) -> None:
 
 
 def results(handle: int) -> tuple[Array, Array, Array, Array]:
-    """Return for every row the seconds at which it was issued, started and ended, and those its host call waited."""
+    """Return the columns `issued`, `start`, `end` and `waited` of a `Timeline`."""
     import torch
 
     issued, start, end, waited = (result.numpy() for result in torch.ops.bringup.timeline_results(handle))
@@ -243,7 +247,7 @@ def _price_copies(seconds: Array, columns: dict[str, Array], chip: Chip, host: H
     pinned = (columns["flags"] & PINNED) != 0
     for which, rate in ((H2D, chip.link.h2d_gb_s), (D2H, chip.link.d2h_gb_s)):
         rows = kind == which
-        # Pageable memory goes through a pinned buffer piece by piece: the slower of the two copies sets the pace.
+        # Pageable memory is copied piece by piece through a pinned buffer, so the slower of the two copies decides.
         rates = np.where(pinned[rows], rate * scale, min(rate * scale, host.compute.pageable_gb_s)) * 1e9
         seconds[rows] = chip.link.latency_us * 1e-6 + size[rows] / rates
     rows = kind == D2D
@@ -252,7 +256,7 @@ def _price_copies(seconds: Array, columns: dict[str, Array], chip: Chip, host: H
 
 
 def _fallback_parts(work: WorkTable, which: Array, chip: Chip, host: Host, scale: float) -> Array:
-    """Seconds of [d2h, host, h2d] for signatures that run on the host, whose copies are pageable, as torch's are."""
+    """Return seconds of [d2h, host, h2d] for signatures that run on the host; their copies use pageable memory."""
     latency = chip.link.latency_us * 1e-6
     down = min(chip.link.d2h_gb_s * scale, host.compute.pageable_gb_s) * 1e9
     up = min(chip.link.h2d_gb_s * scale, host.compute.pageable_gb_s) * 1e9
@@ -277,7 +281,7 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, clock: HostClock, g
         cost = np.where(kind == LAUNCH, 0.0 if graph else by_signature[columns["signature"]], cost)
     cost[np.isin(kind, (H2D, D2H, D2D))] = dispatch.copy_us
     cost[np.isin(kind, (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC))] = dispatch.synchronize_us
-    # A cached block costs nothing beside the launch that asks for it: allocations and frees stay 0.
+    # Allocations and frees stay 0, because a cached block takes no notable time beside its launch.
     if not graph:
         cost += columns["views"] * dispatch.view_us
         cost *= np.where(columns["phase"] == IN_BACKWARD, dispatch.backward, 1.0)

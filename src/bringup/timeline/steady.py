@@ -9,16 +9,16 @@ from bringup.timeline.replay import Timeline
 
 
 def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
-    """Return the steady part: first and last row, since and until in seconds, and its number of steps.
+    """Return the steady part: its first and end row, its start and end in seconds, and its number of steps.
 
-    The first step warms up and is left out, if there is another.
+    The first step is left out as warm-up if there are at least two.
     """
     steps = timeline.steps
     ends, start, rows = steps.ends, steps.start, len(timeline.trace)
     if not rows:
         return 0, 0, 0.0, 0.0, 1
-    # A step is over when the host has issued it and every device has done it. What a thread waits for otherwise holds
-    # up that thread's later rows, and nothing else: it may be a progress bar's monitor.
+    # A step ends when the host has issued all its rows and every device has finished them. Other waits of a thread do
+    # not count, because they may belong to a monitor thread. They delay only the later rows of their thread.
     ours = ~np.isin(timeline.trace.columns["kind"], (HOST, SIGNAL, RESUME))
     done = np.maximum.accumulate(np.maximum(timeline.end, timeline.issued + timeline.waited) * ours)
     if len(ends) > 1:
@@ -28,7 +28,7 @@ def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
 
 
 def samples(timeline: Timeline, first: int, last: int) -> int:
-    """Return the leading dimension of what the first embedding, convolution or product of the rows works on."""
+    """Return the leading dimension of the input of the first embedding, convolution or product; 0 if there is none."""
     columns, work = timeline.trace.columns, timeline.work
     for row in np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first:
         number = columns["signature"][row]

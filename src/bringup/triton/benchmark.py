@@ -39,7 +39,7 @@ def seconds_of(run: Callable[[], Any]) -> float:
         signatures = [trace.signatures[number] for number in launched]
     if not signatures:
         return 0.0
-    return float(price_table(WorkTable.of(signatures), signatures, process.chosen_chip()).seconds.sum())
+    return float(price_table(WorkTable.from_signatures(signatures), signatures, process.chosen_chip()).seconds.sum())
 
 
 def time_quantiles(
