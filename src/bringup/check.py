@@ -1,4 +1,4 @@
-"""What an item of a vendor's own imports; see docs/scorecard.md."""
+"""The names that a vendor's own scorecard items import; see docs/scorecard.md."""
 
 from bringup.scorecard import ITEMS, Failed, Item, NotApplicable, Partial, item, require, run_item
 
