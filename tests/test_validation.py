@@ -337,7 +337,7 @@ def test_suite_runs_what_it_describes() -> None:
         (["calibrate", "--device", "warp"], "torch cannot use the device 'warp'"),
         (["calibrate", "--out", "missing/folder"], "missing/folder is not a directory"),
         (["validate", "--chip", "nothing"], "no measurement has chip nothing"),
-        (["validate", "--live"], "measure one with `bringup calibrate`"),
+        (["validate", "--live"], "write one with `bringup calibrate`"),
         (["validate", "--leave-one-out"], "give --data DIR"),
         (["validate", "--programs", "--chip", "edge8"], "no whole program was measured on edge8"),
         (["validate", "--data", "missing"], "missing is not a directory"),

@@ -177,7 +177,7 @@ def storages(trace: Trace, device: int) -> Storages:
     kept_for_next_call = (freed > next_call) & (next_call < rows) & (columns["module"][allocated] >= 0)
     alive = freed == rows
     # Storages allocated before the first call of a model are the model's own or its inputs.
-    called = allocated > (np.flatnonzero(kind == FORWARD)[:1] if (kind == FORWARD).any() else rows)
+    after_first_call = allocated > (np.flatnonzero(kind == FORWARD)[:1] if (kind == FORWARD).any() else rows)
     unmarked = ACTIVATIONS if not len(marks) and (kind == FORWARD).any() else INPUTS if len(marks) else PARAMETERS
     kinds = np.select(
         [
@@ -194,7 +194,7 @@ def storages(trace: Trace, device: int) -> Storages:
             INPUTS,
             KEPT,
         ],
-        np.where(called, ACTIVATIONS, unmarked),
+        np.where(after_first_call, ACTIVATIONS, unmarked),
     )
     module = np.where(owner_module[number] >= 0, owner_module[number], columns["module"][allocated])
     before = _before(trace.about.get("held_bytes", []), device)
@@ -204,9 +204,9 @@ def storages(trace: Trace, device: int) -> Storages:
 def _used_by(trace: Trace, rows: Array, size: int) -> Array:
     """Return for every storage number True if one of the rows uses it."""
     counts = np.diff(trace.offsets)
-    used = np.zeros(size, dtype=bool)
-    used[trace.uses[np.repeat(rows, counts)] >> 1] = True
-    return used
+    is_used = np.zeros(size, dtype=bool)
+    is_used[trace.uses[np.repeat(rows, counts)] >> 1] = True
+    return is_used
 
 
 def _next(marks: Array, after: Array, none: int) -> Array:

@@ -137,9 +137,9 @@ def search(
 ) -> list[Fit]:
     """Run a program dry and, if an argument is varied, find the largest value that fits each chip.
 
-    Memory grows about linearly with the batch. The next value to try is therefore the one at which the line through
-    two earlier results reaches the capacity, or the middle of the bracket if that makes little progress. The search
-    ends when a value fits and one that is larger by 1 or by at most one percent does not.
+    Memory grows about linearly with the batch. The next value to try is where the line through two earlier results
+    reaches the capacity. If that makes little progress, it is the middle of the bracket. The search ends when a value
+    fits and one that is larger by 1 or by at most one percent does not.
 
     Args:
         program: the program to run.

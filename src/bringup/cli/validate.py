@@ -74,8 +74,8 @@ def command(
 ) -> None:
     """Predict published measurements, and print the errors per chip, operator and set.
 
-    Without --data, the measurements that ship with bringup are used. With --data, all rows of the sets in DIR are used,
-    and errors of fitted rows (those that the model's constants were fitted on) and of unseen rows are separate.
+    Without --data, the measurements that ship with bringup are used. With --data, all rows of the sets in DIR are used.
+    The model's constants were fitted on a part of these rows, so errors of fitted and of unseen rows are separate.
     """
     if html:
         refuse_unwritable(html)

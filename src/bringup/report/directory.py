@@ -13,7 +13,7 @@ this. It compares the id of the run, which is in every file, including the page 
 
 A lock on the directory separates processes that replace or read files at the same time. It ends with its process, and
 waiting for it has a time limit. If several runs use one directory, the complete report of the last one stays. Every
-stage is locked by its run: a stage without a lock is left over from a killed run, and the next run removes it.
+stage is locked by its run. A stage without a lock is left over from a killed run, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -273,7 +273,7 @@ def check_run(folder: Path, run: str) -> None:
         other = _run_of(folder / name)
         if other is not None and other != run:
             raise BringupError(
-                f"{folder}: holds files of two runs, {name} and trace.parquet belong to different ones: "
+                f"{folder}: holds files of two runs ({name} and trace.parquet differ): "
                 "run the program again, or give the trace file itself"
             )
 

@@ -1,7 +1,7 @@
 """Runs all programs of a kernel's grid, many at a time.
 
 Note [Divergence]
-Divergent control flow uses no masks. Each branch runs on the subset of programs that took it: its inputs are restricted
+Divergent control flow uses no masks. Each branch runs on the subset of programs that took it. Its inputs are restricted
 to those programs (`restricted`), and its results are merged afterwards (`merged`). A loop with different trip counts
 runs with all programs until the first one has finished, then with the remaining ones.
 

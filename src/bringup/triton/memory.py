@@ -1,7 +1,7 @@
 """Loads, stores and atomics of many programs at once. Bounds are always checked.
 
-The bounds are those of the argument's allocation. A tile that is contiguous along an axis is read and written in rows,
-at the speed of memcpy; other tiles are read and written element by element.
+The bounds are those of the argument's allocation. Tiles that are contiguous along an axis are read and written in rows,
+at the speed of memcpy. Other tiles are read and written element by element.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The errors of predictions against published measurements, which give the error band of every report.
 
 `measurements` returns the single measurements that ship with bringup, `read_folder` reads published sets. `errors`
-predicts their launches, `programs` prices dry runs of whole programs, and `constants_fit` fits the constants of the
+predicts their launches, and `programs` prices dry runs of whole programs. `constants_fit` fits the constants of the
 model to a fixed part of the rows.
 """
 

@@ -332,7 +332,7 @@ class _Base:
     download: float
     host_stream: float
     host_launch: float
-    fresh: float | None  # bytes/s of a result that the operating system gives page by page
+    fresh: float | None  # bytes/s of writing a result into pages that the operating system maps on first use
 
     @classmethod
     def measured(cls, device: torch.device) -> _Base:
