@@ -29,7 +29,7 @@ def fault(name: str, problems: list[str]) -> str:
     """Say whose fault an operator's failures are."""
     if name in library.FAULTS:
         return f"FlagGems: {library.FAULTS[name]}"
-    ran = ("out of bounds", "not the CPU's")  # a kernel ran; otherwise its Python raised before
+    ran = ("out of bounds", "differs from the CPU's")  # a kernel ran; otherwise its Python raised before
     return "unknown" if any(word in problem for problem in problems for word in ran) else "FlagGems: its Python raises"
 
 

@@ -1,4 +1,4 @@
-"""The public names for writing a scorecard item; see docs/scorecard.md."""
+"""The names that a vendor's own scorecard items import; see docs/scorecard.md."""
 
 from bringup.scorecard import ITEMS, Failed, Item, NotApplicable, Partial, item, require, run_item
 

@@ -1,4 +1,4 @@
-"""What ``pytest --chip`` checks around every test, and says at the end."""
+"""The checks of ``pytest --chip`` around every test, and their summary at the end."""
 
 from __future__ import annotations
 
@@ -26,34 +26,37 @@ from bringup.recording.findings import Finding
 from bringup.recording.recording import Recording, recorded
 from bringup.recording.rows import LAUNCH
 from bringup.report.prediction import Prediction, price
-from bringup.text import duration, size
+from bringup.text import duration, quantity, size
 from bringup.timeline.replay import replay
 
-KEY, LEAK = "bringup", "bringup leak"  # of a test's user properties: they survive the way from a worker of pytest-xdist
+KEY, LEAK = (
+    "bringup",
+    "bringup leak",
+)  # keys of user properties, which pytest-xdist sends from workers to the main process
 _SIZES = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
 
 def parse_size(text: str) -> int:
-    """Read ``4GiB``."""
+    """Read a size such as ``4GiB`` as bytes."""
     return int(_parse(text, _SIZES, "4GiB"))
 
 
 def parse_time(text: str) -> float:
-    """Read ``20ms`` as seconds."""
+    """Read a time such as ``20ms`` as seconds."""
     return _parse(text, _TIMES, "20ms")
 
 
 def _parse(text: str, units: dict[str, Any], example: str) -> float:
-    found = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*([a-z]+)\s*", str(text), re.IGNORECASE)
-    if found is None or found[2].lower() not in units:
-        raise pytest.UsageError(f"{text!r} is no amount: write a number and a unit, such as {example!r}")
-    return float(found[1]) * float(units[found[2].lower()])
+    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*([a-z]+)\s*", str(text), re.IGNORECASE)
+    if match is None or match[2].lower() not in units:
+        raise pytest.UsageError(f"{text!r} is not a number with a unit: write it as in {example!r}")
+    return float(match[1]) * float(units[match[2].lower()])
 
 
 @dataclass
 class _Totals:
-    """What all tests did, for the end of pytest's output."""
+    """The totals of all tests, for the end of pytest's output."""
 
     tests: int = 0
     launches: int = 0
@@ -65,7 +68,7 @@ class _Totals:
 
 
 class ChipPlugin:
-    """The checks, around every test."""
+    """The pytest plug-in with the checks around every test."""
 
     def __init__(self, config: pytest.Config, name: str) -> None:
         self.chip, self.host = load_chip(name), load_host(None)
@@ -73,14 +76,14 @@ class ChipPlugin:
         self.warn = bool(config.getoption("--chip-warn"))
         self.totals = _Totals()
         self.recorder: Recording | None = None
-        self.held = 0
-        self.shared = 0  # bytes that fixtures of a wider scope hold
+        self.bytes_before = 0  # bytes of device memory held before the test
+        self.shared = 0  # bytes held by fixtures with a wider scope than the test
         self.failed = False
-        self.lines: set[str] = set()  # that the test ran
+        self.lines: set[str] = set()  # Python lines that the test ran
         use(name, devices=asked_devices(), strict=bool(config.getoption("--chip-strict")))
 
     def report(self, chip: str | None = None) -> Prediction:
-        """Price what the test that runs has launched so far."""
+        """Price the launches of the current test so far."""
         assert self.recorder is not None, "a test is running"
         return price(self.recorder.trace(), self.chip if chip is None else chip, self.host)
 
@@ -88,23 +91,23 @@ class ChipPlugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
-        """Note what is held before the test."""
-        self.held, self.shared, self.failed = _held(), 0, True
+        """Record the device memory held before the test."""
+        self.bytes_before, self.shared, self.failed = _held_bytes(), 0, True
         with self._dry():
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_fixture_setup(self, fixturedef: pytest.FixtureDef[Any]) -> Generator[None]:
-        """What a fixture of a wider scope holds is no leak of the test that came first."""
-        before = _held()
+        """Count the memory of fixtures with a wider scope, which is not a leak of the test that uses them first."""
+        before = _held_bytes()
         result = yield
         if fixturedef.scope != "function":
-            self.shared += _held() - before
+            self.shared += _held_bytes() - before
         return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None]:
-        """Record the test, and look at the recording."""
+        """Record the test and check the recording."""
         chips: Any = torch.chip  # type: ignore[attr-defined]
         if chips.is_initialized():
             for index in range(chips.device_count()):
@@ -123,21 +126,21 @@ class ChipPlugin:
         self.failed = False
         trace = recorder.trace()
         self.lines = set(trace.lines)
-        found = [*sanitize.findings(trace, ("race", "init", "device")), *touched, *self._budgets(item, trace)]
-        item.user_properties.append((KEY, self._facts(trace, found)))
-        self._raise(item, found)
+        findings = [*sanitize.findings(trace, ("race", "init", "device")), *touched, *self._budgets(item, trace)]
+        item.user_properties.append((KEY, self._facts(trace, findings)))
+        self._raise(item, findings)
         return result
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None]:
-        """What the test still holds after its fixtures are gone is leaked."""
+        """Report device memory that the test still holds after its fixtures are gone as a leak."""
         with self._dry():
             result = yield
         if hasattr(item, "funcargs"):
-            item.funcargs = {}  # pytest itself drops them a moment later
-        if not self.failed and _held() > self.held + self.shared:
+            item.funcargs = {}  # pytest itself drops them a little later
+        if not self.failed and _held_bytes() > self.bytes_before + self.shared:
             gc.collect()
-            leaked = _held() - self.held - self.shared
+            leaked = _held_bytes() - self.bytes_before - self.shared
             if leaked > 0:
                 item.user_properties.append((LEAK, leaked))
                 self._raise(item, [_leak(leaked, self.lines)])
@@ -151,22 +154,25 @@ class ChipPlugin:
             yield
 
     def _budgets(self, item: pytest.Item, trace: Any) -> list[Finding]:
-        found = []
+        findings = []
         for marker in item.iter_markers("max_syncs"):
             waits = sanitize.waits(trace)
             count = sum(number for _, number in waits)
             if count > marker.args[0]:
                 lines = ", ".join(f"{line} {number}x" for line, number in waits[:3])
-                what = f"the host waits {count} times for the chip, at most {marker.args[0]} are allowed: {lines}"
-                found.append(Finding("sync", what, waits[0][0], "", "read fewer values, copy from pinned memory"))
+                text = (
+                    f"the host waits for the chip {quantity(count, 'time')}, at most {marker.args[0]} allowed: {lines}"
+                )
+                advice = "read fewer device values, or copy from pinned memory"
+                findings.append(Finding("sync", text, waits[0][0], "", advice))
         for marker in item.iter_markers("max_device_memory"):
             peak, allowed = _peak(), parse_size(marker.args[0])
             if peak > allowed:
                 at = price(trace, self.chip, self.host).memory.at
                 line = at.line if at else ""
-                what = f"the test holds {size(peak)} of device memory at once, {size(allowed)} are allowed"
-                found.append(
-                    Finding("memory", what + (f" (at {line})" if line else ""), line, "", "free tensors earlier")
+                text = f"the test holds {size(peak)} of device memory at once, {size(allowed)} are allowed"
+                findings.append(
+                    Finding("memory", text + (f" (at {line})" if line else ""), line, "", "free tensors earlier")
                 )
         for marker in item.iter_markers("max_chip_time"):
             priced = price(trace, marker.kwargs.get("chip", self.chip), self.host)
@@ -174,14 +180,14 @@ class ChipPlugin:
             if priced.total_seconds > allowed_seconds:
                 most = by_group(priced.timeline, "line")[:1]
                 line = most[0][0] if most else ""
-                what = (
+                text = (
                     f"the test takes {duration(priced.total_seconds)} on {priced.chip} and its host, "
-                    f"{duration(allowed_seconds)} are allowed; most of the chip's time at {line}"
+                    f"{duration(allowed_seconds)} are allowed; the chip spends most time at {line}"
                 )
-                found.append(Finding("time", what, line, "", "see the report of `bringup run`"))
-        return found
+                findings.append(Finding("time", text, line, "", "see the report of `bringup run`"))
+        return findings
 
-    def _facts(self, trace: Any, found: list[Finding]) -> dict[str, Any]:
+    def _facts(self, trace: Any, findings: list[Finding]) -> dict[str, Any]:
         columns = trace.columns
         launched = columns["signature"][columns["kind"] == LAUNCH]
         unsupported: dict[str, int] = {}
@@ -199,22 +205,22 @@ class ChipPlugin:
             "seconds": seconds,
             "peak": _peak(),
             "fallbacks": unsupported,
-            "findings": [item.check for item in found],
+            "findings": [item.check for item in findings],
         }
 
-    def _raise(self, item: pytest.Item, found: list[Finding]) -> None:
-        if not found:
+    def _raise(self, item: pytest.Item, findings: list[Finding]) -> None:
+        if not findings:
             return
         if self.warn:
-            for finding in found:
+            for finding in findings:
                 item.warn(ChipWarning(str(finding)))
             return
-        pytest.fail("\n".join(f"{self.chip.name}: {finding}" for finding in found), pytrace=False)
+        pytest.fail("\n".join(f"{self.chip.name}: {finding}" for finding in findings), pytrace=False)
 
     # ---- the end of pytest's output
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Add a test up; in the main process of pytest-xdist, too."""
+        """Add a test to the totals. With pytest-xdist, this also runs in the main process."""
         if report.when == "teardown" and any(key == LEAK for key, _ in report.user_properties):
             self.totals.findings["leak"] = self.totals.findings.get("leak", 0) + 1
         if report.when != "call":
@@ -234,20 +240,21 @@ class ChipPlugin:
                 totals.fallbacks[name] = totals.fallbacks.get(name, 0) + count
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        """Say what the chip saw."""
+        """Print the totals of all tests."""
         totals, write = self.totals, terminalreporter.write_line
         terminalreporter.section(f"chip {self.chip.name}")
-        mode = "dry, nothing was computed" if self.dry else self.chip.description
-        write(f"{totals.tests} tests, {totals.launches:,} launches, {duration(totals.seconds)} on the chip ({mode})")
+        mode = "dry run, nothing was computed" if self.dry else self.chip.description
+        tests, launches = quantity(totals.tests, "test"), quantity(totals.launches, "launch")
+        write(f"{tests}, {launches}, {duration(totals.seconds)} of predicted chip time ({mode})")
         if totals.most[0]:
-            write(f"most memory: {size(totals.most[0])} of {size(self.chip.device_bytes)} in {totals.most[1]}")
+            write(f"largest memory: {size(totals.most[0])} of {size(self.chip.device_bytes)} in {totals.most[1]}")
         for seconds, test in sorted(totals.slowest, key=lambda pair: (-pair[0], pair[1]))[:3]:
             if seconds > 0:
                 write(f"{duration(seconds):>10}  {test}")
         if totals.fallbacks:
             most = sorted(totals.fallbacks.items(), key=lambda pair: (-pair[1], pair[0]))
-            shown = ", ".join(f"{name} {count}x" for name, count in most[:5])
-            write(f"on the host, as {self.chip.name} does not have them: {shown}" + (" ..." if len(most) > 5 else ""))
+            names = ", ".join(f"{name} {count}x" for name, count in most[:5]) + (" ..." if len(most) > 5 else "")
+            write(f"fallbacks to the host, for operators that {self.chip.name} does not have: {names}")
         if totals.findings:
             write("findings: " + ", ".join(f"{name} {count}" for name, count in sorted(totals.findings.items())))
 
@@ -257,13 +264,13 @@ def _chips() -> Any:
 
 
 def _bytes() -> list[tuple[int, int, int]]:
-    """Bytes that tensors hold on every device: now and at most; and what is reserved."""
+    """Return for every device the bytes that tensors hold, their peak, and the reserved bytes."""
     chips = _chips()
     return [torch.ops.bringup.held_bytes(i) for i in range(chips.device_count())] if chips.is_initialized() else []
 
 
-def _held() -> int:
-    return sum(now for now, *_ in _bytes())
+def _held_bytes() -> int:
+    return sum(held for held, *_ in _bytes())
 
 
 def _peak() -> int:
@@ -271,12 +278,12 @@ def _peak() -> int:
 
 
 def _leak(count: int, lines: set[str]) -> Finding:
-    """Name the leaked bytes, and the largest live tensors that the test's lines made."""
+    """Return the finding of a leak: its bytes, and the largest live tensors that the test's lines allocated."""
     blocks = [
         block for i in range(_chips().device_count()) for block in json.loads(torch.ops.bringup.live_blocks(i, 1000))
     ]
     blocks = [block for block in blocks if block["line"].removesuffix(" (backward)") in lines] or blocks
     largest = "; ".join(f"{size(block['bytes'])} {block['what']} {block['line']}" for block in blocks[:3])
     line = blocks[0]["line"] if blocks else ""
-    what = f"{size(count)} of device memory outlive the test; the largest live tensors: {largest}"
-    return Finding("leak", what, line, "", "delete them, or clear what holds them (a global, a cache, a cycle)")
+    text = f"{size(count)} of device memory outlive the test; the largest live tensors: {largest}"
+    return Finding("leak", text, line, "", "delete them, or clear their holder (a global, a cache, a cycle)")

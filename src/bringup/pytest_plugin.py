@@ -1,6 +1,6 @@
-"""``pytest --chip NAME``: run a test-suite on a virtual chip, and fail the tests that a real one would break.
+"""``pytest --chip NAME``: runs a test suite on a virtual chip, and fails the tests that a real chip would break.
 
-Without the option the plug-in does nothing but register its markers. docs/ci.md tells how to use it.
+Without the option the plug-in only registers its markers. docs/ci.md describes its use.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from bringup.errors import BringupError, ChipWarning
 __all__ = ["ChipWarning"]
 
 MARKERS = (
-    "max_syncs(n): fail if the test makes the host wait implicitly for the chip more than n times",
-    'max_device_memory(size): fail if the test holds more device memory at once, such as "4GiB"',
-    'max_chip_time(time, chip=None): fail if the test takes the chip longer than "20ms", as predicted',
+    "max_syncs(n): fail if the host waits implicitly for the chip more than n times in the test",
+    'max_device_memory(size): fail if the test holds more device memory at once than a size such as "4GiB"',
+    'max_chip_time(time, chip=None): fail if the predicted time of the test is longer than a time such as "20ms"',
 )
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
+    """Add the options of the plug-in."""
     group = parser.getgroup("chip", "a virtual AI chip (bringup)")
-    group.addoption("--chip", metavar="NAME|FILE", help="run the tests on this chip, and check them")
-    group.addoption("--chip-cuda", action="store_true", help="tests that say cuda mean the chip")
-    group.addoption("--chip-strict", action="store_true", help="an operator that the chip does not have is an error")
+    group.addoption("--chip", metavar="NAME|FILE", help="run the tests on this virtual chip and check them")
+    group.addoption("--chip-cuda", action="store_true", help="the device cuda means the chip")
+    group.addoption("--chip-strict", action="store_true", help="raise where an operator would run on the host")
     group.addoption("--chip-dry", action="store_true", help="launch and allocate, but compute nothing")
-    group.addoption("--chip-warn", action="store_true", help="findings are warnings, the tests pass")
+    group.addoption("--chip-warn", action="store_true", help="report findings as warnings, so that the tests pass")
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Let cuda mean the chip before any conftest or test module asks whether there is one."""
+    """Redirect cuda to the chip before a conftest or test module asks whether CUDA is available."""
     options = early_config.known_args_namespace
     if not getattr(options, "chip_cuda", False) or options.chip is None:
         return
@@ -45,7 +45,7 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the markers, and the checks if a chip was asked for."""
+    """Register the markers and, with ``--chip``, the checks."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
     chip = config.getoption("--chip")
@@ -65,7 +65,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def chip(request: pytest.FixtureRequest) -> Any:
-    """Return the device of the run, ``torch.device("chip", 0)``, or ``cuda`` with ``--chip-cuda``.
+    """Return the device of the test run: ``torch.device("chip", 0)``, or ``cuda`` with ``--chip-cuda``.
 
     Skips the test without ``--chip``.
     """
@@ -78,9 +78,9 @@ def chip(request: pytest.FixtureRequest) -> Any:
 
 @pytest.fixture
 def chip_report(request: pytest.FixtureRequest) -> Any:
-    """Return a function that prices what the test has launched so far. Skips the test without ``--chip``.
+    """Return a function that prices the launches of the test so far. Skips the test without ``--chip``.
 
-    Its argument is another chip's name or file; it returns a `bringup.Prediction`.
+    The function takes the name or file of another chip, if any, and returns a `bringup.Prediction`.
     """
     plugin: Any = request.config.pluginmanager.get_plugin("bringup-chip")
     if plugin is None:

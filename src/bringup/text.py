@@ -28,6 +28,12 @@ def short(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def quantity(number: float, noun: str) -> str:
+    """Write a number with its noun: ``1 launch``, ``2,000 launches``."""
+    plural = "" if number == 1 else "es" if noun.endswith(("ch", "s")) else "s"
+    return f"{number:,} {noun}{plural}" if isinstance(number, int) else f"{number:,.3g} {noun}{plural}"
+
+
 def duration(seconds: float) -> str:
     """Format a time with a fitting unit: ``412.3 ms``."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):

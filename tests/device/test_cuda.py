@@ -195,4 +195,4 @@ if torch.cuda.is_available():
     assert found["backends.cuda.matmul.allow_tf32 = True"] == 1
     assert "backends.cuda.matmul.allow_tf32" in (tmp_path / "bringup-program" / "report.html").read_text()
     done = bringup_run("program.py")
-    assert "run it with --cuda if it says cuda" in done.stderr
+    assert "use --cuda if the program uses the device cuda" in done.stderr

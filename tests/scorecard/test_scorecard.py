@@ -292,7 +292,7 @@ def test_verdicts_follow_from_what_the_function_does() -> None:
 
 
 def test_an_item_needs_its_own_id_a_level_and_documentation() -> None:
-    with pytest.raises(BringupError, match="item A1 is there already"):
+    with pytest.raises(BringupError, match="item A1 exists already"):
         registry.item("A1", "D", "x", hint="y")(lambda device: "")
     with pytest.raises(BringupError, match="level must be one of D, T, P, got 'Q'"):
         registry.item("X9", "Q", "x", hint="y")(lambda device: "")
@@ -369,7 +369,7 @@ def test_mistakes_are_one_sentence(check: Any, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"schema": 99}')
     for arguments, words in (
         (("--only", "Z9"), "there is no item 'Z9'"),
-        (("--device", "cpu", "--chip", "t4"), "--chip is for the device chip, not for cpu"),
+        (("--device", "cpu", "--chip", "t4"), "--chip applies to --device chip, not to cpu"),
         (("--device", "cuda"), "--device cuda: this torch cannot use it"),
         (("--chip", "t5"), "no chip is named 't5'"),
         (("--against", "other.json", "--only", "A1"), "other.json: is not a scorecard of version 1"),
@@ -385,8 +385,8 @@ LINE = {"id": "A1", "level": "D", "title": "t", "verdict": "pass", "score": 1, "
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("[" * 200_000, "it is no JSON"),
-        ("no", "it is no JSON"),
+        ("[" * 200_000, "it is not JSON"),
+        ("no", "it is not JSON"),
         (json.dumps({"schema": 1, "items": [{**LINE, "score": "1"}]}), "items.0.score: Input should be a valid number"),
         (json.dumps({"schema": 1, "items": [{**LINE, "score": 1.5}]}), "items.0.score: Input should be less than"),
         (
@@ -415,7 +415,7 @@ def test_card_of_others_is_compared(tmp_path: Path) -> None:
 
 def test_the_matrix_says_native_fallback_or_fails() -> None:
     names = [op.name for op in framework.opinfos(torch.float32)][::60]
-    found = matrix.support(CHIP, (torch.float32,), every=60)
+    found = matrix.support(CHIP, (torch.float32,), stride=60)
     assert {name.split(".")[0] for name in found} <= {name.split(".")[0] for name in names}
     assert all(row == {"float32": "native"} for row in found.values()), found
 

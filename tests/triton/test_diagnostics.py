@@ -213,7 +213,7 @@ def test_kernel_runs_on_the_current_stream_and_on_another_chip() -> None:
 
 def test_unsupported_operation_is_refused_with_its_line(tmp_path: Path) -> None:
     body = 'a = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [tl.load(x + i)], tl.float32, True, 1)  # here'
-    with pytest.raises(bringup.BringupError, match="does not run this operation of Triton") as caught:
+    with pytest.raises(bringup.BringupError, match="does not support this operation of Triton") as caught:
         run(tmp_path, KERNEL.format(body=body + "\n    tl.store(o + i, a)", grid=3))
     assert f"k.py:{line_with(tmp_path, '# here')}" in str(caught.value)
 

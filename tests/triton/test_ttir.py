@@ -135,8 +135,8 @@ CALLS = "\n".join(f"#loc{i} = loc(callsite(#loc{i - 1} at #loc{i - 1}))" for i i
         (K + "scf.if %a {\n" * 2000, "RecursionError"),
         (K + "%0 = tt.load %a " + "(" * 200 + "\n", "brackets do not match, or are nested too deeply"),
         (K + "%0 = tt.load %a }}}} : f32\n", "brackets do not match"),
-        (K + "%0 = tt.load %a, " + "a" * 2**17 + "\n", "131,089 letters in a line, and bringup reads 131,072 at most"),
-        (K + "\n" * 2**23, "letters, and bringup reads 8,388,608 at most"),
+        (K + "%0 = tt.load %a, " + "a" * 2**17 + "\n", "131,089 letters in a line, but bringup reads at most 131,072"),
+        (K + "\n" * 2**23, "letters, but bringup reads at most 8,388,608"),
         (K + "tt.return loc(#loc59)\n}\n}\n#loc0 = loc(unknown)\n" + CALLS, "a location has too many frames"),
         (K + "tt.return loc(#loc0)\n}\n}\n#loc0 = loc(#loc0)\n", "RecursionError"),
     ],
@@ -163,5 +163,5 @@ def test_operation_that_lacks_something_is_one_sentence(operation: str) -> None:
 
 def test_unknown_operation_is_refused_with_its_line() -> None:
     text = (FOLDER / "3.7.1" / "add_kernel.ttir").read_text().replace("arith.addf", "arith.surprise")
-    with pytest.raises(BringupError, match=r"arith.surprise: bringup does not run .* used at tutorials.py:\d+"):
+    with pytest.raises(BringupError, match=r"arith.surprise: bringup does not support .* used at tutorials.py:\d+"):
         Kernel(ttir.parse(text))

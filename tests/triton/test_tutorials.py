@@ -90,7 +90,7 @@ def test_address_of_memory_freed_before_the_launch_is_refused() -> None:
     stale = torch.ones(32, 32, device="chip").data_ptr()
     tables = [torch.tensor([stale], dtype=torch.int64).to("chip") for _ in range(3)]
     sizes = torch.tensor([32, 32, 32], dtype=torch.int32).to("chip")
-    with pytest.raises(RuntimeError, match="which is no memory of the chip"):
+    with pytest.raises(RuntimeError, match="which is not memory of the chip"):
         tutorials.grouped_kernel[(5,)](*tables, sizes, sizes, 1, PROGRAMS=5, BM=32, BN=32, BK=32)
         torch.chip.synchronize()
 

@@ -96,7 +96,7 @@ def test_readers_understand_every_publisher(sets: Path) -> None:
 
 def test_a_damaged_set_is_named(sets: Path) -> None:
     (sets / "neusight" / "test_ln.csv").write_text("OPName,Device,Latency,B,H\nln,Tesla P4,soon,4096,1024\n")
-    with pytest.raises(bringup.BringupError, match=r"test_ln\.csv is not in the form of neusight"):
+    with pytest.raises(bringup.BringupError, match=r"test_ln\.csv is not in the format of neusight"):
         read_folder(sets)
 
 
@@ -118,7 +118,7 @@ CONVOLUTION = "OPName,Device,Latency,B,Input_Channel,Output_Channel,Kernel_Szie,
         (TPU, "workload,latency_ns\ngemm_8x8,9\n", "at line 2: tuple index out of range"),
         (TPU, "workload,latency_ns\ngemm_8x8x" + "9" * 30 + ",9\n", "cannot have the sizes"),
         (TPU, b"workload,latency_ns\n\xff,9\n", "is not a measurement file: it is not UTF-8 text"),
-        ("llmcompass/matmul_A100.csv", "128,128\n", "matmul_A100.csv is not in the form of llmcompass at line 1"),
+        ("llmcompass/matmul_A100.csv", "128,128\n", "matmul_A100.csv is not in the format of llmcompass at line 1"),
         (
             "neusight/test_linear.csv",
             SETS["neusight/test_linear.csv"].replace("512", "inf"),
@@ -126,8 +126,8 @@ CONVOLUTION = "OPName,Device,Latency,B,Input_Channel,Output_Channel,Kernel_Szie,
         ),
         ("neusight/train_conv_sub20.csv", CONVOLUTION + "conv,Tesla T4,1,8,16,32,3,56,0,1\n", "at line 2: integer div"),
         ("neusight/train_conv_sub20.csv", CONVOLUTION + "conv,Tesla T4,1,8,16,32,99,56,1,1\n", "cannot have the sizes"),
-        ("aiconfigurator/FILES.json", "[" * 100_000, "a100_sxm__gemm_perf.csv is not in the form of aiconfigurator"),
-        ("aiconfigurator/FILES.json", '{"file": 1}', "is not in the form of aiconfigurator"),
+        ("aiconfigurator/FILES.json", "[" * 100_000, "a100_sxm__gemm_perf.csv is not in the format of aiconfigurator"),
+        ("aiconfigurator/FILES.json", '{"file": 1}', "is not in the format of aiconfigurator"),
     ],
 )
 def test_row_that_is_no_measurement_is_named(sets: Path, name: str, text: str | bytes, problem: str) -> None:
@@ -144,9 +144,11 @@ def test_pipe_among_the_sets_is_told(sets: Path) -> None:
 
 
 def test_a_folder_without_sets_is_told(tmp_path: Path) -> None:
-    with pytest.raises(bringup.BringupError, match="has no measurement set: bringup reads those of aiconfigurator"):
+    with pytest.raises(
+        bringup.BringupError, match="has no measurement set that bringup can read: it reads those of aiconfigurator"
+    ):
         read_folder(tmp_path)
-    with pytest.raises(bringup.BringupError, match="is no folder"):
+    with pytest.raises(bringup.BringupError, match="is not a directory"):
         read_folder(tmp_path / "missing")
 
 
@@ -335,12 +337,12 @@ def test_suite_runs_what_it_describes() -> None:
     [
         (["calibrate", "--device", "chip"], "chip is the virtual chip itself"),
         (["calibrate", "--device", "warp"], "torch cannot use the device 'warp'"),
-        (["calibrate", "--out", "missing/folder"], "missing/folder is no folder"),
-        (["validate", "--chip", "nothing"], "no measurement is of chips nothing"),
-        (["validate", "--live"], "measure one with `bringup calibrate`"),
+        (["calibrate", "--out", "missing/folder"], "missing/folder is not a directory"),
+        (["validate", "--chip", "nothing"], "no measurement has chip nothing"),
+        (["validate", "--live"], "write one with `bringup calibrate`"),
         (["validate", "--leave-one-out"], "give --data DIR"),
         (["validate", "--programs", "--chip", "edge8"], "no whole program was measured on edge8"),
-        (["validate", "--data", "missing"], "missing is no folder"),
+        (["validate", "--data", "missing"], "missing is not a directory"),
     ],
 )
 def test_mistakes_are_one_sentence(arguments: list[str], message: str) -> None:

@@ -1,1 +1,1 @@
-"""What a timeline means: the summary, memory, advice and comparisons."""
+"""The analysis of a timeline: the summary, memory, advice and comparisons."""

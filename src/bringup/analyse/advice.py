@@ -1,4 +1,4 @@
-"""Bottlenecks as condition, cause and action with numbers, and what-ifs: the same trace on a changed machine."""
+"""Bottlenecks (condition, cause, action, numbers) and what-ifs (the same trace replayed on a changed machine)."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, MEMORY, WorkTable
 from bringup.recording.rows import D2H, DEVICE_SYNC, EVENT_SYNC, H2D, LAUNCH, PINNED, STREAM_SYNC
 from bringup.recording.trace import Trace
-from bringup.text import duration, size
+from bringup.text import duration, quantity, size
 from bringup.timeline.replay import Timeline, WhatIf, replay
 from bringup.timeline.steady import steady
 
 Array = npt.NDArray[Any]
 VALUE_BYTES = 64  # a copy to the host up to this size is a value that the program reads
-SHORT_KERNEL = 20e-6  # what the host takes to launch the next one, eagerly (see hosts/*.toml)
-MOST_BOTTLENECKS = 3  # one screen
+SHORT_KERNEL = 20e-6  # about the time in which the host launches the next kernel eagerly (see hosts/*.toml)
+MOST_BOTTLENECKS = 3  # fit on one screen
 LEAST_SHARE = 0.01  # of a step: a smaller bottleneck is not worth a change
 LEAST_HOST_SHARE = 0.05  # of a step: a shorter wait for launches is normal
-LEAST_BATCH_GAIN = 1.05  # a batch that is larger by less is no advice
-MOSTLY = 0.5  # of the copies
+LEAST_BATCH_GAIN = 1.05  # a smaller increase of the batch is not worth advising
+MOSTLY = 0.5  # of the copies: above this share, pinning is the advice
 
 
 def advise(timeline: Timeline, summary: Summary) -> Summary:
-    """Return the summary with its three dearest bottlenecks, the what-ifs, and ways to fit where it does not."""
+    """Add the three most expensive bottlenecks, the what-ifs and, if the program does not fit, the ways to fit."""
     summary = replace(summary, what_if=_what_ifs(timeline, summary))
     bottlenecks = [
         *_host_bound(timeline, summary),
@@ -41,8 +41,8 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
         *_engines(timeline, summary),
     ]
     least = LEAST_SHARE * summary.step_seconds
-    dear = (item for item in bottlenecks if item.seconds > least)
-    ranked = sorted(dear, key=lambda item: (-item.seconds, item.condition))
+    expensive = (item for item in bottlenecks if item.seconds > least)
+    ranked = sorted(expensive, key=lambda item: (-item.seconds, item.condition))
     ways = [] if summary.fits or summary.out_of_memory else ways_to_fit.ways(timeline, summary)
     return replace(summary, bottlenecks=ranked[:MOST_BOTTLENECKS], ways_to_fit=ways)
 
@@ -56,28 +56,28 @@ def _what_ifs(timeline: Timeline, summary: Summary) -> list[WhatIfResult]:
     trace, chip, host, prices = timeline.trace, timeline.chip, timeline.host, timeline.prices
     results = []
 
-    def ask(key: str, change: str, other: Timeline, dtype: str = "") -> None:
+    def add(key: str, change: str, other: Timeline, dtype: str = "") -> None:
         results.append(WhatIfResult(change, _step_seconds(other), key, dtype))
 
     if "eager" in chip.modes and "graph" in chip.modes:
-        ask("graph", "launches replayed as a graph", replay(trace, chip, host, what_if=WhatIf(graph=True)))
-    ask("host", "host twice as fast", replay(trace, chip, host, prices=prices, what_if=WhatIf(dispatch_scale=0.5)))
-    ask("link", "link twice as fast", replay(trace, chip, host, prices=prices, what_if=WhatIf(link_scale=2.0)))
+        add("graph", "launches replayed as a graph", replay(trace, chip, host, what_if=WhatIf(graph=True)))
+    add("host", "host twice as fast", replay(trace, chip, host, prices=prices, what_if=WhatIf(dispatch_scale=0.5)))
+    add("link", "link twice as fast", replay(trace, chip, host, prices=prices, what_if=WhatIf(link_scale=2.0)))
     if summary.fallbacks:
-        whole = replay(trace, chip, host, prices=prices, what_if=WhatIf(keep_fallbacks=False))
-        ask("fallbacks", "every operator on the chip", whole)
+        without_fallbacks = replay(trace, chip, host, prices=prices, what_if=WhatIf(keep_fallbacks=False))
+        add("fallbacks", "every operator on the chip", without_fallbacks)
     half = next((name for name in ("bfloat16", "float16") if name in chip.matrix.tflops), None)
     if half and any(dtype == "float32" for dtype in timeline.work.dtypes):
         table = pricing.price_table(_in_half(timeline.work, half), trace.signatures, chip)
         table = replace(table, supported=prices.supported)
-        ask("half", f"float32 products in {half}", replay(trace, chip, host, prices=table), half)
+        add("half", f"float32 products in {half}", replay(trace, chip, host, prices=table), half)
     wider = chip.model_copy(
         update={"memory": chip.memory.model_copy(update={"bandwidth_gb_s": 2 * chip.memory.bandwidth_gb_s})}
     )
-    ask("bandwidth", "memory bandwidth doubled", replay(trace, wider, host))
+    add("bandwidth", "memory bandwidth doubled", replay(trace, wider, host))
     faster = {name: 2 * rate for name, rate in chip.matrix.tflops.items()}
     quick = chip.model_copy(update={"matrix": chip.matrix.model_copy(update={"tflops": faster})})
-    ask("matrix", "matrix engine doubled", replay(trace, quick, host))
+    add("matrix", "matrix engine twice as fast", replay(trace, quick, host))
     return results
 
 
@@ -110,14 +110,14 @@ def _host_bound(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     graph = summary.what_if_of("graph")
     samples = math.ceil(summary.samples * times)
     batch = f"batch {samples:,}" if summary.samples else f"{times:.1f} times this batch"
-    even = f", or raise the batch: break-even at {batch}" if times > LEAST_BATCH_GAIN else ""
-    action = "fuse (torch.compile)" + (f": {duration(graph.step_seconds)} as a graph" if graph else "") + even
+    raised = f", or raise the batch: the chip is always busy from {batch}" if times > LEAST_BATCH_GAIN else ""
+    replayed = f" ({duration(graph.step_seconds)} if replayed as a graph)" if graph else ""
     return [
         Bottleneck(
             f"host-bound: the chip waits {duration(summary.host_seconds)} per step for launches",
-            f"{per_step:,} launches of < {SHORT_KERNEL * 1e6:g} us per step, "
-            "each of which takes the host longer than the chip",
-            action,
+            f"{quantity(per_step, 'launch')} per step of less than {SHORT_KERNEL * 1e6:g} us, "
+            "each taking the host longer than the chip",
+            f"fuse operators with torch.compile{replayed}{raised}",
             summary.host_seconds,
             key="host-bound",
             remedy="fuse",
@@ -125,7 +125,7 @@ def _host_bound(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
                 "waited_seconds": summary.host_seconds,
                 "short_launches": per_step,
                 **({"graph_seconds": graph.step_seconds} if graph else {}),
-                **({"break_even_samples": samples} if even and summary.samples else {}),
+                **({"break_even_samples": samples} if raised and summary.samples else {}),
             },
         )
     ]
@@ -138,8 +138,9 @@ def _fallbacks(summary: Summary) -> list[Bottleneck]:
         bottlenecks.append(
             Bottleneck(
                 f"fallback: {item.op} {item.dtype} runs on the host, {duration(item.seconds)} per step",
-                f"{summary.chip} does not list it; {item.count:,.3g}x at {where or 'an unknown line'}",
-                "use another dtype or operator there, move the step to the host on purpose, or ask the vendor for it",
+                f"the chip file of {summary.chip} does not list it; "
+                f"{quantity(item.count, 'launch')} per step at {where or 'an unknown line'}",
+                "use another dtype or operator, run this part on the host explicitly, or ask the vendor to add it",
                 item.seconds,
                 key="fallback",
                 remedy="replace",
@@ -155,7 +156,7 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     columns = timeline.trace.columns
     kind, flags = columns["kind"][first:last], columns["flags"][first:last]
     all_copies = np.isin(kind, (H2D, D2H))
-    # A read of some values is a wait, see `_waits`; pinning does not help it.
+    # Reading a few values is a wait (see `_waits`), which pinning does not shorten.
     copies = all_copies & ~((kind == D2H) & (columns["bytes"][first:last] <= VALUE_BYTES))
     if not copies.any() or summary.link_seconds <= 0:
         return []
@@ -164,22 +165,23 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     pageable = copies & ((flags & PINNED) == 0)
     moved = int(columns["bytes"][first:last][copies].sum()) // count
     share = float(pageable.sum()) / float(copies.sum())
-    line = _dearest_line(timeline.trace, columns["line"][first:last][copies], timeline.seconds[first:last][copies])
+    line = _longest_line(timeline.trace, columns["line"][first:last][copies], timeline.seconds[first:last][copies])
     remedy, action = (
         (
             "pin",
-            "pin the host's memory (DataLoader(pin_memory=True)) and copy with non_blocking=True, one batch ahead",
+            "pin the host memory (DataLoader(pin_memory=True)) and copy one batch ahead with non_blocking=True",
         )
         if share > MOSTLY
         else (
             "copy-less",
-            "copy less or earlier: on a second stream, one batch ahead; keep what does not change on the chip",
+            "copy less, or copy one batch ahead on a second stream; keep constant data on the chip",
         )
     )
     return [
         Bottleneck(
-            f"link-bound: copies keep the chip waiting {duration(lost)} per step",
-            f"{size(moved)} per step over {summary.link}, {share:.0%} of the copies pageable{_most_at(line)}",
+            f"link-bound: the chip waits {duration(lost)} per step for copies",
+            f"{size(moved)} per step over {summary.link}, "
+            f"{share:.0%} of the copies from pageable memory{_most_at(line)}",
             action,
             lost,
             key="link-bound",
@@ -198,14 +200,14 @@ def _waits(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     if number < 1 or not summary.host_seconds:
         return []
     waited = timeline.waited[first:last][waits]
-    line = _dearest_line(timeline.trace, columns["line"][first:last][waits], waited + 1e-12)
-    # After a wait the chip is idle until the host has launched again: at most what the host costs.
+    line = _longest_line(timeline.trace, columns["line"][first:last][waits], waited + 1e-12)
+    # After a wait the chip is idle until the host launches again: at most the host-bound time.
     lost = min(summary.host_seconds, number * (timeline.host.dispatch.synchronize_us * 1e-6 + SHORT_KERNEL))
     return [
         Bottleneck(
-            f"the host waits for the chip {number:.0f} times per step",
-            f"reads of device values (.item(), .cpu(), printing){_most_at(line)}; the chip idles until the next launch",
-            "read less often: keep sums on the chip and read them every n steps",
+            f"the host waits for the chip {quantity(round(number), 'time')} per step",
+            f"it reads device values (.item(), .cpu(), printing){_most_at(line)}; until the next launch the chip idles",
+            "read values less often: keep sums on the chip and read them every n steps",
             lost,
             key="waits",
             remedy="read-less-often",
@@ -236,7 +238,7 @@ def _engines(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
             Bottleneck(
                 f"compute-bound in float32: products take {duration(heavy)} per step",
                 f"{summary.chip} multiplies {dtype} faster than float32",
-                f"torch.autocast('chip', dtype=torch.{dtype}): {step} per step before its casts",
+                f"use torch.autocast('chip', dtype=torch.{dtype}): {step} per step, without the time of its casts",
                 gain,
                 key="compute-bound",
                 remedy="autocast",
@@ -248,12 +250,12 @@ def _engines(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
         moving = float(spent[light].sum())
         top = np.bincount(family[light], spent[light], len(FAMILIES)).argmax()
         launches = int(light.sum()) // count
-        # A chain of n pointwise operators moves every tensor n times; fused, once.
+        # A chain of n pointwise operators moves every tensor n times, a fused one moves it once.
         bottlenecks.append(
             Bottleneck(
                 f"memory-bound: operators that only move data take {duration(moving)} per step",
-                f"{launches:,} launches, most of the time in {FAMILIES[top]}",
-                "fuse them (torch.compile), use fused optimizers and in-place forms, or a smaller dtype",
+                f"{quantity(launches, 'launch')} per step, most of the time in {FAMILIES[top]} operators",
+                "fuse them with torch.compile, use fused optimizers and in-place operators, or use a smaller dtype",
                 moving / 2,
                 key="memory-bound",
                 remedy="fuse",
@@ -263,8 +265,8 @@ def _engines(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     return bottlenecks
 
 
-def _dearest_line(trace: Trace, lines: Array, weights: Array) -> str:
-    """Return the line with the largest weight; empty if no row has a line."""
+def _longest_line(trace: Trace, lines: Array, weights: Array) -> str:
+    """Return the line with the largest total weight; empty if no row has a line."""
     has_line = lines >= 0
     if not has_line.any():
         return ""
@@ -273,4 +275,4 @@ def _dearest_line(trace: Trace, lines: Array, weights: Array) -> str:
 
 
 def _most_at(line: str) -> str:
-    return f", most at {line}" if line else ""
+    return f", mostly at {line}" if line else ""

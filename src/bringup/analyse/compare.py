@@ -1,4 +1,4 @@
-"""One recording on many chips."""
+"""Compares the prices of one recording on several chips."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One chip of a comparison.
+    """One chip in a comparison.
 
     Attributes:
-        summary: the numbers.
-        bound: what takes most of a step: ``chip``, ``link``, ``host`` or ``fallbacks``.
-        ratio: the first chip's step time over this one's.
+        summary: the chip's summary.
+        bound: the part that takes most of a step, as `bound_of` names it.
+        ratio: the first chip's step time divided by this chip's.
     """
 
     summary: Summary
@@ -39,21 +39,21 @@ def compare(
     host_clock: HostClock = "modelled",
     advance: Callable[[], None] = lambda: None,
 ) -> list[Row]:
-    """Price a trace on every chip, in the given order.
+    """Price a trace on every chip; return one row per chip in the order of `chips`.
 
     Args:
-        trace: what was launched.
-        chips: on what.
-        host: beside which host.
-        host_clock: ``modelled`` or ``measured``.
-        advance: called after every chip.
+        trace: the recording.
+        chips: the chips; the first one is the baseline of `Row.ratio`.
+        host: the host to predict for.
+        host_clock: ``modelled`` or ``measured``, as in `replay`.
+        advance: called after every chip, for a progress bar.
     """
     rows: list[Row] = []
-    used: memory.Memory | None = None
+    peak: memory.Memory | None = None
     for chip in chips:
         timeline = replay(trace, chip, host, host_clock=host_clock)
-        used = used or memory.usage(trace, timeline.steps.ends)
-        summary = summarize(timeline, used=used)
+        peak = peak or memory.usage(trace, timeline.steps.ends)
+        summary = summarize(timeline, peak=peak)
         first = rows[0].summary.step_seconds if rows else summary.step_seconds
         rows.append(Row(summary, bound_of(summary), first / summary.step_seconds if summary.step_seconds else 0.0))
         advance()
@@ -61,7 +61,7 @@ def compare(
 
 
 def bound_of(summary: Summary) -> str:
-    """Name what takes most of a step."""
+    """Name the part that takes most of a step: ``chip``, ``link``, ``between chips``, ``host`` or ``fallbacks``."""
     shares = {
         "chip": summary.device_seconds,
         "link": summary.link_seconds,

@@ -1,4 +1,4 @@
-"""Who holds the device's memory, when it is fullest."""
+"""The holders of device memory at its peak."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Moment:
-    """When memory was fullest: the allocation that made it so, in which step (from 0)."""
+    """The peak of device memory: the allocation that reached it, and its step (counted from 0)."""
 
     line: str
     module: str
@@ -53,7 +53,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class Owner:
-    """Bytes of one kind that one module made or owns."""
+    """The bytes of one kind that one module allocated or owns."""
 
     kind: str
     module: str
@@ -62,7 +62,7 @@ class Owner:
 
 @dataclass(frozen=True)
 class Allocation:
-    """The storages that one line allocated in one phase and that are held at the peak."""
+    """The storages held at the peak that one line allocated in one phase."""
 
     line: str
     phase: str
@@ -72,13 +72,13 @@ class Allocation:
 
 @dataclass(frozen=True)
 class Memory:
-    """The fullest device at its fullest.
+    """The memory of the fullest device at its peak.
 
     Attributes:
         peak_bytes: of the blocks that tensors held, ``torch.chip.max_memory_allocated``.
         reserved_bytes: the most that the allocator took from the device, ``torch.chip.max_memory_reserved``.
-        at: when; None if nothing was allocated.
-        owners: who held the peak and what lay reserved but free, the largest first.
+        at: the moment of the peak; None if nothing was allocated.
+        owners: the holders of the memory, and reserved but free memory; the largest first.
     """
 
     peak_bytes: int
@@ -89,18 +89,18 @@ class Memory:
 
 @dataclass(frozen=True)
 class Storages:
-    """The storages that one device's allocator handed out while the program was recorded, one element each.
+    """The storages that one device's allocator handed out during the recording, one array element per storage.
 
     Attributes:
-        made, freed: row of the trace; `freed` is the number of rows if it lives to the end.
-        bytes: of its block.
-        kind: index into `OWNERS`.
-        module: number of the module that owns it or allocated it; -1: none.
-        before: bytes that were held when the recording began.
+        allocated, freed: rows of the trace; `freed` is the number of rows if the storage lives to the end.
+        bytes: sizes of the blocks.
+        kind: indices into `OWNERS`.
+        module: numbers of the modules that own or allocated the storages; -1 for none.
+        before: bytes held when the recording began.
     """
 
     device: int
-    made: Array
+    allocated: Array
     freed: Array
     bytes: Array
     kind: Array
@@ -108,9 +108,9 @@ class Storages:
     before: int
 
     def peak(self, scale: Array | float = 1.0) -> int:
-        """Return the most bytes held at once, each storage's times its scale."""
+        """Return the most bytes held at once, with every storage's size multiplied by its scale."""
         size = self.bytes * scale
-        rows = np.concatenate([self.made, self.freed])
+        rows = np.concatenate([self.allocated, self.freed])
         change = np.concatenate([size, -size])
         order = np.argsort(rows, kind="stable")
         return int(self.before + max(np.cumsum(change[order]).max(initial=0.0), 0.0))
@@ -122,7 +122,7 @@ def memory_over_time(trace: Trace) -> tuple[int, Array]:
 
 
 def reserved_over_time(trace: Trace) -> tuple[int, Array]:
-    """Return what `memory_over_time` does, of what the allocator took from the device."""
+    """Return the same as `memory_over_time` for the bytes that the allocator reserved from the device."""
     return _over_time(trace, RESERVE, RELEASE, "held_reserved_bytes")
 
 
@@ -130,33 +130,33 @@ def _over_time(trace: Trace, more: int, less: int, held_before: str) -> tuple[in
     kind, size, device = (trace.columns[name] for name in ("kind", "bytes", "device"))
     change = np.where(kind == more, size, 0) - np.where(kind == less, size, 0)
     before = trace.about.get(held_before, [])
-    held = np.zeros(len(kind), dtype=np.int64)
+    held_bytes = np.zeros(len(kind), dtype=np.int64)
     peak = max(before, default=0)
     for index in np.unique(device) if len(device) else ():
-        on = device == index
-        balance = np.cumsum(np.where(on, change, 0)) + _before(before, index)
-        held = np.where(on, balance, held)
+        is_device = device == index
+        balance = np.cumsum(np.where(is_device, change, 0)) + _before(before, index)
+        held_bytes = np.where(is_device, balance, held_bytes)
         peak = max(peak, int(balance.max(initial=0)))
-    return peak, held
+    return peak, held_bytes
 
 
-def _before(held: list[int], device: int) -> int:
+def _before(bytes_by_device: list[int], device: int) -> int:
     """Return the bytes that a device held when the recording began."""
-    return int(held[device]) if device < len(held) else 0
+    return int(bytes_by_device[device]) if device < len(bytes_by_device) else 0
 
 
 def storages(trace: Trace, device: int) -> Storages:
-    """List what one device's allocator handed out, with its kind.
+    """List the storages that one device's allocator handed out, each with its kind.
 
-    Parameters and buffers are those of the modules that were called. A gradient was allocated in the backward pass, and
-    an optimizer reads it or it lives on. Optimizer state was allocated by an optimizer and outlives its step. Other
-    storages of the forward pass are activations. Two kinds are not: caches of keys and values, which are kept for the
-    model's next call, and inputs, which came over the link. The rest is workspace.
+    Parameters and buffers belong to modules that were called. A gradient is allocated in the backward pass, and an
+    optimizer reads it or it is never freed. Optimizer state is allocated by an optimizer and outlives its step. The
+    forward pass allocates activations, storages that are kept between calls (caches of keys and values), and inputs,
+    which were copied from the host. All other storages are workspace.
     """
     columns, rows = trace.columns, len(trace)
     kind, objects = columns["kind"], columns["object"]
-    made = np.flatnonzero((kind == ALLOC) & (columns["device"] == device))
-    number = objects[made]
+    allocated = np.flatnonzero((kind == ALLOC) & (columns["device"] == device))
+    number = objects[allocated]
     size = int(max(objects[(kind == ALLOC) | (kind == FREE)].max(initial=-1), (trace.uses >> 1).max(initial=-1))) + 1
     freed_by = np.full(size, rows, dtype=np.int64)
     frees = np.flatnonzero(kind == FREE)
@@ -169,15 +169,15 @@ def storages(trace: Trace, device: int) -> Storages:
     marked[objects[marks]] = columns["bytes"][marks]
     owner_module[objects[marks]] = columns["module"][marks]
 
-    phase = columns["phase"][made]
+    phase = columns["phase"][allocated]
     in_optimizer = _used_by(trace, (kind == LAUNCH) & (columns["phase"] == IN_OPTIMIZER), size)[number]
     uploaded = _used_by(trace, kind == H2D, size)[number]
-    outlives = freed > _next(np.flatnonzero(kind == STEP), made, rows)
-    next_call = _next(np.flatnonzero(kind == FORWARD), made, rows)
-    kept_for_next_call = (freed > next_call) & (next_call < rows) & (columns["module"][made] >= 0)
+    outlives = freed > _next(np.flatnonzero(kind == STEP), allocated, rows)
+    next_call = _next(np.flatnonzero(kind == FORWARD), allocated, rows)
+    kept_for_next_call = (freed > next_call) & (next_call < rows) & (columns["module"][allocated] >= 0)
     alive = freed == rows
-    # What was there before a model was called belongs to a model, or was made for it.
-    called = made > (np.flatnonzero(kind == FORWARD)[:1] if (kind == FORWARD).any() else rows)
+    # Storages allocated before the first call of a model are the model's own or its inputs.
+    after_first_call = allocated > (np.flatnonzero(kind == FORWARD)[:1] if (kind == FORWARD).any() else rows)
     unmarked = ACTIVATIONS if not len(marks) and (kind == FORWARD).any() else INPUTS if len(marks) else PARAMETERS
     kinds = np.select(
         [
@@ -194,19 +194,19 @@ def storages(trace: Trace, device: int) -> Storages:
             INPUTS,
             KEPT,
         ],
-        np.where(called, ACTIVATIONS, unmarked),
+        np.where(after_first_call, ACTIVATIONS, unmarked),
     )
-    module = np.where(owner_module[number] >= 0, owner_module[number], columns["module"][made])
+    module = np.where(owner_module[number] >= 0, owner_module[number], columns["module"][allocated])
     before = _before(trace.about.get("held_bytes", []), device)
-    return Storages(device, made, freed, columns["bytes"][made].astype(np.int64), kinds, module, before)
+    return Storages(device, allocated, freed, columns["bytes"][allocated].astype(np.int64), kinds, module, before)
 
 
 def _used_by(trace: Trace, rows: Array, size: int) -> Array:
     """Return for every storage number True if one of the rows uses it."""
     counts = np.diff(trace.offsets)
-    used = np.zeros(size, dtype=bool)
-    used[trace.uses[np.repeat(rows, counts)] >> 1] = True
-    return used
+    is_used = np.zeros(size, dtype=bool)
+    is_used[trace.uses[np.repeat(rows, counts)] >> 1] = True
+    return is_used
 
 
 def _next(marks: Array, after: Array, none: int) -> Array:
@@ -217,25 +217,25 @@ def _next(marks: Array, after: Array, none: int) -> Array:
 
 
 def usage(trace: Trace, steps: Array) -> Memory:
-    """Return who holds the memory at the peak.
+    """Return the peak of device memory and its holders.
 
     Args:
-        trace: what was recorded.
-        steps: the row after the last of every step.
+        trace: the recording.
+        steps: for every step, the row after its last one.
     """
-    peak, held = memory_over_time(trace)
-    reserved, taken = reserved_over_time(trace)
-    if not len(held) or held.max() == 0:
+    peak, held_bytes = memory_over_time(trace)
+    reserved, reserved_bytes = reserved_over_time(trace)
+    if not len(held_bytes) or held_bytes.max() == 0:
         return Memory(peak, reserved, None, [])
-    top = int(np.argmax(held))
+    top = int(np.argmax(held_bytes))
     columns = trace.columns
     handed_out = storages(trace, int(columns["device"][top]))
-    live = (handed_out.made <= top) & (handed_out.freed > top)
+    live = (handed_out.allocated <= top) & (handed_out.freed > top)
     names = [*trace.modules, ""]  # -1: none
     codes = handed_out.kind[live] * len(names) + handed_out.module[live] % len(names)
     sums = np.bincount(codes, handed_out.bytes[live], len(OWNERS) * len(names))
     totals = {(OWNERS[code // len(names)], names[code % len(names)]): int(sums[code]) for code in np.flatnonzero(sums)}
-    free = int(taken[top] - held[top])  # both of the row's device
+    free = int(reserved_bytes[top] - held_bytes[top])  # both on the device of this row
     for kind, count in ((BEFORE, handed_out.before), (FRAGMENTATION, free)):
         if count > 0:
             totals[(OWNERS[kind], "")] = count
@@ -251,26 +251,26 @@ def usage(trace: Trace, steps: Array) -> Memory:
     return Memory(peak, reserved, at, sorted(owners, key=lambda item: (-item.bytes, item.kind, item.module)))
 
 
-def fits(trace: Trace, used: Memory, chip: Chip) -> bool:
-    """Return True if the program ran in the chip's memory, or would.
+def fits(trace: Trace, peak: Memory, chip: Chip) -> bool:
+    """Return True if the program fits the chip's memory.
 
-    On the chip that it was recorded on the allocator decided: it gives cached memory back before it goes beyond the
-    capacity. For another chip what tensors held is compared.
+    On the chip of the recording, the reserved bytes are compared: the allocator released cached memory before it
+    exceeded the capacity. On another chip, the bytes held by tensors are compared.
     """
     if trace.about.get("out_of_memory"):
         return False
-    own = trace.about.get("chip") == chip.name
-    return (used.reserved_bytes if own else used.peak_bytes) <= chip.device_bytes
+    was_recorded_here = trace.about.get("chip") == chip.name
+    return (peak.reserved_bytes if was_recorded_here else peak.peak_bytes) <= chip.device_bytes
 
 
 def allocations_at_peak(trace: Trace, peak: Moment | None) -> list[Allocation]:
-    """List the lines that allocated what the fullest device holds at its peak, the largest first."""
+    """List the lines that allocated the memory of the fullest device at its peak, the largest first."""
     if peak is None:
         return []
-    _, held = memory_over_time(trace)
-    top = int(np.argmax(held))
+    _, held_bytes = memory_over_time(trace)
+    top = int(np.argmax(held_bytes))
     handed_out = storages(trace, peak.device)
-    rows = handed_out.made[(handed_out.made <= top) & (handed_out.freed > top)]
+    rows = handed_out.allocated[(handed_out.allocated <= top) & (handed_out.freed > top)]
     lines, phases, sizes = (trace.columns[name][rows] for name in ("line", "phase", "bytes"))
     groups: dict[tuple[int, int], list[int]] = {}
     for line, phase, size in zip(lines.tolist(), phases.tolist(), sizes.tolist(), strict=True):

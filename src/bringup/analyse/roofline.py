@@ -1,4 +1,4 @@
-"""What limits every kind of launch: the roof above it, and how busy it keeps the chip's engines."""
+"""The limits of every kind of launch: its share of the roofline, and how busy it keeps the chip's engines."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ MOST_KERNELS = 25
 
 @dataclass(frozen=True)
 class Kernel:
-    """All launches of one operator or kernel on tensors of one kind, in the steady steps.
+    """All launches of one operator or kernel with the same signature, in the steady steps.
 
     Attributes:
         op: the operator, or the kernel's name (``triton::add_kernel``).
-        shapes: its tensors.
-        line: of the first such launch; empty if there is none.
+        shapes: dtypes and shapes of its tensors, as text.
+        line: the Python line of the first such launch; empty if it has none.
         count: launches per step.
-        seconds: of one launch.
-        flops, bytes: of one launch, the bytes in device memory.
-        bound: ``compute``, ``memory`` or ``launch``: what sets `seconds`.
-        roof: share of the roofline's speed that it reaches: the time of its busiest engine at the chip's sustained rate
-            with all cores at work, over `seconds` (Williams, Waterman & Patterson, CACM 2009).
-        cores: share of the cores that it can keep busy.
-        engines: engine -> share of `seconds` in which it works: ``matrix``, ``vector``, ``special`` functions, device
-            ``memory``. They overlap.
+        seconds: time of one launch.
+        flops, bytes: of one launch; bytes are those moved to and from device memory.
+        bound: ``compute``, ``memory`` or ``launch``: the part that determines `seconds`.
+        roof: the share of the roofline's speed that it reaches. This is the time of its busiest engine at the chip's
+            sustained rate with all cores busy, divided by `seconds` (Williams, Waterman & Patterson, CACM 2009).
+        cores: the share of the cores that it can keep busy.
+        engines: engine -> share of `seconds` in which it is busy: ``matrix``, ``vector``, ``special`` functions,
+            device ``memory``. Engines work at the same time.
     """
 
     op: str
@@ -47,7 +47,7 @@ class Kernel:
 
 
 def kernels(timeline: Timeline, first: int, last: int, steps: int) -> list[Kernel]:
-    """List the kinds of launches in the rows from `first` to `last` that take the chip longest, at most 25."""
+    """List the kinds of launches in the rows from `first` to `last`, at most 25, the longest first."""
     columns, prices, work = timeline.trace.columns, timeline.prices, timeline.work
     rows = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
     numbers = columns["signature"][rows]
@@ -81,7 +81,7 @@ def kernels(timeline: Timeline, first: int, last: int, steps: int) -> list[Kerne
 
 
 def _at_best(timeline: Timeline, i: int) -> float:
-    """Return the seconds of the busiest engine at its sustained rate, all cores at work and every byte moved once."""
+    """Return the seconds of the busiest engine at its sustained rate, with all cores busy and every byte moved once."""
     chip, work = timeline.chip, timeline.work
     vector, special = float(work.vector_flops[i]), float(work.special[i])
     return max(

@@ -1,4 +1,4 @@
-"""Dry runs of one program on several chips, and the search for the largest number that fits each."""
+"""Dry runs of one program on several chips, and the search for the largest batch that fits each chip."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Program:
-    """A script with its arguments, and the argument or environment variable that is varied."""
+    """A script with its arguments, and the name of the argument or environment variable to vary."""
 
     script: str
     arguments: tuple[str, ...]
     vary: str | None = None
 
     def call(self, value: int | None) -> tuple[list[str], dict[str, str]]:
-        """Return arguments and environment with the value in place."""
+        """Return the arguments and the environment that pass this value."""
         arguments, environment = list(self.arguments), dict(os.environ)
         if value is None or self.vary is None:
             return arguments, environment
@@ -55,10 +55,11 @@ class Fit:
     """One chip's result.
 
     Attributes:
-        as_is: the program with the arguments that were given.
-        largest: the largest value that fits, from 100 on to one percent; None if 1 does not, or nothing was varied.
-        at_largest: the program with it.
-        open_end: the largest value that was tried fits.
+        as_is: the summary of the program with its arguments unchanged.
+        largest: the largest value that fits, above 100 accurate to one percent. None if the value 1 does not fit or
+            no argument is varied.
+        at_largest: the summary of the program with the largest value.
+        open_end: True if the largest value tried fits, so that still larger ones may fit too.
     """
 
     as_is: Summary
@@ -69,7 +70,7 @@ class Fit:
 
 @dataclass
 class _Runs:
-    """Recordings of one program, one per value (and chip, where only a run on that chip decides)."""
+    """Recordings of one program: one per value, and one per chip if only a run on that chip shows whether it fits."""
 
     program: Program
     chips: dict[str, Chip]
@@ -78,13 +79,13 @@ class _Runs:
     folder: Path
     traces: dict[tuple[int | None, str], Trace] = field(default_factory=dict)
 
-    def trace(self, value: int | None, on: str) -> Trace:
-        """Run the program dry on a chip, going on past its capacity; once."""
-        if (value, on) in self.traces:
-            return self.traces[value, on]
+    def trace(self, value: int | None, name: str) -> Trace:
+        """Return the recording of a dry run, which continues past the chip's capacity; run it once per value."""
+        if (value, name) in self.traces:
+            return self.traces[value, name]
         arguments, environment = self.program.call(value)
         out = self.folder / str(len(self.traces))
-        command = [sys.executable, "-m", "bringup", "run", "--dry", "--oom=continue", f"--chip={on}", f"--out={out}"]
+        command = [sys.executable, "-m", "bringup", "run", "--dry", "--oom=continue", f"--chip={name}", f"--out={out}"]
         done = subprocess.run(
             [*command, self.program.script, *arguments],
             env=environment,
@@ -98,7 +99,7 @@ class _Runs:
             last = (errors or done.stderr.splitlines() or ["it printed nothing on stderr"])[-1]
             how = "" if value is None else f" with {self.program.vary} {value}"
             raise BringupError(f"{self.program.script}{how} ends with exit code {done.returncode} in a dry run: {last}")
-        trace = self.traces[value, on] = Trace.load(out / "trace.parquet")
+        trace = self.traces[value, name] = Trace.load(out / "trace.parquet")
         if not trace.launches:
             raise BringupError(
                 f"{self.program.script} launched nothing on the chip: move its model to the device 'chip'"
@@ -106,7 +107,10 @@ class _Runs:
         return trace
 
     def summary(self, value: int | None, name: str) -> Summary:
-        """Price the program with a value on a chip; run it there only if another chip's recording leaves it open."""
+        """Price the program with a value on a chip.
+
+        The recording on the largest chip is used, unless only a run on this chip shows whether the program fits.
+        """
         chip = self.chips[name]
         widest = max(self.chips, key=lambda other: self.chips[other].device_bytes)
         trace = self.trace(value, widest)
@@ -131,21 +135,21 @@ def search(
     most: int = 65536,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Fit]:
-    """Run a program dry, and find for every chip the largest value that fits, if one is varied.
+    """Run a program dry and, if an argument is varied, find the largest value that fits each chip.
 
-    Memory grows about linearly with a batch. The next value is therefore where the line through two others meets the
-    capacity. Where that makes little progress, it is the middle of the bracket. The search ends where one value fits
-    and the next, or one that is at most a hundredth larger, does not.
+    Memory grows about linearly with the batch. The next value to try is where the line through two earlier results
+    reaches the capacity. If that makes little progress, it is the middle of the bracket. The search ends when a value
+    fits and one that is larger by 1 or by at most one percent does not.
 
     Args:
-        program: what to run.
-        chips: by the name or file that they were asked for.
-        host: what to predict for.
+        program: the program to run.
+        chips: the chips, by the name or file that the user gave.
+        host: the host to predict for.
         most: the largest value to try.
-        say: is told every result as it comes.
+        say: called with a line of text after every result.
 
     Raises:
-        BringupError: the program fails, or launches nothing.
+        BringupError: the program fails or launches nothing.
     """
     with tempfile.TemporaryDirectory() as folder:
         runs = _Runs(program, chips, host, say, Path(folder))
@@ -165,9 +169,9 @@ def _largest(runs: _Runs, name: str, most: int) -> Fit:
 
     if not at(1).fits:
         return Fit(as_is)
-    low, high = 1, most + 1  # `low` fits, `high` does not or is not tried
+    low, high = 1, most + 1  # `low` fits, `high` does not fit or was not tried
     capacity = runs.chips[name].device_bytes
-    halved = True  # did the last guess halve the bracket? If not, the next one does
+    halved = True  # the last guess halved the bracket; if it did not, the next one does
     while high - low > max(1, low // 100):
         width = high - low
         if not halved:
@@ -178,7 +182,7 @@ def _largest(runs: _Runs, name: str, most: int) -> Fit:
             below = max((value for value in summaries if value < low), default=0)
             slope = _need(at(low)) - (_need(at(below)) if below else 0)
             guess = _crossing(below, _need(at(low)) - slope, low, _need(at(low)), capacity)
-            guess = min(guess, 4 * low)  # a peak elsewhere may hide that memory grows
+            guess = min(guess, 4 * low)  # a peak that does not depend on the batch may hide the growth
         guess = min(max(guess, low + 1), high - 1)
         if at(guess).fits:
             low = guess
@@ -193,7 +197,7 @@ def _need(summary: Summary) -> int:
 
 
 def _crossing(low: int, low_bytes: int, high: int, high_bytes: int, capacity: int) -> int:
-    """Where the line through two points meets the capacity; far away if it does not rise."""
+    """Return the value at which the line through two points reaches the capacity; a huge one if it does not rise."""
     if high_bytes <= low_bytes:
         return sys.maxsize
     return low + int((capacity - low_bytes) / (high_bytes - low_bytes) * (high - low))

@@ -1,4 +1,4 @@
-"""A replayed trace summed up: where the time of a step goes, what fell back, which operators cost most."""
+"""Sums up a replayed trace: the parts of a step's time, the fallbacks, the longest operators."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from bringup.timeline.steady import samples, steady
 Array = npt.NDArray[Any]
 
 
-def summarize(timeline: Timeline, *, used: memory.Memory | None = None) -> Summary:
-    """Add up a timeline, without the bottlenecks and what-ifs of `advice.advise`.
+def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summary:
+    """Sum up a timeline, without the bottlenecks and what-ifs of `advice.advise`.
 
     Args:
         timeline: a replayed trace.
-        used: `memory.usage` of the trace and its steps, which are the same for every chip; computed by default.
+        peak: the result of `memory.usage`, which is the same for every chip; computed by default.
     """
     trace, chip, host = timeline.trace, timeline.chip, timeline.host
     first, last, since, until, count = steady(timeline)
     busy, on_host, link, between = _shares(timeline, since, until)
     step = (until - since) / count
-    used = used or memory.usage(trace, timeline.steps.ends)
+    peak = peak or memory.usage(trace, timeline.steps.ends)
     band, source = error_band(chip)
     energy = _energy(timeline, step, busy / count)
     price = chip.price
@@ -50,12 +50,12 @@ def summarize(timeline: Timeline, *, used: memory.Memory | None = None) -> Summa
         steps_by=timeline.steps.by,
         launches=round(launches / count),
         samples=samples(timeline, first, last),
-        peak_bytes=used.peak_bytes,
+        peak_bytes=peak.peak_bytes,
         capacity_bytes=chip.device_bytes,
-        fits=memory.fits(trace, used, chip),
+        fits=memory.fits(trace, peak, chip),
         out_of_memory=bool(trace.about.get("out_of_memory", False)),
         dry=bool(trace.about.get("dry", False)),
-        memory=used,
+        memory=peak,
         energy_joules=energy,
         cost_usd=price.usd_per_hour * step / 3600 if price and price.usd_per_hour else None,
         error_band=band,
@@ -81,7 +81,10 @@ def _shares(timeline: Timeline, since: float, until: float) -> tuple[float, floa
 
 
 def _energy(timeline: Timeline, step: float, busy: float) -> float | None:
-    """Idle power always, the rest of the TDP while the chip computes: an upper bound. Idle defaults to a tenth."""
+    """Return joules per step, an upper bound: idle power all the time, the rest of the TDP while the chip computes.
+
+    Idle power is a tenth of the TDP unless the chip file has it.
+    """
     power = timeline.chip.power
     if power is None:
         return None
@@ -90,14 +93,15 @@ def _energy(timeline: Timeline, step: float, busy: float) -> float | None:
 
 
 def unpriced(timeline: Timeline) -> list[str]:
-    """Name the operators that no rule knows; they are priced by their bytes."""
+    """List the operators without a cost rule, whose time is estimated from the bytes that they move."""
     other = FAMILIES.index("other")
-    named = {timeline.trace.signatures[i].op.split(".")[0] for i in np.flatnonzero(timeline.work.family == other)}
-    return sorted(named)
+    return sorted(
+        {timeline.trace.signatures[i].op.split(".")[0] for i in np.flatnonzero(timeline.work.family == other)}
+    )
 
 
 def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fallback]:
-    """List what ran on the host in the rows from `first` to `last`, the dearest first, divided by `steps`."""
+    """List the fallbacks in the rows from `first` to `last`, the longest first; counts and seconds are per step."""
     trace = timeline.trace
     rows = np.flatnonzero(timeline.fallback[first:last] >= 0) + first
     groups: dict[tuple[str, str, int], list[int]] = {}
@@ -125,7 +129,7 @@ def by_group(timeline: Timeline, label: str) -> list[tuple[str, int, float, floa
     """Group the steady launches by ``family``, ``op``, ``module`` or ``line``.
 
     Returns:
-        (name, launches per step, device seconds per step, flops per step), the longest first.
+        tuples of name, launches, device seconds and flops per step, the longest first.
     """
     first, last, _, _, count = steady(timeline)
     columns = timeline.trace.columns

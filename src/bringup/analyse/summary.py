@@ -1,4 +1,4 @@
-"""The numbers of one recording on one machine, as data."""
+"""The data of a summary: the numbers of one recording on one machine."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from bringup.analyse.roofline import Kernel
 from bringup.recording.findings import Finding
 
 SCHEMA_VERSION = 2
-OURS = {"json": False}  # metadata of a field for our own code and its tests, which summary.json leaves out
+OURS = {"json": False}  # metadata of fields that summary.json leaves out: for our own code and tests
 
 
 @dataclass(frozen=True)
 class Fallback:
-    """Launches of one operator and dtype on one line that ran on the host; count and seconds per step."""
+    """Launches of one operator and dtype at one line that ran on the host; count and seconds are per step."""
 
     op: str
     dtype: str
@@ -31,7 +31,7 @@ class Fallback:
 
 @dataclass(frozen=True)
 class GraphBreak:
-    """A line at which torch.compile had to cut the program's graph, and Dynamo's reason."""
+    """A line at which torch.compile cut the program's graph, and Dynamo's reason."""
 
     line: str
     reason: str
@@ -39,13 +39,13 @@ class GraphBreak:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """What limits a step, why, what to do, and the seconds of a step that it costs.
+    """A limit of the step time: its condition, cause, remedy, and cost in seconds per step.
 
     Attributes:
         key: the kind of bottleneck, such as ``host-bound``.
         remedy: the kind of advice, such as ``pin``.
-        line: the Python line that it is most at; empty if there is none.
-        numbers: the numbers of the sentences, by name.
+        line: the Python line that causes most of it; empty if there is none.
+        numbers: the numbers in the sentences, by name.
     """
 
     condition: str
@@ -60,11 +60,11 @@ class Bottleneck:
 
 @dataclass(frozen=True)
 class WhatIfResult:
-    """A change of the machine or the program, and the step's time with it.
+    """A change of the machine or the program, and the step time after it.
 
     Attributes:
         key: ``graph``, ``host``, ``link``, ``fallbacks``, ``half``, ``bandwidth`` or ``matrix``.
-        dtype: of the products, where that is the change.
+        dtype: the new dtype of the products if the change is one of dtype; else empty.
     """
 
     change: str
@@ -75,14 +75,14 @@ class WhatIfResult:
 
 @dataclass(frozen=True)
 class Way:
-    """A change of the program or the machine that makes the program fit.
+    """A change of the program or the machine that reduces its memory.
 
     Attributes:
-        change: what to do.
-        peak_bytes: what the fullest device then holds and leaves in pieces.
-        saved_bytes: less than now.
-        fits: in the chip's memory.
-        step_seconds: of the same work as one step now, about.
+        change: the change as a sentence.
+        peak_bytes: memory of the fullest device after the change, fragmentation included.
+        saved_bytes: the reduction.
+        fits: True if the program then fits the chip's memory.
+        step_seconds: approximate time for the work of one present step.
     """
 
     change: str
@@ -94,31 +94,30 @@ class Way:
 
 @dataclass(frozen=True)
 class Summary:
-    """What one recording costs on one machine. Times are seconds of one step, the average of the steady ones.
+    """The predicted cost of one recording on one machine. Times are seconds per step, averaged over the steady steps.
 
     Attributes:
         step_seconds: from the end of one step to the end of the next.
         device_seconds: the part of a step in which the chip computes.
-        fallback_seconds: the part of the rest in which the host computes what the chip cannot.
+        fallback_seconds: the part of the rest in which the host runs operators that the chip does not have.
         link_seconds: the part of the rest in which the link to the host is busy.
         between_seconds: the part of the rest in which a link between chips is busy.
         host_seconds: the rest: the chip waits for the host.
-        launches: per step.
-        samples: batch size of a step, as its first embedding, convolution or product sees it; 0 if there is none.
-        peak_bytes: of device memory that tensors held at once, by the caching allocator's blocks.
-        fits: in the chip's memory, by what the allocator reserved; on a chip that the program was not recorded on, by
-            what tensors held.
-        out_of_memory: the program ended with that error, so its peak is not known.
-        dry: nothing was computed when it was recorded.
-        memory: who holds it at its fullest.
-        kernels: the kinds of launches that take the chip longest.
-        findings: what the sanitizer found, if it was asked.
-        compiled_graphs, graph_breaks: of torch.compile, in the whole program.
-        redirected: what the program used by the name of CUDA, and how often.
-        chip_time: the program's clocks showed the predicted time.
-        ways_to_fit: changes that make it fit, the cheapest first; empty if it does.
-        energy_joules, cost_usd: per step; None if the chip file has no power, no price.
-        run: in all files of a report, what tells them from those of another run; else empty.
+        launches: launches per step.
+        samples: the batch size, read from the first embedding, convolution or product of a step; 0 if unknown.
+        peak_bytes: the most device memory that tensors held at once, in blocks of the caching allocator.
+        fits: True if the program fits the chip's memory, see `holders.fits`.
+        out_of_memory: True if the program ended with this error, so its peak is unknown.
+        dry: True if the program was recorded in a dry run.
+        memory: the holders of device memory at its peak.
+        kernels: the kinds of launches that take longest.
+        findings: the sanitizer's findings; empty if it was off.
+        compiled_graphs, graph_breaks: those of torch.compile in the whole program.
+        redirected: the CUDA names that the program used, and how often.
+        chip_time: True if the program's clocks showed predicted time.
+        ways_to_fit: changes that make the program fit, the cheapest first; empty if it already fits.
+        energy_joules, cost_usd: per step; None if the chip file has no power or no price.
+        run: the id of the run, the same in all files of its report; empty outside a report.
     """
 
     chip: str
@@ -159,7 +158,7 @@ class Summary:
     run: str = ""
 
     def parts(self) -> dict[str, float]:
-        """Return the seconds of a step's parts, which add up to it; links between chips only if one was used."""
+        """Return the parts of a step in seconds; they add up to the step. Links between chips count only if used."""
         parts = {
             "chip busy": self.device_seconds,
             "link": self.link_seconds,
@@ -170,14 +169,14 @@ class Summary:
         return {name: seconds for name, seconds in parts.items() if seconds or name != "between chips"}
 
     def what_if_of(self, key: str) -> WhatIfResult | None:
-        """Return the what-if with a key, if it was asked."""
+        """Return the what-if with this key; None if it does not apply."""
         return next((result for result in self.what_if if result.key == key), None)
 
     def steps_text(self) -> str:
-        """Return what the steps were found by, in words."""
+        """Return in words how the steps were recognised."""
         return {
-            "optimizer": "found by optimizer steps",
-            "forward": "found by outermost module calls",
+            "optimizer": "one per optimizer step",
+            "forward": "one per outermost module call",
             "program": "marked by the program",
             "whole": "no steps found",
         }[self.steps_by]

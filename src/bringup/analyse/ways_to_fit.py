@@ -1,4 +1,4 @@
-"""What would make a program fit: changes, with the memory that they leave and the time that they cost."""
+"""Changes that would make a program fit, with their memory and their time."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from bringup.timeline.replay import Timeline
 
 Array = npt.NDArray[Any]
 MOST_CHIPS = 1024
-NEARLY = 0.9  # of what the most chips save: further chips are not worth naming
+NEARLY = 0.9  # of the largest saving: more chips than this saving needs are not suggested
 # 8-bit optimizers keep a float32 scale per block of 2,048 values (Dettmers et al. 2021, arXiv:2110.02861, section 2).
 STATE_BYTES = 1 + 4 / 2048
 
 
 @dataclass(frozen=True)
 class _Change:
-    """A change before it is judged: what becomes of every storage, bytes on top of that, seconds on top of a step."""
+    """A change before it is judged: a scale for the size of every storage, extra bytes, and extra seconds per step."""
 
     text: str
     scale: Array
@@ -55,9 +55,9 @@ class _Change:
 
 
 def ways(timeline: Timeline, summary: Summary) -> list[Way]:
-    """List the three cheapest changes that make the program fit alone; those that do not, by what they save, last.
+    """List the three best changes: those that make the program fit, the cheapest first, then the largest savings.
 
-    If none does alone, all that the program can do for itself is put together with as many chips as it takes.
+    If no single change is enough, the first entry is all changes of the program with as many chips as needed.
     """
     trace, chip = timeline.trace, timeline.chip
     storages = memory.storages(trace, summary.memory.at.device if summary.memory.at else 0)
@@ -68,43 +68,43 @@ def ways(timeline: Timeline, summary: Summary) -> list[Way]:
         saved = summary.memory.peak_bytes + free - need
         return Way(change.text, need, saved, need <= chip.device_bytes, summary.step_seconds + change.extra_seconds)
 
-    own = [
+    program_changes = [
         *_smaller_state(trace, storages),
         *_checkpointed(timeline, summary, storages),
         *_half(trace, summary, storages),
     ]
     sharded = list(_sharded(timeline, storages))
-    alone = [judged(change) for change in [*own, *_smaller_batch(timeline, summary, storages, free)]]
+    alone = [judged(change) for change in [*program_changes, *_smaller_batch(timeline, summary, storages, free)]]
     alone += _enough([judged(change) for change in sharded])
     candidates = [way for way in alone if way.saved_bytes > 0]
     candidates.sort(key=lambda way: (not way.fits, way.step_seconds if way.fits else -way.saved_bytes, way.change))
-    if not any(way.fits for way in candidates) and own and sharded:
-        together = own[0]
-        for change in own[1:]:
+    if not any(way.fits for way in candidates) and program_changes and sharded:
+        together = program_changes[0]
+        for change in program_changes[1:]:
             together = together & change
         candidates[:0] = [way for way in _enough([judged(together & change) for change in sharded]) if way.fits]
     return candidates[:3]
 
 
-def _enough(more_and_more: list[Way]) -> list[Way]:
-    """The first that fits, else the first that saves nearly what the last does."""
-    enough = NEARLY * more_and_more[-1].saved_bytes if more_and_more else 0.0
-    fitting = (way for way in more_and_more if way.fits)
-    nearly = (way for way in more_and_more if way.saved_bytes >= enough)
+def _enough(by_chip_count: list[Way]) -> list[Way]:
+    """Return the way with the fewest chips that fits; else the first that saves nearly as much as the last one."""
+    enough = NEARLY * by_chip_count[-1].saved_bytes if by_chip_count else 0.0
+    fitting = (way for way in by_chip_count if way.fits)
+    nearly = (way for way in by_chip_count if way.saved_bytes >= enough)
     return [way for way in (next(fitting, None) or next(nearly, None),) if way]
 
 
-def _of(storages: Storages, *kinds: int) -> Array:
+def _is_kind(storages: Storages, *kinds: int) -> Array:
     is_kind: Array = np.isin(storages.kind, kinds)
     return is_kind
 
 
 def _smaller_batch(timeline: Timeline, summary: Summary, storages: Storages, free: int) -> Iterator[_Change]:
-    """Micro-batches: what scales with the batch shrinks, and the host-bound part of a step is paid for each of them."""
+    """Split the batch: storages that grow with the batch shrink, and the host-bound time is paid per smaller batch."""
     batch = summary.samples
     if batch < 2:
         return
-    scaled = _of(storages, ACTIVATIONS, KEPT, INPUTS, WORKSPACE)
+    scaled = _is_kind(storages, ACTIVATIONS, KEPT, INPUTS, WORKSPACE)
     capacity = timeline.chip.device_bytes - free
 
     def scale(size: int) -> Array:
@@ -116,14 +116,14 @@ def _smaller_batch(timeline: Timeline, summary: Summary, storages: Storages, fre
         low, high = (middle, high) if storages.peak(scale(middle)) <= capacity else (low, middle - 1)
     times = batch / low
     bound = max(summary.step_seconds - summary.device_seconds, 0.0)
-    trains = _of(storages, GRADIENTS).any()
-    often = f"gradients of {times:.3g} accumulated" if trains else f"{times:.3g} times as often"
+    trains = _is_kind(storages, GRADIENTS).any()
+    often = f"with the gradients of {times:.3g} batches accumulated" if trains else f"{times:.3g} times as often"
     text = f"batch {low:,} instead of {batch:,}, {often}"
     yield _Change(text, scale(low), 0.0, (times - 1) * bound)
 
 
 def _smaller_state(trace: Trace, storages: Storages) -> Iterator[_Change]:
-    state = _of(storages, OPTIMIZER_STATE)
+    state = _is_kind(storages, OPTIMIZER_STATE)
     width = _parameter_bytes(trace)
     if state.any() and width > 1:
         yield _Change("an 8-bit optimizer (such as bitsandbytes)", np.where(state, STATE_BYTES / width, 1.0), 0.0, 0.0)
@@ -134,23 +134,23 @@ def _half(trace: Trace, summary: Summary, storages: Storages) -> Iterator[_Chang
     if half is None or _parameter_bytes(trace) != 4:
         return
     dtype = half.dtype
-    scale = np.where(_of(storages, INPUTS), 1.0, 0.5)
+    scale = np.where(_is_kind(storages, INPUTS), 1.0, 0.5)
     extra = min(half.step_seconds - summary.step_seconds, 0.0)
     yield _Change(f"the model in {dtype} (model.to(torch.{dtype}))", scale, 0.0, extra)
 
 
 def _parameter_bytes(trace: Trace) -> int:
-    """Bytes of an element of most parameters; 0 if there are none."""
+    """Return the bytes per element of most parameters; 0 if there are no parameters."""
     columns = trace.columns
     widths = columns["flags"][(columns["kind"] == OWNER) & (columns["bytes"] == PARAMETERS)]
     return int(np.bincount(widths).argmax()) if len(widths) else 0
 
 
 def blocks(names: list[str]) -> tuple[list[str], Array, Array]:
-    """Find repeated modules: ``layers.0``, ``layers.1``.
+    """Find modules in lists, such as ``layers.0`` and ``layers.1``.
 
     Returns:
-        the lists' names, and for every module its list and its number in the list's elements (-1: in none).
+        the names of the lists, and for every module the number of its list and of its list element (-1 for none).
     """
     pattern = re.compile(r"(?:^|\.)(\d+)(?=\.|$)")
     lists: dict[str, int] = {}
@@ -168,7 +168,7 @@ def blocks(names: list[str]) -> tuple[list[str], Array, Array]:
 
 
 def _checkpointed(timeline: Timeline, summary: Summary, storages: Storages) -> Iterator[_Change]:
-    """Activation checkpointing of repeated modules: what passes between them stays, their forward pass runs again."""
+    """Checkpoint the elements of module lists: activations between elements stay, their forward pass runs again."""
     trace = timeline.trace
     columns = trace.columns
     backward = np.flatnonzero((columns["kind"] == LAUNCH) & (columns["phase"] == IN_BACKWARD))
@@ -176,7 +176,8 @@ def _checkpointed(timeline: Timeline, summary: Summary, storages: Storages) -> I
         return
     names, list_of_module, element_of_module = blocks(trace.modules)
     element = element_of_module[storages.module]
-    survives = storages.freed > backward[np.minimum(np.searchsorted(backward, storages.made), len(backward) - 1)]
+    next_backward = backward[np.minimum(np.searchsorted(backward, storages.allocated), len(backward) - 1)]
+    survives = storages.freed > next_backward
     inside = (
         (storages.kind == ACTIVATIONS) & (element >= 0) & survives & ~_passed_on(trace, storages, element_of_module)
     )
@@ -188,52 +189,59 @@ def _checkpointed(timeline: Timeline, summary: Summary, storages: Storages) -> I
         again = launches & (row_list == number)
         seconds = float((timeline.end[again] - timeline.start[again]).sum()) / steps
         issue = int(again.sum()) / steps / max(summary.launches, 1) * summary.host_seconds
-        one = np.bincount(element[members], storages.bytes[members]).max(initial=0.0) / steps
+        largest_element = np.bincount(element[members], storages.bytes[members]).max(initial=0.0) / steps
         name = names[number] or "model"
-        yield _Change(f"activation checkpointing of {name}.*", np.where(members, 0.0, 1.0), float(one), seconds + issue)
+        yield _Change(
+            f"activation checkpointing of {name}.*",
+            np.where(members, 0.0, 1.0),
+            float(largest_element),
+            seconds + issue,
+        )
 
 
 def _passed_on(trace: Trace, storages: Storages, element_of_module: Array) -> Array:
-    """Return for every storage True if a forward launch of another module than its own reads it."""
+    """Return for every storage True if a forward launch of another list element reads it."""
     columns = trace.columns
-    made_by = np.full(int(max((trace.uses >> 1).max(initial=0), columns["object"].max(initial=0))) + 1, -1)
-    made_by[columns["object"][storages.made]] = element_of_module[storages.module]
+    producer = np.full(int(max((trace.uses >> 1).max(initial=0), columns["object"].max(initial=0))) + 1, -1)
+    producer[columns["object"][storages.allocated]] = element_of_module[storages.module]
     counts = np.diff(trace.offsets)
     forward = np.repeat((columns["kind"] == LAUNCH) & (columns["phase"] == IN_FORWARD), counts)
     module = np.repeat(columns["module"], counts)[forward]
-    used = trace.uses[forward] >> 1
-    foreign = np.where(module >= 0, element_of_module[module], -1) != made_by[used]
-    passed = np.zeros(len(made_by), dtype=bool)
-    passed[used[foreign]] = True
-    is_passed_on: Array = passed[columns["object"][storages.made]]
+    objects = trace.uses[forward] >> 1
+    foreign = np.where(module >= 0, element_of_module[module], -1) != producer[objects]
+    passed = np.zeros(len(producer), dtype=bool)
+    passed[objects[foreign]] = True
+    is_passed_on: Array = passed[columns["object"][storages.allocated]]
     return is_passed_on
 
 
 def _sharded(timeline: Timeline, storages: Storages) -> Iterator[_Change]:
-    """Take 2, 4, 8 ... chips.
+    """Use 2, 4, 8 ... chips.
 
-    In training every chip gathers one block's parameters at a time (fully sharded data parallel); in inference every
-    chip has some of the layers.
+    In training, the parameters are sharded and every chip gathers those of one block at a time (FSDP). In inference,
+    every chip holds some of the layers.
     """
     chip = timeline.chip
-    held = storages.bytes * _of(storages, PARAMETERS)
-    parameters = float(held.sum())
+    parameter_bytes = storages.bytes * _is_kind(storages, PARAMETERS)
+    parameters = float(parameter_bytes.sum())
     if not parameters:
         return
     rate = (chip.interconnect.gb_s if chip.interconnect else min(chip.link.h2d_gb_s, chip.link.d2h_gb_s)) * 1e9
     _, _, element_of_module = blocks(timeline.trace.modules)
     element = element_of_module[storages.module]
-    block = max(np.bincount(element[element >= 0], held[element >= 0]).max(initial=0.0), held.max())
-    trains = bool(_of(storages, GRADIENTS).any())
+    in_lists = element >= 0
+    block_bytes = np.bincount(element[in_lists], parameter_bytes[in_lists])
+    block = max(block_bytes.max(initial=0.0), parameter_bytes.max())
+    trains = bool(_is_kind(storages, GRADIENTS).any())
     count = 2
     while count <= MOST_CHIPS:
         if trains:
-            scale = np.where(_of(storages, PARAMETERS, GRADIENTS, OPTIMIZER_STATE), 1 / count, 1.0)
-            # Two gathers of the parameters and one scatter of the gradients, a ring of (n - 1) / n of them each.
+            scale = np.where(_is_kind(storages, PARAMETERS, GRADIENTS, OPTIMIZER_STATE), 1 / count, 1.0)
+            # Two gathers of the parameters and one scatter of the gradients; a ring moves (n - 1) / n of the bytes.
             seconds = 3 * parameters * (count - 1) / count / rate
             yield _Change(f"{count} chips, parameters sharded (FSDP)", scale, 2 * block, seconds)
         else:
-            scale = np.where(_of(storages, PARAMETERS, KEPT), 1 / count, 1.0)
+            scale = np.where(_is_kind(storages, PARAMETERS, KEPT), 1 / count, 1.0)
             seconds = (count - 1) * chip.link.latency_us * 1e-6
             yield _Change(f"{count} chips, some layers on each", scale, block, seconds)
         count *= 2

@@ -1,4 +1,4 @@
-"""The command line: one file per verb."""
+"""The command line: one file per command."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from bringup.errors import BringupError
 from bringup.text import plain
 
 VERBS = {
-    "run": "Run a program on a virtual chip and say where the whole system's time goes.",
-    "fit": "Say which chips hold a program, and the largest batch that fits.",
-    "compare": "Price one recording on many chips.",
+    "run": "Run a program on a virtual chip and report where the time goes.",
+    "fit": "Show which chips have enough memory for a program, and the largest batch.",
+    "compare": "Compare the predictions for one recording on several chips.",
     "chips": "List, show and check chip files.",
-    "calibrate": "Measure a device of this machine: its chip file and host file.",
-    "check": "The scorecard: how complete is an accelerator's software?",
-    "validate": "Check predictions against published measurements.",
+    "calibrate": "Measure a real device and write its chip file and host file.",
+    "check": "Check how complete an accelerator's software is (the scorecard).",
+    "validate": "Compare predictions with published or own measurements.",
     "doctor": "Examine this installation: what is wrong, and how to mend it.",
 }
 
 
 class _Verbs(click.Group):
-    """Imports a verb when it is asked for: `bringup chips` needs no torch."""
+    """Imports a command only when it is used, so that `bringup chips` does not import torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -45,7 +45,7 @@ def bringup() -> None:
 
 
 def main() -> None:
-    """Run the command line. A user's mistake is one sentence on stderr and exit code 2."""
+    """Run the command line. A user's mistake gives one sentence on stderr and exit code 2."""
     try:
         code = bringup.main(standalone_mode=False)
     except click.exceptions.Abort:

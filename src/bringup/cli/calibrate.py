@@ -1,4 +1,4 @@
-"""``bringup calibrate``: measure a device of this machine and write its chip file and host file."""
+"""``bringup calibrate``: measures a real device and writes its chip file and host file."""
 
 from __future__ import annotations
 
@@ -15,49 +15,52 @@ from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
 from bringup.machine.files import load_chip, load_host
 from bringup.report import terminal
+from bringup.text import quantity
 from bringup.validation import errors, summarize
 from bringup.validation.calibration import calibrate
 
 
 @click.command()
 @click.option(
-    "--device", default="cpu", show_default=True, metavar="NAME", help="A torch device: cpu, cuda, cuda:1, ..."
+    "--device", default="cpu", show_default=True, metavar="NAME", help="Torch device to measure: cpu, cuda, cuda:1, ..."
 )
-@click.option("--name", default=None, metavar="NAME", help="Name of the chip (default: this-cpu, this-cuda, ...).")
-@click.option("--out", default=".", show_default=True, metavar="DIR", help="Where the two files go.")
+@click.option("--name", default=None, metavar="NAME", help="Name of the chip (default: this-DEVICE, such as this-cpu).")
+@click.option("--out", default=".", show_default=True, metavar="DIR", help="Existing directory for the two files.")
 def command(device: str, name: str | None, out: str) -> None:
-    """Time a suite of operators on a real device, and describe the device in a chip file and its host in a host file.
+    """Time a suite of operators on a real device, and write a chip file for the device and a host file for its host.
 
-    Every number has this machine and the date as its source. Use them as any other:
-    `bringup run --chip ./this-cpu.toml --host ./this-host.toml script.py`. Leave the machine alone meanwhile.
+    Use the files like any others: `bringup run --chip ./this-cpu.toml --host ./this-host.toml script.py`. Every number
+    in them names this machine and the date as its source. Run nothing else during the calibration.
     """
     import tomli_w
 
     folder = Path(out)
     if not os.path.isdir(folder):
-        raise BringupError(f"{folder} is no folder: make it first, or give another with --out")
-    chosen = name or f"this-{device.split(':')[0]}"
-    chip_file, host_file = folder / f"{chosen}.toml", folder / "this-host.toml"
+        raise BringupError(f"{folder} is not a directory: create it first, or give another one with --out")
+    chip_name = name or f"this-{device.split(':')[0]}"
+    chip_file, host_file = folder / f"{chip_name}.toml", folder / "this-host.toml"
     refuse_unwritable(chip_file, host_file)
     console = terminal.console()
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns, console=console) as progress:
 
-        def begin(total: int, what: str) -> Callable[[], Any]:
-            task = progress.add_task(what, total=total)
+        def begin(total: int, description: str) -> Callable[[], Any]:
+            task = progress.add_task(description, total=total)
             return lambda: progress.advance(task)
 
-        calibrated = calibrate(device, chosen, begin)
+        calibrated = calibrate(device, chip_name, begin)
     write_text(chip_file, tomli_w.dumps(calibrated.chip))
     write_text(host_file, tomli_w.dumps(calibrated.host))
     chip, _ = load_chip(str(chip_file)), load_host(str(host_file))
-    off = errors(calibrated.rows, chip)
+    row_errors = errors(calibrated.rows, chip)
     console.print(
-        f"{terminal.shown(chip.description)}: {chip.matrix.tflops['float32'] * 1e3:,.0f} GFLOP/s float32, "
-        f"{chip.memory.bandwidth_gb_s:,.1f} GB/s, a launch {chip.launch.eager_us:.2g} us",
+        f"{terminal.escaped(chip.description)}: {chip.matrix.tflops['float32'] * 1e3:,.0f} GFLOP/s float32, "
+        f"{chip.memory.bandwidth_gb_s:,.1f} GB/s, {chip.launch.eager_us:.2g} us per launch",
         highlight=False,
     )
-    for family, each in summarize(off, lambda row: row.op).items():
-        console.print(f"  {family:<12} {each.figures:>3} figures, the model is off by {each.mean:.0%}", highlight=False)
-    written = terminal.shown(f"Written: {chip_file} and {host_file}")
-    console.print(f"all: {np.mean(np.abs(list(off.values()))):.0%}. {written}", highlight=False, soft_wrap=True)
+    console.print("mean error of the model on the measured operators:")
+    for op, total in summarize(row_errors, lambda row: row.op).items():
+        console.print(f"  {op:<12} {total.mean:>4.0%}  ({quantity(total.figures, 'measurement')})", highlight=False)
+    console.print(f"  {'all':<12} {np.mean(np.abs(list(row_errors.values()))):>4.0%}", highlight=False)
+    written = terminal.escaped(f"written: {chip_file} and {host_file}")
+    console.print(written, highlight=False, soft_wrap=True)

@@ -17,7 +17,7 @@ from bringup.machine.files import load_chip
 from bringup.process import asked_chip, asked_devices
 from bringup.report import directory
 from bringup.report.terminal import console as new_console
-from bringup.report.terminal import shown
+from bringup.report.terminal import escaped
 from bringup.scorecard import card, page
 from bringup.scorecard.card import share, totals
 from bringup.scorecard.registry import load
@@ -27,19 +27,36 @@ COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
 
 @click.command()
 @click.option(
-    "--device", default="chip", show_default=True, help="Any torch device: chip, cpu, cuda, xpu, a vendor's own."
+    "--device",
+    default="chip",
+    show_default=True,
+    metavar="NAME",
+    help="Torch device to check: chip, cpu, cuda, xpu, or a vendor's own.",
 )
 @click.option(
-    "--chip", default=None, metavar="NAME|FILE", help="Chip of the device chip (default: BRINGUP_CHIP or edge8)."
+    "--chip",
+    default=None,
+    metavar="NAME|FILE",
+    help="Chip to run on if the device is chip (default: BRINGUP_CHIP or edge8).",
 )
-@click.option("--level", type=click.Choice(["D", "T", "P"]), default="P", show_default=True, help="Up to this level.")
-@click.option("--only", default=None, metavar="ID,...", help="Only these items.")
-@click.option("--items", "files", multiple=True, metavar="FILE", help="A Python file with more items.")
-@click.option("--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Processes at once.")
-@click.option("--against", default=None, metavar="FILE", help="An older scorecard.json to compare with.")
-@click.option("--out", default="bringup-check", show_default=True, metavar="DIR", help="Where the card goes.")
-@click.option("--json", "json_file", default=None, metavar="FILE", help="Write the card here, too.")
-@click.option("--list", "listing", is_flag=True, help="List the items.")
+@click.option(
+    "--level",
+    type=click.Choice(["D", "T", "P"]),
+    default="P",
+    show_default=True,
+    help="Highest level to check: D devkit, T try-out, P production.",
+)
+@click.option("--only", default=None, metavar="ID,...", help="Check only these items (default: all up to the level).")
+@click.option("--items", "files", multiple=True, metavar="FILE", help="Python file with more items; may be repeated.")
+@click.option(
+    "--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Number of items that run in parallel."
+)
+@click.option("--against", default=None, metavar="FILE", help="Older scorecard.json to compare the results with.")
+@click.option("--out", default="bringup-check", show_default=True, metavar="DIR", help="Directory for the scorecard.")
+@click.option(
+    "--json", "json_file", default=None, metavar="FILE", help="Also write the scorecard as JSON to this file."
+)
+@click.option("--list", "listing", is_flag=True, help="List the items and exit.")
 def command(
     device: str,
     chip: str | None,
@@ -54,7 +71,7 @@ def command(
 ) -> None:
     """Check how complete an accelerator's software is: framework, runtime, memory, kernels, tools, system.
 
-    The exit code is 0 whatever the verdicts are, and 1 if something is worse than in the card given with --against.
+    The exit code is 0 whatever the verdicts are. With --against it is 1 if an item is worse than in the older card.
     """
     items = load(files)
     if listing:
@@ -63,15 +80,15 @@ def command(
         return
     name = _chip_of(device, chip, asked_chip())
     if name is not None:
-        asked_devices()  # refuses what means nothing once, not in every item
+        asked_devices()  # an invalid BRINGUP_DEVICES is refused once, here, and not by every item
         load_chip(name)
     else:
         _check_device(device)
-    chosen = _chosen(items, only, level)
+    selected = _select(items, only, level)
     old = card.load(against) if against else None
     console = new_console()
 
-    def tell(line: dict[str, Any]) -> None:
+    def report(line: dict[str, Any]) -> None:
         if sys.stderr.isatty():
             print(f"{line['id']:>4} {line['verdict']}", file=sys.stderr, flush=True)
 
@@ -79,7 +96,7 @@ def command(
     folder = directory.prepare(out, None)
     if json_file:
         refuse_unwritable(json_file)
-    new = card.run(chosen, target, jobs=jobs, matrix=only is None, tell=tell)
+    new = card.run(selected, target, jobs=jobs, matrix=only is None, report=report)
     text = json.dumps(new, indent=2, sort_keys=True) + "\n"
     texts = (text, page.page(new, items, old), page.badge(new))
     directory.write(folder, {name: _writes(content) for name, content in zip(directory.CARD, texts, strict=True)})
@@ -87,15 +104,15 @@ def command(
         write_text(json_file, text)
     _print(new, console)
     changed = card.changes(old, new) if old else []
-    for word, was, now in changed:
+    for word, before, after in changed:
         console.print(
-            f"[{'green' if word == 'better' else 'red'}]{word}[/] {shown(now['id'])} {shown(now['title'])}: "
-            f"{was['verdict']} {was['score']:.0%} -> {now['verdict']} {now['score']:.0%}",
+            f"[{'green' if word == 'better' else 'red'}]{word}[/] {escaped(after['id'])} {escaped(after['title'])}: "
+            f"{before['verdict']} {before['score']:.0%} -> {after['verdict']} {after['score']:.0%}",
             highlight=False,
         )
     if old and not changed:
-        console.print("nothing changed against the older card", highlight=False)
-    paths = shown(f"card: {Path(out, 'scorecard.html')}   badge: {Path(out, 'scorecard.svg')}")
+        console.print("no changes since the older scorecard", highlight=False)
+    paths = escaped(f"scorecard: {Path(out, 'scorecard.html')}   badge: {Path(out, 'scorecard.svg')}")
     console.print(paths, highlight=False, soft_wrap=True)
     sys.exit(1 if any(word == "worse" for word, _, _ in changed) else 0)
 
@@ -107,7 +124,7 @@ def _writes(text: str) -> Callable[[Path], None]:
 def _chip_of(device: str, chip: str | None, default: str | None) -> str | None:
     if device.split(":")[0] != "chip":
         if chip:
-            raise BringupError(f"--chip is for the device chip, not for {device}: leave one of the two out")
+            raise BringupError(f"--chip applies to --device chip, not to {device}: leave one of the two out")
         return None
     return chip or default or "edge8"
 
@@ -122,13 +139,13 @@ def _check_device(device: str) -> None:
         raise BringupError(f"--device {device}: this torch cannot use it ({reason})") from None
 
 
-def _chosen(items: dict[str, Any], only: str | None, level: str) -> list[Any]:
+def _select(items: dict[str, Any], only: str | None, level: str) -> list[Any]:
     if only is None:
         return [entry for entry in items.values() if "DTP".index(entry.level) <= "DTP".index(level)]
     names = [name for name in only.split(",") if name]
     for name in names:
         if name not in items:
-            raise BringupError(f"--only: there is no item {name!r}; `bringup check --list` names them")
+            raise BringupError(f"--only: there is no item {name!r}; `bringup check --list` lists them")
     return [items[name] for name in names]
 
 
@@ -141,11 +158,11 @@ def _print(new: dict[str, Any], console: Any) -> None:
         hint = f" -> {line['hint']}" if line["hint"] else ""
         colour = COLOURS[line["verdict"]]
         table.add_row(
-            shown(line["id"]),
+            escaped(line["id"]),
             line["level"],
-            shown(line["title"]),
+            escaped(line["title"]),
             f"[{colour}]{verdict}[/]",
-            shown(line["evidence"][:160] + hint),
+            escaped(line["evidence"][:160] + hint),
         )
     console.print(table)
     for level, counts in totals(new).items():
@@ -153,5 +170,5 @@ def _print(new: dict[str, Any], console: Any) -> None:
         if sum(counts.values()):
             text = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
             console.print(
-                f"level {level}: {'nothing applies' if score is None else f'{score:.0%}'} ({text})", highlight=False
+                f"level {level}: {'no item applies' if score is None else f'{score:.0%}'} ({text})", highlight=False
             )

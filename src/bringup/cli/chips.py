@@ -1,4 +1,4 @@
-"""``bringup chips``: list, show and check chip files."""
+"""``bringup chips``: lists, shows and checks chip files."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from rich.table import Table
 from bringup.machine.facts import flat, source_of
 from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
 from bringup.report.terminal import console as new_console
-from bringup.report.terminal import shown
-from bringup.text import plain
+from bringup.report.terminal import escaped
+from bringup.text import plain, quantity
 from bringup.validation import error_band, measurements
 
 if TYPE_CHECKING:
@@ -40,10 +40,14 @@ def _facts(chip: Chip) -> dict[str, Any]:
 
 
 @click.group(invoke_without_command=True)
-@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per chip.")
 @click.pass_context
 def command(context: click.Context, as_json: bool) -> None:
-    """List, show and check chip files."""
+    """List the chips that ship with bringup; show or check a chip file.
+
+    Columns: device memory, its bandwidth, the fastest dtype and its peak rate, the error band of predictions, and
+    whether predictions were validated against measurements.
+    """
     if context.invoked_subcommand is not None:
         return
     rows = [_facts(load_chip(name)) for name in available_chips()]
@@ -70,19 +74,19 @@ def command(context: click.Context, as_json: bool) -> None:
             f"{row['peak_tflops'][row['fastest_dtype']]:g}",
             row["fastest_dtype"],
             "" if row["error_band"] is None else f"{row['error_band']:.0%}",
-            shown(row["validation"].split(":")[0]),
+            escaped(row["validation"].split(":")[0]),
             style=None if validated else "dim",
         )
     console = new_console()
     console.print(table)
-    console.print(f"{len(rows)} chips; hosts: {', '.join(available_hosts())}. `bringup chips show NAME` shows one.")
+    console.print(f"{len(rows)} chips; hosts: {', '.join(available_hosts())}. `bringup chips show NAME` shows details.")
 
 
-@command.command(short_help="Show a chip or a host.")  # said here, too: python -OO leaves docstrings out
+@command.command(short_help="Show a chip or a host.")  # repeated here because python -OO removes docstrings
 @click.argument("name")
-@click.option("--json", "as_json", is_flag=True, help="Print an object.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object.")
 def show(name: str, as_json: bool) -> None:
-    """Show a chip or a host: every number with its source."""
+    """Show all numbers of the chip or host NAME (or a chip file), each with its source."""
     described = load_host(name) if name in available_hosts() else load_chip(name)
     data = described.model_dump(exclude_none=True)
     if as_json:
@@ -90,26 +94,26 @@ def show(name: str, as_json: bool) -> None:
         return
     sources = data.pop("sources", {})
     console = new_console()
-    console.print(f"[bold]{shown(described.name)}[/]  {shown(described.description)}")
+    console.print(f"[bold]{escaped(described.name)}[/]  {escaped(described.description)}")
     if "kind" in data:
-        console.print(shown(_facts(described)["validation"]))  # type: ignore[arg-type]
+        console.print(escaped(_facts(described)["validation"]))  # type: ignore[arg-type]
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("key", no_wrap=True)
     table.add_column("value", overflow="fold")
     table.add_column("source", overflow="fold", style="dim")
     for key, value in flat({k: v for k, v in data.items() if k not in ("name", "description")}):
-        table.add_row(shown(key), shown(str(value)), shown(source_of(key, sources)))
+        table.add_row(escaped(key), escaped(str(value)), escaped(source_of(key, sources)))
     console.print(table)
 
-    used = Counter(row.source for row in measurements() if row.chip == described.name)
-    for source, count in sorted(used.items()):
-        console.print(f"validated by {count} measurements of {shown(source)}", highlight=False)
+    counts = Counter(row.source for row in measurements() if row.chip == described.name)
+    for source, count in sorted(counts.items()):
+        console.print(f"validated on {quantity(count, 'measurement')} of {escaped(source)}", highlight=False)
 
 
 @command.command(short_help="Check a chip file.")
 @click.argument("file")
 def check(file: str) -> None:
-    """Check a chip file: keys, units, values, a source for every number."""
+    """Check the chip file FILE: its keys, units, values, and a source for every number."""
     chip = load_chip(file if "/" in file or file.endswith(".toml") or file in available_chips() else f"./{file}")
     facts = _facts(chip)
-    click.echo(plain(f"{file}: a whole chip file of {chip.name}; {facts['validation']}"))
+    click.echo(plain(f"{file}: valid chip file of {chip.name}; {facts['validation']}"))

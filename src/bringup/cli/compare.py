@@ -1,4 +1,4 @@
-"""``bringup compare``: one recording on many chips."""
+"""``bringup compare``: predicts one recording on several chips."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from rich.table import Table
 
 from bringup.analyse.compare import compare
 from bringup.files import write_text
-from bringup.machine.files import available_chips, chip_names, load_chip, load_host
+from bringup.machine.files import DEFAULT_HOST, available_chips, chip_names, load_chip, load_host
 from bringup.report import directory, html, terminal
 from bringup.report.lines import per_million, unit
 from bringup.report.summary_json import as_dict
-from bringup.report.terminal import shown
+from bringup.report.terminal import escaped
 from bringup.text import duration, plain
 
 if TYPE_CHECKING:
@@ -32,31 +32,34 @@ if TYPE_CHECKING:
     "--chips",
     default=None,
     metavar="NAME|FILE,...",
-    help="Chips to price it on, the first is the baseline (default: all).",
+    help="Chips to compare; ratios are relative to the first one (default: all that ship with bringup).",
 )
-@click.option("--all", "all_chips", is_flag=True, help="All chips that ship with bringup.")
-@click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for.")
+@click.option("--all", "all_chips", is_flag=True, help="Compare all chips that ship with bringup (as by default).")
+@click.option("--host", default=None, metavar="NAME|FILE", help=f"Host to predict for (default: {DEFAULT_HOST}).")
 @click.option(
     "--host-clock",
     type=click.Choice(["modelled", "measured"]),
     default="modelled",
     show_default=True,
-    help="The host's time between launches.",
+    help="Host time between launches: from the host file, or the CPU time measured during the recording.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print a list of summaries.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of summaries.")
 @click.option(
     "--html",
     "page",
     default=None,
     metavar="FILE",
-    help="Also write a page (default: compare.html in a report's directory).",
+    help="Write the comparison as a page (default: compare.html in the report's directory).",
 )
 def command(
     trace: str, chips: str | None, all_chips: bool, host: str | None, host_clock: str, as_json: bool, page: str | None
 ) -> None:
-    """Price the recording TRACE (a report's directory or a trace file) on many chips."""
+    """Compare the predicted step time, memory, energy and cost of one recording on several chips.
+
+    TRACE is the directory that `bringup run` has written, or its trace.parquet.
+    """
     if all_chips and chips:
-        raise click.UsageError("--all and --chips were both given: give one")
+        raise click.UsageError("--all and --chips exclude each other: give one of them")
     names = chip_names(chips, "--chips") if chips else available_chips()
     described = [load_chip(name) for name in names]
     machine = load_host(host)
@@ -70,8 +73,8 @@ def command(
     target = Path(page) if page else Path(trace) / "compare.html" if os.path.isdir(trace) else None
     if page:
         write_text(page, text)
-    elif target is not None and not os.access(target.parent, os.W_OK):  # the page was not asked for
-        click.echo(f"bringup: {plain(str(target))}: cannot be written: give a page with --html FILE", err=True)
+    elif target is not None and not os.access(target.parent, os.W_OK):  # no error: the user did not request the page
+        click.echo(f"bringup: {plain(str(target))}: cannot be written: give another path with --html FILE", err=True)
         target = None
     elif target is not None:
         directory.add(target.parent, target.name, text, recording.about.get("run", ""))
@@ -81,26 +84,26 @@ def command(
     console = terminal.console()
     print_table(rows if chips else sorted(rows, key=lambda row: row.summary.step_seconds), console)
     if target is not None:
-        console.print(f"page: {terminal.shown(target)}", highlight=False, soft_wrap=True)
+        console.print(f"page: {terminal.escaped(target)}", highlight=False, soft_wrap=True)
 
 
 def print_table(rows: list[Row], console: Console) -> None:
-    """Print one line per chip."""
-    what = unit(rows[0].summary)
+    """Print a table with one row per chip."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("chip", what, "", "bound", "busy", "memory", "fallbacks", "energy", "cost", "band"):
+    step_or_run = unit(rows[0].summary)
+    for title in ("chip", step_or_run, "", "bound", "busy", "memory", "fallbacks", "energy", "cost", "band"):
         table.add_column(title, justify="left" if title in ("chip", "bound") else "right", no_wrap=True)
     for row in rows:
         summary = row.summary
         total = summary.step_seconds or 1.0
-        used = summary.peak_bytes / summary.capacity_bytes
+        share = summary.peak_bytes / summary.capacity_bytes
         table.add_row(
-            shown(summary.chip),
+            escaped(summary.chip),
             duration(summary.step_seconds),
             f"{row.ratio:.2f}x",
             row.bound,
             f"{summary.device_seconds / total:.0%}",
-            f"{used:.0%}" if summary.fits else f"[red]{used:.0%}: too small[/]",
+            f"{share:.0%}" if summary.fits else f"[red]{share:.0%}: too small[/]",
             f"{sum(item.count for item in summary.fallbacks):,.0f}" if summary.fallbacks else "-",
             "-" if summary.energy_joules is None else f"{summary.energy_joules:.3g} J",
             per_million(summary),

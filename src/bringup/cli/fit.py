@@ -1,4 +1,4 @@
-"""``bringup fit``: which chips hold a program, and the largest batch that fits."""
+"""``bringup fit``: shows which chips have enough memory for a program, and the largest batch that fits."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bringup.analyse.search import Program, search
 from bringup.errors import BringupError
-from bringup.machine.files import chip_names, load_chip, load_host
+from bringup.machine.files import DEFAULT_HOST, chip_names, load_chip, load_host
 from bringup.report import lines, terminal
 from bringup.report.summary_json import as_dict
 from bringup.text import duration, plain, size
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--chips", required=True, metavar="NAME|FILE,...", help="Chips to fit it on.")
+@click.option("--chips", required=True, metavar="NAME|FILE,...", help="Chips to try.")
 @click.option(
     "--vary",
     default=None,
     metavar="--ARGUMENT|VARIABLE",
-    help="Find the largest whole number that fits for this argument of the script, or this environment variable.",
+    help="Find the largest whole number that fits, passed as this script argument or environment variable.",
 )
-@click.option("--most", default=65536, show_default=True, type=click.IntRange(min=1), help="Largest number to try.")
-@click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for.")
+@click.option(
+    "--most", default=65536, show_default=True, type=click.IntRange(min=1), help="Largest number to try with --vary."
+)
+@click.option("--host", default=None, metavar="NAME|FILE", help=f"Host to predict for (default: {DEFAULT_HOST}).")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -44,13 +46,14 @@ def command(
     script: str,
     arguments: tuple[str, ...],
 ) -> None:
-    """Run SCRIPT dry, and say which chips hold it and how fast they are. ARGUMENTS follow ``--``.
+    """Run SCRIPT dry, and show which chips have enough memory for it and their predicted step time.
 
-    With --vary, look for the largest number that fits, such as a batch size.
+    ARGUMENTS of the script follow ``--``. With --vary, find the largest number that fits, such as a batch size:
+    `bringup fit --chips t4,edge8 --vary --batch train.py -- --epochs 1`.
     """
     described = {name: load_chip(name) for name in chip_names(chips, "--chips")}
     if not os.path.isfile(script):
-        raise BringupError(f"{script}: there is no such script; give the path of a Python file")
+        raise BringupError(f"{script}: there is no such script: give the path of a Python file")
     if vary is not None and not re.fullmatch(r"--?[A-Za-z][\w-]*|[A-Za-z_]\w*", vary):
         raise BringupError(
             f"--vary must be an argument (--batch-size) or an environment variable (BATCH), got {vary!r}"
@@ -97,7 +100,7 @@ def _print(fits: list[Fit], program: Any) -> None:
     for fit in fits:
         summary = fit.as_is
         row = [
-            terminal.shown(summary.chip),
+            terminal.escaped(summary.chip),
             size(summary.capacity_bytes),
             size(summary.peak_bytes),
             "fits" if summary.fits else "[red]does not fit[/]",
@@ -110,12 +113,12 @@ def _print(fits: list[Fit], program: Any) -> None:
     for fit in fits:
         for way in fit.as_is.ways_to_fit:
             text = lines.way_text(way, fit.as_is.capacity_bytes)
-            console.print(f"{terminal.shown(fit.as_is.chip)} -> {terminal.shown(text)}", highlight=False)
+            console.print(f"{terminal.escaped(fit.as_is.chip)} -> {terminal.escaped(text)}", highlight=False)
 
 
 def _largest(fit: Fit) -> list[str]:
     if fit.largest is None or fit.at_largest is None:
-        return ["none fits", "-", "-"]
+        return ["none", "-", "-"]
     last = fit.at_largest
     rate = f"{last.samples / last.step_seconds:,.4g}" if last.samples and last.step_seconds else "-"
     return [f"{fit.largest:,}" + (" or more" if fit.open_end else ""), duration(last.step_seconds), rate]

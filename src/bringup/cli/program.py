@@ -1,4 +1,4 @@
-"""A script or module, run as ``__main__`` as python runs it."""
+"""Runs a script or module as ``__main__``, as python does."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from bringup.errors import BringupError
 from bringup.files import current_directory
 
-OUT_OF_MEMORY = -1  # in place of an exit code: the program ended with torch.OutOfMemoryError
+OUT_OF_MEMORY = -1  # stands for the exit code of a program that ended with torch.OutOfMemoryError
 
 
 class Program:
-    """A program to run as ``__main__``: its file, its folder for ``sys.path``, its code."""
+    """A program to run as ``__main__``: its file, its folder for ``sys.path``, and its code."""
 
     def __init__(self, file: str, folder: str, code: Callable[[], types.CodeType], spec: object = None) -> None:
         self.file = file
@@ -29,7 +29,7 @@ class Program:
 
 
 def stem(script: str, module: bool) -> str:
-    """Return the name that a report's directory gets: of the script without its suffix, or the module's last part."""
+    """Return the name for a report's directory: the script's name without suffix, or the module's last part."""
     return script.rsplit(".", 1)[-1] if module else Path(script).stem
 
 
@@ -37,12 +37,12 @@ def script_program(script: str) -> Program:
     """Read a script.
 
     Raises:
-        BringupError: there is none, or it cannot be read.
+        BringupError: it does not exist or cannot be read.
     """
     path = Path(script)
     if not os.path.isfile(path):
-        what = "is a directory" if os.path.isdir(path) else "there is no such script"
-        raise BringupError(f"{script}: {what}; give the path of a Python file, or -m and a module")
+        problem = "is a directory" if os.path.isdir(path) else "there is no such script"
+        raise BringupError(f"{script}: {problem}: give the path of a Python file, or -m and a module")
     try:
         source = path.read_bytes()
     except OSError as error:
@@ -52,13 +52,13 @@ def script_program(script: str) -> Program:
 
 
 def module_program(name: str) -> Program:
-    """Find a module, as ``python -m`` does.
+    """Find a module as ``python -m`` does.
 
     Raises:
-        BringupError: there is none that can be run.
+        BringupError: it does not exist or cannot be run.
     """
-    here = current_directory()
-    sys.path.insert(0, here)
+    folder = current_directory()
+    sys.path.insert(0, folder)
     try:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:
@@ -69,7 +69,7 @@ def module_program(name: str) -> Program:
         sys.path.pop(0)
     if spec is None or spec.origin is None or spec.loader is None or not hasattr(spec.loader, "get_code"):
         raise BringupError(
-            f"-m {name}: there is no such module that can be run; is it installed, or in this directory?"
+            f"-m {name}: there is no such module, or it cannot be run: install it, or change to its directory"
         )
     loader, full = spec.loader, spec.name
 
@@ -79,11 +79,11 @@ def module_program(name: str) -> Program:
             raise ImportError(f"No code object available for {full}")
         return compiled
 
-    return Program(spec.origin, here, code, spec)
+    return Program(spec.origin, folder, code, spec)
 
 
 def execute(program: Program) -> int | None:
-    """Run as ``__main__``. Return the exit code; None for an interrupt, which the caller passes on."""
+    """Run a program as ``__main__``; return its exit code, or None after an interrupt, which the caller passes on."""
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=program.file, __builtins__=builtins, __spec__=program.spec, __annotations__={})
     if program.spec is not None:
@@ -103,7 +103,7 @@ def execute(program: Program) -> int | None:
         return OUT_OF_MEMORY if _is_out_of_memory(error) else 1
     finally:
         if pools := sys.modules.get("concurrent.futures.thread"):
-            pools._python_exit()  # as at python's own exit: idle threads of pools would never end
+            pools._python_exit()  # as python does at exit: idle threads of pools would never end
         for thread in threading.enumerate():
             if thread is not threading.main_thread() and not thread.daemon:
                 thread.join()
@@ -127,7 +127,7 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def _print_traceback() -> None:
-    """Print the error as python does: from the program's own first frame on."""
+    """Print the error as python does, starting at the first frame of the program."""
     kind, value, trace = sys.exc_info()
     assert kind is not None and value is not None
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:

@@ -1,4 +1,4 @@
-"""``bringup run``: run a program on a virtual chip, then say where the time went."""
+"""``bringup run``: runs a program on a virtual chip, then reports where the time goes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bringup.analyse.compare import compare
 from bringup.cli.compare import print_table
 from bringup.cli.program import OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.errors import BringupError
-from bringup.machine.files import chip_names, load_chip, load_host
+from bringup.machine.files import DEFAULT_HOST, chip_names, load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_compiler, asked_devices, asked_driver, process
 from bringup.recording import sanitize
 from bringup.recording.sanitize import CHECKS, watched
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunOptions:
-    """The options of the command line, as they were given."""
+    """The options of the command line, unchecked."""
 
     chips: str | None
     host: str | None
@@ -57,16 +57,16 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class Job:
-    """A run whose options were checked.
+    """A run with checked options.
 
     Attributes:
-        name: the chip to run on, as it was asked for.
-        chips: the chips to price on, that one first.
-        out: the report's directory as the user gave it.
-        target: its absolute path, wherever the program goes.
-        checks: of the sanitizer.
-        dry: the mode of a dry run; computes everything if it was not asked for.
-        prepare_triton: is called once the chip is chosen and before the program runs.
+        name: the chip to run on, as the user gave it.
+        chips: the chips to predict for, starting with the chip to run on.
+        out: the report's directory, as the user gave it.
+        target: its absolute path, which stays valid if the program changes its working directory.
+        checks: the checks of the sanitizer.
+        dry: the context of a dry run; a null context otherwise.
+        prepare_triton: called after the chip is chosen and before the program runs.
     """
 
     program: Program
@@ -82,17 +82,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended: its exit code, None after an interrupt, and the number of the sanitizer's findings."""
+    """How a program ended: its exit code (None after an interrupt) and the number of the sanitizer's findings."""
 
     code: int | None
     findings: int
 
 
 class _Run(click.Command):
-    """A command whose ``--dry`` may have a value or none, which click allows only for the last option."""
+    """A command whose ``--dry`` may have no value, which click allows only for the last option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Add the value to a bare ``--dry`` before the script."""
+        """Add the default value to a ``--dry`` without one."""
         options = [item for item in self.params if isinstance(item, click.Option)]
         with_value = {name for item in options if not item.is_flag for name in item.opts} - {"--dry"}
         place = 0
@@ -109,29 +109,30 @@ class _Run(click.Command):
     "chips",
     default=None,
     metavar="NAME|FILE[,...]",
-    help="Chip to run on (default: BRINGUP_CHIP or edge8); further ones are compared.",
+    help="Chip to run on (default: BRINGUP_CHIP or edge8). Further chips are compared with it.",
 )
-@click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for.")
+@click.option("--host", default=None, metavar="NAME|FILE", help=f"Host to predict for (default: {DEFAULT_HOST}).")
 @click.option(
     "--host-clock",
     type=click.Choice(["modelled", "measured"]),
     default="modelled",
     show_default=True,
-    help="The host's time between launches: from the host file, or the program's own CPU time.",
+    help="Host time between launches: from the host file, or the CPU time that the program takes here.",
 )
-@click.option("--strict", is_flag=True, help="Raise where an operator would run on the host.")
+@click.option("--strict", is_flag=True, help="Raise an error where an operator would run on the host.")
 @click.option(
     "--dry",
     type=click.Choice(["stand-in", "strict"]),
     default=None,
     metavar="[=strict]",
-    help="Compute nothing: for programs larger than this machine. Reading a value gives a stand-in; strict: an error.",
+    help="Compute nothing, for programs larger than this machine. Reading a device value gives a stand-in, or an "
+    "error with =strict.",
 )
 @click.option(
     "--dry-value",
     default="0",
     metavar="NUMBER|random",
-    help="The stand-in of a floating-point number in a dry run.",
+    help="Stand-in for floating-point values in a dry run.",
     show_default=True,
 )
 @click.option(
@@ -139,17 +140,19 @@ class _Run(click.Command):
     type=click.Choice(["raise", "continue"]),
     default="raise",
     show_default=True,
-    help="At the end of the chip's memory: raise as the chip does, or go on and report what is missing.",
+    help="When the chip's memory is full: raise an error as the chip does, or continue and report the memory needed.",
 )
 @click.option(
     "--sanitize",
     default=None,
     metavar="CHECK,...",
-    help="Look for mistakes: race, init, leak, sync, device, or all. Findings make the exit code 1.",
+    help="Look for mistakes: race, init, leak, sync, device, or all. The exit code is 1 if there are findings.",
 )
-@click.option("--cuda", is_flag=True, help="The program's cuda is the chip: its names, its devices, torch.cuda.")
+@click.option("--cuda", is_flag=True, help="Run a CUDA program: the device cuda and torch.cuda mean the chip.")
 @click.option(
-    "--chip-time", is_flag=True, help="The program's clocks show the predicted time: what it prints is the chip's."
+    "--chip-time",
+    is_flag=True,
+    help="The program's clocks show predicted time, so the times that it prints are predictions for the chip.",
 )
 @click.option(
     "--compile",
@@ -157,25 +160,29 @@ class _Run(click.Command):
     type=click.Choice(["graph", "triton"]),
     default="graph",
     show_default=True,
-    help="torch.compile: the graph's kernels as bringup fuses them, or those that Inductor writes in Triton.",
+    help="Kernels of torch.compile: graph uses bringup's own fusion, triton those that Inductor writes in Triton.",
 )
 @click.option(
-    "--ops", type=click.Choice(["torch", "flaggems"]), default="torch", show_default=True, help="Whose operators run."
+    "--ops",
+    type=click.Choice(["torch", "flaggems"]),
+    default="torch",
+    show_default=True,
+    help="Operators to run: torch's own, or those of FlagGems, which are written in Triton.",
 )
 @click.option(
     "--kernel-debug",
     is_flag=True,
-    help="Triton's kernels run in its interpreter: print and breakpoint() work inside. Times are not the chip's.",
+    help="Run Triton kernels in Triton's interpreter: print and breakpoint() work in them. Times are then not valid.",
 )
-@click.option("--out", default=None, metavar="DIR", help="Where the report goes (default: bringup-SCRIPT).")
+@click.option("--out", default=None, metavar="DIR", help="Directory for the report (default: bringup-SCRIPT).")
 @click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
-@click.option("-m", "module", is_flag=True, help="SCRIPT is a module's name, as for python -m.")
+@click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(**values: Any) -> None:
-    """Run SCRIPT with ARGUMENTS on a virtual chip, and say where the whole system's time goes.
+    """Run SCRIPT with ARGUMENTS on a virtual chip, and report where the time of chip, link and host goes.
 
-    The program runs as under python: its arguments, exit code, input and signals are its own.
+    The program runs as under python: arguments, input, signals and exit code are unchanged.
     """
     options = RunOptions(**values)
     job = prepare(options)
@@ -184,10 +191,10 @@ def command(**values: Any) -> None:
 
 
 def prepare(options: RunOptions) -> Job:
-    """Check the options and load what they name, before the program runs; set its arguments.
+    """Check the options and load the chips, host and program that they name; set the program's arguments.
 
     Raises:
-        BringupError: an option cannot be met.
+        BringupError: an option is invalid.
     """
     chips, script, module = options.chips, options.script, options.module
     names = chip_names(chips or asked_chip() or DEFAULT_CHIP, "--chip" if chips else "BRINGUP_CHIP")
@@ -204,8 +211,8 @@ def prepare(options: RunOptions) -> Job:
     return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton)
 
 
-def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
-    if how is None:
+def _dry(mode: str | None, value: str) -> AbstractContextManager[None]:
+    if mode is None:
         return nullcontext()
     number: float | str = value
     if value != "random":
@@ -215,17 +222,17 @@ def _dry(how: str | None, value: str) -> AbstractContextManager[None]:
             raise BringupError(f"--dry-value must be a number or random, got {value!r}") from None
     from bringup.device.dry import dry  # imports torch
 
-    return dry(strict=how == "strict", value=number)  # type: ignore[arg-type]
+    return dry(strict=mode == "strict", value=number)  # type: ignore[arg-type]
 
 
 def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
-    """Check that Triton can do what was asked. Return what to call once the chip is chosen, before the program runs."""
+    """Check the options for Triton; return a function to call between choosing the chip and running the program."""
     if debug:
         kernels.require_triton("--kernel-debug")
         os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel is defined
     if ops == "flaggems":
         if debug:
-            raise BringupError("--ops flaggems has no interpreted form: leave out --kernel-debug")
+            raise BringupError("--ops flaggems does not run in Triton's interpreter: leave out --kernel-debug")
         kernels.require_triton("--ops flaggems")
     if compiler == "triton":
         kernels.require_triton("--compile triton")
@@ -246,28 +253,28 @@ def _checks(names: str | None) -> tuple[str, ...]:
     if names is None:
         return ()
 
-    asked = tuple(CHECKS) if names == "all" else tuple(name for name in names.split(",") if name)
-    for name in asked:
+    checks = tuple(CHECKS) if names == "all" else tuple(name for name in names.split(",") if name)
+    for name in checks:
         if name not in CHECKS:
-            raise BringupError(f"--sanitize knows {', '.join(CHECKS)} and all, not {name!r}")
-    return asked
+            raise BringupError(f"--sanitize must be {', '.join(CHECKS)} or all, got {name!r}")
+    return checks
 
 
 def record(job: Job, options: RunOptions) -> Outcome:
-    """Run and record the program, and report on it when it ends or is terminated, before the recording is forgotten."""
-    import torch  # as all that follows here does: options that cannot be met are refused before it
+    """Run and record the program; write its report when it ends or is terminated."""
+    import torch  # imported late, like the modules below: invalid options are refused before
 
     from bringup.device.load import use
     from bringup.recording.recording import recorded
     from bringup.timeline import clock
 
     devices = asked_devices()
-    asked_compiler()  # refuses what means nothing before the program runs
+    asked_compiler()  # raises if BRINGUP_COMPILE is invalid, before the program runs
     if options.oom == "continue" and asked_driver():
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
     use(job.name, devices=devices, strict=options.strict, past_capacity=options.oom == "continue")
     if options.cuda:
-        from bringup.device.cuda import redirect_cuda  # only if it was asked for
+        from bringup.device.cuda import redirect_cuda  # only for --cuda
 
         redirect_cuda()
     job.prepare_triton()
@@ -279,7 +286,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         def finish() -> None:
             nonlocal findings
-            if os.getpid() != parent:  # a fork of the program: the report is its parent's
+            if os.getpid() != parent:  # in a fork of the program: only the parent writes the report
                 return
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
@@ -301,16 +308,16 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
 
 def _report_before_termination(finish: Callable[[], None]) -> None:
-    """Write the report when somebody ends the program with SIGTERM, then end as python does, without clean-up.
+    """Write the report on SIGTERM, then end as python does, without clean-up.
 
-    A program that handles the signal itself replaces this.
+    A program that handles the signal itself replaces this handler.
     """
 
     def handle(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # the report is being written
         try:
             finish()
-        except BringupError as error:  # it is no error of the program's
+        except BringupError as error:  # not an error of the program
             print(f"bringup: {plain(str(error))}", file=sys.stderr)
         sys.stdout.flush()
         signal.signal(number, signal.SIG_DFL)
@@ -321,15 +328,15 @@ def _report_before_termination(finish: Callable[[], None]) -> None:
 
 
 def _quietly(function: Callable[[], None]) -> None:
-    """Wait for what is under way; a launch that failed says so on stderr, as at the exit of any program."""
+    """Wait for all launches; print the error of a failed launch on stderr, as at the exit of any program."""
     try:
         function()
-    except Exception as error:  # the program is over: its error is for people
+    except Exception as error:  # the program has ended, so its error is only printed
         print(f"bringup: a launch failed and nothing waited for it: {error}", file=sys.stderr)
 
 
 def report(recorder: Recording, job: Job, options: RunOptions) -> int:
-    """Price the recording, write its report and print the summary. Return the number of the sanitizer's findings."""
+    """Price the recording, write its report and print the summary; return the number of the sanitizer's findings."""
     from bringup.report import writer  # imports torch
     from bringup.report.prediction import price
 
@@ -337,7 +344,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     if not trace.launches:
         print(
             "bringup: the program launched nothing on the chip: move its model and data to the device 'chip' "
-            "(torch.accelerator.current_accelerator() names it), or run it with --cuda if it says cuda",
+            "(torch.accelerator.current_accelerator() returns it), or use --cuda if the program uses the device cuda",
             file=sys.stderr,
         )
     prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
@@ -356,14 +363,14 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     terminal.print_summary(prediction.summary, console)
     page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.parquet", "timeline.json"))
     paths = f"report: {page}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
-    console.print(terminal.shown(paths), highlight=False, soft_wrap=True)
+    console.print(terminal.escaped(paths), highlight=False, soft_wrap=True)
     if len(job.chips) > 1:
         print_table(compare(trace, job.chips, job.host, host_clock=options.host_clock), console)
     return len(findings)
 
 
 def _leave(code: int | None) -> None:
-    if code is None:  # as python does: die of the interrupt, so that a shell's loop ends too
+    if code is None:  # end by the signal as python does, so that a loop in a shell ends too
         sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)

@@ -1,4 +1,4 @@
-"""``bringup validate``: predictions against measurements."""
+"""``bringup validate``: compares predictions with measurements."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from bringup.files import refuse_unwritable, write_text
 from bringup.machine.files import load_chip, load_host
 from bringup.report import terminal
 from bringup.report.validation import page
-from bringup.text import duration
+from bringup.text import duration, quantity
 from bringup.validation import Errors, errors, grouped, measurements, read_folder, summarize
 from bringup.validation.constants_fit import fit, generation, is_fitted
 
@@ -29,17 +29,36 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--data", default=None, metavar="DIR", help="Published measurement sets (docs/validation.md says where).")
-@click.option("--chip", "chips", default=None, metavar="NAME,...", help="Only these chips.")
-@click.option("--family", "families", default=None, metavar="NAME,...", help="Only these operators: mm, softmax, ...")
-@click.option("--programs", is_flag=True, help="Whole programs instead: models of transformers, recorded in dry form.")
-@click.option("--leave-one-out", is_flag=True, help="Fit the constants again without each chip; needs --data.")
-@click.option("--live", is_flag=True, help="Run models on a real device, beside the prediction; needs --chip FILE.")
-@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="The torch device of --live.")
-@click.option("--host", default=None, metavar="FILE", help="The host file of --live (default: beside the chip file).")
-@click.option("--worst", default=5, show_default=True, help="How many of the worst predictions to show.")
-@click.option("--html", default=None, metavar="FILE", help="Write plots of predicted against measured.")
-@click.option("--json", "as_json", is_flag=True, help="Print an object.")
+@click.option(
+    "--data", default=None, metavar="DIR", help="Directory with published measurement sets, see docs/validation.md."
+)
+@click.option("--chip", "chips", default=None, metavar="NAME,...", help="Only these chips (default: all).")
+@click.option(
+    "--family",
+    "families",
+    default=None,
+    metavar="NAME,...",
+    help="Only these operators, such as mm,softmax (default: all).",
+)
+@click.option(
+    "--programs", is_flag=True, help="Predict whole programs instead of operators: models of transformers, run dry."
+)
+@click.option(
+    "--leave-one-out", is_flag=True, help="Also predict every chip with constants fitted without it; needs --data."
+)
+@click.option(
+    "--live", is_flag=True, help="Run models on a real device and compare with their predictions; needs --chip FILE."
+)
+@click.option("--device", default="cpu", show_default=True, metavar="NAME", help="Torch device for --live.")
+@click.option(
+    "--host",
+    default=None,
+    metavar="FILE",
+    help="Host file for --live (default: this-host.toml beside the chip file).",
+)
+@click.option("--worst", default=5, show_default=True, help="Number of the worst predictions to show.")
+@click.option("--html", default=None, metavar="FILE", help="Write a page that plots predicted against measured times.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object instead of tables.")
 def command(
     data: str | None,
     chips: str | None,
@@ -53,10 +72,10 @@ def command(
     html: str | None,
     as_json: bool,
 ) -> None:
-    """Predict what others measured, and print the errors per chip, operator and set.
+    """Predict published measurements, and print the errors per chip, operator and set.
 
-    Without --data: the figures that ship with bringup, each with its source. With it: every row of the sets in DIR,
-    rows that constants were fitted on apart from unseen ones.
+    Without --data, the measurements that ship with bringup are used. With --data, all rows of the sets in DIR are used.
+    The model's constants were fitted on a part of these rows, so errors of fitted and of unseen rows are separate.
     """
     if html:
         refuse_unwritable(html)
@@ -69,37 +88,38 @@ def command(
 
     data_sets = read_folder(Path(data)) if data else None
     rows = data_sets.rows if data_sets else measurements()
-    wanted = [row for row in rows if _asked(row.chip, chips) and _asked_row(row, families)]
-    if not wanted:
+    selected = [row for row in rows if _is_listed(row.chip, chips) and _is_listed_operator(row, families)]
+    if not selected:
         chip_names, operators = sorted({row.chip for row in rows}), sorted({row.op for row in rows})
         raise BringupError(
-            f"no measurement is of chips {chips or 'any'} and operators {families or 'any'}: there are "
+            f"no measurement has chip {chips or 'any'} and operator {families or 'any'}; measured are "
             f"{', '.join(chip_names)}; {', '.join(operators)}"
         )
-    off = errors(wanted)
-    left_out = _left_out(list(rows), wanted, bool(data)) if leave_one_out else {}
-    tables = _tables(off, left_out, sets=bool(data))
-    console = _show(off, tables, html, as_json, sets=data is not None)
+    row_errors = errors(selected)
+    left_out = _left_out(list(rows), selected, bool(data)) if leave_one_out else {}
+    tables = _tables(row_errors, left_out, sets=bool(data))
+    console = _show(row_errors, tables, html, as_json, sets=data is not None)
     if console is None:
         return
-    for row, error in sorted(off.items(), key=lambda item: -abs(item[1]))[:worst]:
+    for row, error in sorted(row_errors.items(), key=lambda item: -abs(item[1]))[:worst]:
         dims = "x".join(map(str, row.dims))
         console.print(
             f"{error:+.0%}  {row.chip} {row.op} {row.dtype} {dims}: measured {duration(row.seconds)}, "
-            f"predicted {duration(row.seconds * (1 + error))}  [dim]{terminal.shown(row.source)}[/]",
+            f"predicted {duration(row.seconds * (1 + error))}  [dim]{terminal.escaped(row.source)}[/]",
             highlight=False,
         )
     if data_sets and data_sets.unread:
-        names = terminal.shown(", ".join(data_sets.unread[:3]))
-        console.print(f"{len(data_sets.unread)} files have no reader or no chip: {names}, ...")
+        names = terminal.escaped(", ".join(data_sets.unread[:3]))
+        count = quantity(len(data_sets.unread), "file")
+        console.print(f"{count} not read, because bringup has no reader or no chip file for them: {names}, ...")
 
 
-def _asked(name: str, asked: str | None) -> bool:
-    return asked is None or name in asked.split(",")
+def _is_listed(name: str, names: str | None) -> bool:
+    return names is None or name in names.split(",")
 
 
-def _asked_row(row: Measurement, asked: str | None) -> bool:
-    return asked is None or not {row.op, row.family}.isdisjoint(asked.split(","))
+def _is_listed_operator(row: Measurement, names: str | None) -> bool:
+    return names is None or not {row.op, row.family}.isdisjoint(names.split(","))
 
 
 def _publisher(row: Measurement) -> str:
@@ -107,15 +127,17 @@ def _publisher(row: Measurement) -> str:
 
 
 Groups = dict[str, dict[str, "Errors"]]
-KINDS = ("fitted", "unseen", "left out", "one run known")  # columns beside that of all rows
+KINDS = ("fitted", "unseen", "left out", "one run known")  # columns beside the one for all rows
 
 
-def _tables(off: dict[Measurement, float], left_out: dict[Measurement, float], *, sets: bool) -> dict[str, Groups]:
-    """Errors by chip, by operator and by set, each in columns: all rows, fitted ones, unseen ones, chips left out."""
-    kinds: dict[str, dict[Measurement, float]] = {"all": off}
+def _tables(
+    row_errors: dict[Measurement, float], left_out: dict[Measurement, float], *, sets: bool
+) -> dict[str, Groups]:
+    """Group errors by chip, by operator and by set; each group has them for all, fitted, unseen and left-out rows."""
+    kinds: dict[str, dict[Measurement, float]] = {"all": row_errors}
     if sets:
-        kinds["fitted"] = {row: error for row, error in off.items() if is_fitted(row)}
-        kinds["unseen"] = {row: error for row, error in off.items() if not is_fitted(row)}
+        kinds["fitted"] = {row: error for row, error in row_errors.items() if is_fitted(row)}
+        kinds["unseen"] = {row: error for row, error in row_errors.items() if not is_fitted(row)}
     if left_out:
         kinds["left out"] = left_out
     keys: dict[str, Callable[[Measurement], str]] = {"chip": lambda row: row.chip, "operator": lambda row: row.family}
@@ -147,7 +169,7 @@ def _print(console: Console, title: str, groups: Groups) -> None:
     for name, by_kind in groups.items():
         total = by_kind["all"]
         table.add_row(
-            terminal.shown(name),
+            terminal.escaped(name),
             f"{total.figures:,}",
             f"{total.mean:.1%}",
             f"{total.median:.1%}",
@@ -158,30 +180,28 @@ def _print(console: Console, title: str, groups: Groups) -> None:
     console.print()
 
 
-def _left_out(rows: list[Measurement], wanted: list[Measurement], has_data: bool) -> dict[Measurement, float]:
-    """Errors of every chip with constants that were fitted without its generation."""
+def _left_out(rows: list[Measurement], selected: list[Measurement], has_data: bool) -> dict[Measurement, float]:
+    """Return the errors of every chip with constants that are fitted without chips of its generation."""
     if not has_data:
-        raise BringupError(
-            "--leave-one-out fits the constants again, which needs the measurement sets: give --data DIR"
-        )
+        raise BringupError("--leave-one-out fits the constants again and needs the measurement sets: give --data DIR")
 
-    off_without: dict[Measurement, float] = {}
-    generations = sorted({generation(row.chip) for row in wanted})
+    row_errors: dict[Measurement, float] = {}
+    generations = sorted({generation(row.chip) for row in selected})
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for name in bar.track(generations, description="fitting without each chip"):
             constants = fit(rows, leave_out=name)
-            for group in grouped(row for row in wanted if generation(row.chip) == name):
-                off = group.errors(load_chip(group.chip), constants)
-                off_without |= {row: float(error) for row, error in zip(group.rows, off, strict=True)}
-    return off_without
+            for group in grouped(row for row in selected if generation(row.chip) == name):
+                group_errors = group.errors(load_chip(group.chip), constants)
+                row_errors |= {row: float(error) for row, error in zip(group.rows, group_errors, strict=True)}
+    return row_errors
 
 
 def _show(
-    off: dict[Any, float], tables: dict[str, Groups], html: str | None, as_json: bool, *, sets: bool
+    row_errors: dict[Any, float], tables: dict[str, Groups], html: str | None, as_json: bool, *, sets: bool
 ) -> Console | None:
-    """Write the page, and the tables as JSON or as text; the console for more of the latter."""
+    """Write the page, and print the tables as JSON or as text; return the console for further text."""
     if html:
-        write_text(html, page({row: row.seconds for row in off}, off, tables, sets))
+        write_text(html, page({row: row.seconds for row in row_errors}, row_errors, tables, sets))
     if as_json:
         click.echo(json.dumps(_plain(tables), indent=2))
         return None
@@ -194,15 +214,15 @@ def _show(
 def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) -> None:
     from bringup.validation import programs  # imports torch
 
-    rows = [run for run in programs.runs() if _asked(run.chip, chips)]
+    rows = [run for run in programs.runs() if _is_listed(run.chip, chips)]
     if not rows:
         measured = ", ".join(sorted({run.chip for run in programs.runs()}))
-        raise BringupError(f"no whole program was measured on {chips}: there are runs on {measured}")
-    off: dict[Run, float] = {}
+        raise BringupError(f"no whole program was measured on {chips}; measured chips are {measured}")
+    run_errors: dict[Run, float] = {}
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for run in bar.track(rows, description="recording programs in dry form"):
-            off |= programs.errors([run])
-    scaled = programs.with_one_run(off)
+            run_errors |= programs.errors([run])
+    scaled = programs.with_one_run(run_errors)
     tables: dict[str, Groups] = {}
     keys: dict[str, Callable[[Any], str]] = {
         "chip": lambda run: run.chip,
@@ -211,17 +231,17 @@ def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) ->
     for title, key in keys.items():
         columns = {
             name: {**summarize(part, key), **summarize(part, lambda _: "all")}
-            for name, part in (("all", off), ("one run known", scaled))
+            for name, part in (("all", run_errors), ("one run known", scaled))
         }
         names = [*sorted(name for name in columns["all"] if name != "all"), "all"]
         tables[title] = {name: {kind: part[name] for kind, part in columns.items() if name in part} for name in names}
-    console = _show(off, tables, html, as_json, sets=True)
+    console = _show(run_errors, tables, html, as_json, sets=True)
     if console is None:
         return
-    for run, error in sorted(off.items(), key=lambda item: -abs(item[1]))[:worst]:
+    for run, error in sorted(run_errors.items(), key=lambda item: -abs(item[1]))[:worst]:
         console.print(
             f"{error:+.0%}  {run.chip} {run.text}: measured {duration(run.seconds)}, "
-            f"predicted {duration(run.seconds * (1 + error))}  [dim]{terminal.shown(run.source)}[/]",
+            f"predicted {duration(run.seconds * (1 + error))}  [dim]{terminal.escaped(run.source)}[/]",
             highlight=False,
         )
 
@@ -231,7 +251,7 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
 
     if chip_file is None:
         raise BringupError(
-            "--live compares a real device with its own chip file: measure one with `bringup calibrate`, then give "
+            "--live needs the chip file of the real device: write one with `bringup calibrate`, then give "
             "--chip ./this-cpu.toml"
         )
     beside = Path(chip_file).with_name("this-host.toml")
@@ -239,16 +259,16 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
     with Progress(console=Console(stderr=True), transient=True) as bar:
 
         def begin(total: int) -> Callable[[], Any]:
-            task = bar.add_task(f"running models on {terminal.shown(device)}", total=total)
+            task = bar.add_task(f"running models on {terminal.escaped(device)}", total=total)
             return lambda: bar.advance(task)
 
         outcome = compare(device, chip, host, begin)
     comparisons = outcome.rows
-    total = Errors.from_values(each.error for each in comparisons)
+    total = Errors.from_values(row.error for row in comparisons)
     if as_json:
         rows = [
-            {"program": each.program.text, "measured_seconds": each.measured, "predicted_seconds": each.predicted}
-            for each in comparisons
+            {"program": row.program.text, "measured_seconds": row.measured, "predicted_seconds": row.predicted}
+            for row in comparisons
         ]
         click.echo(
             json.dumps(
@@ -267,11 +287,11 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("program, batch", "measured", "predicted", "error"):
         table.add_column(name, justify="left" if name.startswith("program") else "right")
-    for each in comparisons:
-        table.add_row(each.program.text, duration(each.measured), duration(each.predicted), f"{each.error:+.0%}")
+    for row in comparisons:
+        table.add_row(row.program.text, duration(row.measured), duration(row.predicted), f"{row.error:+.0%}")
     console.print(table)
     console.print(f"mean {total.mean:.1%}, median {total.median:.1%}, bias {total.bias:+.1%}", highlight=False)
     console.print(
-        f"The machine now runs a product at {outcome.speed:.2f} of the speed in its chip file.",
+        f"The machine now runs a matrix product at {outcome.speed:.2f} times the speed in its chip file.",
         highlight=False,
     )

@@ -116,8 +116,8 @@ class Signature:
 
         Kinds are, from high to low, complex, float, integer and bool. Tensors without dimensions count only if all
         tensors are such. The core decides fallbacks by the same rule, ``deciding_dtype`` in csrc/launch/signature.cpp;
-        tests/recording/test_trace.py compares the two. A launch without device inputs has the dtype of its results here, and no
-        dtype in the core.
+        tests/recording/test_trace.py compares the two. A launch without device inputs has the dtype of its results
+        here, and no dtype in the core.
         """
         on_chip = [tensor for tensor in self.tensors if tensor.storage >= 0]
         deciding = [tensor for tensor in on_chip if tensor.shape] or on_chip or self.results

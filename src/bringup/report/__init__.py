@@ -1,1 +1,1 @@
-"""What people and machines read: terminal, JSON, HTML, Perfetto."""
+"""The reports: terminal, JSON, HTML and Perfetto."""

@@ -1,19 +1,19 @@
-"""A report's directory: its files appear together or not at all, and a mixture of two runs is noticed.
+"""A report's directory: its files appear together or not at all, and files of two runs are detected.
 
 Note [Files that appear together]
-All files are written into a stage, a folder of ours whose name cannot be foreseen. Then they are swapped in:
+All files are first written into a stage, a folder with a random name. Then they are moved to their final place:
 
-- The directory is not there yet: the stage is beside it, and one rename makes the directory with all of its files.
-- It is there: the stage is inside (the directory may be a mount point, or its parent read-only). One rename calls the
-  new files ``.bringup-new``: from then on they are the report. Then each takes the place of its old form.
+- If the directory does not exist, the stage is beside it, and one rename creates the directory with all its files.
+- If it exists, the stage is inside it (the directory may be a mount point, or its parent may be read-only). One rename
+  calls the new files ``.bringup-new``: from then on they are the report. Then each of them replaces the old file.
 
 No system call exchanges four files at once. A run that is killed between two of those renames leaves ``.bringup-new``,
-and the next run or reader goes on where it ended. A reader that may not write sees files of two runs and says so. It
-knows by the run's id, which every file carries, the page of `bringup compare` too.
+and the next run or reader finishes the renames. A reader without write permission sees files of two runs and reports
+this. It compares the id of the run, which is in every file, including the page of `bringup compare`.
 
-A lock of the directory keeps those apart that swap or read at the same time. It ends with its process, and nobody waits
-for it long. Of several runs into one directory the report of the last one stays, whole. Every stage is locked by its
-owner: one that is not is left over from a run that was killed, and the next run removes it.
+A lock on the directory separates processes that replace or read files at the same time. It ends with its process, and
+waiting for it has a time limit. If several runs use one directory, the complete report of the last one stays. Every
+stage is locked by its run. A stage without a lock is left over from a killed run, and the next run removes it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ from bringup.errors import BringupError
 from bringup.files import OURS, current_directory, read_bytes
 
 OUTPUTS = ("trace.parquet", "summary.json", "timeline.json", "report.html")
-ADDED = ("compare.html",)  # to a report, later
+ADDED = ("compare.html",)  # `bringup compare` adds it to a report later
 CARD = ("scorecard.json", "scorecard.html", "scorecard.svg")
 STAGE, NEW = f"{OURS}stage-", f"{OURS}new"
-PATIENCE = 10.0  # seconds for the renames of others, which take microseconds, unless their process is stopped
-# Files that a kill leaves: of `files.written_whole`, and of earlier versions.
+PATIENCE = 10.0  # seconds to wait for another process's renames, which take microseconds unless it is stopped
+# Temporary files of a killed process: those of `files.written_whole`, and those of earlier versions.
 _LEFT_OVER = re.compile(
     rf"\.({'|'.join(map(re.escape, (*OUTPUTS, *ADDED, *CARD)))})\.\d+|{re.escape(OURS)}[0-9a-f]{{16}}"
 )
@@ -48,61 +48,63 @@ _RUN = re.compile(rb'(?:"run": |name="bringup-run" content=)"([0-9a-f]+)"')
 # ---- before the run
 
 
-def prepare(out: str, own: tuple[str, ...] | None = (*OUTPUTS, *ADDED)) -> Path:
-    """Refuse a directory that cannot take the files, before hours of running; tidy up after runs that were killed.
+def prepare(out: str, allowed: tuple[str, ...] | None = (*OUTPUTS, *ADDED)) -> Path:
+    """Check before a long run that the directory can take its report, and remove leftovers of killed runs.
 
     Args:
         out: as the user gave it.
-        own: the names that it may hold already; None: any.
+        allowed: names of files that may already be in it; None allows all names.
 
     Returns:
-        its absolute path: the program may change to another directory.
+        its absolute path, which stays valid if the program changes its working directory.
 
     Raises:
-        BringupError: it is a file, holds something else, or cannot be written.
+        BringupError: it is a file, holds other files, or cannot be written.
     """
     target = Path(out if os.path.isabs(out) else os.path.join(current_directory(), out))
-    if os.pardir in target.parts:  # which a link may lead elsewhere than the text says
+    if os.pardir in target.parts:  # after a symbolic link, ".." is not the parent in the text
         target = Path(os.path.realpath(target))
     try:
         is_there = _is_there(out, target)
         for folder in (target, target.parent):
             _sweep(folder, files=folder == target)
-        if is_there and own is not None:
-            _refuse_foreign(out, target, own)
+        if is_there and allowed is not None:
+            _refuse_foreign(out, target, allowed)
         if is_there:
             with locked(target):
                 _finish(target)
         folder = next(path for path in (target, *target.parents) if path.is_dir())
         os.rmdir(tempfile.mkdtemp(prefix=f"{OURS}try-", dir=folder))
     except (OSError, ValueError) as error:
-        raise BringupError(f"{out}: cannot take the report ({_reason(error)}): give another with --out") from None
+        raise BringupError(
+            f"{out}: cannot take the report ({_reason(error)}): give another directory with --out"
+        ) from None
     return target
 
 
 def _is_there(out: str, target: Path) -> bool:
     if not target.is_dir() and os.path.lexists(target):
-        what = "a file" if target.exists() else "a link to nothing"
-        raise BringupError(f"{out}: is {what}; the report needs a directory: give another with --out")
+        problem = "is a file" if target.exists() else "is a link to nothing"
+        raise BringupError(f"{out}: {problem}; the report needs a directory: give another one with --out")
     with suppress(FileNotFoundError):
-        os.stat(target / f"{STAGE}12345678" / NEW / f"{OURS}0123456789abcdef")  # is the longest path short enough?
+        os.stat(target / f"{STAGE}12345678" / NEW / f"{OURS}0123456789abcdef")  # raises if the longest path is too long
     return target.is_dir()
 
 
-def _refuse_foreign(out: str, target: Path, own: tuple[str, ...]) -> None:
-    foreign = sorted(name for name in os.listdir(target) if name not in own and not name.startswith(OURS))
+def _refuse_foreign(out: str, target: Path, allowed: tuple[str, ...]) -> None:
+    foreign = sorted(name for name in os.listdir(target) if name not in allowed and not name.startswith(OURS))
     if foreign:
         raise BringupError(
-            f"{out}: is not a report's directory (it holds {foreign[0]}): give another with --out, or empty it"
+            f"{out}: is not a report's directory (it holds {foreign[0]}): give another one with --out, or empty it"
         )
 
 
 def _sweep(folder: Path, *, files: bool) -> None:
-    """Remove what runs that were killed have left: stages without an owner, and a report's temporary files."""
+    """Remove leftovers of killed runs: stages without a lock, and temporary files of a report."""
     names = os.listdir(folder) if os.access(folder, os.R_OK | os.W_OK | os.X_OK) else []
     for name in names:
         path = folder / name
-        with suppress(OSError):  # it has an owner, or is somebody else's
+        with suppress(OSError):  # another run has locked it, or it belongs to another user
             if name.startswith(STAGE):
                 descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
                 try:
@@ -114,18 +116,18 @@ def _sweep(folder: Path, *, files: bool) -> None:
                 path.unlink()
 
 
-# ---- after it
+# ---- after the run
 
 
 def write(target: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
-    """Write files, and put them into a directory together in place of those that are there.
+    """Write files and place them into a directory together, replacing older ones.
 
     Args:
-        target: the directory, made if it is not there.
-        files: file name -> what writes it to a path.
+        target: the directory; created if it does not exist.
+        files: file name -> function that writes the file to a path.
 
     Raises:
-        BringupError: a file cannot be written; the directory is as it was.
+        BringupError: a file cannot be written; the directory stays unchanged.
     """
     try:
         with _stage(target) as stage:
@@ -141,15 +143,15 @@ def write(target: Path, files: Mapping[str, Callable[[Path], None]]) -> None:
 def _save(save: Callable[[Path], None], path: Path, target: Path) -> None:
     try:
         save(path)
-    except BringupError as error:  # people know the file by where it was to go
+    except BringupError as error:  # the message names the final place, which the user knows
         raise BringupError(str(error).replace(str(path), str(target))) from None
 
 
 def add(target: Path, name: str, text: str, run: str) -> None:
-    """Put a page about a run into its report's directory.
+    """Add a page about a run to its report's directory.
 
     Raises:
-        BringupError: it cannot be written, or the report is of another run by now.
+        BringupError: it cannot be written, or the report now belongs to another run.
     """
     try:
         with _stage(target) as stage, locked(target):
@@ -162,11 +164,11 @@ def add(target: Path, name: str, text: str, run: str) -> None:
 
 @contextmanager
 def _stage(target: Path) -> Iterator[Path]:
-    """Make a folder in the directory, or beside it if there is none, that is removed in the end; see the Note."""
+    """Create a stage in the directory, or beside it if it does not exist; remove the stage at the end. See the Note."""
     target.parent.mkdir(parents=True, exist_ok=True)
     while True:
         stage = tempfile.mkdtemp(prefix=STAGE, dir=target if target.is_dir() else target.parent)
-        with suppress(FileNotFoundError):  # swept by another run before it was locked
+        with suppress(FileNotFoundError):  # another run removed it before it was locked
             descriptor = os.open(stage, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             _lock(descriptor)
             if os.path.isdir(stage):
@@ -186,7 +188,7 @@ def _swap(new: Path, target: Path) -> None:
                 os.rename(new, target)
             return
         except OSError:
-            if not target.is_dir():  # else another run has made it
+            if not target.is_dir():  # otherwise another run has created it
                 raise
     with locked(target), _uninterrupted():
         _finish(target)
@@ -195,12 +197,12 @@ def _swap(new: Path, target: Path) -> None:
 
 
 def _finish(target: Path) -> None:
-    """Put new files that are whole in the place of the old ones: of this run, or of one that was killed here."""
+    """Replace the old files by the complete new ones of this run, or of a run that was killed while doing so."""
     new = target / NEW
     if new.is_symlink() or not new.is_dir():
         return
     if (new / "trace.parquet").exists():
-        for name in ADDED:  # to the old report
+        for name in ADDED:  # they belong to the old report
             (target / name).unlink(missing_ok=True)
     for name in (*OUTPUTS, *CARD):
         with suppress(FileNotFoundError):
@@ -210,7 +212,7 @@ def _finish(target: Path) -> None:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Ignore the signals that end a program, for microseconds."""
+    """Ignore the signals that end a program; the block takes microseconds."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -228,7 +230,7 @@ def _uninterrupted() -> Iterator[None]:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Keep others from swapping files of a directory inside the block."""
+    """Prevent other processes from replacing files of a directory during the block."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _lock(descriptor)
@@ -238,7 +240,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock a folder, with patience: without the lock only two at the very same moment are in each other's way."""
+    """Lock a folder, or go on without the lock after `PATIENCE`: it only matters for processes at the same moment."""
     until = time.monotonic() + PATIENCE
     while True:
         try:
@@ -248,15 +250,15 @@ def _lock(descriptor: int) -> None:
             if time.monotonic() > until:
                 return
             time.sleep(0.01)
-        except OSError:  # a file system without locks: the last one wins
+        except OSError:  # the file system has no locks: the last run wins
             return
 
 
 @contextmanager
 def opened(folder: Path) -> Iterator[Callable[[str], None]]:
-    """Keep a report as it is while it is read; yields what refuses files that are not of a run, by its id."""
+    """Lock a report while it is read; yield a function that refuses files of another run than the id that it gets."""
     with locked(folder):
-        with suppress(OSError):  # may not write: then the ids tell
+        with suppress(OSError):  # without write permission, only the ids are checked
             _finish(folder)
         yield lambda run: check_run(folder, run)
 
@@ -265,19 +267,19 @@ def check_run(folder: Path, run: str) -> None:
     """Refuse a directory that holds files of another run.
 
     Raises:
-        BringupError: a file is of another run; the message names it.
+        BringupError: a file belongs to another run; the message names it.
     """
     for name in (*OUTPUTS[1:], *ADDED):
         other = _run_of(folder / name)
         if other is not None and other != run:
             raise BringupError(
-                f"{folder}: holds files of two runs, {name} is not of the run that trace.parquet is of: "
+                f"{folder}: holds files of two runs ({name} and trace.parquet differ): "
                 "run the program again, or give the trace file itself"
             )
 
 
 def _run_of(path: Path) -> str | None:
-    """Return the id in a file, "" if it has none; None if there is no such file."""
+    """Return the run's id in a file, "" if it has none; None if the file does not exist."""
     if not path.exists():
         return None
     match = _RUN.search(read_bytes(path, "report"))

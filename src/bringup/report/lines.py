@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 from bringup.analyse.holders import Moment, Owner
 from bringup.analyse.summary import Summary, Way
-from bringup.text import duration, size
+from bringup.text import duration, quantity, size
 
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
-LEAST_SHARE = 0.005  # what rounds to 0 % is not shown
+LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
 @dataclass(frozen=True)
 class Line:
-    """A line of the summary.
+    """One line of the summary.
 
     Attributes:
-        role: what it says, such as ``step``, ``memory`` or ``advice``.
-        parts: its texts, each with a style of the terminal; empty: none.
+        role: the kind of line, such as ``step``, ``memory`` or ``advice``.
+        parts: pairs of a text and its terminal style; an empty style is plain text.
     """
 
     role: str
@@ -28,20 +28,20 @@ class Line:
 
     @property
     def text(self) -> str:
-        """The line without styles."""
+        """Return the line without styles."""
         return "".join(text for text, _ in self.parts)
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of a table; neighbours with the same role are one table."""
+    """One row of a table; neighbouring rows with the same role form one table."""
 
     role: str
     cells: tuple[str, ...]
 
     @property
     def text(self) -> str:
-        """The cells, separated by blanks."""
+        """Return the cells, separated by spaces."""
         return "  ".join(self.cells)
 
 
@@ -50,7 +50,7 @@ def _line(role: str, *parts: str | tuple[str, str]) -> Line:
 
 
 def lines(summary: Summary) -> Iterator[Line | Row]:
-    """Yield what happened and what to do, for one screen."""
+    """Yield the numbers, findings and advice of a summary, for one screen."""
     yield from _times(summary)
     yield from _notes(summary)
     yield from _size(summary)
@@ -67,7 +67,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     yield from _compiled(summary)
     if summary.unpriced:
         names = ", ".join(summary.unpriced[:MOST_UNPRICED]) + (", ..." if len(summary.unpriced) > MOST_UNPRICED else "")
-        yield _line("unpriced", f"  priced by their bytes, as no rule knows them: {names}")
+        yield _line("unpriced", f"  no cost rule, estimated from the bytes moved: {names}")
 
 
 def _times(summary: Summary) -> Iterator[Line]:
@@ -86,9 +86,9 @@ def _times(summary: Summary) -> Iterator[Line]:
 
 def _notes(summary: Summary) -> Iterator[Line]:
     if summary.dry:
-        yield _line("dry", "  dry run: nothing was computed; what the program printed of results are stand-ins")
+        yield _line("dry", "  dry run: nothing was computed; results that the program printed are stand-ins")
     if summary.chip_time:
-        yield _line("chip-time", "  the program's clocks showed chip time: what it printed of times is predicted")
+        yield _line("chip-time", "  the program's clocks showed chip time; times that it printed are predictions")
     if summary.redirected:
         yield _line("cuda", f"  cuda meant the chip: {redirected(summary)}")
 
@@ -96,26 +96,26 @@ def _notes(summary: Summary) -> Iterator[Line]:
 def _size(summary: Summary) -> Iterator[Line]:
     steps = summary.steps_text()
     if summary.steps_by == "whole":
-        yield _line("launches", f"  {summary.launches:,.0f} launches, {steps}")
+        yield _line("launches", f"  {quantity(round(summary.launches), 'launch')}, {steps}")
     else:
-        warm = ", the first left out" if summary.steps > 1 else ""
+        warm = ", the first left out as warm-up" if summary.steps > 1 else ""
         yield _line(
             "launches",
-            f"  {summary.launches:,} launches per {unit(summary)}, batch {summary.samples or 'unknown'}; "
-            f"{summary.steps:,} steps {steps}{warm}",
+            f"  {quantity(summary.launches, 'launch')} per {unit(summary)}, batch {summary.samples or 'unknown'}; "
+            f"{quantity(summary.steps, 'step')}, {steps}{warm}",
         )
     verdict = ("fits", "") if summary.fits else ("does not fit", "bold red")
-    energy = "" if summary.energy_joules is None else f"   {summary.energy_joules:.3g} J"
+    energy = "" if summary.energy_joules is None else f"   energy {summary.energy_joules:.3g} J per {unit(summary)}"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
-    used = f"  memory {size(summary.peak_bytes)} of {size(summary.capacity_bytes)}, "
-    yield _line("memory", used, verdict, f"{energy}{cost}")
+    peak = f"  memory {size(summary.peak_bytes)} of {size(summary.capacity_bytes)}, "
+    yield _line("memory", peak, verdict, f"{energy}{cost}")
 
 
 def _memory(summary: Summary) -> Iterator[Line | Row]:
-    """Yield when memory is fullest, who holds it then, and what would make it fit."""
+    """Yield the moment of the memory peak, its holders, and ways to fit."""
     memory = summary.memory
     if memory.at is not None:
-        yield _line("fullest", f"  fullest in {moment(memory.at)}")
+        yield _line("fullest", f"  memory is fullest in {moment(memory.at)}")
     for kind, total, largest in by_kind(memory.owners):
         where = ", ".join(f"{name or 'outside modules'} {size(count)}" for name, count in largest)
         if total >= LEAST_SHARE * memory.reserved_bytes:
@@ -123,7 +123,7 @@ def _memory(summary: Summary) -> Iterator[Line | Row]:
     if summary.out_of_memory:
         yield _line(
             "out-of-memory",
-            "  it ended there: run it with --oom=continue to see what it needs, and what would make it fit",
+            "  the program ended there: run it with --oom=continue to see the memory it needs and ways to make it fit",
         )
     for way in summary.ways_to_fit:
         yield _line("way", f"  -> {way_text(way, summary.capacity_bytes)}")
@@ -146,80 +146,82 @@ def _fallbacks(summary: Summary) -> Iterator[Line | Row]:
     more = summary.fallbacks[MOST_FALLBACKS:]
     if more:
         rest = sum(item.seconds for item in more)
-        yield _line("more-fallbacks", f"  and {len(more)} more, {duration(rest)} per step: see the report")
+        yield _line(
+            "more-fallbacks", f"  and {quantity(len(more), 'more fallback')}, {duration(rest)} per step: see the report"
+        )
 
 
 def _kernels(summary: Summary) -> Iterator[Line | Row]:
-    """Yield what limits the program's own kernels."""
-    own = [item for item in summary.kernels if item.op.startswith("triton::")]
-    for item in own[:MOST_KERNELS]:
+    """Yield the limits of the program's own kernels."""
+    kernels = [item for item in summary.kernels if item.op.startswith("triton::")]
+    for item in kernels[:MOST_KERNELS]:
         name = item.op.removeprefix("triton::")
         name = name if len(name) <= 30 else name[:28] + ".."
         busy = ", ".join(f"{engine} {share:.0%}" for engine, share in item.engines.items() if share >= LEAST_SHARE)
-        limit = f"{item.bound}-bound, {item.roof:.0%} of its roof; busy: {busy}"
+        limit = f"{item.bound}-bound, {item.roof:.0%} of the roofline; busy: {busy}"
         yield Row("kernel", ("  kernel", name, item.line, f"{item.count:,.3g}x", duration(item.seconds), limit))
-    if len(own) > MOST_KERNELS:
-        yield _line("more-kernels", f"  and {len(own) - MOST_KERNELS} more: see the report")
+    if len(kernels) > MOST_KERNELS:
+        yield _line("more-kernels", f"  and {quantity(len(kernels) - MOST_KERNELS, 'more kernel')}: see the report")
 
 
 def _compiled(summary: Summary) -> Iterator[Line]:
     if not summary.compiled_graphs:
         return
     breaks = len(summary.graph_breaks)
-    cut = f", cut at {breaks} line{'s' * (breaks > 1)}:" if breaks else ", no graph breaks"
-    yield _line("compiled", f"  torch.compile: {summary.compiled_graphs} graphs{cut}")
+    cut = f", cut at {quantity(breaks, 'line')}:" if breaks else ", no graph breaks"
+    yield _line("compiled", f"  torch.compile: {quantity(summary.compiled_graphs, 'graph')}{cut}")
     for cut_at in summary.graph_breaks[:MOST_BREAKS]:
         yield _line("graph-break", f"     {cut_at.line}: {cut_at.reason}")
     if breaks > MOST_BREAKS:
-        yield _line("more-breaks", f"     and {breaks - MOST_BREAKS} more: see the report")
+        yield _line("more-breaks", f"     and {quantity(breaks - MOST_BREAKS, 'more line')}: see the report")
 
 
 def band(summary: Summary) -> str:
-    """Write the error band and where it comes from."""
+    """Write the error band and its source."""
     if summary.error_band is None:
         return summary.error_source
     return f"+- {summary.error_band:.0%} ({summary.error_source})"
 
 
 def unit(summary: Summary) -> str:
-    """Name what the times are of."""
+    """Return the unit of work that the times are for: ``step``, or ``run`` if no steps were found."""
     return "run" if summary.steps_by == "whole" else "step"
 
 
 def per_million(summary: Summary) -> str:
-    """Write the cost of a million samples, or of a million steps if the batch is not known."""
+    """Write the cost of a million samples, or of a million steps if the batch is unknown."""
     if summary.cost_usd is None:
         return "-"
-    each, what = (summary.samples, "samples") if summary.samples else (1, f"{unit(summary)}s")
-    return f"{summary.cost_usd * 1e6 / each:,.3g} USD per million {what}"
+    samples, noun = (summary.samples, "samples") if summary.samples else (1, f"{unit(summary)}s")
+    return f"{summary.cost_usd * 1e6 / samples:,.3g} USD per million {noun}"
 
 
 def redirected(summary: Summary) -> str:
-    """Write what was used most by the name of CUDA."""
+    """Write the CUDA names that the program used most."""
     most = sorted(summary.redirected.items(), key=lambda pair: (-pair[1], pair[0]))
-    used = ", ".join(f"{name} {count:,}x" if count > 1 else name for name, count in most[:4])
-    return used + (f", and {len(most) - 4} more names" if len(most) > 4 else "")
+    names = ", ".join(f"{name} {count:,}x" if count > 1 else name for name, count in most[:4])
+    return names + (f", and {quantity(len(most) - 4, 'more name')}" if len(most) > 4 else "")
 
 
 def way_text(way: Way, capacity: int) -> str:
-    """Write a way to fit, what it needs then and how long the same work takes."""
+    """Write a way to fit with the memory and the time that it needs for the same work."""
     verdict = "fits" if way.fits else f"{size(way.peak_bytes - capacity)} too much"
     return f"{way.change}: {size(way.peak_bytes)}, {verdict}, {duration(way.step_seconds)} for the same work"
 
 
 def moment(at: Moment) -> str:
-    """Write when memory is fullest."""
+    """Write the step, phase, module and line at which memory is fullest."""
     inside = f" of {at.module}" if at.module else ""
     return f"step {at.step + 1}, {at.phase} pass{inside}" + (f", at {at.line}" if at.line else "")
 
 
 def by_kind(owners: list[Owner]) -> list[tuple[str, int, list[tuple[str, int]]]]:
-    """Group who holds memory: kind, bytes, and its three largest modules, where the members of a list are one."""
+    """Group the holders of memory; return kinds, bytes and their three largest modules, with list members merged."""
     totals: dict[str, dict[str, int]] = {}
     for item in owners:
         name = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", item.module)
-        of_kind = totals.setdefault(item.kind, {})
-        of_kind[name] = of_kind.get(name, 0) + item.bytes
+        by_module = totals.setdefault(item.kind, {})
+        by_module[name] = by_module.get(name, 0) + item.bytes
     groups = []
     for kind, modules in totals.items():
         largest = sorted(modules.items(), key=lambda pair: (-pair[1], pair[0]))

@@ -11,7 +11,7 @@ PAGE = {
     **{"chip": "#2563a8", "link": "#b3561d", "host": "#8b94a3", "fallback": BAD, "between": "#7a4fb0"},
     **{"matrix": "#2563a8", "vector": "#7a9a2e", "special": "#8d3f97", "memory": "#c9822a"},
 }
-# Families of operators, and the lanes of the timeline that are none.
+# The families of operators, and the other lanes of the timeline.
 FAMILY = {
     **{"matmul": PAGE["chip"], "convolution": "#3b82c4", "attention": "#17406d", "normalization": "#0f8a6d"},
     **{"softmax": "#45b08f", "pointwise": PAGE["vector"], "reduction": "#b8a11f", "pooling": "#8f7a1a"},
@@ -23,7 +23,7 @@ FAMILY = {
 
 
 def verdict(score: float | None) -> str:
-    """Return the colour of a share of passed items."""
+    """Return the colour for a share of passed items."""
     if score is None:
         return UNKNOWN
     return GOOD if score > 0.9 else MIDDLING if score > 0.6 else BAD

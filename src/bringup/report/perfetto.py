@@ -1,4 +1,4 @@
-"""timeline.json in the Chrome trace format, which ui.perfetto.dev opens."""
+"""Writes timeline.json in the Chrome trace format, for ui.perfetto.dev."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from bringup.recording.rows import (
 )
 from bringup.timeline.replay import Timeline
 
-MOST_EVENTS = 200_000  # what the viewer opens without complaint; a longer trace is cut, and says so
+MOST_EVENTS = 200_000  # the viewer opens this many without trouble; a longer trace is cut, with a note
 
 
 def events(timeline: Timeline) -> list[dict[str, Any]]:
@@ -43,23 +43,24 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
     for device, source in sorted(set(pairs)):
         written.append(_name("thread_name", device + 1, 1100 + source, f"link from chip:{source}"))
     for row in shown[:MOST_EVENTS]:
-        what = int(kind[row])
+        row_kind = int(kind[row])
         device, line = int(columns["device"][row]), int(columns["line"][row])
         args: dict[str, Any] = {"line": trace.lines[line] if line >= 0 else ""}
-        name, process, thread = KINDS[what], device + 1, int(columns["stream"][row])
-        if what == LAUNCH:
+        name, process, thread = KINDS[row_kind], device + 1, int(columns["stream"][row])
+        if row_kind == LAUNCH:
             signature = trace.signatures[columns["signature"][row]]
             name = signature.op.removeprefix("aten::")
             module = int(columns["module"][row])
             args |= {"shapes": signature.shapes, "module": trace.modules[module] if module >= 0 else ""}
             if timeline.fallback[row] >= 0:
                 thread = 1002
-        elif what in (H2D, D2H, D2D):
-            thread = 1100 + int(columns["object"][row]) if what == D2D else 1001 if what == D2H else 1000
+        elif row_kind in (H2D, D2H, D2D):
+            source = int(columns["object"][row])
+            thread = 1100 + source if row_kind == D2D else 1001 if row_kind == D2H else 1000
             args["bytes"] = int(columns["bytes"][row])
-        elif what in (HOST, RESUME):
+        elif row_kind in (HOST, RESUME):
             process, thread = 0, int(columns["thread"][row])
-            name = "wait: another thread" if what == RESUME else f"wait: {WAITS_FOR[int(columns['flags'][row])]}"
+            name = "wait: another thread" if row_kind == RESUME else f"wait: {WAITS_FOR[int(columns['flags'][row])]}"
         else:
             process, thread = 0, int(columns["thread"][row])
             written.append(_span(f"wait: {name}", process, thread, timeline.issued[row], timeline.waited[row], args))
@@ -72,13 +73,13 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
 
 
 def text(timeline: Timeline, run: str = "") -> str:
-    """Write the events as JSON, with the id of a report's run."""
+    """Write the events as JSON, with the id of the report's run."""
     about = {"displayTimeUnit": "ms", "otherData": {"run": run}}
     return json.dumps({**about, "traceEvents": events(timeline)}, sort_keys=True, allow_nan=False)
 
 
-def _name(what: str, process: int, thread: int, name: str) -> dict[str, Any]:
-    return {"ph": "M", "name": what, "pid": process, "tid": thread, "args": {"name": name}}
+def _name(event: str, process: int, thread: int, name: str) -> dict[str, Any]:
+    return {"ph": "M", "name": event, "pid": process, "tid": thread, "args": {"name": name}}
 
 
 def _span(name: str, process: int, thread: int, start: float, seconds: float, args: dict[str, Any]) -> dict[str, Any]:

@@ -26,12 +26,12 @@ from bringup.timeline.replay import HostClock, Timeline, replay
 
 
 class Prediction:
-    """A trace priced on one machine. The fields of `Summary` are its attributes, in seconds and bytes.
+    """A trace priced on one machine. The fields of its `Summary` are also its attributes, in seconds and bytes.
 
     Attributes:
-        trace: what was launched.
-        timeline: when everything happened.
-        summary: the numbers.
+        trace: the recording.
+        timeline: start and end of every row.
+        summary: the numbers of the report.
     """
 
     def __init__(self, trace: Trace, timeline: Timeline, summary: Summary) -> None:
@@ -61,13 +61,13 @@ def price(
     *,
     host_clock: HostClock = "modelled",
 ) -> Prediction:
-    """Price a trace on a chip, in milliseconds and without running anything.
+    """Price a trace on a chip. Nothing is run, so this takes milliseconds.
 
     Args:
         trace: from `record` or `Trace.load`.
         chip: name, file or loaded chip.
         host: name, file or loaded host (default: see `load_host`).
-        host_clock: ``modelled`` (from the host file) or ``measured`` (what the recorded program's threads used).
+        host_clock: ``modelled`` (times from the host file) or ``measured`` (CPU times of the recorded program).
     """
     described = chip if isinstance(chip, Chip) else load_chip(os.fspath(chip))
     machine = host if isinstance(host, Host) else load_host(None if host is None else os.fspath(host))
@@ -85,18 +85,18 @@ def predict(
 ) -> Prediction:
     """Call ``function(*args, **kwargs)`` once on the virtual chip, record it, and price it.
 
-    Nothing is computed (see `bringup.dry`), so models larger than this machine are as quick as small ones. Modules are
-    left as and where they were. Tensors and modules among the arguments are moved to the chip first, which is not part
-    of the prediction. The recording is priced on `chip`; the chip of the process stays what it is. One call is one
-    step, unless the function marks steps itself.
+    Nothing is computed (see `bringup.dry`), so the model may be larger than this machine's memory. Tensors and modules
+    among the arguments are moved to the chip first, which is not part of the prediction. Afterwards, modules have their
+    old device and values. The recording is priced on `chip`; the chip of the process does not change. One call is one
+    step unless the function marks steps itself.
 
     Args:
-        function: what to run.
+        function: the function or module to call.
         args: its arguments.
         chip: name or file of the chip to price it on.
-        host: name or file of the host.
-        dry: compute nothing; False runs every kernel.
-        kwargs: its named arguments.
+        host: name or file of the host (default: see `load_host`).
+        dry: True computes nothing; False runs every kernel.
+        kwargs: its keyword arguments.
 
     Raises:
         BringupError: nothing was launched on the chip.
@@ -105,17 +105,19 @@ def predict(
     use_unless_chosen(chip)
     modules = [item for item in (function, *args, *kwargs.values()) if isinstance(item, torch.nn.Module)]
     with dryrun.dry() if dry else nullcontext(), _put_back(modules, values=dry):
-        moved, named = _on_chip(args), _on_chip(kwargs)
+        chip_args, chip_kwargs = _on_chip(args), _on_chip(kwargs)
         if isinstance(function, torch.nn.Module):
             function = function.to("chip")
         torch.chip.synchronize()  # type: ignore[attr-defined]
         with record() as trace:
-            function(*moved, **named)
+            function(*chip_args, **chip_kwargs)
             torch.chip.synchronize()  # type: ignore[attr-defined]
             step()
     if not trace.launches:
         name = getattr(function, "__name__", type(function).__name__)
-        raise BringupError(f"{name} launched nothing on the chip: make its tensors there, or pass them as arguments")
+        raise BringupError(
+            f"{name} launched nothing on the chip: create its tensors on the device 'chip', or pass them as arguments"
+        )
     return price(trace, described, host)
 
 
@@ -134,8 +136,8 @@ def _put_back(modules: list[torch.nn.Module], values: bool) -> Iterator[None]:
     try:
         yield
     finally:
-        for owner, name, parameter in parameters:
-            owner[name] = parameter
+        for registered, name, parameter in parameters:
+            registered[name] = parameter
         if values:
             for item, data, grad in held:
                 item.grad = None
@@ -158,7 +160,7 @@ def _on_chip(value: Any) -> Any:
 
 
 def read_trace(path: str | os.PathLike[str]) -> Trace:
-    """Load a trace file, or that of a report's directory.
+    """Load a trace file, or the trace in a report's directory.
 
     Raises:
         BringupError: it is missing or damaged, or the directory holds files of two runs.

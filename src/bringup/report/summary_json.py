@@ -1,4 +1,4 @@
-"""summary.json: the numbers for machines. docs/summary.schema.json is its schema."""
+"""Writes summary.json, the numbers for programs; docs/summary.schema.json is its schema."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from bringup.errors import BringupError
 
 
 def as_dict(summary: Summary) -> dict[str, Any]:
-    """Return the summary as JSON types, with the schema's version."""
+    """Return the summary as JSON types, with the version of the schema."""
     return {"schema_version": SCHEMA_VERSION, **_rounded(summary)}
 
 
 def as_json(summary: Summary, *, indent: int | None = 2) -> str:
-    """Write the summary as JSON: the same numbers give the same bytes."""
+    """Write the summary as JSON; equal summaries give equal bytes."""
     return json.dumps(as_dict(summary), indent=indent, sort_keys=True, allow_nan=False)
 
 
 def _rounded(value: Any) -> Any:
-    """Return JSON types with nine digits: more than any prediction is worth, and the same on every machine's libm."""
+    """Return JSON types with floats rounded to nine digits, so that differences of the machine's libm do not show."""
     if dataclasses.is_dataclass(value):
         public = (item.name for item in dataclasses.fields(value) if item.metadata.get("json", True))
         return {name: _rounded(getattr(value, name)) for name in public}

@@ -1,4 +1,4 @@
-"""The one-screen summary, printed."""
+"""Prints the one-screen summary."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ from bringup.analyse.summary import Summary
 from bringup.report.lines import Line, Row, lines
 from bringup.text import plain
 
-# rich colours the numbers of these; elsewhere names and paths hold numbers, too.
+# rich may colour the numbers in lines of these roles; in others, numbers are parts of names and paths.
 HIGHLIGHTED = ("step", "shares", "out-of-memory", "more-fallbacks")
 
 
 def console() -> Console:
-    """Return a console as wide as the terminal; wide enough for a table where there is none."""
+    """Return a console as wide as the terminal; without a terminal, one wide enough for a table."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # a name may have letters that a terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters of a name
     return Console(width=None if sys.stdout.isatty() else 140, emoji=False)
 
 
-def shown(text: object) -> str:
-    """Return a text of a file, a name or a path as rich prints it: its brackets are no markup, see also `plain`."""
+def escaped(text: object) -> str:
+    """Escape a text from a file, name or path for rich: brackets are not markup, control characters are visible."""
     return escape(plain(str(text)))
 
 
 def print_summary(summary: Summary, console: Console) -> None:
-    """Print what happened and what to do, on one screen."""
+    """Print the numbers, findings and advice of a summary on one screen."""
     for (is_table, _), group in groupby(lines(summary), lambda line: (isinstance(line, Row), line.role)):
         if is_table:
             table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
             for row in group:
                 assert isinstance(row, Row)
-                table.add_row(*map(shown, row.cells))
+                table.add_row(*map(escaped, row.cells))
             console.print(table)
             continue
         for line in group:
@@ -46,4 +46,4 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 
 def _markup(line: Line) -> str:
-    return "".join(f"[{style}]{shown(text)}[/]" if style else shown(text) for text, style in line.parts)
+    return "".join(f"[{style}]{escaped(text)}[/]" if style else escaped(text) for text, style in line.parts)

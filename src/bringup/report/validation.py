@@ -1,4 +1,4 @@
-"""Plots of predicted against measured, as one self-contained page."""
+"""Plots predicted against measured times on one self-contained page."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from markupsafe import Markup
 
 from bringup.report import html, palette
 
-MOST_POINTS = 300  # per chip or operator: what a browser draws at once without WebGL
+MOST_POINTS = 300  # per chip or operator: a browser draws this many quickly without WebGL
 
 
-def page(measured: dict[Any, float], off: dict[Any, float], tables: dict[str, Any], sets: bool) -> str:
-    """Write the page.
+def page(measured: dict[Any, float], errors: dict[Any, float], tables: dict[str, Any], sets: bool) -> str:
+    """Return the page as HTML.
 
     Args:
         measured: row -> seconds.
-        off: row -> predicted over measured, less one.
+        errors: row -> relative error of the prediction.
         tables: title -> name -> kind -> `Errors`.
-        sets: True if these are whole published sets.
+        sets: True if the rows are complete published sets.
     """
     plots = {
-        "By chip": _scatter(measured, off, lambda row: str(row.chip)),
-        "By operator": _scatter(measured, off, lambda row: str(getattr(row, "family", None) or row.model)),
+        "By chip": _scatter(measured, errors, lambda row: str(row.chip)),
+        "By operator": _scatter(measured, errors, lambda row: str(getattr(row, "family", None) or row.model)),
     }
-    return html.validation(len(off), tables, plots, sets, MOST_POINTS)
+    return html.validation(len(errors), tables, plots, sets, MOST_POINTS)
 
 
-def _scatter(measured: dict[Any, float], off: dict[Any, float], key: Callable[[Any], str]) -> dict[str, Any]:
+def _scatter(measured: dict[Any, float], errors: dict[Any, float], key: Callable[[Any], str]) -> dict[str, Any]:
     groups: dict[str, list[Any]] = defaultdict(list)
-    for row in off:
+    for row in errors:
         groups[key(row)].append(row)
     low, high = min(measured.values()) * 1e6, max(measured.values()) * 1e6
     traces: list[dict[str, Any]] = []
@@ -43,7 +43,7 @@ def _scatter(measured: dict[Any, float], off: dict[Any, float], key: Callable[[A
                 "mode": "markers",
                 "name": str(Markup.escape(name)),
                 "x": [float(f"{measured[row] * 1e6:.4g}") for row in drawn],
-                "y": [float(f"{measured[row] * (1 + off[row]) * 1e6:.4g}") for row in drawn],
+                "y": [float(f"{measured[row] * (1 + errors[row]) * 1e6:.4g}") for row in drawn],
                 "text": [_label(row) for row in drawn],
                 "hovertemplate": "%{text}<br>measured %{x:.4g} us, predicted %{y:.4g} us<extra></extra>",
                 "marker": {"size": 4, "opacity": 0.55},

@@ -1,4 +1,4 @@
-"""The files of a report: trace, summary, page, timeline."""
+"""Writes the files of a report: trace, summary, page and timeline."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from bringup.report.prediction import Prediction
 
 
 def write(prediction: Prediction, target: Path, *, progress: bool = False) -> None:
-    """Write the four files of a report, together or not at all. The prediction gets the run's id, as they do.
+    """Write the four files of a report, together or not at all. The prediction and all files get the run's id.
 
     Args:
         prediction: a priced trace.
-        target: the directory, made if it is not there.
-        progress: show a bar on stderr.
+        target: the directory; created if it does not exist.
+        progress: True shows a progress bar on stderr.
 
     Raises:
-        BringupError: a file cannot be written; the directory is as it was.
+        BringupError: a file cannot be written; the directory stays unchanged.
     """
     trace, timeline = prediction.trace, prediction.timeline
     run = run_id(prediction)
@@ -52,9 +52,9 @@ def write(prediction: Prediction, target: Path, *, progress: bool = False) -> No
 
 
 def run_id(prediction: Prediction) -> str:
-    """Return what tells a report from that of another recording or machine: the same for the same program and files.
+    """Return an id for the run: the same for the same program and machine files, different for others.
 
-    The host's own nanoseconds, which differ from run to run, count by what they change in the summary.
+    Host times in the trace differ between runs; they enter the id only through the summary.
     """
     trace, timeline = prediction.trace, prediction.timeline
     digest = hashlib.sha256(summary_json.as_json(replace(prediction.summary, run="")).encode())

@@ -1,4 +1,4 @@
-"""The scorecard: what an accelerator's software must do, one small function per item."""
+"""The scorecard: the requirements on an accelerator's software, one small function per item."""
 
 from bringup.scorecard.registry import ITEMS, Failed, Item, NotApplicable, Partial, item, require, run_item
 

@@ -1,4 +1,4 @@
-"""The process of one item: ``python -m bringup.scorecard --item A1 --device chip``."""
+"""Runs one item in its own process: ``python -m bringup.scorecard --item A1 --device chip``."""
 
 import argparse
 import json
@@ -13,18 +13,18 @@ from bringup.scorecard.registry import load, run_item
 
 
 def main() -> None:
-    """Run the item and print its line of the card."""
+    """Run the item and print its line of the scorecard."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--item")
     parser.add_argument("--matrix", action="store_true")
     parser.add_argument("--device", required=True)
     parser.add_argument("--chip")
     parser.add_argument("--file", action="append", default=[])
-    asked = parser.parse_args()
-    if asked.chip:
-        use(asked.chip, devices=asked_devices())
-    device = torch.device(asked.device)
-    line = support(device) if asked.matrix else run_item(load(tuple(asked.file))[asked.item], device)
+    arguments = parser.parse_args()
+    if arguments.chip:
+        use(arguments.chip, devices=asked_devices())
+    device = torch.device(arguments.device)
+    line = support(device) if arguments.matrix else run_item(load(tuple(arguments.file))[arguments.item], device)
     print(MARK + json.dumps(line), flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A scorecard: the items run in processes of their own, as JSON, compared with an older one."""
+"""A scorecard as JSON: runs the items in separate processes, and compares with an older scorecard."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from bringup.text import short
 
 SCHEMA = 1
 MATRIX_SECONDS = 600
-MARK = "BRINGUP-ITEM "  # before a worker's JSON: items may print, too
+MARK = "BRINGUP-ITEM "  # precedes a worker's JSON, because items may print other lines
 
 
-Text = Annotated[str, Field(max_length=1000)]  # evidence has 500 letters at most
+Text = Annotated[str, Field(max_length=1000)]  # evidence has at most 500 characters
 
 
 class _Line(BaseModel):
-    """What `registry.line` writes of an item."""
+    """An item's line, as `registry.line` writes it."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
@@ -39,11 +39,11 @@ class _Line(BaseModel):
     score: Annotated[float, Field(ge=0, le=1)]
     evidence: Text
     hint: Text
-    seconds: Annotated[float, Field(ge=0, le=1e6)]  # an item has minutes
+    seconds: Annotated[float, Field(ge=0, le=1e6)]  # items run for minutes at most
 
 
 class _Card(BaseModel):
-    """What is read of a scorecard that somebody else may have written."""
+    """The parts of a scorecard that are read, validated because the file may come from elsewhere."""
 
     version: Literal[1] = Field(alias="schema")
     items: Annotated[list[_Line], Field(max_length=10_000)]
@@ -51,7 +51,7 @@ class _Card(BaseModel):
 
 @dataclass(frozen=True)
 class Target:
-    """What is checked: a torch device, for `chip` the chip, and files with items."""
+    """The target of the checks: a torch device, the chip if the device is ``chip``, and files with items."""
 
     device: str
     chip: str | None
@@ -59,28 +59,28 @@ class Target:
 
 
 def run(
-    items: list[Item], target: Target, *, jobs: int, matrix: bool, tell: Callable[[dict[str, Any]], None]
+    items: list[Item], target: Target, *, jobs: int, matrix: bool, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
-    """Run items, each in a process with a time limit: a crash or a hang is that item's verdict.
+    """Run items, each in a process with a time limit, so that a crash or a hang is only this item's verdict.
 
     Args:
-        items: what to run.
-        target: on what.
-        jobs: how many processes at once.
-        matrix: also try every operator by dtype.
-        tell: is given every line of the card as it comes.
+        items: the items to run.
+        target: the device to check.
+        jobs: number of processes at the same time.
+        matrix: True also tries every operator by dtype.
+        report: called with every line of the scorecard when it is ready.
     """
 
-    def one(which: Item) -> dict[str, Any]:
-        answer = _worker(["--item", which.id], target, which.seconds)
+    def run_one(item: Item) -> dict[str, Any]:
+        answer = _worker(["--item", item.id], target, item.seconds)
         failed = isinstance(answer, str)
-        found: dict[str, Any] = line(which, "fail", 0.0, answer, which.seconds) if failed else answer
-        tell(found)
-        return found
+        item_line: dict[str, Any] = line(item, "fail", 0.0, answer, item.seconds) if failed else answer
+        report(item_line)
+        return item_line
 
     with ThreadPoolExecutor(max_workers=jobs) as pool:
         trying = pool.submit(_worker, ["--matrix"], target, MATRIX_SECONDS) if matrix else None
-        lines = list(pool.map(one, items))
+        lines = list(pool.map(run_one, items))
     ops = trying.result() if trying else {}
     return {
         "schema": SCHEMA,
@@ -91,9 +91,9 @@ def run(
     }
 
 
-def _worker(what: list[str], target: Target, seconds: float) -> Any:
-    """Run ``python -m bringup.scorecard`` and return its JSON, or a sentence on how it ended."""
-    command = [sys.executable, "-m", "bringup.scorecard", *what, "--device", target.device]
+def _worker(arguments: list[str], target: Target, seconds: float) -> Any:
+    """Run ``python -m bringup.scorecard`` and return its JSON, or a sentence that describes how it failed."""
+    command = [sys.executable, "-m", "bringup.scorecard", *arguments, "--device", target.device]
     command += ["--chip", target.chip] if target.chip else []
     command += [part for file in target.files for part in ("--file", file)]
     environment = {**os.environ, "BRINGUP_DEVICES": os.environ.get("BRINGUP_DEVICES", "2")}
@@ -105,10 +105,10 @@ def _worker(what: list[str], target: Target, seconds: float) -> Any:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        return f"it did not end within {seconds:.0f} s, and was killed"
-    found = next((text for text in out.splitlines() if text.startswith(MARK)), None)
-    if found is not None:
-        return json.loads(found[len(MARK) :])
+        return f"it did not end within {seconds:.0f} s and was killed"
+    marked = next((text for text in out.splitlines() if text.startswith(MARK)), None)
+    if marked is not None:
+        return json.loads(marked[len(MARK) :])
     if process.returncode < 0:
         return f"its process died of {signal.Signals(-process.returncode).name}"
     return (err.strip().splitlines() or [f"its process ended with exit code {process.returncode}"])[-1]
@@ -116,14 +116,14 @@ def _worker(what: list[str], target: Target, seconds: float) -> Any:
 
 def totals(card: dict[str, Any]) -> dict[str, dict[str, int]]:
     """Count verdicts per level."""
-    found = {level: dict.fromkeys(("pass", "partial", "fail", "na"), 0) for level in LEVELS}
+    counts = {level: dict.fromkeys(("pass", "partial", "fail", "na"), 0) for level in LEVELS}
     for entry in card["items"]:
-        found[entry["level"]][entry["verdict"]] += 1
-    return found
+        counts[entry["level"]][entry["verdict"]] += 1
+    return counts
 
 
 def share(card: dict[str, Any], level: str | None = None) -> float | None:
-    """Return the share of what applies that passes, partial ones by their score; None if nothing applies."""
+    """Return the passed share of the items that apply, partial ones by their score; None if no item applies."""
     scores = [entry["score"] for entry in card["items"] if entry["verdict"] != "na" and level in (None, entry["level"])]
     return sum(scores) / len(scores) if scores else None
 
@@ -142,20 +142,20 @@ def load(file: str) -> dict[str, Any]:
         first = error.errors(include_url=False, include_input=False)[0]
         where = short(".".join(str(part) for part in first["loc"]) or "file")
         raise BringupError(
-            f"{file}: is not a scorecard of version {SCHEMA} that bringup check wrote ({where}: {short(first['msg'])})"
+            f"{file}: is not a scorecard of version {SCHEMA} from `bringup check` ({where}: {short(first['msg'])})"
         ) from None
     except (ValueError, RecursionError):
-        raise BringupError(f"{file}: is not a scorecard: it is no JSON") from None
+        raise BringupError(f"{file}: is not a scorecard: it is not JSON") from None
     return card
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> list[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """List what changed for items that both have: (``better`` or ``worse``, old line, new line), the worse first."""
+    """List the changed items of two scorecards as (``better`` or ``worse``, old line, new line), the worse first."""
     before = {entry["id"]: entry for entry in old["items"]}
-    found = []
+    changed = []
     for entry in new["items"]:
         was = before.get(entry["id"])
         if was is None or "na" in (was["verdict"], entry["verdict"]) or was["score"] == entry["score"]:
             continue
-        found.append(("better" if entry["score"] > was["score"] else "worse", was, entry))
-    return sorted(found, key=lambda change: change[0] == "better")
+        changed.append(("better" if entry["score"] > was["score"] else "worse", was, entry))
+    return sorted(changed, key=lambda change: change[0] == "better")

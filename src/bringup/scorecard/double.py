@@ -1,4 +1,4 @@
-"""A kernel of Triton's for the scorecard."""
+"""A Triton kernel for the scorecard."""
 
 import triton
 import triton.language as tl

@@ -12,16 +12,16 @@ from torch import nn
 
 from bringup.scorecard.registry import Partial, item, require
 
-SAMPLES = 2  # of an operator's inputs
+SAMPLES = 2  # sample inputs per operator
 OTHERS = {torch.float16: 2e-2, torch.bfloat16: 5e-2, torch.float64: 1e-7, torch.int64: 0.0}
 _UNDEFINED = ("empty", "new_empty", "bernoulli", "rand", "normal", "multinomial", "dropout", "uniform", "exponential")
 
-# Their samples cannot be moved tensor by tensor: they need a whole storage, a device of their own, indices on the CPU.
+# Samples of these operators cannot be moved tensor by tensor: they need a whole storage, a device, or CPU indices.
 _UNMOVABLE = {("as_strided", "partial_views"), ("to", ""), ("tensor_split", "")}
 
 
 def close(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
-    """Tell whether two results are the same: structure, dtypes, shapes, and values within a tolerance."""
+    """Return True if two results have the same structure, dtypes and shapes, and values within a tolerance."""
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         a, b = a.detach().cpu(), b.detach().cpu()
         if a.dtype != b.dtype or a.shape != b.shape:
@@ -36,7 +36,7 @@ def close(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
 
 
 def moved(value: Any, device: torch.device) -> Any:
-    """Move every tensor of an argument, as leaves of their own."""
+    """Return an argument with every tensor moved to a device as a new leaf."""
     if isinstance(value, torch.Tensor):
         return value.detach().to(device).requires_grad_(value.requires_grad)
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
@@ -47,7 +47,7 @@ def moved(value: Any, device: torch.device) -> Any:
 
 
 def opinfos(dtype: torch.dtype) -> Iterator[Any]:
-    """The operators of torch's database that the CPU has with a dtype and whose results are defined."""
+    """Yield the operators of torch's database that the CPU supports with a dtype and that have defined results."""
     from torch.testing._internal.common_methods_invocations import op_db
 
     for op in op_db:
@@ -63,20 +63,20 @@ def full_name(op: Any) -> str:
     return f"{op.name}.{op.variant_test_name}" if op.variant_test_name else str(op.name)
 
 
-def share(names: list[str], failed: list[str], what: str) -> str:
-    """Turn counts into evidence; raise `Partial` if some failed."""
-    text = f"{len(names) - len(failed)} of {len(names)} {what}"
+def share(names: list[str], failed: list[str], noun: str) -> str:
+    """Return the counts as evidence; raise `Partial` if some names failed."""
+    text = f"{len(names) - len(failed)} of {len(names)} {noun}"
     if failed:
         raise Partial(1 - len(failed) / max(len(names), 1), f"{text}; not: {', '.join(failed[:8])}")
     return text
 
 
-def compare_ops(device: torch.device, dtype: torch.dtype, tolerance: float, *, every: int, grad: bool = False) -> str:
+def compare_ops(device: torch.device, dtype: torch.dtype, tolerance: float, *, stride: int, grad: bool = False) -> str:
     """Compare every n-th operator of the database with the CPU."""
     names, failed = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for op in list(opinfos(dtype))[::every]:
+        for op in list(opinfos(dtype))[::stride]:
             if grad and not (op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")):
                 continue
             name = full_name(op)
@@ -103,18 +103,18 @@ def _same(op: Any, sample: Any, device: torch.device, tolerance: float, grad: bo
     for where in (torch.device("cpu"), device):
         inputs, args, kwargs = (moved(part, where) for part in (sample.input, sample.args, sample.kwargs))
         torch.manual_seed(0)
-        found = op(inputs, *args, **kwargs)
+        result = op(inputs, *args, **kwargs)
         if sample.output_process_fn_grad is not None:
-            found = sample.output_process_fn_grad(found)
+            result = sample.output_process_fn_grad(result)
         if grad:
             leaves = [part for part in (inputs, *args) if isinstance(part, torch.Tensor) and part.requires_grad]
-            outputs = list(found) if isinstance(found, (list, tuple)) else [found]
-            wanted = [part for part in outputs if isinstance(part, torch.Tensor) and part.requires_grad]
-            if not wanted or not leaves:
+            outputs = list(result) if isinstance(result, (list, tuple)) else [result]
+            differentiable = [part for part in outputs if isinstance(part, torch.Tensor) and part.requires_grad]
+            if not differentiable or not leaves:
                 return True
-            total = sum((part.abs() if part.is_complex() else part).sum() for part in wanted)
-            found = list(torch.autograd.grad(total, leaves, allow_unused=True))  # type: ignore[arg-type]
-        results.append(found)
+            total = sum((part.abs() if part.is_complex() else part).sum() for part in differentiable)
+            result = list(torch.autograd.grad(total, leaves, allow_unused=True))  # type: ignore[arg-type]
+        results.append(result)
     return close(results[0], results[1], tolerance)
 
 
@@ -123,7 +123,7 @@ def loads(device: torch.device) -> str:
     """``import torch`` alone makes the device known, and ``torch.accelerator`` names it."""
     torch.empty(1, device=device)
     if device.type == "cpu":
-        return "the CPU is always there"
+        return "the CPU is always available"
     current: Any = torch.accelerator.current_accelerator()
     require(
         current is not None and current.type == device.type, f"torch.accelerator names {current}, not {device.type}"
@@ -133,11 +133,11 @@ def loads(device: torch.device) -> str:
 
 @item("A2", "D", "tensors", hint="implement the factory, copy and view operators; see pytorch's accelerator guide")
 def tensors(device: torch.device) -> str:
-    """Tensors are made, copied, printed, indexed, viewed and saved, and come back as they were."""
+    """Tensors are created, copied, printed, indexed, viewed and saved, and keep their values."""
     host = torch.arange(24, dtype=torch.float32).reshape(2, 3, 4)
-    there = host.to(device)
-    require(there.device.type == device.type, f"to({device}) gives a tensor on {there.device}")
-    require(torch.equal(there.cpu(), host), "a copy to the device and back changes values")
+    moved_tensor = host.to(device)
+    require(moved_tensor.device.type == device.type, f"to({device}) returns a tensor on {moved_tensor.device}")
+    require(torch.equal(moved_tensor.cpu(), host), "a copy to the device and back changes values")
     uses: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "indexing": lambda t: t[1, :, ::2],
         "views": lambda t: t.transpose(0, 2).reshape(4, 6),
@@ -146,29 +146,29 @@ def tensors(device: torch.device) -> str:
         "factories": lambda t: torch.full_like(t, 3),
     }
     for name, function in uses.items():
-        require(close(function(host), function(there)), f"{name} gives another result than on the CPU")
-    require("[" in repr(there), "printing shows no values")
+        require(close(function(host), function(moved_tensor)), f"{name} has another result than on the CPU")
+    require("[" in repr(moved_tensor), "printing shows no values")
     buffer = io.BytesIO()
-    torch.save({"x": there}, buffer)
+    torch.save({"x": moved_tensor}, buffer)
     buffer.seek(0)
     loaded: Any = torch.load(buffer, weights_only=True)["x"]
     require(loaded.device.type == device.type and torch.equal(loaded.cpu(), host), "saving and loading changes it")
-    return "made, copied, printed, indexed, viewed, saved and loaded"
+    return "created, copied, printed, indexed, viewed, saved and loaded"
 
 
 @item("A3", "D", "operators in float32", hint="the names are those of torch's OpInfo database", seconds=400)
 def operators(device: torch.device) -> str:
-    """The operators of torch's OpInfo database give the CPU's results in float32."""
-    return compare_ops(device, torch.float32, 1e-3, every=1)
+    """The operators of torch's OpInfo database have the same results as on the CPU in float32."""
+    return compare_ops(device, torch.float32, 1e-3, stride=1)
 
 
-@item("A4", "T", "operators in other dtypes", hint="see the support matrix for the dtype", seconds=400)
+@item("A4", "T", "operators in other dtypes", hint="look up the dtype in the support matrix", seconds=400)
 def other_dtypes(device: torch.device) -> str:
-    """Every fourth operator gives the CPU's results in half precision, bfloat16, double and int64."""
+    """Every fourth operator has the same results as on the CPU in half precision, bfloat16, double and int64."""
     scores, texts = [], []
     for dtype, tolerance in OTHERS.items():
         try:
-            texts.append(compare_ops(device, dtype, tolerance, every=4))
+            texts.append(compare_ops(device, dtype, tolerance, stride=4))
             scores.append(1.0)
         except Partial as error:
             texts.append(str(error))
@@ -186,20 +186,20 @@ def other_dtypes(device: torch.device) -> str:
     seconds=400,
 )
 def gradients(device: torch.device) -> str:
-    """Every second differentiable operator gives the CPU's gradients in float32."""
-    return compare_ops(device, torch.float32, 1e-3, every=2, grad=True)
+    """Every second differentiable operator has the same gradients as on the CPU in float32."""
+    return compare_ops(device, torch.float32, 1e-3, stride=2, grad=True)
 
 
 @item("A6", "T", "modules", hint="run the module named in the evidence on its own", seconds=300)
 def modules(device: torch.device) -> str:
-    """Every module of torch's module database computes the CPU's outputs and gradients."""
+    """Every module of torch's module database has the same outputs and gradients as on the CPU."""
     from torch.testing._internal.common_modules import module_db
 
     names, failed = [], []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for info in module_db:
-            # Some draw their own samples, some make their parameters at the first call.
+            # Some modules draw their own samples, others create their parameters at the first call.
             if torch.float32 not in info.dtypes or any(word in info.name for word in ("Dropout", "Fractional", "Lazy")):
                 continue
             names.append(info.name)
@@ -238,7 +238,7 @@ def _module_same(info: Any, case: Any, device: torch.device) -> bool:
 
 @item("A7", "T", "optimizers", hint="optimizers use the _foreach operators: run them one by one")
 def optimizers(device: torch.device) -> str:
-    """Every optimizer of torch's optimizer database makes the CPU's steps."""
+    """Every optimizer of torch's optimizer database makes the same steps as on the CPU."""
     from torch.testing._internal.common_optimizers import optim_db
 
     names, failed = [], []
@@ -248,8 +248,8 @@ def optimizers(device: torch.device) -> str:
             continue
         names.append(name)
         try:
-            expected, found = (_optimised(info.optim_cls, where) for where in (torch.device("cpu"), device))
-            same = close(expected, found, 1e-3)
+            expected, parameters = (_optimised(info.optim_cls, where) for where in (torch.device("cpu"), device))
+            same = close(expected, parameters, 1e-3)
         except Exception:
             same = False
         if not same:
@@ -274,38 +274,38 @@ def train(device: torch.device, *, steps: int = 20, forward: Callable[[nn.Module
     """Train a small network and return its last loss."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.LayerNorm(64), nn.Linear(64, 4)).to(device)
-    called = forward(model)
+    wrapped = forward(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     x, y = torch.randn(64, 16).to(device), torch.randint(4, (64,)).to(device)
     loss = torch.zeros(())
     for _ in range(steps):
         optimizer.zero_grad()
-        loss = nn.functional.cross_entropy(called(x), y)
+        loss = nn.functional.cross_entropy(wrapped(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return loss.item()
 
 
-@item("A8", "T", "an unmodified training script", hint="compare the losses step by step to find the first that differs")
+@item("A8", "T", "an unmodified training script", hint="compare the losses step by step to find the first difference")
 def training(device: torch.device) -> str:
-    """A training loop reaches the CPU's loss within a thousandth."""
-    expected, found = train(torch.device("cpu")), train(device)
-    require(abs(found - expected) <= 1e-3 * abs(expected), f"loss {found:.6f}, on the CPU {expected:.6f}")
-    return f"loss {found:.6f}, on the CPU {expected:.6f}"
+    """A training loop reaches the loss of the CPU within a thousandth."""
+    expected, loss = train(torch.device("cpu")), train(device)
+    require(abs(loss - expected) <= 1e-3 * abs(expected), f"loss {loss:.6f}, on the CPU {expected:.6f}")
+    return f"loss {loss:.6f}, on the CPU {expected:.6f}"
 
 
-@item("A9", "T", "torch.compile", hint="register the device with inductor, or a backend of its own", seconds=300)
+@item("A9", "T", "torch.compile", hint="register the device with Inductor, or register its own backend", seconds=300)
 def compiled(device: torch.device) -> str:
-    """``torch.compile`` with default arguments trains to the eager loss; half a pass if only aot_eager does."""
+    """``torch.compile`` with default arguments trains to the eager loss; partial if only ``aot_eager`` works."""
     expected = train(device, steps=3)
     try:
-        found = train(device, steps=3, forward=torch.compile)
-        require(abs(found - expected) <= 1e-3 * abs(expected), f"loss {found:.6f} compiled, {expected:.6f} eager")
-        return f"loss {found:.6f} compiled, {expected:.6f} eager"
+        loss = train(device, steps=3, forward=torch.compile)
+        require(abs(loss - expected) <= 1e-3 * abs(expected), f"loss {loss:.6f} compiled, {expected:.6f} eager")
+        return f"loss {loss:.6f} compiled, {expected:.6f} eager"
     except Exception as error:
         torch.compiler.reset()
-        found = train(device, steps=3, forward=lambda model: torch.compile(model, backend="aot_eager"))
-        require(abs(found - expected) <= 1e-3 * abs(expected), "neither inductor nor aot_eager compile it")
+        loss = train(device, steps=3, forward=lambda model: torch.compile(model, backend="aot_eager"))
+        require(abs(loss - expected) <= 1e-3 * abs(expected), "neither inductor nor aot_eager compiles it")
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise Partial(0.5, f"backend='aot_eager' works, the default does not: {reason}") from None
 
@@ -317,7 +317,7 @@ def habits(device: torch.device) -> str:
     """Autocast computes products in bfloat16, a seed repeats random numbers, a checkpoint moves between devices."""
     with torch.autocast(device.type, dtype=torch.bfloat16):
         product = torch.ones(4, 4, device=device) @ torch.ones(4, 4, device=device)
-    require(product.dtype == torch.bfloat16, f"autocast gives {product.dtype}")
+    require(product.dtype == torch.bfloat16, f"autocast computes in {product.dtype}")
     draws = []
     for _ in range(2):
         torch.manual_seed(3)
@@ -328,5 +328,5 @@ def habits(device: torch.device) -> str:
     torch.save(nn.Linear(4, 4).to(device).state_dict(), buffer)
     buffer.seek(0)
     loaded = torch.load(buffer, map_location="cpu", weights_only=True)
-    require(all(value.device.type == "cpu" for value in loaded.values()), "map_location='cpu' is not obeyed")
-    return "autocast in bfloat16, seeded numbers repeat, a checkpoint was loaded on the CPU"
+    require(all(value.device.type == "cpu" for value in loaded.values()), "map_location='cpu' has no effect")
+    return "autocast computes in bfloat16, seeded numbers repeat, a checkpoint was loaded on the CPU"

@@ -1,4 +1,4 @@
-"""D. Kernels and numerics: operators of one's own, determinism."""
+"""D. Kernels and numerics: custom operators, determinism, tolerances."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bringup.scorecard.registry import Failed, NotApplicable, item, needs_accele
 
 
 def _custom(device: torch.device) -> Any:
-    """Define an operator of one's own with a fake kernel and a gradient."""
+    """Define a custom operator with a fake kernel and a gradient."""
     name = f"bringup_check::cube_{uuid.uuid4().hex[:8]}"
 
     @torch.library.custom_op(name, mutates_args=())
@@ -38,11 +38,11 @@ def _custom(device: torch.device) -> Any:
 @item(
     "D1",
     "D",
-    "operators of one's own",
-    hint="torch.library's operators must reach the device, with autograd and fake kernels",
+    "custom operators",
+    hint="operators of torch.library must reach the device, with autograd and fake kernels",
 )
 def custom(device: torch.device) -> str:
-    """An operator that a user registers with ``torch.library`` runs, and has its gradient."""
+    """A custom operator, registered with ``torch.library``, runs and has its gradient."""
     cube = _custom(device)
     x = torch.tensor([1.0, 2.0, 3.0], device=device, requires_grad=True)
     y = cube(x)
@@ -50,7 +50,7 @@ def custom(device: torch.device) -> str:
     require(y.device.type == device.type, f"its result is on {y.device}")
     require(y.tolist() == [1, 8, 27], f"x^3 of 1, 2, 3 is {y.tolist()}")
     require(x.grad is not None and x.grad.tolist() == [3, 12, 27], "its gradient is wrong")
-    return "forward and gradient of a registered operator are right"
+    return "forward pass and gradient of a custom operator are right"
 
 
 @item("D2", "T", "kernels in Triton", hint="register a Triton backend for the device")
@@ -69,57 +69,57 @@ def triton(device: torch.device) -> str:
     x = torch.arange(1000, dtype=torch.float32, device=device)
     out = torch.zeros_like(x)
     double[(4,)](x, out, 1000, BLOCK=256)
-    require(torch.equal(out, x * 2), "a kernel that doubles 1,000 numbers is wrong")
-    return f"triton compiles for {target}, and a kernel's results are right"
+    require(torch.equal(out, x * 2), "a kernel that doubles 1,000 numbers has wrong results")
+    return f"triton compiles for {target}, and the results of a kernel are right"
 
 
 @item(
     "D10",
     "P",
     "a library of kernels",
-    hint="the operators that are named compute wrong results, or FlagGems does not know the device",
+    hint="the named operators have wrong results, or FlagGems does not support the device",
     seconds=400,
 )
 def library(device: torch.device) -> str:
-    """FlagGems' operators, written in Triton, give the CPU's results in the place of torch's, with gradients."""
-    needs_accelerator(device, "use for operators in Triton")
+    """FlagGems, a library in Triton, replaces torch's operators with the same results and gradients as on the CPU."""
+    needs_accelerator(device, "operators in Triton")
     for name in ("triton", "flag_gems"):
         if importlib.util.find_spec(name) is None:
             raise NotApplicable(f"{name} is not installed here: pip install triton flag_gems")
     torch.set_num_threads(1)
     tried = gems.run(gems.enable(device), device)
     wrong = [name for name, problems in tried.items() if any(problems)]
-    known = [name for name in wrong if name in gems.FAULTS]
-    judged = [name for name in tried if name not in known]
-    text = f"operators of FlagGems; {len(known)} more are wrong wherever they run ({', '.join(known)})"
-    return share(judged, [name for name in wrong if name not in known], text if known else "operators of FlagGems")
+    faulty = [name for name in wrong if name in gems.FAULTS]
+    judged = [name for name in tried if name not in faulty]
+    text = f"operators of FlagGems; {len(faulty)} more are wrong on every device ({', '.join(faulty)})"
+    return share(judged, [name for name in wrong if name not in faulty], text if faulty else "operators of FlagGems")
 
 
 @item(
     "D5",
     "T",
-    "operators, one's own kernels and host code in one stream",
-    hint="custom operators must be enqueued as others are",
+    "torch operators, custom operators and host code in one stream",
+    hint="custom operators must be enqueued on the stream like others",
 )
 def mixed(device: torch.device) -> str:
-    """Torch's operators, a registered one and a computation on the host take turns on the same data."""
+    """Torch's operators, a custom operator and a computation on the host take turns on the same data."""
     cube = _custom(device)
     x = torch.full((4,), 2.0, device=device)
     for _ in range(3):
-        x = cube(x) * 0.125  # 2 again after a halving by four and a doubling
+        x = cube(x) * 0.125  # cube(2) * 0.125 is 1
         x = (x.cpu() + 1).to(device)
     expected = 2.0
     for _ in range(3):
         expected = expected**3 * 0.125 + 1
     require(abs(x[0].item() - expected) < 1e-5, f"{x[0].item()} instead of {expected}")
-    return "three rounds of all three are right"
+    return "three rounds of all three have right results"
 
 
 @item(
     "D8", "T", "deterministic results", hint="fix the order of accumulations under torch.use_deterministic_algorithms"
 )
 def deterministic(device: torch.device) -> str:
-    """Under ``torch.use_deterministic_algorithms`` two runs of scatters and products give the same bits."""
+    """Under ``torch.use_deterministic_algorithms`` two runs of scatters and products have the same bits."""
     results = []
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
@@ -136,10 +136,10 @@ def deterministic(device: torch.device) -> str:
     return "index_add and products repeat bit by bit"
 
 
-@item("D9", "P", "tolerance per operator and dtype", hint="publish how far results are from a float64 reference")
+@item("D9", "P", "tolerance per operator and dtype", hint="publish the errors of results against a float64 reference")
 def tolerances(device: torch.device) -> str:
     """Errors of products, softmax and norms against a float64 reference stay within each dtype's rounding."""
-    needs_accelerator(device, "tolerances of its own: it is the reference")
+    needs_accelerator(device, "tolerances, because it is the reference")
     texts = []
     for dtype, allowed in ((torch.float32, 1e-5), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)):
         torch.manual_seed(0)
@@ -151,22 +151,22 @@ def tolerances(device: torch.device) -> str:
             lambda t: torch.nn.functional.layer_norm(t, (64,)),
         ):
             exact = function(x.to(dtype).double())
-            found = function(x.to(dtype).to(device)).double().cpu()
-            worst = max(worst, float((found - exact).abs().max() / exact.abs().max()))
+            result = function(x.to(dtype).to(device)).double().cpu()
+            worst = max(worst, float((result - exact).abs().max() / exact.abs().max()))
         require(worst <= allowed, f"{str(dtype).split('.')[-1]}: error {worst:.1e}, allowed {allowed:.0e}")
         texts.append(f"{str(dtype).split('.')[-1]} {worst:.1e}")
     return "largest errors: " + ", ".join(texts)
 
 
-@item("D4", "T", "a violated constraint is a sentence with a line", hint="name the limit, what was asked, and the line")
+@item("D4", "T", "a violated limit raises a sentence with a line", hint="name the limit, the request, and the line")
 def constraints(device: torch.device) -> str:
-    """A dtype that the chip does not have, and memory that it does not have, are refused with operator and line."""
-    needs_chip(device, "the limits are those of a chip file")
+    """A dtype or an amount of memory that the chip does not have is refused with operator and line."""
+    needs_chip(device, "the limits are read from a chip file")
     program = _VIOLATION.format(amount="torch.zeros(2, dtype=torch.float64, device='chip').cos()")
     dtype = _last_line(program, BRINGUP_CHIP="tpu-v5e", BRINGUP_STRICT="1")
-    require("float64" in dtype and ".py:" in dtype, f"a dtype that the chip lacks: {dtype}")
+    require("float64" in dtype and ".py:" in dtype, f"the error for a dtype that the chip lacks: {dtype}")
     memory = _last_line(_VIOLATION.format(amount="torch.empty(1 << 50, device='chip')"))
-    require("out of memory" in memory and ".py:" in memory, f"memory that the chip lacks: {memory}")
+    require("out of memory" in memory and ".py:" in memory, f"the error for memory that the chip lacks: {memory}")
     return dtype[:150]
 
 
@@ -186,4 +186,4 @@ def _last_line(program: str, **environment: str) -> str:
         done = subprocess.run(
             [sys.executable, str(file)], capture_output=True, text=True, env={**os.environ, **environment}
         )
-    return (done.stdout.strip().splitlines() or ["nothing is raised"])[-1]
+    return (done.stdout.strip().splitlines() or ["no error is raised"])[-1]

@@ -1,4 +1,4 @@
-"""A library of kernels on the device: FlagGems' operators in the place of torch's, through torch's dispatcher."""
+"""A library of kernels on the device: FlagGems' operators replace torch's in torch's dispatcher."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from bringup.device.cuda import redirect_cuda
 from bringup.scorecard.framework import close, full_name, moved, opinfos
 from bringup.triton import flaggems
 
-# Operators of FlagGems 5.0.2 whose results are not torch's wherever they run, and why: found on the virtual chip and by
-# reading their code. A device is not judged by them.
+# Operators of FlagGems 5.0.2 with wrong results on every device, and the reasons, determined on the virtual chip and by
+# reading their code. They do not count against a device.
 FAULTS = {
     "_upsample_nearest_exact1d": "computes nearest: the half pixel is missing",
     "addr": "beta = 0 multiplies the input, which may be NaN, instead of leaving it out",
     "argmin": "the kernel for the last dimension loads with mask=True: beyond the row, and beyond the memory",
-    "linalg_vector_norm": "of a negative order: lanes beyond the row are 0, whose power is infinite",
-    "logaddexp": "of twice -inf: the difference of two infinities is NaN",
-    "masked_scatter": "the result of a mask with more dimensions has the shape of the input",
-    "mm": "K = 0: the last block of its loop is peeled and starts before the first column",
-    "native_batch_norm": "without training, the saved mean and rstd are not empty as torch's are",
-    "native_group_norm": "channels per group not a power of two: the mask lets lanes of one group into the next",
-    "native_group_norm_backward": "the same, in the gradient",
-    "native_layer_norm": "mean and rstd have another shape than torch's",
-    "polar": "refuses an angle that has to be broadcast",
-    "rms_norm": "the gradient of a weight with several dimensions is flat",
+    "linalg_vector_norm": "with a negative order, lanes beyond the row are 0, whose power is infinite",
+    "logaddexp": "if both inputs are -inf, the difference of two infinities is NaN",
+    "masked_scatter": "with a mask of more dimensions, the result has the shape of the input",
+    "mm": "with K = 0, the last block of its loop is peeled and starts before the first column",
+    "native_batch_norm": "without training, the saved mean and rstd are not empty, unlike torch's",
+    "native_group_norm": "if channels per group are not a power of two, the mask lets lanes reach the next group",
+    "native_group_norm_backward": "as native_group_norm, in the gradient",
+    "native_layer_norm": "mean and rstd have a different shape from torch's",
+    "polar": "refuses an angle that needs broadcasting",
+    "rms_norm": "the gradient of a weight with several dimensions has one dimension",
 }
 
 
 class _Reached(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Note which operators are dispatched."""
+    """Records the names of dispatched operators."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -48,13 +48,13 @@ class _Reached(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def enable(device: torch.device) -> set[str]:
-    """Let FlagGems replace torch's operators in this process; return their names.
+    """Replace torch's operators by FlagGems' in this process; return their names.
 
     Raises:
         BringupError: it cannot be loaded for the chip.
     """
     if device.type == "chip":
-        redirect_cuda()  # some of its operators ask for CUDA by name
+        redirect_cuda()  # some of its operators request the device cuda by name
         return set(flaggems.enable())
     module: Any = importlib.import_module("flag_gems")
     with warnings.catch_warnings():
@@ -72,41 +72,42 @@ def run(
     share: int = 0,
     shares: int = 1,
 ) -> dict[str, list[str]]:
-    """Compare the operators with the CPU's, on torch's own samples: as functions, in place, and their gradients.
+    """Compare operators with the CPU on torch's own samples: as functions, in place, and their gradients.
 
     Args:
-        replaced: what `enable` returned.
-        device: where.
-        samples: how many of each operator.
-        ordinary: leave out samples with tensors of no dimension or no element.
-        share: which of the parts of torch's database.
-        shares: how many parts there are.
+        replaced: the names that `enable` returned.
+        device: the device to check.
+        samples: number of samples per operator.
+        ordinary: True leaves out samples that have tensors without dimensions or without elements.
+        share: number of the part of torch's database to run, from 0.
+        shares: number of parts.
 
     Returns:
-        operator -> what was wrong, one text per sample and form that reached it; empty if it was right.
+        operator -> problems, one text per sample and form that reached it; the text is empty if the result was right.
     """
-    found: dict[str, list[str]] = collections.defaultdict(list)
+    problems: dict[str, list[str]] = collections.defaultdict(list)
     floats = list(opinfos(torch.float32))
-    known = {id(op) for op in floats}
+    float_ops = {id(op) for op in floats}
     tasks = [(op, torch.float32) for op in floats] + [
-        (op, torch.int64) for op in opinfos(torch.int64) if id(op) not in known
+        (op, torch.int64) for op in opinfos(torch.int64) if id(op) not in float_ops
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for op, dtype in tasks[share::shares]:
-            own = {_base(name) for name in (op.name, op.aten_name or "", *_ALSO.get(op.name, ()))}
-            if not own & {_base(name).removesuffix("_backward") for name in replaced}:
+            names = {_base(name) for name in (op.name, op.aten_name or "", *_ALSO.get(op.name, ()))}
+            if not names & {_base(name).removesuffix("_backward") for name in replaced}:
                 continue
             for sample in _samples(op, dtype, samples, ordinary):
                 for form in (_plain, _in_place, _gradient):
                     reached, problem = _try(op, sample, device, form)
                     for name in reached & replaced:
-                        if _base(name) in own or (form is _gradient and _base(name).removesuffix("_backward") in own):
-                            found[name].append(problem)
-    return dict(sorted(found.items()))
+                        forward_name = _base(name).removesuffix("_backward")
+                        if _base(name) in names or (form is _gradient and forward_name in names):
+                            problems[name].append(problem)
+    return dict(sorted(problems.items()))
 
 
-# Operators of the database that reach one of FlagGems' by another name.
+# Operators of the database that reach a FlagGems operator with another name.
 _ALSO = {
     "nn.functional.group_norm": ("native_group_norm",),
     "nn.functional.layer_norm": ("native_layer_norm",),
@@ -119,14 +120,14 @@ _ALSO = {
 
 
 def _base(name: str) -> str:
-    """Name an operator without module, overload and the underscores of other forms: ``gelu`` for ``gelu_``."""
+    """Return an operator's name without module, overload and outer underscores: ``gelu`` for ``gelu_``."""
     parts = name.removeprefix("nn.functional.").removeprefix("special.").split(".")
     return (parts[-1] if parts[0] in ("linalg", "fft", "masked") else parts[0]).strip("_")
 
 
 def _samples(op: Any, dtype: torch.dtype, most: int, ordinary: bool) -> Iterator[Any]:
     torch.manual_seed(0)
-    taken = 0
+    count = 0
     for sample in op.sample_inputs("cpu", dtype):
         if "device" in sample.kwargs:
             continue
@@ -134,8 +135,8 @@ def _samples(op: Any, dtype: torch.dtype, most: int, ordinary: bool) -> Iterator
         if ordinary and not all(part.dim() and part.numel() for part in tensors):
             continue
         yield sample
-        taken += 1
-        if taken == most:
+        count += 1
+        if count == most:
             return
 
 
@@ -164,7 +165,7 @@ def _gradient(op: Any, inputs: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _try(op: Any, sample: Any, device: torch.device, form: Form) -> tuple[set[str], str]:
-    """Return the operators that were dispatched, and what was wrong."""
+    """Return the dispatched operators, and the problem or an empty text."""
     try:
         expected = form(op, *_copied((sample.input, sample.args, sample.kwargs)))
     except Exception:
@@ -177,10 +178,10 @@ def _try(op: Any, sample: Any, device: torch.device, form: Form) -> tuple[set[st
         _settle(device)
         if sample.output_process_fn_grad is not None and form is not _gradient:
             result, expected = sample.output_process_fn_grad(result), sample.output_process_fn_grad(expected)
-        problem = "" if close(expected, result, 1e-3) else "the result is not the CPU's"
+        problem = "" if close(expected, result, 1e-3) else "the result differs from the CPU's"
     except Exception as error:
         problem = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        for _ in range(10):  # launches that fail belong to this one; a device that is broken for good fails on
+        for _ in range(10):  # clear errors of launches of this operator; a permanently broken device keeps failing
             try:
                 _settle(device)
                 break

@@ -1,4 +1,4 @@
-"""The support matrix: operators of torch's database by dtype, tried on the device."""
+"""The support matrix: tries the operators of torch's database by dtype on the device."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ LOOSE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
 
 
 def support(
-    device: torch.device, dtypes: tuple[torch.dtype, ...] = DTYPES, *, every: int = 1
+    device: torch.device, dtypes: tuple[torch.dtype, ...] = DTYPES, *, stride: int = 1
 ) -> dict[str, dict[str, str]]:
-    """Try every n-th operator with its first sample.
+    """Try every n-th operator of the database with its first sample.
 
     Returns:
-        operator -> dtype -> ``native``, ``fallback`` (right, but on the host) or ``fails``.
+        operator -> dtype -> ``native``, ``fallback`` (right, but computed on the host) or ``fails``.
     """
-    found: dict[str, dict[str, str]] = {}
+    support_by_op: dict[str, dict[str, str]] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for dtype in dtypes:
-            for op in list(opinfos(dtype))[::every]:
-                found.setdefault(full_name(op), {})[str(dtype).split(".")[-1]] = _try(op, dtype, device)
-    return {name: found[name] for name in sorted(found)}
+            for op in list(opinfos(dtype))[::stride]:
+                support_by_op.setdefault(full_name(op), {})[str(dtype).split(".")[-1]] = _try(op, dtype, device)
+    return dict(sorted(support_by_op.items()))
 
 
 def _try(op: Any, dtype: torch.dtype, device: torch.device) -> str:
@@ -47,8 +47,8 @@ def _try(op: Any, dtype: torch.dtype, device: torch.device) -> str:
 
 def _on_chip(op: Any, expected: Any, inputs: Any, args: Any, kwargs: Any, tolerance: float) -> str:
     with bringup.record() as trace:
-        found = op(inputs, *args, **kwargs)
-    if not close(expected, found, tolerance):
+        result = op(inputs, *args, **kwargs)
+    if not close(expected, result, tolerance):
         return "fails"
     columns = trace.columns
     launched = columns["kind"] == LAUNCH

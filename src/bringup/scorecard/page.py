@@ -13,7 +13,7 @@ from bringup.scorecard.registry import LEVELS
 
 
 def page(card: dict[str, Any], items: dict[str, Any], old: dict[str, Any] | None) -> str:
-    """Write a scorecard's page, with the support matrix and what changed against an older card."""
+    """Write a scorecard's page, with the support matrix and the changes since an older scorecard."""
     name = card["chip"] or card["device"]
     return render(
         "check.html",
@@ -30,8 +30,8 @@ def page(card: dict[str, Any], items: dict[str, Any], old: dict[str, Any] | None
 
 
 def badge(card: dict[str, Any]) -> str:
-    """Draw the share that passes as an SVG."""
+    """Draw the passed share as an SVG."""
     score = cards.share(card)
-    text = "nothing applies" if score is None else f"{int(100 * score)} %"
+    text = "no item applies" if score is None else f"{int(100 * score)} %"
     colour = palette.verdict(score)
     return templates().get_template("badge.svg").render(name=card["chip"] or card["device"], text=text, colour=colour)

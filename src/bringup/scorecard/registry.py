@@ -1,9 +1,9 @@
-"""Items of the scorecard, and how one is run.
+"""The items of the scorecard, and the function that runs one.
 
-An item is a function of a ``torch.device`` that returns its evidence, a sentence with a number. It raises `Failed`,
-`Partial` (with the share that works) or `NotApplicable`; any other error is a failure too. Its docstring is its
-documentation. A vendor adds items by decorating functions in a Python file (``bringup check --items FILE``) or a module
-of the entry point group ``bringup.items``.
+An item is a function that takes a ``torch.device`` and returns its evidence, a sentence with a number. It raises
+`Failed`, `Partial` (with the share that works) or `NotApplicable`; any other error is also a failure. Its docstring is
+its documentation. A vendor adds items by decorating functions in a Python file (``bringup check --items FILE``) or in a
+module of the entry point group ``bringup.items``.
 """
 
 from __future__ import annotations
@@ -24,23 +24,30 @@ from typing import Any
 from bringup.errors import BringupError
 
 LEVELS = {"D": "devkit: it can be shown", "T": "try-out: a program is ported in a day", "P": "production candidate"}
-OWN = ("framework", "runtime", "memory", "kernels", "tools", "system")  # modules with items, in the order of the card
+MODULES = (
+    "framework",
+    "runtime",
+    "memory",
+    "kernels",
+    "tools",
+    "system",
+)  # of the items, in the order of the scorecard
 
 
 class Failed(Exception):
-    """The device does not do what the item asks."""
+    """The device does not fulfil the item."""
 
 
 class NotApplicable(Exception):
-    """The item asks for something that this device is not meant to have, or that cannot be seen from here."""
+    """The item is about a feature that this device is not meant to have, or that cannot be checked on it."""
 
 
 class Partial(Exception):
-    """A part works.
+    """The device fulfils a part of the item.
 
     Args:
-        score: the share, 0 to 1.
-        evidence: what does not.
+        score: the fulfilled share, 0 to 1.
+        evidence: a sentence that names the failing part.
     """
 
     def __init__(self, score: float, evidence: str) -> None:
@@ -53,15 +60,15 @@ Function = Callable[[Any], str]
 
 @dataclass(frozen=True)
 class Item:
-    """One item.
+    """One item of the scorecard.
 
     Attributes:
-        id: ``A1``; a vendor's own begin with ``X``.
+        id: such as ``A1``; the ids of a vendor's own items begin with ``X``.
         level: a key of `LEVELS`.
-        title: a few words.
-        hint: what to do when it fails.
-        run: the function.
-        seconds: time limit.
+        title: a title of a few words.
+        hint: advice for a failure.
+        run: the function, which returns the evidence.
+        seconds: the time limit.
     """
 
     id: str
@@ -73,7 +80,7 @@ class Item:
 
     @property
     def about(self) -> str:
-        """The docstring's first paragraph in one line."""
+        """Return the first paragraph of the docstring in one line."""
         return " ".join(_documentation(self.run).split("\n\n")[0].split())
 
 
@@ -84,16 +91,16 @@ def item(id: str, level: str, title: str, *, hint: str, seconds: float = 120) ->
     """Register a function as an item.
 
     Raises:
-        BringupError: the id is taken, the level unknown, or the function has no docstring.
+        BringupError: the id exists already, the level is unknown, or the function has no docstring.
     """
 
     def register(function: Function) -> Function:
         if id in ITEMS:
-            raise BringupError(f"item {id} is there already ({ITEMS[id].title}): choose another id")
+            raise BringupError(f"item {id} exists already ({ITEMS[id].title}): choose another id")
         if level not in LEVELS:
             raise BringupError(f"item {id}: level must be one of {', '.join(LEVELS)}, got {level!r}")
         if not _documentation(function):
-            raise BringupError(f"item {id}: its function needs a docstring, which is the item's documentation")
+            raise BringupError(f"item {id}: its function needs a docstring, which documents the item")
         ITEMS[id] = Item(id, level, title, hint, function, seconds)
         return function
 
@@ -101,39 +108,39 @@ def item(id: str, level: str, title: str, *, hint: str, seconds: float = 120) ->
 
 
 def _documentation(function: Function) -> str:
-    """Read a docstring from the source where ``python -OO`` has left it out."""
+    """Return a docstring; read it from the source if ``python -OO`` has removed it."""
     if function.__doc__ or sys.flags.optimize < 2:
         return function.__doc__ or ""
     try:
         definition = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0]
-    except (OSError, SyntaxError):  # made by exec
+    except (OSError, SyntaxError):  # the function was defined by exec
         return ""
     return (isinstance(definition, ast.FunctionDef) and ast.get_docstring(definition)) or ""
 
 
 def require(condition: object, otherwise: str) -> None:
-    """Fail the item unless the condition holds."""
+    """Raise `Failed` with the text `otherwise` unless the condition holds."""
     if not condition:
         raise Failed(otherwise)
 
 
-def needs_accelerator(device: Any, what: str) -> None:
-    """Leave the item out on the CPU, which has no such thing."""
+def needs_accelerator(device: Any, feature: str) -> None:
+    """Raise `NotApplicable` on the CPU, which does not have the feature."""
     if device.type == "cpu":
-        raise NotApplicable(f"the CPU has no {what}")
+        raise NotApplicable(f"the CPU has no {feature}")
 
 
-def needs_chip(device: Any, otherwise: str = "the tool is bringup's, for the device chip") -> None:
-    """Leave the item out on every device but bringup's own."""
+def needs_chip(device: Any, otherwise: str = "the tool is part of bringup and needs the device chip") -> None:
+    """Raise `NotApplicable` with the text `otherwise` on every device other than chip."""
     if device.type != "chip":
         raise NotApplicable(otherwise)
 
 
 def load(files: tuple[str, ...] = ()) -> dict[str, Item]:
-    """Import all items: bringup's own, those of installed packages, those of files."""
+    """Import the items of bringup, of installed packages and of files; return all by id."""
     from importlib.metadata import entry_points
 
-    for name in OWN:
+    for name in MODULES:
         importlib.import_module(f"bringup.scorecard.{name}")
     for entry in entry_points(group="bringup.items"):
         entry.load()
@@ -141,37 +148,37 @@ def load(files: tuple[str, ...] = ()) -> dict[str, Item]:
         path = Path(file)
         spec = importlib.util.spec_from_file_location(f"bringup_items_{path.stem}", path)
         if not os.path.isfile(path) or spec is None or spec.loader is None:
-            raise BringupError(f"{file}: there is no such file of items; give the path of a Python file")
+            raise BringupError(f"{file}: there is no such file of items: give the path of a Python file")
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
     return dict(sorted(ITEMS.items(), key=lambda pair: (pair[0][0], int(pair[0][1:]) if pair[0][1:].isdigit() else 0)))
 
 
-def run_item(which: Item, device: Any) -> dict[str, Any]:
-    """Run one item here and return its line of the scorecard."""
+def run_item(entry: Item, device: Any) -> dict[str, Any]:
+    """Run one item in this process and return its line of the scorecard."""
     start = time.perf_counter()
     verdict, score = "pass", 1.0
     try:
-        evidence = which.run(device)
+        evidence = entry.run(device)
     except NotApplicable as error:
         verdict, score, evidence = "na", 0.0, str(error)
     except Partial as error:
         verdict, score, evidence = "partial", error.score, str(error)
-    except Exception as error:  # whatever goes wrong on the device is the item's verdict
+    except Exception as error:  # any error on the device is the item's verdict
         text = str(error).strip().splitlines()
         name = "" if isinstance(error, Failed) else f"{type(error).__name__}: "
         verdict, score, evidence = "fail", 0.0, name + (text[0] if text else "")
-    return line(which, verdict, score, evidence, time.perf_counter() - start)
+    return line(entry, verdict, score, evidence, time.perf_counter() - start)
 
 
-def line(which: Item, verdict: str, score: float, evidence: str, seconds: float) -> dict[str, Any]:
+def line(entry: Item, verdict: str, score: float, evidence: str, seconds: float) -> dict[str, Any]:
     """Return an item's line of the scorecard."""
     return {
-        "id": which.id,
-        "level": which.level,
-        "title": which.title,
+        "id": entry.id,
+        "level": entry.level,
+        "title": entry.title,
         "verdict": verdict,
         "score": round(score, 4),
         "evidence": evidence[:500],
-        "hint": which.hint if verdict in ("fail", "partial") else "",
+        "hint": entry.hint if verdict in ("fail", "partial") else "",
         "seconds": round(seconds, 2),
     }

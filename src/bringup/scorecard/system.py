@@ -1,4 +1,4 @@
-"""F to J. The system, operation, access, several devices, production."""
+"""F to J. System, operation, access, several devices, production."""
 
 from __future__ import annotations
 
@@ -23,62 +23,66 @@ from bringup.scorecard.registry import NotApplicable, item, needs_accelerator, n
 from bringup.scorecard.tools import recording
 
 
-@item("F1", "T", "step time with an error band", hint="validate prices against published measurements")
+@item("F1", "T", "step time with an error band", hint="validate predictions against published measurements")
 def step_time(device: torch.device) -> str:
-    """A step's time has its parts, which add up, and says how far it may be off."""
-    found = recording(device)
-    parts = sum(found.parts().values())
+    """The parts of a step's time add up to it, and it has an error band."""
+    prediction = recording(device)
+    parts = sum(prediction.parts().values())
     require(
-        found.step_seconds > 0 and abs(parts - found.step_seconds) < 1e-3 * found.step_seconds,
+        prediction.step_seconds > 0 and abs(parts - prediction.step_seconds) < 1e-3 * prediction.step_seconds,
         "the parts do not add up",
     )
-    require(found.error_source, "nothing is said of the error")
-    band = "" if found.error_band is None else f"+- {found.error_band:.0%}, "
-    return f"{found.step_seconds * 1e6:.0f} us ({band}{found.error_source})"
+    require(prediction.error_source, "the error band is missing")
+    band = "" if prediction.error_band is None else f"+- {prediction.error_band:.0%}, "
+    return f"{prediction.step_seconds * 1e6:.0f} us ({band}{prediction.error_source})"
 
 
 @item("F4", "T", "sensitivity to the host", hint="replay with another host")
 def host_sensitivity(device: torch.device) -> str:
-    """A host that is twice as fast makes a host-bound step faster, and the report says by how much."""
-    found = recording(device)
-    faster = [item.step_seconds for item in found.what_if if item.key == "host"]
-    require(faster and faster[0] < found.step_seconds, "a faster host does not help a host-bound program")
-    return f"{found.step_seconds / faster[0]:.2f}x with a host twice as fast"
+    """The report has the time of a host-bound step with a host twice as fast, and it is shorter."""
+    prediction = recording(device)
+    faster = [item.step_seconds for item in prediction.what_if if item.key == "host"]
+    require(faster and faster[0] < prediction.step_seconds, "a faster host does not help a host-bound program")
+    return f"{prediction.step_seconds / faster[0]:.2f}x with a host twice as fast"
 
 
 @item("F5", "T", "sensitivity to the link", hint="replay with another link")
 def link_sensitivity(device: torch.device) -> str:
-    """A link that is twice as fast makes a program of copies faster."""
+    """A program that mostly copies is faster with a link twice as fast."""
     needs_chip(device)
     with bringup.record() as trace:
         for _ in range(4):
             torch.ones(1 << 20).pin_memory().to(device, non_blocking=True)
             torch.accelerator.synchronize()
-    found = bringup.price(trace, "t4")
-    faster = next(item for item in found.what_if if item.key == "link")
-    require(faster.step_seconds < 0.9 * found.step_seconds, "a faster link does not help a program of copies")
-    return f"{found.step_seconds / faster.step_seconds:.2f}x with a link twice as fast"
+    prediction = bringup.price(trace, "t4")
+    faster = next(item for item in prediction.what_if if item.key == "link")
+    require(
+        faster.step_seconds < 0.9 * prediction.step_seconds, "a faster link does not help a program that mostly copies"
+    )
+    return f"{prediction.step_seconds / faster.step_seconds:.2f}x with a link twice as fast"
 
 
-@item("F7", "P", "energy and cost of a step", hint="give power and price in the chip file")
+@item("F7", "P", "energy and cost of a step", hint="add power and price to the chip file")
 def energy(device: torch.device) -> str:
-    """A step has joules and, where the chip has a price, dollars."""
-    found = bringup.price(recording(device).trace, "h100-sxm")
-    require(found.energy_joules and found.cost_usd, "energy or cost is unknown although the chip file has both")
-    return f"{found.energy_joules:.3g} J, {found.cost_usd:.3g} USD per step on h100-sxm"
+    """The report has the energy of a step and, if the chip has a price, its cost."""
+    prediction = bringup.price(recording(device).trace, "h100-sxm")
+    require(
+        prediction.energy_joules and prediction.cost_usd, "energy or cost is unknown although the chip file has both"
+    )
+    return f"{prediction.energy_joules:.3g} J, {prediction.cost_usd:.3g} USD per step on h100-sxm"
 
 
-@item("G2", "T", "strict mode", hint="refuse what the chip file does not list")
+@item("G2", "T", "strict mode", hint="refuse operators that the chip file does not list")
 def strict(device: torch.device) -> str:
-    """In strict mode an operator that the chip does not have raises and is named; without it, it runs."""
-    needs_chip(device, "the device has no list of operators that bringup can read")
+    """In strict mode, an operator that the chip does not have raises an error with its name; otherwise it runs."""
+    needs_chip(device, "bringup has no list of the device's operators")
     program = "import torch; print(torch.zeros(2, dtype=torch.float64, device='chip').cos().sum().item())"
-    said = {}
+    runs = {}
     for flag in ("0", "1"):
         environment = {**os.environ, "BRINGUP_CHIP": "tpu-v5e", "BRINGUP_STRICT": flag}
-        said[flag] = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
-    require(said["0"].stdout.strip() == "2.0", "without strict mode the operator does not run")
-    require(said["1"].returncode != 0 and "would run on the host" in said["1"].stderr, "strict mode lets it pass")
+        runs[flag] = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    require(runs["0"].stdout.strip() == "2.0", "without strict mode the operator does not run")
+    require(runs["1"].returncode != 0 and "would run on the host" in runs["1"].stderr, "strict mode does not refuse it")
     return "a float64 operator on tpu-v5e is refused in strict mode and runs otherwise"
 
 
@@ -102,34 +106,34 @@ def versions(device: torch.device) -> str:
 
 @item("H2", "D", "works without hardware, and says so", hint="offer an emulator under the same device")
 def without_hardware(device: torch.device) -> str:
-    """The device computes on this machine, which has none, and its name says what it is."""
-    needs_chip(device, "the device is hardware of its own")
+    """The device computes on a machine without its hardware, and its name says so."""
+    needs_chip(device, "the device is real hardware")
     name = torch.chip.get_device_name()  # type: ignore[attr-defined]
-    require(torch.ops.bringup.driver_name() and name, "the device does not say what it is")
+    require(torch.ops.bringup.driver_name() and name, "the driver or the device has no name")
     require((torch.ones(2, device=device) + 1).tolist() == [2, 2], "it does not compute")
     return f"driver {torch.ops.bringup.driver_name()}: {name}"
 
 
-@item("H4", "T", "needs no privileges", hint="use no device files, no kernel module")
+@item("H4", "T", "needs no privileges", hint="avoid device files and kernel modules")
 def unprivileged(device: torch.device) -> str:
-    """A process without root's rights uses the device."""
+    """A process without root privileges can use the device."""
     if os.getuid() != 0:
         torch.ones(2, device=device)
         return f"runs as user {os.getuid()}"
     program = f"import os; os.setuid(65534); import torch; print(torch.ones(2, device={device.type!r}).sum().item())"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd="/")
     if "PermissionError" in done.stderr or "ModuleNotFoundError" in done.stderr:
-        raise NotApplicable("this Python is not readable without root's rights")
+        raise NotApplicable("this Python is not readable without root privileges")
     require(done.stdout.strip() == "2.0", (done.stderr.strip().splitlines() or ["it printed nothing"])[-1])
-    return "runs as nobody"
+    return "runs as user nobody"
 
 
-@item("I1", "T", "two devices", hint="isolate devices, and copy between them without the program's help")
+@item("I1", "T", "two devices", hint="isolate devices, and support copies between them")
 def two(device: torch.device) -> str:
-    """Two devices compute apart, copies between them are right, and mixing them is refused."""
+    """Two devices compute separately, copies between them are right, and mixing their tensors is refused."""
     needs_accelerator(device, "second device")
     if torch.accelerator.device_count() < 2:
-        raise NotApplicable("there is one device (BRINGUP_DEVICES=2 gives two)")
+        raise NotApplicable("there is one device (set BRINGUP_DEVICES=2 for two)")
     first, second = torch.device(device.type, 0), torch.device(device.type, 1)
     x = torch.arange(1000, device=first)
     y = x.to(second)
@@ -137,14 +141,14 @@ def two(device: torch.device) -> str:
     try:
         x + y
     except RuntimeError:
-        return "copies are right, mixing is refused"
-    require(False, "tensors of two devices are added")
+        return "copies are right, mixing tensors is refused"
+    require(False, "adding tensors of two devices is not refused")
     return ""
 
 
 @item("J3", "P", "processes are isolated", hint="share nothing between processes by default")
 def processes(device: torch.device) -> str:
-    """Two processes use the device at the same time, and one that is killed leaves the other right."""
+    """Processes use the device at the same time, and killing one does not affect the others."""
     program = (
         "import os, signal, sys, torch\n"
         f"x = torch.full((1 << 20,), float(sys.argv[1]), device={device.type!r})\n"
@@ -156,27 +160,28 @@ def processes(device: torch.device) -> str:
         subprocess.Popen([sys.executable, "-c", program, str(number)], stdout=subprocess.PIPE, text=True)
         for number in (1, 2, 3)
     ]
-    said = [process.communicate()[0].strip() for process in started]
-    require(said == ["1.0", "", "3.0"], f"three processes, one killed, say {said}")
-    return "two processes are right beside one that was killed"
+    outputs = [process.communicate()[0].strip() for process in started]
+    require(outputs == ["1.0", "", "3.0"], f"three processes, of which one is killed, print {outputs}")
+    return "two processes have right results beside a killed one"
 
 
-@item("J6", "P", "the licence is declared", hint="name the licence in the package's metadata, and ship its text")
+@item("J6", "P", "the licence is declared", hint="name the licence in the metadata of the package, and ship its text")
 def licence(device: torch.device) -> str:
-    """The package that brings the device names its licence."""
+    """The package of the device names its licence."""
     package = "bringup" if device.type == "chip" else "torch"
     metadata: Any = importlib.metadata.metadata(package)
-    found = metadata.get("License-Expression") or metadata.get("License")
-    require(found, f"{package} names no licence")
-    return f"{package}: {found}"
+    name = metadata.get("License-Expression") or metadata.get("License")
+    require(name, f"{package} names no licence")
+    return f"{package}: {name}"
 
 
-@item("G1", "D", "the support matrix is generated", hint="see the matrix in the scorecard: operator by dtype")
+@item("G1", "D", "the support matrix is generated", hint="see the matrix of operators by dtype in the scorecard")
 def matrix(device: torch.device) -> str:
-    """Operators by dtype are tried, and each is native, on the host, or failing."""
-    found = support(device, (torch.float32, torch.int64), every=40)
-    counts = {word: sum(row.count(word) for row in (list(of.values()) for of in found.values())) for word in WORDS}
-    require(sum(counts.values()) > 20 and counts["native"], f"nothing is native: {counts}")
+    """Operators are tried by dtype, and each is native, runs on the host, or fails."""
+    by_op = support(device, (torch.float32, torch.int64), stride=40)
+    verdicts = [verdict for by_dtype in by_op.values() for verdict in by_dtype.values()]
+    counts = {word: verdicts.count(word) for word in WORDS}
+    require(sum(counts.values()) > 20 and counts["native"], f"no operator is native: {counts}")
     return ", ".join(f"{count} {word}" for word, count in counts.items())
 
 
@@ -185,7 +190,7 @@ WORDS = ("native", "fallback", "fails")
 
 @contextmanager
 def _group_of_one() -> Iterator[None]:
-    """A process group of this process alone."""
+    """Set up a process group with this process only."""
     with tempfile.NamedTemporaryFile() as file:
         dist.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
         try:
@@ -195,7 +200,7 @@ def _group_of_one() -> Iterator[None]:
 
 
 def _one_process(device: torch.device, wrap: Any) -> float:
-    """Train a wrapped module in a process group of one."""
+    """Train a wrapped module in a process group of one process; return the loss."""
     with _group_of_one():
         torch.manual_seed(0)
         model = wrap(torch.nn.Linear(8, 4).to(device))
@@ -206,14 +211,14 @@ def _one_process(device: torch.device, wrap: Any) -> float:
 
 @item("I2", "T", "DistributedDataParallel", hint="register a c10d backend for the device")
 def ddp(device: torch.device) -> str:
-    """A module in ``DistributedDataParallel`` has its forward and backward pass in a group of one process."""
-    found = _one_process(device, torch.nn.parallel.DistributedDataParallel)
-    return f"loss {found:.4f} in a group of one process"
+    """A module in ``DistributedDataParallel`` runs its forward and backward pass in a group of one process."""
+    loss = _one_process(device, torch.nn.parallel.DistributedDataParallel)
+    return f"loss {loss:.4f} in a group of one process"
 
 
 @item("I3", "P", "FSDP2", hint="register a c10d backend for the device, with all-gather and reduce-scatter")
 def fsdp(device: torch.device) -> str:
-    """A module in ``fully_shard`` has its forward and backward pass in a group of one process."""
+    """A module in ``fully_shard`` runs its forward and backward pass in a group of one process."""
 
     def wrap(module: torch.nn.Module) -> Any:
         from torch.distributed.fsdp import fully_shard
@@ -224,58 +229,58 @@ def fsdp(device: torch.device) -> str:
     return f"loss {_one_process(device, wrap):.4f} in a group of one process"
 
 
-@item("J4", "P", "no leak in a soak", hint="look at what grows: the process, or the device's allocator")
+@item("J4", "P", "no leak in a soak", hint="check whether the process or the device's allocator grows")
 def soak(device: torch.device) -> str:
-    """Ten seconds of training with changing batch sizes leave the device's memory as it was, and the process too."""
+    """Ten seconds of training with changing batch sizes leak no memory of the device or of the process."""
     import resource
     import time
 
-    def held() -> int:
+    def allocated() -> int:
         return torch.accelerator.memory.memory_allocated(device) if device.type != "cpu" else 0
 
     framework.train(device)
-    before, resident = held(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, resident = allocated(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start, rounds = time.perf_counter(), 0
     while time.perf_counter() - start < 10:
         framework.train(device, steps=1 + rounds % 5)
         rounds += 1
     grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - resident) / 1024
-    require(held() == before, f"{held() - before} bytes of device memory are left after {rounds} trainings")
+    require(allocated() == before, f"{allocated() - before} bytes of device memory are left after {rounds} trainings")
     require(grown < 64, f"the process grew by {grown:.0f} MiB in {rounds} trainings")
-    return f"{rounds} trainings leave nothing; the process grew by {grown:.0f} MiB"
+    return f"{rounds} trainings leave no device memory; the process grew by {grown:.0f} MiB"
 
 
-@item("J5", "P", "errors are documented", hint="one type per kind of mistake, with a docstring")
+@item("J5", "P", "errors are documented", hint="define one type per kind of mistake, with a docstring")
 def errors(device: torch.device) -> str:
-    """Every error that the package raises for a user's mistake has a type of its own and a docstring."""
-    needs_chip(device, "only bringup's own package can be asked")
+    """Every error that the package raises for a mistake of the user has its own type and a docstring."""
+    needs_chip(device, "only bringup's own package can be checked")
     if sys.flags.optimize >= 2:
-        raise NotApplicable("python -OO leaves docstrings out")
+        raise NotApplicable("python -OO removes docstrings")
     kinds = [value for name in bringup.__all__ if isinstance(value := getattr(bringup, name), type)]
-    own = [kind for kind in kinds if issubclass(kind, BringupError)]
-    bare = [kind.__name__ for kind in own if not kind.__doc__]
-    require(len(own) > 3 and not bare, f"without documentation: {', '.join(bare) or 'all'}")
-    return f"{len(own)} documented types"
+    error_types = [kind for kind in kinds if issubclass(kind, BringupError)]
+    bare = [kind.__name__ for kind in error_types if not kind.__doc__]
+    require(len(error_types) > 3 and not bare, f"without documentation: {', '.join(bare) or 'all'}")
+    return f"{len(error_types)} documented types"
 
 
 @item("I4", "P", "collectives in the timeline", hint="record collectives as launches, priced by the interconnect")
 def collectives(device: torch.device) -> str:
-    """An all-reduce is a row of the recording, with bytes and seconds."""
+    """An all-reduce is a row of the recording with bytes and seconds."""
     needs_chip(device)
     with _group_of_one(), bringup.record() as trace:
         dist.all_reduce(torch.ones(1 << 20, device=device))
     ops = [data["op"] for data in trace.signature_data]
-    require(any("reduce" in op for op in ops), f"an all-reduce leaves no row, only {', '.join(ops)}")
-    return "an all-reduce is in the recording"
+    require(any("reduce" in op for op in ops), f"the recording has no row for an all-reduce, only {', '.join(ops)}")
+    return "the recording has a row for an all-reduce"
 
 
 @item("G3", "P", "health and utilisation", hint="offer utilization() in the device's module, as torch.cuda does")
 def health(device: torch.device) -> str:
-    """The device tells its free memory and how busy it is."""
-    needs_accelerator(device, "health of its own")
+    """The device reports its free memory and its utilisation."""
+    needs_accelerator(device, "health data of a device")
     free, total = torch.accelerator.memory.get_memory_info(device)
     require(0 < free <= total, f"{free} of {total} bytes are free")
     busy = getattr(torch.get_device_module(device), "utilization", None)
-    require(busy is not None, "free memory is told, how busy the device is is not")
+    require(busy is not None, "the device reports its free memory, but not its utilisation")
     assert busy is not None
-    return f"{free >> 20} MiB are free, {busy()} % busy"
+    return f"{free >> 20} MiB free, {busy()} % busy"

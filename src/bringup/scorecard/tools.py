@@ -1,4 +1,4 @@
-"""E. Tools: what a developer sees of time, memory and fallbacks."""
+"""E. Tools: reports on time, memory and fallbacks for developers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import bringup
 from bringup.analyse import summarize
 from bringup.report import perfetto
 from bringup.scorecard.registry import item, needs_chip, require
+from bringup.text import quantity
 
 
 def recording(device: torch.device) -> Any:
@@ -29,18 +30,21 @@ def recording(device: torch.device) -> Any:
     return bringup.price(trace, torch.ops.bringup.chip())
 
 
-@item("E1", "D", "time, calls and line of every operator", hint="record each launch with its line and price")
+@item(
+    "E1", "D", "time, calls and line of every operator", hint="record every launch with its line and its predicted time"
+)
 def per_operator(device: torch.device) -> str:
-    """Every operator has a count, seconds and a line, and their seconds add up to the chip's."""
-    found = recording(device)
-    groups = summarize.by_group(found.timeline, "op")
+    """Every operator has a count, seconds and a line, and the seconds add up to the chip's time."""
+    prediction = recording(device)
+    groups = summarize.by_group(prediction.timeline, "op")
     total = sum(seconds for _, _, seconds, _ in groups)
     require(any("mm" in name for name, *_ in groups), "the products are not listed")
     require(
-        abs(total - found.device_seconds) < 0.02 * total, f"operators take {total}, the chip {found.device_seconds}"
+        abs(total - prediction.device_seconds) < 0.02 * total,
+        f"operators take {total}, the chip {prediction.device_seconds}",
     )
-    lines = summarize.by_group(found.timeline, "line")
-    require(lines and ".py:" in lines[0][0], "launches have no Python line")
+    lines = summarize.by_group(prediction.timeline, "line")
+    require(lines and ".py:" in lines[0][0], "the launches have no Python line")
     return f"{len(groups)} operators on {len(lines)} lines"
 
 
@@ -48,43 +52,45 @@ def per_operator(device: torch.device) -> str:
     "E2",
     "T",
     "one timeline of host, link and engines",
-    hint="replay the launches with prices; write Chrome's trace format",
+    hint="replay the launches with predicted times, and write the Chrome trace format",
 )
 def timeline(device: torch.device) -> str:
-    """The timeline has rows of the host, the link and the chip in order, and is written for Perfetto."""
-    found = recording(device)
-    data = json.loads(perfetto.text(found.timeline))
+    """The timeline has ordered rows for the host, the link and the chip, and can be opened in Perfetto."""
+    prediction = recording(device)
+    data = json.loads(perfetto.text(prediction.timeline))
     names = json.dumps([row for row in data["traceEvents"] if row.get("ph") == "M"])
     require(all(word in names for word in ("host", "chip")), "the timeline lacks the host or the chip")
-    line = found.timeline
-    require(bool((line.end >= line.start).all()), "something ends before it starts")
+    line = prediction.timeline
+    require(bool((line.end >= line.start).all()), "a row ends before it starts")
     return f"{len(data['traceEvents'])} rows for Perfetto"
 
 
-@item("E3", "T", "the fallback ledger", hint="price what the chip file does not list: d2h, host, h2d, stall")
+@item(
+    "E3", "T", "the fallback ledger", hint="predict operators that the chip file does not list: d2h, host, h2d, stall"
+)
 def ledger(device: torch.device) -> str:
     """An operator that a chip does not have is listed with its line, count and milliseconds."""
     needs_chip(device)
     with bringup.record() as trace:
         torch.linalg.inv(torch.eye(8, device=device, dtype=torch.float64))
-    found = bringup.price(trace, "tpu-v5e").fallbacks
-    require(found, "a float64 inverse on a TPU falls back nowhere")
-    require(found[0].line > 0 and found[0].seconds > 0, "the fallback has no line or no time")
-    return f"{found[0].op} {found[0].dtype} at line {found[0].line}: {found[0].seconds * 1e6:.0f} us"
+    ledger = bringup.price(trace, "tpu-v5e").fallbacks
+    require(ledger, "a float64 inverse on a TPU is not listed as a fallback")
+    require(ledger[0].line > 0 and ledger[0].seconds > 0, "the fallback has no line or no time")
+    return f"{ledger[0].op} {ledger[0].dtype} at line {ledger[0].line}: {ledger[0].seconds * 1e6:.0f} us"
 
 
-@item("E4", "T", "a summary with bottlenecks", hint="say condition, cause and action, with seconds")
+@item("E4", "T", "a summary with bottlenecks", hint="name condition, cause and action, with seconds")
 def summary(device: torch.device) -> str:
-    """A host-bound program is called host-bound, with what to do."""
-    found = recording(device).bottlenecks
-    require(found and found[0].key == "host-bound", "launches of 64 x 64 are not called host-bound")
-    require(found[0].action and found[0].seconds > 0, "the bottleneck has no action or no cost")
-    return str(found[0].condition)
+    """A host-bound program is reported as host-bound, with advice."""
+    bottlenecks = recording(device).bottlenecks
+    require(bottlenecks and bottlenecks[0].key == "host-bound", "launches of 64 x 64 are not reported as host-bound")
+    require(bottlenecks[0].action and bottlenecks[0].seconds > 0, "the bottleneck has no action or no cost")
+    return str(bottlenecks[0].condition)
 
 
 @item("E5", "T", "torch.profiler sees the device", hint="register a profiler activity (kineto) for the device")
 def profiler(device: torch.device) -> str:
-    """``torch.profiler`` has events of the device for a product."""
+    """The profile of ``torch.profiler`` has device events for a product."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU]
@@ -101,32 +107,32 @@ def profiler(device: torch.device) -> str:
     if device.type == "cpu":
         require(any("mm" in event.name for event in events), "the product is not in the profile")
         return "the product is in the profile"
-    seen = [event for event in events if "CPU" not in str(event.device_type)]
-    require(seen, "no event of the device is in the profile")
-    return f"{len(seen)} events of the device"
+    device_events = [event for event in events if "CPU" not in str(event.device_type)]
+    require(device_events, "the profile has no device event")
+    return quantity(len(device_events), "device event")
 
 
-@item("E6", "T", "a report in one file", hint="embed style, script and data in the page")
+@item("E6", "T", "a report in one file", hint="embed styles, scripts and data in the page")
 def page(device: torch.device) -> str:
-    """The HTML report is written, whole, and loads nothing from elsewhere."""
-    found = recording(device)
+    """The HTML report is complete, and loads nothing from other files or servers."""
+    prediction = recording(device)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.html"
-        found.to_html(file)
+        prediction.to_html(file)
         text = file.read_text(encoding="utf-8")
-    require(text.rstrip().endswith("</html>"), "the page is not whole")
-    require('src="http' not in text and 'rel="stylesheet" href="http' not in text, "the page loads from elsewhere")
+    require(text.rstrip().endswith("</html>"), "the page is not complete")
+    require('src="http' not in text and 'rel="stylesheet" href="http' not in text, "the page loads other files")
     return f"{len(text) // 1024:,} KiB"
 
 
-@item("E7", "P", "record once, replay elsewhere", hint="keep recordings apart from prices")
+@item("E7", "P", "record once, replay elsewhere", hint="keep recordings separate from predictions")
 def replay(device: torch.device) -> str:
-    """A saved recording is loaded and priced on another chip, with other and repeatable results."""
-    found = recording(device)
+    """A saved recording is loaded and priced on another chip, with different and repeatable results."""
+    prediction = recording(device)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "trace.parquet"
-        found.trace.save(file)
+        prediction.trace.save(file)
         loaded = bringup.Trace.load(file)
     first, again, other = (bringup.price(loaded, name).step_seconds for name in ("t4", "t4", "h100-sxm"))
-    require(first == again and first != other, "replays do not repeat, or chips do not differ")
+    require(first == again and first != other, "the results do not repeat, or do not differ between chips")
     return f"t4 {first * 1e6:.0f} us, h100-sxm {other * 1e6:.0f} us"

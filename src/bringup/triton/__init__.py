@@ -1,4 +1,4 @@
-"""The program's own kernels: Triton on the chip. See docs/kernels.md."""
+"""Triton on the chip, for a program's own kernels; see docs/kernels.md."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def _take() -> list[Finding]:
 
 
 def choose_for_triton() -> None:
-    """Make the chip Triton's device although torch reports a GPU, which is the chip under its other name."""
+    """Make the chip Triton's device, although torch reports a GPU, which is the redirected chip."""
     os.environ["TRITON_DEFAULT_BACKEND"] = "chip"
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         return
-    if "triton" in sys.modules or tuple(map(int, version.split(".")[:2])) < (3, 7):  # older ones do not read it
+    if "triton" in sys.modules or tuple(map(int, version.split(".")[:2])) < (3, 7):  # older versions do not read it
         import triton.runtime
 
         from bringup.triton.driver import ChipDriver  # imports Triton
@@ -58,13 +58,13 @@ def choose_for_triton() -> None:
         triton.runtime.driver.set_active(ChipDriver())
 
 
-def require_triton(what: str) -> None:
+def require_triton(option: str) -> None:
     """Raise unless Triton is installed.
 
     Raises:
-        BringupError: it is not; the message names the extra.
+        BringupError: Triton is missing; the message names the extra to install.
     """
     import importlib.util
 
     if importlib.util.find_spec("triton") is None:
-        raise BringupError(f'{what} needs Triton, which is not installed: pip install "bringup[triton]"')
+        raise BringupError(f'{option} needs Triton, which is not installed: pip install "bringup[triton]"')

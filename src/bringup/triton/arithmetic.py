@@ -1,4 +1,4 @@
-"""Operations of TTIR that compute element by element: integers, floats, comparisons, conversions."""
+"""The elementwise operations of TTIR: integers, floats, comparisons, conversions."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ INTEGERS: dict[str, tuple[Callable[[int, int], int], Any]] = {
 
 
 def _both(a: Value, b: Value, element: str) -> tuple[Any, Any]:
-    """Return the two sides as torch's binary functions take them: at least one a tensor."""
+    """Return both sides for torch's binary functions, which need at least one tensor."""
     a, b = plain(a), plain(b)
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         return torch.full((1,), a, dtype=dtype_of(element)), b
@@ -128,7 +128,7 @@ def _division(op: Op, types: list[Type]) -> Step:
             a, b = a.to(torch.uint64), b.to(torch.uint64)
             env[result] = _wide_division(a, b, divides)
             return
-        b = torch.where(b == 0, 1, b)  # what a GPU gives there is undefined, too
+        b = torch.where(b == 0, 1, b)  # division by zero is undefined on a GPU too
         remainder_or_quotient = torch.div(a, b, rounding_mode="trunc") if divides else torch.fmod(a, b)
         env[result] = remainder_or_quotient.to(dtype_of(kind.element))
 
@@ -201,7 +201,7 @@ def _high_product(op: Op, types: list[Type]) -> Step:
     def step(env: list[Value], ctx: Any) -> None:
         a, b = (as_tensor(env[v], kind.element, len(kind.shape)) for v in (x, y))
         if kind.element == "i32":
-            # The product of two 32-bit numbers fits into 64 bits; that it looks negative does not matter.
+            # The product of two 32-bit numbers fits into 64 bits; a sign bit in it has no effect.
             product = (a.long() & 0xFFFFFFFF) * (b.long() & 0xFFFFFFFF)
             env[result] = (product >> 32).to(torch.int32)
             return
@@ -237,7 +237,7 @@ def _floats(op: Op, types: list[Type]) -> Step:
     element, rank = types[result].element, len(types[result].shape)
     function = FLOATS[op.name]
     strict = _needs_tensors(function)
-    # Python's numbers are doubles: what torch computes with one beside a tensor of halves is not rounded to a half.
+    # Python's numbers are doubles: torch does not round them to half precision beside a tensor of halves.
     narrow = element in ("f16", "bf16")
 
     def step(env: list[Value], ctx: Any) -> None:
@@ -299,7 +299,7 @@ def _fma(op: Op, types: list[Type]) -> Step:
 
     def step(env: list[Value], ctx: Any) -> None:
         a, b, c = (as_tensor(env[v], kind.element, len(kind.shape)) for v in (x, y, z))
-        if kind.element == "f32":  # one rounding, as the hardware's
+        if kind.element == "f32":  # one rounding, as in hardware
             env[result] = (a.double() * b.double() + c.double()).float()
         else:
             env[result] = torch.addcmul(c, a, b)
@@ -525,7 +525,7 @@ def _extern(op: Op, types: list[Type]) -> Step:
     symbol = str(op.attributes["symbol"])
     function = libdevice.external(symbol)
     if function is None:
-        raise BringupError(f"{symbol}: bringup has no such function of libdevice, used at {op.line}")
+        raise BringupError(f"{symbol}: bringup does not have this function of libdevice, used at {op.line}")
     kinds = [types[value] for value in op.operands]
     dtype = dtype_of(types[result].element)
 

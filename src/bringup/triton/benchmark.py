@@ -1,4 +1,4 @@
-"""Triton's benchmarks on the chip: the predicted time of one run in place of the measured time of many."""
+"""Triton's benchmarks on the chip: they return the predicted time of one run instead of measuring many runs."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from bringup.recording.rows import COLUMNS, LAUNCH
 
 
 def seconds_of(run: Callable[[], Any]) -> float:
-    """Run once; return the seconds of its kernels and operators on the chip, launches included.
+    """Run a function once; return the predicted seconds of its kernels and operators, launches included.
 
-    The run does not appear in a recording under way.
+    The run does not appear in an active recording.
     """
     ops = torch.ops.bringup
     signatures: list[Signature] = []
@@ -45,7 +45,7 @@ def seconds_of(run: Callable[[], Any]) -> float:
 def time_quantiles(
     kernel_call: Callable[[], Any], *, quantiles: Sequence[float] = (0.5, 0.2, 0.8), **_: Any
 ) -> list[float]:
-    """Run a kernel once; return its milliseconds on the chip, repeated for each quantile."""
+    """Run a kernel once; return its predicted milliseconds, repeated for each quantile."""
     milliseconds = seconds_of(kernel_call) * 1e3
     return [milliseconds] * len(quantiles or (0.5,))
 
@@ -59,7 +59,7 @@ def do_bench(
     return_mode: str = "mean",
     **_: Any,
 ) -> Any:
-    """Replace `triton.testing.do_bench`: milliseconds on the chip, predicted from one run."""
+    """Return the milliseconds on the chip, predicted from one run; replaces `triton.testing.do_bench`."""
     for tensor in grad_to_none or ():
         tensor.grad = None
     milliseconds = seconds_of(fn) * 1e3
@@ -69,7 +69,7 @@ def do_bench(
 
 
 def install() -> None:
-    """Make Triton's benchmarks return the chip's time. Called when its kernels begin to run on a chip."""
+    """Make Triton's benchmarks return predicted time. Called before the first kernel runs on a chip."""
     import triton.testing
 
     triton.testing.do_bench = do_bench

@@ -1,6 +1,6 @@
-"""Triton's compiler for the chip: TTIR is where it ends. Found by the entry point ``triton.backends``.
+"""Triton's compiler for the chip, which ends at TTIR. Registered by the entry point ``triton.backends``.
 
-Tensor and block pointers and descriptors become plain pointers and masks by Triton's own passes.
+Triton's own passes lower tensor pointers, block pointers and descriptors to plain pointers and masks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from bringup.triton import launcher
 
 @dataclasses.dataclass(frozen=True)
 class ChipOptions:
-    """The options of `@triton.jit` launches. Those that only other backends use are accepted and do nothing."""
+    """The options of `@triton.jit` launches. Options of other backends are accepted and have no effect."""
 
     num_warps: int = 4
     num_stages: int = 3
@@ -46,7 +46,7 @@ class ChipOptions:
     launch_pdl: bool = False
 
     def hash(self) -> str:
-        """Identify the options."""
+        """Return a key that identifies the options."""
         return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
@@ -61,11 +61,11 @@ class ChipBackend(BaseBackend):  # type: ignore[misc]
         return bool(target.backend == "chip")
 
     def hash(self) -> str:
-        """Identify the compiler: its output depends on Triton alone."""
+        """Return a key that identifies the compiler, whose output depends only on Triton."""
         return "chip-1"
 
     def parse_options(self, opts: dict[str, Any]) -> ChipOptions:
-        """Return a launch's options, without those that this backend does not have."""
+        """Return a launch's options without those that this backend does not have."""
         names = {field.name for field in dataclasses.fields(ChipOptions)}
         return ChipOptions(**{name: value for name, value in opts.items() if name in names and value is not None})
 
@@ -74,7 +74,7 @@ class ChipBackend(BaseBackend):  # type: ignore[misc]
         return metadata
 
     def get_codegen_implementation(self, options: Any) -> dict[str, Any]:
-        """Return the front end's limits: products of any size."""
+        """Return the limits of the front end: products may have any size."""
         return {"min_dot_size": lambda lhs, rhs: (1, 1, 1)}
 
     def get_module_map(self) -> dict[str, ModuleType]:
@@ -84,10 +84,10 @@ class ChipBackend(BaseBackend):  # type: ignore[misc]
         return {"triton.language.extra.libdevice": libdevice}
 
     def load_dialects(self, ctx: Any) -> None:
-        """Load nothing: there are no dialects of our own."""
+        """Do nothing, because this backend has no dialects."""
 
     def add_stages(self, stages: dict[str, Any], options: Any, language: Any = None) -> None:
-        """Lower to TTIR and read it: operations that bringup does not run fail here, with their line."""
+        """Add two stages: lowering to TTIR, and reading it, which raises an error for unsupported operations."""
         stages["ttir"] = self._ttir
         stages["chip"] = self._chip
 
@@ -106,7 +106,7 @@ class ChipBackend(BaseBackend):  # type: ignore[misc]
         passes.common.add_symbol_dce(manager)
         try:
             manager.run(module, "make_ttir")
-        except TypeError:  # Triton 3.5 and older name no pipeline
+        except TypeError:  # Triton 3.5 and older have no argument for the pipeline
             manager.run(module)
         return module
 

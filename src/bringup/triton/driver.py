@@ -1,7 +1,7 @@
-"""Triton's driver for the chip. Found by the entry point ``triton.backends``.
+"""Triton's driver for the chip. Registered by the entry point ``triton.backends``.
 
-Exactly one driver of Triton may be active. On a machine with a GPU that Triton knows, that is the GPU's, unless the
-program runs on a chip (`bringup run`, ``BRINGUP_CHIP``): then ``TRITON_DEFAULT_BACKEND=chip`` is set.
+Exactly one driver of Triton may be active. On a machine with a GPU that Triton supports, it is the GPU's driver unless
+the program runs on a chip (`bringup run`, ``BRINGUP_CHIP``). In this case, ``TRITON_DEFAULT_BACKEND=chip`` is set.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Utils:
         """Return the properties that Triton and its tutorials read."""
         properties = torch.chip.get_device_properties(device)  # type: ignore[attr-defined]
         return {
-            "max_shared_mem": 1 << 62,  # what a kernel needs is checked in bringup.triton.limits
+            "max_shared_mem": 1 << 62,  # bringup.triton.limits checks the memory that a kernel needs
             "max_num_regs": 65536,
             "multiprocessor_count": properties.multi_processor_count,
             "warpSize": 32,
@@ -37,7 +37,7 @@ class Utils:
 
     @staticmethod
     def load_binary(name: str, binary: bytes, shared: int, device: int) -> tuple[Any, Any, int, int, int]:
-        """Return module, function, registers, spills, most threads."""
+        """Return module, function, and numbers of registers, spills and threads per block."""
         kernel = launcher.compiled(binary.decode())
         return kernel, kernel, 0, 0, 1 << 30
 
@@ -55,16 +55,16 @@ class ChipDriver(DriverBase):  # type: ignore[misc]
 
     @staticmethod
     def is_active() -> bool:
-        """True if kernels run on the chip: it was asked for, or there is no GPU."""
-        asked = asked_chip() or os.environ.get("TRITON_DEFAULT_BACKEND") == "chip"
-        return hasattr(torch, "chip") and bool(asked or not _has_gpu())
+        """Return True if kernels run on the chip: the user has chosen it, or there is no GPU."""
+        is_requested = asked_chip() or os.environ.get("TRITON_DEFAULT_BACKEND") == "chip"
+        return hasattr(torch, "chip") and bool(is_requested or not _has_gpu())
 
     def get_current_stream(self, device: int) -> int:
         """Return the current stream's id."""
-        return 0  # launches ask for it themselves
+        return 0  # launches read the current stream themselves
 
     def map_python_to_cpp_type(self, ty: str) -> str:
-        """Return a type's name in C++, which nothing here needs."""
+        """Return the type unchanged, because this backend needs no C++ names."""
         return ty
 
     def get_current_target(self) -> GPUTarget:
@@ -72,27 +72,27 @@ class ChipDriver(DriverBase):  # type: ignore[misc]
         return GPUTarget("chip", "chip", 32)
 
     def get_active_torch_device(self) -> torch.device:
-        """Return the current chip, by the name that the program has for it."""
+        """Return the current chip as a torch device, ``cuda`` if the program is redirected."""
         return torch.device("cuda" if process.named_cuda else "chip", self.get_current_device())
 
     def get_device_interface(self) -> Any:
-        """Return the module that has streams and events."""
+        """Return the module with streams and events."""
         return torch.chip  # type: ignore[attr-defined]
 
     def get_benchmarker(self) -> Callable[..., Sequence[float]]:
-        """Return the function that times a kernel: one run, priced on the chip."""
+        """Return the function that times a kernel by predicting one run."""
         return benchmark.time_quantiles
 
     def get_empty_cache_for_benchmark(self) -> torch.Tensor:
-        """Return a buffer to clear the cache with: nothing is measured, so it is small."""
+        """Return the buffer for clearing the cache, a small one because no time is measured."""
         return torch.empty(1, dtype=torch.int32, device=self.get_active_torch_device())
 
     def clear_cache(self, cache: torch.Tensor) -> None:
-        """Do nothing: times are predicted with cold caches."""
+        """Do nothing, because times are predicted for cold caches."""
 
 
 def _has_gpu() -> bool:
-    """True if torch sees a GPU whose driver Triton ships. The chip under the name cuda does not count."""
+    """Return True if torch sees a GPU for which Triton has a driver; the redirected chip does not count."""
     return bool(
         (torch._C._has_cuda and torch._C._cuda_getDeviceCount() > 0)
         if hasattr(torch._C, "_cuda_getDeviceCount")

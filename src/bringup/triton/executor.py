@@ -1,13 +1,13 @@
-"""Runs a kernel: all programs of a grid, many at a time.
+"""Runs all programs of a kernel's grid, many at a time.
 
 Note [Divergence]
-No operation is masked by control flow. Where programs take different ways, each way runs on a part of them: the values
-that it reads are cut down to those programs (`restricted`), and what it returns is put together again (`merged`). A
-loop whose trip count differs runs with all programs until the first is through, then with those that are left.
+Divergent control flow uses no masks. Each branch runs on the subset of programs that took it. Its inputs are restricted
+to those programs (`restricted`), and its results are merged afterwards (`merged`). A loop with different trip counts
+runs with all programs until the first one has finished, then with the remaining ones.
 
 Note [One at a time]
-Programs that wait for each other (locks: compare-and-swap, atomics in a while loop) run one after the other, so a lock
-is always free. A program that waits for one that comes later spins for ever; that is noticed.
+Programs with locks (compare-and-swap, atomics in a while loop) run one after the other, so a lock is always free. A
+program that waits for a later one would spin for ever; this is detected and raises an error.
 """
 
 from __future__ import annotations
@@ -26,39 +26,39 @@ from bringup.triton.memory import Counters, KernelError, Memory
 from bringup.triton.ttir import Block, Function, Module, Op, Region, Type
 from bringup.triton.values import Pointer, Value, as_tensor, broadcast_shapes, dtype_of, merged, plain, restricted
 
-CHUNK = 256 * 1024  # elements of the largest tile, over all programs of a chunk: they stay in the L2 cache
-MOST_PROGRAMS = 16384  # of a chunk
-SPINS = 100_000  # iterations of a loop that changes nothing before it is called endless
+CHUNK = 256 * 1024  # elements of the largest tile over all programs of a chunk, so that they stay in the L2 cache
+MOST_PROGRAMS = 16384  # in a chunk
+SPINS = 100_000  # iterations without any change after which a loop counts as endless
 Tensor = torch.Tensor
-OPERATIONS = (arithmetic, tiles)  # imported so that their lowerings are registered
+OPERATIONS = (arithmetic, tiles)  # imported to register their lowerings
 
 
 @dataclass
 class Code:
-    """A block: its steps with their source lines, and how it ends."""
+    """A compiled block: its steps with their source lines, and its last operation."""
 
     number: int
     arguments: list[int]
     steps: list[tuple[Step, str]]
     end: Op
-    free: tuple[int, ...] = ()  # values from outside that it reads, inner regions included
-    special: int = 0  # of one program
+    free: tuple[int, ...] = ()  # values from outside that it or its inner regions read
+    special: int = 0  # special functions of one program
     vector: int = 0
     products: tuple[tuple[int, int, int, str], ...] = ()  # m, n, k, dtype
 
 
 @dataclass
 class Context:
-    """The programs that run now.
+    """The programs that run at the same time.
 
     Attributes:
-        programs: how many.
-        program: their ids along x, y, z: an integer if all have the same, else a tensor.
+        programs: the number of programs.
+        program: their ids along x, y, z: an integer if all are equal, else a tensor.
         grid: the size of the whole grid.
-        index: their places in the grid, x fastest: the first, or a tensor.
-        line: the source line of the operation under way.
-        accumulator: by product, the tensor that it returned last.
-        keeps_old: does somebody read what an atomic returns?
+        index: their linear indices in the grid, x fastest: the first one, or a tensor.
+        line: the source line of the current operation.
+        accumulator: product -> the tensor that it returned last.
+        keeps_old: True if the result of an atomic is read.
     """
 
     kernel: Kernel
@@ -73,15 +73,15 @@ class Context:
     keeps_old: bool = False
 
     def used(self, value: int) -> bool:
-        """True if an operation reads a value."""
+        """Return True if an operation reads a value."""
         return value in self.kernel.used
 
     def accumulates(self, result: int) -> bool:
-        """Is a product added to what it returned in the iteration before, and to nothing else?"""
+        """Return True if a product is added only to its own result of the previous iteration."""
         return result in self.kernel.accumulators
 
     def places(self) -> Tensor:
-        """Return the programs' places in the grid."""
+        """Return the linear indices of the programs in the grid."""
         if isinstance(self.index, Tensor):
             return self.index
         return torch.arange(self.index, self.index + self.programs)
@@ -93,7 +93,7 @@ class Context:
         return place % x, place // x % y, place // (x * y)
 
     def text(self, program: int = 0) -> str:
-        """Return the program and its source line, for messages."""
+        """Return the program and its source line for a message."""
         where = f", at {self.line}" if self.line else ""
         return f", program {self.ids(program)} of grid {self.grid}{where}"
 
@@ -120,7 +120,7 @@ class Kernel:
     """A compiled kernel.
 
     Raises:
-        BringupError: it uses what bringup does not run; the message has the source line.
+        BringupError: it uses an operation that bringup does not support; the message has the source line.
     """
 
     def __init__(self, module: Module) -> None:
@@ -129,7 +129,7 @@ class Kernel:
         self.used: set[int] = set()
         self.accumulators: set[int] = set()
         self.codes: list[Code] = []
-        self.compiling = ""  # the operation under way
+        self.compiling = ""  # the operation that is being compiled
         try:
             self._compile(module)
         except ttir.UNREADABLE as error:
@@ -154,11 +154,11 @@ class Kernel:
 
         Args:
             grid: programs along x, y, z.
-            arguments: of the kernel, without its constants: pointers as `Pointer`, integers, floats.
-            memory: behind the pointers.
+            arguments: the arguments without constants: `Pointer`s, integers, floats.
+            memory: the memory behind the pointers.
 
         Raises:
-            KernelError: out of bounds, a failed assertion.
+            KernelError: an access is out of bounds, or an assertion fails.
         """
         counters = Counters()
         total = grid[0] * grid[1] * grid[2]
@@ -189,7 +189,7 @@ def _ids(start: int, count: int, grid: tuple[int, int, int]) -> tuple[Value, Val
 
 
 def _takes_turns(op: Op) -> bool:
-    """See Note [One at a time]."""
+    """Return True if programs run one after the other because of this operation; see Note [One at a time]."""
     if op.name == "tt.atomic_cas":
         return True
     inner = [o for region in op.regions for block in region.blocks for o in block.ops]
@@ -198,7 +198,7 @@ def _takes_turns(op: Op) -> bool:
 
 
 def _written(kernel: Function, functions: list[Function]) -> frozenset[int]:
-    """Return the kernel's pointer arguments that it may write through."""
+    """Return the pointer arguments through which the kernel may write."""
     everything = frozenset(range(len(kernel.arguments)))
     if len(functions) > 1:
         return everything
@@ -208,7 +208,7 @@ def _written(kernel: Function, functions: list[Function]) -> frozenset[int]:
     }
     ops = list(kernel.walk())
     changed = True
-    while changed:  # loops carry pointers around, and hand them out one loop at a time
+    while changed:  # loops carry pointers; every round follows them through one more loop
         changed = False
         for op in ops:
             values = [
@@ -250,7 +250,7 @@ class _Body:
         self.entry = self.blocks[function.body.blocks[0].label]
 
     def run(self, arguments: list[Value], ctx: Context) -> list[Value]:
-        """Run from the entry to the return; return its values."""
+        """Run the function from the entry to its return; return its values."""
         env: list[Value] = [None] * len(self.types)
         for value, argument in zip(self.function.arguments, arguments, strict=True):
             env[value] = argument
@@ -322,7 +322,7 @@ class _Body:
         return code
 
     def regions_free(self, block: Block) -> set[int]:
-        """Return the values that a block reads and does not define."""
+        """Return the values that a block reads but does not define."""
         defined, read = set(block.arguments), set()
         for op in block.ops:
             values = set(op.operands)
@@ -471,7 +471,7 @@ class _Body:
                 if spins == SPINS and not op.results and not passed:
                     raise part.failed(
                         f"{ctx.kernel.name}: a loop spins for ever: it waits for a program that has not run. Programs "
-                        "run one after the other, and barriers over the whole grid are not supported",
+                        "run one after the other, so barriers over the whole grid are not supported",
                         0,
                     )
                 for argument, value in zip(after.arguments, passed, strict=True):
@@ -499,9 +499,9 @@ class _Body:
     # ---- reductions and scans
 
     def _combine(self, op: Op) -> tuple[str, Callable[..., list[Tensor]]]:
-        """Return the name of the operation that combines, if it is one, and a function that combines two lists."""
+        """Return the name of the combining operation if it is a single one, and a function that combines two lists."""
         code = self._region(op.regions[0])
-        self.kernel.codes.pop()  # its cost is the reduction's
+        self.kernel.codes.pop()  # its cost is part of the reduction
         count = len(op.operands)
         left, right = code.arguments[:count], code.arguments[count:]
         ops = op.regions[0].ops
@@ -522,7 +522,7 @@ class _Body:
         return simple, combine
 
     def _sources(self, op: Op, env: list[Value], ctx: Context, axis: int) -> list[Tensor]:
-        """Return the tiles, expanded along an axis, with one number of programs."""
+        """Return the tiles, expanded along an axis and to the same number of programs."""
         tiles = []
         for value in op.operands:
             kind = self.types[value]
@@ -595,7 +595,7 @@ def run(code: Code, env: list[Value], ctx: Context) -> None:
 
 
 def _uniform(value: Value) -> Value:
-    """Return a number if all programs have the same."""
+    """Return a number if all programs have the same value, else the value unchanged."""
     value = plain(value)
     if not isinstance(value, Tensor):
         return value
@@ -607,14 +607,14 @@ def _uniform(value: Value) -> Value:
 
 
 def _together(parts: list[tuple[Tensor, Value]], kind: Type, ctx: Context) -> Value:
-    """Merge the values of disjoint sets of programs. Pointers into different arguments become addresses."""
+    """Merge the values of disjoint sets of programs. Pointers to different arguments become addresses."""
     if kind.pointer and len({value.argument for _, value in parts}) > 1:
         parts = [(lanes, Pointer(-1, addresses(value, ctx), value.element)) for lanes, value in parts]
     return merged(parts, "i64" if kind.pointer else kind.element, kind.shape)
 
 
 def _accumulators(loop: Op, uses: dict[int, int]) -> set[int]:
-    """Return the products of a loop that are added to what they returned before."""
+    """Return the products of a loop that are added to their own previous result."""
     block = loop.regions[0].blocks[0]
     yields = block.ops[-1].operands
     accumulators = set()
@@ -660,7 +660,7 @@ _SCANS: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 
 def totals(kernel: Kernel, counters: Counters) -> dict[str, Any]:
-    """Return what a launch asked of the chip, over all programs: the form that traces keep."""
+    """Return the work of a launch over all programs, in the form of a trace."""
     special = vector = 0
     products: dict[tuple[int, int, int, str], int] = {}
     for code in kernel.codes:

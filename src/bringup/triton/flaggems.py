@@ -1,7 +1,7 @@
-"""FlagGems, a library of torch's operators written in Triton, in place of torch's own on the chip: opt-in.
+"""Replaces torch's operators on the chip by those of FlagGems, a library in Triton, on request.
 
-FlagGems asks for one of the vendors that it knows. The chip answers as the one whose operators have no variants for an
-architecture, with its own device and dispatch key.
+FlagGems supports a fixed list of vendors. The chip poses as the one whose operators have no variants for specific
+architectures, with the chip's own device and dispatch key.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from bringup.triton import require_triton
 
 
 class _Philox:
-    """The default generator as FlagGems reads it: 16 bytes, a seed and an offset into its random numbers."""
+    """The default generator in the form for FlagGems: 16 bytes, a seed and an offset into its random numbers."""
 
     def __init__(self) -> None:
         self.seeding = -1
         self.offset = 0
 
     def get_state(self) -> torch.Tensor:
-        """Return seed and offset; the seed is the chip's."""
+        """Return the chip's seed and the offset."""
         seed = device.initial_seed()
         seed = seed - 2**64 if seed >= 2**63 else seed
         if self.seeding != random.seedings:
@@ -42,12 +42,12 @@ class _Philox:
         return torch.tensor([seed, self.offset], dtype=torch.int64).view(torch.uint8)
 
     def set_state(self, state: torch.Tensor) -> None:
-        """Go on from an offset."""
+        """Continue at an offset."""
         self.offset = int(state.view(torch.int64)[1])
 
 
 class _Torch:
-    """Torch as FlagGems' block sizes ask for it: the properties of ``cuda`` are the chip's."""
+    """The torch module for FlagGems' choice of block sizes: the properties of ``cuda`` are the chip's."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(torch, "chip" if name == "cuda" else name)
@@ -57,19 +57,17 @@ def load() -> Any:
     """Import FlagGems for the chip.
 
     Raises:
-        BringupError: it is not installed, or was imported before.
+        BringupError: it is not installed, or was already imported for another device.
     """
     require_triton("FlagGems")
     spec = importlib.util.find_spec("flag_gems")
     if spec is None or spec.origin is None:
-        raise BringupError(
-            "the operators of FlagGems were asked for and flag_gems is not installed: pip install flag_gems"
-        )
+        raise BringupError("the operators of FlagGems need flag_gems, which is not installed: pip install flag_gems")
     name = "cuda" if process.named_cuda else "chip"
     if "flag_gems" in sys.modules:
         module = sys.modules["flag_gems"]
         if getattr(module, "device", "") != name:
-            raise BringupError("flag_gems was imported for another device: ask for it before the program imports it")
+            raise BringupError("flag_gems was imported for another device: enable it before the program imports it")
         return module
     register()
     backends = str(Path(spec.origin).parent / "runtime" / "backend")
@@ -87,16 +85,16 @@ def load() -> Any:
     sys.modules.setdefault("torch.backends.chip", types.ModuleType("torch.backends.chip"))
     chip: Any = getattr(torch, name)
     chip.default_generators = [_Philox() for _ in range(chip.device_count())]
-    asked = os.environ.get("GEMS_VENDOR")
+    previous_vendor = os.environ.get("GEMS_VENDOR")
     os.environ["GEMS_VENDOR"] = "nvidia"
     try:
         module = importlib.import_module("flag_gems")
     finally:
         os.environ.pop("GEMS_VENDOR")
-        if asked is not None:
-            os.environ["GEMS_VENDOR"] = asked
+        if previous_vendor is not None:
+            os.environ["GEMS_VENDOR"] = previous_vendor
     entry: Any = importlib.import_module("flag_gems.utils.libentry")
-    # How it calls a compiled kernel depends on the version of Triton; newer ones are called as 3.6 is.
+    # Its way of calling a compiled kernel depends on the version of Triton; newer versions are called like 3.6.
     entry.minor_version = min(entry.minor_version, 6)
     return module
 
@@ -109,6 +107,6 @@ def enable() -> list[str]:
     """
     module = load()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # each replaces one of the chip's, which is the point
+        warnings.simplefilter("ignore")  # torch warns about every replaced operator
         module.enable()
     return sorted(module.current_work_registrar.all_keys)

@@ -1,7 +1,7 @@
 """torch.compile through Inductor's Triton code on the chip: ``BRINGUP_COMPILE=triton``, `bringup run --compile triton`.
 
-The other way is bringup's own (bringup/compile), which needs no Triton. Here Inductor writes the kernels that run and
-are recorded, as it does for an accelerator. Products stay torch's operators.
+The default for torch.compile is bringup's own backend (bringup/compile), which does not need Triton. Here Inductor
+writes the kernels, as it does for an accelerator, and they run and are recorded. Products remain torch's operators.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _registered = False
 
 
 class ChipInterface(DeviceInterface):
-    """The functions of a device that Dynamo and Inductor call."""
+    """The functions of the device that Dynamo and Inductor call."""
 
     Event = chips.Event  # type: ignore[assignment]
     Stream = chips.Stream  # type: ignore[assignment]
@@ -41,7 +41,7 @@ class ChipInterface(DeviceInterface):
     get_device_properties = staticmethod(chips.get_device_properties)
 
     class Worker:
-        """The same for processes that compile."""
+        """The functions for processes that compile."""
 
         set_device = staticmethod(chips.set_device)
         current_device = staticmethod(chips.current_device)
@@ -59,7 +59,7 @@ class ChipInterface(DeviceInterface):
 
     @staticmethod
     def get_raw_stream(device_idx: int) -> int:
-        """Return a handle, which launches do not need: they ask for the current stream."""
+        """Return a handle that is not used, because launches read the current stream themselves."""
         return 0
 
     @staticmethod
@@ -69,15 +69,15 @@ class ChipInterface(DeviceInterface):
 
     @staticmethod
     def is_triton_capable(device: Any = None) -> bool:
-        """True: Triton's kernels run."""
+        """Return True, because Triton kernels run on the chip."""
         return True
 
 
 class ChipOverrides(DeviceOpOverrides):
-    """The lines about devices in the code that Inductor writes."""
+    """The device-specific lines in the code that Inductor writes."""
 
     def import_get_raw_stream_as(self, name: str) -> str:
-        """Import the function that returns a stream's handle."""
+        """Return the line that imports the function for a stream's handle."""
         return f"from bringup.triton.inductor import raw_stream as {name}"
 
     def set_device(self, device_idx: int) -> str:
@@ -94,20 +94,20 @@ class ChipOverrides(DeviceOpOverrides):
 
 
 def raw_stream(device: int) -> int:
-    """Return a handle, which launches do not need."""
+    """Return a handle that is not used, because launches read the current stream themselves."""
     return 0
 
 
 def compile_graph(
     graph: fx.GraphModule, inputs: Sequence[Any], patches: dict[str, Any], choose: Callable[[], None]
 ) -> Any:
-    """Compile a graph of Dynamo as Inductor does for an accelerator; return the compiled function.
+    """Compile a Dynamo graph as Inductor does for an accelerator; return the compiled function.
 
     Args:
-        graph: what Dynamo gives a backend.
+        graph: the graph that Dynamo passes to a backend.
         inputs: its example inputs.
-        patches: of Inductor's configuration.
-        choose: makes the chip Triton's device.
+        patches: changes of Inductor's configuration.
+        choose: function that makes the chip Triton's device.
     """
     from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
@@ -125,7 +125,7 @@ def compile_graph(
 
 
 def _say_chip(graph: fx.GraphModule) -> None:
-    """Replace devices that the program calls ``cuda``."""
+    """Replace the device ``cuda`` by ``chip`` in a graph."""
     for node in graph.graph.nodes:
         node.args = fx.node.map_aggregate(node.args, real)
         node.kwargs = fx.node.map_aggregate(node.kwargs, real)
@@ -137,7 +137,7 @@ def _say_chip(graph: fx.GraphModule) -> None:
 
 
 def register(choose: Callable[[], None]) -> None:
-    """Register the chip as a device for Inductor's Triton code. Its autotuning sees the chip's time."""
+    """Register the chip as a device for Inductor's Triton code, with autotuning by predicted time."""
     global _registered
     if _registered:
         return
@@ -149,15 +149,15 @@ def register(choose: Callable[[], None]) -> None:
     from bringup.triton import benchmark  # imports Triton
 
     register_interface_for_device("chip", ChipInterface)
-    register_interface_for_device("ccuda", ChipInterface)  # torch 2.13 replaces "hip" by "cuda" wherever it stands
+    register_interface_for_device("ccuda", ChipInterface)  # torch 2.13 replaces "hip" by "cuda" everywhere in the name
     for index in range(chips.device_count()):
         register_interface_for_device(f"chip:{index}", ChipInterface)
     register_device_op_overrides("chip", ChipOverrides())
     register_backend_for_device("chip", TritonScheduling, PythonWrapperCodegen)
-    config.compile_threads = 1  # the processes of a pool would not know the chip
-    config.triton.mix_order_reduction = False  # asks for CUDA's occupancy
+    config.compile_threads = 1  # the processes of a pool would not have the chip
+    config.triton.mix_order_reduction = False  # needs CUDA's occupancy
 
-    # Inductor's code asks for the driver of the GPU that torch reports: by the name of cuda, that is the chip.
+    # Inductor's code requests the driver of the GPU that torch reports, which is the redirected chip.
     triton_helpers.set_driver_to_gpu = choose
 
     def benchmark_gpu(call: Any, *_: Any, **__: Any) -> float:

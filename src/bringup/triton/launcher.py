@@ -1,4 +1,4 @@
-"""Puts Triton's launches on the chip's streams, runs them there, and returns their counters to the recording."""
+"""Enqueues Triton's launches on the chip's streams, runs them, and returns their counters to the recording."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bringup.triton.executor import Kernel, totals
 from bringup.triton.memory import Blank, Buffer, Memory
 from bringup.triton.values import Pointer
 
-TINY = 16384  # elements: a launch with fewer runs in some 0.1 ms
+TINY = 16384  # elements: a launch with fewer elements takes about 0.1 ms
 
 _kernels: dict[str, Kernel] = {}
 _waiting: dict[int, _Launch] = {}
@@ -27,7 +27,7 @@ _library: Any = torch.library.Library("bringup", "FRAGMENT")  # type: ignore[no-
 
 
 def compiled(text: str) -> Kernel:
-    """Return the kernel of a TTIR module; read once."""
+    """Return the kernel of a TTIR module; the result is cached."""
     key = hashlib.sha256(text.encode()).hexdigest()
     if key not in _kernels:
         _kernels[key] = Kernel(ttir.parse(text))
@@ -38,13 +38,13 @@ def compiled(text: str) -> Kernel:
 class _Launch:
     kernel: Kernel
     grid: tuple[int, int, int]
-    arguments: list[Any]  # numbers; for pointers (storage, byte offset, element)
-    signature: dict[str, Any] | None  # while a recording is under way
+    arguments: list[Any]  # numbers; tuples (storage, byte offset, element) for pointers
+    signature: dict[str, Any] | None  # None without an active recording
     dry: bool
 
 
 class Launcher:
-    """Launches one specialisation of a kernel. Made by Triton, called with grid, stream, ..., the bound arguments."""
+    """Launches one specialisation of a kernel. Triton creates it and calls it with grid, stream, ... and arguments."""
 
     def __init__(self, src: Any, metadata: Any) -> None:
         signature = src.signature
@@ -67,7 +67,7 @@ class Launcher:
         leave: Callable[[Any], None] | None,
         *bound: Any,
     ) -> None:
-        """Launch on the current stream. Returns at once."""
+        """Launch on the current stream, asynchronously."""
         grid = (int(x), int(y), int(z))
         if grid[0] * grid[1] * grid[2] <= 0:
             return
@@ -82,7 +82,7 @@ class Launcher:
             _flatten(value, kind, self.names[place], place, arguments)
         if len(arguments) != len(kernel.module.kernel.arguments):
             raise BringupError(
-                f"{kernel.name}: Triton passed {len(arguments)} arguments, its code has "
+                f"{kernel.name}: Triton passed {len(arguments)} arguments but its code has "
                 f"{len(kernel.module.kernel.arguments)}: an argument of this kind is not supported"
             )
         enqueue(kernel, grid, arguments, self.constants)
@@ -91,7 +91,7 @@ class Launcher:
 
 
 def _constants(src: Any, metadata: Any) -> dict[str, Any]:
-    """Return the constant arguments of this specialisation, for the report."""
+    """Return the constant arguments of this specialisation for the report."""
     constants: dict[str, Any] = {}
     names = getattr(getattr(src, "fn", None), "arg_names", [])
     for path, value in getattr(src, "constants", {}).items():
@@ -102,7 +102,7 @@ def _constants(src: Any, metadata: Any) -> dict[str, Any]:
 
 
 def _flatten(value: Any, kind: Any, name: str, place: int, arguments: list[Any]) -> None:
-    """Append the arguments of the kernel's function that stand for one bound argument."""
+    """Append the function arguments that one bound argument becomes."""
     if isinstance(kind, tuple):
         for item, inner in zip(value, kind, strict=True):
             _flatten(item, inner, name, place, arguments)
@@ -113,7 +113,7 @@ def _flatten(value: Any, kind: Any, name: str, place: int, arguments: list[Any])
         arguments += [*map(int, value.shape), *map(int, value.strides), getattr(value, "padding", "zero") == "nan"]
         if kind.startswith("tensordesc") and hasattr(value, "round_f32_to_tf32"):
             arguments.append(bool(value.round_f32_to_tf32))
-        # Passes that lower descriptors keep shape and strides once more, for code that takes them apart itself.
+        # The passes that lower descriptors add shape and strides a second time, for code that uses them directly.
         arguments += [*map(int, value.shape), *map(int, value.strides)]
     elif kind[0] == "*":
         arguments.append(_memory(value, name, place))
@@ -129,7 +129,7 @@ def _memory(value: Any, name: str, place: int) -> Any:
     if isinstance(value, int):
         return value  # an address
     tensor = value
-    while not isinstance(tensor, torch.Tensor):  # wrappers of libraries: of another dtype, of other strides
+    while not isinstance(tensor, torch.Tensor):  # wrappers of libraries, with another dtype or other strides
         inner = next((name for name in ("base", "_base", "tensor") if hasattr(tensor, name)), None)
         if inner is None:
             raise BringupError(f"argument {name!r} needs a tensor on the chip, got {type(value).__name__}")
@@ -147,7 +147,7 @@ def _memory(value: Any, name: str, place: int) -> Any:
 
 
 def enqueue(kernel: Kernel, grid: tuple[int, int, int], values: list[Any], constants: dict[str, Any]) -> None:
-    """Launch a kernel on the current stream of its tensors' chip."""
+    """Launch a kernel on the current stream of the chip of its tensors."""
     names = kernel.module.kernel.names
     tensors: list[torch.Tensor] = []
     written: list[int] = []
@@ -162,13 +162,13 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], values: list[Any], const
             follows = follows or number in kernel.pointers
             arguments.append(value)
             continue
-        here = real_device(value).index
-        if index not in (-1, here):
+        tensor_index = real_device(value).index
+        if index not in (-1, tensor_index):
             raise BringupError(
-                f"{kernel.name} is launched with tensors on chip:{index} and chip:{here}: argument {names[number]!r} "
-                "has to be on the same chip as those before it"
+                f"{kernel.name} is launched with tensors on chip:{index} and chip:{tensor_index}: "
+                f"argument {names[number]!r} must be on the same chip as the arguments before it"
             )
-        index = here
+        index = tensor_index
         address = value.untyped_storage().data_ptr()
         storage = places.setdefault(address, len(tensors))
         if storage == len(tensors):
@@ -194,7 +194,7 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], values: list[Any], const
 
 
 def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) -> str:
-    """Run a launch in stream order; return its signature, or "!" and an error's text. Called by the core.
+    """Run a launch in stream order; return its signature, or "!" and the text of an error. Called by the core.
 
     The core raises the error at the next synchronisation.
     """
@@ -224,7 +224,9 @@ def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) 
     if launch.signature is None:
         return ""
     launch.signature["args"]["counters"] = totals(kernel, counters)
-    if checks is not None:  # storages that the launch read before it wrote there, addresses aside: storage -> line
+    if (
+        checks is not None
+    ):  # storage -> line, for storages that the launch read before writing (plain addresses excluded)
         first_reads = {
             launch.arguments[place][0]: line
             for place, line in checks.initial.items()

@@ -1,4 +1,4 @@
-"""The functions of libdevice (``tl.extra.libdevice``), by torch's."""
+"""The functions of libdevice (``tl.extra.libdevice``), computed with torch's functions."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ for _operation in ("add", "sub", "mul", "div"):
 
 
 def external(symbol: str) -> Any:
-    """Return torch's function for one of libdevice (``__nv_tanhf``); None if there is none."""
+    """Return a torch function for a function of libdevice such as ``__nv_tanhf``; None if there is none."""
     name = symbol.removeprefix("__nv_").removeprefix("fast_")
     for form in (name, name.removesuffix("f"), name.removesuffix("d"), name.removeprefix("f"), name.removeprefix("d")):
         if form in _EXTERNAL:
@@ -77,10 +77,10 @@ def _ones(x: Tensor) -> Tensor:
 
 def _leading_zeros(x: Tensor) -> Tensor:
     width = x.itemsize * 8
-    count, seen = torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
+    count, has_one = torch.zeros_like(x), torch.zeros_like(x, dtype=torch.bool)
     for bit in reversed(range(width)):
-        seen = seen | ((x >> bit) & 1).bool()
-        count = count + (~seen).to(x.dtype)
+        has_one = has_one | ((x >> bit) & 1).bool()
+        count = count + (~has_one).to(x.dtype)
     return count
 
 

@@ -13,13 +13,13 @@ from bringup.triton.values import dtype_of
 
 
 class KernelLimitWarning(UserWarning):
-    """A kernel asks for more than the chip file says the chip has."""
+    """A kernel exceeds a limit in the chip file."""
 
 
 def tile_bytes(function: Function) -> tuple[int, list[Type]]:
-    """Return the most bytes of tiles that are alive at once, and the largest of those tiles.
+    """Return the most bytes of tiles that are live at once, and the largest of those tiles.
 
-    Offsets, masks and what is the same along an axis are computed where they are used: only tiles of values count.
+    Offsets, masks and values that are constant along an axis are computed where they are used, and do not count.
     """
     last: dict[int, int] = {}
     born: dict[int, int] = {}
@@ -35,7 +35,7 @@ def tile_bytes(function: Function) -> tuple[int, list[Type]]:
             for region in op.regions if op.name not in ("tt.reduce", "tt.scan") else ():
                 for inner in region.blocks:
                     visit(inner)
-                    # What a loop carries is alive from its start to its end.
+                    # Values that a loop carries are live from its start to its end.
                     for value in inner.arguments:
                         last[value] = max(last.get(value, 0), place)
             for value in op.operands:
@@ -72,9 +72,9 @@ def _bytes(kind: Type) -> int:
 
 
 def staged_bytes(function: Function, stages: int) -> tuple[int, list[Type]]:
-    """Return the shared memory that a GPU's compiler takes for the operands of the products of the largest loop.
+    """Return the shared memory that a GPU's compiler allocates for the operands of products, for the largest loop.
 
-    Triton pipelines a loop by keeping ``num_stages`` copies of what its products read.
+    Triton pipelines a loop by keeping ``num_stages`` copies of the operands of its products.
     """
     most, tiles = 0, []
 
@@ -96,10 +96,10 @@ def staged_bytes(function: Function, stages: int) -> tuple[int, list[Type]]:
 
 
 def check(kernel: Kernel, metadata: Any) -> None:
-    """Compare a kernel with the chip file.
+    """Check a kernel against the limits in the chip file.
 
     Raises:
-        BringupError: it does not fit and the chip file says ``[kernels] limits = "error"``.
+        BringupError: it exceeds a limit and the chip file has ``[kernels] limits = "error"``.
     """
     chip = process.chip
     if chip is None or chip.kernels.limits == "off":
@@ -110,13 +110,14 @@ def check(kernel: Kernel, metadata: Any) -> None:
         stages = int(getattr(metadata, "num_stages", 1) or 1)
         need, tiles = staged_bytes(function, stages) if chip.kind == "gpu" else tile_bytes(function)
         if need > limit:
-            what = "operands of products" if chip.kind == "gpu" else "tiles alive at once"
+            contents = "operands of products" if chip.kind == "gpu" else "tiles that are live at once"
             times = f", {stages} stages" if chip.kind == "gpu" else ""
             listed = ", ".join(str(kind) for kind in tiles[:4])
             _refuse(
                 chip.kernels.limits,
-                f"{kernel.name} needs {need / 1024:.0f} KiB of scratchpad for {what} ({listed}{times}); {chip.name} "
-                f"has {limit / 1024:.0f} KiB per core: choose smaller blocks" + (" or fewer stages" if times else ""),
+                f"{kernel.name} needs {need / 1024:.0f} KiB of scratchpad for {contents} ({listed}{times}); "
+                f"{chip.name} has {limit / 1024:.0f} KiB per core: choose smaller blocks"
+                + (" or fewer stages" if times else ""),
                 need,
                 limit,
             )
@@ -126,18 +127,18 @@ def check(kernel: Kernel, metadata: Any) -> None:
             if dtype not in chip.ops.dtypes:
                 _refuse(
                     chip.kernels.limits,
-                    f"{kernel.name} multiplies {dtype} at {op.line}, and {chip.name} computes in "
-                    f"{', '.join(chip.ops.dtypes)} only: convert the operands",
+                    f"{kernel.name} multiplies {dtype} at {op.line}, but {chip.name} computes only in "
+                    f"{', '.join(chip.ops.dtypes)}: convert the operands",
                 )
 
 
 def check_grid(name: str, grid: tuple[int, int, int]) -> None:
-    """Compare a grid with the chip file's ``[kernels] grid``."""
+    """Check a grid against ``[kernels] grid`` in the chip file."""
     chip = process.chip
     if chip is None or chip.kernels.grid is None or chip.kernels.limits == "off":
         return
-    for axis, (asked, limit) in enumerate(zip(grid, chip.kernels.grid, strict=False)):
-        if asked > limit:
+    for axis, (programs, limit) in enumerate(zip(grid, chip.kernels.grid, strict=False)):
+        if programs > limit:
             _refuse(
                 chip.kernels.limits,
                 f"{name} is launched with a grid of {grid}; {chip.name} takes at most {limit} programs along "
@@ -151,7 +152,7 @@ def _refuse(level: str, message: str, need: int = 0, limit: int = 0) -> None:
         return
     from triton.runtime.errors import OutOfResources
 
-    class TooLarge(OutOfResources, BringupError):  # type: ignore[misc]  # autotune goes on to the next configuration
+    class TooLarge(OutOfResources, BringupError):  # type: ignore[misc]  # autotune continues with the next configuration
         def __init__(self) -> None:
             OutOfResources.__init__(self, need, limit, "scratchpad")
 

@@ -1,7 +1,8 @@
-"""What each operation of TTIR does, for many programs at once: the registry of tiles.py and arithmetic.py.
+"""The registry of lowerings: for each operation of TTIR, a function that runs it for many programs at once.
 
-A lowering gets the operation and the types of the function's values and returns a step: a function of the values
-(`env`, a list by number) and the context (`executor.Context`). Adding an operation means adding a decorated function.
+A lowering takes the operation and the types of the function's values. It returns a step, a function of the values
+(`env`, a list by number) and the context (`executor.Context`). To add an operation, add a decorated function to
+tiles.py or arithmetic.py.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ Tensor = torch.Tensor
 
 
 def lowering(*names: str) -> Callable[[Lowering], Lowering]:
-    """Register the lowering of operations."""
+    """Register a function as the lowering of these operations."""
 
     def register(function: Lowering) -> Lowering:
         for name in names:
@@ -42,10 +43,10 @@ def lower(op: Op, types: list[Type]) -> Step:
     """Return the step of an operation.
 
     Raises:
-        BringupError: kernels cannot use it; the message has the line.
+        BringupError: bringup does not support it; the message has the line.
     """
     if op.name not in LOWERINGS:
-        raise BringupError(f"{op.name}: bringup does not run this operation of Triton, used at {op.line}")
+        raise BringupError(f"{op.name}: bringup does not support this operation of Triton, used at {op.line}")
     return LOWERINGS[op.name](op, types)
 
 

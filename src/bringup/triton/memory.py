@@ -1,7 +1,7 @@
-"""Loads, stores and atomics of many programs at once, with bounds that are always checked.
+"""Loads, stores and atomics of many programs at once. Bounds are always checked.
 
-Bounds are those of the argument's allocation. A tile that is contiguous along an axis is read and written by rows, at
-the speed of memcpy; anything else element by element.
+The bounds are those of the argument's allocation. Tiles that are contiguous along an axis are read and written in rows,
+at the speed of memcpy. Other tiles are read and written element by element.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from bringup.triton.values import (
 
 
 class KernelError(BringupError):
-    """A kernel did what it must not: the message has argument, offset, program, source line."""
+    """A kernel made an invalid access or failed an assertion; the message has the program and the source line."""
 
 
 class Buffer:
     """The memory behind a pointer argument.
 
     Attributes:
-        name: of the argument.
-        bytes: its whole allocation, as a CPU tensor of bytes.
-        start: where in it the argument points to, in bytes.
-        address: the device address of the allocation.
+        name: name of the argument.
+        bytes: its complete allocation, as a CPU tensor of bytes.
+        start: offset of the argument in the allocation, in bytes.
+        address: device address of the allocation.
     """
 
     def __init__(self, name: str, memory: torch.Tensor, start: int, address: int) -> None:
@@ -50,14 +50,14 @@ class Buffer:
         self._views: dict[str, tuple[torch.Tensor, int]] = {}
 
     def typed(self, element: str) -> tuple[torch.Tensor, int]:
-        """Return the memory as elements, and the place of the argument's first."""
+        """Return the memory as elements, and the index of the argument's first element."""
         if element not in self._views:
             dtype = dtype_of(element)
             size = dtype.itemsize
             skip, total = self.start % size, self.bytes.numel()
             count = (total - skip) // size
-            whole = self.bytes if skip == 0 and count * size == total else self.bytes[skip : skip + count * size]
-            self._views[element] = whole.view(dtype), (self.start - skip) // size
+            aligned = self.bytes if skip == 0 and count * size == total else self.bytes[skip : skip + count * size]
+            self._views[element] = aligned.view(dtype), (self.start - skip) // size
         return self._views[element]
 
 
@@ -66,10 +66,10 @@ class Counters:
     """The counters of a launch.
 
     Attributes:
-        loaded, stored: bytes by argument, masked lanes left out.
-        spans: by argument, the bytes between the first and the last that were touched: [first, last).
-        atomics: elements that atomics changed.
-        blocks: how many programs ran each block of the kernel.
+        loaded, stored: bytes by argument, without masked lanes.
+        spans: by argument, the range of bytes [first, last) that was accessed.
+        atomics: number of elements that atomics changed.
+        blocks: for each block of the kernel, the number of programs that ran it.
     """
 
     loaded: dict[int, int] = field(default_factory=lambda: defaultdict(int))
@@ -91,29 +91,28 @@ class Memory:
     def __init__(self, buffers: dict[int, Buffer], written: frozenset[int], shadow: Any = None) -> None:
         self.buffers = buffers
         changed = {buffers[argument].address for argument in written if argument in buffers}
-        # What nobody writes during the launch may be read in place.
+        # Arguments that the launch does not write can be read in place.
         self.constant = {argument for argument, buffer in buffers.items() if buffer.address not in changed}
         self.shadow = shadow
-        self.found: dict[int, int] = {}
 
     # ---- addresses
 
-    def resolve(self, pointer: Pointer, mask: Value, at: Any, what: str) -> list[tuple[Pointer, Value]]:
-        """Return the allocations that plain addresses are in: a pointer and a mask for each."""
+    def resolve(self, pointer: Pointer, mask: Value, at: Any, access: str) -> list[tuple[Pointer, Value]]:
+        """Return the allocations that contain plain addresses, with a pointer and a mask for each."""
         if pointer.argument >= 0:
             return [(pointer, mask)]
         size = dtype_of(pointer.element).itemsize
         address = as_tensor(pointer.offset, "i64", 0)
         active = plain(mask)
-        wanted = torch.ones_like(address, dtype=torch.bool) if active is None or active is True else active
-        wanted = torch.broadcast_to(torch.as_tensor(wanted), broadcast_shapes(wanted.shape, address.shape))
-        left = wanted.clone()
+        enabled = torch.ones_like(address, dtype=torch.bool) if active is None or active is True else active
+        enabled = torch.broadcast_to(torch.as_tensor(enabled), broadcast_shapes(enabled.shape, address.shape))
+        left = enabled.clone()
         parts: list[tuple[Pointer, Value]] = []
         while left.any():
-            one = int(address.expand_as(left)[left][0])
-            argument = self._holding(one)
+            first = int(address.expand_as(left)[left][0])
+            argument = self._holding(first)
             if argument is None:
-                raise KernelError(f"{what} address {one:#x}, which is no memory of the chip{at.text()}")
+                raise KernelError(f"{access} address {first:#x}, which is not memory of the chip{at.text()}")
             buffer = self.buffers[argument]
             inside = left & (address >= buffer.address) & (address < buffer.address + len(buffer.bytes))
             parts.append(
@@ -136,7 +135,7 @@ class Memory:
     # ---- loads
 
     def load(self, ctx: Any, pointer: Pointer, mask: Value, other: Value, shape: tuple[int, ...]) -> Value:
-        """Return a tile; lanes that the mask leaves out have `other`, or 0."""
+        """Return a tile; masked lanes have the value `other`, or 0."""
         mask = needed(mask)
         element = pointer.element
         dtype = dtype_of(element)
@@ -192,7 +191,7 @@ class Memory:
     def _rows(
         self, ctx: Any, pointer: Pointer, offset: Affine, axis: int, count: int, memory: torch.Tensor, shift: int
     ) -> torch.Tensor | None:
-        """Read rows of `count` elements; None if that would leave the allocation, for the checked way to tell."""
+        """Read rows of `count` elements; None if they are out of bounds, so that the caller checks every element."""
         if count == 0:
             return None
         strides = {other: stride for other, stride in offset.strides.items() if other != axis}
@@ -290,7 +289,7 @@ class Memory:
         tile = tile.narrow(axis + 1, 0, count)
         view = _tiles(memory, offset.base, shift, sizes, steps)
         if view is not None and ((view.shape[0] > 1 and view.stride(0) == 0) or view.shape[0] == 1):
-            view, tile = view[-1:], tile[-1:]  # all programs write there: the last one stays
+            view, tile = view[-1:], tile[-1:]  # all programs write to the same place; the last value remains
         if view is not None:
             view.copy_(tile)
         else:
@@ -305,7 +304,7 @@ class Memory:
     # ---- atomics
 
     def atomic(self, ctx: Any, kind: str, pointer: Pointer, value: Value, mask: Value, shape: tuple[int, ...]) -> Value:
-        """Read, change, write every lane in order; returns what was there before each."""
+        """Read, change and write every lane in order; return the values before each change."""
         element = pointer.element
         dtype = dtype_of(element)
         mask = needed(mask)
@@ -338,7 +337,7 @@ class Memory:
     def compare_and_swap(
         self, ctx: Any, pointer: Pointer, expected: Value, new: Value, shape: tuple[int, ...]
     ) -> Value:
-        """Swap lane by lane."""
+        """Compare and swap lane by lane; return the values before."""
         element = pointer.element
         dtype = dtype_of(element)
         before = torch.zeros((ctx.programs, *shape), dtype=dtype)
@@ -346,7 +345,7 @@ class Memory:
             memory, shift = self.buffers[part.argument].typed(element)
             index = as_tensor(part.offset, "i64", len(shape)).expand(ctx.programs, *shape).flatten()
             self.check(ctx, part, index, None, memory, shift, "atomic", index)
-            wanted = full(expected, element, shape, ctx.programs).flatten().tolist()
+            expected_values = full(expected, element, shape, ctx.programs).flatten().tolist()
             stored = full(new, element, shape, ctx.programs).flatten()
             active = (
                 [True] * len(index)
@@ -360,7 +359,7 @@ class Memory:
                 if not active[lane]:
                     continue
                 flat[lane] = memory[place]
-                if flat[lane].item() == wanted[lane]:
+                if flat[lane].item() == expected_values[lane]:
                     memory[place] = stored[lane]
             if self.shadow is not None:
                 self.shadow.atomic(ctx, part, inside, shape)
@@ -376,8 +375,8 @@ class Memory:
         active: torch.Tensor | None,
         memory: torch.Tensor,
         shift: int,
-        what: str,
-        asked: torch.Tensor | None = None,
+        access: str,
+        unmasked_index: torch.Tensor | None = None,
     ) -> None:
         """Raise unless every element lies in the allocation."""
         low, high = extremes(index) if index.numel() else (0, -1)
@@ -390,22 +389,27 @@ class Memory:
         first = int(torch.nonzero(outside.flatten())[0])
         offset = int(index.flatten()[first])
         program = 0
-        if active is not None and asked is not None and asked.dim() == 1 and active.numel() != asked.numel():
+        if (
+            active is not None
+            and unmasked_index is not None
+            and unmasked_index.dim() == 1
+            and active.numel() != unmasked_index.numel()
+        ):
             program = int(torch.nonzero(active.reshape(active.shape[0], -1))[first, 0])
-        elif active is not None and asked is not None and asked.dim() == 1:
+        elif active is not None and unmasked_index is not None and unmasked_index.dim() == 1:
             program = first // max(active[0].numel(), 1)
         elif index.shape[0] > 1:
             program = int(torch.nonzero(outside)[0, 0]) if index.dim() > 1 else first * ctx.programs // index.numel()
         buffer = self.buffers[pointer.argument]
         reach = memory.numel() - shift
         raise KernelError(
-            f"{what} out of bounds: argument {buffer.name!r} at element {offset}, its memory has elements "
+            f"{access} out of bounds: argument {buffer.name!r} at element {offset}, its memory has elements "
             f"{-shift} to {reach - 1} ({str(memory.dtype).removeprefix('torch.')}){ctx.text(program)}"
         )
 
 
 class Blank(Memory):
-    """Memory of a dry run: bounds are checked and bytes counted, what is read is 0, nothing is written."""
+    """The memory of a dry run: bounds are checked and bytes are counted; loads return 0, stores do nothing."""
 
     def load(self, ctx: Any, pointer: Pointer, mask: Value, other: Value, shape: tuple[int, ...]) -> Value:
         """Count; return 0."""
@@ -425,12 +429,12 @@ class Blank(Memory):
     def compare_and_swap(
         self, ctx: Any, pointer: Pointer, expected: Value, new: Value, shape: tuple[int, ...]
     ) -> Value:
-        """Count; find what was expected."""
+        """Count; return the expected values."""
         ctx.counters.atomics += ctx.programs * numel(shape)
         return full(expected, pointer.element, shape, ctx.programs).clone()
 
     def _count(
-        self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...], counts: dict[int, int], what: str
+        self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...], counts: dict[int, int], access: str
     ) -> None:
         mask = needed(mask)
         if mask is False or pointer.argument < 0:
@@ -445,11 +449,11 @@ class Blank(Memory):
         index = as_tensor(pointer.offset, "i64", len(shape))
         active = None if mask is True else as_tensor(mask, "i1", len(shape))
         safe = index if active is None else torch.where(active, index, -shift)
-        self.check(ctx, pointer, safe, active, memory, shift, what, index)
+        self.check(ctx, pointer, safe, active, memory, shift, access, index)
 
 
 def lanes(mask: Value, shape: tuple[int, ...], programs: int) -> int:
-    """Count the lanes that a mask lets through."""
+    """Count the active lanes of a mask."""
     everything = programs * numel(shape)
     if mask is True:
         return everything
@@ -458,14 +462,14 @@ def lanes(mask: Value, shape: tuple[int, ...], programs: int) -> int:
 
 
 def put(memory: torch.Tensor, index: torch.Tensor, values: torch.Tensor) -> None:
-    """Write elements; of several to one place the last stays."""
+    """Write elements; the last one remains if several have the same index."""
     if memory.dtype.is_floating_point and memory.itemsize == 1:
         memory, values = memory.view(torch.uint8), values.contiguous().view(torch.uint8)
     memory.scatter_(0, index, values)
 
 
 def exchanged(kind: str, memory: torch.Tensor, index: torch.Tensor, change: torch.Tensor, keeps_old: bool) -> Any:
-    """Apply atomics in the order of their lanes; return what each found, if somebody reads that."""
+    """Apply atomics in the order of their lanes; return the values before, if `keeps_old`."""
     distinct = len(index) == 1 or (keeps_old and len(torch.unique(index)) == len(index))
     if not keeps_old or distinct:
         old = memory.index_select(0, index) if keeps_old else None
@@ -512,7 +516,7 @@ def _one_by_one(kind: str, memory: torch.Tensor, index: torch.Tensor, change: to
 
 
 def _contiguous(offset: Affine) -> int | None:
-    """Return the axis along which the tile is contiguous."""
+    """Return the axis along which the tile is contiguous; None if there is none."""
     for axis in reversed(range(len(offset.shape))):
         base = offset.base
         flat = not isinstance(base, torch.Tensor) or base.shape[axis + 1] == 1
@@ -522,7 +526,7 @@ def _contiguous(offset: Affine) -> int | None:
 
 
 def _prefix(mask: Value, axis: int) -> int | bool:
-    """Return how many first positions along an axis the mask lets through; False if it is no such mask."""
+    """Return the number of leading positions along an axis that are active; False if the mask has another form."""
     parts = mask.parts if isinstance(mask, Mask) else (mask,)
     least = None
     for part in parts:
@@ -534,7 +538,7 @@ def _prefix(mask: Value, axis: int) -> int | bool:
 
 
 def _tiles(memory: torch.Tensor, base: Value, shift: int, sizes: list[int], steps: list[int]) -> torch.Tensor | None:
-    """Return the programs' tiles as one view, if they lie at regular distances."""
+    """Return the tiles of all programs as one view; None if they are not at regular distances."""
     if not isinstance(base, torch.Tensor):
         return memory.as_strided((1, *sizes), (0, *steps), base + shift)
     if base.numel() != base.shape[0]:

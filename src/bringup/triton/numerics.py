@@ -1,4 +1,4 @@
-"""How exact is a kernel? Its results against a reference function in float64."""
+"""Compares the results of a kernel with a reference function in float64."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from typing import Any
 import torch
 
 from bringup.errors import BringupError
+from bringup.text import quantity
 
 
 @dataclass(frozen=True)
 class OutputError:
-    """How far one output is off.
+    """The error of one output.
 
     Attributes:
-        output: its place among the outputs.
-        dtype: of the kernel's result.
+        output: index of the output.
+        dtype: dtype of the kernel's result.
         largest: the largest absolute difference.
-        relative: that over the largest value of the reference.
-        ulps: that in units of the last place of the largest value in this dtype; 0 for integers.
-        where: the place of the largest difference.
-        finite: are the same elements finite in both?
+        relative: this difference divided by the largest value of the reference.
+        ulps: this difference in units of the last place of the largest value in this dtype; 0 for integers.
+        where: index of the largest difference.
+        finite: True if the same elements are finite in both.
     """
 
     output: int
@@ -35,7 +36,7 @@ class OutputError:
 
     def __str__(self) -> str:
         """Return the error in one line."""
-        wrong = "" if self.finite else ", NaN or infinity where the reference has none or the other way round"
+        wrong = "" if self.finite else ", NaN or infinity in only one of kernel and reference"
         return (
             f"output {self.output} ({self.dtype}): largest error {self.largest:.3g} at {list(self.where)}, "
             f"{self.relative:.3g} of the largest value, {self.ulps:.3g} units of its last place{wrong}"
@@ -48,14 +49,14 @@ def check(
     """Run a kernel on the chip and a reference on the CPU in float64; return the error of every output.
 
     Args:
-        kernel: ``kernel[grid]`` of Triton, or a function that launches kernels. Tensors reach it on the chip.
-        reference: takes the same arguments, floating-point tensors in float64. Both return their outputs, or write
-            them into their arguments: then what the kernel changed is compared.
-        args: tensors on any device, which stay as they are, and numbers.
-        options: for the kernel only: block sizes, ``num_warps``.
+        kernel: ``kernel[grid]`` of Triton, or a function that launches kernels. It gets tensors on the chip.
+        reference: takes the same arguments, with floating-point tensors in float64. Both return their outputs, or both
+            write them into their arguments; then the arguments that the kernel changed are compared.
+        args: numbers, and tensors on any device, which are not changed.
+        options: options of the kernel only, such as block sizes and ``num_warps``.
 
     Raises:
-        BringupError: the two have not the same outputs.
+        BringupError: kernel and reference have different outputs.
     """
     on_chip = [x.detach().to("chip", copy=True) if isinstance(x, torch.Tensor) else x for x in args]
     exact = [_exact(x) if isinstance(x, torch.Tensor) else x for x in args]
@@ -70,8 +71,8 @@ def check(
         expected = expected or [exact[i] for i in changed]
     if not outputs or len(outputs) != len(expected):
         raise BringupError(
-            f"the kernel has {len(outputs)} outputs and the reference {len(expected)}: let both return them, or write "
-            "them into the same arguments"
+            f"the kernel has {quantity(len(outputs), 'output')} and the reference {len(expected)}: return them from "
+            "both, or write them into the same arguments in both"
         )
     return [_error(i, a.cpu(), b) for i, (a, b) in enumerate(zip(outputs, expected, strict=True))]
 
@@ -82,7 +83,7 @@ def _exact(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    """List the tensors among what a function returned; a kernel's launch returns what Triton compiled."""
+    """List the tensors in the result of a function; the launch of a kernel returns a compiled kernel, no tensor."""
     values = value if isinstance(value, (list, tuple)) else [value]
     return [item for item in values if isinstance(item, torch.Tensor)]
 
@@ -92,7 +93,7 @@ def _same(tensor: torch.Tensor, old: torch.Tensor) -> bool:
 
 
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor's bytes: NaN is equal to itself there."""
+    """Return a tensor's bytes, in which NaN is equal to itself."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 

@@ -1,8 +1,9 @@
-"""Checks on request: races between the programs of a launch, and reads of uninitialised memory.
+"""Optional checks: races between the programs of a launch, and reads of uninitialised memory.
 
-For every element that a launch touches the shadow keeps which program wrote it last, which read it, and at which lines.
-The programs of a launch have no order. An access to an element that another program wrote is a race, unless both are
-atomic or the write leaves its value as it was. Kernels with locks are left out: their order is not modelled.
+For every element that a launch accesses, the shadow stores the last program that wrote it, the program that read it,
+and their source lines. The programs of a launch have no order. An access to an element that another program wrote is a
+race, unless both are atomic or the write does not change the value. Kernels with locks are not checked, because their
+order is not modelled.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from bringup.triton.values import Pointer, Value, as_tensor, full, numel
 Tensor = torch.Tensor
 ATOMIC, SEVERAL = -2, -1
 
-watching = 0  # how many contexts want the checks
+watching = 0  # number of active contexts with checks
 _races: list[Finding] = []
 _lock = threading.Lock()
 
 
 @contextmanager
 def watched() -> Iterator[None]:
-    """Check what is launched inside the block."""
+    """Check all launches inside the block."""
     global watching
     watching += 1
     try:
@@ -48,8 +49,8 @@ class _Elements:
     """The shadow of an allocation, for elements of one size."""
 
     def __init__(self, count: int) -> None:
-        self.writer = torch.zeros(count, dtype=torch.int32)  # program + 1; ATOMIC: several, by atomics
-        self.reader = torch.zeros(count, dtype=torch.int32)  # program + 1; SEVERAL
+        self.writer = torch.zeros(count, dtype=torch.int32)  # program + 1, or ATOMIC for several programs with atomics
+        self.reader = torch.zeros(count, dtype=torch.int32)  # program + 1, or SEVERAL
         self.write_line = torch.zeros(count, dtype=torch.int16)
         self.read_line = torch.zeros(count, dtype=torch.int16)
 
@@ -58,7 +59,7 @@ class Shadow:
     """The checks of one launch.
 
     Attributes:
-        initial: argument -> source line: it was read before the launch wrote there.
+        initial: argument -> source line of a read before the launch wrote to the argument.
     """
 
     def __init__(self, kernel: str, sequential: bool) -> None:
@@ -69,21 +70,23 @@ class Shadow:
 
     def read(self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...]) -> None:
         """Record a load."""
-        shadow, index, who, _ = self._lanes(ctx, pointer, mask, shape)
+        shadow, index, program, _ = self._lanes(ctx, pointer, mask, shape)
         if not len(index):
             return
         writer = shadow.writer[index]
         if pointer.argument not in self.initial and bool((writer == 0).any()):
             self.initial[pointer.argument] = ctx.line
-        self._report(ctx, pointer, index, who, (writer != 0) & (writer != who), "reads", "wrote", shadow, shadow.writer)
+        self._report(
+            ctx, pointer, index, program, (writer != 0) & (writer != program), "reads", "wrote", shadow, shadow.writer
+        )
         before = shadow.reader[index]
-        shadow.reader[index] = torch.where((before == 0) | (before == who), who, SEVERAL).to(torch.int32)
-        shadow.reader[index] = torch.where(shadow.reader[index] == who, who, SEVERAL).to(torch.int32)
+        shadow.reader[index] = torch.where((before == 0) | (before == program), program, SEVERAL).to(torch.int32)
+        shadow.reader[index] = torch.where(shadow.reader[index] == program, program, SEVERAL).to(torch.int32)
         shadow.read_line[index] = self._line(ctx.line)
 
     def write(self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...], value: Value) -> None:
-        """Record a store, before it is done."""
-        shadow, index, who, chosen = self._lanes(ctx, pointer, mask, shape)
+        """Record a store, before it is executed."""
+        shadow, index, program, chosen = self._lanes(ctx, pointer, mask, shape)
         if not len(index):
             return
         memory, _ = ctx.memory.buffers[pointer.argument].typed(pointer.element)
@@ -98,8 +101,8 @@ class Shadow:
             ctx,
             pointer,
             index,
-            who,
-            changes & (writer != 0) & (writer != who),
+            program,
+            changes & (writer != 0) & (writer != program),
             "writes",
             "wrote",
             shadow,
@@ -110,31 +113,31 @@ class Shadow:
             ctx,
             pointer,
             index,
-            who,
-            changes & (reader != 0) & (reader != who),
+            program,
+            changes & (reader != 0) & (reader != program),
             "writes",
             "reads",
             shadow,
             shadow.reader,
         )
-        shadow.writer[index] = who
+        shadow.writer[index] = program
         shadow.write_line[index] = self._line(ctx.line)
-        others = shadow.writer[index] != who
-        if bool(others.any()):  # several programs at once
+        others = shadow.writer[index] != program
+        if bool(others.any()):  # several programs store at the same time
             last = torch.zeros(memory.numel(), dtype=memory.dtype)
             last[index] = stored
             self._report(
-                ctx, pointer, index, who, others & (last[index] != stored), "writes", "wrote", shadow, shadow.writer
+                ctx, pointer, index, program, others & (last[index] != stored), "writes", "wrote", shadow, shadow.writer
             )
 
     def atomic(self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...]) -> None:
         """Record an atomic."""
-        shadow, index, who, _ = self._lanes(ctx, pointer, mask, shape)
+        shadow, index, program, _ = self._lanes(ctx, pointer, mask, shape)
         if not len(index):
             return
         writer = shadow.writer[index]
-        plain = (writer != 0) & (writer != who) & (writer != ATOMIC)
-        self._report(ctx, pointer, index, who, plain, "changes", "wrote", shadow, shadow.writer)
+        plain = (writer != 0) & (writer != program) & (writer != ATOMIC)
+        self._report(ctx, pointer, index, program, plain, "changes", "wrote", shadow, shadow.writer)
         if pointer.argument not in self.initial and bool((writer == 0).any()):
             self.initial[pointer.argument] = ctx.line
         shadow.writer[index] = ATOMIC
@@ -143,22 +146,22 @@ class Shadow:
     def _lanes(
         self, ctx: Any, pointer: Pointer, mask: Value, shape: tuple[int, ...]
     ) -> tuple[_Elements, Tensor, Tensor, Tensor | None]:
-        """Return the shadow, the elements and programs + 1 of the lanes that are on, and which lanes those are."""
+        """Return the shadow, and for the active lanes their elements, programs + 1 and indices."""
         buffer = ctx.memory.buffers[pointer.argument]
         memory, shift = buffer.typed(pointer.element)
         key = (buffer.address, memory.itemsize)
         if key not in self.elements:
             self.elements[key] = _Elements(memory.numel())
         index = (full(pointer.offset, "i64", shape, ctx.programs).long() + shift).reshape(-1)
-        who = (ctx.places() + 1).to(torch.int32).repeat_interleave(max(numel(shape), 1))
+        program = (ctx.places() + 1).to(torch.int32).repeat_interleave(max(numel(shape), 1))
         chosen = None
         if mask is not True:
             chosen = torch.nonzero(as_tensor(mask, "i1", len(shape)).expand(ctx.programs, *shape).reshape(-1))[:, 0]
-            index, who = index[chosen], who[chosen]
+            index, program = index[chosen], program[chosen]
         inside = (index >= 0) & (index < memory.numel())
         if not bool(inside.all()):
-            return self.elements[key], index[:0], who[:0], None
-        return self.elements[key], index, who, chosen
+            return self.elements[key], index[:0], program[:0], None
+        return self.elements[key], index, program, chosen
 
     def _line(self, line: str) -> int:
         if line not in self.lines:
@@ -170,7 +173,7 @@ class Shadow:
         ctx: Any,
         pointer: Pointer,
         index: Tensor,
-        who: Tensor,
+        program: Tensor,
         bad: Tensor,
         does: str,
         did: str,
@@ -183,14 +186,15 @@ class Shadow:
         place, buffer = int(index[lane]), ctx.memory.buffers[pointer.argument]
         lines = shadow.write_line if others is shadow.writer else shadow.read_line
         other_line, other = self.lines[int(lines[place])], int(others[place])
-        whom = f"program {other - 1}" if other > 0 else "another program"
+        other_program = f"program {other - 1}" if other > 0 else "another program"
         _, shift = buffer.typed(pointer.element)
         with _lock:
             _races.append(
                 Finding(
                     "race",
-                    f"kernel {self.kernel}: program {int(who[lane]) - 1} {does} element {place - shift} of "
-                    f"{buffer.name!r} at {ctx.line}, which {whom} {did} at {other_line}, and programs have no order",
+                    f"kernel {self.kernel}: program {int(program[lane]) - 1} {does} element {place - shift} of "
+                    f"{buffer.name!r} at {ctx.line}, which {other_program} {did} at {other_line}, "
+                    "and programs have no order",
                     ctx.line,
                     other_line,
                     "give every program its own elements, use an atomic, or split the kernel in two",

@@ -1,4 +1,4 @@
-"""Operations of TTIR that make, move, load and store tiles, and products of them."""
+"""The operations of TTIR that create, move, load, store and multiply tiles."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _program_id(op: Op, types: list[Type]) -> Step:
 
 
 def _reshaped(value: Value, shape: tuple[int, ...]) -> Value:
-    """Return a value with new tile dimensions, given where nothing varies along what is changed."""
+    """Return a value with new tile dimensions; it must be constant along the changed ones."""
     if isinstance(value, Pointer):
         return Pointer(value.argument, _reshaped(value.offset, shape), value.element)
     value = plain(value)
@@ -144,7 +144,7 @@ def _broadcast(op: Op, types: list[Type]) -> Step:
 
 
 def _tiled(value: Value, kind: Type, ctx: Any) -> Tensor:
-    """Return a tensor with all of a tile's elements, for what moves them."""
+    """Return a tensor with all elements of a tile, for operations that move them."""
     tensor = as_tensor(value, kind.element, len(kind.shape))
     return tensor.expand(tensor.shape[0], *kind.shape)
 
@@ -326,7 +326,7 @@ def _store(op: Op, types: list[Type]) -> Step:
 
 
 def _old(before: Tensor, shape: tuple[int, ...]) -> Value:
-    """Return the value before an atomic: an integer that is the same for all programs stays one of Python."""
+    """Return the value before an atomic; one integer for all programs becomes a Python integer."""
     return before.item() if not shape and before.numel() == 1 and not before.is_floating_point() else before
 
 
@@ -413,9 +413,9 @@ FOURS = torch.tensor([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, 
 
 @lowering("tt.dot_scaled")
 def _dot_scaled(op: Op, types: list[Type]) -> Step:
-    """Multiply operands whose groups along k share a scale (OCP Microscaling Formats 1.0): decoded to float32 before.
+    """Decode operands with a scale per group along k to float32, and multiply them (OCP Microscaling Formats 1.0).
 
-    Two e2m1 numbers are a byte, the first in its low half; a scale of e8m0 is a power of two, 255 is NaN.
+    A byte holds two e2m1 numbers, the first in its low half. A scale in e8m0 is a power of two, and 255 is NaN.
     """
     operands, scales = list(op.operands), []
     for place, scaled in enumerate(op.attributes["scaled"]):
@@ -452,7 +452,7 @@ def _dot_scaled(op: Op, types: list[Type]) -> Step:
     return step
 
 
-# ---- the rest
+# ---- assertions and printing
 
 
 @lowering("tt.assert")

@@ -1,7 +1,7 @@
-"""Reads Triton's intermediate representation (TTIR) as `str(module)` prints it: functions, regions, blocks, operations.
+"""Reads Triton's intermediate representation (TTIR) from the text of `str(module)`.
 
-Triton's Python bindings give neither float constants nor arrays, so the text is read. One operation stands on one line;
-types of results follow from the printed types as MLIR's assembly formats have it.
+The text is read because Triton's Python bindings provide neither float constants nor arrays. Every operation is on one
+line. The types of its results follow from the printed types by the rules of MLIR's assembly formats.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Type:
 
     @property
     def numel(self) -> int:
-        """Elements of the tile."""
+        """Return the number of elements of the tile."""
         count = 1
         for size in self.shape:
             count *= size
@@ -42,21 +42,21 @@ class Type:
 
 @dataclass
 class Op:
-    """One operation. Operands and results are numbers of values of the function."""
+    """One operation. Operands and results are numbers of the function's values."""
 
     name: str
     operands: list[int]
     results: list[int]
     attributes: dict[str, Any]
-    words: tuple[str, ...]  # what stands before the operands: slt, fadd, x
-    line: str  # kernel.py:12
+    words: tuple[str, ...]  # words before the operands, such as slt, fadd, x
+    line: str  # such as kernel.py:12
     regions: list[Region] = field(default_factory=list)
-    targets: list[tuple[str, list[int]]] = field(default_factory=list)  # of a branch: label and arguments
+    targets: list[tuple[str, list[int]]] = field(default_factory=list)  # labels and arguments of a branch
 
 
 @dataclass
 class Block:
-    """Operations in order, and the values that whoever enters it gives."""
+    """Operations in order, and the arguments of the block."""
 
     label: str
     arguments: list[int]
@@ -71,7 +71,7 @@ class Region:
 
     @property
     def ops(self) -> list[Op]:
-        """The operations of a region of one block."""
+        """Return the operations of a region with one block."""
         return self.blocks[0].ops
 
 
@@ -87,7 +87,7 @@ class Function:
     line: str
 
     def walk(self) -> Iterator[Op]:
-        """Yield every operation, those of inner regions after the one that has them."""
+        """Yield every operation, followed by those of its regions."""
         pending = [op for block in reversed(self.body.blocks) for op in reversed(block.ops)]
         while pending:
             op = pending.pop()
@@ -117,7 +117,7 @@ _OPENING, _CLOSING = "([{<", ")]}>"
 MOST = {name: limit.most for name, limit in TTIR.items()}
 
 
-# What a text that is not TTIR does to its readers, which expect every operation to be whole.
+# The errors of the readers below for texts that are not valid TTIR.
 UNREADABLE = (
     *(ArithmeticError, AssertionError, AttributeError, LookupError, RecursionError, StopIteration, TypeError),
     *(ValueError, struct.error),
@@ -128,12 +128,12 @@ def parse(text: str) -> Module:
     """Read a module.
 
     Raises:
-        BringupError: a line is not TTIR as this reader knows it; the message has the line.
+        BringupError: a line is not valid TTIR for this reader; the message has the line.
     """
     counts = {"letters": len(text), "letters in a line": max(map(len, text.splitlines()), default=0)}
     for name, count in counts.items():
         if count > MOST[name]:
-            raise BringupError(f"this TTIR has {count:,} {name}, and bringup reads {MOST[name]:,} at most")
+            raise BringupError(f"this TTIR has {count:,} {name}, but bringup reads at most {MOST[name]:,}")
     parser = _Parser(text)
     try:
         return parser.module()
@@ -152,13 +152,13 @@ def parse_type(text: str) -> Type:
     if text.startswith("!tt.ptr<"):
         pointee = text[8:-1].split(",")[0].strip()
         inner = parse_type(pointee)
-        # What a pointer to a pointer points to is an address.
+        # A pointer to a pointer points to an address.
         return Type("i64" if inner.pointer else inner.element, inner.shape, True)
     return Type("i64" if text == "index" else text)
 
 
 def _depths(text: str) -> Iterator[tuple[int, str, int]]:
-    """Yield (place, character, depth of brackets) outside of strings; the arrow's bracket is none."""
+    """Yield (index, character, depth of brackets) outside strings; the ">" of an arrow is not a bracket."""
     depth, quoted, before = 0, False, ""
     for place, character in enumerate(text):
         if character == '"' and before != "\\":
@@ -175,7 +175,7 @@ def _depths(text: str) -> Iterator[tuple[int, str, int]]:
 
 
 def _split(text: str, separator: str = ",") -> list[str]:
-    """Split at a separator that stands in no brackets."""
+    """Split at a separator outside brackets."""
     parts, start = [], 0
     for place, character, depth in _depths(text):
         if character == separator and depth == 0:
@@ -186,7 +186,7 @@ def _split(text: str, separator: str = ",") -> list[str]:
 
 
 def _type_part(text: str) -> tuple[str, str]:
-    """Split an operation at the last `` : `` that stands in no brackets: what it is, and its types."""
+    """Split an operation at the last `` : `` outside brackets, into its head and its types."""
     last = -1
     for place, character, depth in _depths(text):
         if character == ":" and depth == 0 and text[place - 1 : place + 2] == " : ":
@@ -222,7 +222,7 @@ def _number(text: str) -> Any:
 
 
 def _result_types(name: str, types: str) -> list[Type]:
-    """Return the types of the results from what is printed after the colon."""
+    """Return the types of the results from the text after the colon."""
     arrow = next((p for p, c, d in _depths(types) if c == ">" and types[p - 1] == "-" and d == 0), -1)
     if arrow >= 0:
         types = types[arrow + 1 :].strip()
@@ -243,12 +243,12 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.locations = dict(_ALIAS.findall(text))
         self.known_lines: dict[str, str] = {}
-        self.visited = 0  # parts of the location under way
+        self.visited = 0  # parts of the current location
         self.lines = [
             line.split("  // ")[0].rstrip() for line in text.splitlines() if line.strip() and not line.startswith("#")
         ]
         self.at = 0
-        self.under_way = ""  # the line of the operation that is read
+        self.under_way = ""  # the line of the current operation
         self.types: list[Type] = []
         self.scope: ChainMap[str, list[int]] = ChainMap()
 
@@ -270,12 +270,14 @@ class _Parser:
     # ---- locations
 
     def line_of(self, text: str) -> str:
-        """Return the innermost line of the program; of Triton's own library only if there is no other."""
+        """Return the innermost line of the program, or of Triton's own library if there is no other."""
         if text not in self.known_lines:
             self.visited = 0
             frames = list(self.frames(text))
-            own = [frame for frame in frames if f"{os.sep}triton{os.sep}language{os.sep}" not in frame[0]] or frames
-            file, number = own[0] if own else ("", 0)
+            program_frames = [
+                frame for frame in frames if f"{os.sep}triton{os.sep}language{os.sep}" not in frame[0]
+            ] or frames
+            file, number = program_frames[0] if program_frames else ("", 0)
             self.known_lines[text] = f"{file.removeprefix(os.getcwd() + os.sep)}:{number}" if file else ""
         return self.known_lines[text]
 
@@ -329,17 +331,17 @@ class _Parser:
         end = next(place for place, character, depth in _depths(inside) if character == ")" and depth == 0)
         arguments, names = [], []
         for item in _split(inside[1:end]):
-            item, own = _without_location(item)
+            item, location = _without_location(item)
             name, _, kind = item.partition(": ")
             kind = kind.split(" {")[0]
             arguments += self.define(name.strip(), [parse_type(kind)])
-            names.append(own.split('"')[1] if own.startswith('"') else name.strip()[1:])
+            names.append(location.split('"')[1] if location.startswith('"') else name.strip()[1:])
         body, tail = self.region()
         location = _without_location(tail)[1]
         return Function(match[1] or match[2], arguments, names, body, self.types, self.line_of(location))
 
     def region(self) -> tuple[Region, str]:
-        """Read up to the line that closes the region; return that line, too."""
+        """Read up to the line that closes the region; return the region and this line."""
         self.scope = self.scope.new_child()
         region = Region([Block("", [])])
         while True:
@@ -351,7 +353,7 @@ class _Parser:
                 if len(region.blocks) > 1 and not region.blocks[0].ops and not region.blocks[0].label:
                     del region.blocks[0]
                 for block in region.blocks:
-                    if not block.ops or block.ops[-1].name not in _ENDS:  # a yield of nothing is not printed
+                    if not block.ops or block.ops[-1].name not in _ENDS:  # a yield without values is not printed
                         block.ops.append(Op("scf.yield", [], [], {}, (), ""))
                 return region, line
             self.at += 1
@@ -394,7 +396,7 @@ class _Parser:
             op.operands = self.uses(head)
             for key, value in _ASSIGNED.findall(head):
                 op.attributes[key] = value
-            if name == "tt.dot_scaled":  # either scale may be missing
+            if name == "tt.dot_scaled":  # each scale may be missing
                 op.attributes["scaled"] = [" scale " in item for item in _split(head)[:2]]
             if name == "tt.assert":
                 op.attributes["message"] = head.partition('"')[2].rpartition('"')[0]
@@ -409,12 +411,12 @@ class _Parser:
         for item in names:
             name, _, count = item.partition(":")
             width = int(count) if count else 1
-            # tt.split prints the one type of its two results.
+            # tt.split has two results but prints one type.
             op.results += self.define(name, types[place : place + width] or types[-1:])
             place += width
 
     def attributes(self, op: Op, head: str) -> str:
-        """Move the dictionaries of attributes from the text to the operation."""
+        """Read the dictionaries of attributes into the operation; return the text without them."""
         start, depth_before, end = 0, 0, 0
         text = ""
         for place, character, depth in _depths(head):
@@ -478,7 +480,7 @@ class _Parser:
             head = self.attributes(op, rest.removesuffix("("))
             op.operands = self.uses(head)
         else:
-            raise BringupError(f"{name}: bringup does not run this operation of Triton")
+            raise BringupError(f"{name}: bringup does not support this operation of Triton")
         while True:
             region, line = self.region()
             self.at += 1
@@ -498,7 +500,7 @@ class _Parser:
 
 
 def _constant(text: str, element: str) -> Any:
-    """Read a number as MLIR prints it: floats that decimals cannot tell are bits in hexadecimal digits."""
+    """Read a number as MLIR prints it; floats without an exact decimal form are bits in hexadecimal digits."""
     if text.startswith("["):
         return [_constant(item, element) for item in _split(text[1:-1])]
     if text in ("true", "false"):

@@ -1,8 +1,9 @@
-"""Values of a kernel while many program instances run at once.
+"""The values of a kernel while many program instances run at once.
 
-A tile of shape (d1, ..., dr) is a CPU tensor of shape [programs or 1, d1 or 1, ..., dr or 1]: what is the same for all
-programs, or along an axis, is kept once. A scalar has shape [programs or 1]. Uniform integers and booleans, and
-constants, are Python's numbers. Offsets stay sums until memory is touched (`Affine`), masks stay lists (`Mask`).
+A tile of shape (d1, ..., dr) is a CPU tensor of shape [programs or 1, d1 or 1, ..., dr or 1]. Values that are equal for
+all programs or constant along an axis are stored once. A scalar has shape [programs or 1]. Constants, and integers and
+booleans that are equal for all programs, are Python numbers. Offsets are kept as sums (`Affine`) and masks as lists of
+conditions (`Mask`) until a load or store.
 """
 
 from __future__ import annotations
@@ -38,10 +39,10 @@ Number = Union[int, float]
 
 
 def dtype_of(element: str) -> torch.dtype:
-    """Return torch's dtype of an element type.
+    """Return the torch dtype of an element type.
 
     Raises:
-        BringupError: torch has none.
+        BringupError: torch has no such dtype.
     """
     if element not in DTYPES:
         raise BringupError(f"kernels cannot use {element} here: torch has no such dtype on the CPU")
@@ -59,7 +60,7 @@ def float_of_bits(bits: int, element: str) -> float:
 
 
 def rounded(number: float, element: str) -> float:
-    """Return the nearest number of a type: decimals of its largest one may lie beyond it."""
+    """Return the nearest number of a type; the decimal form of its largest number may be rounded beyond it."""
     return number if element == "f64" else float(torch.tensor(number, dtype=torch.float64).to(dtype_of(element)))
 
 
@@ -87,9 +88,9 @@ class Affine:
     """Integers ``base + sum(strides[axis] * iota(axis))`` over a tile.
 
     Attributes:
-        base: an integer, or a tensor of size 1 along the axes of `strides`.
-        strides: axis (0 is the tile's first) -> integer.
-        shape: the tile's.
+        base: an integer, or a tensor with size 1 along the axes of `strides`.
+        strides: axis of the tile, from 0 -> integer.
+        shape: shape of the tile.
         element: i32 or i64.
     """
 
@@ -126,7 +127,7 @@ class Affine:
         return self._bounds
 
     def added(self, other: Value) -> Value:
-        """Return the sum with an integer, a tensor or another; an `Affine` where that is one."""
+        """Return the sum with an integer, a tensor or another `Affine`; an `Affine` if possible."""
         if isinstance(other, Affine):
             strides = dict(self.strides)
             for axis, stride in other.strides.items():
@@ -157,7 +158,7 @@ class Affine:
         if low >= 0 and high < divisor:
             return self
         ((axis, stride),) = self.strides.items()
-        start = self.base % divisor  # of what is not negative
+        start = self.base % divisor  # the base is not negative
         reach = stride * (self.shape[axis] - 1)
         if low >= 0 and stride > 0 and extremes(start)[1] + reach < divisor:
             return Affine(start, self.strides, self.shape, self.element)
@@ -189,7 +190,7 @@ _SWAPPED = {
 
 
 class Compare:
-    """``affine < limit`` (or <=, >, >=), computed when somebody needs it. The limit is an integer or a tensor."""
+    """``affine < limit`` (or <=, >, >=), computed only when needed. The limit is an integer or a tensor."""
 
     __slots__ = ("_tensor", "affine", "limit", "predicate")
 
@@ -204,7 +205,7 @@ class Compare:
         return self._tensor
 
     def always(self) -> bool:
-        """True if it is known to be true everywhere without computing it."""
+        """Return True if the comparison is true everywhere, as far as the bounds show."""
         low, high = self.affine.bounds()
         least, most = extremes(self.limit)
         name = self.predicate
@@ -217,7 +218,7 @@ class Compare:
         return low > most if name[1:] == "gt" else low >= most
 
     def prefix(self) -> tuple[int, int] | None:
-        """Return (axis, n) if it is true for the first n positions along one axis and for no others."""
+        """Return (axis, n) if it is true exactly for the first n positions along one axis, else None."""
         affine = self.affine
         uniform = isinstance(affine.base, int) and isinstance(self.limit, int) and len(affine.strides) == 1
         if not uniform or self.predicate[1:] not in ("lt", "le"):
@@ -230,7 +231,7 @@ class Compare:
 
 
 class Mask:
-    """Booleans that are true where all parts are. Parts are comparisons and tensors."""
+    """Booleans that are true where all parts are true. Parts are comparisons and tensors."""
 
     __slots__ = ("_tensor", "parts")
 
@@ -249,7 +250,7 @@ class Mask:
 
 
 def conjunction(a: Value, b: Value) -> Value:
-    """Return what is true where both masks are."""
+    """Return a mask that is true where both masks are true."""
     if isinstance(a, bool):
         return b if a else False
     if isinstance(b, bool):
@@ -259,7 +260,7 @@ def conjunction(a: Value, b: Value) -> Value:
 
 
 def needed(mask: Value) -> Value:
-    """Leave the parts of a mask out that are true everywhere; True if none is left."""
+    """Return a mask without the parts that are true everywhere; True if no part is left."""
     if mask is None or isinstance(mask, (bool, torch.Tensor)):
         return True if mask is None else mask
     parts = mask.parts if isinstance(mask, Mask) else (mask,)
@@ -290,7 +291,7 @@ def compared(predicate: str, a: Value, b: Value, element: str) -> Value:
 
 
 def unsigned(value: Value, element: str) -> Value:
-    """Return integers that compare and divide as unsigned ones: 64 bits are shifted by half their range."""
+    """Return integers for unsigned comparison and division; 64-bit integers are shifted by half their range."""
     if element == "i1":
         return value
     if element == "i64":
@@ -301,12 +302,12 @@ def unsigned(value: Value, element: str) -> Value:
 
 @dataclass(slots=True)
 class Pointer:
-    """Addresses: an argument's memory and offsets in elements; or plain addresses, if `argument` is -1.
+    """Addresses: offsets in the memory of an argument, in elements, or plain addresses if `argument` is -1.
 
     Attributes:
         argument: number of the kernel's argument.
         offset: an integer, a tensor or an `Affine`.
-        element: what it points to.
+        element: type of the elements.
     """
 
     argument: int
@@ -315,12 +316,12 @@ class Pointer:
 
 
 def plain(value: Value) -> Value:
-    """Return a tensor or a number: what is lazy is computed."""
+    """Return a tensor or a number; lazy values are computed."""
     return value.tensor() if isinstance(value, (Affine, Compare, Mask)) else value
 
 
 def as_tensor(value: Value, element: str, rank: int) -> torch.Tensor:
-    """Return a tensor of rank + 1 dimensions, sizes 1 where nothing varies."""
+    """Return a tensor with rank + 1 dimensions, of size 1 where the value is constant."""
     value = plain(value)
     if isinstance(value, torch.Tensor):
         return value
@@ -333,7 +334,7 @@ def full(value: Value, element: str, shape: tuple[int, ...], programs: int) -> t
 
 
 def restricted(value: Value, index: torch.Tensor, programs: int) -> Value:
-    """Return a value for some of the programs."""
+    """Return a value restricted to some of the programs."""
     if isinstance(value, torch.Tensor):
         if not value.dim() or value.shape[0] != programs or programs == 1:
             return value
@@ -373,7 +374,7 @@ def merged(pieces: list[tuple[torch.Tensor, Value]], element: str, shape: tuple[
 
 
 def broadcast_shapes(*shapes: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape that all broadcast to."""
+    """Return the shape to which all shapes broadcast."""
     shapes_: Any = torch.broadcast_shapes
     return tuple(shapes_(*shapes))
 

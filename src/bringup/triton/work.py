@@ -1,4 +1,4 @@
-"""The work of one operation on the vector units, by its types."""
+"""Counts the work of one operation on the vector units from its types."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ VECTOR = {*FLOATS, *INTEGERS, *UNARY, "math.fma", "arith.select", "arith.cmpf", 
 
 
 def special_functions(op: Op, types: list[Type]) -> int:
-    """Count evaluations of exp, log, division, ... of one program."""
+    """Count the evaluations of exp, log, division, ... in one program."""
     return numel(types[op.results[0]].shape) if op.name in SPECIAL else 0
 
 
 def vector_operations(op: Op, types: list[Type]) -> int:
-    """Count operations of the vector units of one program: of tiles of floats, and reductions and scans of them."""
+    """Count the vector operations of one program: operations on tiles of floats, and their reductions and scans."""
     if op.name in VECTOR and types[op.results[0]].shape:
         kind = types[op.operands[-1]]
         return numel(types[op.results[0]].shape) if kind.element not in WIDTHS else 0
@@ -28,7 +28,7 @@ def vector_operations(op: Op, types: list[Type]) -> int:
 
 
 def scaled_product(op: Op, types: list[Type]) -> tuple[int, int, int, str]:
-    """Return m, n, k and element of ``tt.dot_scaled``: the wider form; what has four bits counts as eight."""
+    """Return m, n, k and element of ``tt.dot_scaled``: the wider operand's type; four bits count as eight."""
     m, n = types[op.results[0]].shape
     forms = {str(op.attributes[side]) for side in ("lhs", "rhs")}
     k = types[op.operands[0]].shape[-1] * (2 if op.attributes["lhs"] == "e2m1" else 1)

@@ -1,8 +1,8 @@
-"""How far predictions are from measurements that others published: the error band of every report.
+"""The errors of predictions against published measurements, which give the error band of every report.
 
-`measurements` are single figures that ship with bringup; `read_folder` reads whole published sets. `errors` predicts
-their launches, `programs` records whole programs in dry form and prices them, `fit` finds the constants of the model on
-a named part of the rows.
+`measurements` returns the single measurements that ship with bringup, `read_folder` reads published sets. `errors`
+predicts their launches, and `programs` prices dry runs of whole programs. `constants_fit` fits the constants of the
+model to a fixed part of the rows.
 """
 
 from __future__ import annotations

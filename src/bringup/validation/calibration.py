@@ -1,8 +1,8 @@
-"""Measuring a device of this machine: a chip file and a host file with measured numbers.
+"""Measures a device of this machine, and makes a chip file and a host file with the measured numbers.
 
-A suite of single operators is timed by torch's own benchmark timer. The best rates become the chip's numbers; what then
-remains between the model and the figures, family by family, becomes the chip's ``efficiency``. The suite's shapes are
-ladders, not those of any model.
+A suite of single operators is timed with torch's own benchmark timer. The best rates become the numbers of the chip.
+The remaining ratio between model and measurement, by family, becomes the ``efficiency`` of the chip. The shapes of the
+suite are regular ladders of sizes, not those of any model.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
     from bringup.machine.schema import Chip
 
-# Working sets: far beyond any cache, and within it.
+# Working sets that are far larger than any cache, and ones that fit in it.
 STREAM_ELEMENTS = 1 << 26
 LADDER = (1 << 14, 1 << 16, 1 << 18, 1 << 19, 1 << 20, 1 << 21)
 WIDTHS = (512, 1024, 2048)
-SECONDS = 0.05  # per figure and pass
-PASSES = 5  # over the suite, of which the median counts
-PARAMETER_BYTES = 128 << 20  # beyond the caches of most machines
-# Shares of the bandwidth to try for families whose kernels reorder their operands.
+SECONDS = 0.05  # per operator and pass
+PASSES = 5  # over the suite; the median of the passes is used
+PARAMETER_BYTES = 128 << 20  # larger than the caches of most machines
+# Shares of the bandwidth that are tried for families whose kernels reorder their operands.
 SHARES = tuple(0.02 * 1.35**i for i in range(14))
-# A family or operator with fewer figures than this has no efficiency of its own.
+# A family or operator with fewer measurements than this gets no efficiency.
 FEWEST = 3
-FAR = 4.0  # a factor beyond this is the operator's own: its family has none
-SHARED = set(FAMILIES) - {"convolution", "depthwise"}  # families of several operators
+FAR = 4.0  # a larger factor is specific to one operator, so its family gets no efficiency
+SHARED = set(FAMILIES) - {"convolution", "depthwise"}  # families with several operators
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What the operating system says of this machine."""
+    """The data of the operating system about this machine."""
 
     name: str
     cores: int
@@ -58,8 +58,8 @@ class Machine:
     memory_gib: float
 
     @classmethod
-    def here(cls) -> Machine:
-        """Ask Linux; elsewhere, and where it is silent, 2.5 GHz, 8 MiB of cache and 8 GiB are assumed."""
+    def current(cls) -> Machine:
+        """Read the data from Linux; unknown values are assumed: 2.5 GHz, 8 MiB of cache, 8 GiB of memory."""
         cpu: dict[str, str] = {}
         for line in _lines("/proc/cpuinfo"):
             key, _, value = line.partition(":")
@@ -92,7 +92,7 @@ def _kib(text: str) -> float:
 
 
 def suite(dtype: str) -> list[Measurement]:
-    """List the single operators to time: ladders of sizes per family. Seconds are still to be measured."""
+    """List the single operators to time, a ladder of sizes per family. Their seconds are not measured yet."""
     cases: list[tuple[str, tuple[int, ...]]] = []
     cases += [("mm", (n, n, n)) for n in (128, 256, 512, 1024)]
     cases += [("linear", (m, n, k)) for m in (48, 192) for n, k in _LAYERS]
@@ -124,13 +124,13 @@ _DEPTHWISE = ((48, 96, 1), (96, 48, 1), (192, 24, 1), (96, 48, 2))
 
 
 def _from_memory(weight: torch.Tensor) -> Iterator[torch.Tensor]:
-    """Give copies of a parameter in turn, so that each comes from memory, as in a model, not from the cache."""
+    """Yield copies of a parameter in turn, so that each is read from memory, as in a model, and not from the cache."""
     copies = min(max(PARAMETER_BYTES // weight.nbytes, 1), 64)
     return itertools.cycle([weight, *(weight.clone() for _ in range(copies - 1))])
 
 
 def _runner(row: Measurement, device: torch.device) -> Callable[[], Any]:
-    """Build the call that a program would make for an operator."""
+    """Return a function that calls an operator as a program would."""
     import torch
     from torch.nn import functional
 
@@ -170,10 +170,10 @@ def _runner(row: Measurement, device: torch.device) -> Callable[[], Any]:
 
 
 def keep_freed_memory() -> None:
-    """Ask glibc to keep what is freed: pages that go back and forth cost a CPU more than the operators on them.
+    """Make glibc keep freed memory, because returning and mapping pages takes longer than many operators on them.
 
-    PyTorch has no caching allocator for the CPU. What glibc gives back is a matter of the order of sizes, which no
-    description of an operator has.
+    PyTorch has no caching allocator for the CPU. Which pages glibc returns depends on the order of allocations, and
+    the description of an operator does not contain that.
     """
     import ctypes
 
@@ -181,12 +181,12 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # not glibc
         return
-    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, its largest value
+    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, set to its largest value
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
 
 
 def timed(call: Callable[[], Any]) -> float:
-    """Median seconds of a call, by torch's benchmark timer (which waits for an accelerator)."""
+    """Return the median seconds of a call by torch's benchmark timer, which synchronises with an accelerator."""
     import torch
     from torch.utils.benchmark import Timer
 
@@ -197,7 +197,7 @@ def timed(call: Callable[[], Any]) -> float:
 def measure(
     rows: Sequence[Measurement], device: torch.device, chip: str, progress: Callable[[], None]
 ) -> list[Measurement]:
-    """Time every row of a suite, in several passes."""
+    """Time every row of a suite in several passes."""
     from dataclasses import replace
 
     import torch
@@ -215,29 +215,29 @@ def measure(
 
 
 def fitted(chip: Chip, rows: Iterable[Measurement]) -> Chip:
-    """Give a chip the efficiency of every family and operator with enough figures: the median of model over measured.
+    """Return a chip with the efficiency (median of model over measured) of families with enough measurements.
 
-    What is divided is the time beyond a launch, so that small operators decide nothing. Families of products also get
-    the share of the bandwidth that leaves the smallest error.
+    The ratio is taken of the times without the launch, so that small operators have no influence. Families of products
+    also get the share of the bandwidth with the smallest error.
     """
     groups = grouped(rows)
     chip = chip.model_copy(update={"efficiency": {}})
     for family in ("matmul", "convolution"):
         tried = [chip.model_copy(update={"streams": {**chip.streams, family: share}}) for share in SHARES]
-        spreads = [_spread(_ratios(each, groups).get(family, [])) for each in tried]
+        spreads = [_spread(_ratios(trial, groups).get(family, [])) for trial in tried]
         if chip.kind == "cpu" and min(spreads) < math.inf:
             chip = tried[int(np.argmin(spreads))]
     streams = {name: float(f"{share:.3g}") for name, share in chip.streams.items()}
-    found = {
+    efficiency = {
         name: float(f"{np.median(values):.3g}")
         for name, values in sorted(_ratios(chip, groups).items())
         if len(values) >= FEWEST and (name not in SHARED or 1 / FAR < np.median(values) < FAR)
     }
-    return chip.model_copy(update={"efficiency": found, "streams": streams})
+    return chip.model_copy(update={"efficiency": efficiency, "streams": streams})
 
 
 def _spread(ratios: list[float]) -> float:
-    """Mean distance of the logarithms from their median."""
+    """Return the mean distance of the logarithms from their median."""
     if len(ratios) < FEWEST:
         return math.inf
     logs = np.log(ratios)
@@ -245,7 +245,7 @@ def _spread(ratios: list[float]) -> float:
 
 
 def _ratios(chip: Chip, groups: Sequence[Group]) -> dict[str, list[float]]:
-    """Model over measured beyond a launch, by family and by operator."""
+    """Return ratios of model over measured time, both without the launch, by family and by operator."""
     ratios: dict[str, list[float]] = defaultdict(list)
     for group in groups:
         launch = pricing.launch_seconds(chip, graph=group.graph) + pricing.DEFAULT.kernel_seconds
@@ -261,7 +261,7 @@ def _ratios(chip: Chip, groups: Sequence[Group]) -> dict[str, list[float]]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The outcome: the two files' contents, and the suite's figures."""
+    """The result of a calibration: the contents of the two files, and the measurements of the suite."""
 
     chip: dict[str, Any]
     host: dict[str, Any]
@@ -273,30 +273,30 @@ def calibrate(device: str, name: str, progress: Callable[[int, str], Callable[[]
 
     Args:
         device: a torch device: ``cpu``, ``cuda``, ``cuda:1``, ...
-        name: of the chip file to be.
-        progress: called with the number of figures and what they are; returns what is called after each.
+        name: name of the chip in its file.
+        progress: called with the number of measurements and a description; returns a function to call after each.
 
     Raises:
-        BringupError: torch has no such device here.
+        BringupError: torch cannot use the device on this machine.
     """
     import torch
 
     try:
-        on = torch.device(device)
-        torch.zeros(1, device=on)
+        torch_device = torch.device(device)
+        torch.zeros(1, device=torch_device)
     except (RuntimeError, AssertionError) as error:
         raise BringupError(f"torch cannot use the device {device!r}: {str(error).splitlines()[0]}") from None
-    if on.type == "chip":
+    if torch_device.type == "chip":
         raise BringupError("chip is the virtual chip itself: calibrate a real device, such as cpu or cuda")
     keep_freed_memory()
-    machine = Machine.here()
-    source = f"measured by bringup calibrate on {datetime.date.today()}: {_device_name(on, machine)}"
-    rows = suite("float32") + ([] if on.type == "cpu" else _half_products())
-    tick = progress(PASSES * len(rows) + 1, f"measuring {_device_name(on, machine)}")
-    base = _Base.measured(on)
+    machine = Machine.current()
+    source = f"measured by bringup calibrate on {datetime.date.today()}: {_device_name(torch_device, machine)}"
+    rows = suite("float32") + ([] if torch_device.type == "cpu" else _half_products())
+    tick = progress(PASSES * len(rows) + 1, f"measuring {_device_name(torch_device, machine)}")
+    base = _Base.measured(torch_device)
     tick()
-    measured = measure(rows, on, name, tick)
-    chip = _chip_file(name, on, machine, base, measured, source)
+    measured = measure(rows, torch_device, name, tick)
+    chip = _chip_file(name, torch_device, machine, base, measured, source)
     return Calibration(chip, _host_file(machine, base, source), tuple(measured))
 
 
@@ -332,7 +332,7 @@ class _Base:
     download: float
     host_stream: float
     host_launch: float
-    fresh: float | None  # bytes/s of a result that the operating system gives page by page
+    fresh: float | None  # bytes/s of writing a result into pages that the operating system maps on first use
 
     @classmethod
     def measured(cls, device: torch.device) -> _Base:
@@ -343,8 +343,8 @@ class _Base:
         def typical(call: Callable[[], Any]) -> float:
             return statistics.median(timed(call) for _ in range(PASSES))
 
-        def stream(on: torch.device, elements: int) -> float:
-            a = torch.randn(elements, device=on)
+        def stream(where: torch.device, elements: int) -> float:
+            a = torch.randn(elements, device=where)
             out = torch.empty_like(a)
             return 8 * elements / typical(lambda: torch.mul(a, 1.5, out=out))
 
@@ -368,9 +368,9 @@ class _Base:
             fresh = large.nbytes / max(typical(lambda: torch.neg(large)) - 2 * large.nbytes / beyond, 1e-9)
             return cls(*rates, *smallest, within, within, beyond, smallest[0], fresh)
         pinned = torch.empty(1 << 26, dtype=torch.uint8, pin_memory=True)
-        there = torch.empty_like(pinned, device=device)
-        upload = pinned.numel() / typical(lambda: there.copy_(pinned))
-        download = pinned.numel() / typical(lambda: pinned.copy_(there))
+        on_device = torch.empty_like(pinned, device=device)
+        upload = pinned.numel() / typical(lambda: on_device.copy_(pinned))
+        download = pinned.numel() / typical(lambda: pinned.copy_(on_device))
         host = torch.randn(16)
         launch = typical(lambda: torch.add(host, host))
         return cls(*rates, *smallest, upload, download, stream(cpu, STREAM_ELEMENTS), launch, None)

@@ -1,9 +1,9 @@
-"""The constants of the model: which rows they are fitted on, and fitting them again with chips left out.
+"""The fit of the model's constants: the rows used for fitting, and fits that leave out chips.
 
-Every stage fits a few constants on the families that they describe, by the mean absolute logarithm of predicted over
-measured, each set, chip and family with the square root of its rows as weight. Of the rows of its families every eighth
-is fitted (the four products on TPU v3 all are), the others are unseen; the sets of LLMCompass, LLMServingSim and all
-whole programs are unseen altogether.
+Every stage fits a few constants to the families that they describe. It minimises the mean absolute logarithm of
+predicted over measured; each set, chip and family has the square root of its number of rows as weight. One row in eight
+is used for fitting (all four products on TPU v3 are); the other rows are unseen. The sets of LLMCompass and
+LLMServingSim and all whole programs are completely unseen.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from bringup.pricing import DEFAULT, Constants
 from bringup.pricing.errors import grouped
 from bringup.pricing.measurements import Measurement
 
-FITTED = 8  # one row in so many
-WHOLE = ("tpu-v3",)  # chips of so few rows that all are fitted
+FITTED = 8  # one row in this many is fitted
+WHOLE = ("tpu-v3",)  # chips with so few rows that all of them are fitted
 UNSEEN_SETS = ("LLMCompass", "LLMServingSim")
 HALVES = ("bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Constants with their bounds, and the rows that they are fitted on."""
+    """Constants with their bounds, and the rows to which they are fitted."""
 
     bounds: dict[str, tuple[float, float]]
     takes: Callable[[Measurement], bool]
@@ -72,19 +72,19 @@ STAGES = (
 
 
 def is_fitted(row: Measurement) -> bool:
-    """Tell whether the constants were fitted on this row."""
+    """Return True if the constants were fitted to this row."""
     if any(name in row.source for name in UNSEEN_SETS) or not any(stage.takes(row) for stage in STAGES):
         return False
     return row.chip in WHOLE or zlib.crc32(f"{row.chip} {row.op} {row.dims}".encode()) % FITTED == 0
 
 
 def generation(chip: str) -> str:
-    """Group chips that share a die: ``a100`` for ``a100-pcie-40``; every TPU is its own."""
+    """Return the generation of a chip: ``a100`` for ``a100-pcie-40``; every TPU is a separate generation."""
     return chip if chip.startswith("tpu") else chip.split("-")[0]
 
 
 def uninformed() -> Constants:
-    """Return constants that know no row: the middle of their bounds, by ratio."""
+    """Return constants that do not depend on any row: the geometric middle of their bounds."""
     middles = {name: (low * high) ** 0.5 for stage in STAGES for name, (low, high) in stage.bounds.items()}
     return replace(DEFAULT, **middles)
 
@@ -93,9 +93,9 @@ def fit(rows: Iterable[Measurement], *, leave_out: str | None = None, start: Con
     """Fit all constants, stage by stage.
 
     Args:
-        rows: what was measured; only rows that `is_fitted` tells are used.
-        leave_out: a generation of chips of which no row may be used.
-        start: where to begin: by default at the shipped constants, or if chips are left out, at `uninformed` ones.
+        rows: measurements; only those with `is_fitted` are used.
+        leave_out: a generation of chips whose rows are not used.
+        start: initial constants; by default the shipped ones, or with `leave_out` the `uninformed` ones.
 
     Raises:
         BringupError: scipy is missing.
@@ -104,25 +104,25 @@ def fit(rows: Iterable[Measurement], *, leave_out: str | None = None, start: Con
         from scipy.optimize import minimize
     except ImportError:
         raise BringupError("fitting constants needs scipy: pip install scipy") from None
-    taken = [row for row in rows if is_fitted(row) and generation(row.chip) != leave_out]
+    fitted_rows = [row for row in rows if is_fitted(row) and generation(row.chip) != leave_out]
     constants = start or (DEFAULT if leave_out is None else uninformed())
     for stage in STAGES:
-        own = [row for row in taken if stage.takes(row)]
-        if not own:
+        stage_rows = [row for row in fitted_rows if stage.takes(row)]
+        if not stage_rows:
             continue
         names = list(stage.bounds)
-        score = _score(own, names, stage.bounds, constants)
-        found = minimize(
+        score = _score(stage_rows, names, stage.bounds, constants)
+        result = minimize(
             score, np.zeros(len(names)), method="Powell", options={"maxiter": 6, "xtol": 1e-2, "ftol": 1e-4}
         )
-        constants, _ = _moved(constants, names, stage.bounds, found.x)
+        constants, _ = _moved(constants, names, stage.bounds, result.x)
     return constants
 
 
 def _moved(
     constants: Constants, names: Sequence[str], bounds: dict[str, tuple[float, float]], logs: Any
 ) -> tuple[Constants, float]:
-    """Scale constants, kept within bounds; and by how much they had left them."""
+    """Return constants scaled and cut to their bounds, and by how much they exceeded them."""
     values, beyond = {}, 0.0
     for name, log in zip(names, logs, strict=True):
         value, (low, high) = float(getattr(constants, name) * np.exp(log)), bounds[name]
@@ -137,19 +137,22 @@ def _score(
     by_kind: dict[tuple[str, str, str], list[Measurement]] = defaultdict(list)
     for row in rows:
         by_kind[row.source, row.chip, row.family].append(row)
-    groups = [group for own in by_kind.values() for group in grouped(own)]
+    groups = [group for kind_rows in by_kind.values() for group in grouped(kind_rows)]
     chips = {group.chip: load_chip(group.chip) for group in groups}
     weights = np.sqrt([len(group.rows) for group in groups])
 
     def score(logs: Any) -> float:
         moved, beyond = _moved(constants, names, bounds, logs)
-        off = [np.abs(np.log(group.predicted(chips[group.chip], moved) / group.measured)).mean() for group in groups]
-        return float(np.average(off, weights=weights)) + 5 * beyond
+        distances = [
+            np.abs(np.log(group.predicted(chips[group.chip], moved) / group.measured)).mean() for group in groups
+        ]
+        return float(np.average(distances, weights=weights)) + 5 * beyond
 
     return score
 
 
 def changed(constants: Constants) -> dict[str, tuple[float, float]]:
-    """List the constants that differ from the shipped ones: name -> (shipped, found), to three digits."""
-    pairs = {each.name: (getattr(DEFAULT, each.name), getattr(constants, each.name)) for each in fields(Constants)}
+    """Return the constants that differ from the shipped ones: name -> (shipped, fitted), to three digits."""
+    names = [field.name for field in fields(Constants)]
+    pairs = {name: (getattr(DEFAULT, name), getattr(constants, name)) for name in names}
     return {name: pair for name, pair in pairs.items() if f"{pair[0]:.3g}" != f"{pair[1]:.3g}"}

@@ -1,4 +1,4 @@
-"""Real runs on a device of this machine, beside the prediction from its calibrated chip file."""
+"""Compares real runs on a device of this machine with predictions from its calibrated chip file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
     from bringup.recording.trace import Trace
 
-ROUNDS = 5  # over all programs, of which the median counts: a machine's slow minutes hit them all
+ROUNDS = 5  # over all programs, so that slow minutes of the machine affect all of them; the median is used
 
 
 @dataclass(frozen=True)
@@ -36,17 +36,17 @@ class Program:
 
     @property
     def text(self) -> str:
-        """For people: ``resnet18 training 4``."""
+        """Return a description, such as ``resnet18 training 4``."""
         return f"{self.model} {'training' if self.trains else 'forward'} {self.batch}"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """All comparisons, and how fast the machine was meanwhile.
+    """All comparisons, and the speed of the machine during them.
 
     Attributes:
         rows: one per program.
-        speed: of a product, over what the chip file says: 1.1 if the machine ran faster than at its calibration.
+        speed: speed of a matrix product relative to the chip file: 1.1 if the machine was 10 % faster than then.
     """
 
     rows: list[Comparison]
@@ -55,7 +55,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A program's measured and predicted seconds per step."""
+    """The measured and the predicted seconds per step of a program."""
 
     program: Program
     measured: float
@@ -63,12 +63,12 @@ class Comparison:
 
     @property
     def error(self) -> float:
-        """Predicted over measured, less one."""
+        """Return the relative error of the prediction."""
         return self.predicted / self.measured - 1
 
 
 TOKENS = 64
-PROBE = (512, 512, 512)  # m, n, k of a product that tells the machine's speed
+PROBE = (512, 512, 512)  # m, n, k of a product whose time shows the machine's speed
 
 
 def _resnet(layers: str) -> Callable[[Any], Any]:
@@ -95,13 +95,13 @@ TRAINED = ("resnet18", "gpt2")
 
 
 def programs(batches: tuple[int, ...] = (1, 4)) -> list[Program]:
-    """List what is run: forward of all models, training of two, at every batch size."""
+    """List the programs: the forward pass of all models and training of two, at every batch size."""
     forward = [Program(model, False, batch) for model in MODELS for batch in batches]
     return forward + [Program(model, True, batch) for model in TRAINED for batch in batches]
 
 
 def _step(program: Program, device: torch.device) -> Callable[[], Any]:
-    """Build the model on a device and return what does one step."""
+    """Build the model on a device and return a function that does one step."""
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -135,7 +135,7 @@ def _seeded() -> Iterator[None]:
 
 
 def measured(device: torch.device, tick: Callable[[], None]) -> tuple[dict[Program, float], float]:
-    """Median seconds of a step of every program on the real device, and of the product `PROBE` in between."""
+    """Return the median seconds of a step of every program on the real device, and those of the product `PROBE`."""
     import statistics
 
     from torch.utils.benchmark import Timer
@@ -159,7 +159,7 @@ def measured(device: torch.device, tick: Callable[[], None]) -> tuple[dict[Progr
 
 
 def recorded(program: Program) -> Trace:
-    """Record a step in dry form on the virtual chip."""
+    """Record a step in a dry run on the virtual chip."""
     use_unless_chosen(RECORDED_ON)
     with dry():
         run = _step(program, torch.device("chip"))
@@ -176,23 +176,23 @@ def compare(device: str, chip: Chip, host: Host, progress: Callable[[int], Calla
 
     Args:
         device: a torch device.
-        chip: what `bringup calibrate` wrote for it.
-        host: likewise.
-        progress: called with the number of runs; returns what is called after each.
+        chip: the device's chip file from `bringup calibrate`.
+        host: the host file from `bringup calibrate`.
+        progress: called with the number of runs; returns a function to call after each.
 
     Raises:
-        BringupError: transformers is missing, or torch has no such device.
+        BringupError: transformers is missing, or torch cannot use the device.
     """
     if not can_record():
-        raise BringupError("--live runs models of transformers, which is not installed: pip install transformers")
+        raise BringupError("--live needs transformers, which is not installed: pip install transformers")
     try:
-        on = torch.device(device)
-        torch.zeros(1, device=on)
+        torch_device = torch.device(device)
+        torch.zeros(1, device=torch_device)
     except (RuntimeError, AssertionError) as error:
         raise BringupError(f"torch cannot use the device {device!r}: {str(error).splitlines()[0]}") from None
     keep_freed_memory()
     tick = progress((ROUNDS + 1) * len(programs()))
-    medians, probe = measured(on, tick)
+    medians, probe = measured(torch_device, tick)
     product = Measurement(chip.name, "mm", "float32", PROBE, probe, "now", warm=True)
     rows = [
         Comparison(program, seconds, float(price(recorded(program), chip, host).step_seconds))

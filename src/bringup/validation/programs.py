@@ -1,7 +1,7 @@
-"""Whole programs: Hugging Face models recorded in dry form, priced, and compared with what others measured.
+"""Whole programs: Hugging Face models are recorded in a dry run, priced, and compared with published times.
 
-The prediction is made from what the model launches, not from a formula for its row. Needs transformers; weights are
-random and nothing is computed, so that gigabytes of model take a fraction of a second.
+The prediction is made from the launches of the model, not from a formula per row. Needs transformers. Weights are
+random and nothing is computed, so recording a model of several gigabytes takes a fraction of a second.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ if TYPE_CHECKING:
     from bringup.recording.trace import Trace
 
 TABLE = Path(__file__).parent / "programs.csv"
-# The chip that programs are recorded on; the trace is priced on others.
+# Programs are recorded on this chip; the traces are priced on others.
 RECORDED_ON = "b200-sxm"
 
 
 @dataclass(frozen=True)
 class Run:
-    """A published latency of a whole program.
+    """The published latency of a whole program.
 
     Attributes:
         chip: name of a chip file.
-        host: name of a host file; None if the source does not say which it was.
+        host: name of a host file; None if the source does not name the host.
         model: key of `MODELS`.
         mode: ``inference`` (forward) or ``training`` (forward and backward, no optimizer).
         precision: ``float32`` or ``amp`` (autocast to float16).
-        length: tokens, or pixels of a side.
-        batch: sequences or images.
-        seconds: what was measured.
-        source: where.
+        length: tokens per sequence, or pixels per side of an image.
+        batch: number of sequences or images.
+        seconds: the measured latency.
+        source: where it was published.
     """
 
     chip: str
@@ -58,12 +58,12 @@ class Run:
 
     @property
     def program(self) -> tuple[str, str, str, int, int]:
-        """What is recorded once, whatever the chip."""
+        """Return the arguments of `recorded`, which do not depend on the chip."""
         return self.model, self.mode, self.precision, self.length, self.batch
 
     @property
     def text(self) -> str:
-        """For people: ``gpt2-large inference 4 x 1024``."""
+        """Return a description, such as ``gpt2-large inference 4 x 1024``."""
         return f"{self.model} {self.mode} {self.batch} x {self.length}" + (" amp" if self.precision == "amp" else "")
 
 
@@ -112,8 +112,8 @@ def _resnet(transformers: Any) -> Any:
     return transformers.ResNetForImageClassification(transformers.ResNetConfig(num_labels=1000))
 
 
-# Dimensions from the models' papers. GPT-3 XL has 24 heads of 128, which its table joins with a width of 2,048 (Brown
-# et al., 2020, table 2.1); the measured latencies are those of the width that the heads need.
+# Dimensions from the models' papers. For GPT-3 XL, the paper gives 24 heads of 128 but a width of 2,048 (Brown et al.,
+# 2020, table 2.1). The measured latencies are for the width that 24 heads of 128 need.
 MODELS: dict[str, Callable[[Any], Any]] = {
     "bert-large": _bert(1024, 24, 16),
     "gpt2-large": _gpt(1280, 36, 20, 1024),
@@ -145,7 +145,7 @@ def runs() -> tuple[Run, ...]:
 
 
 def can_record() -> bool:
-    """Tell whether the models' library is there."""
+    """Return True if transformers is installed."""
     from importlib.util import find_spec
 
     return find_spec("transformers") is not None
@@ -153,15 +153,13 @@ def can_record() -> bool:
 
 @cache
 def recorded(model: str, mode: str, precision: str, length: int, batch: int) -> Trace:
-    """Record one step of a program in dry form.
+    """Record one step of a program in a dry run.
 
     Raises:
-        BringupError: transformers is missing, or the process uses a chip that is too small.
+        BringupError: transformers is missing, or the chip of the process is too small.
     """
     if not can_record():
-        raise BringupError(
-            "whole programs are models of transformers, which is not installed: pip install transformers"
-        )
+        raise BringupError("whole programs need transformers, which is not installed: pip install transformers")
     import transformers
 
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -185,27 +183,30 @@ def recorded(model: str, mode: str, precision: str, length: int, batch: int) -> 
 
 
 def predicted(run: Run, chip: Chip | None = None) -> float:
-    """Seconds of one step, on the run's own chip unless one is given."""
+    """Return the predicted seconds of one step, on the run's own chip by default."""
     return float(price(recorded(*run.program), chip or run.chip, run.host).step_seconds)
 
 
-# How far one run moves a chip's scale: the model is off by some 10 % from chip to chip, and a run from its neighbours
-# by 8 % (labs disagree by 3 to 9 % on the same silicon), so a run's share is 0.1^2 / (0.1^2 + 0.08^2).
+# How far one run moves the scale of a chip: the model's error differs by some 10 % between chips and by 8 % between
+# runs on one chip (labs disagree by 3 to 9 % on the same silicon), so the share of a run is 0.1^2 / (0.1^2 + 0.08^2).
 TRUST = 0.6
 
 
-def with_one_run(off: dict[Run, float]) -> dict[Run, float]:
-    """Errors after one measured run per chip: the first of the table moves the chip's scale and is no row itself."""
+def with_one_run(run_errors: dict[Run, float]) -> dict[Run, float]:
+    """Return the errors after one measured run per chip is known.
+
+    The first run of each chip corrects the chip's scale, and is left out of the result.
+    """
     scales: dict[str, float] = {}
-    found: dict[Run, float] = {}
-    for run, error in off.items():
+    scaled: dict[Run, float] = {}
+    for run, error in run_errors.items():
         if run.chip not in scales:
             scales[run.chip] = (1 + error) ** TRUST
         else:
-            found[run] = (1 + error) / scales[run.chip] - 1
-    return found
+            scaled[run] = (1 + error) / scales[run.chip] - 1
+    return scaled
 
 
 def errors(rows: Iterable[Run]) -> dict[Run, float]:
-    """Predicted over measured, less one, for every run."""
+    """Return the relative error of the prediction for every run."""
     return {run: predicted(run) / run.seconds - 1 for run in rows}

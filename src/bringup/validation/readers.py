@@ -1,8 +1,8 @@
-"""Measurement sets that others published, in the form in which they published them.
+"""Reads published measurement sets in their original formats.
 
-One reader per form; a reader yields `Measurement`s and leaves out what it cannot express (collectives, mixtures of
-experts, quantised products with scales). Every column is data: a row that is short, or whose figures are no measurement
-of an operator, ends the reading with one sentence that names file and row.
+There is one reader per format. A reader yields `Measurement`s and leaves out rows that it cannot express (collectives,
+mixtures of experts, quantised products with scales). A row that is too short or has invalid numbers raises an error
+that names the file and the row.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Row = dict[str, str]
 
 
 class Source:
-    """A file while it is read: its path, and the line that is at hand."""
+    """A file that is being read: its path and the current line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -44,7 +44,7 @@ class Source:
                 yield cells
 
     def table(self) -> Iterator[Row]:
-        """Yield the rows below a line of names."""
+        """Yield the rows below the line with the column names."""
         rows = self._cells()
         names = next(rows, [])
         for cells in rows:
@@ -53,17 +53,17 @@ class Source:
             yield dict(zip(names, cells, strict=False))
 
     def lines(self) -> Iterator[list[str]]:
-        """Yield the rows of a file that has no names."""
+        """Yield the rows of a file without column names."""
         yield from ([cell.strip() for cell in cells] for cells in self._cells())
 
 
 Reader = Callable[[Source], Iterator[Measurement]]
-MOST_ROWS = 1_000_000  # of one file, and of all: the sets of seven publishers have 67,000 together
+MOST_ROWS = 1_000_000  # in one file and in all of them; the sets of seven publishers together have 67,000
 
 
 @dataclass(frozen=True)
 class MeasurementSet:
-    """The rows of one publisher. ``unread``: files for which there is no reader, or no chip file."""
+    """The rows of one or more publishers. ``unread`` lists files without a reader or without a chip file."""
 
     rows: tuple[Measurement, ...]
     unread: tuple[str, ...]
@@ -73,7 +73,7 @@ _readers: list[tuple[str, str, Reader]] = []
 
 
 def reader(publisher: str, pattern: str) -> Callable[[Reader], Reader]:
-    """Register a reader for the files that match a pattern below a folder named after the publisher."""
+    """Register a reader for files that match a pattern below a folder with the publisher's name."""
 
     def register(function: Reader) -> Reader:
         _readers.append((publisher, pattern, function))
@@ -86,24 +86,24 @@ def read_folder(folder: Path) -> MeasurementSet:
     """Read every known file below a folder.
 
     Raises:
-        BringupError: the folder is missing, or a file is not in its form.
+        BringupError: the folder is missing, or a file is not in the format of its publisher.
     """
     if not os.path.isdir(folder):
-        raise BringupError(f"{folder} is no folder: give one with measurement sets, see docs/validation.md")
-    known = set(available_chips())
+        raise BringupError(f"{folder} is not a directory: give one with measurement sets, see docs/validation.md")
+    chips = set(available_chips())
     rows: list[Measurement] = []
     unread = {path.relative_to(folder) for path in folder.rglob("*.csv")}
     for publisher, pattern, function in _readers:
         for path in sorted(folder.rglob(f"{publisher}/{pattern}")):
-            found = _read(path, publisher, function)
-            rows += (row for row in found if row.chip in known)
+            file_rows = _read(path, publisher, function)
+            rows += (row for row in file_rows if row.chip in chips)
             if len(rows) > MOST_ROWS:
                 raise BringupError(f"{folder} has more than {MOST_ROWS:,} measurements: give a folder with fewer sets")
-            if any(row.chip in known for row in found):
+            if any(row.chip in chips for row in file_rows):
                 unread.discard(path.relative_to(folder))
     if not rows:
         publishers = ", ".join(sorted({publisher for publisher, _, _ in _readers}))
-        raise BringupError(f"{folder} has no measurement set: bringup reads those of {publishers}")
+        raise BringupError(f"{folder} has no measurement set that bringup can read: it reads those of {publishers}")
     return MeasurementSet(tuple(rows), tuple(sorted(map(str, unread))))
 
 
@@ -113,11 +113,14 @@ def _read(path: Path, publisher: str, function: Reader) -> list[Measurement]:
         return list(function(source))
     except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError, csv.Error) as error:
         at = f" at line {source.line}" if source.line else ""
-        raise BringupError(f"{path} is not in the form of {publisher}{at}: {short(str(error), 200)}") from error
+        raise BringupError(f"{path} is not in the format of {publisher}{at}: {short(str(error), 200)}") from error
 
 
 def _above_floor(rows: Iterable[Measurement]) -> Iterator[Measurement]:
-    """Give rows by a host's clock their floor: the smallest of its chip and operator, which is then no row itself."""
+    """Set the floor of rows timed by a host's clock: the smallest time of the chip and operator.
+
+    The row with that time is left out.
+    """
     groups: dict[tuple[str, str], list[Measurement]] = defaultdict(list)
     for row in rows:
         groups[row.chip, row.op].append(row)
@@ -138,7 +141,7 @@ _AICONFIGURATOR_CHIPS = {
     "b300_sxm": "b300-sxm",
     "b60": "arc-b60",
 }
-# Collected without clearing caches, which are large on these cards: their small products read above DRAM's bandwidth.
+# Measured without clearing the caches, which are large on these cards: small products read faster than DRAM allows.
 _AICONFIGURATOR_WARM = {"l40s", "rtx-pro-6000", "arc-b60"}
 
 
@@ -156,7 +159,7 @@ def _aiconfigurator(source: Source) -> Iterator[tuple[str, Row]]:
 
 @reader("aiconfigurator", "*__gemm_perf.csv")
 def aiconfigurator_gemm(source: Source) -> Iterator[Measurement]:
-    """Read products of 16-bit floats; those of narrower ones quantise their input within the figure."""
+    """Read products in 16 bits; the times of products in narrower formats include quantising their input."""
     for chip, row in _aiconfigurator(source):
         dtype = row["gemm_dtype"]
         if dtype in ("bfloat16", "float16"):
@@ -169,9 +172,9 @@ def aiconfigurator_gemm(source: Source) -> Iterator[Measurement]:
 
 @reader("aiconfigurator", "*_attention_perf.csv")
 def aiconfigurator_attention(source: Source) -> Iterator[Measurement]:
-    """Read attention in 16 bits without a window: prefill is causal, generation one query against the cache.
+    """Read attention in 16 bits without a window: prefill is causal, generation has one query against the cache.
 
-    The figures include the kernels that write the cache and plan the work, some 10 us: a floor.
+    The times include kernels that write the cache and plan the work, which take some 10 us: a floor.
     """
     yield from _above_floor(_aiconfigurator_attention(source))
 
@@ -213,7 +216,7 @@ _NEUSIGHT_OPS = {
 @reader("neusight", "test_*.csv")
 @reader("neusight", "*_sub*.csv")
 def neusight(source: Source) -> Iterator[Measurement]:
-    """Read float32 operators (tf32 off): products, convolutions, pointwise, layer norm, softmax."""
+    """Read float32 operators (tf32 is off): products, convolutions, pointwise, layer norm, softmax."""
     for row in source.table():
         op, chip = _NEUSIGHT_OPS[row["OPName"]], _NEUSIGHT_CHIPS[row["Device"]]
         if op == "mm":
@@ -234,7 +237,7 @@ LLMCOMPASS = "github.com/PrincetonUniversity/LLMCompass at 2e015fd (host wall cl
 @reader("llmcompass", "*_A100.csv")
 @reader("llmcompass", "*_MI210.csv")
 def llmcompass(source: Source) -> Iterator[Measurement]:
-    """Read float16 operators by the host's clock, over their floor."""
+    """Read float16 operators, timed by the host's clock, above their floor."""
     name, _, device = source.path.stem.partition("_")
     op = {"matmul": "mm", "layernorm": "layer_norm"}.get(name, name)
     chip = {"A100": "a100-sxm-80", "MI210": "mi210"}[device]
@@ -285,7 +288,7 @@ def vidur(source: Source) -> Iterator[Measurement]:
 PYTORCHSIM = "github.com/PSAL-POSTECH/PyTorchSim at 2405399 (device time)"
 
 
-def _named(workload: str) -> tuple[str, tuple[int, ...]] | None:
+def _parse_workload(workload: str) -> tuple[str, tuple[int, ...]] | None:
     """Parse a workload's name, ``gemm_1x384x1536`` (m, k, n) or ``attn_enc_12x512x64``."""
     kind, _, text = workload.rpartition("_")
     if not re.fullmatch(r"\d+(x\d+)*", text):
@@ -308,10 +311,10 @@ def _named(workload: str) -> tuple[str, tuple[int, ...]] | None:
 def tpu_v6e(source: Source) -> Iterator[Measurement]:
     """Read products and attention on one TPU v6e."""
     for row in source.table():
-        found = _named(row["workload"])
-        if found is not None:
+        parsed = _parse_workload(row["workload"])
+        if parsed is not None:
             yield Measurement(
-                "tpu-v6e", found[0], "bfloat16", found[1], float(row["latency_ns"]) * 1e-9, PYTORCHSIM, graph=True
+                "tpu-v6e", parsed[0], "bfloat16", parsed[1], float(row["latency_ns"]) * 1e-9, PYTORCHSIM, graph=True
             )
 
 
@@ -319,9 +322,9 @@ def tpu_v6e(source: Source) -> Iterator[Measurement]:
 def tpu_v3(source: Source) -> Iterator[Measurement]:
     """Read operators on one core of a TPU v3, in cycles of 940 MHz."""
     for row in source.table():
-        found = _named(row["Workload"])
-        if found is not None:
-            op, dims = found
+        parsed = _parse_workload(row["Workload"])
+        if parsed is not None:
+            op, dims = parsed
             yield Measurement("tpu-v3", op, "bfloat16", dims, float(row["TPUv3"]) / 940e6, PYTORCHSIM, graph=True)
 
 
@@ -347,7 +350,7 @@ _LLAMA = {  # width, inner, query width, key width, vocabulary: the models' conf
 
 @reader("llmservingsim", "*__layers.csv")
 def llmservingsim(source: Source) -> Iterator[Measurement]:
-    """Read the bfloat16 products of language models, over the host's floor."""
+    """Read the bfloat16 products of language models, above the host's floor."""
     device, model, _ = source.path.stem.split("__")
     chip = {"H100": "h100-sxm", "RTX3090": "rtx-3090", "A6000": "a6000"}[device]
     if model not in _LLAMA:
