@@ -8,6 +8,7 @@
 #include "launch/dry.h"
 #include "launch/launch.h"
 #include "python/python.h"
+#include "python/raised.h"
 #include "runtime/memory.h"
 #include "record/recorder.h"
 #include "runtime/runtime.h"
@@ -57,7 +58,8 @@ at::Tensor bytes_of(const c10::intrusive_ptr<c10::StorageImpl>& storage, size_t 
   return tensor;
 }
 
-// Python's side: the bytes of the storages and their addresses. Returns the signature, or "!" and what went wrong.
+// Runs the kernel in Python, on the bytes of the storages and their addresses. Returns the signature, or "!" and the text of an
+// error, which Python keeps under the launch's number.
 std::string run_in_python(int64_t id, const std::vector<at::Tensor>& memory, const std::vector<int64_t>& addresses) {
   static auto run = c10::Dispatcher::singleton()
                         .findSchemaOrThrow("bringup::run_kernel", "")
@@ -94,9 +96,9 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
       run_in_python(launch.id, {}, {});  // an empty call makes Python drop the kernel
       throw;
     }
-    std::string found = run_in_python(launch.id, memory, addresses);
-    TORCH_CHECK(found.empty() || found[0] != '!', found.substr(1));
-    if (!found.empty()) launch.signature = std::move(found);
+    std::string signature = run_in_python(launch.id, memory, addresses);
+    if (signature.starts_with('!')) throw PythonError(launch.id, signature.substr(1));
+    if (!signature.empty()) launch.signature = std::move(signature);
   } catch (...) {
     std::string where = describe(launch.line);
     std::string what = "kernel " + launch.name + (where.empty() ? "" : ", launched at " + where);

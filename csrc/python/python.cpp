@@ -18,14 +18,24 @@ bool is_python_3_11() { return (Py_Version >> 16) == 0x030B; }
 
 bool is_python_thread() { return Py_IsInitialized() && PyGILState_GetThisThreadState(); }
 
-Gil::Gil() : taken_(!holds_gil()), state_(taken_ ? PyGILState_Ensure() : 0) {}
+Gil::Gil() : acquired_(!holds_gil()), state_(acquired_ ? PyGILState_Ensure() : 0) { PyErr_Fetch(&type_, &value_, &trace_); }
 Gil::~Gil() {
-  if (taken_) PyGILState_Release(state_);
+  if (type_) PyErr_Restore(type_, value_, trace_);
+  if (acquired_) PyGILState_Release(state_);
 }
 
 ReleaseGil::ReleaseGil() : state_(Py_IsInitialized() && holds_gil() ? PyEval_SaveThread() : nullptr) {}
 ReleaseGil::~ReleaseGil() {
   if (state_) PyEval_RestoreThread(state_);
+}
+
+std::unique_lock<std::mutex> lock_without_gil(std::mutex& mutex) {
+  std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+  if (!lock) {
+    ReleaseGil no_gil;
+    lock.lock();
+  }
+  return lock;
 }
 
 std::string text_of(PyObject* string) {

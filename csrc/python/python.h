@@ -3,6 +3,7 @@
 #include <torch/csrc/utils/python_stub.h>
 
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <utility>
 
@@ -27,6 +28,7 @@ PyObject* PyObject_Str(PyObject*);
 PyObject* PyUnicode_AsEncodedString(PyObject*, const char*, const char*);
 char* PyBytes_AsString(PyObject*);
 void PyErr_Fetch(PyObject**, PyObject**, PyObject**);
+void PyErr_Restore(PyObject*, PyObject*, PyObject*);
 void PyErr_NormalizeException(PyObject**, PyObject**, PyObject**);
 void PyErr_Clear();
 PyObject* PyEval_GetFrame();
@@ -48,7 +50,8 @@ namespace bringup {
 bool is_python_3_11();
 bool is_python_thread();
 
-// Holds the GIL, which this thread may have already.
+// Holds the GIL, which this thread may have already. A Python error that is on its way through this thread is set aside
+// meanwhile.
 class Gil {
  public:
   Gil();
@@ -56,8 +59,9 @@ class Gil {
   Gil(const Gil&) = delete;
 
  private:
-  bool taken_;
+  bool acquired_;
   int state_;
+  PyObject *type_, *value_, *trace_;
 };
 
 // Lets other Python threads run while this one waits in C++. Does nothing on threads that do not hold the GIL.
@@ -70,6 +74,9 @@ class ReleaseGil {
  private:
   void* state_;
 };
+
+// Locks a mutex whose holder may need the GIL. This thread lets go of the GIL while it waits.
+std::unique_lock<std::mutex> lock_without_gil(std::mutex& mutex);
 
 // An owned reference, or none. The GIL is held wherever one is made, moved onto or dropped.
 class Ref {

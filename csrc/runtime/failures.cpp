@@ -7,6 +7,7 @@
 #include <typeinfo>
 #include <unordered_map>
 
+#include "python/raised.h"
 #include "runtime/runtime.h"
 
 namespace bringup {
@@ -39,9 +40,14 @@ void throw_copy_as(const c10::Error& error, const std::string& context) {
   throw copy;
 }
 
-[[noreturn]] void throw_with(const FailurePtr& failure, const std::string& context) {
+[[noreturn]] void throw_with(const FailurePtr& failure, const std::string& context, bool to_program = true) {
   try {
     std::rethrow_exception(failure->error);
+  } catch (const PythonError& error) {
+    PythonError copy(error);
+    if (!context.empty()) copy.add_context(context);
+    if (to_program) copy.raise_in_python();
+    throw copy;
   } catch (const c10::Error& error) {
     if (context.empty()) throw;
     throw_copy_as<c10::OutOfMemoryError>(error, context);
@@ -57,7 +63,7 @@ void throw_copy_as(const c10::Error& error, const std::string& context) {
 
 }  // namespace
 
-void raise_first(const std::vector<FailurePtr>& failures) {
+void raise_first(const std::vector<FailurePtr>& failures, bool to_program) {
   std::vector<FailurePtr> mine;
   for (const FailurePtr& failure : failures)
     if (failure && !failure->raised.exchange(true)) mine.push_back(failure);
@@ -73,7 +79,7 @@ void raise_first(const std::vector<FailurePtr>& failures) {
   if (others > 0) context = "and " + count(others, "other launch failed", "other launches failed");
   if (skipped > 0)
     context += (others > 0 ? "; " : "") + count(skipped, "launch", "launches") + " that needed a result of it did not run";
-  throw_with(mine[0], context);
+  throw_with(mine[0], context, to_program);
 }
 
 void raise_again(const FailurePtr& failure) {

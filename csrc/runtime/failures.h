@@ -20,8 +20,9 @@ struct Failure {
 };
 using FailurePtr = std::shared_ptr<Failure>;
 
-// Throws the first of those that were not raised yet, if any, with the number of the others, which are over with it.
-void raise_first(const std::vector<FailurePtr>& failures);
+// Throws the first of those that were not raised yet, if any, with the number of the others, which count as raised with it. An
+// error of Python's becomes its exception where it goes `to_program`; otherwise it is thrown with its text.
+void raise_first(const std::vector<FailurePtr>& failures, bool to_program = true);
 // Throws this one, even if it was raised before: the caller needs a result of it.
 [[noreturn]] void raise_again(const FailurePtr& failure);
 

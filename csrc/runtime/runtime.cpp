@@ -346,7 +346,7 @@ void shutdown() {
     drain(on->index);
     for_each_stream(*on, [](Stream& s) {
       try {
-        s.raise();
+        raise_first({s.take()}, /*to_program=*/false);
       } catch (const c10::Error& error) {
         std::fprintf(stderr, "bringup: a launch failed and nothing waited for it: %s\n", error.what_without_backtrace());
       } catch (const std::exception& error) {
