@@ -2,11 +2,13 @@
 
 #include <c10/util/Exception.h>
 
+#include "python/raised.h"
+
 namespace bringup {
 namespace {
 
-// PyGILState_Check says yes to everything as soon as there is a second interpreter. Other interpreters cannot load torch, so
-// their threads come here only while they wait without the GIL.
+// PyGILState_Check always returns 1 once a second interpreter exists, so it cannot be used. Other interpreters cannot load torch,
+// so their threads run the core only while they do not hold the GIL.
 bool holds_gil() {
   void* current = PyThreadState_GetUnchecked ? PyThreadState_GetUnchecked() : _PyThreadState_UncheckedGet();
   return current && (!is_python_3_11() || current == PyGILState_GetThisThreadState());
@@ -57,8 +59,11 @@ void throw_python_error() {
   Ref owned_type(type), owned_value(value), owned_trace(trace);
   Ref text(value ? PyObject_Str(value) : nullptr);
   std::string problem = text ? text_of(text.get()) : "unknown error";
+  Ref module(value ? PyImport_ImportModule("bringup.device.raised") : nullptr);
+  Ref number(module ? PyObject_CallMethod(module.get(), "keep", "(O)", value) : nullptr);
   PyErr_Clear();
-  TORCH_CHECK(false, problem);
+  TORCH_CHECK(number, problem);
+  throw PythonError(PyLong_AsLong(number.get()), problem);
 }
 
 }  // namespace bringup

@@ -78,7 +78,7 @@ void ChipGenerator::set_state(const c10::TensorImpl& state) {
 
 c10::intrusive_ptr<c10::TensorImpl> ChipGenerator::get_state() const {
   at::Generator current = settled();
-  std::lock_guard<std::mutex> lock(current.mutex());  // another thread's kernel may draw meanwhile
+  std::lock_guard<std::mutex> lock(current.mutex());  // a kernel of another thread may be drawing
   return current.unsafeGetGeneratorImpl()->get_state();
 }
 

@@ -16,8 +16,8 @@ namespace bringup {
 //
 // Note [Two mutexes of a generator]
 // torch seeds a generator while it holds the GIL. A launch that draws may wait for a full queue, whose worker may need the GIL,
-// and a recording may take the GIL to name a line. So `draws_` is held while one stream is made to follow another, and only
-// threads that draw take it; they let go of the GIL before they wait for it. `state_` is held for a few assignments at most.
+// and a recording may acquire the GIL to find a line. So only threads that draw lock `draws_`, and they release the GIL while
+// they wait for it. They hold it while one stream is made to wait for another. `state_` is only held for a few assignments.
 class ChipGenerator final : public c10::GeneratorImpl {
  public:
   explicit ChipGenerator(c10::DeviceIndex device, uint64_t seed = c10::default_rng_seed_val);

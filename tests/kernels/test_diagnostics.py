@@ -198,7 +198,7 @@ def test_error_keeps_its_attributes_and_gets_a_note(launch_failing: Failing) -> 
 
 
 def test_error_holds_no_memory_of_the_launch(launch_failing: Failing) -> None:
-    from bringup.triton import launcher
+    from bringup.device import raised
 
     for _ in range(20):
         launch_failing(Refused(7, "no"), 100)
@@ -207,7 +207,22 @@ def test_error_holds_no_memory_of_the_launch(launch_failing: Failing) -> None:
     frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
     held = [value for frame in frames if "/triton/" in frame.f_code.co_filename for value in frame.f_locals.values()]
     assert frames and not [value for value in held if isinstance(value, torch.Tensor | list)]
-    assert len(launcher._errors) <= 2  # the core drops them
+    assert len(raised._errors) <= 2  # the core drops them
+
+
+def test_error_that_the_program_handles_keeps_its_variables(launch_failing: Failing) -> None:
+    def fail() -> None:
+        mine = 7
+        raise LookupError(mine)
+
+    try:
+        fail()
+    except LookupError as error:
+        launch_failing(Refused(7, "no"), 100)
+        with pytest.raises(Refused):
+            torch.chip.synchronize()
+        assert error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        assert error.__traceback__.tb_next.tb_frame.f_locals == {"mine": 7}
 
 
 def test_interrupted_kernel_leaves_no_half_raised_error(launch_failing: Failing) -> None:

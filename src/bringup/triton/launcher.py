@@ -5,14 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 import torch
 
+from bringup.device import raised
 from bringup.device.torch_chip import real_device
 from bringup.errors import BringupError
 from bringup.triton import limits, shadow, ttir
@@ -25,7 +24,6 @@ TINY = 16384  # elements: a launch with fewer runs in some 0.1 ms
 _kernels: dict[str, Kernel] = {}
 _waiting: dict[int, _Launch] = {}
 _numbers = itertools.count()
-_errors: dict[int, _Error] = {}  # by the number of the launch
 _library: Any = torch.library.Library("bringup", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -44,14 +42,6 @@ class _Launch:
     arguments: list[Any]  # numbers; for pointers (storage, byte offset, element)
     signature: dict[str, Any] | None  # while a recording is under way
     dry: bool
-
-
-@dataclass
-class _Error:
-    error: BaseException
-    text: str | None  # the only argument of the error, if it prints as that
-    notes: list[str]
-    trace: TracebackType | None
 
 
 class Launcher:
@@ -205,39 +195,18 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], values: list[Any], const
 
 
 def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) -> str:
-    """Run a launch in stream order; return its signature, or "!" and an error's text. Called by the core.
+    """Run a launch in stream order; return its signature, or "!", an error's number and its text. Called by the core.
 
-    The core raises the error at the next synchronisation, through `_raise`.
+    The core raises the error at the next synchronisation.
     """
     launch = _waiting.pop(number)
     try:
         return _signature(launch, memory, addresses)
-    except BaseException as error:  # also an interrupt, if the launch runs in the user's thread
-        _keep(number, error)
-        return f"!{error}" if isinstance(error, BringupError) else f"!{type(error).__name__}: {error}"
-
-
-def _keep(number: int, error: BaseException) -> None:
-    """Keep the error of a launch until the core drops it. Its frames lose their variables, which hold mapped memory."""
-    for dropped in torch.ops.bringup.dropped_errors():
-        _errors.pop(dropped, None)
-    error.__traceback__ = error.__traceback__ and error.__traceback__.tb_next  # without the frame that still runs
-    link: BaseException | None = error
-    while link is not None:
-        traceback.clear_frames(link.__traceback__)
-        link = link.__cause__ or link.__context__
-    text = str(error) if error.args == (str(error),) else None
-    _errors[number] = _Error(error, text, list(getattr(error, "__notes__", [])), error.__traceback__)
-
-
-def _raise(number: int, context: str) -> None:
-    """Raise the error of a launch in the user's thread. `context` has the kernel, its line, and the other failures."""
-    kept = _errors[number]
-    if kept.text is not None:
-        kept.error.args = (kept.text + context,)
-    else:
-        kept.error.__notes__ = [*kept.notes, context.strip()]
-    raise kept.error.with_traceback(kept.trace)
+    except BaseException as caught:  # also an interrupt, if the launch runs in the user's thread
+        trace = caught.__traceback__  # without this frame, which has the launch's memory
+        error = caught.with_traceback(trace.tb_next if trace else None)
+    text = str(error) if isinstance(error, BringupError) else f"{type(error).__name__}: {error}"
+    return f"!{raised.keep(error)} {text}"
 
 
 def _signature(launch: _Launch, memory: Sequence[torch.Tensor], addresses: Sequence[int]) -> str:
@@ -277,4 +246,3 @@ def _signature(launch: _Launch, memory: Sequence[torch.Tensor], addresses: Seque
 
 
 _library.impl("run_kernel", _run, "CompositeExplicitAutograd")
-_library.impl("raise_error", _raise, "CompositeExplicitAutograd")
