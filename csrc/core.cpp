@@ -1,5 +1,6 @@
-// The C++ core as one translation unit: torch's headers are read once, which halves the time of a cold build.
+// The C++ core as one translation unit. Torch's headers are read once, which halves the time of a cold build.
 #include "python/python.cpp"
+#include "python/raised.cpp"
 #include "python/whose.cpp"
 #include "python/modules.cpp"
 #include "python/lines.cpp"

@@ -1,4 +1,4 @@
-# The core as one object per file, for those who change it: `make core`. Releases compile core.cpp as a whole (setup.py).
+# `make core`: compiles one object per file, so that a change rebuilds little. Releases compile core.cpp as a whole (setup.py).
 PYTHON ?= python3
 BUILD := build/core
 TORCH := $(shell $(PYTHON) -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')
@@ -8,7 +8,7 @@ PRECOMPILED := $(BUILD)/precompiled.h.gch
 COMPILE := $(CXX) @csrc/flags -fPIC -MMD -MP -isystem $(TORCH)/include -isystem $(TORCH)/include/kineto
 .DELETE_ON_ERROR:
 
-# Linked aside: processes may be using the old core.
+# The new core is linked under another name and then moved, since processes may be using the old one.
 $(CORE): $(OBJECTS)
 	$(CXX) -shared $^ -L$(TORCH)/lib -lc10 -ltorch_cpu -ltorch -o $(BUILD)/core.so
 	rm -f src/bringup/_core.*
@@ -18,7 +18,7 @@ $(BUILD)/%.o: csrc/%.cpp $(PRECOMPILED) csrc/flags csrc/core.mk $(TORCH)/version
 	@mkdir -p $(@D)
 	$(COMPILE) -I$(BUILD) -include precompiled.h -c $< -o $@
 
-# A virtual chip needs nothing of torch.
+# The virtual chip includes no header of torch.
 $(BUILD)/drivers/%.o: csrc/drivers/%.cpp csrc/flags csrc/core.mk
 	@mkdir -p $(@D)
 	$(COMPILE) -c $< -o $@

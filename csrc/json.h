@@ -1,9 +1,11 @@
+// Strings for JSON.
 #pragma once
 #include <sstream>
 #include <string>
 
 namespace bringup {
 
+// A JSON string with quotes. Control characters become spaces.
 inline std::string json_text(const std::string& text) {
   std::ostringstream out;
   out << '"';

@@ -1,5 +1,5 @@
-// The headers of torch that most files need, read once by the developer's build (core.mk). Nothing relies on it: every file
-// includes what it uses.
+// The headers of torch that most files need. The developer's build (core.mk) compiles them once. No file relies on this one: each
+// file includes the headers that it uses.
 #pragma once
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/Context.h>

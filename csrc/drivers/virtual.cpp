@@ -1,4 +1,4 @@
-// The virtual chip: device memory is a reserved range of host addresses, every stream is a queue with its own thread.
+// The driver of the virtual chip. Device memory is a reserved range of host addresses; each stream is a queue with a thread.
 #include "../driver.h"
 
 #include <pthread.h>
@@ -28,8 +28,8 @@
 namespace bringup_virtual {
 
 constexpr size_t kPage = 4096;
-constexpr size_t kQueueDepth = 4096;  // launches; a full queue makes the host wait
-// A worker looks this often for new work before it sleeps: waking a sleeping thread costs the host 5-20 us.
+constexpr size_t kQueueDepth = 4096;  // if so much work is pending, the host waits
+// A worker checks this many times for new work before it sleeps, since waking a sleeping thread takes the host 5-20 us.
 constexpr int kSpins = 5000;
 
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
@@ -41,21 +41,22 @@ size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * 
 using namespace bringup_virtual;
 
 // Note [Device addresses]
-// A device reserves twice its capacity of addresses (room for fragmentation) and gives them out page by page; pages
-// are touched only when a kernel touches them. In check mode the same memory is mapped twice: the addresses that the
-// program sees stay protected, kernels work on the second mapping at a constant distance. A host dereference then
-// faults; the handler notes it, opens that page so that the process lives on, and the next synchronisation fails.
+// A device reserves addresses for twice its capacity, since memory may be fragmented, and allocates whole pages. A page takes
+// memory only when it is first accessed. In check mode, the same memory is mapped twice. The program's addresses stay protected,
+// and kernels use the second mapping, which lies at a constant distance. Host code that dereferences a device address then
+// faults. The handler notes the address and unprotects the page, so that the process continues, and the next synchronisation
+// fails.
 struct bringup_device {
   int index = 0;
   size_t capacity = 0, reserved = 0, used = 0;
   char* base = nullptr;
-  char* shadow = nullptr;  // == base unless in check mode
+  char* shadow = nullptr;  // the second mapping in check mode, else equal to `base`
   int memory_fd = -1;
   std::mutex mutex;
   std::map<size_t, size_t> holes;  // free address ranges: offset -> bytes
   std::string error, shown;
   const void* error_about = nullptr;
-  std::atomic<int> urgent{0};  // high-priority streams with a kernel running or ready
+  std::atomic<int> urgent{0};  // number of high-priority streams that are running a kernel
   std::atomic<char*> trespass{nullptr};
 
   int fail(const std::string& sentence, const void* about = nullptr) {
@@ -65,7 +66,7 @@ struct bringup_device {
     return BRINGUP_FAILED;
   }
 
-  // Reports a host dereference once, and protects the page again.
+  // Fails once if host code has dereferenced device memory, and protects the page again.
   int checked() {
     char* address = trespass.exchange(nullptr);
     if (!address) return BRINGUP_OK;
@@ -79,7 +80,7 @@ struct bringup_device {
 
 namespace bringup_virtual {
 
-// Of all devices in check mode. Statically initialised: the handler may run at any time.
+// Serves all devices in check mode. It is statically initialised, since the handler may run at any time.
 struct FaultHandler {
   std::mutex mutex;
   bringup_device* devices[BRINGUP_MAX_DEVICES];
@@ -103,7 +104,7 @@ void on_fault(int signal, siginfo_t* info, void* context) {
   if (fault_handler.previous.sa_flags & SA_SIGINFO) return fault_handler.previous.sa_sigaction(signal, info, context);
   if (fault_handler.previous.sa_handler != SIG_DFL && fault_handler.previous.sa_handler != SIG_IGN)
     return fault_handler.previous.sa_handler(signal);
-  sigaction(signal, &fault_handler.previous, nullptr);  // back to the default; the faulting instruction runs again
+  sigaction(signal, &fault_handler.previous, nullptr);  // restores the default; the faulting instruction runs again
 }
 
 void FaultHandler::add(bringup_device* device) {
@@ -122,7 +123,7 @@ void FaultHandler::add(bringup_device* device) {
 struct Work {
   bringup_host_fn fn;
   void* arg;
-  bool kernel;  // waits while urgent streams have a backlog; copies and events do not
+  bool kernel;  // kernels wait while a more urgent stream runs one; copies and events do not
 };
 
 }  // namespace bringup_virtual
@@ -179,7 +180,7 @@ struct bringup_stream {
     return enqueued.load() != next;
   }
 
-  // Urgent streams announce a backlog of kernels; the others let it pass before each of their own.
+  // A high-priority stream announces each kernel. Other streams wait before each of theirs until no such kernel is running.
   void begin_kernel() {
     if (high_priority) {
       device->urgent.fetch_add(1);
@@ -213,7 +214,7 @@ struct EventState {
   std::mutex mutex;
   std::condition_variable changed;
   uint64_t recorded = 0, done = 0;  // versions
-  double seconds = 0;               // of version `done`
+  double seconds = 0;               // time at which version `done` was reached
 
   void wait_for(uint64_t version) {
     std::unique_lock<std::mutex> lock(mutex);
@@ -240,7 +241,7 @@ struct CopyWork {
   size_t bytes;
 };
 
-// Devices of one process share the host's memory: the distance to the second mapping is looked up by address.
+// The open devices, for copies between two of them: an address determines the device, and so the distance to the second mapping.
 std::mutex devices_mutex;
 std::vector<bringup_device*> devices;
 
@@ -287,7 +288,7 @@ void close_device(bringup_device* device) {
     std::lock_guard<std::mutex> lock(devices_mutex);
     std::erase(devices, device);
   }
-  if (device->shadow != device->base) return;  // check mode: the fault handler may still look at it
+  if (device->shadow != device->base) return;  // in check mode, the fault handler may still read it
   munmap(device->base, device->reserved);
   delete device;
 }
@@ -326,7 +327,7 @@ int release(bringup_device* device, void* address, size_t bytes) {
     madvise(address, bytes, MADV_DONTNEED);
     mprotect(address, bytes, PROT_NONE);
   } else {
-    madvise(device->shadow + offset, bytes, MADV_REMOVE);  // gives the pages of both mappings back
+    madvise(device->shadow + offset, bytes, MADV_REMOVE);  // releases the pages of both mappings
   }
   device->used -= bytes;
   auto next = device->holes.lower_bound(offset);
@@ -356,7 +357,7 @@ int stream_create(bringup_device* device, int priority, bringup_stream** stream)
     *stream = new bringup_stream(device, priority);
     return BRINGUP_OK;
   } catch (const std::exception& e) {
-    return device->fail(std::string("a stream needs a thread of its own: ") + e.what());
+    return device->fail(std::string("a stream needs a thread: ") + e.what());
   }
 }
 

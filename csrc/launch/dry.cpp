@@ -11,6 +11,7 @@
 
 #include "launch/launch.h"
 #include "python/python.h"
+#include "python/raised.h"
 
 namespace bringup {
 
@@ -19,17 +20,16 @@ using c10::IValue;
 std::atomic<int> dry_contexts{0};
 
 // Note [What a dry run computes]
-// Integers and booleans steer programs (token numbers, masks, positions, lengths), floating-point numbers rarely do. So
-// launches all of whose device inputs are known integers or booleans are computed as usual, while they are small; no
-// others. What floating-point numbers would have decided is a stand-in, while it is tiny: an index is drawn, seeded, from
-// its range; a comparison or a conversion is computed as if every unknown number were the chosen value; other integers are
-// that value. Larger results are unknown themselves. Where a mask that floating-point numbers decided decides a size, it selects
-// everything: the most work and memory that it can be. A floating-point number that the program reads is the chosen value, or
-// drawn from [0, 1).
+// Integers and booleans (token numbers, masks, positions, lengths) control programs; floating-point numbers rarely do. So a
+// launch is computed as usual if all its device inputs are known integers or booleans, and its results are small. Small integer
+// results that depend on floating-point numbers are replaced by stand-ins. An index is drawn from its range, with a seed. A
+// comparison or conversion is computed as if each unknown number were the chosen value. Other integers are that value. Larger
+// results are unknown themselves. A mask that depends on floating-point numbers selects all elements where it decides a size: the
+// upper bound for work and memory. A floating-point number that the program reads is the chosen value, or drawn from [0, 1).
 namespace {
 
 constexpr size_t kComputed = size_t(16) << 20;  // bytes of a storage: the mask of 4,096 positions is computed
-constexpr size_t kStandIn = size_t(64) << 10;   // of what floating-point numbers decide
+constexpr size_t kStandIn = size_t(64) << 10;   // bytes of a result that is replaced by a stand-in
 
 struct Policy {
   std::mutex mutex;
@@ -85,23 +85,23 @@ int64_t index_bound(const Op& op, const Slots& slots, const IValue* arguments) {
   return 0;
 }
 
-// Computed on stand-ins: what they say of equal numbers is as good as any.
+// True for operators that may be computed on stand-ins.
 bool is_comparison(const Op& op) {
   if (op.handle.hasTag(at::Tag::pointwise)) return true;
   std::string name = base_name(op);
   return name == "copy_" || name == "_to_copy" || name == "all" || name == "any" || name == "count_nonzero";
 }
 
-void fill(const at::Tensor& of, int64_t bound) {
+void fill(const at::Tensor& tensor, int64_t bound) {
   if (bound > 0)
-    of.random_(0, bound, next_generator());
-  else if (of.scalar_type() == c10::kBool)
-    of.fill_(policy().value != 0);
+    tensor.random_(0, bound, next_generator());
+  else if (tensor.scalar_type() == c10::kBool)
+    tensor.fill_(policy().value != 0);
   else
-    of.fill_(policy().value);
+    tensor.fill_(policy().value);
 }
 
-// In stream order, in device memory.
+// Fills a tensor in device memory, in stream order.
 void fill_on_chip(const at::Tensor& tensor, int64_t bound, Stream& stream) {
   if (tensor.numel() == 0) return;
   void* home = tensor.storage().mutable_data();
@@ -137,13 +137,13 @@ void set_dry_content(const at::Tensor& tensor, Content content) {
     set_content(tensor.storage().data_ptr(), dry_computes(tensor) ? content : Content::Unknown);
 }
 
-void compute_known(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments,
+void compute_known(const SignaturePtr& interned, Stream& stream, const Slots& slots, const IValue* arguments,
                    at::ArrayRef<at::Tensor> outputs) {
-  const Signature& signature = *of;
+  const Signature& signature = *interned;
   const Op& op = *signature.op;
-  c10::SmallVector<at::Tensor, 4> results;  // that can be known
+  c10::SmallVector<at::Tensor, 4> results;  // those that a dry run computes
   size_t bytes = 0, input_bytes = 0;
-  bool only = true;  // is there nothing but these?
+  bool only = true;  // true if there are no other results
   auto result = [&](const at::Tensor& tensor) {
     if (!tensor.defined() || !on_chip(tensor)) return;
     if (dry_computes(tensor))
@@ -161,11 +161,11 @@ void compute_known(const SignaturePtr& of, Stream& stream, const Slots& slots, c
     if (slots[i].tensor->defined()) input_bytes += slots[i].tensor->nbytes();
   }
   if (results.empty()) return;
-  bool known = inputs != Content::Unknown;
-  int64_t bound = known ? 0 : index_bound(op, slots, arguments);
-  bool on_stand_ins = !known && only && bound == 0 && bytes <= kStandIn && input_bytes <= kStandIn && is_comparison(op);
-  if ((known && only) || on_stand_ins) {
-    auto launch = new_launch(of, stream, slots, arguments);
+  bool inputs_known = inputs != Content::Unknown;
+  int64_t bound = inputs_known ? 0 : index_bound(op, slots, arguments);
+  bool on_stand_ins = !inputs_known && only && bound == 0 && bytes <= kStandIn && input_bytes <= kStandIn && is_comparison(op);
+  if ((inputs_known && only) || on_stand_ins) {
+    auto launch = new_launch(interned, stream, slots, arguments);
     for (const at::Tensor& output : outputs) launch->outputs.push_back(storage_of(output));
     launch->guesses = inputs != Content::Known;
     if (on_stand_ins) {
@@ -175,7 +175,7 @@ void compute_known(const SignaturePtr& of, Stream& stream, const Slots& slots, c
           launch->host_tensors[i] = everywhere(*slots[i].tensor, policy().value);
     }
     bringup::launch(stream, run_launch, launch.release(), op.name.c_str());
-    for (const at::Tensor& tensor : results) set_dry_content(tensor, known ? inputs : Content::Guessed);
+    for (const at::Tensor& tensor : results) set_dry_content(tensor, inputs_known ? inputs : Content::Guessed);
     return;
   }
   for (const at::Tensor& tensor : results) {
@@ -203,11 +203,11 @@ Content replace_unknown(Launch& launch, const Slots& slots, bool replaced) {
   return worst;
 }
 
-IValue stand_in_value(const IValue& of) {
-  if (of.isBool()) return policy().value != 0;
-  if (of.isInt()) return int64_t(policy().value);
-  if (of.isDouble()) return policy().value;
-  return of;
+IValue stand_in_value(const IValue& value) {
+  if (value.isBool()) return policy().value != 0;
+  if (value.isInt()) return int64_t(policy().value);
+  if (value.isDouble()) return policy().value;
+  return value;
 }
 
 void fill_stand_in(const at::Tensor& tensor) {
@@ -225,9 +225,11 @@ void notice_read(const std::string& what) {
   }
   try {
     std::string where = describe(line);
-    Gil gil;
-    call_python("bringup.device.dry", "notice", "ss", where.c_str(), what.c_str());
-  } catch (...) {  // strict, or warnings are errors: the next read is refused too
+    raising_in_python([&] {
+      Gil gil;
+      call_python("bringup.device.dry", "notice", "ss", where.c_str(), what.c_str());
+    });
+  } catch (...) {  // in a strict run, or if warnings are errors, the next read of this line is refused too
     std::lock_guard<std::mutex> lock(policy().mutex);
     policy().noticed.erase({line.code, line.instruction});
     throw;

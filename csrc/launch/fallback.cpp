@@ -13,7 +13,7 @@
 namespace bringup {
 namespace {
 
-// Operator -> dtypes as bits -> Where::Host. What has no row runs on the chip.
+// Operator -> the dtypes that run on the host, as bits. Operators without a row run on the chip.
 struct FallbackTable {
   std::mutex mutex;
   std::unordered_map<std::string, uint64_t> rows;

@@ -1,4 +1,4 @@
-// What the chip leaves to the host: a table whose rows are the chip file's.
+// The table of operators and dtypes that the chip does not support. Its rows come from the chip file.
 #pragma once
 #include "launch/signature.h"
 
@@ -6,12 +6,12 @@ namespace bringup {
 
 enum class Where : uint8_t { Chip, Host };
 
-// Where the table wants this call, by its operator and the dtype that it computes in.
+// Looks up where a call runs, by its operator and the dtype that it computes in.
 Where where_of(const Signature& signature);
-// The dtypes of an operator that have a row for the host, as bits: each Op keeps its own.
+// The dtypes of an operator that run on the host, as bits. Each Op stores its own.
 uint64_t dtypes_on_host(const std::string& op);
 
-// Raises if the user wants no fallback (--strict).
+// Raises an error if the user allows no fallback (--strict).
 void refuse_if_strict(const Signature& signature, const std::string& chip);
 
 }  // namespace bringup

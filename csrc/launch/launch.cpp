@@ -79,18 +79,18 @@ void find_storages(const Signature& signature, const Slots& slots, Storages* sto
     if (signature.storage_of[i] >= 0) (*storages)[size_t(signature.storage_of[i])] = storage_of(*slots[i].tensor);
 }
 
-// The host may change its tensors after the launch.
+// Copies the host's tensors, since the program may change them after the launch.
 void keep_host_tensors(Launch& launch, const Slots& slots) {
   launch.host_tensors.resize(slots.size());
   for (size_t i = 0; i < slots.size(); ++i) {
     const at::Tensor& tensor = *slots[i].tensor;
     if (launch.signature->storage_of[i] >= 0 || !tensor.defined()) continue;
-    bool constant = tensor.unsafeGetTensorImpl()->is_wrapped_number();  // a Python number, which it cannot reach
+    bool constant = tensor.unsafeGetTensorImpl()->is_wrapped_number();  // a Python number, which the program cannot change
     launch.host_tensors[i] = constant ? tensor : tensor.clone();
   }
 }
 
-// What a launch on this stream draws from: the generator that it was given, else the device's.
+// The CPU generator that a launch on this stream draws from: of the argument's generator, else of the device's default generator.
 at::Generator take_generator(const IValue& value, Stream& stream) {
   at::Generator generator = value.isGenerator() ? value.toGenerator() : at::Generator();
   if (!generator.defined()) generator = default_generator(stream.id.device_index());
@@ -106,7 +106,7 @@ void take_arguments(Launch& launch, const IValue* arguments) {
     if (op.args[i].kind == ArgKind::Tensor && value.isTensor()) {
       launch.arguments.emplace_back(at::Tensor());
     } else if ((op.args[i].kind == ArgKind::Tensors || op.args[i].kind == ArgKind::OptionalTensors) && value.isList()) {
-      c10::List<std::optional<at::Tensor>> shape;  // which elements are tensors; not the tensors themselves
+      c10::List<std::optional<at::Tensor>> shape;  // only records which elements are tensors
       for (const IValue& element : value.toListRef())
         shape.push_back(element.isTensor() ? std::optional<at::Tensor>(at::Tensor()) : std::nullopt);
       launch.arguments.emplace_back(std::move(shape));
@@ -121,15 +121,15 @@ void take_arguments(Launch& launch, const IValue* arguments) {
 
 }  // namespace
 
-std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const IValue* arguments) {
-  const Signature& signature = *of;
+std::unique_ptr<Launch> new_launch(const SignaturePtr& interned, Stream& stream, const Slots& slots, const IValue* arguments) {
+  const Signature& signature = *interned;
   auto launch = std::make_unique<Launch>();
-  launch->signature = of;
+  launch->signature = interned;
   launch->stream = &stream;
   launch->number = counters().launches.load(std::memory_order_relaxed);
   launch->line = current_line();
   launch->threads = at::get_num_threads();
-  bool any_host = false;  // or undefined
+  bool any_host = false;  // true if a tensor is on the host or undefined
   find_storages(signature, slots, &launch->storages);
   for (size_t i = 0; i < slots.size(); ++i) {
     bool on_host = signature.storage_of[i] < 0;
@@ -144,19 +144,19 @@ std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const
 
 namespace {
 
-// The device of the call: that of its tensors, else of its device argument, else the current one. Refuses mixtures as
-// torch does.
+// The device of a call: its tensors' device, else its device argument, else the current device. Raises torch's error if tensors
+// are on several devices.
 c10::DeviceIndex device_of_call(const Call& call) {
   const Op& op = call.op;
   const Slots& slots = call.slots;
   const IValue* arguments = call.arguments;
-  std::optional<c10::Device> found;
+  std::optional<c10::Device> chip;
   for (const Slot& slot : slots)
     if (on_chip(*slot.tensor)) {
-      found = slot.tensor->device();
+      chip = slot.tensor->device();
       break;
     }
-  if (!found) {
+  if (!chip) {
     for (size_t i = 0; i < op.args.size(); ++i)
       if (arguments[i].isDevice() && arguments[i].toDevice().type() == kChip && arguments[i].toDevice().has_index())
         return arguments[i].toDevice().index();
@@ -164,22 +164,22 @@ c10::DeviceIndex device_of_call(const Call& call) {
   }
   for (const Slot& slot : slots) {
     const at::Tensor& tensor = *slot.tensor;
-    if (!tensor.defined() || tensor.device() == *found) continue;
+    if (!tensor.defined() || tensor.device() == *chip) continue;
     bool written = op.args[size_t(slot.argument)].written;
     bool legal = tensor.device().is_cpu() && !written && (tensor.dim() == 0 || op.host_indices);
     if (!legal) {
       const auto& argument = op.handle.schema().arguments()[size_t(slot.argument)];
       std::string method = "wrapper_chip_" + op.name.substr(op.name.find("::") + 2);
-      c10::impl::common_device_check_failure(*found, tensor, method.c_str(), argument.name().c_str());
+      c10::impl::common_device_check_failure(*chip, tensor, method.c_str(), argument.name().c_str());
     }
   }
-  return found->index();
+  return chip->index();
 }
 
-// What a call returns, of known metadata.
+// The results of a call whose metadata is known.
 struct Promised {
   c10::SmallVector<IValue, 2> results;
-  c10::SmallVector<at::Tensor, 4> outputs;  // the fresh ones
+  c10::SmallVector<at::Tensor, 4> outputs;  // the new tensors among the results
 };
 
 Promised promise(const Call& call) {
@@ -209,7 +209,7 @@ Promised promise(const Call& call) {
 void resize_written(const Call& call, const Placement& placement) {
   for (const auto& [slot, meta] : call.signature->resized) {
     const at::Tensor& tensor = *call.slots[size_t(slot)].tensor;
-    if (!placement.first) at::native::resize_output_check(tensor, meta.sizes);  // the meta kernel warned
+    if (!placement.first) at::native::resize_output_check(tensor, meta.sizes);  // at the first launch, the meta kernel has warned
     resize_written(tensor, meta);
   }
 }
@@ -281,13 +281,13 @@ struct BoxedOp final : c10::OperatorKernel {
   std::atomic<Op*> op{nullptr};
   explicit BoxedOp(const c10::OperatorHandle& handle) : handle(handle) {}
   void operator()(const c10::OperatorHandle&, DispatchKeySet, Stack* stack) {
-    Op* found = op.load(std::memory_order_acquire);
-    if (C10_UNLIKELY(!found)) op.store(found = &find_op(handle), std::memory_order_release);
-    launch_boxed(*found, stack);
+    Op* cached = op.load(std::memory_order_acquire);
+    if (C10_UNLIKELY(!cached)) op.store(cached = &find_op(handle), std::memory_order_release);
+    launch_boxed(*cached, stack);
   }
 };
 
-// Operators that other libraries registered for the CPU.
+// Launches operators that other libraries have registered for the CPU.
 void launch_unregistered(const c10::OperatorHandle& handle, Stack* stack) {
   TORCH_CHECK_NOT_IMPLEMENTED(handle.hasComputedKernelForDispatchKey(DispatchKey::CPU), c10::toString(handle.operator_name()),
                               " does not run on 'chip': it has neither a kernel for chip nor one for the CPU. Register one with "

@@ -1,4 +1,4 @@
-// One operation on the host's side: signature, outputs, queue.
+// The host's side of a launch: signature, outputs, queue.
 #pragma once
 #include <functional>
 #include <memory>
@@ -8,22 +8,23 @@
 
 namespace bringup {
 
-// A call of an operator on its way to who computes it.
+// A call of an operator.
 struct Call {
   Op& op;
-  Stack* stack;                  // takes the results in place of the arguments
-  const c10::IValue* arguments;  // on the stack
+  Stack* stack;                  // holds the arguments, and then the results
+  const c10::IValue* arguments;  // in the stack
   Slots slots = {};
   Stream* stream = nullptr;
-  SignaturePtr signature = {};  // none for a view
+  SignaturePtr signature = {};  // null for a view
 };
 
 // The boxed kernel: every operator on device "chip" arrives here.
 void launch_boxed(Op& op, Stack* stack);
 void register_kernels();
 
-std::unique_ptr<Launch> new_launch(const SignaturePtr& of, Stream& stream, const Slots& slots, const c10::IValue* arguments);
-uint8_t host_index(const Call& call);  // kHostIndex if a host tensor with dimensions is among the arguments
+std::unique_ptr<Launch> new_launch(const SignaturePtr& interned, Stream& stream, const Slots& slots,
+                                   const c10::IValue* arguments);
+uint8_t host_index(const Call& call);  // kHostIndex if one of the arguments is a host tensor with dimensions, else 0
 void resize_written(const at::Tensor& tensor, const TensorMeta& meta);
 template <class Values>
 void return_results(const Call& call, Values results) {
@@ -33,18 +34,19 @@ void return_results(const Call& call, Values results) {
 
 at::Tensor new_tensor(const TensorMeta& meta, c10::DeviceIndex device, const char* op);
 
-// Runs `f` in stream order (with a flag whether to execute), without waiting.
+// Enqueues `f`, which gets true if it shall execute. Does not wait.
 void enqueue(Stream& stream, const char* about, std::function<void(bool)> f);
-// Keeps something until the stream has reached this point, also where it cannot be enqueued: work that uses it is under way.
-template <class Kept>
-void hold(Stream& stream, const Kept& kept, std::function<void()> over = nullptr) {
+// Keeps a value alive until the stream reaches this point, since pending work uses it. If this cannot be enqueued, waits instead.
+template <class Value>
+void hold(Stream& stream, const Value& held, std::function<void()> over = nullptr) {
   try {
-    enqueue(stream, "the end of a copy", [kept, over = std::move(over)](bool) {
+    enqueue(stream, "the end of a copy", [held, over = std::move(over)](bool) {
       if (over) over();
     });
   } catch (...) {
     ReleaseGil no_gil;
-    if (driver().stream_synchronize(stream.handle) != BRINGUP_OK) new Kept(kept);  // nobody knows when it is over
+    if (driver().stream_synchronize(stream.handle) != BRINGUP_OK)
+      new Value(held);  // kept for ever, since the end of its use is unknown
     throw;
   }
 }

@@ -17,7 +17,7 @@ using c10::IValue;
 
 namespace {
 
-// Gradients that autograd did not ask for: CPU kernels leave them undefined, some meta kernels do not.
+// Drops gradients that autograd has not requested. CPU kernels leave them undefined, but some meta kernels do not.
 void drop_masked(const Op& op, Results& promised, const IValue* arguments) {
   if (op.mask_argument < 0 || !arguments[op.mask_argument].isList()) return;
   auto mask = arguments[op.mask_argument].toListRef();
@@ -25,8 +25,8 @@ void drop_masked(const Op& op, Results& promised, const IValue* arguments) {
     if (!mask[i].toBool()) promised.outputs[i] = TensorMeta();
 }
 
-// Where torch's meta kernels of normalisations differ from its CPU kernels: in evaluation mode the CPU's batch
-// normalisation returns empty statistics, and statistics have the input's dtype unless a parameter is wider.
+// Corrects what torch's meta kernels promise for normalisations. In evaluation mode, the CPU's batch normalisation returns empty
+// statistics. Statistics have the input's dtype unless a parameter has a wider one.
 void correct_promise(const Signature& signature, Results& promised, const IValue* arguments) {
   static const auto* batch_norms = new std::unordered_set<std::string>{"aten::native_batch_norm",
                                                                        "aten::_native_batch_norm_legit",
@@ -37,7 +37,7 @@ void correct_promise(const Signature& signature, Results& promised, const IValue
   const std::string& name = signature.op->name;
   bool batch_norm = batch_norms->count(name) != 0;
   if ((!batch_norm && name != "aten::native_layer_norm") || signature.inputs.empty()) return;
-  constexpr size_t kTraining = 5;  // argument of the first two
+  constexpr size_t kTraining = 5;  // the index of `training` in the two operators of the next line
   bool decides = name == "aten::native_batch_norm" || name == "aten::_native_batch_norm_legit";
   bool empty =
       batch_norm && (decides ? !arguments[kTraining].toBool()
@@ -56,14 +56,14 @@ void correct_promise(const Signature& signature, Results& promised, const IValue
   }
 }
 
-// What torch's meta kernel says; nothing if there is none for this case, or the call is a mistake of the user: the CPU
-// kernel tells which, in its words.
+// Returns what torch's meta kernel promises. Returns nothing if there is no meta kernel for this case, or if it refuses the call.
+// In the second case, the CPU kernel raises the error in its own words.
 std::optional<Results> ask_meta(const Signature& signature, const Slots& slots, const IValue* arguments) {
   const Op& op = *signature.op;
   try {
     WithoutPython guard;
     std::vector<at::Tensor> inputs;
-    std::vector<at::Tensor> first(signature.storage_written.size());  // of each storage: tensors that overlap do so here, too
+    std::vector<at::Tensor> first(signature.storage_written.size());  // of each storage, so that tensors overlap as in the call
     for (size_t i = 0; i < slots.size(); ++i) {
       const TensorMeta& meta = signature.inputs[i];
       if (signature.storage_of[i] < 0 || signature.same_as[i] >= 0) {
@@ -82,21 +82,21 @@ std::optional<Results> ask_meta(const Signature& signature, const Slots& slots, 
     op.handle.redispatchBoxed(DispatchKeySet(DispatchKey::Meta), &stack);
     std::optional<Results> promised = results_of(signature, stack, inputs, signature.inputs);
     if (!promised) return promised;
-    for (const auto& [slot, meta] : promised->resized)  // some meta kernels make room where the others refuse
+    for (const auto& [slot, meta] : promised->resized)  // some meta kernels resize where CPU kernels refuse
       if (!op.args[size_t(slots[size_t(slot)].argument)].out) return std::nullopt;
     drop_masked(op, *promised, arguments);
     correct_promise(signature, *promised, arguments);
     ++counters().learned_by_meta;
     return promised;
   } catch (const c10::NotImplementedError&) {
-    if (op.in_place) return Results();  // returns nothing new: there is nothing to learn
+    if (op.in_place) return Results();  // it returns nothing new, so there is nothing to learn
     return std::nullopt;
   } catch (const std::exception&) {
     return std::nullopt;
   }
 }
 
-// Is another argument in the storage of this one?
+// True if another argument is in the same storage.
 bool shares_storage(const Signature& signature, size_t input) {
   const auto& storages = signature.storage_of;
   return std::count(storages.begin(), storages.end(), storages[input]) > 1;
@@ -116,14 +116,14 @@ void publish(Signature& signature, Results results, bool doubtful) {
 std::optional<Results> results_of(const Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs,
                                   const std::vector<TensorMeta>& before) {
   const Op& op = *signature.op;
-  Results found;
+  Results learned;
   auto store = [&](const at::Tensor& tensor) {
     if (tensor.defined()) {
       if (tensor.layout() != c10::kStrided || tensor.is_quantized() || !tensor.has_storage()) return false;
       for (const auto& input : inputs)
         if (input.defined() && input.has_storage() && input.is_alias_of(tensor)) return false;
     }
-    found.outputs.push_back(meta_of(tensor));
+    learned.outputs.push_back(meta_of(tensor));
     return true;
   };
   for (size_t i = 0; i < op.returns.size(); ++i) {
@@ -132,7 +132,7 @@ std::optional<Results> results_of(const Signature& signature, const Stack& resul
       if (!store(value.isTensor() ? value.toTensor() : at::Tensor())) return std::nullopt;
     } else if (op.returns[i].kind == ReturnInfo::FreshList) {
       auto elements = value.toListRef();
-      found.list_sizes.push_back(int(elements.size()));
+      learned.list_sizes.push_back(int(elements.size()));
       for (const IValue& element : elements)
         if (!store(element.toTensor())) return std::nullopt;
     }
@@ -142,10 +142,10 @@ std::optional<Results> results_of(const Signature& signature, const Stack& resul
     TensorMeta after = meta_of(inputs[i]);
     if (after.same_layout(before[i])) continue;
     if (shares_storage(signature, i))
-      return std::nullopt;  // resized beforehand it would overlap with another argument in another way
-    found.resized.emplace_back(int(i), std::move(after));
+      return std::nullopt;  // resizing it before the launch would change its overlap with the other argument
+    learned.resized.emplace_back(int(i), std::move(after));
   }
-  return found;
+  return learned;
 }
 
 bool learn(Signature& signature, const Slots& slots, const IValue* arguments) {
@@ -159,9 +159,9 @@ bool learn(Signature& signature, const Slots& slots, const IValue* arguments) {
 }
 
 bool learn_from(Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs) {
-  std::optional<Results> found = results_of(signature, results, inputs, signature.inputs);
-  if (found) publish(signature, std::move(*found), false);
-  return found.has_value();
+  std::optional<Results> learned = results_of(signature, results, inputs, signature.inputs);
+  if (learned) publish(signature, std::move(*learned), false);
+  return learned.has_value();
 }
 
 }  // namespace bringup

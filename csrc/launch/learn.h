@@ -1,4 +1,4 @@
-// What a signature returns: from torch's meta kernel, or from what a kernel returned.
+// Learns what a signature returns: from torch's meta kernel, or from the results of the CPU kernel.
 #pragma once
 #include <ATen/PythonTorchFunctionTLS.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -8,7 +8,7 @@
 
 namespace bringup {
 
-// The caller's modes, autocast and profiler must not see the calls that are made to learn something.
+// Hides calls that are made for learning from the program's modes, autocast and profiler.
 struct WithoutPython {
   c10::impl::ExcludeDispatchKeyGuard keys{
       c10::DispatchKeySet({c10::DispatchKey::Python, c10::DispatchKey::PythonTLSSnapshot,
@@ -21,13 +21,13 @@ struct WithoutPython {
   ~WithoutPython() { at::impl::PythonTorchFunctionTLS::set_disabled_state(previous); }
 };
 
-// Asks torch's meta kernel, and tries the CPU's (probe.h). False if that says nothing: the call has to be run.
+// Runs torch's meta kernel, and tries the CPU kernel (probe.h). False if this does not tell; then the call has to be run.
 bool learn(Signature& signature, const Slots& slots, const c10::IValue* arguments);
-// Takes what the CPU kernel has returned. False where a result is not a fresh plain tensor.
+// Learns from the results of the CPU kernel. False if a result is not a new dense tensor.
 bool learn_from(Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs);
 
-// The metadata of what a kernel returned for `inputs`, whose metadata before the call was `before`; nothing where a result is
-// not a fresh plain tensor.
+// Returns the metadata of a kernel's results. `inputs` are its inputs, and `before` is their metadata before the call. Returns
+// nothing if a result is not a new dense tensor.
 std::optional<Results> results_of(const Signature& signature, const Stack& results, const std::vector<at::Tensor>& inputs,
                                   const std::vector<TensorMeta>& before);
 

@@ -13,7 +13,7 @@
 namespace bringup {
 namespace {
 
-// Take indices or lengths from the host, as torch's CUDA kernels do.
+// These take indices or lengths from the host, as torch's CUDA kernels do.
 bool takes_host_tensors(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{"aten::index.Tensor",
                                                                  "aten::index.Tensor_out",
@@ -32,7 +32,7 @@ bool takes_host_tensors(const std::string& name) {
   return names->count(name) != 0;
 }
 
-// Their output sizes depend on data although torch does not tag them so, or they hand out host values.
+// The output sizes of these depend on data although torch does not tag them so, or they return host values.
 bool is_data_dependent(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{"aten::_unique",
                                                                  "aten::_unique2",
@@ -51,7 +51,8 @@ bool is_data_dependent(const std::string& name) {
   return names->count(name) != 0;
 }
 
-// The meta kernel promises another dtype, size or number of tensors than the CPU kernel returns: learned by running.
+// The meta kernels of these promise another dtype, size or number of tensors than the CPU kernels return. So what they return is
+// learned by running them.
 bool has_other_meta(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{"aten::_embedding_bag",
                                                                  "aten::_embedding_bag_forward_only",
@@ -67,7 +68,7 @@ bool has_other_meta(const std::string& name) {
   return names->count(name) != 0;
 }
 
-// In-place operators whose result has nothing of what was there before.
+// True for in-place operators whose result does not depend on the previous content.
 bool fills(const std::string& name) {
   static const auto* names =
       new std::unordered_set<std::string>{"copy_",    "fill_",        "zero_",      "random_",     "bernoulli_", "normal_",
@@ -76,7 +77,7 @@ bool fills(const std::string& name) {
   return names->count(name.substr(start, name.find('.', start) - start)) != 0;
 }
 
-// LAPACK takes any pivots, and writes where they say: they count from 1.
+// LAPACK does not check pivots, and writes to the rows that they name. They count from 1.
 bool takes_pivots(const std::string& name) {
   return name.find("linalg_lu_solve") != std::string::npos || name.find("linalg_ldl_solve") != std::string::npos;
 }
@@ -142,7 +143,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
     if (tag == at::Tag::dynamic_output_shape || tag == at::Tag::data_dependent_output) synchronous = true;
   bool own_generator = false;
   for (const auto& argument : args) own_generator |= argument.kind == ArgKind::Generator;
-  bool draws = handle.hasTag(at::Tag::nondeterministic_seeded);  // without a generator of its own from the CPU's
+  bool draws = handle.hasTag(at::Tag::nondeterministic_seeded);  // without a generator argument: from the CPU's generator
   tried = name.compare(0, 6, "aten::") == 0 && (own_generator || !draws);
   content = takes_pivots(name) ? 1 : 0;
   synchronous |= is_data_dependent(name);
@@ -151,8 +152,8 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
   masks_decide = name == "aten::index.Tensor" || name == "aten::index.Tensor_out" || name == "aten::_unsafe_index.Tensor";
   host_indices = takes_host_tensors(name);
   trust_meta = !has_other_meta(name);
-  steered = name.compare(0, 6, "aten::") == 0;  // a custom kernel may keep its result
-  bool out_only = true;                         // arange.out, range.out: sizes follow from the scalars
+  steered = name.compare(0, 6, "aten::") == 0;  // a custom kernel may keep a reference to its result
+  bool out_only = true;                         // arange.out, range.out: the scalars decide the sizes
   for (const auto& argument : args)
     if (argument.kind == ArgKind::Tensor && !argument.written) out_only = false;
   by_value = !has_tensor || (out_only && (name.find("range") != std::string::npos || name.find("space") != std::string::npos));
@@ -224,7 +225,7 @@ bool is_kept_whole(const std::string& name) {
 namespace {
 
 std::mutex waiting_mutex;
-std::vector<Op*>& waiting_ops() {  // those that made the host wait at least once
+std::vector<Op*>& waiting_ops() {  // the operators that have made the host wait
   static auto* ops = new std::vector<Op*>();
   return *ops;
 }

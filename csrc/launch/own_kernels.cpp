@@ -1,4 +1,4 @@
-// Kernels that the program brings: launched as every operator is, run by Python (bringup/triton) in stream order.
+// The program's own kernels. They are launched as operators are, and Python runs them in stream order (bringup/triton).
 #include <torch/library.h>
 
 #include <condition_variable>
@@ -8,6 +8,7 @@
 #include "launch/dry.h"
 #include "launch/launch.h"
 #include "python/python.h"
+#include "python/raised.h"
 #include "runtime/memory.h"
 #include "record/recorder.h"
 #include "runtime/runtime.h"
@@ -16,7 +17,7 @@
 namespace bringup {
 namespace {
 
-// A launch's counters are known when it has run: whoever reads the recording waits for those under way.
+// The counters of a launch are known after it has run, so a reader of the recording waits for the pending launches.
 struct UnderWay {
   std::mutex mutex;
   std::condition_variable none;
@@ -37,14 +38,14 @@ struct KernelLaunch {
   int64_t id;
   std::string name;
   Stream* stream;
-  int64_t number;  // of the launch
+  int64_t number;  // launch number
   Line line;
   RecordedRow row;
-  std::string signature;  // without what the launch will have done
+  std::string signature;  // without the counters
   c10::SmallVector<StorageRef, 6> storages;
-  std::vector<int64_t> written;  // storage -> may the kernel write it?
-  // What was alive at the launch, if the kernel reads addresses from memory: the program may free it before the kernel
-  // runs, and whoever gets it then comes after the kernel in the stream.
+  std::vector<int64_t> written;  // storage -> not 0 if the kernel may write it
+  // The allocations at the launch, if the kernel reads addresses from memory. The program may free one before the kernel runs;
+  // the work of its next owner is then enqueued after the kernel.
   std::vector<std::pair<char*, size_t>> alive;
 };
 
@@ -57,12 +58,18 @@ at::Tensor bytes_of(const c10::intrusive_ptr<c10::StorageImpl>& storage, size_t 
   return tensor;
 }
 
-// Python's side: the bytes of the storages and their addresses. Returns the signature, or "!" and what went wrong.
+// Runs the kernel in Python, on the bytes of the storages and their addresses. Returns the signature, or "!", the number of an
+// error that Python keeps, and its text.
 std::string run_in_python(int64_t id, const std::vector<at::Tensor>& memory, const std::vector<int64_t>& addresses) {
   static auto run = c10::Dispatcher::singleton()
                         .findSchemaOrThrow("bringup::run_kernel", "")
                         .typed<std::string(int64_t, at::TensorList, at::IntArrayRef)>();
   return run.call(id, memory, addresses);
+}
+
+[[noreturn]] void throw_error_of_kernel(const std::string& result) {
+  size_t end = result.find(' ');
+  throw PythonError(std::stoll(result.substr(1, end - 1)), result.substr(end + 1));
 }
 
 void run_kernel(KernelLaunch& launch, bool should_execute) {
@@ -91,12 +98,12 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
         addresses.push_back(int64_t(reinterpret_cast<uintptr_t>(storage.address)));
       }
     } catch (...) {
-      run_in_python(launch.id, {}, {});  // an empty call makes Python drop the kernel
+      run_in_python(launch.id, {}, {});  // with no memory, Python only drops the launch
       throw;
     }
-    std::string found = run_in_python(launch.id, memory, addresses);
-    TORCH_CHECK(found.empty() || found[0] != '!', found.substr(1));
-    if (!found.empty()) launch.signature = std::move(found);
+    std::string signature = run_in_python(launch.id, memory, addresses);
+    if (signature.starts_with('!')) throw_error_of_kernel(signature);
+    if (!signature.empty()) launch.signature = std::move(signature);
   } catch (...) {
     std::string where = describe(launch.line);
     std::string what = "kernel " + launch.name + (where.empty() ? "" : ", launched at " + where);
@@ -116,8 +123,8 @@ void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Te
   if (follows) launch->alive = allocations(int(index));
   if (recording()) launch->row = record_kernel(launch->line, stream, launch->storages, written);
   if (is_dry()) return run_kernel(*launch, true);
-  // Handing the interpreter over to the worker and back takes longer than a tiny kernel runs. Nobody can tell the
-  // difference if the stream has nothing to do; errors stay on the stream, as always.
+  // A small kernel runs in less time than it takes to pass the GIL to the worker and back. On an idle stream it runs at once,
+  // with the same results. Its error is stored on the stream, as usual.
   if (tiny && config().driver.empty() && !stream.pending() && driver().stream_query(stream.handle) == 1)
     return run_kernel(*launch, true);
   {
@@ -137,10 +144,10 @@ void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Te
 
 void unmap(void* mapped) { delete static_cast<Mapped*>(mapped); }
 
-// The allocation that an address belongs to, of those that were alive when the kernel that runs was launched: its bytes,
-// and where it starts; -1 if there is none.
+// Finds the allocation that contains an address, among those that were live when the running kernel was launched. Returns its
+// bytes and its start; -1 if there is none.
 std::tuple<at::Tensor, int64_t> allocation_at(int64_t address) {
-  TORCH_CHECK(running, "no kernel runs in this thread");
+  TORCH_CHECK(running, "no kernel is running in this thread");
   auto* pointer = reinterpret_cast<char*>(uintptr_t(address));
   const auto& alive = running->alive;
   auto after = std::upper_bound(alive.begin(), alive.end(), pointer, [](char* p, const auto& item) { return p < item.first; });

@@ -17,13 +17,13 @@ Placement place(const Call& call) {
   bool fallback = where_of(signature) == Where::Host;
   if (fallback) refuse_if_strict(signature, config().chip);
   bool dry = C10_UNLIKELY(is_dry());
-  if (dry && signature.doubtful) {  // no launch will tell
+  if (dry && signature.doubtful) {  // no launch follows that could refuse it
     Results promised = signature;
     judge(signature, call.slots, call.arguments, promised);
   }
-  bool known = state == Signature::Known;
-  if (fallback && !(known && dry)) return {Answer::Host, first, fallback};
-  if (!known || (signature.doubtful && !dry)) return {Answer::Synchronous, first, fallback};
+  bool is_known = state == Signature::Known;
+  if (fallback && !(is_known && dry)) return {Answer::Host, first, fallback};
+  if (!is_known || (signature.doubtful && !dry)) return {Answer::Synchronous, first, fallback};
   return {dry ? Answer::Dry : Answer::Chip, first, fallback};
 }
 

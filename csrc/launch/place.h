@@ -1,24 +1,25 @@
-// Who computes a launch?
+// Decides where a launch is computed.
 #pragma once
 #include "launch/launch.h"
 
 namespace bringup {
 
 enum class Answer : uint8_t {
-  View,         // nobody: the host makes the metadata
-  Synchronous,  // the CPU on the chip's memory, while the host waits: what comes back is not known before
-  Host,         // the host, which the chip leaves it to, and which waits
-  Dry,          // nobody in a dry run, but for small integers
-  Chip,         // the CPU on the chip's memory in stream order: the host goes on
+  View,         // nothing is computed: the host creates the metadata
+  Synchronous,  // on the chip's memory, while the host waits: the results' metadata is not known before
+  Host,         // on the host, since the chip does not support it; the host waits
+  Dry,          // a dry run: only small integers are computed
+  Chip,         // on the chip's memory in stream order; the host does not wait
 };
 
 struct Placement {
   Answer answer;
-  bool first = false;     // the first launch of its signature, so torch's meta kernel has just been asked
-  bool fallback = false;  // the chip leaves it to the host, also in a dry run
+  bool first = false;     // the first launch of its signature: torch's meta kernel has just run
+  bool fallback = false;  // the chip does not support it; also set in dry runs
 };
 
-// Decides, and learns for that what the launch returns. Raises what torch or a strict chip refuses, before anything is changed.
+// Returns the decision, for which it may have to learn what the launch returns. Raises an error if torch or a strict chip refuses
+// the call; nothing has been changed then.
 Placement place(const Call& call);
 
 }  // namespace bringup

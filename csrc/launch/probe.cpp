@@ -24,19 +24,18 @@ using c10::DispatchKeySet;
 using c10::IValue;
 
 // Note [Refused at the call]
-// A kernel that refuses its arguments for their dtypes, devices or shapes raises on the stream, long after the call, where
-// every other device raises at the line and leaves all tensors as they were. torch's meta kernel, which says what a call
-// returns, is more lenient. So the first launch of a signature is tried on the host beforehand: the CPU kernel runs on
-// tensors of the same dtypes, sizes, strides and overlaps, with other content, as long as these are small. Large ones are
-// tried once for each operator, its dtypes and which sizes are equal, with their sizes cut. A try that passes is the verdict, and
-// its results are what the call returns, where the meta kernel said otherwise. One that fails for its dtypes is the verdict, too.
-// Otherwise it may be about the content, or about the cut: then the launch itself runs while the host waits, and tells.
+// A kernel that refused its arguments on the stream would raise long after the call. Other devices raise at the line, and leave
+// all tensors unchanged. torch's meta kernels accept more than CPU kernels do. So the first launch of a signature is tried on the
+// host: the CPU kernel runs on scratch tensors with the call's dtypes, strides and overlaps, but other content. Small calls keep
+// their sizes. Large sizes are cut, and such a trial runs once per operator, dtypes and equal sizes. If a trial passes, the call
+// is legal, and the kernel's results correct the meta kernel's promise. If it fails for the dtypes, the call is refused. Any
+// other failure may be caused by the content or by the cut. Then the launch itself decides, while the host waits.
 namespace {
 
-constexpr size_t kWhole = size_t(64) << 10;  // bytes of arguments and results; the try takes some 10 us
+constexpr size_t kWhole = size_t(64) << 10;  // up to this many bytes, sizes are not cut; such a trial takes about 10 us
 constexpr int64_t kCut = 4;                  // larger sizes are cut
 
-// Views of one storage may be few bytes and lie far apart.
+// The bytes of a storage that a call uses. Its views may be small and far apart.
 struct Span {
   size_t first = std::numeric_limits<size_t>::max(), last = 0;
 
@@ -50,7 +49,7 @@ size_t offset_of(const Signature& signature, const Slots& slots, size_t slot) {
   return size_t(slots[slot].tensor->storage_offset()) * c10::elementSize(signature.inputs[slot].dtype);
 }
 
-// What a whole try takes.
+// The bytes that a trial with the full sizes takes.
 size_t bytes_of(const Signature& signature, const Results& results, const Slots& slots) {
   size_t bytes = 0;
   std::vector<Span> spans(signature.storage_written.size());
@@ -66,7 +65,7 @@ size_t bytes_of(const Signature& signature, const Results& results, const Slots&
   return bytes;
 }
 
-// Dense, in the order of the strides of `like`; expanded dimensions stay expanded.
+// Makes the strides dense, in the order of the strides `like`. Expanded dimensions stay expanded.
 void lay_out(TensorMeta& meta, c10::IntArrayRef like) {
   std::vector<size_t> order(meta.sizes.size());
   std::iota(order.begin(), order.end(), 0);
@@ -80,7 +79,8 @@ void lay_out(TensorMeta& meta, c10::IntArrayRef like) {
   meta.nbytes = at::detail::computeStorageNbytes(meta.sizes, meta.strides, c10::elementSize(meta.dtype));
 }
 
-// Sizes that are equal stay equal, others unlike and in their order: 8, 12, 16, ... Those of a call with very many become one.
+// Cuts large sizes to 8, 12, 16, ... Equal sizes stay equal, and unequal ones stay unequal and in their order. If a call has very
+// many different sizes, all become one size.
 class Cut {
  public:
   Cut(const Signature& signature, const IValue* arguments) {
@@ -113,15 +113,15 @@ class Cut {
   }
 };
 
-// How a call is tried.
+// The settings of a trial.
 struct Manner {
-  bool whole;
-  int value;                                        // the content of all tensors
-  c10::ScalarType as = c10::ScalarType::Undefined;  // if it is one: instead of their dtypes,
-  bool keeps_integers = false;                      // but for int64 and bool, which may be indices and masks
+  bool whole;                                       // sizes are not cut
+  int value;                                        // the value of all elements
+  c10::ScalarType as = c10::ScalarType::Undefined;  // if defined, replaces the tensors' dtypes
+  bool keeps_integers = false;                      // except int64 and bool, which may be indices and masks
 };
 
-// The tensors of a call again, in a manner.
+// The scratch tensors of a trial.
 class Scratch {
  public:
   Scratch(const Signature& signature, const Slots& slots, const Manner& manner, const Cut& cut)
@@ -145,9 +145,9 @@ class Scratch {
   }
 
   at::Tensor tensor(size_t slot) {
-    const at::Tensor& given = *slots_[slot].tensor;
+    const at::Tensor& original = *slots_[slot].tensor;
     bool on_host = signature_.storage_of[slot] < 0;
-    if (on_host && (whole_ || !given.defined() || given.dim() == 0)) return given;
+    if (on_host && (whole_ || !original.defined() || original.dim() == 0)) return original;
     const TensorMeta& meta = metas_[slot];
     if (!whole_) {
       TensorMeta small = cut_(meta);
@@ -162,10 +162,10 @@ class Scratch {
  private:
   static constexpr size_t kAligned = 16;
   struct Storage {
-    Span span;  // of the call's tensors
+    Span span;  // used by the call's tensors
     c10::intrusive_ptr<c10::StorageImpl> memory;
   };
-  std::vector<TensorMeta> metas_;  // as the call finds them: the kernel itself resizes, and chooses the strides
+  std::vector<TensorMeta> metas_;  // before the call: the kernel itself resizes tensors and chooses strides
   const Signature& signature_;
   const Slots& slots_;
   const Cut& cut_;
@@ -190,20 +190,20 @@ class Scratch {
 };
 
 struct Try {
-  std::exception_ptr refusal;  // what the CPU kernel says of such a call; null if it runs
+  std::exception_ptr refusal;  // the CPU kernel's error; null if it accepts the call
   Stack results;
   std::vector<at::Tensor> inputs;
-  std::vector<TensorMeta> before;  // the inputs, as the kernel found them
+  std::vector<TensorMeta> before;  // the inputs' metadata before the call
 };
 
-// The meta kernel has warned of what is resized.
+// Drops warnings about resized outputs: the meta kernel has given them.
 struct Unheard final : c10::WarningHandler {
   void process(const c10::Warning&) override {}
 };
 
 Try attempt(const Signature& signature, const Results& results, const Slots& slots, const IValue* arguments,
             const Manner& manner) {
-  Try made;
+  Try outcome;
   Unheard unheard;
   std::optional<c10::WarningUtils::WarningHandlerGuard> once;
   if (!results.resized.empty()) once.emplace(&unheard);
@@ -216,10 +216,11 @@ Try attempt(const Signature& signature, const Results& results, const Slots& slo
       if (argument.kind == ArgKind::Generator) generator = at::detail::createCPUGenerator(0);
     for (size_t i = 0; i < slots.size(); ++i) {
       int32_t same = signature.same_as[i];
-      made.inputs.push_back(same >= 0 ? made.inputs[size_t(same)] : scratch.tensor(i));
-      made.before.push_back(signature.storage_of[i] < 0 ? TensorMeta() : meta_of(made.inputs.back()));
+      outcome.inputs.push_back(same >= 0 ? outcome.inputs[size_t(same)] : scratch.tensor(i));
+      outcome.before.push_back(signature.storage_of[i] < 0 ? TensorMeta() : meta_of(outcome.inputs.back()));
     }
-    Stack stack = rebuild(*signature.op, arguments, c10::kCPU, &generator, [&](int slot) { return made.inputs[size_t(slot)]; });
+    Stack stack =
+        rebuild(*signature.op, arguments, c10::kCPU, &generator, [&](int slot) { return outcome.inputs[size_t(slot)]; });
     if (!manner.whole)
       for (IValue& argument : stack) {
         if (!argument.isIntList()) continue;
@@ -228,11 +229,11 @@ Try attempt(const Signature& signature, const Results& results, const Slots& slo
         argument = std::move(sizes);
       }
     signature.op->handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
-    made.results = std::move(stack);
+    outcome.results = std::move(stack);
   } catch (...) {
-    made.refusal = std::current_exception();
+    outcome.refusal = std::current_exception();
   }
-  return made;
+  return outcome;
 }
 
 bool same_kind(const TensorMeta& promised, const TensorMeta& returned) {
@@ -240,7 +241,7 @@ bool same_kind(const TensorMeta& promised, const TensorMeta& returned) {
   return returned.defined && returned.dtype == promised.dtype && returned.sizes.size() == promised.sizes.size();
 }
 
-// The order of the strides, as far as the cut leaves more than one element.
+// True if the strides have the same order. Dimensions of one element are not compared.
 bool same_order(const TensorMeta& promised, const TensorMeta& returned) {
   for (size_t a = 0; a < promised.sizes.size(); ++a)
     for (size_t b = 0; b < a; ++b) {
@@ -250,7 +251,8 @@ bool same_order(const TensorMeta& promised, const TensorMeta& returned) {
   return true;
 }
 
-// Takes from what the kernel returned: everything, or of a cut call what the cut leaves. False if it is of another kind.
+// Corrects a promise by what the kernel returned: the whole metadata, or only the order of the strides if sizes were cut. False
+// if the kernel returned another dtype or number of dimensions.
 bool correct(Results& promised, Results returned, bool whole) {
   bool same = promised.outputs.size() == returned.outputs.size();
   for (size_t i = 0; same && i < promised.outputs.size(); ++i) {
@@ -261,13 +263,13 @@ bool correct(Results& promised, Results returned, bool whole) {
   }
   if (!whole)
     for (auto& [slot, meta] : promised.resized)
-      for (const auto& [same_slot, found] : returned.resized)
-        if (slot == same_slot && same_kind(meta, found) && !same_order(meta, found)) lay_out(meta, found.strides);
+      for (const auto& [same_slot, actual] : returned.resized)
+        if (slot == same_slot && same_kind(meta, actual) && !same_order(meta, actual)) lay_out(meta, actual.strides);
   if (whole) promised = std::move(returned);
   return same;
 }
 
-// Is the refusal of this kind, and does it contain these words?
+// True if the refusal is of this kind and contains these words.
 template <class Kind>
 bool is_a(const std::exception_ptr& refusal, const char* words = "") {
   try {
@@ -279,24 +281,24 @@ bool is_a(const std::exception_ptr& refusal, const char* words = "") {
   }
 }
 
-// "gt" not implemented for 'ComplexFloat': whatever the content and the sizes.
+// "gt" not implemented for 'ComplexFloat': independent of content and sizes.
 bool is_about_dtypes(const std::exception_ptr& refusal) { return is_a<c10::NotImplementedError>(refusal); }
 
-// A dimension that a tensor has not, whatever its sizes: in the words of c10::maybe_wrap_dim.
+// A dimension that a tensor does not have, independent of sizes. The words are those of c10::maybe_wrap_dim.
 bool is_about_dimensions(const std::exception_ptr& refusal) { return is_a<c10::IndexError>(refusal, "Dimension out of range"); }
 
-// A matrix that cannot be inverted, and the like.
+// For example, a matrix that cannot be inverted.
 bool is_about_content(const std::exception_ptr& refusal) { return is_a<c10::LinAlgError>(refusal); }
 
-// True if a written argument overlaps itself, whatever the sizes.
+// True if a written argument overlaps itself, independent of sizes.
 bool is_about_overlap(const Signature& signature, const Slots& slots) {
   for (size_t i = 0; i < slots.size(); ++i)
     if (signature.written[i] && at::has_internal_overlap(*slots[i].tensor) == at::MemOverlap::Yes) return true;
   return false;
 }
 
-// Operators with the dtypes, sizes as they are cut, expanded dimensions, integers and kinds of arguments that a kernel has
-// accepted.
+// The kinds of calls that a kernel has accepted. A kind is an operator with its dtypes, cut sizes, expanded dimensions, integers
+// and kinds of arguments, as a hash.
 struct Accepted {
   std::mutex mutex;
   std::unordered_set<uint64_t> kinds;
@@ -340,7 +342,7 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
       add(std::hash<std::string>()(value.toStringRef()));
     else if (value.isBool())
       add(uint64_t(value.toBool()) + 2);
-    else if (value.isInt())  // a dimension, how many of the largest
+    else if (value.isInt())  // may be a dimension, or the k of topk
       add(uint64_t(value.toInt()) << 8 | 7);
     else if (value.isIntList())
       for (int64_t item : value.toIntVector()) add(uint64_t(cut(item)));
@@ -352,7 +354,7 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
   return hash;
 }
 
-// Whether anything is written to memory that another argument reads at other places: a cut try does not show it.
+// True if a written argument partly overlaps another one. A trial with cut sizes would not show this.
 bool overlaps_partly(const Op& op, const Slots& slots) {
   for (size_t i = 0; i < slots.size(); ++i)
     for (size_t j = 0; j < i; ++j) {
@@ -371,29 +373,30 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
   if (op.tried && !whole && pairs_matter(op, slots, signature.storage_written.size()) && overlaps_partly(op, slots))
     return Verdict::Doubtful;
   uint64_t kind = whole ? 0 : kind_of(signature, arguments);
-  // Large results of scalars alone (arange) cannot be cut.
+  // Large results that only follow from scalars (arange) cannot be cut.
   if (!op.tried || (!whole && (op.by_value || accepted().has(kind)))) return Verdict::Legal;
   auto in = [&](const Manner& manner) { return attempt(signature, results, slots, arguments, manner); };
-  Try made = in({whole, op.content});
-  if (made.refusal && op.content == 0) {
+  Try outcome = in({whole, op.content});
+  if (outcome.refusal && op.content == 0) {
     Try again = in({whole, 1});
-    if (!again.refusal) made = std::move(again);
+    if (!again.refusal) outcome = std::move(again);
   }
-  if (made.refusal) {
-    // Where no launch will tell: a cut call that fails is about its dtypes if it passes with others. Complex ones take any
-    // scalar.
+  if (outcome.refusal) {
+    // In a dry run no launch follows. If a cut call fails but passes with other dtypes, its dtypes are refused. Complex dtypes
+    // accept any scalar.
     auto passes_with_others = [&] {
       for (c10::ScalarType dtype : {c10::kFloat, c10::kComplexDouble})
         for (bool keeps_integers : {false, true})
           if (!in({whole, 0, dtype, keeps_integers}).refusal) return true;
       return false;
     };
-    bool certain = is_about_dtypes(made.refusal) || is_about_dimensions(made.refusal) || is_about_overlap(signature, slots) ||
-                   (is_dry() && !is_about_content(made.refusal) && (whole || passes_with_others()));
-    if (certain) std::rethrow_exception(made.refusal);
+    bool certain = is_about_dtypes(outcome.refusal) || is_about_dimensions(outcome.refusal) ||
+                   is_about_overlap(signature, slots) ||
+                   (is_dry() && !is_about_content(outcome.refusal) && (whole || passes_with_others()));
+    if (certain) std::rethrow_exception(outcome.refusal);
     return is_dry() ? Verdict::Legal : Verdict::Doubtful;
   }
-  std::optional<Results> returned = results_of(signature, made.results, made.inputs, made.before);
+  std::optional<Results> returned = results_of(signature, outcome.results, outcome.inputs, outcome.before);
   bool alike = returned && correct(results, std::move(*returned), whole);
   if (!alike) op.trust_meta = false;
   if (!whole && alike) accepted().add(kind);

@@ -1,4 +1,4 @@
-// What torch's CPU kernel refuses is refused at the call, before anything was changed.
+// Calls that torch's CPU kernel refuses are refused at the call, before anything is changed.
 #pragma once
 #include "launch/signature.h"
 
@@ -6,15 +6,15 @@ namespace bringup {
 
 enum class Verdict {
   Legal,
-  Doubtful,  // the try failed: the launch itself has to tell
-  Unlike,    // it returns something else than torch's meta kernel promises
+  Doubtful,  // the trial failed, so the launch itself decides
+  Unlike,    // the CPU kernel returns something else than torch's meta kernel promises
 };
 
-// Tries a call that was never launched, see probe.cpp. `results` are those that the meta kernel promises; they become
-// those that the kernel returned. Throws what the kernel said of the dtypes; in a dry run, where no launch tells, of the
-// shapes too.
+// Tries a call of a new signature (see probe.cpp). `results` are what the meta kernel promises; they become what the CPU kernel
+// returned. Throws the kernel's error if it refuses the dtypes. In a dry run, where no launch follows, it also throws errors
+// about shapes.
 Verdict judge(const Signature& signature, const Slots& slots, const c10::IValue* arguments, Results& results);
-// The kernel itself has accepted a doubtful call.
+// Notes that the kernel has accepted a doubtful call.
 void accept(Signature& signature, const c10::IValue* arguments);
 
 }  // namespace bringup

@@ -68,14 +68,14 @@ void mark_conjugate(const at::Tensor& tensor, const TensorMeta& meta) {
 namespace {
 
 // Note [Two generations of signatures]
-// A program with ever new shapes must not grow: when this many are young, or their tensors are so many, they become the old
-// ones, and the old ones that were not used since are dropped. Launches under way hold theirs. A signature takes some 600
-// bytes and 150 for every tensor.
+// The table must not grow in a program whose shapes keep changing. When the number of young signatures or of their tensors
+// reaches its limit, they become the old generation, and the previous old generation is dropped. A signature that is used again
+// becomes young. Pending launches keep theirs alive. A signature takes about 600 bytes, and 150 bytes for each tensor.
 constexpr size_t kGeneration = 4096;
 constexpr size_t kGenerationTensors = 400'000;
 constexpr size_t kRecentTensors = 64;
 
-// The storages of one call, numbered in order of appearance. Many are looked up in a hash table of open addresses.
+// The storages of one call, numbered in order of appearance. From 16 storages on, a hash table with open addressing is used.
 class CallStorages {
  public:
   void clear() {
@@ -84,7 +84,7 @@ class CallStorages {
   }
   size_t size() const { return seen_.size(); }
 
-  int of(const c10::StorageImpl* storage) {
+  int number_of(const c10::StorageImpl* storage) {
     if (C10_UNLIKELY(seen_.size() >= kFew)) return look_up(storage);
     for (size_t i = 0; i < seen_.size(); ++i)
       if (seen_[i] == storage) return int(i);
@@ -94,7 +94,7 @@ class CallStorages {
  private:
   static constexpr size_t kFew = 16;
   c10::SmallVector<const c10::StorageImpl*, kFew> seen_;
-  std::vector<int32_t> table_;  // a power of two of them; -1: empty
+  std::vector<int32_t> table_;  // its size is a power of two; -1: empty
 
   C10_NOINLINE int look_up(const c10::StorageImpl* storage) {
     if (table_.size() < 2 * seen_.size() + 2) rehash();
@@ -138,13 +138,13 @@ bool overflows(c10::ScalarType dtype, const IValue& scalar) {
   return scalar.isInt() ? overflows(dtype, scalar.toInt()) : overflows(dtype, scalar.toDouble());
 }
 
-// What CPU kernels compute in; at::toOpMathType takes no unsigned dtypes.
+// The dtype that CPU kernels compute in. at::toOpMathType does not accept unsigned dtypes.
 c10::ScalarType computed_in(c10::ScalarType dtype) {
   if (dtype == c10::kComplexHalf) return c10::kComplexFloat;
   return c10::isReducedFloatingType(dtype) ? c10::kFloat : dtype;
 }
 
-// How the memory of two tensors of one storage lies: what torch's checks of overlapping arguments go by.
+// How two tensors of one storage overlap, as torch's checks of overlapping arguments distinguish it.
 enum Overlap : uint64_t { kApart, kSameBytes, kPartly, kSameTensor };
 
 Overlap overlap_of(const c10::TensorImpl* a, const c10::TensorImpl* b) {
@@ -167,7 +167,7 @@ constexpr size_t kPaired = 16;
 uint64_t overflow_of(const Op& op, c10::ScalarType first, const IValue* arguments, size_t argument) {
   const IValue& scalar = arguments[argument];
   if (op.args[argument].kind != ArgKind::Scalar || op.by_value) return 0;
-  if (scalar.isInt() && (scalar.toInt() == 0 || scalar.toInt() == 1)) return 0;  // whatever the dtype
+  if (scalar.isInt() && (scalar.toInt() == 0 || scalar.toInt() == 1)) return 0;  // in range of all dtypes
   if (!scalar.isInt() && !scalar.isDouble() && !scalar.isComplexDouble()) return 0;
   c10::ScalarType dtype = first;
   if (op.dtype_argument >= 0 && arguments[op.dtype_argument].isInt())
@@ -210,7 +210,7 @@ struct KeyBuilder {
   }
 
   int storage_index(const at::Tensor& tensor) {
-    return storages.of(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
+    return storages.number_of(tensor.unsafeGetTensorImpl()->unsafe_storage().unsafeGetStorageImpl());
   }
 
   void add_tensor(const at::Tensor& tensor) {
@@ -227,7 +227,7 @@ struct KeyBuilder {
     for (int64_t stride : strides) add(uint64_t(stride));
   }
 
-  // Of a few tensors, pair by pair. In lists torch's kernels look at one tensor after the other.
+  // Compares all pairs of a few tensors. For lists, torch's kernels check one tensor after the other.
   void add_overlaps(const Slots& slots) {
     for (size_t j = 1; j < slots.size(); ++j)
       for (size_t i = 0; i < j; ++i) {
@@ -302,12 +302,12 @@ struct SignatureTable {
       auto [first, last] = generation->equal_range(hash);
       for (auto it = first; it != last; ++it) {
         if (!matches(it->second)) continue;
-        SignaturePtr found = it->second;
+        SignaturePtr signature = it->second;
         if (generation == &old) {
           old.erase(it);
-          add(found);
+          add(signature);
         }
-        return found;
+        return signature;
       }
     }
     return {};
@@ -334,7 +334,7 @@ bool matches(const SignaturePtr& signature, uint64_t hash, const KeyBuilder& key
          std::memcmp(signature->key.data(), key.words.data(), key.words.size() * 8) == 0;
 }
 
-// Indexing has a data-dependent result only if an index is a mask.
+// True if an index is a mask. Only then does the shape of an indexing operator's result depend on data.
 bool has_mask(const Signature& signature) {
   for (size_t i = 1; i < signature.inputs.size(); ++i)
     if (signature.inputs[i].dtype == c10::kBool || signature.inputs[i].dtype == c10::kByte) return true;
@@ -349,16 +349,16 @@ int rank(c10::ScalarType dtype) {
 
 // The same rule as bringup.cost.signature.Signature.dtype.
 c10::ScalarType deciding_dtype(const Slots& slots) {
-  c10::ScalarType found = c10::ScalarType::Undefined;
+  c10::ScalarType deciding = c10::ScalarType::Undefined;
   for (bool scalars : {false, true}) {
     for (const Slot& slot : slots) {
       if (!on_chip(*slot.tensor) || (slot.tensor->dim() == 0) != scalars) continue;
       c10::ScalarType dtype = slot.tensor->scalar_type();
-      if (found == c10::ScalarType::Undefined || rank(dtype) > rank(found)) found = dtype;
+      if (deciding == c10::ScalarType::Undefined || rank(dtype) > rank(deciding)) deciding = dtype;
     }
-    if (found != c10::ScalarType::Undefined) break;
+    if (deciding != c10::ScalarType::Undefined) break;
   }
-  return found;
+  return deciding;
 }
 
 SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& key) {
@@ -391,10 +391,10 @@ SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder
 SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
   struct Mine {
     KeyBuilder key;
-    std::array<SignaturePtr, 2048> recent;  // those of few tensors, so that they are small
+    std::array<SignaturePtr, 2048> recent;  // signatures of few tensors, so that this cache stays small
   };
-  static thread_local Mine of_thread;
-  auto& [key, recent] = of_thread;
+  static thread_local Mine mine;
+  auto& [key, recent] = mine;
   key.words.clear();
   key.storages.clear();
   key.add(reinterpret_cast<uintptr_t>(&op));

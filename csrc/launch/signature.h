@@ -18,25 +18,25 @@ struct TensorMeta {
   bool conjugate = false, negative = false;
   c10::ScalarType dtype = c10::ScalarType::Undefined;
   c10::SmallVector<int64_t, 5> sizes, strides;
-  size_t nbytes = 0;  // from the first to the last element, for fresh outputs
+  size_t nbytes = 0;  // from the first to the last element
 
   bool same_layout(const TensorMeta& other) const {
     return defined == other.defined && dtype == other.dtype && sizes == other.sizes && strides == other.strides;
   }
 };
 
-// What a call returns, whatever its content.
+// The metadata of what a call returns, independent of content.
 struct Results {
-  std::vector<TensorMeta> outputs;                  // fresh tensors in order of the returns, lists flattened
-  std::vector<int> list_sizes;                      // length of each FreshList return
-  std::vector<std::pair<int, TensorMeta>> resized;  // written inputs that get another size
+  std::vector<TensorMeta> outputs;                  // the new tensors in the order of the returns, lists flattened
+  std::vector<int> list_sizes;                      // the length of each FreshList return
+  std::vector<std::pair<int, TensorMeta>> resized;  // the written inputs whose size changes
 };
 
 // Note [The signature is the hinge]
-// Everything that decides an operation's output metadata, its work and its price: operator, dtypes, sizes, strides, which
-// arguments share memory, the non-tensor arguments. Interned, so that the second launch of a signature is a table
-// look-up: no meta kernel, no wait. Values of `Scalar` arguments (a learning rate) are left out: they change with every
-// step and decide no shape, except in factories.
+// A signature holds everything that decides an operation's output metadata, its work and its price: operator, dtypes, sizes,
+// strides, shared memory between arguments, and the non-tensor arguments. It is interned, so the second launch of a signature
+// only looks it up, without a meta kernel and without waiting. Values of `Scalar` arguments, such as a learning rate, are not
+// part of it: they may change with each step, and decide no shape except in factories.
 struct Signature : c10::intrusive_ptr_target, Results {
   enum State : int { Unknown, Known, Synchronous };
 
@@ -47,17 +47,18 @@ struct Signature : c10::intrusive_ptr_target, Results {
 
   std::vector<TensorMeta> inputs;     // one per tensor argument, lists flattened
   std::vector<int32_t> storage_of;    // input -> index of its storage; -1: host tensor or undefined
-  std::vector<bool> written;          // input -> is it written?
-  std::vector<bool> storage_written;  // storage -> is any of its inputs written?
-  std::vector<int32_t> same_as;       // input -> the earlier one that is the same tensor, if one is written; -1: none
+  std::vector<bool> written;          // input -> true if it is written
+  std::vector<bool> storage_written;  // storage -> true if one of its inputs is written
+  std::vector<int32_t> same_as;       // input -> an earlier input that is the same tensor, in operators that write; -1: none
   bool has_same = false;
-  // The dtype that the operation computes in: that of the first device tensor of the highest kind (complex, floating, integer,
-  // bool), those without dimensions only if there are no others. So an embedding is float32, though its indices are int64.
+  // The dtype that the operation computes in: the dtype of the first device tensor of the highest kind (complex, floating,
+  // integer, bool). Tensors without dimensions count only if there are no others. So an embedding is float32, though its indices
+  // are int64.
   c10::ScalarType dtype = c10::ScalarType::Undefined;
 
-  mutable std::atomic<int64_t> recorded{0};  // recording << 32 | number in it
-  std::atomic<int> state{Unknown};           // the results are there, and do not change, once it is Known
-  std::atomic<bool> doubtful{false};         // may the kernel refuse the call? see probe.cpp
+  mutable std::atomic<int64_t> recorded{0};  // recording << 32 | number in the recording
+  std::atomic<int> state{Unknown};           // when it is Known, the results are set and do not change any more
+  std::atomic<bool> doubtful{false};         // true if the kernel may refuse the call (see probe.cpp)
 };
 
 using SignaturePtr = c10::intrusive_ptr<Signature>;
@@ -71,13 +72,13 @@ struct Slot {
 using Slots = c10::SmallVector<Slot, 8>;
 
 void collect(const Op& op, const c10::IValue* arguments, Slots& slots);
-// Is a scalar beyond the range of the dtype that a call is about (1), also of the one that kernels compute it in (2)? Kernels
-// refuse one or the other. `first`: the first tensor's dtype.
+// Returns 1 if a scalar is out of the range of the call's dtype, 2 if it is also out of the range of the dtype that kernels
+// compute in, else 0. Kernels refuse one or the other. `first` is the first tensor's dtype.
 uint64_t overflow_of(const Op& op, c10::ScalarType first, const c10::IValue* arguments, size_t argument);
-// Is it part of the signature which of the call's few tensors overlap?
+// True if overlaps between the tensors of a call are part of its signature. They are in calls of few tensors that write.
 bool pairs_matter(const Op& op, const Slots& slots, size_t storages);
 SignaturePtr intern(Op& op, const Slots& slots, const c10::IValue* arguments);
-// Raises as torch's kernels do where an element of a long list overlaps the element of another list that it is computed with.
+// Raises torch's error if an element of a long list overlaps the element of another list that it is computed with.
 void refuse_overlaps(const Signature& signature, const Slots& slots);
 int64_t interned_signatures();
 
@@ -86,7 +87,8 @@ TensorMeta meta_of(const at::Tensor& tensor);
 std::string text_of(const TensorMeta& meta);  // "float32[3, 4]"
 void mark_conjugate(const at::Tensor& tensor, const TensorMeta& meta);
 
-// The call's stack with every device tensor replaced by `replace(slot index)`, other values by `pass`.
+// Returns the call's stack, with each tensor replaced by `replace(slot index)`, devices by `device`, and generators by
+// `generator`.
 template <class Replace>
 Stack rebuild(const Op& op, const c10::IValue* arguments, c10::DeviceType device, const at::Generator* generator,
               Replace replace) {

@@ -16,7 +16,7 @@ using c10::IValue;
 
 namespace {
 
-// A result of a synchronous run becomes a device tensor: a view if it shares an input's memory, else a copy.
+// Turns a result of a synchronous launch into a device tensor: a view if it shares an input's memory, else a copy.
 at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots& slots, Stream& stream, Content content) {
   if (!result.defined() || !result.device().is_cpu()) return result;
   for (size_t i = 0; i < launch.inputs.size(); ++i) {
@@ -60,7 +60,7 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
   }
 }
 
-// Runs the launch, which the stream keeps if the wait for it fails: it may still run.
+// Runs the launch and waits for it. If the wait fails, the launch may still run, so the stream keeps it alive.
 void run_and_wait(const Call& call, std::unique_ptr<Launch>& launch) {
   Stream& stream = *call.stream;
   bringup::launch(stream, run_launch, launch.get(), call.op.name.c_str());
@@ -120,7 +120,7 @@ void run(const Call& call, bool fallback) {
   if (launch->cause) raise_again(launch->cause);
   if (op.synchronous) stream.raise();
   if (launch->error) std::rethrow_exception(launch->error);
-  TORCH_CHECK(launch->executed, op.name, " needs a value from the device, and the ", driver().name, " driver executes nothing");
+  TORCH_CHECK(launch->executed, op.name, " needs a value from the device, but the ", driver().name, " driver executes nothing");
   if (learning && !learn_from(signature, launch->results, launch->inputs)) signature.state = Signature::Synchronous;
   accept(signature, arguments);
   write_back(*launch, slots, stream);

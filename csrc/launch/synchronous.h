@@ -4,9 +4,9 @@
 
 namespace bringup {
 
-// What comes back is not known before: it depends on data, or torch's meta kernel does not say, and is learned here.
+// For launches whose results' metadata is not known before: it depends on data, or is learned by this launch.
 void run_synchronously(const Call& call);
-// The chip leaves it to the host.
+// For launches that the chip does not support.
 void run_on_host(const Call& call);
 
 }  // namespace bringup

@@ -24,7 +24,7 @@ at::Tensor view_like(const at::Tensor& base, const at::Tensor& result) {
 
 namespace {
 
-// A CPU tensor with a device tensor's metadata and address; nothing may touch its data.
+// Returns a CPU tensor with a device tensor's metadata and address. Its data must not be accessed.
 at::Tensor metadata_on_host(const at::Tensor& tensor) {
   const auto& storage = tensor.storage();
   return alias(borrow(storage.mutable_data(), storage.nbytes()), meta_of(tensor), tensor.storage_offset());
@@ -32,7 +32,7 @@ at::Tensor metadata_on_host(const at::Tensor& tensor) {
 
 }  // namespace
 
-// Views touch no data: the CPU kernel computes the metadata, on an alias.
+// Views do not access data, so the CPU kernel computes the metadata on an alias.
 void run_view(const Call& call) {
   const Slots& slots = call.slots;
   if (C10_UNLIKELY(recording())) count_view();

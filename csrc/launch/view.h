@@ -1,4 +1,4 @@
-// Views: metadata only, made by the host.
+// Views: the host creates their metadata.
 #pragma once
 #include "launch/launch.h"
 
@@ -6,7 +6,7 @@ namespace bringup {
 
 void run_view(const Call& call);
 
-// A view of `base` with the metadata that the CPU kernel gave to `result`.
+// Returns a view of `base` with the metadata of `result`, which the CPU kernel has computed.
 at::Tensor view_like(const at::Tensor& base, const at::Tensor& result);
 
 }  // namespace bringup

@@ -25,13 +25,13 @@ namespace {
 struct Promise {
   char* address = nullptr;
   size_t bytes = 0;
-  bool taken = false;
+  bool in_use = false;
 };
 
 // Note [Steering]
-// A CPU kernel allocates its own results. While a launch runs, the first allocation on its thread that has exactly the
-// size of a promised output gets the promised memory; so nearly every result is born where it belongs. What is born
-// elsewhere (oneDNN's convolutions reorder, two outputs of one size may cross) is copied.
+// A CPU kernel allocates its own results. While a launch runs, the first allocation on its thread with exactly the size of a
+// promised output gets the promised memory. So nearly all results are written directly to their place. Other results are copied:
+// oneDNN's convolutions reorder theirs, and two outputs of the same size may be swapped.
 thread_local c10::SmallVector<Promise, 4>* promises = nullptr;
 
 struct SteeringAllocator final : c10::Allocator {
@@ -47,7 +47,7 @@ struct SteeringAllocator final : c10::Allocator {
     if (promises)
       for (Promise& promise : *promises)
         if (promise.address == pointer) {
-          promise.taken = false;
+          promise.in_use = false;
           return;
         }
     instance()->inner->raw_deallocate(pointer);
@@ -55,8 +55,8 @@ struct SteeringAllocator final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     if (promises)
       for (Promise& promise : *promises)
-        if (!promise.taken && promise.bytes == bytes && bytes > 0) {
-          promise.taken = true;
+        if (!promise.in_use && promise.bytes == bytes && bytes > 0) {
+          promise.in_use = true;
           return {promise.address, promise.address, free, c10::Device(c10::kCPU)};
         }
     void* pointer = inner->raw_allocate(bytes);
@@ -72,7 +72,7 @@ void install_steering() {
   static std::once_flag once;
   std::call_once(once, [] {
     auto* inner = c10::GetAllocator(c10::kCPU);
-    if (!inner->raw_deleter()) return;  // a foreign allocator: results are copied instead
+    if (!inner->raw_deleter()) return;  // another library's allocator: results are copied instead
     SteeringAllocator::instance() = new SteeringAllocator(inner);
     c10::SetAllocator(c10::kCPU, SteeringAllocator::instance(), 255);
   });
@@ -129,17 +129,17 @@ std::string describe_launch(const Launch& launch) {
   return text.str();
 }
 
-// torch's meta kernel was wrong. The host has gone on with tensors of the wrong size, so this launch fails; from now on
-// the operator is learned by running it.
-[[noreturn]] void broken_promise(Signature& signature, size_t index, const std::string& found) {
+// torch's meta kernel was wrong. The host already uses tensors of the wrong size, so this launch fails. From now on, what the
+// operator returns is learned by running it.
+[[noreturn]] void broken_promise(Signature& signature, size_t index, const std::string& actual) {
   signature.op->trust_meta = false;
   signature.state = Signature::Synchronous;
   TORCH_CHECK(false, "output ", index, " was promised to be ", text_of(signature.outputs[index]),
-              " by torch's meta kernel and is ", found,
-              "; later calls of this operator wait for the kernel instead: run it again");
+              " by torch's meta kernel and is ", actual,
+              "; later calls of this operator wait for the kernel instead, so run it again");
 }
 
-// Notes a result that is not where the host was promised it would be.
+// Checks a result against its promise. Returns it in `stray` if it is not in the promised memory.
 void deliver(Launch& launch, const at::Tensor& result, size_t index, Signature& signature, at::Tensor* stray) {
   const TensorMeta& promised = signature.outputs[index];
   if (!promised.defined) return;  // masked out
@@ -151,7 +151,7 @@ void deliver(Launch& launch, const at::Tensor& result, size_t index, Signature& 
   bool at_home = result.const_data_ptr() == home && result.strides() == c10::IntArrayRef(promised.strides) &&
                  result.is_conj() == promised.conjugate && result.is_neg() == promised.negative;
   if (at_home) return;
-  *stray = result;  // copied after all results have been looked at
+  *stray = result;  // copied after all results have been checked
   ++counters().promises_copied;
 }
 
@@ -174,7 +174,7 @@ void deliver_all(Launch& launch, const Stack& results) {
       for (const IValue& element : results[i].toListRef()) one(element.toTensor());
   }
   if (strays.empty()) return;
-  for (Promise& promise : *promises) promise.taken = true;  // the copies' own temporaries are not results
+  for (Promise& promise : *promises) promise.in_use = true;  // temporaries of the copies below must not get promised memory
   auto in_promised_memory = [&](const at::Tensor& tensor) {
     auto* start = static_cast<const char*>(tensor.storage().data());
     for (const Promise& promise : *promises)
@@ -189,7 +189,7 @@ void deliver_all(Launch& launch, const Stack& results) {
   }
 }
 
-// A kernel may leave a written argument with other memory or another conjugate bit than the program's tensor has.
+// A kernel may leave a written argument with other memory or another conjugate bit than the program's tensor. Copies it back.
 void settle(const at::Tensor& written, const at::Tensor& home) {
   if (written.unsafeGetTensorImpl() == home.unsafeGetTensorImpl()) return;
   bool same = written.const_data_ptr() == home.const_data_ptr() && written.sizes() == home.sizes() &&
@@ -227,16 +227,16 @@ void execute(Launch& launch) {
     return signature.inputs[size_t(slot)];
   };
   c10::SmallVector<std::pair<int, at::Tensor>, 2> written;
-  std::vector<at::Tensor> made(signature.has_same ? signature.inputs.size() : 0);  // tensors may be two arguments
+  std::vector<at::Tensor> built(signature.has_same ? signature.inputs.size() : 0);  // a tensor may be two arguments
   auto input = [&](int slot) {
     int storage = signature.storage_of[size_t(slot)];
     int same = signature.same_as[size_t(slot)];
-    bool given = storage < 0 || (!launch.host_tensors.empty() && launch.host_tensors[size_t(slot)].defined());
-    bool again = !given && same >= 0 && made[size_t(same)].defined();
-    at::Tensor tensor = given   ? launch.host_tensors[size_t(slot)]
-                        : again ? made[size_t(same)]
+    bool on_host = storage < 0 || (!launch.host_tensors.empty() && launch.host_tensors[size_t(slot)].defined());
+    bool again = !on_host && same >= 0 && built[size_t(same)].defined();
+    at::Tensor tensor = on_host ? launch.host_tensors[size_t(slot)]
+                        : again ? built[size_t(same)]
                                 : alias(storages[size_t(storage)], meta_of_input(slot), launch.offsets[size_t(slot)]);
-    if (!given && !made.empty()) made[size_t(slot)] = tensor;
+    if (!on_host && !built.empty()) built[size_t(slot)] = tensor;
     if (launch.waited)
       launch.inputs.push_back(tensor);
     else if (storage >= 0 && signature.op->writes && signature.written[size_t(slot)])
@@ -255,7 +255,7 @@ void execute(Launch& launch) {
     return;
   }
   deliver_all(launch, stack);
-  stack.clear();  // while the promises are still known: results must not be freed as ordinary memory
+  stack.clear();  // before the promises end, so that results are not freed as ordinary memory
   promises = nullptr;
   for (const auto& [slot, tensor] : written)
     settle(tensor,
@@ -285,7 +285,7 @@ Numbers written_by(const Launch& launch) {
   return numbers;
 }
 
-// What a launch has overwritten whole holds content again.
+// Removes the marks of memory that a launch has overwritten as a whole.
 void unmark_overwritten(const Launch& launch) {
   const Signature& signature = *launch.signature;
   if (!signature.op->overwrites) return;
@@ -297,7 +297,7 @@ void unmark_overwritten(const Launch& launch) {
   }
 }
 
-// State that torch keeps per thread.
+// Sets the state that torch keeps per thread.
 void prepare_worker(int threads) {
   static thread_local int current = 0;
   if (current == 0) c10::GradMode::set_enabled(false);
@@ -312,7 +312,7 @@ void prepare_worker(int threads) {
 void run_launch(void* argument, int should_execute) {
   WaitsAside aside;
   auto* launch = static_cast<Launch*>(argument);
-  bool waited = launch->waited;  // then the caller owns it
+  bool waited = launch->waited;  // if true, the caller owns the launch
   if (should_execute && any_marked()) launch->cause = mark_of(read_by(*launch), launch->number);
   if (launch->cause) {
     ++launch->cause->skipped;

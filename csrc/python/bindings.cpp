@@ -1,4 +1,4 @@
-// What Python calls: torch.ops.bringup.*. No pybind, so the core needs nothing of torch's Python library.
+// The operators that Python calls: torch.ops.bringup.*. They do not use pybind, so the core does not link torch's Python library.
 #include <torch/library.h>
 
 #include "runtime/generator.h"
@@ -54,7 +54,7 @@ TORCH_LIBRARY(bringup, m) {
   m.def("description() -> str", [] { return config().description; });
   m.def("device_bytes() -> int", [] { return int64_t(config().device_bytes); });
   m.def("driver_name() -> str", [] {
-    device(0);  // which loads the driver
+    device(0);  // loads the driver
     return std::string(driver().name);
   });
   m.def("shutdown() -> ()", [] { shutdown(); });
@@ -63,7 +63,7 @@ TORCH_LIBRARY(bringup, m) {
   });
   m.def("live_blocks(int device, int most) -> str",
         [](int64_t device, int64_t most) { return live_blocks_json(int(device), most); });
-  m.def("held_bytes(int device) -> int[]", [](int64_t device) {  // by tensors now and at most; reserved
+  m.def("held_bytes(int device) -> int[]", [](int64_t device) {  // [allocated now, peak, reserved]
     auto stats = chip_allocator().getDeviceStats(c10::DeviceIndex(device));
     return std::vector<int64_t>{stats.allocated_bytes[0].current, stats.allocated_bytes[0].peak, stats.reserved_bytes[0].current};
   });

@@ -7,15 +7,15 @@
 
 // Note [Signal handlers]
 // A handler may interrupt malloc, or the recorder while it holds its lock. The interpreter's handlers write to descriptors
-// (signal.set_wakeup_fd, faulthandler), and the program's C code may post semaphores in them: those calls are watched, too.
-// So the program's handlers run inside of one of ours, which says that nothing is to be recorded meanwhile. A handler that
-// leaves by longjmp is taken to run on: its thread's waits are not recorded any more.
+// (signal.set_wakeup_fd, faulthandler), and C code of the program may post semaphores in a handler; those calls are watched too.
+// So each handler of the program is called by a handler of the core, which stops the recording of waits in this thread. If a
+// handler leaves by longjmp, it counts as still running, and no further wait of its thread is recorded.
 namespace bringup {
 namespace {
 
-// Threads in handlers. Not thread_local: a thread's first access to that allocates.
+// The threads that run handlers. This is not a thread_local variable, since a thread's first access to one may allocate.
 std::array<std::atomic<pthread_t>, 64> handling;
-std::atomic<int> handlers_running{0}, without_place{0};
+std::atomic<int> handlers_running{0}, without_place{0};  // `without_place`: handlers that found no free entry
 
 using Handler = void (*)(int, siginfo_t*, void*);
 std::array<std::atomic<Handler>, NSIG> of_program;
@@ -30,7 +30,7 @@ void on_signal(int signal, siginfo_t* about, void* context) {
     break;
   }
   if (!mine) ++without_place;
-  of_program[signal].load()(signal, about, context);  // a handler that takes the number only ignores the rest
+  of_program[signal].load()(signal, about, context);  // A handler that takes one argument ignores the others.
   if (mine)
     *mine = 0;
   else
@@ -44,7 +44,7 @@ bool is_function(const struct sigaction& action) { return action.sa_handler != S
 
 bool within_handler() {
   if (handlers_running == 0) return false;
-  if (without_place > 0) return true;  // no thread is sure not to be that one
+  if (without_place > 0) return true;  // It may be this thread.
   for (auto& thread : handling)
     if (thread == pthread_self()) return true;
   return false;
@@ -52,7 +52,7 @@ bool within_handler() {
 
 int sigaction_(int signal, const struct sigaction* action, struct sigaction* before) {
   if (signal <= 0 || signal >= NSIG) return ::sigaction(signal, action, before);
-  Handler known = of_program[signal];
+  Handler installed = of_program[signal];
   struct sigaction counted;
   if (action && is_function(*action) && action->sa_sigaction != &on_signal) {
     counted = *action;
@@ -61,7 +61,7 @@ int sigaction_(int signal, const struct sigaction* action, struct sigaction* bef
     action = &counted;
   }
   int result = ::sigaction(signal, action, before);
-  if (result == 0 && before && before->sa_sigaction == &on_signal) before->sa_sigaction = known;
+  if (result == 0 && before && before->sa_sigaction == &on_signal) before->sa_sigaction = installed;
   return result;
 }
 

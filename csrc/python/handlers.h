@@ -1,14 +1,15 @@
-// Signal handlers of the program: in them nothing may allocate or take a lock.
+// The program's signal handlers. Code that runs in a signal handler must not allocate or take a lock.
 #pragma once
 #include <signal.h>
 
 namespace bringup {
 
-bool within_handler();  // true if the calling thread runs one
+bool within_handler();  // True if the calling thread is running a signal handler.
 
-// From now on the handlers that the process has installed are counted.
+// Starts to count the running handlers, for the handlers that the process has already installed.
 void count_handlers();
-// In place of the C library's functions: handlers that they install are counted, and read back as they were given.
+// Replacements of the C library's functions. Handlers installed with these are counted too; a query returns the program's
+// handler.
 int sigaction_(int signal, const struct sigaction* action, struct sigaction* before);
 sighandler_t signal_(int signal, sighandler_t handler);
 

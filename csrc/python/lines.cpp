@@ -37,7 +37,7 @@ Line line_by_api() {
     if (!line.code && is_user(code.get())) line = {code.get(), PyFrame_GetLasti(frame.get())};
     if (targets && code.get() == targets->call) {
       Ref self(PyFrame_GetVarString(frame.get(), "self"));
-      if (self) modules.push_back(self.get());  // the frame holds it
+      if (self) modules.push_back(self.get());  // the frame keeps it alive
       PyErr_Clear();
     }
     if (targets && modules.empty() && targets->is_optimizer(code.get())) line.phase = Phase::Optimizer;
@@ -54,10 +54,10 @@ bool machinery_by_api() {
 }
 
 // Note [Reading frames without the GIL]
-// torch launches with the GIL released; taking it for every launch would cost more than the rest of the launch. The
-// frames of a thread do not change while the thread itself is in here, so they can be read as they lie in memory.
-// Offsets of CPython 3.11, whose layout is final (Include/cpython/pystate.h, Include/internal/pycore_frame.h,
-// Include/cpython/code.h). Other versions, and a Python built otherwise, take the API: the first call compares the two.
+// torch launches with the GIL released, and acquiring it for each launch would take longer than the rest of the launch. The
+// frames of a thread do not change while the thread runs this code, so they can be read directly in memory. The offsets are those
+// of CPython 3.11, whose layout is final (Include/cpython/pystate.h, Include/internal/pycore_frame.h, Include/cpython/code.h).
+// The first call compares the result with the API's. If they differ, the API is used, as in other versions.
 constexpr size_t kCFrame = 56, kCurrentFrame = 8;                              // PyThreadState, _PyCFrame
 constexpr size_t kCode = 32, kPrevious = 48, kInstruction = 56, kLocals = 72;  // _PyInterpreterFrame
 constexpr size_t kBytecode = 184;                                              // PyCodeObject
@@ -98,7 +98,7 @@ Line line_by_layout(const void* thread) {
       break;
     }
   }
-  // The line may lie outside of the module or the optimizer.
+  // The user's line may be outside the module or the optimizer.
   for (; frame && !line.code; frame = at_offset<const void*>(frame, kPrevious)) {
     auto* code = at_offset<PyObject*>(frame, kCode);
     if (!is_user(code)) continue;
@@ -115,7 +115,7 @@ bool layout_is_known() {
   return by_api.code == by_layout.code && by_api.instruction == by_layout.instruction;
 }
 
-// Two threads may both look: the one that looks may need the GIL, so nobody may wait for it.
+// Two threads may both make the comparison. It may need the GIL, so no thread may hold a lock for it.
 bool reads_layout() {
   enum { kUnknown, kNo, kYes };
   static std::atomic<int> answer{kUnknown};
@@ -164,10 +164,10 @@ bool within_machinery() {
 namespace {
 
 // Note [Lines of the backward pass]
-// Autograd launches from its own threads, which run no Python. A node of the graph carries the sequence number that the
-// forward operator got on its thread just before it launched, and that thread's number: forward launches leave their line
-// under the two. Entries are overwritten without a lock. Each carries a word that fits only the pair and the line together,
-// so that a reader takes an entry that is half one line and half another for none.
+// Autograd launches from its own threads, which run no Python. A node of the graph carries a sequence number, which the forward
+// operator received just before its launch, and the number of that thread. Forward launches store their line under this pair.
+// Entries are overwritten without a lock. Each entry has a check word, computed from the pair and the line, so that a reader
+// rejects an entry that two threads have written in part.
 struct ForwardLine {
   std::atomic<uint64_t> check{0}, code{0}, place{0};
 };
@@ -178,7 +178,7 @@ uint64_t check_of(uint64_t sequence, uint64_t thread, uint64_t code, uint64_t pl
   return ((sequence ^ thread << 48) * 0x9E3779B97F4A7C15ull ^ code) * 0xD6E8FEB86659FD93ull ^ place;
 }
 
-// Threads count alike: those that do the same at a time have entries of their own.
+// The sequence numbers of threads run in parallel, so the thread's number is part of the index.
 ForwardLine& forward_line(uint64_t sequence, uint64_t thread) {
   return forward_lines[(sequence + thread * 5003) % kForwardLines];
 }
@@ -192,7 +192,7 @@ void keep_forward_line(uint64_t sequence, uint64_t thread, const Line& line) {
   entry.check.store(check_of(sequence, thread, code, place), std::memory_order_relaxed);
 }
 
-// The line that was kept; without code if there is none.
+// The stored line, or an empty line.
 Line kept_forward_line(uint64_t sequence, uint64_t thread) {
   const ForwardLine& entry = forward_line(sequence, thread);
   uint64_t code = entry.code.load(std::memory_order_relaxed), place = entry.place.load(std::memory_order_relaxed);
@@ -222,7 +222,7 @@ Line current_line() {
     uint64_t next = at::sequence_number::peek();
     if (next > 0) {
       uint64_t thread = at::RecordFunction::currentThreadId();
-      // The first launch after a node was made is the node's; later ones made no node.
+      // The first launch after a node was created belongs to the node. Later launches have created no node.
       if (!kept_forward_line(next - 1, thread).code) keep_forward_line(next - 1, thread, line);
     }
   }

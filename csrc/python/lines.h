@@ -1,4 +1,4 @@
-// Which Python line is running: where a launch or an allocation came from.
+// The Python line that is running, to which launches and allocations are attributed.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -8,24 +8,23 @@ namespace bringup {
 
 enum class Phase : uint8_t { Forward, Backward, Optimizer };
 
-// The innermost frame of the user's program, not of torch or bringup. Held by address; code objects seen here are kept
-// alive, so a Line is valid for the life of the process.
+// The innermost frame of the user's program; frames of torch and bringup are skipped. It refers to the code object by address.
+// These code objects are kept alive, so a Line is valid for the life of the process.
 struct Line {
   void* code = nullptr;      // PyCodeObject*
   int32_t instruction = -1;  // byte offset
-  bool backward = false;     // launched by autograd; the line is that of the forward op, where known
-  // Only while a program is recorded:
+  bool backward = false;     // launched by autograd: the line is the forward operator's
+  // Set only while a program is recorded:
   Phase phase = Phase::Forward;
   int32_t module = -1;  // number of the innermost torch.nn.Module that is being called (bringup.recording.modules)
 };
 
-// Costs some 20 ns; needs no GIL. Empty on threads without Python frames.
+// Takes about 20 ns. The caller need not hold the GIL. Empty on threads without Python frames.
 Line current_line();
-std::string describe(const Line& line);  // "train.py:12"; "" for none. Takes the GIL.
+std::string describe(const Line& line);  // "train.py:12", or "" for an empty line. Acquires the GIL.
 
-// What a signal handler can take down of the frames that it interrupts, to be understood later: code objects, which
-// outlive their functions' calls, and instructions. Innermost first; none before `prepare_raw_frames`, or where the
-// layout of frames is not known.
+// The frames that a signal handler interrupts, innermost first, as code objects and instructions. A handler can store these
+// safely; `user_line` interprets them later. Empty before `prepare_raw_frames`, and if the layout of frames is unknown.
 constexpr size_t kRawFrames = 24;
 struct RawFrames {
   void* code[kRawFrames];
@@ -34,8 +33,8 @@ struct RawFrames {
 };
 void prepare_raw_frames();
 RawFrames raw_frames();
-Line user_line(const RawFrames& frames);  // the innermost of the user's. Takes the GIL
+Line user_line(const RawFrames& frames);  // The user's innermost frame. Acquires the GIL.
 
-bool within_machinery();  // is the thread compiling or importing something?
+bool within_machinery();  // True if the calling thread is compiling or importing.
 
 }  // namespace bringup

@@ -17,7 +17,7 @@ namespace {
 struct ModuleWatch {
   std::atomic<const ModuleTargets*> targets{nullptr};
   std::mutex mutex;
-  std::deque<ModuleTargets> kept;  // for ever: a thread may look at those of a recording that is over
+  std::deque<ModuleTargets> history;  // never freed: a thread may still read the targets of an earlier recording
   std::unordered_map<void*, int32_t> names;
   std::atomic<uint64_t> forgotten{0};
 };
@@ -58,16 +58,16 @@ int32_t number_of_module(void* innermost, c10::function_ref<std::vector<void*>()
   if (last.module == innermost && last.forgotten == forgotten) return last.number;
   {
     std::lock_guard<std::mutex> lock(module_watch().mutex);
-    auto found = module_watch().names.find(innermost);
-    if (found != module_watch().names.end()) {
-      last = {innermost, found->second, forgotten};
+    auto name = module_watch().names.find(innermost);
+    if (name != module_watch().names.end()) {
+      last = {innermost, name->second, forgotten};
       return last.number;
     }
   }
   int32_t number = name_module(chain());
   std::lock_guard<std::mutex> lock(module_watch().mutex);
   if (module_watch().forgotten == forgotten)
-    module_watch().names[innermost] = number;  // else it may be of a recording that is over
+    module_watch().names[innermost] = number;  // Otherwise the number may belong to an earlier recording.
   last = {innermost, number, forgotten};
   return number;
 }
@@ -80,9 +80,10 @@ void watch_modules(int64_t call, const std::vector<int64_t>& optimizer) {
   if (!call) return;
   ModuleTargets targets{reinterpret_cast<void*>(call), {}};
   for (int64_t code : optimizer) targets.optimizer.push_back(reinterpret_cast<void*>(code));
-  auto& kept = module_watch().kept;
-  auto known = std::find(kept.begin(), kept.end(), targets);
-  module_watch().targets.store(known == kept.end() ? &kept.emplace_back(std::move(targets)) : &*known, std::memory_order_release);
+  auto& history = module_watch().history;
+  auto same = std::find(history.begin(), history.end(), targets);
+  module_watch().targets.store(same == history.end() ? &history.emplace_back(std::move(targets)) : &*same,
+                               std::memory_order_release);
 }
 
 void forget_module(int64_t address) {

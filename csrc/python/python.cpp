@@ -2,11 +2,13 @@
 
 #include <c10/util/Exception.h>
 
+#include "python/raised.h"
+
 namespace bringup {
 namespace {
 
-// PyGILState_Check says yes to everything as soon as there is a second interpreter. Other interpreters cannot load torch, so
-// their threads come here only while they wait without the GIL.
+// PyGILState_Check always returns 1 once a second interpreter exists, so it cannot be used. Other interpreters cannot load torch,
+// so their threads run the core only while they do not hold the GIL.
 bool holds_gil() {
   void* current = PyThreadState_GetUnchecked ? PyThreadState_GetUnchecked() : _PyThreadState_UncheckedGet();
   return current && (!is_python_3_11() || current == PyGILState_GetThisThreadState());
@@ -18,14 +20,24 @@ bool is_python_3_11() { return (Py_Version >> 16) == 0x030B; }
 
 bool is_python_thread() { return Py_IsInitialized() && PyGILState_GetThisThreadState(); }
 
-Gil::Gil() : taken_(!holds_gil()), state_(taken_ ? PyGILState_Ensure() : 0) {}
+Gil::Gil() : acquired_(!holds_gil()), state_(acquired_ ? PyGILState_Ensure() : 0) { PyErr_Fetch(&type_, &value_, &trace_); }
 Gil::~Gil() {
-  if (taken_) PyGILState_Release(state_);
+  if (type_) PyErr_Restore(type_, value_, trace_);
+  if (acquired_) PyGILState_Release(state_);
 }
 
 ReleaseGil::ReleaseGil() : state_(Py_IsInitialized() && holds_gil() ? PyEval_SaveThread() : nullptr) {}
 ReleaseGil::~ReleaseGil() {
   if (state_) PyEval_RestoreThread(state_);
+}
+
+std::unique_lock<std::mutex> lock_without_gil(std::mutex& mutex) {
+  std::unique_lock<std::mutex> lock(mutex, std::try_to_lock);
+  if (!lock) {
+    ReleaseGil no_gil;
+    lock.lock();
+  }
+  return lock;
 }
 
 std::string text_of(PyObject* string) {
@@ -47,8 +59,11 @@ void throw_python_error() {
   Ref owned_type(type), owned_value(value), owned_trace(trace);
   Ref text(value ? PyObject_Str(value) : nullptr);
   std::string problem = text ? text_of(text.get()) : "unknown error";
+  Ref module(value ? PyImport_ImportModule("bringup.device.raised") : nullptr);
+  Ref number(module ? PyObject_CallMethod(module.get(), "keep", "(O)", value) : nullptr);
   PyErr_Clear();
-  TORCH_CHECK(false, problem);
+  TORCH_CHECK(number, problem);
+  throw PythonError(PyLong_AsLong(number.get()), problem);
 }
 
 }  // namespace bringup

@@ -1,17 +1,18 @@
-// The way into Python: its C API, the GIL, references that are owned, and calls of bringup's Python side.
+// Access to Python: its C API, the GIL, owned references, and calls of bringup's Python functions.
 #pragma once
 #include <torch/csrc/utils/python_stub.h>
 
 #include <cstdint>
+#include <mutex>
 #include <string>
 #include <utility>
 
-// The few functions of Python's C API that are used here, so that a build needs no Python headers and one core serves
-// every Python: all are in the stable ABI or unchanged since 3.11.
+// The functions of Python's C API that the core uses. Declaring them here means that a build needs no Python headers, and that
+// one core serves all Python versions: each function is in the stable ABI or has not changed since 3.11.
 extern "C" {
 int PyGILState_Ensure();
 void PyGILState_Release(int);
-// The current thread state, which holds the GIL: of the process in 3.11, of this thread since 3.12.
+// The thread state that holds the GIL. In 3.11 it may be another thread's; since 3.12 it is this thread's, or null.
 void* _PyThreadState_UncheckedGet() __attribute__((weak));
 void* PyThreadState_GetUnchecked() __attribute__((weak));
 void* PyGILState_GetThisThreadState();
@@ -27,6 +28,7 @@ PyObject* PyObject_Str(PyObject*);
 PyObject* PyUnicode_AsEncodedString(PyObject*, const char*, const char*);
 char* PyBytes_AsString(PyObject*);
 void PyErr_Fetch(PyObject**, PyObject**, PyObject**);
+void PyErr_Restore(PyObject*, PyObject*, PyObject*);
 void PyErr_NormalizeException(PyObject**, PyObject**, PyObject**);
 void PyErr_Clear();
 PyObject* PyEval_GetFrame();
@@ -38,7 +40,7 @@ PyObject* PyTuple_New(ssize_t);
 int PyTuple_SetItem(PyObject*, ssize_t, PyObject*);
 long PyLong_AsLong(PyObject*);
 double PyFloat_AsDouble(PyObject*);
-// Python 3.12 and later. In 3.11 the frame is read where it lies (lines.cpp).
+// Only in Python 3.12 and later. In 3.11, lines.cpp reads frames in memory.
 PyObject* PyFrame_GetVarString(PyObject*, const char*) __attribute__((weak));
 extern const unsigned long Py_Version;
 }
@@ -48,7 +50,8 @@ namespace bringup {
 bool is_python_3_11();
 bool is_python_thread();
 
-// Holds the GIL, which this thread may have already.
+// Holds the GIL in its scope; the thread may hold it already. A Python error that is propagating through this thread is set aside
+// until the end of the scope.
 class Gil {
  public:
   Gil();
@@ -56,11 +59,13 @@ class Gil {
   Gil(const Gil&) = delete;
 
  private:
-  bool taken_;
+  bool acquired_;
   int state_;
+  PyObject *type_, *value_, *trace_;
 };
 
-// Lets other Python threads run while this one waits in C++. Does nothing on threads that do not hold the GIL.
+// Releases the GIL in its scope, so that other Python threads run while this one waits in C++. Has no effect on a thread that
+// does not hold the GIL.
 class ReleaseGil {
  public:
   ReleaseGil();
@@ -71,7 +76,10 @@ class ReleaseGil {
   void* state_;
 };
 
-// An owned reference, or none. The GIL is held wherever one is made, moved onto or dropped.
+// Locks a mutex whose owner may need the GIL. The calling thread releases the GIL while it waits.
+std::unique_lock<std::mutex> lock_without_gil(std::mutex& mutex);
+
+// An owned reference, or null. The GIL must be held when a reference is created, assigned or destroyed.
 class Ref {
  public:
   explicit Ref(PyObject* owned = nullptr) : object_(owned) {}
@@ -95,15 +103,15 @@ class Ref {
   PyObject* object_;
 };
 
-// Text as UTF-8. What cannot be encoded, as in the names of files, is written as Python's tracebacks write it: \udcff.
+// Returns text as UTF-8. Characters that cannot be encoded, as in some file names, are escaped as in Python's tracebacks: \udcff.
 std::string text_of(PyObject* string);
 std::string text_of(PyObject* object, const char* attribute);
 
-// Raises the Python error under way as a c10::Error.
+// Throws the current Python error as a PythonError (raised.h).
 [[noreturn]] void throw_python_error();
 
-// The result of a function in a module of bringup's. `format` and `arguments` are those of Python's Py_BuildValue. Raises
-// the function's error as a c10::Error. The caller holds the GIL.
+// Calls a function of a Python module of bringup, and returns its result. `format` and `arguments` are those of Py_BuildValue.
+// Throws the function's error as a PythonError. The caller holds the GIL.
 template <class... Arguments>
 Ref call_python(const char* module, const char* function, const char* format, Arguments... arguments) {
   Ref imported(PyImport_ImportModule(module));

@@ -19,7 +19,7 @@ bool starts_with_any(const std::string& text, const std::vector<std::string>& pr
   return false;
 }
 
-// Where an importable package lies, with the slash; empty if it is not there.
+// The folder of an importable package, with a trailing slash; empty if the package is missing.
 std::string folder_of(const char* package) {
   Ref module(PyImport_ImportModule(package));
   std::string file = module ? text_of(module.get(), "__file__") : "";
@@ -28,56 +28,56 @@ std::string folder_of(const char* package) {
 }
 
 struct Folders {
-  std::vector<std::string> libraries;  // whose frames are not the user's
-  std::vector<std::string> machinery;  // compilers and the import system, whose waits are not the program's
+  std::vector<std::string> libraries;
+  std::vector<std::string> machinery;  // compilers and the import system
 };
 
 Folders find_folders() {
-  Folders found{{"<frozen", "<__array_function__", "<@beartype"}, {"<frozen importlib"}};
+  Folders folders{{"<frozen", "<__array_function__", "<@beartype"}, {"<frozen importlib"}};
   for (const char* package : {"torch", "bringup", "numpy", "triton"})
-    if (std::string folder = folder_of(package); !folder.empty()) found.libraries.push_back(folder);
+    if (std::string folder = folder_of(package); !folder.empty()) folders.libraries.push_back(folder);
   if (std::string torch = folder_of("torch"); !torch.empty())
-    for (const char* part : {"_inductor/", "_dynamo/", "_functorch/"}) found.machinery.push_back(torch + part);
-  if (std::string triton = folder_of("triton"); !triton.empty()) found.machinery.push_back(triton);
-  return found;
+    for (const char* part : {"_inductor/", "_dynamo/", "_functorch/"}) folders.machinery.push_back(torch + part);
+  if (std::string triton = folder_of("triton"); !triton.empty()) folders.machinery.push_back(triton);
+  return folders;
 }
 
-// Called with the GIL, which imports let go: no other lock may be held meanwhile, so two threads may both look.
+// Called with the GIL. Imports release it, so no lock may be held during the search, and two threads may both search.
 const Folders& folders() {
-  static std::atomic<const Folders*> known{nullptr};
-  if (const Folders* found = known.load()) return *found;
+  static std::atomic<const Folders*> cached{nullptr};
+  if (const Folders* ready = cached.load()) return *ready;
   auto* mine = new Folders(find_folders());
-  const Folders* nobodys = nullptr;
-  if (known.compare_exchange_strong(nobodys, mine)) return *mine;
+  const Folders* earlier = nullptr;
+  if (cached.compare_exchange_strong(earlier, mine)) return *mine;
   delete mine;
-  return *nobodys;
+  return *earlier;
 }
 
-// Code that Inductor wrote is not the user's: a module in its cache, or the function that launches a kernel.
+// True for code that Inductor generated: a module in its cache, or the function that launches a kernel.
 bool is_inductors(const std::string& file, PyObject* code) {
   const char* cache = std::getenv("TORCHINDUCTOR_CACHE_DIR");
   if (file.find("/torchinductor_") != std::string::npos || (cache && *cache && file.rfind(cache, 0) == 0)) return true;
   return file == "<string>" && text_of(code, "co_name") == "launcher";
 }
 
-// Decided once per code object, which is kept, so that its address stays its own.
+// The class of a code object is decided once. The object is kept alive, so that no other object gets its address.
 Whose classify(PyObject* code) {
   static std::mutex mutex;
-  static auto* known = new std::unordered_map<PyObject*, Whose>();
+  static auto* classified = new std::unordered_map<PyObject*, Whose>();
   {
     std::lock_guard<std::mutex> lock(mutex);
-    auto found = known->find(code);
-    if (found != known->end()) return found->second;
+    auto entry = classified->find(code);
+    if (entry != classified->end()) return entry->second;
   }
   Gil gil;
   std::string file = text_of(code, "co_filename");
-  // The items of the scorecard are programs, although they lie in our folder.
+  // The items of the scorecard count as user programs, although their files belong to bringup.
   bool is_item = file.find("/bringup/scorecard/") != std::string::npos;
   bool user = !file.empty() && (is_item || !starts_with_any(file, folders().libraries)) && !is_inductors(file, code);
   Whose whose = starts_with_any(file, folders().machinery) ? Whose::Machinery : user ? Whose::User : Whose::Library;
   Py_IncRef(code);
   std::lock_guard<std::mutex> lock(mutex);
-  (*known)[code] = whose;
+  (*classified)[code] = whose;
   return whose;
 }
 

@@ -1,4 +1,4 @@
-// Whose code a frame runs: the user's, a library's, or that of compilers and the import system.
+// Classifies Python code: the user's, a library's, or that of compilers and the import system.
 #pragma once
 #include <torch/csrc/utils/python_stub.h>
 
@@ -6,9 +6,9 @@
 
 namespace bringup {
 
-enum class Whose : uint8_t { Library, Machinery, User };  // Machinery: what it waits for is not the program's
+enum class Whose : uint8_t { Library, Machinery, User };  // Machinery: compilers and imports, whose waits are not recorded
 
-// Of a code object, which is kept alive. Needs no GIL, and takes it for a code object that was never seen before.
+// Classifies a code object and keeps it alive. The caller need not hold the GIL; the first call for a code object acquires it.
 Whose whose(PyObject* code);
 
 }  // namespace bringup

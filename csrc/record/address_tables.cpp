@@ -11,7 +11,7 @@
 namespace bringup {
 namespace {
 
-// Libraries that compute, compile or belong to the C library: what they wait for is not what the program asked for.
+// True for libraries that compute, compile, or belong to the C library. Their waits are not requested by the program.
 bool is_left_alone(const std::string& library, const std::vector<std::string>& folders) {
   for (const std::string& folder : folders)
     if (library.compare(0, folder.size(), folder) == 0) return true;
@@ -26,7 +26,7 @@ void change(void** entry, void* to) {
   if (*entry == to) return;
   auto page = uintptr_t(sysconf(_SC_PAGESIZE));
   auto start = reinterpret_cast<void*>(reinterpret_cast<uintptr_t>(entry) & ~(page - 1));
-  // The table may have been made read-only after loading. It stays writable: a neighbour may be changed at this moment.
+  // The table may be read-only after loading. It stays writable, since another thread may be changing a neighbouring entry.
   if (mprotect(start, page, PROT_READ | PROT_WRITE) == 0) __atomic_store_n(entry, to, __ATOMIC_RELEASE);
 }
 
@@ -35,11 +35,11 @@ constexpr uint32_t kJumpSlot = R_X86_64_JUMP_SLOT, kGlobalData = R_X86_64_GLOB_D
 #elif defined(__aarch64__)
 constexpr uint32_t kJumpSlot = R_AARCH64_JUMP_SLOT, kGlobalData = R_AARCH64_GLOB_DAT;
 #else
-constexpr uint32_t kJumpSlot = 0, kGlobalData = 0;  // nothing is changed, nothing is seen
+constexpr uint32_t kJumpSlot = 0, kGlobalData = 0;  // no table is changed, so no wait is recorded
 #endif
 
 struct DynamicTable {
-  const ElfW(Rela) * relocations[2] = {};  // of calls, of data
+  const ElfW(Rela) * relocations[2] = {};  // for calls, for data
   size_t bytes[2] = {};
   const ElfW(Sym) * symbols = nullptr;
   const char* names = nullptr;
@@ -79,8 +79,8 @@ struct DynamicTable {
         const auto& relocation = relocations[table][i];
         auto type = uint32_t(ELF64_R_TYPE(relocation.r_info));
         if (kJumpSlot == 0 || (type != kJumpSlot && type != kGlobalData)) continue;
-        auto found = by.find(names + symbols[ELF64_R_SYM(relocation.r_info)].st_name);
-        if (found != by.end()) change(reinterpret_cast<void**>(base + relocation.r_offset), found->second);
+        auto replacement = by.find(names + symbols[ELF64_R_SYM(relocation.r_info)].st_name);
+        if (replacement != by.end()) change(reinterpret_cast<void**>(base + relocation.r_offset), replacement->second);
       }
   }
 };
@@ -113,8 +113,8 @@ void replace_in_libraries(const std::vector<std::string>& folders_left_alone,
 unsigned long long libraries_loaded() {
   unsigned long long loaded = 0;
   dl_iterate_phdr(
-      [](dl_phdr_info* library, size_t, void* found) {
-        *static_cast<unsigned long long*>(found) = library->dlpi_adds;
+      [](dl_phdr_info* library, size_t, void* result) {
+        *static_cast<unsigned long long*>(result) = library->dlpi_adds;
         return 1;
       },
       &loaded);

@@ -6,12 +6,12 @@
 
 namespace bringup {
 
-using Replacements = std::unordered_map<std::string, void*>;  // name of a function -> what is called in its place
+using Replacements = std::unordered_map<std::string, void*>;  // name of a function -> its replacement
 
-// Changes the tables of the libraries that are loaded now, except those in the folders and those that belong to the C
-// library. `replacements` says what a library of this path is to call.
+// Changes the tables of the libraries that are loaded now, except those in these folders and those that belong to the C library.
+// `replacements` returns the replacements for the library at a path.
 void replace_in_libraries(const std::vector<std::string>& folders_left_alone,
                           const Replacements& (*replacements)(const std::string& library));
-unsigned long long libraries_loaded();  // so far, closed ones too
+unsigned long long libraries_loaded();  // the number of libraries loaded so far, including closed ones
 
 }  // namespace bringup

@@ -25,7 +25,7 @@ using c10::IValue;
 // At most 64 bytes, so that a million launches stay far below a gigabyte.
 struct TraceRow {
   int64_t host_ns;     // CPU time of the launching thread since its previous row
-  int64_t bytes;       // of a copy or an allocation
+  int64_t bytes;       // size of a copy or an allocation
   int64_t object;      // event id, address of an allocation, module of a call
   uint64_t first_use;  // into `uses`
   int32_t signature;   // -1: not a launch
@@ -48,10 +48,10 @@ struct LineHash {
   }
 };
 
-// View operators of a thread since its previous row that carries time. The recording reads them, too: the thread may end
-// without another row.
+// Counts a thread's view operators since its previous row that carries time. The recording also reads the count, since the thread
+// may end without another row.
 struct ViewCount {
-  std::atomic<int32_t> thread{0};  // whose rows carry them
+  std::atomic<int32_t> thread{0};  // the thread whose rows carry them
   std::atomic<int64_t> views{0};
 };
 
@@ -62,11 +62,11 @@ struct Recording {
   std::vector<uint64_t> uses;  // address * 2 + written
   std::vector<std::string> signatures;
   std::unordered_map<std::string, int32_t> by_text;
-  std::vector<std::pair<Line, std::string>> lines;  // the text of those that a compiler names
+  std::vector<std::pair<Line, std::string>> lines;  // the text is set for lines that a compiler names
   std::unordered_map<std::string, int32_t> line_texts;
   std::unordered_map<std::pair<void*, int64_t>, int32_t, LineHash> line_ids;
   std::atomic<int32_t> threads{0};
-  std::mutex counts_mutex;  // taken last
+  std::mutex counts_mutex;  // locked after `mutex`
   std::vector<std::shared_ptr<ViewCount>> counts;
 
   std::shared_ptr<ViewCount> new_count(int32_t thread) {
@@ -84,10 +84,10 @@ Recording& recording_state() {
 }
 
 // Note [The host's own time]
-// The clock of a thread's CPU time costs 0.5 us, the wall clock 0.03. Between two launches in a row the two are the same;
-// only a longer gap, in which the thread may have waited, is worth the dear clock.
+// Reading a thread's CPU time takes 0.5 us, reading the wall clock 0.03 us. Between two launches in short succession both show
+// the same. So the slow clock is only read after a longer gap, in which the thread may have waited.
 struct ThreadClock {
-  int64_t number = -1;  // of the recording
+  int64_t number = -1;  // the recording that this clock belongs to
   int32_t id = 0;
   std::shared_ptr<ViewCount> count;
   int64_t wall = 0, cpu = 0, since_cpu = 0;
@@ -205,16 +205,16 @@ std::string text_of(const Signature& signature, const IValue* arguments, const S
 }
 
 int32_t intern_text(Recording& state, std::string text) {
-  auto [found, added] = state.by_text.try_emplace(text, int32_t(state.signatures.size()));
+  auto [entry, added] = state.by_text.try_emplace(text, int32_t(state.signatures.size()));
   if (added) state.signatures.push_back(std::move(text));
-  return found->second;
+  return entry->second;
 }
 
 int32_t intern_signature(Recording& state, const LaunchRow& row, const Stack* results) {
   if (results) return intern_text(state, text_of(row.signature, row.arguments, results));
   auto& slot = row.signature.recorded;
-  int64_t known = slot.load(std::memory_order_relaxed);
-  if (known >> 32 == state.number) return int32_t(known & 0xffffffff);
+  int64_t cached = slot.load(std::memory_order_relaxed);
+  if (cached >> 32 == state.number) return int32_t(cached & 0xffffffff);
   int32_t id = intern_text(state, text_of(row.signature, row.arguments, nullptr));
   slot.store(state.number << 32 | id, std::memory_order_relaxed);
   return id;
@@ -222,22 +222,22 @@ int32_t intern_signature(Recording& state, const LaunchRow& row, const Stack* re
 
 int32_t intern_line(Recording& state, const Line& line) {
   if (!line.code) return -1;
-  auto [found, added] = state.line_ids.try_emplace({line.code, line.instruction}, int32_t(state.lines.size()));
+  auto [entry, added] = state.line_ids.try_emplace({line.code, line.instruction}, int32_t(state.lines.size()));
   if (added) {
     state.lines.emplace_back(line, "");
     state.lines.back().first.backward = false;
   }
-  return found->second;
+  return entry->second;
 }
 
 template <class To>
 To narrow(uint64_t value, const char* what) {
-  TORCH_CHECK(value <= uint64_t(std::numeric_limits<To>::max()), "a recording holds no more than ",
-              std::numeric_limits<To>::max(), " ", what, ", and here are ", value);
+  TORCH_CHECK(value <= uint64_t(std::numeric_limits<To>::max()), "a recording holds at most ", std::numeric_limits<To>::max(),
+              " ", what, ", got ", value);
   return To(value);
 }
 
-// Memory is allocated within the launch that asks for it: its rows carry no time, nor do the allocator's own events.
+// True for rows that carry host time. Memory is allocated within a launch, so rows of the allocator and its events carry none.
 bool carries_time(RowKind kind, uint8_t flags) {
   if (kind == RowKind::EventRecord || kind == RowKind::EventWait) return !(flags & kOfAllocator);
   return kind != RowKind::Alloc && kind != RowKind::Free && kind != RowKind::Reserve && kind != RowKind::Release &&
@@ -283,7 +283,7 @@ void add_use(Recording& state, const void* address, bool written) {
   if (address) state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + written);
 }
 
-// Views that no row has carried yet, of any thread, before somebody reads the recording: they get rows of their own.
+// Adds rows for the views, of all threads, that no row carries yet. Called before the recording is read.
 void settle_views(Recording& state) {
   if (!recording()) return;
   std::lock_guard<std::mutex> lock(state.counts_mutex);
@@ -381,8 +381,8 @@ void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t
   record_row(kind, &stream, line, bytes, int64_t(reinterpret_cast<uintptr_t>(address)), flags);
 }
 
-// A kernel of a compiled graph. `read` and `written` are on the chip; the compiler knows the line ("": the caller's), the
-// module (-1: none) and whether the graph is a backward one.
+// Records a kernel of a compiled graph. `read` and `written` are on the chip. The compiler provides the line ("": the caller's),
+// the module (-1: none), and whether the graph is a backward graph.
 void record_compiled(const std::string& signature, at::TensorList read, at::TensorList written, const std::string& line,
                      int64_t module, bool backward) {
   if (!recording()) return;
@@ -395,9 +395,9 @@ void record_compiled(const std::string& signature, at::TensorList read, at::Tens
   row.module = int32_t(module);
   if (backward) row.phase = Phase::Backward;
   if (!line.empty()) {
-    auto [found, added] = state.line_texts.try_emplace(line, int32_t(state.lines.size()));
+    auto [entry, added] = state.line_texts.try_emplace(line, int32_t(state.lines.size()));
     if (added) state.lines.emplace_back(Line{}, line);
-    row.line = found->second;
+    row.line = entry->second;
   }
   for (const at::Tensor& tensor : read) add_use(state, tensor.storage().data(), false);
   for (const at::Tensor& tensor : written) add_use(state, tensor.storage().data(), true);
@@ -427,7 +427,7 @@ namespace {
 
 void start_recording() {
   Recording& state = recording_state();
-  TORCH_CHECK(!recording(), "a recording is under way: one at a time");
+  TORCH_CHECK(!recording(), "a recording is under way: stop it before another one starts");
   std::lock_guard<std::mutex> lock(state.mutex);
   ++state.number;
   state.rows.clear();
@@ -446,14 +446,14 @@ void start_recording() {
   recording_now = true;
 }
 
-// Addresses become numbers in order of first appearance: the same program gives the same numbers.
+// Replaces addresses by numbers in order of first appearance, so that the same program gives the same numbers.
 struct StorageNumbers {
-  ska::flat_hash_map<uint64_t, int64_t> of;
+  ska::flat_hash_map<uint64_t, int64_t> numbers;
   int64_t next = 0;
-  int64_t fresh(uint64_t address) { return of[address] = next++; }
-  int64_t known(uint64_t address) {
-    auto found = of.find(address);
-    return found == of.end() ? fresh(address) : found->second;
+  int64_t fresh(uint64_t address) { return numbers[address] = next++; }
+  int64_t number_of(uint64_t address) {
+    auto entry = numbers.find(address);
+    return entry == numbers.end() ? fresh(address) : entry->second;
   }
 };
 
@@ -465,7 +465,7 @@ at::Tensor column(const std::deque<TraceRow>& rows, size_t first, c10::ScalarTyp
   return tensor;
 }
 
-// The rows from `first` on, as columns; storages renumbered only for the whole recording.
+// The rows from `start` on, as columns. Storages are numbered only if `start` is 0.
 std::vector<at::Tensor> recorded_columns(int64_t start) {
   wait_for_kernels();
   Recording& state = recording_state();
@@ -501,14 +501,14 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
     if (!memory || first > 0)
       *object++ = row.object;
     else
-      *object++ = row.kind == RowKind::Alloc ? storages.fresh(uint64_t(row.object)) : storages.known(uint64_t(row.object));
+      *object++ = row.kind == RowKind::Alloc ? storages.fresh(uint64_t(row.object)) : storages.number_of(uint64_t(row.object));
     if (first > 0) continue;
     for (size_t k = row.first_use; k < row.first_use + row.use_count; ++k)
-      *use++ = storages.known(state.uses[k] >> 1) * 2 + int64_t(state.uses[k] & 1);
+      *use++ = storages.number_of(state.uses[k] >> 1) * 2 + int64_t(state.uses[k] & 1);
     offset[1] = offset[0] + row.use_count;
     ++offset;
   }
-  uses = uses.narrow(0, 0, use - uses.const_data_ptr<int64_t>());  // less than all if rows were set aside
+  uses = uses.narrow(0, 0, use - uses.const_data_ptr<int64_t>());  // fewer than all if rows were set aside
   columns.insert(columns.end(), {objects, uses, offsets});
   return columns;
 }
@@ -520,7 +520,7 @@ std::vector<std::string> recorded_signatures(int64_t start) {  // JSON
   return {state.signatures.begin() + std::min<int64_t>(start, int64_t(state.signatures.size())), state.signatures.end()};
 }
 
-// What passed was not the program's.
+// Leaves the host time since the thread's previous row out of the recording.
 void skip_host_time() {
   thread_clock.join(recording_state());
   thread_clock.elapsed();
@@ -535,7 +535,7 @@ std::vector<std::string> recorded_lines() {
   std::vector<std::string> texts;
   texts.reserve(lines.size());
   for (const auto& [line, text] : lines)
-    texts.push_back(text.empty() ? describe(line) : text);  // takes the GIL: not under the mutex
+    texts.push_back(text.empty() ? describe(line) : text);  // acquires the GIL, so the mutex must not be held
   return texts;
 }
 
@@ -544,7 +544,7 @@ std::vector<std::string> recorded_lines() {
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("start_recording() -> ()", &start_recording);
   m.def("stop_recording() -> ()", [] { recording_now = false; });
-  m.def("set_recording_aside(bool aside) -> ()", [](bool aside) {  // rows between the two calls are not the program's
+  m.def("set_recording_aside(bool aside) -> ()", [](bool aside) {  // rows between the two calls are dropped
     wait_for_kernels();
     Recording& state = recording_state();
     std::lock_guard<std::mutex> lock(state.mutex);
@@ -572,7 +572,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
            const std::string& line, int64_t module,
            bool backward) { record_compiled(signature, read, written, line, module, backward); });
   m.def("skip_host_time() -> ()", &skip_host_time);
-  // The names of the numbers in a recording's columns, in their order.
+  // The names of the kinds, flags, phases and waits, in the order of their numbers.
   m.def("row_kinds() -> str[]", [] {
     return std::vector<std::string>{
 #define ROW_KIND(name, text) text,

@@ -1,4 +1,4 @@
-// What the program launches, one row each: the trace that is priced later. See docs/design.md, "The prediction".
+// The recorder: one row per launch, copy, event, wait and allocation. See docs/design.md, "The prediction".
 #pragma once
 #include <atomic>
 
@@ -12,15 +12,20 @@ enum class RowKind : uint8_t {
 #define ROW_KIND(name, text) name,
 #include "record/rows.inc"
 };
-enum : uint8_t {  // flags of a row
+enum : uint8_t {  // Flags of a row. Rows of the kinds Owner and Host hold a number in their place.
 #define ROW_FLAG(name, bit, text) name = 1 << bit,
 #include "record/rows.inc"
 };
+// Rows of several kinds pass through the same code, so no two flags may share a bit.
+#define ROW_FLAG(name, bit, text) +name
+static_assert((0
+#include "record/rows.inc"
+               ) == 0xFF);  // eight flags, each with a bit of its own; a ninth needs a wider column
 
 extern std::atomic<bool> recording_now;
 inline bool recording() { return recording_now.load(std::memory_order_relaxed); }
 
-// `results`: what the launch returned, where the signature does not say. `launch` may already be running.
+// The data of a launch's row.
 struct LaunchRow {
   const Signature& signature;
   const c10::IValue* arguments;
@@ -29,14 +34,15 @@ struct LaunchRow {
   c10::SmallVector<StorageRef, 6> storages;
   c10::SmallVector<void*, 2> outputs;
 };
+// `results` are the launch's results, if the signature does not tell them. The launch may already be running.
 void record_launch(const LaunchRow& row, uint8_t flags, const Stack* results = nullptr);
 void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags = 0);
-void record_event(const Stream& stream, int64_t event, const void* keeps);  // memory that the allocator keeps until then
-// Of a copy that reads and writes these storages, where they are the device's. `other`: the device that it comes from.
+void record_event(const Stream& stream, int64_t event, const void* keeps);  // `keeps`: as in event_record
+// Records a copy. `from` and `to` are its storages on the device, or null for host memory; `other` is the source device.
 void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
                  int64_t other = 0);
 void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address, uint8_t flags = 0);
-// A kernel of the program's own. What it did is known when it has run: then its signature is amended.
+// Records a kernel of the program. Its counters are known after it has run; then its signature is amended.
 struct RecordedRow {
   int64_t recording = -1;
   size_t row = 0;
@@ -46,7 +52,7 @@ RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::Sma
 void amend_recorded(const RecordedRow& row, std::string signature);
 void wait_for_kernels();
 
-void count_view();       // host time without a row: the thread's next launch, copy or wait carries it
-int recording_thread();  // this thread's number in the recording's rows
+void count_view();       // Views have no rows: the thread's next row that carries time includes them.
+int recording_thread();  // this thread's number in the recording
 
 }  // namespace bringup

@@ -1,4 +1,4 @@
-// Replays rows of a trace on host, links and chips. The rules, with worked examples: docs/replay.md.
+// Replays the rows of a trace on host, links and chips. docs/replay.md has the rules with worked examples.
 #include <ATen/ATen.h>
 #include <torch/library.h>
 
@@ -26,10 +26,10 @@ constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kNone = -1;
 
 struct Machine {
-  double launch_latency;  // from the host's call to the earliest start on the chip, seconds
-  size_t queue_depth;     // launches that may be outstanding
+  double launch_latency;  // seconds from the host's call to the earliest start on the chip
+  size_t queue_depth;     // maximum number of launches that have not ended
   int copy_engines;
-  int concurrent;  // kernels at once
+  int concurrent;  // maximum number of kernels that run at the same time
 };
 
 // An operation on a stream. `phase` counts the parts of a fallback: copy down, compute, copy up.
@@ -38,16 +38,16 @@ struct Pending {
   RowKind kind;
   bool fallback = false;
   int phase = 0;
-  int source = 0;         // of a copy between chips
-  double earliest;        // the host's call, plus the latency
-  double seconds, share;  // of the whole operation; the share of the chip's cores
-  double parts[3];        // of a fallback
-  int64_t after = kNone;  // of a wait: the row that recorded the event
+  int source = 0;         // source chip of a copy between chips
+  double earliest;        // time of the host's call, plus the latency
+  double seconds, share;  // duration of the whole operation; share of the chip's cores
+  double parts[3];        // seconds of a fallback's parts
+  int64_t after = kNone;  // for a wait: the row that recorded the event
 };
 
 struct StreamQueue {
   std::deque<Pending> waiting;
-  double done = 0;       // end of what has left the queue
+  double done = 0;       // end of the latest operation that has left the queue
   int64_t last = kNone;  // row of the latest operation
 };
 
@@ -59,27 +59,27 @@ struct DeviceClock {
   std::map<int, StreamQueue> streams;
   std::vector<Running> running;   // kernels
   size_t queued = 0;              // launches whose end is unknown
-  std::deque<double> ends;        // of the other launches that the queue holds, in order
-  double link[2] = {0, 0};        // free from: host to device, device to host
-  std::map<int, double> between;  // the same of the link from another chip
+  std::deque<double> ends;        // sorted ends of the other launches that the queue holds
+  double link[2] = {0, 0};        // time from which each direction is free: host to device, device to host
+  std::map<int, double> between;  // the same for the link from another chip
 };
 
 struct HostThread {
   double time = 0;
-  int64_t row = kNone;           // in which it waits
-  std::vector<int64_t> awaited;  // for the ends of these rows
-  bool computes = false;         // in the place of the chip
-  double idle = 0;               // spent on waits for what is not the chip
-  bool ahead = false;            // of the others, by such a wait
+  int64_t row = kNone;           // the row in which it waits
+  std::vector<int64_t> awaited;  // the rows whose ends it waits for
+  bool computes = false;         // it computes in place of the chip
+  double idle = 0;               // seconds of waits that were not for the chip
+  bool ahead = false;            // such a wait has moved it ahead of the other threads
 };
 
-// The operation that can start first, if there is one.
+// The operation that can start first, if any.
 struct Next {
   double moment = std::numeric_limits<double>::infinity(), ready = 0;
   int64_t row = kNone;
   DeviceClock* on = nullptr;
   StreamQueue* stream = nullptr;
-  double earliest = 0;  // nothing can start before this any more
+  double earliest = 0;  // no operation can start before this time
 
   void choose(double start, double from, int64_t number, DeviceClock& device, StreamQueue& queue) {
     if (std::tie(start, from, number) >= std::tie(moment, ready, row)) return;
@@ -92,26 +92,25 @@ struct Next {
 };
 
 // Note [The order of the replay]
-// Rows come in the host's order, and operations start in the order of time. So a row only joins its stream's queue, and
-// queues move on when somebody needs to know an end: a thread that waited and goes on, a full queue, the caller at the
-// end. By then every row that the host issued before that moment is there, since a thread that waits issues nothing and
-// the others' rows have been read. The operation that can start first is started first; an operation that still waits,
-// for its stream, an event, a copy or cores, holds back nothing but its own stream.
+// Rows arrive in the host's order, but operations start in the order of time. So a row is only added to its stream's queue. The
+// queues advance when an end is needed: by a thread that continues after a wait, by a full queue, or by the caller at the end. By
+// then all rows that the host issued before that time have been read, since a waiting thread issues nothing. The operation that
+// can start first is started first. An operation that waits for its stream, an event, a copy or cores only blocks its own stream.
 struct Replay {
   Machine machine;
   double host = 0;  // the interpreter's clock
   std::unordered_map<int, HostThread> threads;
-  std::unordered_map<int64_t, int64_t> events;  // -> the row of the latest record
-  std::unordered_map<int64_t, double> signals;  // from thread to thread
+  std::unordered_map<int64_t, int64_t> events;  // event -> row of its latest record
+  std::unordered_map<int64_t, double> signals;  // signal between threads -> time
   std::map<int, DeviceClock> devices;
-  std::optional<Next> upcoming;                    // kept until a stream has another operation at its front
+  std::optional<Next> upcoming;                    // valid until a stream has another operation at its front
   std::vector<double> issued, start, end, waited;  // per row; an end may be unknown
 
-  bool known(int64_t row) const { return row == kNone || !std::isnan(end[size_t(row)]); }
+  bool has_end(int64_t row) const { return row == kNone || !std::isnan(end[size_t(row)]); }
 
   // ---- engines
 
-  // The earliest moment from `ready` on at which the chip has a share of its cores free for so long.
+  // The earliest time, from `ready` on, at which a share of the chip's cores is free for `seconds`.
   double free_cores(const DeviceClock& on, double ready, double seconds, double share) const {
     double moment = ready;
     while (true) {
@@ -129,7 +128,7 @@ struct Replay {
 
   double& link(DeviceClock& on, bool to_host) const { return on.link[machine.copy_engines > 1 && to_host]; }
 
-  // The link that an operation takes, as the moment from which it is free; null: it takes none.
+  // The time from which an operation's link is free; null if it uses no link.
   double* lane_of(DeviceClock& on, const Pending& item) const {
     if (item.fallback) return item.phase == 1 ? nullptr : &link(on, item.phase == 0);
     if (item.kind == RowKind::D2D) return &on.between[item.source];
@@ -142,7 +141,7 @@ struct Replay {
     return item.fallback ? ready : free_cores(on, ready, item.seconds, item.share);
   }
 
-  // ---- time passes
+  // ---- advancing the time
 
   void finish(DeviceClock& on, StreamQueue& stream, double moment) {
     const Pending& item = stream.waiting.front();
@@ -156,12 +155,12 @@ struct Replay {
     stream.waiting.pop_front();
   }
 
-  // Events that are reached take no time. True if any was.
+  // Removes events from the front of a queue, which take no time. True if there were any.
   bool pass_events(DeviceClock& on, StreamQueue& stream) {
     bool any = false;
     while (!stream.waiting.empty()) {
       const Pending& item = stream.waiting.front();
-      if (item.kind != RowKind::EventRecord && (item.kind != RowKind::EventWait || !known(item.after))) break;
+      if (item.kind != RowKind::EventRecord && (item.kind != RowKind::EventWait || !has_end(item.after))) break;
       double moment = std::max(item.earliest, stream.done);
       if (item.after != kNone) moment = std::max(moment, end[size_t(item.after)]);
       start[size_t(item.row)] = moment;
@@ -175,7 +174,7 @@ struct Replay {
     if (upcoming) return *upcoming;
     Next& first = upcoming.emplace();
     bool passed = true;
-    while (passed) {  // an event may let a stream go on that has been looked at
+    while (passed) {  // an event may release a stream that has already been examined
       passed = false;
       first = {};
       first.earliest = host;
@@ -193,7 +192,7 @@ struct Replay {
     return first;
   }
 
-  // False if there is nothing to start.
+  // Starts the next operation. False if there is none.
   bool step() {
     const Next& first = next();
     if (!first.stream) return false;
@@ -221,20 +220,21 @@ struct Replay {
   }
 
   double end_of(int64_t row) {
-    while (!known(row)) TORCH_CHECK(step() || known(row), "row ", row, " of the trace waits for what never comes");
+    while (!has_end(row))
+      TORCH_CHECK(step() || has_end(row), "row ", row, " of the trace waits for something that never happens");
     return row == kNone ? 0.0 : end[size_t(row)];
   }
 
   // ---- the host
 
-  // A thread that goes on has waited. During a fallback it computes, and has waited only until that began.
+  // Ends a thread's wait. During a fallback the thread computes, so it has only waited until the fallback began.
   void settle(HostThread& thread) {
     if (thread.row == kNone) return;
     size_t row = size_t(thread.row);
     double moment = thread.time;
     for (int64_t awaited : thread.awaited) moment = std::max(moment, end_of(awaited));
     waited[row] += std::max((thread.computes ? start[row] : moment) - thread.time, 0.0);
-    if (std::isnan(end[row])) end[row] = moment;  // it is no operation
+    if (std::isnan(end[row])) end[row] = moment;  // the row is not an operation
     thread.time = moment;
     thread.row = kNone;
   }
@@ -246,8 +246,8 @@ struct Replay {
     end[size_t(row)] = kUnknown;
   }
 
-  // Python's threads share one interpreter, so what they issue is in the order of the rows. But a thread that waited for
-  // something that is not the chip goes on later than the rows of others that follow: it does not hold those up.
+  // Python's threads share one interpreter, so they issue in the order of the rows. A thread that waited, but not for the chip,
+  // may continue later than following rows of other threads. It does not delay those.
   double issue(HostThread& thread, double seconds) {
     thread.ahead = thread.ahead && thread.time > host;
     thread.time = std::max(host, thread.time) + seconds;
@@ -255,7 +255,7 @@ struct Replay {
     return thread.time;
   }
 
-  // The thread waits until then for something that is not the chip.
+  // The thread waits until this time, but not for the chip.
   void idle(HostThread& thread, int64_t row, double until) {
     if (until <= thread.time) return;
     thread.idle += until - thread.time;
@@ -263,15 +263,15 @@ struct Replay {
     thread.time = end[size_t(row)] = until;
   }
 
-  // The moment from `now` on at which the chip accepts a launch. The queue holds launches until they end, in any order.
+  // The time, from `now` on, at which the chip accepts a launch. The queue holds launches until they end, in any order.
   double room(DeviceClock& on, double now) {
     while (true) {
       while (!on.ends.empty() && on.ends.front() <= now) on.ends.pop_front();
       if (on.queued + on.ends.size() < machine.queue_depth) return now;
-      if (!on.ends.empty() && next().moment >= on.ends.front()) {  // what has yet to start ends later
+      if (!on.ends.empty() && next().moment >= on.ends.front()) {  // operations that start later end later
         now = on.ends.front();
       } else {
-        TORCH_CHECK(step(), "a launch of the trace waits for room that never comes");
+        TORCH_CHECK(step(), "a launch of the trace waits for a place in the queue that never becomes free");
       }
     }
   }
@@ -284,7 +284,7 @@ struct Replay {
   }
 
   void finish_all() {
-    double now = std::exchange(host, std::numeric_limits<double>::infinity());  // no row comes while these are started
+    double now = std::exchange(host, std::numeric_limits<double>::infinity());  // no further row arrives
     upcoming.reset();
     while (step()) {
     }
@@ -299,9 +299,9 @@ std::unordered_map<int64_t, std::shared_ptr<Replay>> replays;
 
 std::shared_ptr<Replay> replay_of(int64_t handle) {
   std::lock_guard<std::mutex> lock(replays_mutex);
-  auto found = replays.find(handle);
-  TORCH_CHECK(found != replays.end(), "there is no replay ", handle);
-  return found->second;
+  auto entry = replays.find(handle);
+  TORCH_CHECK(entry != replays.end(), "there is no replay ", handle);
+  return entry->second;
 }
 
 int64_t timeline_open(double launch_latency, int64_t queue_depth, int64_t copy_engines, int64_t concurrent) {
@@ -330,8 +330,8 @@ void timeline_feed(int64_t handle, const at::Tensor& kinds, const at::Tensor& fl
                    const at::Tensor& stream_ids, const at::Tensor& thread_ids, const at::Tensor& objects,
                    const at::Tensor& host_seconds, const at::Tensor& seconds, const at::Tensor& shares,
                    const at::Tensor& fallbacks, const at::Tensor& fallback_seconds) {
-  auto found = replay_of(handle);
-  Replay& replay = *found;
+  auto shared = replay_of(handle);
+  Replay& replay = *shared;
   int64_t rows = kinds.numel();
   const auto* kind = read<uint8_t>(kinds, rows);
   const auto* flag = read<uint8_t>(flags, rows);
@@ -423,7 +423,7 @@ at::Tensor copy_of(const std::vector<double>& values) {
   return copy;
 }
 
-// Per row: when the host issued it, when it started and ended on its engine, and how long the host waited in it.
+// Per row: the time of issue by the host, of start and end on its engine, and the time that the host waited in it.
 std::vector<at::Tensor> timeline_results(int64_t handle) {
   auto replay = replay_of(handle);
   replay->finish_all();
@@ -445,7 +445,7 @@ Intervals united(Intervals intervals) {
   return result;
 }
 
-// `a` without `b`, both disjoint and sorted.
+// The parts of `a` outside `b`. Both are disjoint and sorted.
 Intervals without(const Intervals& a, const Intervals& b) {
   Intervals result;
   size_t k = 0;
@@ -462,8 +462,8 @@ Intervals without(const Intervals& a, const Intervals& b) {
   return result;
 }
 
-// Seconds of [from, to) in which the chip computes; else the host works for it; else the link is busy; else a link between
-// chips.
+// Splits the seconds of [from, to): the chip computes; else the host computes in its place; else the link is busy; else a link
+// between chips is busy.
 std::vector<double> timeline_shares(const at::Tensor& kinds, const at::Tensor& fallbacks, const at::Tensor& starts,
                                     const at::Tensor& ends, double from, double to) {
   int64_t rows = kinds.numel();

@@ -41,25 +41,25 @@
 #include "runtime/runtime.h"
 
 // Note [What is waiting]
-// The predicted machine waits for what the program asks for: a sleep, a pipe, a socket, a process, a lock of its threads.
-// It does not wait for what only this machine does: compilers and their caches, imports, page faults, the emulation, a
-// processor that others keep busy. The wall clock cannot tell the two apart, so the calls themselves are watched: the
-// interpreter and the libraries of programs call the C library through tables of addresses, which are changed to lead here
-// (torch's, Triton's and our own are not). Then
-//   - a call that would not block is not waited for, whatever time it takes;
-//   - a time-out that runs out takes the time that was asked for;
-//   - a wait for a lock, or for bytes that another thread of the program writes, takes until the other thread lets it go on,
-//     on the predicted clock: the replay knows when that is (rows Signal and Resume);
-//   - a wait for another process takes what it took on this machine;
-//   - what compilers and imports wait for is left out.
+// The predicted machine waits when the program requests it: for a sleep, a pipe, a socket, a process, or a lock of its threads.
+// It does not wait for work that only this machine does: compilers and their caches, imports, page faults, the emulation, and
+// other programs on the processor. The wall clock cannot distinguish the two, so the calls themselves are watched. The
+// interpreter and the program's libraries call the C library through tables of addresses, and these are changed to call the
+// functions below. The tables of torch, Triton and bringup are not changed. Then these rules apply:
+//   - A call that would not block is no wait, however long it takes.
+//   - A time-out that expires takes the requested time.
+//   - A wait for a lock, or for bytes from another thread of the program, lasts until that thread releases it on the predicted
+//     clock. The replay determines this time from rows of the kinds Signal and Resume.
+//   - A wait for another process takes the time measured on this machine.
+//   - Waits of compilers and imports are not recorded.
 namespace bringup {
 namespace {
 
 std::atomic<bool> is_watching_waits{false};
 thread_local int aside = 0;
-thread_local int sleeps_recorded = 0;  // by who asked for them
+thread_local int sleeps_recorded = 0;  // not 0 while the caller itself records its sleep
 
-// Does the program wait if this thread blocks now? Asked first: what comes after may allocate and lock.
+// True if a wait of this thread is recorded now. Called first, since the code after it may allocate and lock.
 bool counts() {
   return is_watching_waits.load(std::memory_order_relaxed) && !within_handler() && recording() && aside == 0 &&
          is_python_thread();
@@ -76,7 +76,7 @@ int64_t until_ns(clockid_t clock, const timespec* deadline) {
 }
 int64_t length_ns(const timespec* length) { return length->tv_sec * 1000000000ll + length->tv_nsec; }
 
-// How long this thread was ready to run and had no processor; -1 where the kernel does not say.
+// The time for which this thread was ready to run without a processor; -1 if the operating system does not provide it.
 int64_t queued_ns() {
   int file = ::open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
   if (file < 0) return -1;
@@ -101,7 +101,7 @@ void record_wait(WaitFor what, int64_t ns) {
   record_row(RowKind::Host, nullptr, current_line(), 0, ns, uint8_t(what));
 }
 
-// ---- one thread lets another go on
+// ---- threads that release other threads
 
 std::atomic<int64_t> next_signal{1};
 
@@ -115,7 +115,7 @@ void record_resume(int64_t signal) {
   if (recording()) record_row(RowKind::Resume, nullptr, current_line(), 0, signal);
 }
 
-// Threads that wait for a semaphore, and the signal that they were let go with.
+// The threads that wait for a semaphore, each with the signal that released it.
 struct Waiter {
   void* semaphore;
   int64_t signal = 0;
@@ -125,7 +125,7 @@ struct Waiters {
   std::mutex mutex;
   Waiter* first = nullptr;
 };
-std::array<Waiters, 64> waiters;  // by the semaphore's address
+std::array<Waiters, 64> waiters;  // by address of the semaphore
 std::atomic<int> waiters_count{0};
 
 Waiters& waiters_for(void* semaphore) { return waiters[reinterpret_cast<uintptr_t>(semaphore) / 32 % waiters.size()]; }
@@ -167,24 +167,25 @@ void signal_waiters(void* semaphore) {
 }
 
 // Note [Interrupted waits]
-// A signal ends a wait early, and the interpreter waits again for the rest: what passed meanwhile depends on this machine.
-// The two are one wait: what comes at its end, a time-out or another thread's signal, is what was asked for first.
+// An operating system's signal ends a wait early, and the interpreter then waits for the remaining time. The time until then
+// depends on this machine. So the two count as one wait with the time that was requested first. Its end is a time-out or the
+// release by another thread.
 struct Interrupted {
-  const void* object = nullptr;  // a semaphore, or of all descriptors one address
-  int64_t deadline = 0, asked = 0, since = 0, queued = -1, before = 0;
-  int64_t passed = 0;  // until the signal
+  const void* object = nullptr;  // a semaphore, or one address for all descriptors
+  int64_t deadline = 0, requested = 0, since = 0, queued = -1, before = 0;
+  int64_t passed = 0;  // time until the signal
   WaitFor what = WaitFor::Time;
 };
 thread_local Interrupted interrupted;
 
-// The handler raised, or its thread does something else now: the wait took until the signal.
+// The wait was not resumed, for example because the signal handler raised an error. It lasted until the signal.
 void end_interrupted(const Interrupted& wait) {
   if (wait.object) record_wait(wait.what, wait.passed);
 }
 
-// The wait that now goes on for `rest` nanoseconds; without an object if it is a new one.
+// Returns the interrupted wait that now continues for `rest` nanoseconds, or one without an object if this is a new wait.
 Interrupted interrupted_before(const void* object, int64_t rest) {
-  constexpr int64_t kClose = 200000000;  // deadlines of the same wait
+  constexpr int64_t kClose = 200000000;  // nanoseconds by which the deadlines of one wait may differ
   Interrupted before = std::exchange(interrupted, {});
   if (before.object == object && std::abs(now_ns() + rest - before.deadline) < kClose) return before;
   end_interrupted(before);
@@ -192,9 +193,9 @@ Interrupted interrupted_before(const void* object, int64_t rest) {
 }
 
 thread_local int64_t start_signal = 0;
-thread_local bool by_python = false;  // started by the interpreter, or the one that started to watch
+thread_local bool by_python = false;  // true for threads started by the interpreter, and for the one that called watch_waits
 
-// The recording's numbers of threads that run backward now, the latest last.
+// The recording's numbers of the threads that run a backward pass, the latest last.
 struct Backwards {
   std::mutex mutex;
   std::vector<int32_t> threads;
@@ -206,7 +207,7 @@ Backwards& backwards() {
 std::atomic<int> backwards_count{0};
 
 int32_t begin_backward() {
-  int32_t master = works_for(), thread = master >= 0 ? master : recording_thread();  // a node may run backward again
+  int32_t master = works_for(), thread = master >= 0 ? master : recording_thread();  // a node may itself start a backward pass
   std::lock_guard<std::mutex> lock(backwards().mutex);
   backwards().threads.push_back(thread);
   ++backwards_count;
@@ -228,8 +229,8 @@ struct Started {
   int64_t signal;
 };
 
-void* start_thread(void* given) {
-  std::unique_ptr<Started> started(static_cast<Started*>(given));
+void* start_thread(void* memory) {
+  std::unique_ptr<Started> started(static_cast<Started*>(memory));
   by_python = true;
   start_signal = started->signal;
   void* (*run)(void*) = started->run;
@@ -238,11 +239,11 @@ void* start_thread(void* given) {
   return run(argument);
 }
 
-// Bytes that threads of the program write while others wait for bytes: end of the channel -> signals, in their order.
+// Records which channels threads of the program write to while other threads wait for bytes.
 struct Channels {
   std::mutex mutex;
-  std::unordered_map<uint64_t, std::vector<int64_t>> written;
-  std::unordered_map<uint64_t, uint64_t> other_end;  // of socket pairs
+  std::unordered_map<uint64_t, std::vector<int64_t>> written;  // reading end -> signals, in order
+  std::unordered_map<uint64_t, uint64_t> other_end;            // for the ends of socket pairs
 };
 Channels& channels() {
   static auto* all = new Channels();
@@ -250,8 +251,8 @@ Channels& channels() {
 }
 std::atomic<int> readers_count{0};
 
-// A pipe, socket or device by its inode; what has an inode in common with others (eventfd, timerfd) by its descriptor.
-// 0 for files, which are never waited for.
+// Identifies a pipe, socket or device by its inode. Objects that share an inode with others (eventfd, timerfd) are identified by
+// their descriptor. Returns 0 for files, since reading them is no wait.
 uint64_t channel_of(int descriptor) {
   struct stat about;
   if (fstat(descriptor, &about) != 0) return 0;
@@ -260,7 +261,7 @@ uint64_t channel_of(int descriptor) {
   return about.st_ino ^ uint64_t(about.st_dev) << 40;
 }
 
-// Is the pipe too full for these bytes? poll asks for one page only.
+// True if the pipe has no room for these bytes. poll only checks for room of one page.
 bool is_full(int descriptor, size_t bytes) {
   int size = fcntl(descriptor, F_GETPIPE_SZ), unread = 0;
   return size > 0 && !(fcntl(descriptor, F_GETFL) & O_NONBLOCK) && ioctl(descriptor, FIONREAD, &unread) == 0 &&
@@ -278,7 +279,7 @@ void note_written(int descriptor) {
   KeepErrno keep;
   uint64_t channel = channel_of(descriptor);
   if (!channel) return;
-  constexpr size_t kMost = 1024;  // writes before a reader wakes up
+  constexpr size_t kMost = 1024;  // writes that are stored until a reader wakes up
   std::lock_guard<std::mutex> lock(channels().mutex);
   auto end = channels().other_end.find(channel);
   std::vector<int64_t>& written = channels().written[end == channels().other_end.end() ? channel : end->second];
@@ -286,32 +287,32 @@ void note_written(int descriptor) {
   written.push_back(record_signal());
 }
 
-// A wait for descriptors or a process. `asked`: the nanoseconds of a time-out; 0: none.
+// A wait for descriptors or a process. `requested` is the time-out in nanoseconds, or 0 if there is none.
 class Blocked {
  public:
-  explicit Blocked(WaitFor what, int64_t asked = 0) : what_(what) {
+  explicit Blocked(WaitFor what, int64_t requested = 0) : what_(what) {
     KeepErrno keep;
     ++readers_count;
     int64_t now = now_ns();
-    if (Interrupted first = interrupted_before(&readers_count, asked); asked > 0 && first.object)
+    if (Interrupted first = interrupted_before(&readers_count, requested); requested > 0 && first.object)
       wait_ = first;
     else
-      wait_ = {&readers_count, now + asked, asked, now, queued_ns(), next_signal};
+      wait_ = {&readers_count, now + requested, requested, now, queued_ns(), next_signal};
   }
-  // There is nothing to wait for any more: a write came before this one was there to ask for its signal.
+  // Cancels the wait: a write arrived before this thread was registered as a reader.
   void never_mind() { --readers_count; }
-  // The call has returned: it failed, it timed out (0), or these descriptors are ready.
+  // Ends the wait: the call has failed (< 0), has timed out (0), or these descriptors are ready.
   template <class Descriptors>
   void over(int64_t result, const Descriptors& ready) {
     KeepErrno keep;
     int64_t wall = now_ns() - wait_.since;
     --readers_count;
-    if (wait_.asked > 0 && result < 0 && errno == EINTR) {
+    if (wait_.requested > 0 && result < 0 && errno == EINTR) {
       interrupted = wait_;
       interrupted.passed = wall;
       interrupted.what = what_;
-    } else if (wait_.asked > 0 && result == 0)
-      record_wait(what_, wait_.asked);
+    } else if (wait_.requested > 0 && result == 0)
+      record_wait(what_, wait_.requested);
     else if (int64_t signal = written_by_us(ready))
       record_resume(signal);
     else
@@ -327,10 +328,10 @@ class Blocked {
     if (next_signal == wait_.before) return 0;
     std::lock_guard<std::mutex> lock(channels().mutex);
     for (int descriptor : ready) {
-      auto found = channels().written.find(channel_of(descriptor));
-      if (found == channels().written.end()) continue;
-      auto first = std::lower_bound(found->second.begin(), found->second.end(), wait_.before);
-      if (first != found->second.end()) return *first;
+      auto entry = channels().written.find(channel_of(descriptor));
+      if (entry == channels().written.end()) continue;
+      auto first = std::lower_bound(entry->second.begin(), entry->second.end(), wait_.before);
+      if (first != entry->second.end()) return *first;
     }
     return 0;
   }
@@ -353,7 +354,7 @@ auto transfer(int descriptor, short events, bool never_blocks, Call call, size_t
   return result;
 }
 
-// ---- in place of the C library's functions
+// ---- replacements of the C library's functions
 
 ssize_t read_(int descriptor, void* to, size_t bytes) {
   return transfer(descriptor, POLLIN, false, [&] { return ::read(descriptor, to, bytes); });
@@ -377,7 +378,7 @@ int accept_(int descriptor, sockaddr* from, socklen_t* length) {
 int accept4_(int descriptor, sockaddr* from, socklen_t* length, int flags) {
   return transfer(descriptor, POLLIN, false, [&] { return ::accept4(descriptor, from, length, flags); });
 }
-// This machine's own addresses answer at once.
+// Connections to this machine's own addresses do not wait.
 bool is_local(const sockaddr* to) {
   if (to->sa_family == AF_INET) return ntohl(reinterpret_cast<const sockaddr_in*>(to)->sin_addr.s_addr) >> 24 == 127;
   if (to->sa_family == AF_INET6) return IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(to)->sin6_addr);
@@ -430,20 +431,20 @@ int socketpair_(int domain, int type, int protocol, int ends[2]) {
     std::lock_guard<std::mutex> lock(channels().mutex);
     channels().other_end[one] = other;
     channels().other_end[other] = one;
-    channels().written.erase(one);  // of descriptors that were closed
+    channels().written.erase(one);  // entries of closed descriptors
     channels().written.erase(other);
   }
   return result;
 }
 
-// `call(blocks)` waits if it may block; `ready(result)`: the descriptors that it found ready.
+// `call(blocks)` waits if `blocks` is true. `ready(result)` returns the descriptors that are ready.
 template <class Call, class Ready>
-int wait_for_descriptors(int64_t asked, Call call, Ready ready) {
-  if (int found = call(false)) return found;
-  Blocked blocked(WaitFor::Descriptor, asked);
-  if (int found = call(false)) {
+int wait_for_descriptors(int64_t requested, Call call, Ready ready) {
+  if (int count = call(false)) return count;
+  Blocked blocked(WaitFor::Descriptor, requested);
+  if (int count = call(false)) {
     blocked.never_mind();
-    return found;
+    return count;
   }
   int result = call(true);
   blocked.over(result, ready(result));
@@ -473,19 +474,19 @@ int ppoll_(pollfd* all, nfds_t count, const timespec* length, const sigset_t* ma
 }
 
 int select_(int count, fd_set* reading, fd_set* writing, fd_set* others, timeval* length) {
-  int64_t asked = length ? length->tv_sec * 1000000000ll + length->tv_usec * 1000ll : 0;
-  if ((length && asked == 0) || !counts()) return ::select(count, reading, writing, others, length);
+  int64_t requested = length ? length->tv_sec * 1000000000ll + length->tv_usec * 1000ll : 0;
+  if ((length && requested == 0) || !counts()) return ::select(count, reading, writing, others, length);
   fd_set* sets[3] = {reading, writing, others};
-  fd_set asked_for[3];
+  fd_set requested_sets[3];
   for (int i = 0; i < 3; ++i)
-    if (sets[i]) asked_for[i] = *sets[i];
+    if (sets[i]) requested_sets[i] = *sets[i];
   auto call = [&](bool blocks) {
     for (int i = 0; i < 3; ++i)
-      if (sets[i]) *sets[i] = asked_for[i];  // the call before has left what is ready
+      if (sets[i]) *sets[i] = requested_sets[i];  // the previous call has overwritten it
     timeval none{0, 0};
     return ::select(count, reading, writing, others, blocks ? length : &none);
   };
-  return wait_for_descriptors(asked, call, [&](int result) {
+  return wait_for_descriptors(requested, call, [&](int result) {
     Descriptors ready;
     for (int descriptor = 0; result > 0 && descriptor < count; ++descriptor)
       if (reading && FD_ISSET(descriptor, reading)) ready.push_back(descriptor);
@@ -529,7 +530,7 @@ int waitid_(idtype_t type, id_t id, siginfo_t* info, int options) {
 pid_t wait_(int* status) { return wait4_(-1, status, 0, nullptr); }
 pid_t wait3_(int* status, int options, rusage* usage) { return wait4_(-1, status, options, usage); }
 
-// Signals come from outside: for as long as it took.
+// Signals come from outside the program, so such a wait takes the measured time.
 template <class Wait>
 int wait_for_signal(const timespec* length, Wait wait) {
   if ((length && length_ns(length) == 0) || !counts()) return wait();
@@ -559,7 +560,7 @@ int sigwait_(const sigset_t* set, int* signal) {
   }
 }
 
-// A lock of a file is another process's.
+// A lock of a file counts as held by another process.
 int flock_(int descriptor, int operation) {
   if ((operation & (LOCK_NB | LOCK_UN)) || !counts()) return ::flock(descriptor, operation);
   if (::flock(descriptor, operation | LOCK_NB) == 0) return 0;
@@ -592,15 +593,15 @@ int lockf_(int descriptor, int command, off_t length) {
 
 int clock_nanosleep_(clockid_t clock, int flags, const timespec* length, timespec* rest) {
   if (sleeps_recorded > 0 || !counts()) return ::clock_nanosleep(clock, flags, length, rest);
-  int64_t asked = flags & TIMER_ABSTIME ? until_ns(clock, length) : length_ns(length);
+  int64_t requested = flags & TIMER_ABSTIME ? until_ns(clock, length) : length_ns(length);
   int64_t since = now_ns();
   int result = ::clock_nanosleep(clock, flags, length, rest);
   KeepErrno keep;
   if (result == EINTR && rest && !(flags & TIMER_ABSTIME))
-    asked -= length_ns(rest);
+    requested -= length_ns(rest);
   else if (result != 0)
-    asked = now_ns() - since;
-  record_wait(WaitFor::Time, asked);
+    requested = now_ns() - since;
+  record_wait(WaitFor::Time, requested);
   return result;
 }
 int nanosleep_(const timespec* length, timespec* rest) {
@@ -619,26 +620,26 @@ unsigned sleep_(unsigned seconds) {
   return nanosleep_(&whole, &rest) == 0 ? 0 : unsigned(rest.tv_sec + (rest.tv_nsec > 0));
 }
 
-// `shared`: between processes, so that the one who posts need not be a thread of this one.
+// `shared`: the semaphore is shared between processes, so the posting thread may belong to another process.
 template <class Wait>
-int wait_for_lock(sem_t* semaphore, int64_t asked, bool shared, Wait wait) {
+int wait_for_lock(sem_t* semaphore, int64_t requested, bool shared, Wait wait) {
   if (!counts()) return wait();
   if (::sem_trywait(semaphore) == 0) return 0;
   WaitForLock lock(semaphore);
-  int64_t deadline = now_ns() + asked;
+  int64_t deadline = now_ns() + requested;
   int64_t queued = shared ? queued_ns() : -1, since = now_ns();
-  if (Interrupted first = interrupted_before(semaphore, asked); asked > 0 && first.object) {
-    asked = first.asked;
+  if (Interrupted first = interrupted_before(semaphore, requested); requested > 0 && first.object) {
+    requested = first.requested;
     since = first.since;
   }
   int result = wait();
   KeepErrno keep;
-  constexpr int64_t kRound = 10000;  // the deadline was computed some microseconds before
+  constexpr int64_t kRound = 10000;  // the deadline was computed some microseconds before this call
   int64_t signal = lock.signal();
   if (result != 0 && errno == ETIMEDOUT)
-    record_wait(WaitFor::Lock, (asked + kRound / 2) / kRound * kRound);
-  else if (result != 0 && errno == EINTR && asked > 0)
-    interrupted = {semaphore, deadline, asked, since, queued, 0, now_ns() - since, WaitFor::Lock};
+    record_wait(WaitFor::Lock, (requested + kRound / 2) / kRound * kRound);
+  else if (result != 0 && errno == EINTR && requested > 0)
+    interrupted = {semaphore, deadline, requested, since, queued, 0, now_ns() - since, WaitFor::Lock};
   else if (signal && result == 0)
     record_resume(signal);
   else if (shared)
@@ -683,11 +684,11 @@ void* address(Function* function) {
   return reinterpret_cast<void*>(function);
 }
 
-// Not here: the open of a FIFO, which cannot be asked whether it would block; pselect and epoll_pwait, which the interpreter
-// does not call; message queues, aio, io_uring and System V semaphores, which Python has not; fsync and its like, which wait
-// for a disk of this machine.
+// These are not replaced: opening a FIFO, since it cannot be tested whether it would block; pselect and epoll_pwait, since the
+// interpreter does not call them; message queues, aio, io_uring and System V semaphores, since Python has no functions for them;
+// fsync and similar calls, since they wait for a disk of this machine.
 const Replacements& replacements(bool shared_semaphores) {
-  static const auto* of_all = new Replacements{
+  static const auto* common = new Replacements{
       {"read", address(&read_)},
       {"readv", address(&readv_)},
       {"recv", address(&recv_)},
@@ -736,16 +737,16 @@ const Replacements& replacements(bool shared_semaphores) {
       {"sigaction", address(&sigaction_)},
       {"signal", address(&signal_)},
   };
-  static const auto* of_multiprocessing = [] {
-    auto* copy = new Replacements(*of_all);
+  static const auto* multiprocessing = [] {
+    auto* copy = new Replacements(*common);
     (*copy)["sem_wait"] = address(&shared_sem_wait_);
     (*copy)["sem_timedwait"] = address(&shared_sem_timedwait_);
     return copy;
   }();
-  return shared_semaphores ? *of_multiprocessing : *of_all;
+  return shared_semaphores ? *multiprocessing : *common;
 }
 
-// Folders of torch, Triton and this package, as they are installed.
+// The folders in which torch, Triton and this package are installed.
 std::vector<std::string>& folders_left_alone() {
   static auto* folders = new std::vector<std::string>();
   return *folders;
@@ -797,15 +798,15 @@ void watch_waits(bool on, const std::vector<std::string>& left_alone) {
 }
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
-  m.def("watch_waits(bool on, str[] left_alone) -> ()",  // folders, each with its slash
+  m.def("watch_waits(bool on, str[] left_alone) -> ()",  // folders, with trailing slashes
         [](bool on, const std::vector<std::string>& left_alone) { watch_waits(on, left_alone); });
   m.def("set_waits_aside(bool begin) -> ()", [](bool begin) { aside += begin ? 1 : -1; });
   m.def("set_sleep_recorded(bool begin) -> ()", [](bool begin) { sleeps_recorded += begin ? 1 : -1; });
-  // Between the two autograd's threads work for the current one.
+  // Between these two calls, autograd's threads work for the current thread.
   m.def("begin_backward() -> int", [] { return int64_t(begin_backward()); });
   m.def("end_backward(int thread) -> ()", [](int64_t thread) { end_backward(int32_t(thread)); });
   m.def("within_machinery() -> bool", &within_machinery);
-  // Hand-overs that the program's Python sees (handover.py); 0: not recorded.
+  // Hand-overs between threads that handover.py observes. 0: not recorded.
   m.def("record_signal() -> int", [] { return counts() && !within_machinery() ? record_signal() : int64_t(0); });
   m.def("record_resume(int signal) -> ()", [](int64_t signal) {
     if (counts() && !within_machinery()) record_resume(signal);

@@ -1,4 +1,4 @@
-// What the program itself asks to wait for, while its clocks show the chip's time.
+// Records the program's own waits while its clocks show the chip's time.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -6,20 +6,19 @@
 
 namespace bringup {
 
-// What a row of kind Host waited for, in its flags. The numbers are in trace files: append only.
+// The cause of a wait, in the flags of a Host row. Trace files contain the numbers, so only append.
 enum class WaitFor : uint8_t { Time, Descriptor, Process, Lock };
 
-void watch_waits(bool on, const std::vector<std::string>& left_alone);  // folders of libraries that are not watched
+void watch_waits(bool on, const std::vector<std::string>& left_alone);  // `left_alone`: folders of libraries not to watch
 void watch_new_libraries();
 
-// The signal that the current thread was started with, once; 0: none.
-void settle_interrupted();  // before somebody reads the recording: a wait of this thread that a signal ended
+void settle_interrupted();  // Records a wait of this thread that a signal ended. Called before the recording is read.
+// Returns the signal with which the current thread was started, at the first call only; 0 if there is none.
 int64_t take_start_signal();
-// The recording's number of the thread that the current one works for: of autograd's threads the one that runs backward;
-// -1: it works for itself.
+// If the current thread is one of autograd's, returns the recording's number of the thread that runs the backward pass; else -1.
 int32_t works_for();
 
-// What the current thread waits for in this scope is not the program's: it computes in the place of the chip.
+// Waits of the current thread in this scope are not recorded, since it computes in place of the chip.
 class WaitsAside {
  public:
   WaitsAside();

@@ -7,6 +7,7 @@
 #include <typeinfo>
 #include <unordered_map>
 
+#include "python/raised.h"
 #include "runtime/runtime.h"
 
 namespace bringup {
@@ -17,7 +18,7 @@ namespace {
 
 struct Marks {
   std::mutex mutex;
-  std::unordered_map<int64_t, FailurePtr> of;  // allocation -> the failure that left it without its content
+  std::unordered_map<int64_t, FailurePtr> by_allocation;  // the failure that marked an allocation
 };
 
 Marks& marks() {
@@ -29,7 +30,7 @@ std::string count(int number, const char* one, const char* many) {
   return std::to_string(number) + " " + (number == 1 ? one : many);
 }
 
-// Throws a copy with the context if the error is of this kind: other threads may be reading the one that is shared.
+// If the error is of this kind, throws a copy with the context. The original is shared: other threads may be reading it.
 template <class Kind>
 void throw_copy_as(const c10::Error& error, const std::string& context) {
   auto* same = dynamic_cast<const Kind*>(&error);
@@ -39,9 +40,14 @@ void throw_copy_as(const c10::Error& error, const std::string& context) {
   throw copy;
 }
 
-[[noreturn]] void throw_with(const FailurePtr& failure, const std::string& context) {
+[[noreturn]] void throw_with(const FailurePtr& failure, const std::string& context, bool to_program = true) {
   try {
     std::rethrow_exception(failure->error);
+  } catch (const PythonError& error) {
+    PythonError copy(error);
+    if (!context.empty()) copy.add_context(context);
+    if (to_program) copy.raise_in_python();
+    throw copy;
   } catch (const c10::Error& error) {
     if (context.empty()) throw;
     throw_copy_as<c10::OutOfMemoryError>(error, context);
@@ -57,7 +63,7 @@ void throw_copy_as(const c10::Error& error, const std::string& context) {
 
 }  // namespace
 
-void raise_first(const std::vector<FailurePtr>& failures) {
+void raise_first(const std::vector<FailurePtr>& failures, bool to_program) {
   std::vector<FailurePtr> mine;
   for (const FailurePtr& failure : failures)
     if (failure && !failure->raised.exchange(true)) mine.push_back(failure);
@@ -73,7 +79,7 @@ void raise_first(const std::vector<FailurePtr>& failures) {
   if (others > 0) context = "and " + count(others, "other launch failed", "other launches failed");
   if (skipped > 0)
     context += (others > 0 ? "; " : "") + count(skipped, "launch", "launches") + " that needed a result of it did not run";
-  throw_with(mine[0], context);
+  throw_with(mine[0], context, to_program);
 }
 
 void raise_again(const FailurePtr& failure) {
@@ -84,24 +90,24 @@ void raise_again(const FailurePtr& failure) {
 void mark(Allocations allocations, const FailurePtr& failure) {
   std::lock_guard<std::mutex> lock(marks().mutex);
   for (int64_t allocation : allocations)
-    if (allocation) marks().of[allocation] = failure;
-  marked_allocations = int(marks().of.size());
+    if (allocation) marks().by_allocation[allocation] = failure;
+  marked_allocations = int(marks().by_allocation.size());
 }
 
 void unmark(int64_t allocation) {
   if (!any_marked()) return;
   std::lock_guard<std::mutex> lock(marks().mutex);
-  marks().of.erase(allocation);
-  marked_allocations = int(marks().of.size());
+  marks().by_allocation.erase(allocation);
+  marked_allocations = int(marks().by_allocation.size());
 }
 
 FailurePtr mark_of(Allocations allocations, int64_t launch) {
   if (!any_marked()) return nullptr;
   std::lock_guard<std::mutex> lock(marks().mutex);
   for (int64_t allocation : allocations) {
-    auto found = marks().of.find(allocation);
-    if (found == marks().of.end()) continue;
-    if (!found->second->raised || launch <= found->second->raised_at) return found->second;
+    auto entry = marks().by_allocation.find(allocation);
+    if (entry == marks().by_allocation.end()) continue;
+    if (!entry->second->raised || launch <= entry->second->raised_at) return entry->second;
   }
   return nullptr;
 }
@@ -109,15 +115,15 @@ FailurePtr mark_of(Allocations allocations, int64_t launch) {
 FailurePtr raised_mark_of(int64_t allocation) {
   if (!any_marked()) return nullptr;
   std::lock_guard<std::mutex> lock(marks().mutex);
-  auto found = marks().of.find(allocation);
-  return found != marks().of.end() && found->second->raised ? found->second : nullptr;
+  auto entry = marks().by_allocation.find(allocation);
+  return entry != marks().by_allocation.end() && entry->second->raised ? entry->second : nullptr;
 }
 
 void forget_raised() {
   if (!any_marked()) return;
   std::lock_guard<std::mutex> lock(marks().mutex);
-  std::erase_if(marks().of, [](const auto& item) { return item.second->raised.load(); });
-  marked_allocations = int(marks().of.size());
+  std::erase_if(marks().by_allocation, [](const auto& item) { return item.second->raised.load(); });
+  marked_allocations = int(marks().by_allocation.size());
 }
 
 }  // namespace bringup

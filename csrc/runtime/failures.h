@@ -1,4 +1,4 @@
-// A failed launch on its way to a user's thread, and the memory that it left without its results.
+// A failed launch on its way to a user's thread, and the memory whose content it did not compute.
 #pragma once
 #include <c10/util/ArrayRef.h>
 
@@ -9,38 +9,39 @@
 
 namespace bringup {
 
-// Raised once, whatever streams it has travelled to.
+// A failure is raised once, even if several streams carry it.
 struct Failure {
   std::exception_ptr error;
-  int64_t launch;  // number of the launch: of several failures the first launch's is raised
+  int64_t launch;  // number of the launch; of several failures, the one with the lowest number is raised
   std::atomic<bool> raised{false};
-  std::atomic<int64_t> raised_at{0};  // launches under way
+  std::atomic<int64_t> raised_at{0};  // number of the latest launch when it was raised
   std::atomic<int> others{0};         // later failures on its stream
-  std::atomic<int> skipped{0};        // launches that needed a result of it and did not run
+  std::atomic<int> skipped{0};        // launches that did not run since they needed one of its results
 };
 using FailurePtr = std::shared_ptr<Failure>;
 
-// Throws the first of those that were not raised yet, if any, with the number of the others, which are over with it.
-void raise_first(const std::vector<FailurePtr>& failures);
-// Throws this one, even if it was raised before: the caller needs a result of it.
+// Throws the first failure that has not been raised, if any. Its text counts the others, which are raised with it. With
+// `to_program`, an error from Python is raised as its original exception; without, only its text is thrown.
+void raise_first(const std::vector<FailurePtr>& failures, bool to_program = true);
+// Throws this failure even if it was raised before, since the caller needs one of its results.
 [[noreturn]] void raise_again(const FailurePtr& failure);
 
 // Note [What depends on a failed launch does not run]
-// The results of a failed launch are memory that was never computed. A later launch that reads it would compute nonsense
-// and write it over the program's tensors before anybody hears of the failure. So memory that a failed launch should have
-// written is marked, launches that read marked memory do not run and mark what they should have written, and so on, until
-// the failure was raised and every launch issued before that is over. Memory is known by the number of its allocation, so
-// that whoever gets an address next is not concerned. As long as nothing has failed, all this costs one look at a counter.
-using Allocations = c10::ArrayRef<int64_t>;  // numbers; 0: not an allocation of the chip
+// The outputs of a failed launch were never computed. A later launch that reads them would overwrite tensors of the program with
+// invalid values before the failure is raised. So the memory that a failed launch should have written is marked. A launch that
+// reads marked memory does not run, and its outputs are marked. A mark ends when the failure has been raised and all launches
+// issued before that have ended. Memory is identified by the number of its allocation, so the next owner of an address is not
+// affected. Without failures, this costs one read of a counter per launch.
+using Allocations = c10::ArrayRef<int64_t>;  // numbers of allocations; 0 for memory that is not the chip's
 extern std::atomic<int> marked_allocations;
 inline bool any_marked() { return marked_allocations.load(std::memory_order_acquire) > 0; }
 void mark(Allocations allocations, const FailurePtr& failure);
-void unmark(int64_t allocation);  // it was overwritten
-// The failure that a launch of this number has to leave alone; null if it may read all of these.
+void unmark(int64_t allocation);  // It was overwritten as a whole.
+// Returns the failure that keeps the launch of this number from reading these allocations; null if it may read them.
 FailurePtr mark_of(Allocations allocations, int64_t launch);
-// The failure that left this allocation without its content, if it has been raised: what is issued now may read it.
+// Returns the failure that marked this allocation, if it has been raised. Work issued from now on may read such memory.
 FailurePtr raised_mark_of(int64_t allocation);
-// Every launch is over: marks of failures that were raised are of no use any more.
+// Removes the marks of failures that have been raised. Called when no launch is pending.
 void forget_raised();
 
 }  // namespace bringup

@@ -5,6 +5,8 @@
 #include <array>
 #include <mutex>
 
+#include "python/python.h"
+
 namespace bringup {
 
 ChipGenerator::ChipGenerator(c10::DeviceIndex device, uint64_t seed)
@@ -15,14 +17,20 @@ ChipGenerator::ChipGenerator(c10::DeviceIndex device, uint64_t seed)
 ChipGenerator::~ChipGenerator() = default;
 
 at::Generator ChipGenerator::draw_on(Stream& stream) {
-  std::lock_guard<std::mutex> lock(order_);
-  if (last_) follow(stream, *last_);
+  std::unique_lock<std::mutex> draw = lock_without_gil(draws_);  // see Note [Two mutexes of a generator]
+  Stream* last;
+  {
+    std::lock_guard<std::mutex> lock(state_);
+    last = last_;
+  }
+  if (last) follow(stream, *last);
+  std::lock_guard<std::mutex> lock(state_);
   last_ = &stream;
   return current_;
 }
 
 void ChipGenerator::replace(at::Generator next, uint64_t seed) {
-  std::lock_guard<std::mutex> lock(order_);
+  std::lock_guard<std::mutex> lock(state_);
   current_ = std::move(next);
   seed_ = seed;
   last_ = nullptr;
@@ -32,7 +40,7 @@ at::Generator ChipGenerator::settled() const {
   at::Generator current;
   Stream* last;
   {
-    std::lock_guard<std::mutex> lock(order_);
+    std::lock_guard<std::mutex> lock(state_);
     current = current_;
     last = last_;
   }
@@ -43,7 +51,7 @@ at::Generator ChipGenerator::settled() const {
 void ChipGenerator::set_current_seed(uint64_t seed) { replace(at::detail::createCPUGenerator(seed), seed); }
 
 uint64_t ChipGenerator::current_seed() const {
-  std::lock_guard<std::mutex> lock(order_);
+  std::lock_guard<std::mutex> lock(state_);
   return seed_;
 }
 
@@ -70,7 +78,7 @@ void ChipGenerator::set_state(const c10::TensorImpl& state) {
 
 c10::intrusive_ptr<c10::TensorImpl> ChipGenerator::get_state() const {
   at::Generator current = settled();
-  std::lock_guard<std::mutex> lock(current.mutex());  // another thread may launch what draws
+  std::lock_guard<std::mutex> lock(current.mutex());  // a kernel of another thread may be drawing
   return current.unsafeGetGeneratorImpl()->get_state();
 }
 
@@ -88,9 +96,9 @@ const at::Generator& default_generator(c10::DeviceIndex device) {
   if (device < 0) device = current_device();
   check_index(device);
   std::lock_guard<std::mutex> lock(mutex);
-  at::Generator& found = (*generators)[size_t(device)];
-  if (!found.defined()) found = at::make_generator<ChipGenerator>(device, c10::default_rng_seed_val);
-  return found;
+  at::Generator& generator = (*generators)[size_t(device)];
+  if (!generator.defined()) generator = at::make_generator<ChipGenerator>(device, c10::default_rng_seed_val);
+  return generator;
 }
 
 }  // namespace bringup

@@ -10,15 +10,20 @@
 namespace bringup {
 
 // Note [Random numbers]
-// Kernels draw from a CPU generator, so that one seed gives the numbers that the CPU would give. It advances when a kernel
-// runs; if launches that draw come from several streams, each waits for the one before. Seeding and restoring a state
-// replace the CPU generator: kernels under way keep the old one, and nothing has to wait. Reading the state waits.
+// Kernels draw from a CPU generator, so one seed gives the same numbers on the chip and on the CPU. The generator advances when
+// a kernel runs. If launches that draw come from several streams, each stream waits for the one before. Seeding and restoring a
+// state replace the CPU generator: kernels under way keep the old one, so nothing has to wait. Reading the state waits.
+//
+// Note [Two mutexes of a generator]
+// torch seeds a generator while it holds the GIL. A launch that draws may wait for a full queue, whose worker may need the GIL,
+// and a recording may acquire the GIL to find a line. So only threads that draw lock `draws_`, and they release the GIL while
+// they wait for it. They hold it while one stream is made to wait for another. `state_` is only held for a few assignments.
 class ChipGenerator final : public c10::GeneratorImpl {
  public:
   explicit ChipGenerator(c10::DeviceIndex device, uint64_t seed = c10::default_rng_seed_val);
   ~ChipGenerator() override;
 
-  // For a kernel enqueued next on `stream`.
+  // Returns the CPU generator for the kernel that the caller enqueues next on `stream`.
   at::Generator draw_on(Stream& stream);
 
   void set_current_seed(uint64_t seed) override;
@@ -33,12 +38,13 @@ class ChipGenerator final : public c10::GeneratorImpl {
  private:
   ChipGenerator* clone_impl() const override;
   void replace(at::Generator next, uint64_t seed);
-  at::Generator settled() const;  // the current one, after the launches that still draw
+  at::Generator settled() const;  // waits for the launches that still draw, then returns the current generator
 
-  mutable std::mutex order_;  // guards what follows
+  std::mutex draws_;          // taken before `state_`
+  mutable std::mutex state_;  // guards the members below
   at::Generator current_;
   uint64_t seed_;
-  Stream* last_ = nullptr;
+  Stream* last_ = nullptr;  // the stream of the latest draw from `current_`
 };
 
 const at::Generator& default_generator(c10::DeviceIndex device);

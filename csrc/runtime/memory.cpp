@@ -29,17 +29,17 @@ namespace {
 using c10::CachingAllocator::StatType;
 using c10::CachingDeviceAllocator::DeviceStats;
 
-// The size classes of torch's CUDA allocator, so that a program fragments memory here as it does there.
-constexpr size_t kRound = 512;              // every block
-constexpr size_t kSmall = size_t(1) << 20;  // up to here: the small pool
+// The size classes of torch's CUDA allocator, so that programs fragment memory as they do with CUDA.
+constexpr size_t kRound = 512;              // block sizes are multiples of this
+constexpr size_t kSmall = size_t(1) << 20;  // larger blocks are not in the small pool
 constexpr size_t kSmallSegment = size_t(2) << 20;
 constexpr size_t kLargeSegment = size_t(20) << 20;  // for blocks from kSmall to kMiddle
 constexpr size_t kMiddle = size_t(10) << 20;
-constexpr size_t kRoundLarge = size_t(2) << 20;  // segments for blocks from kMiddle on
+constexpr size_t kRoundLarge = size_t(2) << 20;  // segments for blocks of kMiddle and more are multiples of this
 
 class Pool;
 
-// Work that the next owner's stream has to wait for. Both halves of a block that is split share it.
+// Work that the stream of a block's next owner waits for. Both parts of a block that is split share it.
 struct Use {
   Event* event;
   explicit Use(Event* event) : event(event) {}
@@ -50,13 +50,13 @@ using Uses = std::vector<std::shared_ptr<Use>>;
 
 struct Block : Held {
   Pool* pool = nullptr;
-  int64_t number = 0;  // of the allocation
+  int64_t number = 0;  // allocation number
   Stream* stream = nullptr;
   bool small = false, allocated = false;
   Content content = Content::Unknown;
   Block *previous = nullptr, *next = nullptr;  // neighbours in the segment
-  std::unordered_set<Stream*> users;           // other streams that use it: record_stream
-  Uses pending;                                // by those, when it was freed
+  std::unordered_set<Stream*> users;           // other streams that use it, from record_stream
+  Uses pending;                                // their work at the time when it was freed
 };
 
 struct BySize {
@@ -67,7 +67,7 @@ struct BySize {
   }
 };
 
-// Every segment of every device, for `device_of`: address -> (bytes, device).
+// The segments of all devices, for `device_of`: address -> (bytes, device).
 struct Segments {
   std::mutex mutex;
   std::map<const char*, std::pair<size_t, int>> ranges;
@@ -79,20 +79,20 @@ Segments& segments() {
 }
 
 // Note [Reuse of memory is decided by the host's order, never by time]
-// A block returns to its stream's pool as soon as the host frees it, although kernels on that stream may still use it:
-// whoever gets it next is enqueued behind them. If other streams used it (record_stream), events are recorded on them
-// when it is freed, and its next owner's stream waits for those. torch's CUDA allocator polls the events instead, so
-// there the amount of reserved memory depends on timing; here the same program always reaches the same peaks.
+// A block returns to its stream's pool as soon as the host frees it, although kernels on that stream may still use it: the work
+// of its next owner is enqueued behind them. If other streams used the block (record_stream), freeing it records an event on each
+// of them, and the next owner's stream waits for these events. torch's CUDA allocator polls the events instead, so its amount of
+// reserved memory depends on timing. Here a program always reaches the same peaks.
 //
 // Note [No waiting under the allocator's mutex]
-// Tensors are freed by threads that hold the GIL, and kernels written in Python need it: whoever waited for a kernel or
-// for the GIL while holding the mutex could wait for itself.
+// Threads that hold the GIL free tensors, and kernels written in Python need the GIL. A thread that waited for a kernel or for
+// the GIL while it held the mutex could cause a deadlock.
 //
 // Note [Giving memory back]
-// A free segment may still be used by kernels that were launched before it was freed. So segments are first taken out of
-// the pool, where no thread can get them any more; then the device is drained, without the mutex, and whatever other
-// threads launch meanwhile is none of their users; then they go back to the driver. One thread at a time does so: another
-// that finds no memory waits for it and looks again.
+// Kernels that were launched before a segment was freed may still use it. So unused segments are first removed from the pool,
+// where no thread can allocate them any more. Then the device is drained without the mutex; launches that other threads make
+// meanwhile do not use these segments. Then the segments are returned to the driver. Only one thread does this at a time; others
+// that find no memory wait for it and then try again.
 class Pool {
  public:
   explicit Pool(int device) : device_(device) {}
@@ -133,7 +133,7 @@ class Pool {
     try {
       for (const auto& use : pending) event_wait(use->event, stream, true);
     } catch (...) {
-      free(block);  // with what it still has to wait for
+      free(block);  // keeps its pending work
       throw;
     }
     if (!pending.empty()) {
@@ -151,7 +151,7 @@ class Pool {
     if (!users.empty()) {
       lock.unlock();
       Uses pending;
-      if (!note_uses(users, block->address, pending)) return;  // nobody knows when it is free: it stays allocated
+      if (!note_uses(users, block->address, pending)) return;  // it stays allocated, since the end of its use is unknown
       lock.lock();
       block->pending.insert(block->pending.end(), pending.begin(), pending.end());
     }
@@ -167,45 +167,45 @@ class Pool {
 
   void record_stream(void* address, Stream& stream) {
     std::lock_guard<std::mutex> lock(mutex_);
-    auto found = in_use_.find(static_cast<char*>(address));
-    if (found != in_use_.end() && found->second->stream != &stream) found->second->users.insert(&stream);
+    auto entry = in_use_.find(static_cast<char*>(address));
+    if (entry != in_use_.end() && entry->second->stream != &stream) entry->second->users.insert(&stream);
   }
 
-  // Gives whole free segments back to the driver.
+  // Returns unused segments to the driver.
   void release_unused() {
     ReleaseGil no_gil;
     std::lock_guard<std::mutex> one_at_a_time(release_mutex_);
-    std::vector<Block*> taken;
+    std::vector<Block*> unused;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       for (auto& pool : free_)
         std::erase_if(pool, [&](Block* block) {
           bool whole = !block->previous && !block->next;
-          if (whole) taken.push_back(block);
+          if (whole) unused.push_back(block);
           return whole;
         });
     }
-    if (taken.empty()) return;
+    if (unused.empty()) return;
     int status = drain(device_);
-    for (Block* block : taken)
+    for (Block* block : unused)
       for (const auto& use : block->pending) status = std::max(status, driver().event_synchronize(use->event->handle));
-    if (status != BRINGUP_OK) {  // kernels may still use them
+    if (status != BRINGUP_OK) {  // kernels may still be using them
       {
         std::lock_guard<std::mutex> lock(mutex_);
-        for (Block* block : taken) free_[block->small].insert(block);
+        for (Block* block : unused) free_[block->small].insert(block);
       }
-      throw_driver_error(device(device_), "a wait before memory is given back");
+      throw_driver_error(device(device_), "a wait before memory is released");
     }
-    std::vector<Block*> kept, given;
-    for (Block* block : taken) {
-      decltype(segments().ranges)::node_type range;  // taken out first: the driver may give the address to another thread
+    std::vector<Block*> remaining, returned;
+    for (Block* block : unused) {
+      decltype(segments().ranges)::node_type range;  // removed first: another thread may get this address from the driver
       {
         std::lock_guard<std::mutex> lock(segments().mutex);
         range = segments().ranges.extract(block->address);
       }
       int freed = driver().free(device(device_).handle, block->address, block->bytes);
       status = std::max(status, freed);
-      (freed == BRINGUP_OK ? given : kept).push_back(block);
+      (freed == BRINGUP_OK ? returned : remaining).push_back(block);
       if (freed != BRINGUP_OK) {
         std::lock_guard<std::mutex> lock(segments().mutex);
         segments().ranges.insert(std::move(range));
@@ -215,15 +215,15 @@ class Pool {
     }
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (Block* block : given) {
+      for (Block* block : returned) {
         ++stats_.num_device_free;
         change(stats_.segment, block, -1);
         change(stats_.reserved_bytes, block, -int64_t(block->bytes));
       }
-      for (Block* block : kept) free_[block->small].insert(block);  // still the driver's, and tried again later
+      for (Block* block : remaining) free_[block->small].insert(block);  // the driver could not free them; tried again later
     }
-    for (Block* block : given) delete block;  // and its events
-    check_driver(status, device(device_), "giving memory back");
+    for (Block* block : returned) delete block;  // outside the mutex: this destroys events
+    check_driver(status, device(device_), "the release of memory");
   }
 
   DeviceStats stats() {
@@ -263,13 +263,13 @@ class Pool {
   }
 
   std::vector<std::pair<char*, size_t>> alive() {
-    std::vector<std::pair<char*, size_t>> found;
+    std::vector<std::pair<char*, size_t>> blocks;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (auto& [start, block] : in_use_) found.emplace_back(start, block->requested);
+      for (auto& [start, block] : in_use_) blocks.emplace_back(start, block->requested);
     }
-    std::sort(found.begin(), found.end());
-    return found;
+    std::sort(blocks.begin(), blocks.end());
+    return blocks;
   }
 
   std::vector<Held> largest(size_t most) {
@@ -279,7 +279,7 @@ class Pool {
 
  private:
   int device_;
-  std::mutex mutex_, release_mutex_;  // the second is taken first
+  std::mutex mutex_, release_mutex_;  // release_mutex_ is locked before mutex_
   std::set<Block*, BySize> free_[2];  // large, small
   ska::flat_hash_map<char*, Block*> in_use_;
   DeviceStats stats_;
@@ -294,8 +294,8 @@ class Pool {
     }
   }
 
-  void count(const Block* block, bool taken) {
-    int64_t sign = taken ? 1 : -1;
+  void count(const Block* block, bool allocated) {
+    int64_t sign = allocated ? 1 : -1;
     change(stats_.allocation, block, sign);
     change(stats_.active, block, sign);
     change(stats_.allocated_bytes, block, sign * int64_t(block->bytes));
@@ -308,7 +308,7 @@ class Pool {
     change(stats_.inactive_split_bytes, block, sign * int64_t(block->bytes));
   }
 
-  // Notes what streams do until now. Where the driver has no event for that, the stream is waited for; false if that fails.
+  // Records an event on each stream. If the driver cannot, waits for the stream instead. False if that wait fails too.
   bool note_uses(const std::unordered_set<Stream*>& users, const void* address, Uses& uses) noexcept {
     for (Stream* user : users) {
       try {
@@ -333,15 +333,15 @@ class Pool {
     Block key;
     key.stream = &stream;
     key.bytes = bytes;
-    auto found = free_[small].lower_bound(&key);
-    if (found == free_[small].end() || (*found)->stream != &stream) return nullptr;
-    Block* block = *found;
-    free_[small].erase(found);
+    auto entry = free_[small].lower_bound(&key);
+    if (entry == free_[small].end() || (*entry)->stream != &stream) return nullptr;
+    Block* block = *entry;
+    free_[small].erase(entry);
     if (block->previous || block->next) inactive_split(block, -1);
     return block;
   }
 
-  // `anyway`: past the chip's capacity, but never past what the program has set itself as a limit.
+  // `anyway`: the segment may exceed the chip's capacity, but not a limit that the program has set.
   Block* grow(Stream& stream, size_t bytes, bool small, std::unique_lock<std::mutex>& lock, bool anyway = false) {
     size_t segment = small             ? kSmallSegment
                      : bytes < kMiddle ? kLargeSegment
@@ -352,7 +352,7 @@ class Pool {
     int status = driver().alloc(device(device_).handle, segment, &address);
     if (status == BRINGUP_OUT_OF_MEMORY) return nullptr;
     if (status != BRINGUP_OK) {
-      lock.unlock();  // the error names the owner of an address
+      lock.unlock();  // the error's text may need the owner of an address
       throw_driver_error(device(device_), "an allocation of " + human(segment));
     }
     auto* block = new Block();
@@ -426,7 +426,7 @@ class Pool {
 
 void Pool::warn_past_capacity(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
   if (std::exchange(warned_, true)) return;
-  lock.unlock();  // the line takes the GIL
+  lock.unlock();  // describing the line acquires the GIL
   say_past_capacity(device_, requested, line);
   lock.lock();
 }
@@ -436,7 +436,7 @@ void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<st
   Shortage shortage{
       requested,        size_t(stats_.allocated_bytes[0].current), size_t(stats_.reserved_bytes[0].current), limit(), line,
       largest_locked(5)};
-  lock.unlock();  // the lines take the GIL, whose holder may be waiting for this mutex
+  lock.unlock();  // describing lines acquires the GIL, whose holder may be waiting for this mutex
   throw_out_of_memory(device_, shortage);
 }
 
@@ -444,7 +444,7 @@ Pool& pool(int device) {
   static std::mutex mutex;
   static std::array<std::atomic<Pool*>, kMaxDevices> pools;
   check_index(c10::DeviceIndex(device));
-  if (Pool* found = pools[size_t(device)].load(std::memory_order_acquire)) return *found;
+  if (Pool* existing = pools[size_t(device)].load(std::memory_order_acquire)) return *existing;
   std::lock_guard<std::mutex> lock(mutex);
   if (!pools[size_t(device)]) pools[size_t(device)] = new Pool(device);
   return *pools[size_t(device)];

@@ -11,31 +11,31 @@
 
 namespace bringup {
 
-// What an allocation is for, shown in the out-of-memory report. Set by the launch, read by the allocator.
+// The purpose of an allocation, for the out-of-memory report. The launch sets it, and the allocator reads it.
 struct Purpose {
   const char* op = nullptr;
   c10::ScalarType dtype = c10::ScalarType::Undefined;
   uint8_t dims = 0;
   int64_t sizes[6] = {};
-  bool grows = false;  // from another allocation, whose content it takes over
+  bool grows = false;  // it replaces a smaller allocation and receives its content
 };
 extern thread_local Purpose purpose;
 void set_purpose(const char* op, c10::ScalarType dtype, c10::IntArrayRef sizes);
 
 c10::DeviceAllocator& chip_allocator();
-c10::DataPtr allocate_on(c10::DeviceIndex device, size_t bytes);  // on the device's current stream
-// Largest live blocks first: [{"bytes", "what", "line"}] as JSON.
+c10::DataPtr allocate_on(c10::DeviceIndex device, size_t bytes);  // for the device's current stream
+// The live blocks as JSON, largest first: [{"bytes", "what", "line"}].
 std::string live_blocks_json(int device, int64_t most);
-// The live tensor that an address belongs to: "int64[4] by aten::full made at train.py:5"; "" for none.
+// Describes the live tensor at an address: "int64[4] by aten::full made at train.py:5", or "" if there is none.
 std::string describe_owner(int device, const void* address);
-std::vector<std::pair<char*, size_t>> allocations(int device);  // alive ones in order: start, bytes asked for
-// Counts the allocations of the process: the number of a live one, 0 for other memory.
+std::vector<std::pair<char*, size_t>> allocations(int device);  // live ones by address: start and requested bytes
+// The number of a live allocation in this process; 0 for other memory.
 int64_t allocation_number(const c10::DataPtr& memory);
-// A note of dry runs at a live block (see dry.cpp): what is its content? A fresh one's is unknown.
-enum class Content : uint8_t { Unknown, Guessed, Drawn, Known };  // the two in the middle are stand-ins
+// How much a dry run knows about the content of a live block (see dry.cpp). A new block is Unknown.
+enum class Content : uint8_t { Unknown, Guessed, Drawn, Known };  // Guessed and Drawn: the block holds a stand-in
 Content content_of(const c10::DataPtr& memory);
 void set_content(const c10::DataPtr& memory, Content content);
-void set_memory_limit(int device, double fraction);  // of the capacity
-c10::DeviceIndex device_of(const void* address);     // of a live allocation's segment; -1: not device memory
+void set_memory_limit(int device, double fraction);  // `fraction` of the capacity
+c10::DeviceIndex device_of(const void* address);     // -1 if the address is not in device memory
 
 }  // namespace bringup

@@ -1,4 +1,4 @@
-// What is said of memory: who holds it, and why there is no more.
+// Texts about memory: the largest blocks, and the out-of-memory report.
 #pragma once
 #include <string>
 #include <vector>
@@ -8,7 +8,7 @@
 
 namespace bringup {
 
-// What reports say of a block. The rest of it changes without the mutex, or is of no use to others.
+// The properties of a block that reports show. Unlike the others, they may be copied under the pool's mutex and used later.
 struct Held {
   char* address = nullptr;
   size_t bytes = 0, requested = 0;
@@ -16,7 +16,7 @@ struct Held {
   Purpose purpose;
 };
 
-// An allocation that failed, and the pool that it failed in.
+// An allocation that failed, and the state of its pool.
 struct Shortage {
   size_t requested, allocated, reserved, limit;
   Line line;
@@ -27,7 +27,7 @@ std::string human(size_t bytes);
 std::string what_for(const Purpose& purpose);  // "float32[3, 4] by aten::add"
 std::string blocks_json(const std::vector<Held>& blocks);
 
-// These take the GIL.
+// These acquire the GIL.
 [[noreturn]] void throw_out_of_memory(int device, const Shortage& shortage);
 void say_past_capacity(int device, size_t requested, const Line& line);
 

@@ -13,7 +13,7 @@
 namespace bringup {
 namespace {
 
-// Page-locked host memory. Pending copies hold their host tensor, so a freed block is idle and goes back to the cache.
+// Page-locked host memory. Pending copies keep their host tensor alive, so a freed block is unused and returns to the cache.
 struct PinnedAllocator final : at::HostAllocator {
   std::mutex mutex;
   std::map<const char*, size_t> live;  // address -> bytes
@@ -41,14 +41,14 @@ struct PinnedAllocator final : at::HostAllocator {
   }
   void* cached(size_t bytes) {
     std::lock_guard<std::mutex> lock(mutex);
-    auto [found, last] = idle.equal_range(bytes);
-    while (found != last && pinned_is_watched() != (copy_address(found->second) != found->second)) ++found;
-    if (found == last) return nullptr;
-    void* pointer = found->second;
-    idle.erase(found);
+    auto [entry, last] = idle.equal_range(bytes);
+    while (entry != last && pinned_is_watched() != (copy_address(entry->second) != entry->second)) ++entry;
+    if (entry == last) return nullptr;
+    void* pointer = entry->second;
+    idle.erase(entry);
     return pointer;
   }
-  // Not under the mutex: errors take the GIL, whose holder may be waiting for it.
+  // Called without the mutex: throwing an error needs the GIL, whose holder may be waiting for the mutex.
   static void* fresh(Device& on, size_t bytes, size_t requested) {
     void* pointer = nullptr;
     int status = BRINGUP_OK;
@@ -65,12 +65,12 @@ struct PinnedAllocator final : at::HostAllocator {
   }
   void free(void* pointer) {
     std::lock_guard<std::mutex> lock(mutex);
-    auto found = live.find(static_cast<char*>(pointer));
+    auto entry = live.find(static_cast<char*>(pointer));
     if (copy_address(pointer) != pointer) watched_freed(pointer);
     stats.active_requests.decrease(1);
-    stats.active_bytes.decrease(found->second);
-    idle.emplace(found->second, pointer);
-    live.erase(found);
+    stats.active_bytes.decrease(entry->second);
+    idle.emplace(entry->second, pointer);
+    live.erase(entry);
   }
   bool contains(const void* pointer) {
     auto* at = static_cast<const char*>(pointer);
@@ -84,12 +84,12 @@ struct PinnedAllocator final : at::HostAllocator {
     return [](void* p) { static_cast<PinnedAllocator*>(pinned_allocator())->free(p); };
   }
   void copy_data(void* to, const void* from, size_t bytes) const override { default_copy_data(to, from, bytes); }
-  bool record_event(void*, void*, c10::Stream) override { return true; }  // copies hold their tensors
+  bool record_event(void*, void*, c10::Stream) override { return true; }  // pending copies keep their tensors alive
   void empty_cache() override {
     std::lock_guard<std::mutex> lock(mutex);
     std::erase_if(idle, [&](const auto& block) {
       auto [bytes, pointer] = block;
-      bool watched = copy_address(pointer) != pointer;  // it stays for whoever asks next while a program is sanitized
+      bool watched = copy_address(pointer) != pointer;  // it stays in the cache for sanitized programs
       if (watched) return false;
       ++stats.num_host_free;
       stats.allocations.decrease(1);

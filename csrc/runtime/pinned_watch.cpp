@@ -22,17 +22,16 @@ namespace {
 std::atomic<bool> is_pinned_watched{false};
 
 // Note [The fault handler]
-// It may interrupt any code, so it allocates nothing, takes no lock and asks no Python. All that it reads and writes are
-// tables at fixed addresses: watched blocks lie in one range of addresses, and a table says which block a page belongs to.
-// It notes the frames that were running, marks the block as touched, and opens the block. Whoever next works on the block
-// under the mutex finds the mark and takes the note.
+// The handler may interrupt any code, so it does not allocate, lock or call Python. It only accesses tables at fixed addresses.
+// Watched blocks lie in one range of addresses, and a table maps each page to its block. The handler notes the running frames,
+// marks the block as touched, and unprotects it. The next thread that processes the block under the mutex reads the note.
 constexpr size_t kPageBytes = 4096;
-constexpr size_t kRange = size_t(256) << 30;  // addresses, not memory; they are not used again
+constexpr size_t kRange = size_t(256) << 30;  // addresses, not memory; an address is used once
 constexpr size_t kBlocks = size_t(1) << 22;
-constexpr size_t kNotes = size_t(1) << 16;  // further touches have no line
+constexpr size_t kNotes = size_t(1) << 16;  // further accesses are reported without a line
 
 struct Watched {
-  char *first, *second;  // its two mappings
+  char *first, *second;  // the two mappings
   size_t bytes;
   std::atomic<bool> touched;
   std::atomic<int64_t> note;  // -1: none
@@ -46,7 +45,7 @@ struct Note {
 template <class T>
 T* reserve(size_t count, int access) {
   void* memory = mmap(nullptr, count * sizeof(T), access, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  TORCH_CHECK(memory != MAP_FAILED, "no address range for watching page-locked memory");
+  TORCH_CHECK(memory != MAP_FAILED, "no address range is left for watching page-locked memory");
   return static_cast<T*>(memory);
 }
 
@@ -66,7 +65,7 @@ uint32_t block_of(const Tables& in, const void* address) {
   return at >= in.range && at < in.range + kRange ? in.owner[size_t(at - in.range) / kPageBytes].load() : 0;
 }
 
-// The program touched a block whose copy it has not waited for. The faulting instruction runs again.
+// The program has accessed a block before it waited for the pending copy. The faulting instruction runs again.
 void on_touch(int signal, siginfo_t* info, void* context) {
   int error = errno;
   Tables& all = *tables.load();
@@ -77,9 +76,9 @@ void on_touch(int signal, siginfo_t* info, void* context) {
       if (place < int64_t(kNotes)) {
         all.notes[place].frames = raw_frames();
         all.notes[place].written = true;
-        block.note.compare_exchange_strong(none, place);  // of several threads the first
+        block.note.compare_exchange_strong(none, place);  // the first of several threads
       }
-      block.touched = true;  // whoever sees this finds the note
+      block.touched = true;  // after the note, so that a reader of the mark finds it
     }
     mprotect(block.first, block.bytes, PROT_READ | PROT_WRITE);
     errno = error;
@@ -87,14 +86,14 @@ void on_touch(int signal, siginfo_t* info, void* context) {
   }
   if (all.previous.sa_flags & SA_SIGINFO) return all.previous.sa_sigaction(signal, info, context);
   if (all.previous.sa_handler != SIG_DFL && all.previous.sa_handler != SIG_IGN) return all.previous.sa_handler(signal);
-  sigaction(signal, &all.previous, nullptr);  // back to the default; the faulting instruction runs again
+  sigaction(signal, &all.previous, nullptr);  // restores the default; the faulting instruction runs again
 }
 
 struct PendingCopy {
   int64_t number;
   bool to_host;
   Line line;
-  std::set<const Stream*> streams;  // whoever waits for one of these has waited for the copy
+  std::set<const Stream*> streams;  // a wait for one of these includes the copy
   std::set<int64_t> events;
 };
 
@@ -106,27 +105,27 @@ struct Touch {
 
 struct PinnedWatch {
   std::mutex mutex;
-  std::map<uint32_t, std::vector<PendingCopy>> pending;  // block -> its copies under way
+  std::map<uint32_t, std::vector<PendingCopy>> pending;  // by block
   std::vector<Touch> touches;
   int64_t copies = 0;
-  size_t used = 0;  // of the range of addresses
+  size_t used = 0;  // bytes of the address range
   uint32_t blocks = 0;
 
   void protect(uint32_t number) {
     Watched& block = tables.load()->blocks[number];
     int allowed = PROT_READ | PROT_WRITE;
-    if (auto found = pending.find(number); found != pending.end())
-      for (const PendingCopy& copy : found->second) allowed &= copy.to_host ? PROT_NONE : PROT_READ;
+    if (auto entry = pending.find(number); entry != pending.end())
+      for (const PendingCopy& copy : entry->second) allowed &= copy.to_host ? PROT_NONE : PROT_READ;
     mprotect(block.first, block.bytes, allowed);
   }
 
-  // A block that was touched is open, and its copies are found.
+  // Reports the pending copies of a block that was touched. The handler has unprotected it.
   void settle(uint32_t number) {
     Watched& block = tables.load()->blocks[number];
     if (!block.touched) return;
-    if (auto found = pending.find(number); found != pending.end()) {
-      for (const PendingCopy& copy : found->second) touches.push_back({copy.to_host, copy.line, block.note});
-      pending.erase(found);
+    if (auto entry = pending.find(number); entry != pending.end()) {
+      for (const PendingCopy& copy : entry->second) touches.push_back({copy.to_host, copy.line, block.note});
+      pending.erase(entry);
     }
     block.note = -1;
     block.touched = false;
@@ -139,9 +138,9 @@ struct PinnedWatch {
     for (auto& [number, copies] : pending) busy.push_back(number);
     for (uint32_t number : busy) {
       settle(number);
-      auto found = pending.find(number);
-      if (found == pending.end() || std::erase_if(found->second, over) == 0) continue;
-      if (found->second.empty()) pending.erase(found);
+      auto entry = pending.find(number);
+      if (entry == pending.end() || std::erase_if(entry->second, over) == 0) continue;
+      if (entry->second.empty()) pending.erase(entry);
       protect(number);
     }
   }
@@ -153,14 +152,14 @@ PinnedWatch& pinned_watch() {
 }
 
 Tables& open_tables() {
-  prepare_raw_frames();  // takes the GIL: not inside of what others wait for
+  prepare_raw_frames();  // acquires the GIL, so it is called before the static initialisation that other threads wait for
   static Tables* all = [] {
     auto* fresh = new Tables();
     tables = fresh;
     struct sigaction action = {};
     action.sa_sigaction = on_touch;
     action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
-    sigaction_(SIGSEGV, &action, &fresh->previous);  // what the program installed, not what counts its handlers
+    sigaction_(SIGSEGV, &action, &fresh->previous);  // returns the program's own handler
     return fresh;
   }();
   return *all;
@@ -175,16 +174,15 @@ void* watched_allocate(size_t bytes) {
   PinnedWatch& watch = pinned_watch();
   bytes = (bytes + kPageBytes - 1) / kPageBytes * kPageBytes;
   std::lock_guard<std::mutex> lock(watch.mutex);
-  TORCH_CHECK_WITH(OutOfMemoryError, watch.used + bytes <= kRange && watch.blocks + 1 < kBlocks,
-                   "page-locked memory is watched up to ", kRange >> 30, " GiB in ", kBlocks,
-                   " blocks: leave out --sanitize=race");
+  TORCH_CHECK_WITH(OutOfMemoryError, watch.used + bytes <= kRange && watch.blocks + 1 < kBlocks, "--sanitize=race watches up to ",
+                   kRange >> 30, " GiB of page-locked memory in ", kBlocks, " blocks: leave it out");
   int file = memfd_create("bringup-pinned", MFD_CLOEXEC);
-  TORCH_CHECK(file >= 0 && ftruncate(file, off_t(bytes)) == 0, "no memory for a pinned block of ", bytes, " bytes");
+  TORCH_CHECK(file >= 0 && ftruncate(file, off_t(bytes)) == 0, "no memory is left for a pinned block of ", bytes, " bytes");
   char* at = all.range + watch.used;
   void* first = mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, file, 0);
   void* second = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   close(file);
-  TORCH_CHECK(first != MAP_FAILED && second != MAP_FAILED, "no address range for a pinned block of ", bytes, " bytes");
+  TORCH_CHECK(first != MAP_FAILED && second != MAP_FAILED, "no address range is left for a pinned block of ", bytes, " bytes");
   uint32_t number = ++watch.blocks;
   Watched& block = all.blocks[number];
   block.first = at;
@@ -265,11 +263,11 @@ namespace {
 
 Line line_of(int64_t note) {
   if (note < 0) return {};
-  const Note& taken = tables.load()->notes[note];
-  return taken.written ? user_line(taken.frames) : Line();
+  const Note& entry = tables.load()->notes[note];
+  return entry.written ? user_line(entry.frames) : Line();
 }
 
-// What was touched since the last call, as JSON: [{"to_host", "copy", "line"}].
+// The accesses noted since the last call, as JSON: [{"to_host", "copy", "line"}].
 std::string touches_json() {
   std::vector<Touch> touches;
   {

@@ -1,4 +1,4 @@
-// Page-locked host memory under watch: a program that touches it before its copy is known to be over is found.
+// Detects accesses to page-locked host memory before the program has waited for its pending copy.
 #pragma once
 #include <cstddef>
 
@@ -6,22 +6,22 @@
 
 namespace bringup {
 
-// While a program is sanitized. Memory that was allocated before is not watched.
+// True while a program is sanitized. Memory allocated before is not watched.
 bool pinned_is_watched();
 
 // Note [Two mappings]
-// A watched block is mapped twice. The program has the first, which is protected from the copy's call until the host has
-// waited for it (by the order of events and waits, not by the clock: so it is found in every run). Copies use the second.
-// A touch of the first faults, and is noted (pinned_watch.cpp, Note [The fault handler]).
+// A watched block is mapped twice. The program uses the first mapping, which is protected from the call of a copy until the host
+// has waited for it. The order of events and waits decides this, not the clock, so each run detects the same accesses. Copies use
+// the second mapping. An access to the protected mapping faults and is noted (pinned_watch.cpp, Note [The fault handler]).
 void* watched_allocate(size_t bytes);
-void watched_freed(void* block);  // goes to the allocator's cache
-void* copy_address(const void* address);
+void watched_freed(void* block);          // The block returns to the allocator's cache.
+void* copy_address(const void* address);  // The address in the second mapping; other addresses are returned unchanged.
 
 void copy_pending(const void* address, bool to_host, Stream& stream);
-void stream_reached(const Stream& stream);  // the host waited for it
+void stream_reached(const Stream& stream);  // The host has waited for it.
 void device_reached(int device);
 void event_noted(int64_t event, const Stream& stream);
-void event_followed(int64_t event, const Stream& stream);  // the stream waits for it
+void event_followed(int64_t event, const Stream& stream);  // The stream waits for the event.
 void event_reached(int64_t event);
 
 }  // namespace bringup

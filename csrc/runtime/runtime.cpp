@@ -11,6 +11,7 @@
 
 #include "python/lines.h"
 #include "python/python.h"
+#include "python/raised.h"
 #include "runtime/memory.h"
 #include "record/recorder.h"
 #include "runtime/pinned_watch.h"
@@ -29,7 +30,7 @@ std::array<std::atomic<Device*>, kMaxDevices> devices;
 std::atomic<bool> is_forked{false}, is_shut_down{false};
 
 thread_local c10::DeviceIndex this_device = 0;
-// Stream id + 1 per device; 0 is the default stream.
+// The current stream of each device; null for the default stream.
 thread_local std::array<Stream*, kMaxDevices> this_stream{};
 
 const bringup_driver* load_driver(const std::string& path) {
@@ -38,13 +39,14 @@ const bringup_driver* load_driver(const std::string& path) {
   TORCH_CHECK(library, "driver ", path, " cannot be loaded: ", dlerror());
   auto entry = reinterpret_cast<bringup_driver_entry_fn>(dlsym(library, "bringup_driver_entry"));
   TORCH_CHECK(entry, "driver ", path, " does not export bringup_driver_entry (see csrc/driver.h)");
-  const bringup_driver* found = entry();
-  TORCH_CHECK(found && found->abi == BRINGUP_DRIVER_ABI, "driver ", path, " was built for driver ABI ", found ? found->abi : 0,
-              ", this bringup speaks ABI ", BRINGUP_DRIVER_ABI, ": rebuild it against driver.h");
-  return found;
+  const bringup_driver* loaded = entry();
+  TORCH_CHECK(loaded && loaded->abi == BRINGUP_DRIVER_ABI, "driver ", path, " was built for driver ABI ",
+              loaded ? loaded->abi : 0, "; this bringup needs ABI ", BRINGUP_DRIVER_ABI, ": rebuild it against csrc/driver.h");
+  return loaded;
 }
 
-// The driver's status. Errors take the GIL, whose holder may be waiting for the mutex: they are raised by who asks.
+// Returns the driver's status. Throwing an error needs the GIL, whose holder may be waiting for this mutex, so the caller throws
+// it.
 int make_stream(Device& device, size_t id, int priority) {
   std::lock_guard<std::mutex> lock(device.mutex);
   auto& slot = device.streams[id];
@@ -64,7 +66,7 @@ Stream& open_stream(Device& device, size_t id, int priority) {
 
 struct DriverError {
   std::string sentence;
-  const void* address = nullptr;  // that it speaks of
+  const void* address = nullptr;  // the device address that the sentence is about
 };
 
 DriverError last_error(Device& device) {
@@ -79,13 +81,13 @@ DriverError last_error(Device& device) {
               where.empty() ? "" : " at ", where, ")");
 }
 
-// The first use chooses the chip, whatever thread it is in; the others wait for its choice.
+// The first use chooses the chip, in any thread. Other threads wait for the choice.
 void choose() {
   static std::recursive_mutex mutex;
   static bool choosing = false;
   std::unique_lock<std::recursive_mutex> lock(mutex, std::defer_lock);
   {
-    ReleaseGil no_gil;  // the thread that chooses runs Python
+    ReleaseGil no_gil;  // the choosing thread runs Python
     lock.lock();
   }
   if (configured()) return;
@@ -93,8 +95,10 @@ void choose() {
   struct Chosen {
     ~Chosen() { choosing = false; }
   } chosen;
-  Gil gil;
-  call_python("bringup.device.torch_chip", "choose_from_environment", "");
+  raising_in_python([] {
+    Gil gil;
+    call_python("bringup.device.torch_chip", "choose_from_environment", "");
+  });
 }
 
 Device& open_device(int index) {
@@ -108,14 +112,14 @@ Device& open_device(int index) {
     the_driver.store(load_driver(the_config.driver));
     pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
   }
-  // Address range is all that this costs: room for a hundred times the largest chip.
+  // This takes only a range of addresses, a hundred times as large as the largest chip's memory.
   uint64_t room = the_config.past_capacity ? (uint64_t(16) << 40) / uint64_t(the_config.devices) : the_config.device_bytes;
-  bringup_config asked = {room, the_config.check ? 1 : 0};
+  bringup_config request = {room, the_config.check ? 1 : 0};
   bringup_device* handle = nullptr;
-  int status = driver().open(index, &asked, &handle);
+  int status = driver().open(index, &request, &handle);
   TORCH_CHECK(status == BRINGUP_OK, "chip:", index, " (", the_config.chip, ") cannot be opened: the ", driver().name,
               " driver could not reserve ", the_config.device_bytes,
-              " bytes of memory; choose a smaller chip, or look at the device");
+              " bytes of memory; choose a smaller chip, or check the device");
   auto device = std::make_unique<Device>(index, handle);
   if (make_stream(*device, 0, 0) != BRINGUP_OK) {
     DriverError error = last_error(*device);
@@ -135,13 +139,14 @@ void for_each_stream(Device& device, F f) {
 
 }  // namespace
 
-void configure(Config asked) {
+void configure(Config requested) {
   std::lock_guard<std::mutex> lock(config_mutex);
-  TORCH_CHECK(!opened(), "the chip is chosen before its first use: ", the_config.chip, " is already open in this process");
-  TORCH_CHECK(!asked.past_capacity || asked.driver.empty(),
-              "only the virtual chip can go on past its capacity: leave out the driver, or let it raise");
-  TORCH_CHECK(asked.devices >= 1 && asked.devices <= kMaxDevices, "devices must be 1 to ", kMaxDevices, ", got ", asked.devices);
-  the_config = std::move(asked);
+  TORCH_CHECK(!opened(), "the chip must be chosen before its first use: ", the_config.chip, " is already open in this process");
+  TORCH_CHECK(!requested.past_capacity || requested.driver.empty(),
+              "only the virtual chip can exceed its capacity: leave out the driver, or leave out --oom=continue");
+  TORCH_CHECK(requested.devices >= 1 && requested.devices <= kMaxDevices, "devices must be 1 to ", kMaxDevices, ", got ",
+              requested.devices);
+  the_config = std::move(requested);
   asked_devices = the_config.devices;
   is_configured = true;
 }
@@ -163,8 +168,8 @@ void check_index(c10::DeviceIndex index) {
 
 Device& device(int index) {
   TORCH_CHECK(!forked(),
-              "the chip cannot be used in a forked process: start workers with the 'spawn' method, or keep chip tensors "
-              "out of them");
+              "the chip cannot be used in a forked process: start workers with the 'spawn' method, or use no chip tensors "
+              "in them");
   if (index >= 0 && index < kMaxDevices)
     if (Device* open = devices[index].load(std::memory_order_acquire)) return *open;
   return open_device(index);
@@ -176,7 +181,7 @@ Mapped::Mapped(int device_index, void* address) : device_(device_index), address
   if (!address || !driver().map) return;
   Device& on = device(device_index);
   host_ = driver().map(on.handle, address);
-  if (!host_) address_ = nullptr;  // there is nothing to unmap
+  if (!host_) address_ = nullptr;  // nothing to unmap
   if (!host_) throw_driver_error(on, "the mapping of memory for a kernel");
 }
 
@@ -272,13 +277,13 @@ c10::Stream stream_from_pool(c10::DeviceIndex index, int priority) {
 void launch(Stream& stream, bringup_host_fn fn, void* arg, const char* about) {
   int status = driver().launch_host(stream.handle, fn, arg);
   if (C10_LIKELY(status == BRINGUP_OK)) return;
-  fn(arg, 0);  // it was not enqueued
+  fn(arg, 0);  // it was not enqueued, so only its argument is released
   throw_driver_error(device(stream.id.device_index()), std::string("a launch of ") + about);
 }
 
 namespace {
 
-bool idle() {  // no launch is under way on any device
+bool idle() {  // True if no launch is pending on any device.
   bool idle = true;
   for (auto& slot : devices)
     if (Device* on = slot.load()) for_each_stream(*on, [&](Stream& s) { idle = idle && driver().stream_query(s.handle) == 1; });
@@ -302,7 +307,7 @@ void synchronize(Stream& stream, uint8_t flags) {
   check_driver(status, on, "a wait for a stream");
 }
 
-// A poll that succeeds is where the program stops waiting: the recording takes it as a wait.
+// A query that returns true ends the program's waiting, so it is recorded as a wait.
 bool query(Stream& stream) {
   int status = driver().stream_query(stream.handle);
   if (status < 0) throw_driver_error(device(stream.id.device_index()), "a query of a stream");
@@ -346,7 +351,7 @@ void shutdown() {
     drain(on->index);
     for_each_stream(*on, [](Stream& s) {
       try {
-        s.raise();
+        raise_first({s.take()}, /*to_program=*/false);
       } catch (const c10::Error& error) {
         std::fprintf(stderr, "bringup: a launch failed and nothing waited for it: %s\n", error.what_without_backtrace());
       } catch (const std::exception& error) {
@@ -366,13 +371,13 @@ struct FailureCarrier {
   std::shared_ptr<FailurePtr> box;
 };
 
-// In stream order: what had failed on the stream when the event was reached.
+// Runs in stream order: stores the failure that the stream had when it reached the event.
 void store_failure(void* arg, int) {
   std::unique_ptr<FailureCarrier> carrier(static_cast<FailureCarrier*>(arg));
   *carrier->box = carrier->stream->pending();
 }
 
-// In the order of the waiting stream, after the wait.
+// Runs in the order of the waiting stream, after its wait.
 void take_failure(void* arg, int) {
   std::unique_ptr<FailureCarrier> carrier(static_cast<FailureCarrier*>(arg));
   carrier->stream->adopt(*carrier->box);
@@ -478,15 +483,17 @@ void event_synchronize(Event* event) {
 }
 
 double event_elapsed_ms(Event* start, Event* end) {
-  TORCH_CHECK(start->timed && end->timed, "elapsed_time needs two events made with enable_timing=True");
+  TORCH_CHECK(start->timed && end->timed, "elapsed_time needs two events created with enable_timing=True");
   TORCH_CHECK(start->stream && end->stream, "elapsed_time needs two recorded events: record both before the call");
   TORCH_CHECK(event_query(start) && event_query(end),
-              "elapsed_time was asked before both events were reached: synchronize the second event first");
-  if (C10_UNLIKELY(recording())) {  // the chip's time, from the replay of the recording under way
-    Gil gil;
-    Ref elapsed = call_python("bringup.timeline.clock", "elapsed_ms", "LL", static_cast<long long>(start->id),
-                              static_cast<long long>(end->id));
-    return PyFloat_AsDouble(elapsed.get());
+              "elapsed_time was called before both events were reached: synchronize the second event first");
+  if (C10_UNLIKELY(recording())) {  // the predicted time, from a replay of the current recording
+    return raising_in_python([&] {
+      Gil gil;
+      Ref elapsed = call_python("bringup.timeline.clock", "elapsed_ms", "LL", static_cast<long long>(start->id),
+                                static_cast<long long>(end->id));
+      return PyFloat_AsDouble(elapsed.get());
+    });
   }
   double seconds = 0;
   check_driver(driver().event_elapsed(start->handle, end->handle, &seconds), device(end->stream->id.device_index()),

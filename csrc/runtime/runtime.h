@@ -1,4 +1,4 @@
-// Devices, streams, events and the way of an error from a stream to the user's thread.
+// Devices, streams and events, and how an error travels from a stream to the user's thread.
 #pragma once
 #include <c10/core/Device.h>
 #include <c10/core/Stream.h>
@@ -21,7 +21,7 @@ namespace bringup {
 
 constexpr c10::DeviceType kChip = c10::DeviceType::PrivateUse1;
 constexpr int kMaxDevices = BRINGUP_MAX_DEVICES;
-constexpr int kStreamsPerPriority = 32;  // as CUDA: a new Stream beyond that shares a queue with an older one
+constexpr int kStreamsPerPriority = 32;  // as in torch.cuda: further Stream objects share the queues of older ones
 
 struct Config {
   std::string chip;         // name of the chip file
@@ -29,8 +29,8 @@ struct Config {
   int devices = 1;
   uint64_t device_bytes = 0;
   bool check = false;
-  std::string driver;          // empty: the virtual chip; else the path of a driver library
-  bool past_capacity = false;  // go on beyond device_bytes; the virtual chip only
+  std::string driver;          // path of a driver library; empty for the virtual chip
+  bool past_capacity = false;  // allocations may exceed device_bytes; only for the virtual chip
 };
 
 struct Stream {
@@ -38,11 +38,11 @@ struct Stream {
   int priority;
   bringup_stream* handle;
   std::mutex mutex;
-  FailurePtr failure;  // the first that was not raised yet
+  FailurePtr failure;  // the first one that has not been raised
 
   Stream(c10::Stream id, int priority, bringup_stream* handle) : id(id), priority(priority), handle(handle) {}
 
-  FailurePtr fail(std::exception_ptr error, int64_t launch);  // the failure that it counts with
+  FailurePtr fail(std::exception_ptr error, int64_t launch);  // Returns the stream's pending failure, old or new.
   void adopt(const FailurePtr& other);
   FailurePtr pending();
   FailurePtr take();
@@ -62,28 +62,28 @@ struct Device {
   Device(int index, bringup_device* handle) : index(index), handle(handle) {}
   int index;
   bringup_device* handle;
-  std::mutex mutex;                                                       // of opening a stream
-  std::array<std::atomic<Stream*>, 1 + 2 * kStreamsPerPriority> streams;  // by stream id; null until used, then for ever
+  std::mutex mutex;                                                       // held to open a stream
+  std::array<std::atomic<Stream*>, 1 + 2 * kStreamsPerPriority> streams;  // by stream id; null until first used, then permanent
 };
 
-// Configuration. `configure` is refused once a device is open.
+// Configuration. `configure` raises an error once a device is open.
 void configure(Config config);
 const Config& config();
 bool configured();
 bool opened();
 int device_count() noexcept;
-void set_device_count(int count);  // until configured: what the environment asks for
+void set_device_count(int count);  // The count that the environment requests; `configure` replaces it.
 
 const bringup_driver& driver();
-Device& device(int index);  // opens it on first use
+Device& device(int index);  // Opens the device at its first use.
 void check_index(c10::DeviceIndex index);
-// Raises the driver's sentence, with what it was about ("a launch of aten::add") and the Python line. Takes the GIL.
+// Throws the driver's sentence with the failed action ("a launch of aten::add") and the Python line. Acquires the GIL.
 [[noreturn]] void throw_driver_error(Device& device, const std::string& about);
 inline void check_driver(int status, Device& device, const char* about) {
   if (C10_UNLIKELY(status != BRINGUP_OK)) throw_driver_error(device, about);
 }
 
-// Streams. The current device and the current stream of a device belong to the thread.
+// Streams. Each thread has its own current device, and its own current stream on each device.
 c10::DeviceIndex current_device();
 void set_current_device(c10::DeviceIndex index);
 Stream& current_stream(c10::DeviceIndex index);
@@ -92,36 +92,36 @@ c10::Stream exchange_stream(const c10::Stream& id);
 c10::Stream stream_from_pool(c10::DeviceIndex index, int priority);
 void launch(Stream& stream, bringup_host_fn fn, void* arg, const char* about);
 
-// Waiting. These raise what failed; `drain` and `shutdown` do not.
-void synchronize(Stream& stream, uint8_t flags = 0);  // of the wait's row
+// Waiting. These throw the pending failures; `drain` and `shutdown` do not.
+void synchronize(Stream& stream, uint8_t flags = 0);  // `flags`: of the recorded row
 void synchronize_device(int index);
 bool query(Stream& stream);
-int drain(int index);  // the driver's status
-void shutdown();       // waits for every stream, reports failures that nobody saw on stderr, ends the workers
+int drain(int index);  // Returns the driver's status.
+void shutdown();       // Waits for all streams, and reports failures that were never raised on stderr.
 bool launch_blocking();
 
 Event* event_create(int index, bool timed);
 void event_destroy(Event* event) noexcept;
-// `keeps`: the allocator keeps this memory until the event is reached. `of_allocator`: the stream gets such memory.
+// `keeps`: memory that the allocator does not reuse before the event. `of_allocator`: the wait is for such memory.
 void event_record(Event* event, Stream& stream, const void* keeps = nullptr);
 void event_wait(Event* event, Stream& stream, bool of_allocator = false);
-void follow(Stream& follower, Stream& leader);  // one stream waits for all that the other has enqueued so far
+void follow(Stream& follower, Stream& leader);  // Later work of `follower` waits for all work that `leader` has now.
 bool event_query(Event* event);
-bool poll(Event* event);  // the program asks
+bool poll(Event* event);  // A query by the program: recorded as a wait if the event is reached.
 void event_synchronize(Event* event);
 double event_elapsed_ms(Event* start, Event* end);
 
-// Counters for `bringup.launch_stats()`.
+// The counters of `bringup.launch_stats()`.
 struct Counters {
   std::atomic<int64_t> launches{0}, synchronous{0}, learned_by_meta{0}, learned_by_running{0}, synchronizations{0};
-  std::atomic<int64_t> promises_copied{0};  // outputs that the kernel placed elsewhere and that were copied
+  std::atomic<int64_t> promises_copied{0};  // outputs that a kernel placed elsewhere, so that they had to be copied
 };
 Counters& counters();
 
-// True in a process forked from one that had the device open: nothing may be launched there.
+// True in a process forked from one that had opened a device. Such a process must not launch.
 bool forked();
 
-// Device memory as a host function sees it, for as long as this lives.
+// Maps device memory for a host function during this object's life.
 class Mapped {
  public:
   Mapped(int device, void* address);

@@ -1,4 +1,4 @@
-// torch.autocast("chip"): torch's own lists of operators, one boxed kernel per policy.
+// torch.autocast("chip"): torch's lists of operators, with one boxed kernel per policy.
 #include <ATen/autocast_mode.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
@@ -50,7 +50,7 @@ void promote(const c10::OperatorHandle& op, Stack* stack) {
   cast_all(op, stack, widest);
 }
 
-// Reductions get float32 as output dtype unless the caller chose one.
+// Sets the output dtype of reductions to float32, unless the caller has chosen one.
 void fp32_output(const c10::OperatorHandle& op, Stack* stack) {
   c10::impl::ExcludeDispatchKeyGuard no_autocast(kAutocast);
   const auto& arguments = op.schema().arguments();

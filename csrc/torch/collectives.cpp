@@ -1,4 +1,4 @@
-// torch.distributed: a collective on the chip's tensors is the same one on the host's views of them, by gloo.
+// torch.distributed: gloo runs collectives on CPU tensors over the chip's memory.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/util/Exception.h>
 #include <torch/library.h>
@@ -13,7 +13,7 @@ namespace bringup {
 namespace {
 
 using c10::IValue;
-using Lent = std::unordered_map<const void*, at::Tensor>;  // view -> the chip's tensor
+using Lent = std::unordered_map<const void*, at::Tensor>;  // CPU tensor -> chip tensor
 
 IValue map_tensors(const IValue& value, const std::function<at::Tensor(const at::Tensor&)>& map) {
   if (value.isTensor()) return map(value.toTensor());
@@ -28,7 +28,7 @@ IValue map_tensors(const IValue& value, const std::function<at::Tensor(const at:
   return lists;
 }
 
-// The host waits for what was launched before, as the network's driver would on the device.
+// Waits for earlier launches first. On a real device, the network's driver does so.
 void collective(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   Lent lent;
   auto lend = [&](const at::Tensor& tensor) {
@@ -39,14 +39,14 @@ void collective(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
     return view;
   };
   auto give_back = [&](const at::Tensor& tensor) {
-    auto found = lent.find(tensor.unsafeGetTensorImpl());
-    return found == lent.end() ? tensor : found->second;
+    auto entry = lent.find(tensor.unsafeGetTensorImpl());
+    return entry == lent.end() ? tensor : entry->second;
   };
   auto arguments = op.schema().arguments().size();
-  std::vector<IValue> kept;  // the map has addresses
+  std::vector<IValue> held;  // keeps the tensors alive whose addresses are in `lent`
   for (size_t i = stack->size() - arguments; i < stack->size(); ++i) {
     (*stack)[i] = map_tensors((*stack)[i], lend);
-    kept.push_back((*stack)[i]);
+    held.push_back((*stack)[i]);
   }
   op.callBoxed(stack);
   for (size_t i = stack->size() - op.schema().returns().size(); i < stack->size(); ++i)
@@ -59,7 +59,7 @@ struct Quiet final : c10::WarningHandler {
 
 }  // namespace
 
-// c10d has kernels of its own for every device, which look for a backend that knows the chip; these replace them.
+// Replaces c10d's kernels for the chip's dispatch key, which need a backend that supports the chip.
 void register_collectives() {
   static auto* library = new torch::Library(torch::Library::IMPL, "c10d", c10::DispatchKey::PrivateUse1, __FILE__, __LINE__);
   Quiet quiet;

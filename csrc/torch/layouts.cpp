@@ -1,7 +1,7 @@
-// Sparse and quantized tensors on chip: parts lie in device memory, operators run synchronously on copies on the host.
+// Sparse and quantized tensors on the chip. Their parts are in device memory, and operators run synchronously on host copies.
 //
-// No chip of today runs torch's sparse layouts natively; this is the path that an unsupported operator takes on a real
-// device too, and it is counted as synchronous.
+// No current chip runs torch's sparse layouts natively. On a real device too, unsupported operators run on the host, and each
+// call is counted as synchronous.
 #include <ATen/SparseCsrTensorImpl.h>
 #include <ATen/SparseTensorImpl.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -141,7 +141,7 @@ void run_on_host(const c10::OperatorHandle& handle, Stack* stack) {
     c10::IValue& value = (*stack)[i];
     for_each_tensor(value, [](const Tensor& tensor) {
       Tensor moved = moved_to(tensor, c10::Device(c10::kCPU));
-      // Some kernels save what the backward pass needs only if asked to.
+      // Some kernels save data for the backward pass only if an input requires gradients.
       if (tensor.defined() && tensor.requires_grad() && !moved.is_same(tensor)) moved.set_requires_grad(true);
       return moved;
     });
@@ -187,7 +187,7 @@ TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) { m.fallback(torch::CppFunction::mak
 TORCH_LIBRARY_IMPL(_, SparseCsrPrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>()); }
 TORCH_LIBRARY_IMPL(_, QuantizedPrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>()); }
 
-// Construction and metadata: torch's own device-independent kernels.
+// Construction and metadata use torch's device-independent kernels.
 TORCH_LIBRARY_IMPL(aten, SparsePrivateUse1, m) {
   m.impl("empty.memory_format", &at::native::empty_sparse_symint);
   m.impl("_sparse_coo_tensor_with_dims", &at::native::new_with_dims_sparse);

@@ -4,7 +4,7 @@
 
 namespace bringup {
 
-// Moves any CPU tensor, of any layout, to a chip.
+// Copies a CPU tensor of any layout to a chip.
 at::Tensor place_on_chip(const at::Tensor& on_host, c10::DeviceIndex index);
 
 }  // namespace bringup

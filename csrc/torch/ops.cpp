@@ -1,4 +1,4 @@
-// The operators written by hand: memory, metadata, copies. Everything else is launch.cpp's boxed kernel.
+// The operators with kernels of their own: memory, metadata, copies. All others use the boxed kernel in launch.cpp.
 #include <ATen/EmptyTensor.h>
 #include <ATen/ExpandUtils.h>
 #include <ATen/TensorOperators.h>
@@ -40,7 +40,7 @@ void wait_for_copy(Stream& stream, const at::Tensor& on_host, uint8_t flags) {
   try {
     synchronize(stream, flags);
   } catch (...) {
-    hold(stream, on_host);  // the wait may have failed, and the copy be under way
+    hold(stream, on_host);  // if the wait itself failed, the copy may still be pending
     throw;
   }
 }
@@ -55,7 +55,7 @@ c10::DeviceIndex index_of(optional<c10::Device> device) {
 }
 
 void check_plain(optional<c10::Layout> layout, optional<bool> pin_memory) {
-  TORCH_CHECK(!layout || *layout == c10::kStrided, "a chip tensor is strided, asked for ", *layout);
+  TORCH_CHECK(!layout || *layout == c10::kStrided, "a chip tensor must be strided, got ", *layout);
   TORCH_CHECK(!pin_memory.value_or(false), "Only dense CPU tensors can be pinned");
 }
 
@@ -118,7 +118,7 @@ void fit_storage(const Tensor& self) {
 const Tensor& resize_(const Tensor& self, c10::SymIntArrayRef size, optional<c10::MemoryFormat> format) {
   auto* impl = self.unsafeGetTensorImpl();
   auto sizes = C10_AS_INTARRAYREF_SLOW(size);
-  if (impl->sizes() != sizes) impl->set_sizes_contiguous(sizes);  // of the same sizes it keeps its strides
+  if (impl->sizes() != sizes) impl->set_sizes_contiguous(sizes);  // with the same sizes, it keeps its strides
   if (format) {
     TORCH_CHECK(*format != c10::MemoryFormat::Preserve, "Unsupported memory format", *format);
     impl->empty_tensor_restride(*format);
@@ -154,8 +154,8 @@ Tensor& set_empty(Tensor& self) {
 
 // ---- copies
 
-// Pageable memory up to this size is copied aside at once, so that a small upload need not wait for the stream; CUDA does
-// the same for transfers of 64 KB or less (CUDA driver API documentation, "API synchronization behavior").
+// Pageable memory up to this size is first copied to a buffer, so that a small upload need not wait for the stream. CUDA does the
+// same for transfers of 64 KB or less (CUDA driver API documentation, "API synchronization behavior").
 constexpr size_t kStaged = 64 * 1024;
 
 void copy_on_device(const Tensor& to, const Tensor& from) {
@@ -166,7 +166,7 @@ void copy_on_device(const Tensor& to, const Tensor& from) {
 
 void* data_of(const Tensor& contiguous) { return contiguous.mutable_data_ptr(); }
 
-// Memory that a copy has overwritten whole holds content again (failures.h); a part of it changes nothing.
+// Returns a function that removes the mark of the target's memory (failures.h), if the copy overwrites all of it.
 std::function<void()> unmarking(const Tensor& to) {
   StorageRef storage = storage_of(to);
   if (to.nbytes() < storage.bytes) return nullptr;
@@ -174,8 +174,9 @@ std::function<void()> unmarking(const Tensor& to) {
 }
 
 // Note [Copies of what was not computed]
-// A driver copies whatever a failed launch left, long after the copy was issued. So the stream looks before a copy out of the
-// chip's memory: what the copy is about to overwrite with it is kept, and put back afterwards.
+// A driver copies memory even if a failed launch did not compute it, and that is only known when the copy runs. So before a copy
+// from chip memory, a function on the stream checks the source. If it is marked, the bytes that the copy overwrites are saved,
+// and restored after the copy.
 struct Overwritten {
   int device;  // -1: the host
   void* address;
@@ -193,28 +194,29 @@ struct Overwritten {
 using OverwrittenPtr = std::shared_ptr<Overwritten>;
 
 OverwrittenPtr before_copy(Stream& stream, int64_t from, const Overwritten& target) {
-  auto kept = std::make_shared<Overwritten>(target);
-  enqueue(stream, "the begin of a copy",
-          [kept, from, launch = counters().launches.load(), known = raised_mark_of(from)](bool should_execute) {
+  auto overwritten = std::make_shared<Overwritten>(target);
+  enqueue(stream, "the start of a copy",
+          [overwritten, from, launch = counters().launches.load(), raised = raised_mark_of(from)](bool should_execute) {
             if (!should_execute) return;
             FailurePtr cause = mark_of({from}, launch);
-            if (cause != known) kept->cause = cause;
-            if (kept->cause) kept->look([&](char* at) { kept->content.assign(at, at + kept->bytes); });
+            if (cause != raised) overwritten->cause = cause;
+            if (overwritten->cause)
+              overwritten->look([&](char* at) { overwritten->content.assign(at, at + overwritten->bytes); });
           });
-  return kept;
+  return overwritten;
 }
 
-// `to`: the allocation; 0: the host's. `whole`: all of it was to be overwritten.
-std::function<void()> after_copy(const OverwrittenPtr& kept, int64_t to, bool whole) {
-  return [kept, to, whole] {
-    if (!kept->cause) {
+// `to` is the target's allocation, or 0 for host memory. `whole`: the copy overwrites all of it.
+std::function<void()> after_copy(const OverwrittenPtr& overwritten, int64_t to, bool whole) {
+  return [overwritten, to, whole] {
+    if (!overwritten->cause) {
       if (whole) unmark(to);
       return;
     }
-    ++kept->cause->skipped;
-    mark({to}, kept->cause);
-    kept->look([&](char* at) { std::copy(kept->content.begin(), kept->content.end(), at); });
-    kept->content = {};
+    ++overwritten->cause->skipped;
+    mark({to}, overwritten->cause);
+    overwritten->look([&](char* at) { std::copy(overwritten->content.begin(), overwritten->content.end(), at); });
+    overwritten->content = {};
   };
 }
 
@@ -264,13 +266,13 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
     }
   }
   void* host = copy_address(to.const_data_ptr());
-  OverwrittenPtr kept = before_copy(stream, storage_of(from).allocation, {-1, host, from.nbytes()});
+  OverwrittenPtr overwritten = before_copy(stream, storage_of(from).allocation, {-1, host, from.nbytes()});
   check_driver(driver().copy_d2h(stream.handle, host, data_of(from), from.nbytes()), device(from.device().index()),
                "a copy from the chip");
-  hold(stream, to, after_copy(kept, 0, false));
+  hold(stream, to, after_copy(overwritten, 0, false));
   if (non_blocking && pinned) return copy_pending(to.const_data_ptr(), true, stream);
   synchronize(stream, kOfDownload);
-  if (kept->cause) raise_again(kept->cause);
+  if (overwritten->cause) raise_again(overwritten->cause);
 }
 
 void copy_between_devices(const Tensor& to, const Tensor& from) {
@@ -282,10 +284,11 @@ void copy_between_devices(const Tensor& to, const Tensor& from) {
   if (is_dry()) set_dry_content(to, dry_content(from));
   if (!is_dry() || dry_computes(from)) {
     StorageRef storage = storage_of(to);
-    OverwrittenPtr kept = before_copy(target, storage_of(from).allocation, {to.device().index(), data_of(to), to.nbytes()});
+    OverwrittenPtr overwritten =
+        before_copy(target, storage_of(from).allocation, {to.device().index(), data_of(to), to.nbytes()});
     check_driver(driver().copy_d2d(target.handle, data_of(to), data_of(from), to.nbytes()), device(to.device().index()),
                  "a copy on the chip");
-    end_copy(target, after_copy(kept, storage.allocation, to.nbytes() >= storage.bytes));
+    end_copy(target, after_copy(overwritten, storage.allocation, to.nbytes() >= storage.bytes));
   }
   follow(source, target);  // the source's memory may be reused only after the copy
 }
@@ -311,7 +314,7 @@ Tensor& copy_(Tensor& self, const Tensor& src, bool non_blocking) {
   auto broadcast = at::infer_size(src.sizes(), self.sizes());
   TORCH_CHECK(broadcast == self.sizes(), "output with shape ", self.sizes(), " doesn't match the broadcast shape ", broadcast);
   if (self.numel() == 0) return self;
-  // Only contiguous bytes cross a link; layouts and dtypes are changed on the device that has the better right to.
+  // Only contiguous bytes are copied between devices. The dtype is changed on the chip.
   if (to_chip) {
     if (same_bytes(self, src)) {
       from_chip ? copy_between_devices(self, src) : upload(self, src, non_blocking);
@@ -364,7 +367,7 @@ Tensor efficientzerotensor(c10::SymIntArrayRef size, optional<c10::ScalarType> d
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &allocator, keys, c10::dtype_or_default(dtype), std::nullopt);
 }
 
-// torch's CPU kernel draws from the CPU's default generator.
+// torch's CPU kernel would draw from the CPU's default generator.
 std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optional<bool> train) {
   if (input.numel() == 0 || !train.value_or(true))
     return {input.clone(), at::ones_like(input, input.options().dtype(c10::kBool))};
@@ -374,7 +377,7 @@ std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optiona
   return {keep == 0 ? input.mul(noise) : input.mul(noise.div_(keep)), mask};
 }
 
-// Accelerators count integers, the CPU kernel only floating-point numbers; programs choose by device.
+// CUDA's histc accepts integers, and programs rely on that. The CPU kernel only accepts floating-point numbers.
 Tensor histc(const Tensor& self, int64_t bins, const c10::Scalar& min, const c10::Scalar& max) {
   static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::histc", ""));
   bool integral = c10::isIntegralType(self.scalar_type(), /*includeBool=*/false);
@@ -384,8 +387,8 @@ Tensor histc(const Tensor& self, int64_t bins, const c10::Scalar& min, const c10
   return integral ? counts.to(self.scalar_type()) : counts;
 }
 
-// torch demands the fused recurrent cells of every device but the CPU. Here they are compositions of other launches;
-// the layout of the workspaces is our own, only the two backward functions below read them.
+// torch requires fused recurrent cells on all devices but the CPU. Here they are compositions of other launches. Only the two
+// backward functions below read the workspaces, so their layout may differ from CUDA's.
 std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& cx,
                                              const optional<Tensor>& input_bias, const optional<Tensor>& hidden_bias) {
   Tensor gates = input_gates + hidden_gates;
@@ -435,7 +438,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tenso
   return {input, hidden_gates, grad_hy * update, has_bias ? input.sum(0) : Tensor(), has_bias ? hidden_gates.sum(0) : Tensor()};
 }
 
-// Lets module.to("chip") keep its Parameters, as it does between the CPU and CUDA: optimizers made before stay valid.
+// With this, module.to("chip") keeps its Parameters, as between the CPU and CUDA, so that optimizers created before stay valid.
 bool has_compatible_shallow_copy_type(const Tensor& self, const Tensor& from) {
   auto plain = [](const Tensor& tensor) {
     return tensor.layout() == c10::kStrided && !tensor.is_quantized() &&
@@ -448,7 +451,7 @@ bool has_compatible_shallow_copy_type(const Tensor& self, const Tensor& from) {
 }  // namespace
 }  // namespace bringup
 
-// Chooses between the fused attention kernels without looking at data.
+// Chooses between the fused attention kernels without reading data.
 namespace at::native {
 REGISTER_PRIVATEUSE1_DISPATCH(_fused_sdp_choice_stub, &_fused_sdp_choice_cpp)
 }
@@ -460,11 +463,11 @@ void resize_storage(c10::StorageImpl* storage, size_t bytes) {
   auto index = storage->device().index();
   purpose.grows = storage->nbytes() > 0;
   c10::DataPtr grown = allocate_on(index, bytes);
-  size_t kept = std::min(bytes, storage->nbytes());
-  if (kept > 0 && storage->data() && !is_dry_copy(kept)) {
+  size_t common = std::min(bytes, storage->nbytes());
+  if (common > 0 && storage->data() && !is_dry_copy(common)) {
     Stream& stream = current_stream(index);
-    OverwrittenPtr lost = before_copy(stream, allocation_number(storage->data_ptr()), {index, grown.get(), kept});
-    check_driver(driver().copy_d2d(stream.handle, grown.get(), storage->data(), kept), device(index), "a copy on the chip");
+    OverwrittenPtr lost = before_copy(stream, allocation_number(storage->data_ptr()), {index, grown.get(), common});
+    check_driver(driver().copy_d2d(stream.handle, grown.get(), storage->data(), common), device(index), "a copy on the chip");
     end_copy(stream, after_copy(lost, allocation_number(grown), true));
   }
   if (is_dry()) set_content(grown, content_of(storage->data_ptr()));

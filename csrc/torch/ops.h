@@ -1,4 +1,4 @@
-// What other files need of the hand-written operators.
+// Functions of ops.cpp that other files use.
 #pragma once
 #include <ATen/core/Tensor.h>
 #include <c10/core/StorageImpl.h>
@@ -7,10 +7,10 @@
 
 namespace bringup {
 
-// Waits for a copy to or from memory of the host, which lives until the copy is over even if the wait fails.
+// Waits for a copy to or from host memory. If the wait fails, keeps the host memory alive until the copy has ended.
 void wait_for_copy(Stream& stream, const at::Tensor& on_host, uint8_t flags);
 
-// Gives the storage another size; keeps its first bytes, in stream order.
+// Changes the size of a storage. Its first bytes are copied, in stream order.
 void resize_storage(c10::StorageImpl* storage, size_t bytes);
 
 }  // namespace bringup

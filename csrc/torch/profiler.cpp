@@ -46,7 +46,7 @@ class Session final : public libkineto::IActivityProfilerSession {
     for (const Row& row : rows) {
       buffer_->emplace_activity(buffer_->span, libkineto::ActivityType::CONCURRENT_KERNEL, row.name);
       auto& activity = *buffer_->activities.back();
-      // Kineto drops what lies outside its window; its clock and ours differ by some microseconds.
+      // Kineto drops rows outside its window, and the two clocks differ by some microseconds.
       activity.startTime = std::clamp(row.start, start, end);
       activity.endTime = std::clamp(row.end, activity.startTime, end);
       activity.id = int32_t(row.correlation);

@@ -1,4 +1,4 @@
-// The device's rows in torch.profiler.
+// Adds the device's rows to torch.profiler.
 #pragma once
 #include <atomic>
 #include <cstdint>
@@ -10,8 +10,8 @@ namespace bringup {
 
 extern std::atomic<bool> profiling_now;
 inline bool profiling() { return profiling_now.load(std::memory_order_relaxed); }
-int64_t profiler_now();          // nanoseconds, the profiler's clock
-int64_t profiler_correlation();  // of the CPU op that launches
+int64_t profiler_now();          // the profiler's clock, in nanoseconds
+int64_t profiler_correlation();  // the number of the CPU operator that launches
 void profiler_record(const std::string& name, const Stream& stream, int64_t start, int64_t end, int64_t correlation);
 void register_profiler();
 

@@ -1,4 +1,4 @@
-// Programs that say "cuda": factories that are asked for a tensor there make it on the chip.
+// For programs written for "cuda": operators that take the device "cuda" run on the chip.
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <torch/library.h>
@@ -21,23 +21,23 @@ void call_on_chip(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
   op.callBoxed(stack);
 }
 
-// torch changes to a device that it was given before it makes a tensor there.
+// torch makes a device argument the current device before it creates a tensor there. So CUDA's guard changes the chip's device.
 struct CudaGuard final : c10::impl::DeviceGuardImplInterface {
   static const c10::impl::DeviceGuardImplInterface& chip() { return *c10::impl::getDeviceGuardImpl(kChip); }
-  static c10::Device there(c10::Device device) { return {kChip, device.index()}; }
-  static c10::Device here(c10::Device device) { return {c10::kCUDA, device.index()}; }
+  static c10::Device as_chip(c10::Device device) { return {kChip, device.index()}; }
+  static c10::Device as_cuda(c10::Device device) { return {c10::kCUDA, device.index()}; }
 
   c10::DeviceType type() const override { return c10::kCUDA; }
-  c10::Device exchangeDevice(c10::Device next) const override { return here(chip().exchangeDevice(there(next))); }
-  c10::Device getDevice() const override { return here(chip().getDevice()); }
-  void setDevice(c10::Device next) const override { chip().setDevice(there(next)); }
-  void uncheckedSetDevice(c10::Device next) const noexcept override { chip().uncheckedSetDevice(there(next)); }
-  c10::Stream getStream(c10::Device on) const override { return chip().getStream(there(on)); }
+  c10::Device exchangeDevice(c10::Device next) const override { return as_cuda(chip().exchangeDevice(as_chip(next))); }
+  c10::Device getDevice() const override { return as_cuda(chip().getDevice()); }
+  void setDevice(c10::Device next) const override { chip().setDevice(as_chip(next)); }
+  void uncheckedSetDevice(c10::Device next) const noexcept override { chip().uncheckedSetDevice(as_chip(next)); }
+  c10::Stream getStream(c10::Device on) const override { return chip().getStream(as_chip(on)); }
   c10::Stream exchangeStream(c10::Stream next) const override { return chip().exchangeStream(next); }
   c10::DeviceIndex deviceCount() const noexcept override { return chip().deviceCount(); }
 };
 
-// No tensor is ever there: the dispatcher comes to the key of CUDA only for the device that an argument names.
+// No tensor has the dispatch key of CUDA, so the dispatcher selects these kernels only for a device argument.
 void redirect_cuda() {
   static torch::Library* library = nullptr;
   if (library) return;

@@ -1,4 +1,4 @@
-// What torch asks of a device: guard (streams, events), hooks, allocator, generator.
+// The interfaces through which torch uses a device: guard (streams, events), hooks, allocator, generator.
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 

@@ -1,4 +1,4 @@
-// The host's views of device memory: torch.compile's code (bringup/compile) and collectives run on them.
+// CPU tensors over device memory, on which torch.compile's code (bringup/compile) and collectives run.
 #include "torch/views.h"
 
 #include <torch/library.h>
@@ -12,7 +12,7 @@
 namespace bringup {
 namespace {
 
-struct Lease {  // keeps the device's memory mapped and alive while the host has a view of it
+struct Lease {  // keeps device memory mapped and alive while the host has a view of it
   c10::Storage storage;
   Mapped mapped;
 };
@@ -38,9 +38,9 @@ at::Tensor host_view(const at::Tensor& tensor) {
 
 namespace {
 
-// The chip's tensor under a view of the host, with the view's sizes and strides.
+// Returns a chip tensor over the memory of a host view, with the view's sizes and strides.
 at::Tensor chip_view(const at::Tensor& view) {
-  TORCH_CHECK(is_host_view(view), "chip_view needs what host_view returned");
+  TORCH_CHECK(is_host_view(view), "chip_view needs a tensor that host_view returned");
   const c10::Storage& storage = static_cast<Lease*>(view.storage().data_ptr().get_context())->storage;
   auto tensor = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage),
                                                          c10::DispatchKeySet(c10::DispatchKey::PrivateUse1), view.dtype());

@@ -1,13 +1,13 @@
-// The host's views of device memory.
+// CPU tensors over device memory.
 #pragma once
 #include <ATen/core/Tensor.h>
 
 namespace bringup {
 
-// A CPU tensor over a chip's tensor. Whoever reads it must have waited for the stream.
+// Returns a CPU tensor over a chip tensor's memory. The caller waits for the stream before it is read.
 at::Tensor host_view(const at::Tensor& tensor);
 
-// Waits for the current stream; the program does not ask for it, so no row says so.
+// Waits for the current stream. The program does not request this wait, so it is not recorded.
 void settle_stream(int64_t index);
 
 void register_collectives();

@@ -1,6 +1,6 @@
-// The virtual chip behind a driver that fails, is slow, or returns late, in one entry at its n-th call. Tests load it by
-// BRINGUP_DRIVER and steer it by the functions at the end (ctypes), or by BRINGUP_FAULT=entry:call:mode. It counts what is
-// alive, so that a test can tell what was lost.
+// Wraps the driver of the virtual chip and injects a fault into the n-th call of one entry: it fails, is slow, or returns late.
+// Tests load it with BRINGUP_DRIVER. They control it with the functions at the end (ctypes), or with
+// BRINGUP_FAULT=entry:call:mode. It counts live objects, so that a test can detect leaks.
 #include <stdlib.h>
 
 #include <map>
@@ -16,7 +16,7 @@ struct Plan {
   std::mutex mutex;
   std::string entry;
   int call = 0, mode = 0;
-  std::map<std::string, int> calls;  // since the plan was made
+  std::map<std::string, int> calls;  // since the plan was set
   int met = 0;
   std::string sentence;
 };
@@ -42,7 +42,7 @@ void read_environment() {
   });
 }
 
-// The fault of this call; 0: none.
+// Returns the fault of this call; 0 if it has none.
 int fault(const char* entry) {
   read_environment();
   std::lock_guard<std::mutex> lock(plan.mutex);
@@ -53,7 +53,7 @@ int fault(const char* entry) {
   return plan.mode;
 }
 
-// Calls the real entry between the delays that the plan asks for.
+// Calls the real entry, with the delays of the plan before and after it.
 template <class Call>
 int with_fault(const char* entry, Call call) {
   int mode = fault(entry);
@@ -75,7 +75,7 @@ void void_with_fault(const char* entry, Call call) {
 
 void delay(void*, int) { std::this_thread::sleep_for(kDelay); }
 
-// Work on a stream that is slow runs behind a delay on the stream; late work returns late.
+// Slow work runs after a delay on the stream. A late call returns after a delay.
 template <class Call>
 int on_stream(const char* entry, bringup_stream* stream, Call call) {
   int mode = fault(entry);
@@ -249,7 +249,7 @@ const bringup_driver* bringup_driver_entry() {
   return &driver;
 }
 
-// From now on the n-th call of an entry has a fault; 0: no fault.
+// Sets the plan: the n-th call of an entry from now on has a fault. 0: no fault.
 void fault_plan(const char* entry, int call, int mode) {
   using faults::plan;
   std::lock_guard<std::mutex> lock(plan.mutex);
@@ -265,7 +265,7 @@ int fault_met() {
   std::lock_guard<std::mutex> lock(plan.mutex);
   return plan.met;
 }
-// What is alive: devices, streams, events, bytes, pinned bytes, mapped addresses, tasks.
+// The numbers of live devices, streams, events, bytes, pinned bytes, mapped addresses and tasks.
 void fault_alive(long* counts) {
   using faults::alive;
   const std::atomic<long>* all[] = {&alive.devices, &alive.streams, &alive.events, &alive.bytes,

@@ -1,5 +1,5 @@
-// The smallest driver: gives out addresses, accepts all work, executes nothing. Tests load it to prove that the runtime
-// needs no more of a device than driver.h says.
+// The smallest driver. It allocates addresses, accepts all work and executes nothing. Tests load it to prove that the runtime
+// uses only what driver.h describes.
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,7 +16,7 @@ struct bringup_event {
 };
 
 static int open_device(int index, const bringup_config* config, bringup_device** out) {
-  *out = new bringup_device{config->device_bytes, 0, (size_t(index) + 1) << 44};  // addresses that nothing may touch
+  *out = new bringup_device{config->device_bytes, 0, (size_t(index) + 1) << 44};  // addresses that are not mapped
   return BRINGUP_OK;
 }
 static void close_device(bringup_device* device) { delete device; }

@@ -344,3 +344,16 @@ def test_error_of_a_long_list_is_short() -> None:
         torch._foreach_add_(tensors, [*tensors[1:], torch.zeros(3, 2, device="chip")])
         torch.chip.synchronize()
     assert len(str(raised.value)) < 2000
+
+
+def test_error_of_the_choice_of_a_chip_keeps_its_type(python: Run) -> None:
+    program = """
+import torch, bringup
+for _ in range(2):
+    try:
+        torch.zeros(1, device="chip")
+    except bringup.UnknownChipError as error:
+        print(error)
+"""
+    done = python(program, BRINGUP_CHIP="nonsense")
+    assert done.stdout.count("no chip is named 'nonsense'") == 2, done.stderr

@@ -1,6 +1,7 @@
 """Threads that use the chip at the same time. `make sanitize` looks for races here."""
 
 import queue
+import subprocess
 import threading
 from collections.abc import Callable
 
@@ -189,6 +190,56 @@ def test_random_numbers_and_their_states_in_threads() -> None:
         lambda _: torch.chip.get_rng_state(),
         lambda _: torch.chip.initial_seed(),
     )
+
+
+SEEDS_WHILE_OTHERS_DRAW = """
+import threading, time, torch, bringup
+
+@torch.library.custom_op("seeds::slow", mutates_args=("x",), device_types="cpu")
+def slow(x: torch.Tensor) -> None:
+    time.sleep(0.3)  # the queue becomes full; then the worker needs the GIL again
+
+slow.register_fake(lambda x: None)
+generator, over = torch.Generator(device="chip"), threading.Event()
+torch.zeros(4, device="chip").normal_(generator=generator)  # the first draw imports much of torch
+draws = [0, 0]
+
+def draw(number):
+    x = torch.zeros(4, device="chip")
+    with torch.chip.stream(torch.chip.Stream()):
+        while not over.is_set():
+            if draws[number] % 500 == 0:
+                slow(x)
+            x.normal_(generator=generator)
+            draws[number] += 1
+
+def seed_while_others_draw():
+    end = time.monotonic() + 1.5
+    over.clear()
+    threads = [threading.Thread(target=draw, args=(number,)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    while time.monotonic() < end:
+        generator.manual_seed(7)
+        generator.initial_seed()
+    over.set()
+    for thread in threads:
+        thread.join()
+    torch.chip.synchronize()
+
+seed_while_others_draw()
+with bringup.record() as trace:
+    seed_while_others_draw()
+assert min(draws) > 0
+generator.manual_seed(3)
+x = torch.rand(4, device="chip", generator=generator)
+print(torch.equal(x.cpu(), torch.rand(4, generator=torch.manual_seed(3))))
+"""
+
+
+def test_seeding_does_not_wait_for_threads_that_draw(python: Callable[..., "subprocess.CompletedProcess[str]"]) -> None:
+    done = python(SEEDS_WHILE_OTHERS_DRAW, timeout=60)
+    assert done.returncode == 0 and done.stdout == "True\n", done.stderr
 
 
 def test_signatures_are_learned_by_several_threads_at_once() -> None:

@@ -3,10 +3,15 @@
 import json
 import re
 import textwrap
+import traceback
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 import bringup
 from bringup.recording import sanitize
@@ -76,6 +81,175 @@ def test_out_of_bounds_raises_with_argument_element_program_and_lines(tmp_path: 
     assert re.search(r"program \(\d+, 0, 0\) of grid \(\d+, 1, 1\)", message), message
     assert f"launched at {tmp_path}/k.py:{line_with(tmp_path, 'k[(')}" in message, message
     assert torch.ones(2, device=CHIP).sum().item() == 2  # the process lives
+
+
+class Refused(Exception):
+    """An error whose text is not its only argument."""
+
+    def __init__(self, code: int, what: str) -> None:
+        super().__init__(code, what)
+        self.code = code
+
+
+ADDS = """
+@triton.jit
+def k(x, o, n, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    tl.store(o + i, tl.load(x + i, mask=i < n) + 1, mask=i < n)
+
+def launch(size):
+    x, o = torch.empty(2, size, device="chip")
+    k[(triton.cdiv(size, 64),)](x, o, size, B=64)  # here
+    return o
+"""
+SIZES = {"in the user's thread": 100, "on the worker": 1 << 16}
+Failing = Callable[[BaseException, int], torch.Tensor]
+
+
+@pytest.fixture
+def launch_failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Failing:
+    """Launch a kernel of so many elements that raises the error."""
+    from bringup.triton.executor import Kernel
+
+    path = tmp_path / "k.py"
+    path.write_text(HEADER.strip() + "\n" + ADDS)
+    names: dict[str, Any] = {"__name__": "k"}
+    exec(compile(path.read_text(), str(path), "exec"), names)
+
+    def launch(error: BaseException, size: int) -> torch.Tensor:
+        def run(kernel: object, grid: object, arguments: object, memory: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(Kernel, "run", run)
+        o: torch.Tensor = names["launch"](size)
+        return o
+
+    return launch
+
+
+def synchronize_in_a_thread(_: torch.Tensor) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(torch.chip.synchronize).result()
+
+
+def synchronize_in_backward(_: torch.Tensor) -> None:
+    x = torch.ones(3, device=CHIP, requires_grad=True)
+    y = x * 2
+    y.register_hook(lambda grad: torch.chip.synchronize())
+    y.sum().backward()
+
+
+def synchronize_in_a_recording(_: torch.Tensor) -> None:
+    with bringup.record():
+        torch.chip.synchronize()
+
+
+def synchronize_under_a_mode(o: torch.Tensor) -> None:
+    with FlopCounterMode(display=False):
+        o.nonzero()
+
+
+WAITS: dict[str, Callable[[torch.Tensor], object]] = {
+    "synchronize": lambda o: torch.chip.synchronize(),
+    "stream": lambda o: torch.chip.current_stream().synchronize(),
+    "query": lambda o: [torch.chip.current_stream().query() for _ in range(100_000)],
+    "item": lambda o: o[0].item(),
+    "download": lambda o: o.cpu(),
+    "upload": lambda o: torch.zeros(1 << 16, device=CHIP).copy_(torch.zeros(1 << 16)),
+    "nonzero": lambda o: o.nonzero(),
+    "print": str,
+    "thread": synchronize_in_a_thread,
+    "backward": synchronize_in_backward,
+    "recording": synchronize_in_a_recording,
+    "mode": synchronize_under_a_mode,
+}
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+@pytest.mark.parametrize("wait", WAITS.values(), ids=WAITS)
+def test_error_keeps_its_type_and_gets_the_launching_line(
+    launch_failing: Failing, tmp_path: Path, wait: Callable[[torch.Tensor], object], size: int
+) -> None:
+    o = launch_failing(MemoryError("no room for a tile"), size)
+    with pytest.raises(MemoryError) as caught:
+        wait(o)
+    where = f"kernel k, launched at {tmp_path}/k.py:{line_with(tmp_path, '# here')}"
+    assert str(caught.value).startswith("no room for a tile") and where in str(caught.value)
+    torch.chip.synchronize()
+    assert torch.ones(2, device=CHIP).sum().item() == 2
+
+
+@pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
+def test_error_inside_a_recording_keeps_its_type(launch_failing: Failing, size: int) -> None:
+    with pytest.raises(OSError, match="gone"), bringup.record() as trace:
+        launch_failing(FileNotFoundError(2, "gone"), size)
+        torch.chip.synchronize()
+    assert "triton::k" in [signature.op for signature in trace.signatures]
+
+
+def test_error_keeps_its_attributes_and_gets_a_note(launch_failing: Failing) -> None:
+    launch_failing(Refused(7, "no"), 100)
+    launch_failing(ValueError("later"), 100)
+    with pytest.raises(Refused) as caught:
+        torch.chip.synchronize()
+    assert caught.value.args == (7, "no") and caught.value.code == 7
+    (note,) = caught.value.__notes__
+    assert note.startswith("kernel k, launched at ") and note.endswith("and 1 other launch failed")
+
+
+def test_error_holds_no_memory_of_the_launch(launch_failing: Failing) -> None:
+    from bringup.device import raised
+
+    for _ in range(20):
+        launch_failing(Refused(7, "no"), 100)
+        with pytest.raises(Refused) as caught:
+            torch.chip.synchronize()
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    held = [value for frame in frames if "/triton/" in frame.f_code.co_filename for value in frame.f_locals.values()]
+    assert frames and not [value for value in held if isinstance(value, torch.Tensor | list)]
+    assert len(raised._errors) <= 2  # the core drops them
+
+
+def test_error_that_the_program_handles_keeps_its_variables(launch_failing: Failing) -> None:
+    def fail() -> None:
+        mine = 7
+        raise LookupError(mine)
+
+    try:
+        fail()
+    except LookupError as error:
+        launch_failing(Refused(7, "no"), 100)
+        with pytest.raises(Refused):
+            torch.chip.synchronize()
+        assert error.__traceback__ is not None and error.__traceback__.tb_next is not None
+        assert error.__traceback__.tb_next.tb_frame.f_locals == {"mine": 7}
+
+
+def test_interrupted_kernel_leaves_no_half_raised_error(launch_failing: Failing) -> None:
+    launch_failing(KeyboardInterrupt(), 100)
+    with pytest.raises(KeyboardInterrupt):
+        torch.chip.synchronize()
+
+
+NOBODY_WAITS = """
+from bringup.triton.executor import Kernel
+
+def run(*arguments):
+    raise LookupError("lost")
+
+Kernel.run = run
+outputs = [launch(size) for size in (100, 1 << 16)]
+print("over")
+"""
+
+
+def test_error_that_nobody_waits_for_is_told_at_exit(python) -> None:
+    program = HEADER.strip() + "\n" + ADDS + NOBODY_WAITS
+    done = python(program)
+    assert done.returncode == 0 and done.stdout == "over\n", done.stderr
+    first, second, third = done.stderr.splitlines()
+    assert first == "bringup: a launch failed and nothing waited for it: LookupError: lost"
+    assert second.startswith("  kernel k, launched at program.py:") and third == "  and 1 other launch failed"
 
 
 IN_BOUNDS = {

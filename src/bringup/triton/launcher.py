@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from bringup.device import raised
 from bringup.device.torch_chip import real_device
 from bringup.errors import BringupError
 from bringup.triton import limits, shadow, ttir
@@ -194,11 +195,22 @@ def enqueue(kernel: Kernel, grid: tuple[int, int, int], values: list[Any], const
 
 
 def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) -> str:
-    """Run a launch in stream order; return its signature, or "!" and the text of an error. Called by the core.
+    """Run a launch in stream order; return its signature, or "!", an error's number and its text. Called by the core.
 
     The core raises the error at the next synchronisation.
     """
     launch = _waiting.pop(number)
+    try:
+        return _signature(launch, memory, addresses)
+    except BaseException as caught:  # also an interrupt, if the launch runs in the user's thread
+        trace = caught.__traceback__  # without this frame, which has the launch's memory
+        error = caught.with_traceback(trace.tb_next if trace else None)
+    text = str(error) if isinstance(error, BringupError) else f"{type(error).__name__}: {error}"
+    return f"!{raised.keep(error)} {text}"
+
+
+def _signature(launch: _Launch, memory: Sequence[torch.Tensor], addresses: Sequence[int]) -> str:
+    """Run a launch; return its signature with its counters, or "" if none is recorded."""
     if not memory and any(isinstance(argument, tuple) for argument in launch.arguments):
         return ""  # the driver executes nothing
     kernel = launch.kernel
@@ -215,12 +227,9 @@ def _run(number: int, memory: Sequence[torch.Tensor], addresses: Sequence[int]) 
             arguments.append(Pointer(-1, argument, kind.element))
         else:
             arguments.append(argument)
-    try:
-        kind_of = Blank if launch.dry else Memory
-        checks = shadow.Shadow(kernel.name, kernel.sequential) if shadow.watching and not launch.dry else None
-        counters = kernel.run(launch.grid, arguments, kind_of(buffers, kernel.written, checks))
-    except BringupError as error:
-        return f"!{error}"
+    kind_of = Blank if launch.dry else Memory
+    checks = shadow.Shadow(kernel.name, kernel.sequential) if shadow.watching and not launch.dry else None
+    counters = kernel.run(launch.grid, arguments, kind_of(buffers, kernel.written, checks))
     if launch.signature is None:
         return ""
     launch.signature["args"]["counters"] = totals(kernel, counters)

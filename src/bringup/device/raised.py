@@ -1,0 +1,55 @@
+"""Errors of Python on their way through the core: kept here under a number, and raised in the user's thread."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import traceback
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import torch
+
+
+@dataclass
+class _Kept:
+    error: BaseException
+    text: str | None  # the only argument of the error, if it prints as that
+    notes: list[str]
+    trace: TracebackType | None
+
+
+_errors: dict[int, _Kept] = {}
+_numbers = itertools.count(1)
+_library: Any = torch.library.Library("bringup", "FRAGMENT")  # type: ignore[no-untyped-call]
+
+
+def keep(error: BaseException) -> int:
+    """Keep an error until the core drops it, and return its number.
+
+    Its frames lose their variables, which may hold memory of the chip that is mapped only during a launch.
+    """
+    for dropped in torch.ops.bringup.dropped_errors():
+        _errors.pop(dropped, None)
+    link: BaseException | None = error
+    while link is not None and link is not sys.exception():  # one that the user's thread handles is not ours
+        traceback.clear_frames(link.__traceback__)
+        link = link.__cause__ or link.__context__
+    text = str(error) if error.args == (str(error),) else None
+    number = next(_numbers)
+    _errors[number] = _Kept(error, text, list(getattr(error, "__notes__", [])), error.__traceback__)
+    return number
+
+
+def _raise(number: int, context: str) -> None:
+    """Raise an error in the user's thread, with the launch and the other failures in its text. Called by the core."""
+    kept = _errors[number]
+    if kept.text is not None:
+        kept.error.args = (kept.text + context,)
+    elif context:
+        kept.error.__notes__ = [*kept.notes, context.strip()]
+    raise kept.error.with_traceback(kept.trace)
+
+
+_library.impl("raise_error", _raise, "CompositeExplicitAutograd")
