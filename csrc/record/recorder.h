@@ -5,17 +5,9 @@
 #include "launch/worker.h"
 #include "python/lines.h"
 #include "launch/signature.h"
+#include "record/rows.h"
 
 namespace bringup {
-
-enum class RowKind : uint8_t {
-#define ROW_KIND(name, text) name,
-#include "record/rows.inc"
-};
-enum : uint8_t {  // flags of a row
-#define ROW_FLAG(name, bit, text) name = 1 << bit,
-#include "record/rows.inc"
-};
 
 extern std::atomic<bool> recording_now;
 inline bool recording() { return recording_now.load(std::memory_order_relaxed); }

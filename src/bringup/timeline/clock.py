@@ -32,7 +32,7 @@ from bringup.pricing import Prices
 from bringup.recording.recording import Recording, current, read_signature
 from bringup.recording.rows import COLUMNS
 from bringup.recording.trace import Trace
-from bringup.timeline import handover
+from bringup.timeline import handover, library
 from bringup.timeline import replay as timeline
 
 if TYPE_CHECKING:
@@ -51,11 +51,11 @@ class ChipClock:
         self.signatures: list[Signature] = []
         self.prices: Prices | None = None
         self.work: Any = None
-        self.replay: int | None = None
+        self.replay: library.Replay | None = None
         self.lock = handover.UnwatchedLock()
         self.own = threading.local()  # of a thread: `shown`, and whether it is `asking` now
 
-    def follow(self) -> int:
+    def follow(self) -> library.Replay:
         """Replay what was recorded since the last call."""
         import torch
 
@@ -95,22 +95,20 @@ class ChipClock:
         own["asking"] = True
         try:
             with self.lock:
-                own["shown"] = torch.ops.bringup.timeline_now(self.follow())
+                own["shown"] = self.follow().now(torch.ops.bringup.asking_thread())
         finally:
             own["asking"] = False
         return own["shown"]  # type: ignore[no-any-return]
 
     def event(self, number: int) -> float:
         """Seconds from the start of the recording of an event's latest record; nan if it was not recorded since."""
-        import torch
-
         with self.lock:
-            return float(torch.ops.bringup.timeline_event(self.follow(), number))
+            return self.follow().event(number)
 
     def close(self) -> None:
         """Forget the replay."""
         if self.replay is not None:
-            timeline.close_replay(self.replay)
+            self.replay.close()
 
 
 def _of(recording: Recording) -> ChipClock:
