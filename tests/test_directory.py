@@ -77,7 +77,7 @@ def test_killed_between_any_two_steps_it_is_the_old_report_or_the_new_one(tmp_pa
         half_way = (target / NEW).is_dir()
         if target.is_dir():
             with directory.opened(target) as check:
-                check((target / "trace.parquet").read_text()[-17:-1])  # a reader finds one run
+                check((target / "trace.npz").read_text()[-17:-1])  # a reader finds one run
         assert directory.prepare(str(target)) == target
         assert not [name for name in os.listdir(place) if name.startswith(".")], "the next run tidies up"
         found = runs(target)
@@ -174,7 +174,7 @@ def test_links_are_followed_to_the_directory_and_nowhere_else(tmp_path: Path) ->
 def test_left_over_files_are_removed_and_those_of_others_are_not(tmp_path: Path) -> None:
     target = tmp_path / "r"
     directory.write(target, saves(OLD))
-    (target / ".trace.parquet.12345").write_text("of a kill")
+    (target / ".trace.npz.12345").write_text("of a kill")
     (target / f".bringup-{'a' * 16}").write_text("of a kill")
     (target / f"{STAGE}abcdefgh" / "report").mkdir(parents=True)
     (tmp_path / f"{STAGE}abcdefgh").mkdir()

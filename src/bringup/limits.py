@@ -29,10 +29,8 @@ BYTES = {
 # Of a trace file, beside its size.
 TRACE = {
     "rows": Limit(1 << 24, "a comparison of so many takes 4 GiB"),
-    "row groups": Limit(1 << 12, "Arrow puts a million rows into one"),
-    "columns": Limit(64, "a trace has 16"),
     "uses": Limit(1 << 26, "four storages a row"),
-    "bytes": Limit(1 << 32, "before compression; twice the columns of all rows"),
+    "directory bytes": Limit(1 << 16, "the names of its members; those of a trace take 1 KiB"),
     "description bytes": Limit(1 << 26, "signatures, lines and modules; a thousand kinds of launch take 400 KiB"),
     "signatures": Limit(1 << 18, "kinds of launch that differ in operator, shapes or arguments"),
     "lines": Limit(1 << 18, "lines of source that launch something"),
