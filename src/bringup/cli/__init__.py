@@ -21,7 +21,7 @@ VERBS = {
 
 
 class _Verbs(click.Group):
-    """Imports a verb when it is asked for: `bringup chips` needs no torch."""
+    """Imports a verb when it is asked for: the list of the verbs imports none, and `bringup chips` needs no torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -33,8 +33,11 @@ class _Verbs(click.Group):
 
         command: click.Command = importlib.import_module(f"bringup.cli.{cmd_name}").command
         command.help = command.help or VERBS[cmd_name]
-        command.short_help = VERBS[cmd_name]
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -57,6 +60,11 @@ def main() -> None:
         code = 2
     except BringupError as error:
         print(f"bringup: {plain(str(error))}", file=sys.stderr)
+        code = 2
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print("bringup: this command needs PyTorch, and this environment has none: pip install torch", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         sys.stderr.close()

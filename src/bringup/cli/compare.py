@@ -18,6 +18,7 @@ from bringup.files import write_text
 from bringup.machine.files import available_chips, chip_names, load_chip, load_host
 from bringup.report import directory, html, terminal
 from bringup.report.lines import per_million, unit
+from bringup.report.prediction import read_trace
 from bringup.report.summary_json import as_dict
 from bringup.report.terminal import shown
 from bringup.text import duration, plain
@@ -60,8 +61,6 @@ def command(
     names = chip_names(chips, "--chips") if chips else available_chips()
     described = [load_chip(name) for name in names]
     machine = load_host(host)
-    from bringup.report.prediction import read_trace  # imports torch
-
     recording = read_trace(trace)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("pricing", total=len(described))
