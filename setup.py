@@ -1,4 +1,4 @@
-"""Packages bringup, with a C++ core where the environment has torch; elsewhere the core is built at first use."""
+"""Packages bringup, with its C++ libraries where the environment has torch; elsewhere they are built at first use."""
 
 import importlib.util
 import shutil
@@ -28,7 +28,8 @@ class BuildPython(build_py):
         try:
             if refusal := TORCH.refusal():
                 raise core_build.BuildError(refusal)
-            core_build.compile_core(TORCH, package)
+            for library in (core_build.core_library(TORCH), core_build.replay_library()):
+                core_build.compile_library(library, package)
         except core_build.BuildError as error:
             sys.exit(f"bringup: {error}")
 

@@ -33,7 +33,6 @@
 #include "python/bindings.cpp"
 #include "record/recorder.cpp"
 #include "launch/fallback.cpp"
-#include "record/timeline.cpp"
 #include "python/handlers.cpp"
 #include "record/address_tables.cpp"
 #include "record/waits.cpp"

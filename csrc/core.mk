@@ -2,17 +2,29 @@
 PYTHON ?= python3
 BUILD := build/core
 TORCH := $(shell $(PYTHON) -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')
-CORE := src/bringup/$(shell PYTHONPATH=src $(PYTHON) -c 'from bringup import core_build as b; print(b.file_name(b.find_torch()))')
-OBJECTS := $(patsubst csrc/%.cpp,$(BUILD)/%.o,$(wildcard csrc/*/*.cpp))
+BUILT := from bringup import core_build as b; print("src/bringup/" +
+CORE := $(shell PYTHONPATH=src $(PYTHON) -c '$(BUILT) b.core_library(b.find_torch()).file)')
+REPLAY := $(shell PYTHONPATH=src $(PYTHON) -c '$(BUILT) b.replay_library().file)')
+OBJECTS := $(patsubst csrc/%.cpp,$(BUILD)/%.o,$(filter-out csrc/record/timeline.cpp,$(wildcard csrc/*/*.cpp)))
 PRECOMPILED := $(BUILD)/precompiled.h.gch
 COMPILE := $(CXX) @csrc/flags -fPIC -MMD -MP -isystem $(TORCH)/include -isystem $(TORCH)/include/kineto
 .DELETE_ON_ERROR:
+.PHONY: all
+
+all: $(CORE) $(REPLAY)
 
 # The new core is linked under another name and then moved, since processes may be using the old one.
 $(CORE): $(OBJECTS)
 	$(CXX) -shared $^ -L$(TORCH)/lib -lc10 -ltorch_cpu -ltorch -o $(BUILD)/core.so
 	rm -f src/bringup/_core.*
 	mv $(BUILD)/core.so $@
+
+# The replay is a library of its own, which needs nothing of torch.
+$(REPLAY): csrc/record/timeline.cpp csrc/record/rows.h csrc/record/rows.inc csrc/flags csrc/core.mk
+	@mkdir -p $(BUILD)
+	$(CXX) @csrc/flags -fPIC -shared $< -o $(BUILD)/replay.so
+	rm -f src/bringup/_replay.*
+	mv $(BUILD)/replay.so $@
 
 $(BUILD)/%.o: csrc/%.cpp $(PRECOMPILED) csrc/flags csrc/core.mk $(TORCH)/version.py
 	@mkdir -p $(@D)

@@ -223,55 +223,65 @@ def recording() -> Any:
 @functools.cache
 def trace_file() -> str:
     """The recording as a file."""
-    path = Path(tempfile.mkdtemp(prefix="bringup-fuzz-"), "t.parquet")
+    path = Path(tempfile.mkdtemp(prefix="bringup-fuzz-"), "t.npz")
     recording().save(path)
     return str(path)
 
 
 def make_trace(rng: Random, folder: Path) -> Path:
     """Break the description, the columns, or the bytes of a trace."""
-    import pyarrow.parquet as pq
+    import zipfile
 
-    table = pq.read_table(trace_file())
-    text = table.schema.metadata[b"bringup"]
+    import numpy as np
+
+    with np.load(trace_file()) as file:
+        members = {name: file[name] for name in file.files}
+    text = members.pop("description.json")
     how = rng.random()
     if how < 0.5:
         about = json.loads(text)
         part = rng.choice([*about, "signatures", "signatures"])
         about[part] = mutated(rng, about[part])
         text = as_json(about if rng.random() < 0.95 else mutated(rng, about))
-    elif how < 0.85:
-        table = _mutated_columns(rng, table)
-    path = folder / "t.parquet"
-    codec = rng.choice(("zstd", "snappy", "none"))
-    pq.write_table(table.replace_schema_metadata({"bringup": text}), path, compression=codec)
-    if how >= 0.85:
-        path.write_bytes(mutated_bytes(rng, path.read_bytes()))
+    elif how < 0.8:
+        _mutate_columns(rng, members)
+    path = folder / "t.npz"
+    methods = (zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2)
+    with zipfile.ZipFile(path, "w", rng.choice(methods if how < 0.8 else methods[:3])) as archive:
+        archive.writestr("description.json", text)
+        for name, column in members.items():
+            npy = io.BytesIO()
+            np.save(npy, column)
+            archive.writestr(f"{name}.npy", npy.getvalue())
+    if how >= 0.8:
+        path.write_bytes(_mutated_archive(rng, path.read_bytes()))
     return path
 
 
-def _mutated_columns(rng: Random, table: Any) -> Any:
+def _mutated_archive(rng: Random, data: bytes) -> bytes:
+    """Break the bytes anywhere, or those that say how large the members are and where they lie."""
+    if rng.random() < 0.5:
+        return mutated_bytes(rng, data)
+    start = int.from_bytes(data[-6:-2], "little")  # of the directory, as the last record says
+    return data[:start] + mutated_bytes(rng, data[start:])
+
+
+def _mutate_columns(rng: Random, columns: dict[str, Any]) -> None:
     import numpy as np
-    import pyarrow as pa
 
     for _ in range(rng.randint(1, 3)):
-        name = rng.choice([name for name in table.column_names if pa.types.is_integer(table[name].type)] + ["uses"])
-        if name == "uses":
-            rows = table[name].to_pylist()
-            rows[rng.randrange(len(rows))] = [rng.choice(COUNTS) for _ in range(rng.choice((0, 1, 3, 200)))]
-            values = pa.array(rows, pa.list_(pa.int64()))
-        else:
-            numbers = table[name].to_numpy().astype(np.int64)
-            start = rng.randrange(len(numbers))
-            end = start + rng.choice((1, 1, 3, 10**6))
-            numbers[start:end] = rng.choice((rng.choice(COUNTS), int(rng.choice(numbers.tolist()))))
-            values = pa.array(numbers.astype(rng.choice((np.int64, np.int64, np.int8, np.float32))))
-        table = table.set_column(table.column_names.index(name), name, values)
+        name = rng.choice(list(columns))
+        numbers = columns[name].astype(np.int64)
+        start = rng.randrange(len(numbers))
+        end = start + rng.choice((1, 1, 3, 10**6))
+        numbers[start:end] = rng.choice((rng.choice(COUNTS), int(rng.choice(numbers.tolist()))))
+        dtype = columns[name].dtype
+        columns[name] = numbers.astype(rng.choice((dtype, dtype, dtype, np.int64, np.int8, np.float32)))
+    name = rng.choice(list(columns))
     if rng.random() < 0.1:
-        table = table.drop_columns([rng.choice(table.column_names)])
-    if rng.random() < 0.1:
-        table = table.slice(rng.randrange(len(table)), rng.randrange(len(table)))
-    return table
+        del columns[name]
+    elif rng.random() < 0.1:
+        columns[name] = columns[name][rng.randrange(len(columns[name])) :]
 
 
 def use_trace(path: Path) -> None:
@@ -299,8 +309,8 @@ def make_report(rng: Random, folder: Path) -> Path:
         text = f'{{"run": "{run}"}}' if name != "report.html" else f'<meta name="bringup-run" content="{run}">'
         (report / name).write_bytes(mutated_bytes(rng, text.encode()) if rng.random() < 0.2 else text.encode())
     recording().about["run"] = rng.choice(("", *["c" * 16] * 9))
-    recording().save(report / "trace.parquet")
-    name = rng.choice((*OUTPUTS, "compare.html", NEW, f"{STAGE}x", ".trace.parquet.1"))
+    recording().save(report / "trace.npz")
+    name = rng.choice((*OUTPUTS, "compare.html", NEW, f"{STAGE}x", ".trace.npz.1"))
     with contextlib.suppress(FileNotFoundError):
         (report / name).unlink()
     how = rng.randrange(6)

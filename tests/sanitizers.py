@@ -111,7 +111,8 @@ def build(name: str, flags: str) -> Path:
     shutil.copytree(ROOT / "csrc", package / "csrc")
     torch = core_build.find_torch()
     assert torch is not None
-    core_build.compile_core(torch, package, (*INSTRUMENTED, f"-fsanitize={flags}"))
+    for library in (core_build.core_library(torch), core_build.replay_library()):
+        core_build.compile_library(library, package, (*INSTRUMENTED, f"-fsanitize={flags}"))
     return package.parent
 
 

@@ -65,7 +65,7 @@ class Setting:
 
 
 def copying(seconds: int = 0) -> str:
-    return f'sleep {seconds}; cp {core.library()} "$2"'
+    return f'sleep {seconds}; cp {core.core_path()} "$2"'
 
 
 def test_processes_build_the_core_once_and_say_so(tmp_path: Path) -> None:
@@ -75,8 +75,8 @@ def test_processes_build_the_core_once_and_say_so(tmp_path: Path) -> None:
     assert [output.strip() for output, _ in outputs] == ["2.0 chip"] * 3, outputs
     assert setting.calls() == 1
     errors = "".join(errors for _, errors in outputs)
-    assert errors.count("building the C++ core for torch") == 1 and errors.count("the C++ core is built (") == 1
-    assert errors.count("another process is building the C++ core") <= 2
+    assert errors.count("building the C++ core for torch") == 1 and errors.count("built the C++ core for torch") == 1
+    assert errors.count("another process is building it") <= 2
     assert setting.run() == ("2.0 chip", "")  # found, without a word
     assert setting.run(CXX="no-compiler", PATH="/nowhere")[0] == "2.0 chip"  # what is built needs no compiler
     (library,) = (tmp_path / "cache" / "bringup" / "core" / "c++-12.9.1").glob("_core*")
@@ -86,8 +86,8 @@ def test_processes_build_the_core_once_and_say_so(tmp_path: Path) -> None:
 def test_building_can_be_forbidden(tmp_path: Path) -> None:
     output, errors = (setting := Setting(tmp_path, copying())).run(BRINGUP_BUILD="0")
     assert output == "2.0 privateuseone" and setting.calls() == 0
-    assert "UserWarning: bringup has no C++ core for torch" in errors
-    assert "BRINGUP_BUILD=0 forbids building it" in errors
+    assert "is not built yet" in errors
+    assert "UserWarning: the C++ core for torch" in errors
 
 
 def test_a_failed_build_is_one_sentence_and_not_tried_again_unasked(tmp_path: Path) -> None:
@@ -95,7 +95,7 @@ def test_a_failed_build_is_one_sentence_and_not_tried_again_unasked(tmp_path: Pa
     output, errors = setting.run()
     assert output == "2.0 privateuseone"
     assert "c++-12.9.1: core.cpp:7:1: error: no such thing (all of the compiler's output: " in errors
-    assert "an earlier attempt to build the C++ core" in setting.run()[1] and setting.calls() == 1
+    assert "an earlier attempt to build the C++ core for torch" in setting.run()[1] and setting.calls() == 1
     assert "no such thing" in setting.run(BRINGUP_BUILD="1")[1] and setting.calls() == 2
 
 
@@ -124,7 +124,7 @@ def test_a_core_that_others_can_write_is_built_anew(tmp_path: Path) -> None:
 
 def test_names_tell_torch_releases_sources_and_python_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def name(version: str, abi: int = 1) -> str:
-        return core_build.file_name(Torch(tmp_path, version, abi))
+        return core_build.core_library(Torch(tmp_path, version, abi)).file
 
     assert name("2.13.0+cpu") == name("2.13.0+cu130") != name("2.13.1")
     assert name("2.14.0a0+git12") != name("2.14.0a0+git13")  # no releases
@@ -173,7 +173,8 @@ def test_a_wheel_holds_one_core_the_sources_and_no_claim_on_torch(checkout: Path
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = next(archive.read(name).decode() for name in names if name.endswith("METADATA"))
-    assert [name for name in names if name.endswith(".so")] == [f"bringup/{core_build.file_name(torch)}"]
+    libraries = [core_build.core_library(torch), core_build.replay_library()]
+    assert sorted(name for name in names if name.endswith(".so")) == [f"bringup/{each.file}" for each in libraries]
     assert {"bringup/csrc/driver.h", "bringup/csrc/flags", "bringup/machine/chips/t4.toml"} <= set(names)
     requires = Parser().parsestr(metadata).get_all("Requires-Dist", [])
     assert not [each for each in requires if each.startswith("torch")]

@@ -86,7 +86,7 @@ def test_files_of_a_report_hold_no_path_of_the_machine(tmp_path: Path, start: st
     assert done.returncode == 1 and "init" in done.stdout, done.stderr
     done = subprocess.run([*command, "compare", out, "--chips", "t4"], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    lines = {line.rpartition(":")[0] for line in bringup.Trace.load(out / "trace.parquet").lines}
+    lines = {line.rpartition(":")[0] for line in bringup.Trace.load(out / "trace.npz").lines}
     where = "project/" if start == "home/alicia" else ""
     assert lines == {
         *(f"{where}train.py", f"{where}near.py", "far.py", ".../near.py"),

@@ -554,6 +554,10 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
     skip_host_time();
   });
   m.def("is_recording() -> bool", [] { return recording(); });
+  m.def("asking_thread() -> int", [] {  // the number of the thread that asks for the time; waits of new libraries count, too
+    watch_new_libraries();
+    return int64_t(recording_thread());
+  });
   m.def("recorded_rows() -> int", [] {
     settle_interrupted();
     std::lock_guard<std::mutex> lock(recording_state().mutex);

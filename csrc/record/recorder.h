@@ -5,22 +5,9 @@
 #include "launch/worker.h"
 #include "python/lines.h"
 #include "launch/signature.h"
+#include "record/rows.h"
 
 namespace bringup {
-
-enum class RowKind : uint8_t {
-#define ROW_KIND(name, text) name,
-#include "record/rows.inc"
-};
-enum : uint8_t {  // Flags of a row. Rows of the kinds Owner and Host hold a number in their place.
-#define ROW_FLAG(name, bit, text) name = 1 << bit,
-#include "record/rows.inc"
-};
-// Rows of several kinds pass through the same code, so no two flags may share a bit.
-#define ROW_FLAG(name, bit, text) +name
-static_assert((0
-#include "record/rows.inc"
-               ) == 0xFF);  // eight flags, each with a bit of its own; a ninth needs a wider column
 
 extern std::atomic<bool> recording_now;
 inline bool recording() { return recording_now.load(std::memory_order_relaxed); }

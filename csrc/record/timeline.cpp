@@ -1,29 +1,34 @@
-// Replays the rows of a trace on host, links and chips. docs/replay.md has the rules with worked examples.
-#include <ATen/ATen.h>
-#include <torch/library.h>
-
+// Replays the rows of a trace on host, links and chips. docs/replay.md has the rules with worked examples. This is a library of
+// its own without torch, so that recordings are priced where no torch is. src/bringup/timeline/library.py calls it.
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstdint>
 #include <deque>
+#include <exception>
 #include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <stdexcept>
+#include <string>
 #include <tuple>
 #include <unordered_map>
 #include <utility>
 #include <vector>
 
-#include "record/recorder.h"
-#include "record/waits.h"
+#include "record/rows.h"
 
 namespace bringup {
 namespace {
 
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kNone = -1;
+
+void check(bool holds, const std::string& problem) {
+  if (!holds) throw std::runtime_error(problem);
+}
 
 struct Machine {
   double launch_latency;  // seconds from the host's call to the earliest start on the chip
@@ -221,7 +226,7 @@ struct Replay {
 
   double end_of(int64_t row) {
     while (!has_end(row))
-      TORCH_CHECK(step() || has_end(row), "row ", row, " of the trace waits for something that never happens");
+      check(step() || has_end(row), "row " + std::to_string(row) + " of the trace waits for something that never happens");
     return row == kNone ? 0.0 : end[size_t(row)];
   }
 
@@ -271,7 +276,7 @@ struct Replay {
       if (!on.ends.empty() && next().moment >= on.ends.front()) {  // operations that start later end later
         now = on.ends.front();
       } else {
-        TORCH_CHECK(step(), "a launch of the trace waits for a place in the queue that never becomes free");
+        check(step(), "a launch of the trace waits for a place in the queue that never becomes free");
       }
     }
   }
@@ -300,66 +305,41 @@ std::unordered_map<int64_t, std::shared_ptr<Replay>> replays;
 std::shared_ptr<Replay> replay_of(int64_t handle) {
   std::lock_guard<std::mutex> lock(replays_mutex);
   auto entry = replays.find(handle);
-  TORCH_CHECK(entry != replays.end(), "there is no replay ", handle);
+  check(entry != replays.end(), "there is no replay " + std::to_string(handle));
   return entry->second;
 }
 
-int64_t timeline_open(double launch_latency, int64_t queue_depth, int64_t copy_engines, int64_t concurrent) {
-  static int64_t next = 0;
-  TORCH_CHECK(queue_depth >= 1 && queue_depth <= 1 << 24, "a queue holds 1 to 2**24 launches, got ", queue_depth);
-  TORCH_CHECK(concurrent >= 1, "a chip runs at least one kernel at once, got ", concurrent);
-  std::lock_guard<std::mutex> lock(replays_mutex);
-  auto replay = std::make_shared<Replay>();
-  replay->machine = {launch_latency, size_t(queue_depth), int(copy_engines), int(std::min<int64_t>(concurrent, 1 << 24))};
-  replays[++next] = std::move(replay);
-  return next;
-}
+// Rows of a trace, and what the replay needs of each beside the trace's own columns. `library.py` has the same fields.
+struct Rows {
+  int64_t rows;
+  const uint8_t *kind, *flags;
+  const int8_t* device;
+  const int16_t* stream;
+  const int32_t* thread;
+  const int64_t* object;
+  const double *host_seconds, *seconds, *share;
+  const int32_t* fallback;  // row of `fallback_seconds` [d2h, host, h2d], or -1
+  const double* fallback_seconds;
+  int64_t fallbacks;
+};
 
-void timeline_close(int64_t handle) {
-  std::lock_guard<std::mutex> lock(replays_mutex);
-  replays.erase(handle);
-}
-
-template <class T>
-const T* read(const at::Tensor& tensor, int64_t count) {
-  TORCH_CHECK(tensor.is_contiguous() && tensor.numel() == count, "columns must be contiguous and of one length");
-  return tensor.const_data_ptr<T>();
-}
-
-void timeline_feed(int64_t handle, const at::Tensor& kinds, const at::Tensor& flags, const at::Tensor& device_ids,
-                   const at::Tensor& stream_ids, const at::Tensor& thread_ids, const at::Tensor& objects,
-                   const at::Tensor& host_seconds, const at::Tensor& seconds, const at::Tensor& shares,
-                   const at::Tensor& fallbacks, const at::Tensor& fallback_seconds) {
-  auto shared = replay_of(handle);
-  Replay& replay = *shared;
-  int64_t rows = kinds.numel();
-  const auto* kind = read<uint8_t>(kinds, rows);
-  const auto* flag = read<uint8_t>(flags, rows);
-  const auto* device_id = read<int8_t>(device_ids, rows);
-  const auto* stream_id = read<int16_t>(stream_ids, rows);
-  const auto* thread_id = read<int32_t>(thread_ids, rows);
-  const auto* object = read<int64_t>(objects, rows);
-  const auto* host = read<double>(host_seconds, rows);
-  const auto* work = read<double>(seconds, rows);
-  const auto* share = read<double>(shares, rows);
-  const auto* fallback = read<int32_t>(fallbacks, rows);  // row of `fallback_seconds` [d2h, host, h2d], or -1
-  const auto* fallback_cost = read<double>(fallback_seconds, fallback_seconds.numel());
-  for (int64_t i = 0; i < rows; ++i) {
+void feed(Replay& replay, const Rows& in) {
+  for (int64_t i = 0; i < in.rows; ++i) {
     int64_t row = int64_t(replay.issued.size());
-    HostThread& thread = replay.threads[thread_id[i]];
+    HostThread& thread = replay.threads[in.thread[i]];
     replay.settle(thread);
-    double now = replay.issue(thread, host[i]);
+    double now = replay.issue(thread, in.host_seconds[i]);
     for (auto* column : {&replay.issued, &replay.start, &replay.end}) column->push_back(now);
     replay.waited.push_back(0.0);
-    RowKind what = RowKind(kind[i]);
-    Pending item{.row = row, .kind = what, .earliest = now, .seconds = work[i], .share = share[i], .parts = {}};
+    RowKind what = RowKind(in.kind[i]);
+    Pending item{.row = row, .kind = what, .earliest = now, .seconds = in.seconds[i], .share = in.share[i], .parts = {}};
     switch (what) {
       case RowKind::Launch: {
-        DeviceClock& on = replay.devices[device_id[i]];
-        StreamQueue& stream = on.streams[stream_id[i]];
-        if (fallback[i] >= 0) {
-          TORCH_CHECK(3 * (int64_t(fallback[i]) + 1) <= fallback_seconds.numel(), "there is no fallback ", fallback[i]);
-          std::copy_n(fallback_cost + 3 * fallback[i], 3, item.parts);
+        DeviceClock& on = replay.devices[in.device[i]];
+        StreamQueue& stream = on.streams[in.stream[i]];
+        if (in.fallback[i] >= 0) {
+          check(in.fallback[i] < in.fallbacks, "there is no fallback " + std::to_string(in.fallback[i]));
+          std::copy_n(in.fallback_seconds + 3 * int64_t(in.fallback[i]), 3, item.parts);
           item.fallback = true;
           replay.enqueue(stream, item);
           replay.wait_for(thread, row, {row}, true);
@@ -370,64 +350,51 @@ void timeline_feed(int64_t handle, const at::Tensor& kinds, const at::Tensor& fl
         item.earliest = thread.time + replay.machine.launch_latency;
         ++on.queued;
         replay.enqueue(stream, item);
-        if (flag[i] & kWaits) replay.wait_for(thread, row, {row});
+        if (in.flags[i] & kWaits) replay.wait_for(thread, row, {row});
         break;
       }
       case RowKind::H2D:
       case RowKind::D2H:
       case RowKind::D2D:
         item.earliest = now + replay.machine.launch_latency;
-        item.source = int(object[i]);
-        replay.enqueue(replay.devices[device_id[i]].streams[stream_id[i]], item);
+        item.source = int(in.object[i]);
+        replay.enqueue(replay.devices[in.device[i]].streams[in.stream[i]], item);
         break;
       case RowKind::EventRecord:
-        replay.events[object[i]] = row;
-        replay.enqueue(replay.devices[device_id[i]].streams[stream_id[i]], item);
+        replay.events[in.object[i]] = row;
+        replay.enqueue(replay.devices[in.device[i]].streams[in.stream[i]], item);
         break;
       case RowKind::EventWait:
-        if (auto event = replay.events.find(object[i]); event != replay.events.end()) item.after = event->second;
-        replay.enqueue(replay.devices[device_id[i]].streams[stream_id[i]], item);
+        if (auto event = replay.events.find(in.object[i]); event != replay.events.end()) item.after = event->second;
+        replay.enqueue(replay.devices[in.device[i]].streams[in.stream[i]], item);
         break;
       case RowKind::EventSync:
-        if (auto event = replay.events.find(object[i]); event != replay.events.end())
+        if (auto event = replay.events.find(in.object[i]); event != replay.events.end())
           replay.wait_for(thread, row, {event->second});
         break;
       case RowKind::StreamSync:
-        replay.wait_for(thread, row, {replay.devices[device_id[i]].streams[stream_id[i]].last});
+        replay.wait_for(thread, row, {replay.devices[in.device[i]].streams[in.stream[i]].last});
         break;
       case RowKind::DeviceSync: {
         std::vector<int64_t> all;
-        for (auto& [id, stream] : replay.devices[device_id[i]].streams) all.push_back(stream.last);
+        for (auto& [id, stream] : replay.devices[in.device[i]].streams) all.push_back(stream.last);
         replay.wait_for(thread, row, std::move(all));
         break;
       }
       case RowKind::Host:
-        replay.idle(thread, row, now + work[i]);
+        replay.idle(thread, row, now + in.seconds[i]);
         break;
       case RowKind::Signal:
-        replay.signals[object[i]] = now;
+        replay.signals[in.object[i]] = now;
         break;
       case RowKind::Resume:
-        if (auto signal = replay.signals.find(object[i]); signal != replay.signals.end())
+        if (auto signal = replay.signals.find(in.object[i]); signal != replay.signals.end())
           replay.idle(thread, row, signal->second);
         break;
       default:
         break;
     }
   }
-}
-
-at::Tensor copy_of(const std::vector<double>& values) {
-  at::Tensor copy = at::empty({int64_t(values.size())}, at::kDouble);
-  std::copy(values.begin(), values.end(), copy.mutable_data_ptr<double>());
-  return copy;
-}
-
-// Per row: the time of issue by the host, of start and end on its engine, and the time that the host waited in it.
-std::vector<at::Tensor> timeline_results(int64_t handle) {
-  auto replay = replay_of(handle);
-  replay->finish_all();
-  return {copy_of(replay->issued), copy_of(replay->start), copy_of(replay->end), copy_of(replay->waited)};
 }
 
 using Intervals = std::vector<std::pair<double, double>>;
@@ -464,12 +431,8 @@ Intervals without(const Intervals& a, const Intervals& b) {
 
 // Splits the seconds of [from, to): the chip computes; else the host computes in its place; else the link is busy; else a link
 // between chips is busy.
-std::vector<double> timeline_shares(const at::Tensor& kinds, const at::Tensor& fallbacks, const at::Tensor& starts,
-                                    const at::Tensor& ends, double from, double to) {
-  int64_t rows = kinds.numel();
-  const auto* kind = read<uint8_t>(kinds, rows);
-  const auto* fallback = read<int32_t>(fallbacks, rows);
-  const auto *start = read<double>(starts, rows), *end = read<double>(ends, rows);
+std::vector<double> shares(int64_t rows, const uint8_t* kind, const int32_t* fallback, const double* start, const double* end,
+                           double from, double to) {
   enum { kCores, kHost, kLink, kBetween, kParts };
   std::array<Intervals, kParts> busy;
   for (int64_t i = 0; i < rows; ++i) {
@@ -496,31 +459,93 @@ std::vector<double> timeline_shares(const at::Tensor& kinds, const at::Tensor& f
   return totals;
 }
 
-}  // namespace
-
-TORCH_LIBRARY_FRAGMENT(bringup, m) {
-  m.def("timeline_open(float launch_latency, int queue_depth, int copy_engines, int concurrent) -> int", &timeline_open);
-  m.def(
-      "timeline_feed(int timeline, Tensor kind, Tensor flags, Tensor device, Tensor stream, Tensor thread, Tensor object, "
-      "Tensor host_seconds, Tensor seconds, Tensor share, Tensor fallback, Tensor fallback_seconds) -> ()",
-      &timeline_feed);
-  m.def("timeline_results(int timeline) -> Tensor[]", &timeline_results);
-  m.def("timeline_now(int timeline) -> (float, float)", [](int64_t handle) {  // the calling thread's time, and its idle time
-    watch_new_libraries();
-    auto replay = replay_of(handle);
-    auto thread = replay->threads.find(recording_thread());
-    if (thread == replay->threads.end()) return std::tuple(replay->host, 0.0);
-    replay->settle(thread->second);
-    return std::tuple(std::max(replay->host, thread->second.time), thread->second.idle);
-  });
-  m.def("timeline_event(int timeline, int event) -> float", [](int64_t handle, int64_t event) {  // nan: not recorded
-    auto replay = replay_of(handle);
-    auto row = replay->events.find(event);
-    return row == replay->events.end() ? kUnknown : replay->end_of(row->second);
-  });
-  m.def("timeline_close(int timeline) -> ()", &timeline_close);
-  m.def("timeline_shares(Tensor kind, Tensor fallback, Tensor start, Tensor end, float since, float until) -> float[]",
-        &timeline_shares);
+// What a function of the library returns: null, or what went wrong, until the thread's next call.
+template <class Function>
+const char* told(Function function) {
+  thread_local std::string problem;
+  try {
+    function();
+    return nullptr;
+  } catch (const std::exception& error) {
+    problem = error.what();
+    return problem.c_str();
+  }
 }
 
+}  // namespace
 }  // namespace bringup
+
+// ---- the library: plain C, so that Python's ctypes can call it
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+using namespace bringup;
+
+EXPORTED const char* replay_open(double launch_latency, int64_t queue_depth, int64_t copy_engines, int64_t concurrent,
+                                 int64_t* handle) {
+  return told([&] {
+    check(queue_depth >= 1 && queue_depth <= 1 << 24, "a queue holds 1 to 2**24 launches, got " + std::to_string(queue_depth));
+    check(concurrent >= 1, "a chip runs at least one kernel at once, got " + std::to_string(concurrent));
+    static int64_t next = 0;
+    std::lock_guard<std::mutex> lock(replays_mutex);
+    auto replay = std::make_shared<Replay>();
+    replay->machine = {launch_latency, size_t(queue_depth), int(copy_engines), int(std::min<int64_t>(concurrent, 1 << 24))};
+    replays[++next] = std::move(replay);
+    *handle = next;
+  });
+}
+
+EXPORTED void replay_close(int64_t handle) {
+  std::lock_guard<std::mutex> lock(replays_mutex);
+  replays.erase(handle);
+}
+
+EXPORTED const char* replay_feed(int64_t handle, const Rows* rows) {
+  return told([&] { feed(*replay_of(handle), *rows); });
+}
+
+EXPORTED const char* replay_rows(int64_t handle, int64_t* rows) {
+  return told([&] { *rows = int64_t(replay_of(handle)->issued.size()); });
+}
+
+// Per row: when the host issued it, when it started and ended on its engine, and how long the host waited in it.
+EXPORTED const char* replay_results(int64_t handle, int64_t rows, double* issued, double* start, double* end, double* waited) {
+  return told([&] {
+    auto replay = replay_of(handle);
+    check(rows == int64_t(replay->issued.size()), "the replay has other rows by now");
+    replay->finish_all();
+    std::copy(replay->issued.begin(), replay->issued.end(), issued);
+    std::copy(replay->start.begin(), replay->start.end(), start);
+    std::copy(replay->end.begin(), replay->end.end(), end);
+    std::copy(replay->waited.begin(), replay->waited.end(), waited);
+  });
+}
+
+// A thread's time, and how much of it was idle.
+EXPORTED const char* replay_now(int64_t handle, int32_t number, double* seconds, double* idle) {
+  return told([&] {
+    auto replay = replay_of(handle);
+    auto thread = replay->threads.find(number);
+    bool known = thread != replay->threads.end();
+    if (known) replay->settle(thread->second);
+    *seconds = known ? std::max(replay->host, thread->second.time) : replay->host;
+    *idle = known ? thread->second.idle : 0.0;
+  });
+}
+
+// When the latest record of an event was reached; nan: it was not recorded.
+EXPORTED const char* replay_event(int64_t handle, int64_t event, double* seconds) {
+  return told([&] {
+    auto replay = replay_of(handle);
+    auto row = replay->events.find(event);
+    *seconds = row == replay->events.end() ? kUnknown : replay->end_of(row->second);
+  });
+}
+
+// `totals`: the seconds of the chip, the host, the link, and links between chips.
+EXPORTED const char* replay_shares(int64_t rows, const uint8_t* kind, const int32_t* fallback, const double* start,
+                                   const double* end, double from, double to, double* totals) {
+  return told([&] {
+    std::vector<double> found = shares(rows, kind, fallback, start, end, from, to);
+    std::copy(found.begin(), found.end(), totals);
+  });
+}

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
     from bringup.recording.recording import record, step
     from bringup.recording.trace import Trace
-    from bringup.report.prediction import Prediction, predict, price
+    from bringup.report.predict import predict
+    from bringup.report.prediction import Prediction, price
 
 __all__ = [
     "BringupError",
@@ -52,7 +53,8 @@ _HOMES = {
     **dict.fromkeys(("Chip", "Host"), "machine.schema"),
     **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "machine.files"),
     **dict.fromkeys(("launch_stats", "use"), "device.load"),
-    **dict.fromkeys(("Prediction", "predict", "price"), "report.prediction"),
+    **dict.fromkeys(("Prediction", "price"), "report.prediction"),
+    "predict": "report.predict",
     "Trace": "recording.trace",
     **dict.fromkeys(("record", "step"), "recording.recording"),
     **dict.fromkeys(("DryWarning", "dry"), "device.dry"),

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 from bringup import core_build
-from bringup.core_build import BuildError, Torch
+from bringup.core_build import BuildError, Library, Torch
 from bringup.errors import VersionError
 from bringup.process import asked_build
 
@@ -31,26 +31,30 @@ def torch_here() -> Torch:
     return here
 
 
-def library() -> Path:
-    """Return the path of the core that fits this torch; build it into the user's cache if there is none.
+def compiled(library: Library) -> Path:
+    """Return the path of a compiled library; build it into the user's cache if there is none.
 
     Raises:
         VersionError: there is none and it cannot be built, or ``BRINGUP_BUILD=0`` forbids it.
     """
-    torch = torch_here()
-    path = core_build.find_core(torch)
+    path = core_build.find(library)
     if path is not None:
         return path
     build = asked_build()
     if build is False:
         raise VersionError(
-            f"bringup has no C++ core for torch {torch.version} yet, and BRINGUP_BUILD=0 forbids building it: unset "
-            "it, or reinstall bringup beside this torch"
+            f"{library.what} is not built yet, and BRINGUP_BUILD=0 forbids building it: unset it, or reinstall bringup "
+            "in this environment"
         )
     try:
-        return core_build.build_into_cache(torch, again=bool(build))
+        return core_build.build_into_cache(library, again=bool(build))
     except BuildError as error:
-        raise VersionError(f"the device 'chip' is not there: {error}") from None
+        raise VersionError(str(error)) from None
+
+
+def core_path() -> Path:
+    """Return the path of the core that fits this torch; the errors are those of `torch_here` and `compiled`."""
+    return compiled(core_build.core_library(torch_here()))
 
 
 @cache
@@ -69,4 +73,4 @@ def load() -> None:
             f"another package has registered the device {registered!r}, and PyTorch has room for one such device in a "
             "process: uninstall one of the two, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 and load the one you want"
         )
-    torch.ops.load_library(str(library()))  # type: ignore[no-untyped-call]
+    torch.ops.load_library(str(core_path()))  # type: ignore[no-untyped-call]

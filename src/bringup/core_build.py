@@ -1,7 +1,7 @@
-"""Compiles the C++ core for one torch and one Python: at installation, or at first use into the user's cache.
+"""Compiles the C++ libraries, at installation or at first use into the user's cache: the core, and the replay.
 
-The name of a core's file says what it fits: a torch release, the core's sources, and a Python. `setup.py` runs this
-file by its path, so it imports nothing but Python's own modules.
+The name of a library's file says what it fits. The core's has a torch release, a hash of the sources, and a Python;
+the replay's has the hash alone. `setup.py` runs this file by its path, so it imports nothing but Python's own modules.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Tell = Callable[[str], None]
 
 
 class BuildError(RuntimeError):
-    """The core cannot be built; one sentence says why, and what to do."""
+    """A library cannot be built; one sentence says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +93,59 @@ def sources() -> Path:
     return packaged if packaged.exists() else PACKAGE.parents[1] / "csrc"
 
 
-def file_name(torch: Torch) -> str:
-    """Return the name of the core's library for a torch, these sources and this Python."""
-    folder = sources()
-    digest = hashlib.sha256(f"abi={torch.abi}".encode())
-    for path in sorted(path for path in folder.rglob("*") if path.suffix in SOURCES or path.name == "flags"):
-        digest.update(str(path.relative_to(folder)).encode() + b"\0" + path.read_bytes() + b"\0")
-    return f"_core.torch-{torch.release}.{digest.hexdigest()[:12]}{SUFFIX}"
+@dataclass(frozen=True)
+class Library:
+    """A library that is compiled from the C++ sources.
+
+    Attributes:
+        file: its name, which holds all that it depends on.
+        what: what it is, in a sentence.
+        others: pattern of the names of the same library from other sources.
+        command: the compiler's command that writes it to a path.
+    """
+
+    file: str
+    what: str
+    others: str
+    command: Callable[[Path], list[str]]
+
+
+def core_library(torch: Torch) -> Library:
+    """Return the core for a torch, these sources and this Python."""
+    files = sorted(path for path in sources().rglob("*") if path.suffix in SOURCES or path.name == "flags")
+    prefix = f"_core.torch-{torch.release}."
+    return Library(
+        f"{prefix}{_digest(files, f'abi={torch.abi}')}{SUFFIX}",
+        f"the C++ core for torch {torch.version}",
+        f"{prefix}*{SUFFIX}",
+        lambda target: command_line(torch, target),
+    )
+
+
+def replay_library() -> Library:
+    """Return the replay's library, which needs neither torch nor Python."""
+    record = sources() / "record"
+    source = record / "timeline.cpp"
+    files = [source, record / "rows.h", record / "rows.inc", sources() / "flags"]
+    return Library(
+        f"_replay.{_digest(files)}.so",
+        "the library that replays recordings",
+        "_replay.*.so",
+        lambda target: [*compiler(), *_flags(), "-fPIC", "-shared", str(source), "-o", str(target)],
+    )
+
+
+def _digest(files: Sequence[Path], more: str = "") -> str:
+    digest = hashlib.sha256(more.encode())
+    for path in files:
+        digest.update(str(path.relative_to(sources())).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:12]
+
+
+def _flags() -> list[str]:
+    # csrc is quoted by its own path: the sources may be anywhere.
+    text = (sources() / "flags").read_text(encoding="utf-8")
+    return shlex.split(text.replace("-iquote csrc", f"-iquote {shlex.quote(str(sources()))}"))
 
 
 def compiler() -> list[str]:
@@ -133,13 +179,9 @@ def command_line(
     folder, python = sources(), sysconfig.get_path("include")
     if not Path(python, "Python.h").exists():
         raise BuildError(f"the C++ core needs Python's headers, and {python} has none: apt-get install python3-dev")
-    # csrc is quoted by its own path: the sources may be anywhere.
-    flags = (
-        (folder / "flags").read_text(encoding="utf-8").replace("-iquote csrc", f"-iquote {shlex.quote(str(folder))}")
-    )
     return [
         *compiler(),
-        *shlex.split(flags),
+        *_flags(),
         *("-DNDEBUG", "-fwrapv", f"-D_GLIBCXX_USE_CXX11_ABI={torch.abi}", "-fPIC", "-shared"),
         *("-isystem", f"{torch.home}/include", "-isystem", f"{torch.home}/include/kineto", "-isystem", python),
         *map(str, files or (folder / "core.cpp", folder / "drivers" / "virtual.cpp")),
@@ -147,12 +189,12 @@ def command_line(
     ]
 
 
-def compile_core(torch: Torch, folder: Path, extra: Sequence[str] = (), wait: Tell | None = None) -> Path:
-    """Compile the core into a folder, whole or not at all, and return its path.
+def compile_library(library: Library, folder: Path, extra: Sequence[str] = (), wait: Tell | None = None) -> Path:
+    """Compile a library into a folder, whole or not at all, and return its path.
 
     Args:
-        torch: what it must fit.
-        folder: where it goes; cores of the same torch and Python from other sources are removed there.
+        library: what to compile.
+        folder: where it goes; the same library from other sources is removed there.
         extra: more flags for the compiler.
         wait: is called every second with the time passed.
 
@@ -160,18 +202,18 @@ def compile_core(torch: Torch, folder: Path, extra: Sequence[str] = (), wait: Te
         BuildError: the compiler is missing or refuses the sources; its output is then in ``<file>.log`` in the folder.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    target = folder / file_name(torch)
+    target = folder / library.file
     log = target.with_suffix(".log")
     descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".bringup-", suffix=".so")
     os.close(descriptor)
     try:
-        command = command_line(torch, Path(temporary), extra)
+        command = [*library.command(Path(temporary)), *extra]
         with open(log, "w", encoding="utf-8") as output:
             print(*map(shlex.quote, command), file=output, flush=True)
             code = _wait(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT), wait)
         if code:
             raise BuildError(
-                f"the C++ core does not compile against torch {torch.version} with {compiler_version(compiler())}: "
+                f"{library.what} does not compile with {compiler_version(compiler())}: "
                 f"{_first_error(log)} (all of the compiler's output: {log})"
             )
         log.unlink()
@@ -180,7 +222,7 @@ def compile_core(torch: Torch, folder: Path, extra: Sequence[str] = (), wait: Te
     finally:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
-    for stale in folder.glob(f"_core.torch-{torch.release}.*{SUFFIX}"):
+    for stale in folder.glob(library.others):
         if stale != target:
             stale.unlink(missing_ok=True)
     return target
@@ -215,13 +257,12 @@ def cache_folder() -> Path:
     return Path(base) / "bringup" / "core"
 
 
-def find_core(torch: Torch) -> Path | None:
-    """Return a core that fits: that of the installation, else a cached one of this compiler, else of another."""
-    name = file_name(torch)
-    packaged = PACKAGE / name
+def find(library: Library) -> Path | None:
+    """Return a compiled library: that of the installation, else a cached one of this compiler, else of another."""
+    packaged = PACKAGE / library.file
     if packaged.exists():
         return packaged
-    cached = sorted(cache_folder().glob(f"*/{name}"))
+    cached = sorted(cache_folder().glob(f"*/{library.file}"))
     if len(cached) > 1:
         with contextlib.suppress(BuildError):
             version = compiler_version(compiler())
@@ -237,17 +278,17 @@ def _is_ours(path: Path) -> bool:
     )
 
 
-def build_into_cache(torch: Torch, *, again: bool = False) -> Path:
-    """Compile the core into the user's cache, once for all processes that ask at the same time, and return its path.
+def build_into_cache(library: Library, *, again: bool = False) -> Path:
+    """Compile a library into the user's cache, once for all processes that ask at the same time; return its path.
 
     What happens is told on stderr.
 
     Args:
-        torch: what it must fit.
+        library: what to compile.
         again: try it, too, if the same compiler has failed before.
 
     Raises:
-        BuildError: the cache cannot be written, or the core cannot be built.
+        BuildError: the cache cannot be written, or the library cannot be built.
     """
     version = compiler_version(compiler())
     folder = cache_folder() / version
@@ -256,27 +297,26 @@ def build_into_cache(torch: Torch, *, again: bool = False) -> Path:
         for each in (folder, folder.parent):
             each.chmod(0o700)
         with _locked(folder):
-            path = folder / file_name(torch)
+            path = folder / library.file
             log = path.with_suffix(".log")
             if path.exists() and _is_ours(path):  # another process has built it meanwhile
                 return path
             if log.exists() and not again:
                 raise BuildError(
-                    f"an earlier attempt to build the C++ core for torch {torch.version} with {version} has failed "
-                    f"({log}): BRINGUP_BUILD=1 tries again"
+                    f"an earlier attempt to build {library.what} with {version} has failed ({log}): "
+                    "BRINGUP_BUILD=1 tries again"
                 )
             _tell(
-                f"building the C++ core for torch {torch.version} with {version}, once; this takes about a minute "
-                "(BRINGUP_BUILD=0 forbids it)"
+                f"building {library.what} with {version}, once; this takes up to a minute (BRINGUP_BUILD=0 forbids it)"
             )
             start = time.monotonic()
-            compile_core(torch, folder, wait=_progress if sys.stderr.isatty() else None)
-            _tell(f"the C++ core is built ({time.monotonic() - start:.0f} s): {path}")
+            compile_library(library, folder, wait=_progress if sys.stderr.isatty() else None)
+            _tell(f"built {library.what} ({time.monotonic() - start:.0f} s): {path}")
             return path
     except OSError as error:
         raise BuildError(
-            f"the C++ core for torch {torch.version} has to be built, and {folder} cannot be written "
-            f"({error.strerror or error}): set XDG_CACHE_HOME to a folder that can be"
+            f"{library.what} has to be built, and {folder} cannot be written ({error.strerror or error}): "
+            "set XDG_CACHE_HOME to a folder that can be"
         ) from None
 
 
@@ -289,7 +329,7 @@ def _locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _tell("another process is building the C++ core; waiting for it")
+            _tell("another process is building it; waiting")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

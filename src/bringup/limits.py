@@ -30,10 +30,8 @@ BYTES = {
 # The contents of a trace file.
 TRACE = {
     "rows": Limit(1 << 24, "comparing chips on this many takes 4 GiB"),
-    "row groups": Limit(1 << 12, "Arrow puts a million rows into one"),
-    "columns": Limit(64, "a trace has 16"),
     "uses": Limit(1 << 26, "four storages per row"),
-    "bytes": Limit(1 << 32, "before compression; twice the columns of all rows"),
+    "directory bytes": Limit(1 << 16, "the names of the archive's members; those of a trace take 1 KiB"),
     "description bytes": Limit(1 << 26, "signatures, lines and modules; a thousand kinds of launch take 400 KiB"),
     "signatures": Limit(1 << 18, "kinds of launch that differ in operator, shapes or arguments"),
     "lines": Limit(1 << 18, "lines of source with a launch"),

@@ -25,7 +25,7 @@ def test_a_whole_installation_has_no_problem_and_names_its_parts() -> None:
     facts = {line[:11].strip(): line[11:].strip() for line in done.stdout.splitlines() if line[:1].strip()}
     torch = core.torch_here()
     assert facts["torch"].startswith(f"{torch.version}, in ") and " build)" in facts["torch"]
-    assert core_build.file_name(torch) in facts["core"] and facts["device"].startswith("chip: edge8")
+    assert core_build.core_library(torch).file in facts["core"] and facts["device"].startswith("chip: edge8")
 
 
 def test_everything_that_the_environment_gets_wrong_is_named() -> None:

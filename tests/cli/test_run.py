@@ -63,7 +63,7 @@ def test_run_prints_the_summary_and_writes_the_report(bringup: Bringup, tmp_path
         assert f"{written[name] / written['step_seconds']:.0%}" in done.stdout
     assert "report: bringup-train/report.html" in done.stdout
     assert {path.name for path in (tmp_path / "bringup-train").iterdir()} == {
-        *("trace.parquet", "summary.json", "report.html", "timeline.json")
+        *("trace.npz", "summary.json", "report.html", "timeline.json")
     }
     assert done.stderr == ""
 
@@ -199,7 +199,7 @@ def test_compare_prices_one_recording_on_many_chips(bringup: Bringup, tmp_path: 
     rows = json.loads(bringup("compare", "bringup-train", "--chips", "t4,a100-sxm-80,tpu-v3", "--json").stdout)
     assert [row["chip"] for row in rows] == ["t4", "a100-sxm-80", "tpu-v3"]
     assert rows[0]["step_seconds"] == json.loads((tmp_path / "bringup-train/summary.json").read_text())["step_seconds"]
-    table = bringup("compare", "bringup-train/trace.parquet", "--html", "c.html")
+    table = bringup("compare", "bringup-train/trace.npz", "--html", "c.html")
     assert table.returncode == 0, table.stderr
     assert "wormhole-n150" in table.stdout
     assert "wormhole-n150" in (tmp_path / "c.html").read_text()

@@ -28,13 +28,13 @@ import bringup
 with bringup.record() as trace:
     {TRAINS.strip().replace(chr(10), chr(10) + "    ")}
 print((torch.arange(3.0, device="chip") * 2).tolist(), model[0].weight.grad.cpu().isfinite().all().item())
-trace.save("t.parquet")
-again = bringup.Trace.load("t.parquet")
+trace.save("t.npz")
+again = bringup.Trace.load("t.npz")
 first, second = bringup.price(trace, "t4"), bringup.price(again, "t4")
 print(first.steps, first.step_seconds == second.step_seconds > 0, len(first.bottlenecks))
 
 from bringup.cli import bringup as command
-command.main(["compare", "t.parquet", "--chips", "t4,a100-sxm-80"], standalone_mode=False)
+command.main(["compare", "t.npz", "--chips", "t4,a100-sxm-80"], standalone_mode=False)
 for verb in ("run", "chips", "compare"):
     command.main([verb, "--help"], standalone_mode=False)
 from bringup.scorecard.registry import load

@@ -1,20 +1,22 @@
 """A trace file is data of others: whatever it holds, it is priced or refused in one sentence."""
 
+import io
 import json
+import resource
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
 
 import bringup
 from bringup import limits
-from bringup.recording import trace_check
+from bringup.recording import archive, trace_check
 from bringup.recording.rows import ALLOC, COLUMNS, D2D, FREE, KINDS, LAUNCH, STEP
 
 Rows = dict[str, np.ndarray[Any, Any]]
@@ -48,16 +50,18 @@ class Spoiled:
     """A saved trace that is written again with something else in it."""
 
     def __init__(self, trace: bringup.Trace, folder: Path) -> None:
-        self.path = folder / "t.parquet"
+        self.path = folder / "t.npz"
         trace.save(self.path)
-        self.table = pq.read_table(self.path)
-        self.about = json.loads(self.table.schema.metadata[b"bringup"])
+        text, self.columns = archive.read(self.path)
+        self.about = json.loads(text)
         self.kinds = trace.columns["kind"]
 
-    def set(self, name: str, row: int, value: int, dtype: Any = np.int64) -> "Spoiled":
-        values = self.table[name].to_numpy().astype(dtype)
-        values[row] = value
-        self.table = self.table.set_column(self.table.column_names.index(name), name, pa.array(values))
+    def set(self, name: str, row: int, value: int, dtype: Any = None) -> "Spoiled":
+        """Put a value into a row; a column that cannot have it becomes one of int64, or of the dtype."""
+        column = self.columns[name]
+        fits = np.iinfo(column.dtype).min <= value <= np.iinfo(column.dtype).max
+        self.columns[name] = column.astype(dtype or (column.dtype if fits else np.int64))
+        self.columns[name][row] = value
         return self
 
     def first(self, kind: int) -> int:
@@ -66,9 +70,15 @@ class Spoiled:
     def signature(self, op: str) -> Any:
         return next(item for item in self.about["signatures"] if item["op"].startswith(op))
 
-    def save(self) -> Path:
-        text = json.dumps(self.about)
-        pq.write_table(self.table.replace_schema_metadata({"bringup": text}), self.path)
+    def save(self, method: int = zipfile.ZIP_DEFLATED) -> Path:
+        members = {archive.DESCRIPTION: json.dumps(self.about).encode()}
+        for name, column in self.columns.items():
+            npy = io.BytesIO()
+            np.save(npy, column)
+            members[f"{name}.npy"] = npy.getvalue()
+        with zipfile.ZipFile(self.path, "w", method) as file:
+            for name, content in members.items():
+                file.writestr(name, content)
         return self.path
 
 
@@ -83,16 +93,17 @@ def test_every_kind_of_row_comes_back(trace: bringup.Trace, tmp_path: Path) -> N
     assert bringup.price(again, "t4").step_seconds == bringup.price(trace, "t4").step_seconds > 0
 
 
-NUMBERS = [name for name in COLUMNS if name not in ("kind", "phase", "line", "module", "flags", "object")]
+NUMBERS = [name for name in COLUMNS if name not in ("flags", "object")]
 OUT_OF_RANGE = [(name, value) for name in NUMBERS for value in (-2, -(2**31), 2**62)]
-OUT_OF_RANGE += [(name, 2**31 - 1) for name in ("device", "stream", "signature")]
+OUT_OF_RANGE += [(name, 2**31 - 1) for name in ("device", "stream", "signature", "line", "module")]
+OUT_OF_RANGE += [("kind", len(KINDS)), ("phase", 3), ("use_count", -1), ("use_count", 2**30)]
 
 
 @pytest.mark.parametrize(("column", "value"), OUT_OF_RANGE)
 def test_number_out_of_its_range_is_told(trace: bringup.Trace, tmp_path: Path, column: str, value: int) -> None:
     spoiled = Spoiled(trace, tmp_path)
     spoiled.set(column, spoiled.first(LAUNCH), value)
-    with pytest.raises(bringup.TraceError, match=rf"t\.parquet: is a damaged trace \({column} ") as caught:
+    with pytest.raises(bringup.TraceError, match=rf"t\.npz: is a damaged trace \({column} ") as caught:
         bringup.Trace.load(spoiled.save())
     assert "\n" not in str(caught.value)
 
@@ -114,7 +125,13 @@ def test_storage_that_no_row_can_have_is_told(trace: bringup.Trace, tmp_path: Pa
         (lambda s: s.set("object", s.first(D2D), 64), "other device is 64 in a row, and has to be from 0 to 63"),
         (lambda s: s.set("object", s.first(STEP), -2), "optimizer is -2 in a row, and has to be -1 or more"),
         (lambda s: s.set("bytes", s.first(KINDS.index("owner")), 99), "kind of an owner is 99"),
-        (lambda s: s.set("views", 0, 0, np.float64), "views is not whole numbers in every row"),
+        (lambda s: s.set("views", 0, 0, np.float64), "views is not int32 in every row"),
+        (lambda s: s.set("bytes", 0, 0, np.float64), "bytes is not int64 in every row"),
+        (lambda s: s.columns.update(views=s.columns["views"][1:]), "views is not int32 in every row"),
+        (lambda s: s.columns.update(views=s.columns["views"].astype(object)), "views is not int32 in every row"),
+        (lambda s: s.columns.update(kind=s.columns["kind"][:, None]), "kind is not uint8 in every row"),
+        (lambda s: s.columns.update(uses=s.columns["uses"][1:]), "use_count adds up to"),
+        (lambda s: s.signature("aten::addmm").update(tag="core"), "tag: core is no tag of torch"),
         (lambda s: s.about.pop("signatures"), "signatures: Field required"),
         (lambda s: s.about.pop("about"), "about: Field required"),
         (lambda s: s.about.update(lines=[1]), "lines.0: Input should be a valid string"),
@@ -183,23 +200,81 @@ def test_file_that_grows_beyond_any_recording_is_refused_unread(
     trace: bringup.Trace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoiled = Spoiled(trace, tmp_path)
-    rows = 1 << 26
-    zeros = {name: pa.array(np.zeros(rows, np.int8)) for name in ("device", "stream")}
-    text = {"bringup": json.dumps(spoiled.about)}
-    pq.write_table(pa.table(zeros).replace_schema_metadata(text), spoiled.path, compression="zstd")
-    assert spoiled.path.stat().st_size < 1 << 20
+    spoiled.columns["kind"] = np.zeros(1 << 26, np.uint8)
+    assert spoiled.save().stat().st_size < 1 << 20
     with pytest.raises(
         bringup.TraceError, match=r"has 67,108,864 rows, and bringup reads a trace of at most 16,777,216"
     ):
         bringup.Trace.load(spoiled.path)
     trace.save(spoiled.path)
-    for name, most in (("uses", 3), ("bytes", 99), ("description bytes", 99), ("columns", 2)):
+    for name in ("rows", "uses", "description bytes", "directory bytes"):
         with monkeypatch.context() as patch, pytest.raises(bringup.TraceError, match=f"{name}, and bringup reads"):
-            patch.setitem(trace_check.MOST, name, most)
+            patch.setitem(limits.TRACE, name, limits.Limit(3, "a test"))
             bringup.Trace.load(spoiled.path)
     monkeypatch.setitem(limits.BYTES, "trace file", limits.Limit(99, "a test"))
     with pytest.raises(bringup.TraceError, match=r"is larger than 99 bytes, .* \(a test\)"):
         bringup.Trace.load(spoiled.path)
+
+
+def refused(path: Path, data: bytes) -> str:
+    path.write_bytes(data)
+    with pytest.raises(bringup.TraceError) as caught:
+        bringup.Trace.load(path)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_member_that_is_larger_than_promised_is_refused_and_takes_no_memory(
+    trace: bringup.Trace, tmp_path: Path
+) -> None:
+    spoiled = Spoiled(trace, tmp_path)
+    whole = io.BytesIO()
+    np.save(whole, spoiled.columns["views"])
+    spoiled.save()
+    with zipfile.ZipFile(spoiled.path, "a", zipfile.ZIP_DEFLATED) as file:  # the last of a name is read
+        bomb = zipfile.ZipInfo("views.npy")
+        bomb.compress_type = zipfile.ZIP_DEFLATED
+        with pytest.warns(UserWarning, match="Duplicate name"), file.open(bomb, "w") as member:
+            member.write(whole.getvalue())
+            for _ in range(1 << 10):
+                member.write(bytes(1 << 20))
+    data = spoiled.path.read_bytes()
+    assert len(data) < 4 << 20
+    place = data.rindex(b"views.npy") - 46  # its record in the directory; then its promise
+    data = data[: place + 24] + struct.pack("<L", len(whole.getvalue())) + data[place + 28 :]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    assert "it is truncated or no archive (Bad CRC-32 for file 'views.npy')" in refused(spoiled.path, data)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 64 << 10
+
+
+def test_directory_of_a_million_entries_is_refused_unread(trace: bringup.Trace, tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", *[0] * 16)
+    entries = entry * (1 << 20)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(entries), 0, 0)
+    assert "has 48,234,496 directory bytes, and bringup reads a trace of at most 65,536" in refused(path, entries + end)
+    large = struct.pack("<4sLQL", b"PK\6\7", 0, 0, 1)
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, 46, 0, 0)
+    assert "(it is an archive of more than 4 GiB)" in refused(path, entries + large + end)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compression_is_refused(trace: bringup.Trace, tmp_path: Path, method: int) -> None:
+    spoiled = Spoiled(trace, tmp_path)
+    spoiled.save(method)
+    assert "compressed by another method than deflate" in refused(spoiled.path, spoiled.path.read_bytes())
+
+
+def test_stored_members_are_read(trace: bringup.Trace, tmp_path: Path) -> None:
+    assert len(bringup.Trace.load(Spoiled(trace, tmp_path).save(zipfile.ZIP_STORED))) == len(trace)
+
+
+def test_every_beginning_of_a_file_is_refused_in_one_sentence(trace: bringup.Trace, tmp_path: Path) -> None:
+    path = tmp_path / "t.npz"
+    trace.save(path)
+    data = path.read_bytes()
+    for length in range(0, len(data), 97):
+        assert "it is truncated or no archive (it does not end as an archive)" in refused(path, data[:length])
 
 
 def test_every_dtype_of_torch_is_known() -> None:

@@ -77,7 +77,7 @@ def test_killed_between_any_two_steps_it_is_the_old_report_or_the_new_one(tmp_pa
         half_way = (target / NEW).is_dir()
         if target.is_dir():
             with directory.opened(target) as check:
-                check((target / "trace.parquet").read_text()[-17:-1])  # a reader finds one run
+                check((target / "trace.npz").read_text()[-17:-1])  # a reader finds one run
         assert directory.prepare(str(target)) == target
         assert not [name for name in os.listdir(place) if name.startswith(".")], "the next run tidies up"
         found = runs(target)
@@ -93,7 +93,7 @@ def test_killed_between_any_two_steps_it_is_the_old_report_or_the_new_one(tmp_pa
 def test_reader_that_may_not_write_notices_a_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     directory.write(tmp_path / "r", saves(OLD))
     (tmp_path / "r" / "summary.json").write_text(text(FRESH))
-    with pytest.raises(BringupError, match=r"r: holds files of two runs \(summary\.json and trace\.parquet differ\)"):
+    with pytest.raises(BringupError, match=r"r: holds files of two runs \(summary\.json and trace\.npz differ\)"):
         directory.check_run(tmp_path / "r", OLD)
     (tmp_path / "r" / "summary.json").write_text("{}")
     with pytest.raises(BringupError, match="two runs"):
@@ -174,7 +174,7 @@ def test_links_are_followed_to_the_directory_and_nowhere_else(tmp_path: Path) ->
 def test_left_over_files_are_removed_and_those_of_others_are_not(tmp_path: Path) -> None:
     target = tmp_path / "r"
     directory.write(target, saves(OLD))
-    (target / ".trace.parquet.12345").write_text("of a kill")
+    (target / ".trace.npz.12345").write_text("of a kill")
     (target / f".bringup-{'a' * 16}").write_text("of a kill")
     (target / f"{STAGE}abcdefgh" / "report").mkdir(parents=True)
     (tmp_path / f"{STAGE}abcdefgh").mkdir()

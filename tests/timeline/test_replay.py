@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bringup.recording.rows import KINDS, WAITS
+from bringup.timeline.library import Replay
 from tests.conftest import ROOT
 
 PAGE = (ROOT / "docs" / "replay.md").read_text(encoding="utf-8")
@@ -93,33 +93,16 @@ def columns_of(calls: list[str]) -> dict[str, list[Any]]:
 def replayed(calls: list[str], machine: dict[str, int], piece: int = 0) -> tuple[Any, Any, Any, Any]:
     """Issue, start, end and wait of every call, in microseconds; `piece` rows are fed at a time, or all."""
     columns = columns_of(calls)
-    kinds = {"kind": np.uint8, "flags": np.uint8, "device": np.int8, "stream": np.int16, "thread": np.int32}
-    kinds |= {"object": np.int64, "fallback": np.int32}
-    tensors = {
-        name: torch.from_numpy(np.asarray(values, kinds.get(name, np.float64))) for name, values in columns.items()
-    }
-    ops = torch.ops.bringup
-    handle = ops.timeline_open(LATENCY, machine["queue"], machine["copies"], machine["kernels"])
+    arrays = {"host_seconds" if name == "host" else name: np.asarray(values) for name, values in columns.items()}
+    parts = arrays.pop("parts")
+    replay = Replay(LATENCY, machine["queue"], machine["copies"], machine["kernels"])
     try:
-        order = (
-            "kind",
-            "flags",
-            "device",
-            "stream",
-            "thread",
-            "object",
-            "host",
-            "seconds",
-            "share",
-            "fallback",
-            "parts",
-        )
         for first in range(0, len(calls), piece or len(calls)):
             rows = slice(first, first + (piece or len(calls)))
-            ops.timeline_feed(handle, *(tensors[name][rows] for name in order[:-1]), tensors["parts"])
-        issued, start, end, waited = (result.numpy() for result in ops.timeline_results(handle))
+            replay.feed({name: array[rows] for name, array in arrays.items()}, parts)
+        issued, start, end, waited = replay.results()
     finally:
-        ops.timeline_close(handle)
+        replay.close()
     return issued, start, end, waited
 
 

@@ -42,7 +42,8 @@ def mm(m: int, n: int, k: int, dtype: str = "float32") -> Signature:
 def add(n: int) -> Signature:
     tensor = ["float32", [n], [1], 0, 0]
     args = {"self": {"tensor": 0}, "other": {"tensor": 0}}
-    return Signature.parse({"op": "aten::add.Tensor", "inputs": [tensor], "outputs": [tensor], "args": args})
+    data = {"op": "aten::add.Tensor", "inputs": [tensor], "outputs": [tensor], "args": args, "tag": "pointwise"}
+    return Signature.parse(data)
 
 
 def priced(signature: Signature, on: Chip) -> tuple[float, int]:

@@ -94,12 +94,12 @@ class _Runs:
             text=True,
             errors="replace",
         )
-        if done.returncode != 0 or not (out / "trace.parquet").is_file():
+        if done.returncode != 0 or not (out / "trace.npz").is_file():
             errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("bringup: ")]
             last = (errors or done.stderr.splitlines() or ["it printed nothing on stderr"])[-1]
             how = "" if value is None else f" with {self.program.vary} {value}"
             raise BringupError(f"{self.program.script}{how} ends with exit code {done.returncode} in a dry run: {last}")
-        trace = self.traces[value, name] = Trace.load(out / "trace.parquet")
+        trace = self.traces[value, name] = Trace.load(out / "trace.npz")
         if not trace.launches:
             raise BringupError(
                 f"{self.program.script} launched nothing on the chip: move its model to the device 'chip'"

@@ -13,6 +13,7 @@ from bringup.analyse.summary import Fallback, GraphBreak, Summary
 from bringup.cost import FAMILIES
 from bringup.pricing.errors import error_band
 from bringup.recording.rows import LAUNCH
+from bringup.timeline import library
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import samples, steady
 
@@ -28,7 +29,9 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     """
     trace, chip, host = timeline.trace, timeline.chip, timeline.host
     first, last, since, until, count = steady(timeline)
-    busy, on_host, link, between = _shares(timeline, since, until)
+    busy, on_host, link, between = library.shares(
+        trace.columns["kind"], timeline.fallback, timeline.start, timeline.end, since, until
+    )
     step = (until - since) / count
     peak = peak or memory.usage(trace, timeline.steps.ends)
     band, source = error_band(chip)
@@ -68,16 +71,6 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},
         chip_time=bool(trace.about.get("chip_time", False)),
     )
-
-
-def _shares(timeline: Timeline, since: float, until: float) -> tuple[float, float, float, float]:
-    import torch
-
-    kind = torch.from_numpy(np.ascontiguousarray(timeline.trace.columns["kind"]).copy())
-    fallback = torch.from_numpy(timeline.fallback)
-    start, end = torch.from_numpy(timeline.start), torch.from_numpy(timeline.end)
-    busy, on_host, link, between = torch.ops.bringup.timeline_shares(kind, fallback, start, end, since, until)
-    return busy, on_host, link, between
 
 
 def _energy(timeline: Timeline, step: float, busy: float) -> float | None:

@@ -22,7 +22,7 @@ VERBS = {
 
 
 class _Verbs(click.Group):
-    """Imports a command only when it is used, so that `bringup chips` does not import torch."""
+    """Imports a command only when it is used: their list imports none, and `bringup chips` imports no torch."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -34,8 +34,11 @@ class _Verbs(click.Group):
 
         command: click.Command = importlib.import_module(f"bringup.cli.{cmd_name}").command
         command.help = command.help or VERBS[cmd_name]
-        command.short_help = VERBS[cmd_name]
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(VERBS.items()))
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
@@ -58,6 +61,11 @@ def main() -> None:
         code = 2
     except BringupError as error:
         print(f"bringup: {plain(str(error))}", file=sys.stderr)
+        code = 2
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        print("bringup: this command needs PyTorch, and this environment has none: pip install torch", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         sys.stderr.close()

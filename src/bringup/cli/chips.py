@@ -11,10 +11,11 @@ from rich.table import Table
 
 from bringup.machine.facts import flat, source_of
 from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
+from bringup.pricing.errors import error_band
+from bringup.pricing.measurements import measurements
 from bringup.report.terminal import console as new_console
 from bringup.report.terminal import escaped
 from bringup.text import plain, quantity
-from bringup.validation import error_band, measurements
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip

@@ -18,6 +18,7 @@ from bringup.files import write_text
 from bringup.machine.files import DEFAULT_HOST, available_chips, chip_names, load_chip, load_host
 from bringup.report import directory, html, terminal
 from bringup.report.lines import per_million, unit
+from bringup.report.prediction import read_trace
 from bringup.report.summary_json import as_dict
 from bringup.report.terminal import escaped
 from bringup.text import duration, plain
@@ -56,15 +57,13 @@ def command(
 ) -> None:
     """Compare the predicted step time, memory, energy and cost of one recording on several chips.
 
-    TRACE is the directory that `bringup run` has written, or its trace.parquet.
+    TRACE is the directory that `bringup run` has written, or its trace.npz.
     """
     if all_chips and chips:
         raise click.UsageError("--all and --chips exclude each other: give one of them")
     names = chip_names(chips, "--chips") if chips else available_chips()
     described = [load_chip(name) for name in names]
     machine = load_host(host)
-    from bringup.report.prediction import read_trace  # imports torch
-
     recording = read_trace(trace)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("pricing", total=len(described))

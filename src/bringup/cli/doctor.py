@@ -136,7 +136,8 @@ def _core(report: Report, torch: Torch | None) -> bool:
     if torch is None:
         report.facts["core"] = "none: it is built for a torch"
         return False
-    path = core_build.find_core(torch)
+    library = core_build.core_library(torch)
+    path = core_build.find(library)
     if path is not None:
         report.facts["core"] = f"{_home(path)} ({size(path.stat().st_size)})"
         return True
@@ -147,7 +148,7 @@ def _core(report: Report, torch: Torch | None) -> bool:
         )
         return False
     try:
-        core_build.command_line(torch, core_build.cache_folder() / "core.so")
+        library.command(core_build.cache_folder() / "core.so")
     except BuildError as error:
         report.problems.append(str(error))
         return False
@@ -216,8 +217,8 @@ def _environment(report: Report) -> None:
 def _cache() -> str:
     folder = core_build.cache_folder()
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
-    cores = sum(path.suffix == ".so" for path in files)
-    return f"{_home(folder)}: {cores} of the C++ core, {size(sum(path.stat().st_size for path in files))}"
+    libraries = sum(path.suffix == ".so" for path in files)
+    return f"{_home(folder)}: {libraries} compiled, {size(sum(path.stat().st_size for path in files))}"
 
 
 def _try(report: Report, action: Callable[[], object]) -> None:

@@ -361,7 +361,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     console = terminal.console()
     console.print()
     terminal.print_summary(prediction.summary, console)
-    page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.parquet", "timeline.json"))
+    page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.npz", "timeline.json"))
     paths = f"report: {page}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
     console.print(terminal.escaped(paths), highlight=False, soft_wrap=True)
     if len(job.chips) > 1:

@@ -148,13 +148,22 @@ def tags(op: str) -> frozenset[str]:
     return frozenset(str(tag).split(".")[-1] for tag in operator.tags)
 
 
+TAGS = ("pointwise", "reduction", "nondeterministic_seeded")  # those that have a rule, the first decides
+
+
+@cache
+def tag_of(op: str) -> str:
+    """Return the tag of `TAGS` that torch gives an operator, "" if it gives none."""
+    return next((tag for tag in TAGS if tag in tags(op)), "")
+
+
 def _base(op: str) -> str:
     name = op.split("::")[-1].split(".")[0]
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
 @cache
-def _rule_of(op: str) -> tuple[str, Rule]:
+def _rule_of(op: str, tag: str) -> tuple[str, Rule]:
     _load_families()
     base = _base(op)
     if op.startswith("fused::"):
@@ -166,9 +175,8 @@ def _rule_of(op: str) -> tuple[str, Rule]:
     for prefix in ("_foreach_", "_fused_", "_fft_", "linalg_"):
         if base.startswith(prefix):
             return _rules[prefix]
-    for tag in ("pointwise", "reduction", "nondeterministic_seeded"):
-        if tag in tags(op):
-            return _rules[tag]
+    if tag:
+        return _rules[tag]
     if base.endswith("_copy"):
         return _rules["copy"]
     return ("other", _other)
@@ -180,7 +188,7 @@ def _other(signature: Signature) -> Work:
 
 def family_of(op: str) -> str:
     """Return the family of an operator (``aten::add.Tensor``); ``other`` if it has no rule."""
-    return _rule_of(op)[0]
+    return _rule_of(op, tag_of(op))[0]
 
 
 def named_family_of(op: str) -> str | None:
@@ -216,7 +224,7 @@ def work_of(signature: Signature) -> Work:
     Raises:
         BringupError: the rule cannot use the arguments; the message names the operator.
     """
-    family, function = _rule_of(signature.op)
+    family, function = _rule_of(signature.op, signature.tag)
     try:
         work = function(signature)
         _check(work)

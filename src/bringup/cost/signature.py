@@ -49,13 +49,19 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Signature:
-    """One distinct kind of launch; see csrc/launch/signature.h."""
+    """One distinct kind of launch; see csrc/launch/signature.h.
+
+    Attributes:
+        inner: the operators of a fused kernel.
+        tag: torch's tag that selects the rule of an operator without one of its own; see `rules.tag_of`.
+    """
 
     op: str
     inputs: tuple[Tensor | None, ...]
     outputs: tuple[Tensor | None, ...]
     args: dict[str, Any]
-    inner: tuple[Signature, ...] = ()  # the operators of a fused kernel
+    inner: tuple[Signature, ...] = ()
+    tag: str = ""
 
     find_work: ClassVar[Callable[[Signature], Work]]  # set by `rules`, which this module cannot import
 
@@ -65,7 +71,8 @@ class Signature:
         inputs = tuple(_tensor(item) for item in data["inputs"])
         outputs = tuple(_tensor(item) for item in data["outputs"])
         args = {str(name): _value(value, inputs) for name, value in data["args"].items()}
-        return cls(str(data["op"]), inputs, outputs, args, tuple(cls.parse(item) for item in data.get("inner", ())))
+        inner = tuple(cls.parse(item) for item in data.get("inner", ()))
+        return cls(str(data["op"]), inputs, outputs, args, inner, data.get("tag", ""))
 
     @cached_property
     def work(self) -> Work:

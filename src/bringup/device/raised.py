@@ -33,7 +33,7 @@ def keep(error: BaseException) -> int:
     for dropped in torch.ops.bringup.dropped_errors():
         _errors.pop(dropped, None)
     link: BaseException | None = error
-    while link is not None and link is not sys.exception():  # one that the user's thread handles is not ours
+    while link is not None and link is not sys.exc_info()[1]:  # one that the user's thread handles is not ours
         traceback.clear_frames(link.__traceback__)
         link = link.__cause__ or link.__context__
     text = str(error) if error.args == (str(error),) else None
@@ -44,12 +44,12 @@ def keep(error: BaseException) -> int:
 
 def _raise(number: int, context: str) -> None:
     """Raise an error in the user's thread, with the launch and the other failures in its text. Called by the core."""
-    kept = _errors[number]
-    if kept.text is not None:
-        kept.error.args = (kept.text + context,)
+    entry = _errors[number]
+    if entry.text is not None:
+        entry.error.args = (entry.text + context,)
     elif context:
-        kept.error.__notes__ = [*kept.notes, context.strip()]
-    raise kept.error.with_traceback(kept.trace)
+        entry.error.__notes__ = [*entry.notes, context.strip()]
+    raise entry.error.with_traceback(entry.trace)
 
 
 _library.impl("raise_error", _raise, "CompositeExplicitAutograd")

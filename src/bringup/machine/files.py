@@ -52,9 +52,17 @@ def load_chip(name_or_file: str | Path) -> Chip:
         UnknownChipError: no chip has this name; the message lists the nearest names.
         ChipFileError: the file is missing or malformed.
     """
+    path = _find(str(name_or_file), "chip", CHIPS, available_chips())
+    return _shipped_chip(path) if path.parent == CHIPS else _chip(path)
+
+
+def _chip(path: Path) -> Chip:
     from bringup.machine.schema import Chip  # imports pydantic
 
-    return _read(_find(str(name_or_file), "chip", CHIPS, available_chips()), Chip)
+    return _read(path, Chip)
+
+
+_shipped_chip = cache(_chip)  # a chip is frozen
 
 
 def load_host(name_or_file: str | Path | None = None) -> Host:

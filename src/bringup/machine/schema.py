@@ -17,7 +17,7 @@ from bringup.text import plain
 
 def _shown(text: str) -> str:
     """Refuse control characters, because a terminal would act on them."""
-    hidden = next((c for c in text if c not in "\n\t" and plain(c) != c), None)
+    hidden = None if plain(text) == text else next((c for c in text if c not in "\n\t" and plain(c) != c), None)
     if hidden is not None:
         raise ValueError(f"a text may not have the character {plain(hidden)}: leave it out")
     return text

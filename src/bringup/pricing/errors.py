@@ -116,19 +116,14 @@ def summarize(off: dict[Any, float], key: Callable[[Any], str]) -> dict[str, Err
 
 def error_band(chip: Chip) -> tuple[float | None, str]:
     """Return the mean absolute error of a chip's predictions (0.18: 18 %), and its origin in words."""
-    if chip.name in available_chips() and chip == _shipped(chip.name):
+    if chip.name in available_chips() and chip == load_chip(chip.name):
         return _shipped_band(chip.name)
     return _band(chip)
 
 
 @cache
-def _shipped(name: str) -> Chip:
-    return load_chip(name)
-
-
-@cache
 def _shipped_band(name: str) -> tuple[float | None, str]:
-    return _band(_shipped(name))
+    return _band(load_chip(name))
 
 
 def _rows_of(name: str) -> Sequence[Measurement]:
@@ -137,7 +132,7 @@ def _rows_of(name: str) -> Sequence[Measurement]:
 
 @cache
 def _shipped_errors(name: str) -> tuple[float, ...]:
-    return tuple(errors(_rows_of(name), _shipped(name)).values())
+    return tuple(errors(_rows_of(name), load_chip(name)).values())
 
 
 def _band(chip: Chip) -> tuple[float | None, str]:
@@ -145,7 +140,7 @@ def _band(chip: Chip) -> tuple[float | None, str]:
     if measured:
         return float(np.mean(np.abs(measured))), f"validated on {len(measured)} measurements of operators"
     names = sorted({row.chip for row in measurements()})
-    same = [name for name in names if (_shipped(name).kind == "gpu") == (chip.kind == "gpu")]
+    same = [name for name in names if (load_chip(name).kind == "gpu") == (chip.kind == "gpu")]
     pooled = [error for name in same for error in _shipped_errors(name)]
     if chip.invented or not pooled:
         return None, "invented chip: nothing to validate"

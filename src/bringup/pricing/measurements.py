@@ -67,7 +67,8 @@ class Measurement:
         inputs = [[self.dtype, shape, _contiguous(shape), i, 0] for i, shape in enumerate(data.values())]
         outputs = [[self.dtype, result, _contiguous(result), -1, 1]]
         named = {**args, **{tensor: {"tensor": i} for i, tensor in enumerate(data)}}
-        return Signature.parse({"op": f"aten::{name}", "inputs": inputs, "outputs": outputs, "args": named})
+        tag = "pointwise" if self.op in POINTWISE else ""
+        return Signature.parse({"op": f"aten::{name}", "inputs": inputs, "outputs": outputs, "args": named, "tag": tag})
 
 
 Launch = tuple[str, dict[str, list[int]], list[int], dict[str, Any]]  # operator, inputs, result, other arguments
@@ -161,6 +162,7 @@ FAMILIES = {
     **dict.fromkeys(("add", "mul", "div", "sub", "pow", "relu", "tanh", "sigmoid", "exp"), "pointwise"),
     **dict.fromkeys((f"{name}_scalar" for name in ("add", "mul", "div", "sub", "pow")), "pointwise"),
 }
+POINTWISE = {*FAMILIES, "gelu"}  # by torch's tag
 
 
 @cache

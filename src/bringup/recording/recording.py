@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import numpy as np
 import torch
 
+from bringup.cost import tag_of
 from bringup.cost.signature import Signature
 from bringup.device import load
 from bringup.device.choose import choose_from_environment
@@ -34,7 +35,16 @@ HostClock = Literal["modelled", "measured"]
 def read_signature(text: str) -> tuple[dict[str, Any], Signature]:
     """Parse the core's JSON of a signature. The cache serves later recordings, which contain the same signatures."""
     data = json.loads(text)
+    _add_tags(data)
     return data, Signature.parse(data)
+
+
+def _add_tags(data: dict[str, Any]) -> None:
+    """Add torch's tags, so that the recording can be priced without torch."""
+    if tag := tag_of(data["op"]):
+        data["tag"] = tag
+    for inner in data.get("inner", ()):
+        _add_tags(inner)
 
 
 class Recording:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,11 @@ import numpy.typing as npt
 from bringup.cost.signature import Signature
 from bringup.cost.work_table import WorkTable
 from bringup.errors import TraceError
-from bringup.files import written_whole
-from bringup.recording import trace_check
-from bringup.recording.rows import COLUMNS, KINDS, LAUNCH, PHASES
+from bringup.recording import archive, trace_check
+from bringup.recording.rows import KINDS, LAUNCH, PHASES
 from bringup.text import short
 
-VERSION = 2
+VERSION = 3
 Column = npt.NDArray[Any]
 
 
@@ -63,25 +64,29 @@ class Trace:
         """Count the launches."""
         return int(np.count_nonzero(self.columns["kind"] == LAUNCH))
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a Parquet file, whole or not at all. ``pandas.read_parquet`` and ``polars.read_parquet`` read it."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
+    def table(self) -> dict[str, Any]:
+        """Return the columns of the rows, with texts instead of codes.
 
+        ``pandas.DataFrame(trace.table())`` and ``polars.DataFrame(trace.table())`` are tables of the trace.
+        """
         columns = self.columns
-        kinds = pa.DictionaryArray.from_arrays(pa.array(columns["kind"].astype(np.int8)), pa.array(KINDS))
-        phases = pa.DictionaryArray.from_arrays(pa.array(columns["phase"].astype(np.int8)), pa.array(PHASES))
-        arrays = {
-            "kind": kinds,
-            "op": _labels(columns["signature"], [data["op"] for data in self.signature_data]),
-            "shapes": _labels(columns["signature"], [signature.shapes for signature in self.signatures]),
-            "line": _labels(columns["line"], self.lines),
-            "module": _labels(columns["module"], self.modules),
-            "phase": phases,
-            **{name: pa.array(columns[name]) for name in ("device", "stream", "thread", "views", "signature", "flags")},
-            **{name: pa.array(columns[name]) for name in ("host_ns", "bytes", "object")},
-            "uses": pa.LargeListArray.from_arrays(pa.array(self.offsets), pa.array(self.uses)),
+        ops, shapes = ([getattr(signature, name) for signature in self.signatures] for name in ("op", "shapes"))
+        ends = self.offsets.tolist()
+        uses = self.uses.tolist()
+        return {
+            "kind": _texts(columns["kind"], KINDS),
+            "op": _texts(columns["signature"], ops),
+            "shapes": _texts(columns["signature"], shapes),
+            "line": _texts(columns["line"], self.lines),
+            "module": _texts(columns["module"], self.modules),
+            "phase": _texts(columns["phase"], PHASES),
+            **{name: columns[name] for name in ("device", "stream", "thread", "views", "signature", "flags")},
+            **{name: columns[name] for name in ("host_ns", "bytes", "object")},
+            "uses": [uses[first:last] for first, last in pairwise(ends)],
         }
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a trace file, whole or not at all. ``numpy.load`` reads it, too."""
         about = {
             "version": VERSION,
             "about": self.about,
@@ -89,9 +94,8 @@ class Trace:
             "lines": self.lines,
             "modules": self.modules,
         }
-        table = pa.table(arrays).replace_schema_metadata({"bringup": json.dumps(about, sort_keys=True)})
-        with written_whole(path) as temporary:
-            pq.write_table(table, temporary, compression="zstd")
+        text = json.dumps(about, sort_keys=True).encode()
+        archive.write(path, text, {**self.columns, "use_count": np.diff(self.offsets), "uses": self.uses})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Trace:
@@ -101,14 +105,21 @@ class Trace:
             TraceError: the file is missing, truncated, damaged, not a trace, or of another version.
         """
         file = Path(path)
-        table, about = trace_check.opened(file)
+        text, columns = archive.read(file)
+        try:
+            about = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise TraceError(f"{file}: is a damaged trace ({short(str(error), 200)}): record it again") from None
         version = about.get("version") if isinstance(about, dict) else None
         if version != VERSION:
             shown = short(repr(version))
             raise TraceError(f"{file}: is a trace of version {shown}, this bringup reads {VERSION}: record it again")
         try:
             trace_check.check_description(about)
-            trace = _parse(about, table)
+            uses, counts = columns.pop("uses"), columns.pop("use_count")
+            offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
+            described = (about[name] for name in ("signatures", "lines", "modules", "about"))
+            trace = cls(columns, uses, offsets, *described)
             trace_check.check_rows(trace)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
             is_damaged = isinstance(error, trace_check.Damaged)
@@ -117,43 +128,6 @@ class Trace:
         return trace
 
 
-def _parse(about: dict[str, Any], table: Any) -> Trace:
-    columns: dict[str, Column] = {}
-    for name, dtype in COLUMNS.items():
-        array = table[name].combine_chunks()
-        if name in ("kind", "phase"):
-            values = KINDS if name == "kind" else PHASES
-            codes = np.asarray([values.index(text) for text in array.dictionary.to_pylist()], dtype)
-            columns[name] = codes[trace_check.whole_numbers(array.indices, np.int64, name)]
-        elif name in ("line", "module"):
-            columns[name] = _codes(array, about["lines" if name == "line" else "modules"])
-        else:
-            columns[name] = trace_check.whole_numbers(array, dtype, name)
-    uses = table["uses"].combine_chunks()
-    return Trace(
-        columns=columns,
-        uses=trace_check.whole_numbers(uses.values, np.int64, "uses"),
-        offsets=trace_check.whole_numbers(uses.offsets, np.int64, "offsets"),
-        signature_data=about["signatures"],
-        lines=about["lines"],
-        modules=about["modules"],
-        about=about["about"],
-    )
-
-
-def _labels(codes: Column, texts: list[str]) -> Any:
-    import pyarrow as pa
-
-    unique = list(dict.fromkeys(texts))  # several signatures have one operator
-    place = {text: number for number, text in enumerate(unique)}
-    to_unique = np.asarray([place[text] for text in texts] or [0], dtype=np.int32)
-    missing = codes < 0
-    indices = to_unique[np.where(missing, 0, codes)]
-    return pa.DictionaryArray.from_arrays(pa.array(indices, mask=missing), pa.array(unique, pa.string()))
-
-
-def _codes(array: Any, texts: list[str]) -> Column:
-    place = {text: number for number, text in enumerate(texts)}
-    to_text = np.asarray([place[text] for text in array.dictionary.to_pylist()] or [-1], dtype=np.int32)
-    indices = array.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    return np.ascontiguousarray(np.where(indices < 0, -1, to_text[np.maximum(indices, 0)]).astype(np.int32))
+def _texts(codes: Column, texts: Sequence[str]) -> list[str | None]:
+    by_code = [*texts, None]  # -1 is the last
+    return [by_code[code] for code in codes.tolist()]

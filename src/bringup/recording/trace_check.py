@@ -6,17 +6,14 @@ overflows, and every signature has the form that csrc/record/recorder.cpp writes
 
 from __future__ import annotations
 
-import json
 import math
-from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import AfterValidator, BaseModel, Field, StrictBool, ValidationError, model_validator
 
-from bringup.errors import TraceError
-from bringup.files import read_bytes
+from bringup.cost.rules import TAGS
 from bringup.limits import TRACE
 from bringup.machine import vocabulary
 from bringup.recording import rows
@@ -36,6 +33,8 @@ class Rows(Protocol):
     uses: Array
     offsets: Array
     signature_data: list[dict[str, Any]]
+    lines: list[str]
+    modules: list[str]
 
     def __len__(self) -> int:
         """Count the rows."""
@@ -43,59 +42,6 @@ class Rows(Protocol):
 
 class Damaged(ValueError):
     """A trace is damaged; the message is the reason, as the end of a sentence."""
-
-
-# ---- the file
-
-
-def opened(file: Path) -> tuple[Any, dict[str, Any]]:
-    """Read a Parquet file that bringup wrote: its table, and the JSON beside it, neither of them checked.
-
-    Raises:
-        TraceError: it is missing, no regular file, not such a file, or larger than any recording.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    data = read_bytes(file, "trace file", TraceError)
-    try:
-        # Texts stay in the dictionaries that they are stored in: a row has only a number, however long its text is.
-        texts = {"kind", "phase", "line", "module"} & set(pq.read_schema(pa.BufferReader(data)).names)
-        parquet = pq.ParquetFile(pa.BufferReader(data), read_dictionary=sorted(texts))
-        text = (parquet.schema_arrow.metadata or {}).get(b"bringup")
-        if text is None:
-            raise TraceError(f"{file}: is Parquet, but not a trace that bringup wrote: record one with `bringup run`")
-        _within_limits(file, parquet.metadata, len(text))
-        table = parquet.read(columns=[*rows.COLUMNS, "uses"])
-        table.validate(full=True)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        reason = short(str(error).partition("\n")[0] or type(error).__name__, 200)
-        raise TraceError(f"{file}: cannot be read as a trace, it is truncated or not Parquet ({reason})") from None
-    try:
-        return table, json.loads(text)
-    except (ValueError, RecursionError) as error:
-        reason = short(str(error), 200)
-        raise TraceError(f"{file}: is a damaged trace ({reason}): record it again") from None
-
-
-def _within_limits(file: Path, metadata: Any, text_bytes: int) -> None:
-    """Refuse a file that would need more memory than any recording, before it is decompressed."""
-    groups = [metadata.row_group(i) for i in range(min(metadata.num_row_groups, MOST["row groups"] + 1))]
-    chunks = [group.column(i) for group in groups for i in range(group.num_columns)]
-    counts = {
-        "rows": metadata.num_rows,
-        "row groups": metadata.num_row_groups,
-        "columns": metadata.num_columns,
-        "uses": sum(chunk.num_values for chunk in chunks if chunk.path_in_schema.startswith("uses")),
-        "bytes": sum(chunk.total_uncompressed_size for chunk in chunks),
-        "description bytes": text_bytes,
-    }
-    for name, count in counts.items():
-        if not 0 <= count <= MOST[name]:
-            raise TraceError(
-                f"{file}: has {count:,} {name}, and bringup reads a trace of at most {MOST[name]:,} "
-                f"({TRACE[name].why}): record fewer steps"
-            )
 
 
 # ---- the description
@@ -114,6 +60,12 @@ def _torch_dtype(dtype: str) -> str:
     if dtype not in DTYPES:
         raise ValueError(f"{dtype} is not a torch dtype")
     return dtype
+
+
+def _tag(tag: str) -> str:
+    if tag not in ("", *TAGS):
+        raise ValueError(f"{tag} is no tag of torch that prices an operator")
+    return tag
 
 
 Text = Annotated[str, Field(max_length=MOST["letters"])]
@@ -137,6 +89,7 @@ class _Signature(BaseModel):
     outputs: Tensors
     args: dict[Text, Any]
     inner: Annotated[list[_Signature], Field(max_length=MOST["tensors"])] = []
+    tag: Annotated[str, AfterValidator(_tag)] = ""
 
     @model_validator(mode="after")
     def _arguments_name_tensors(self) -> _Signature:
@@ -209,23 +162,6 @@ def check_description(about: dict[str, Any]) -> None:
 # ---- the rows
 
 
-def whole_numbers(array: Any, dtype: Any, name: str) -> Array:
-    """Return an Arrow array of whole numbers without gaps as numpy has them.
-
-    Raises:
-        Damaged: it is of another type, has gaps, or a value that the dtype cannot hold.
-    """
-    import pyarrow as pa
-
-    if array.null_count or not pa.types.is_integer(array.type):
-        raise Damaged(f"{name} is not whole numbers in every row")
-    values = array.to_numpy(zero_copy_only=False)
-    most = np.iinfo(dtype)
-    if len(values) and not most.min <= int(values.min()) <= int(values.max()) <= most.max:
-        raise Damaged(f"{name} has numbers from {values.min()} to {values.max()}")
-    return np.ascontiguousarray(values.astype(dtype))
-
-
 def check_rows(trace: Rows) -> None:
     """Check the columns and the uses of a trace.
 
@@ -238,7 +174,10 @@ def check_rows(trace: Rows) -> None:
         if name != "object":  # whose meaning depends on the kind of row
             low = -1 if name in ("stream", "signature", "line", "module") else 0
             highs = {"device": MOST["devices"], "stream": MOST["streams"], "signature": len(trace.signature_data)}
+            highs |= {"line": len(trace.lines), "module": len(trace.modules)}
             _check_range(name, column, low, highs.get(name, 2**62))
+    _check_range("kind", columns["kind"], 0, len(rows.KINDS))
+    _check_range("phase", columns["phase"], 0, len(rows.PHASES))
     kind = columns["kind"]
     launched = kind == rows.LAUNCH
     _check_range("signature of a launch", columns["signature"][launched], 0, 2**62)
@@ -264,9 +203,9 @@ def check_rows(trace: Rows) -> None:
         if float(amounts.sum(dtype=np.float64)) >= 2.0**62:
             raise Damaged(f"{name} add up to more than an int64 can count")
     _check_range("uses", trace.uses >> 1, 0, storages)
-    if len(trace.offsets) != count + 1 or trace.offsets[0] != 0 or trace.offsets[-1] != len(trace.uses):
-        raise Damaged("offsets do not divide the uses among the rows")
-    _check_range("uses of a row", np.diff(trace.offsets), 0, MOST["tensors"] + 1)
+    _check_range("use_count", np.diff(trace.offsets), 0, MOST["tensors"] + 1)
+    if trace.offsets[-1] != len(trace.uses):
+        raise Damaged(f"use_count adds up to {trace.offsets[-1]}, and there are {len(trace.uses)} uses")
 
 
 def _check_range(name: str, values: Array, low: int, high: int) -> None:

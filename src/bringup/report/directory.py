@@ -33,7 +33,7 @@ from pathlib import Path
 from bringup.errors import BringupError
 from bringup.files import OURS, current_directory, read_bytes
 
-OUTPUTS = ("trace.parquet", "summary.json", "timeline.json", "report.html")
+OUTPUTS = ("trace.npz", "summary.json", "timeline.json", "report.html")
 ADDED = ("compare.html",)  # `bringup compare` adds it to a report later
 CARD = ("scorecard.json", "scorecard.html", "scorecard.svg")
 STAGE, NEW = f"{OURS}stage-", f"{OURS}new"
@@ -201,7 +201,7 @@ def _finish(target: Path) -> None:
     new = target / NEW
     if new.is_symlink() or not new.is_dir():
         return
-    if (new / "trace.parquet").exists():
+    if (new / "trace.npz").exists():
         for name in ADDED:  # they belong to the old report
             (target / name).unlink(missing_ok=True)
     for name in (*OUTPUTS, *CARD):
@@ -273,7 +273,7 @@ def check_run(folder: Path, run: str) -> None:
         other = _run_of(folder / name)
         if other is not None and other != run:
             raise BringupError(
-                f"{folder}: holds files of two runs ({name} and trace.parquet differ): "
+                f"{folder}: holds files of two runs ({name} and trace.npz differ): "
                 "run the program again, or give the trace file itself"
             )
 

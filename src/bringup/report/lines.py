@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from bringup.analyse.holders import Moment, Owner
-from bringup.analyse.summary import Summary, Way
 from bringup.text import duration, quantity, size
+
+if TYPE_CHECKING:  # the list of chips needs no summary
+    from bringup.analyse.holders import Moment, Owner
+    from bringup.analyse.summary import Summary, Way
 
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %

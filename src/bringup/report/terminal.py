@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import sys
 from itertools import groupby
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from bringup.analyse.summary import Summary
 from bringup.report.lines import Line, Row, lines
 from bringup.text import plain
+
+if TYPE_CHECKING:
+    from bringup.analyse.summary import Summary
 
 # rich may colour the numbers in lines of these roles; in others, numbers are parts of names and paths.
 HIGHLIGHTED = ("step", "shares", "out-of-memory", "more-fallbacks")

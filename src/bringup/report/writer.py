@@ -33,7 +33,7 @@ def write(prediction: Prediction, target: Path, *, progress: bool = False) -> No
     trace.about["run"] = run
     summary = prediction.summary = replace(prediction.summary, run=run)
     work: dict[str, Callable[[Path], None]] = {
-        "trace.parquet": trace.save,
+        "trace.npz": trace.save,
         "summary.json": lambda path: write_text(path, summary_json.as_json(summary) + "\n"),
         "timeline.json": lambda path: write_text(path, perfetto.text(timeline, run)),
         "report.html": lambda path: write_text(path, html.page(timeline, summary)),

@@ -130,7 +130,7 @@ def replay(device: torch.device) -> str:
     """A saved recording is loaded and priced on another chip, with different and repeatable results."""
     prediction = recording(device)
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "trace.parquet"
+        file = Path(folder) / "trace.npz"
         prediction.trace.save(file)
         loaded = bringup.Trace.load(file)
     first, again, other = (bringup.price(loaded, name).step_seconds for name in ("t4", "t4", "h100-sxm"))

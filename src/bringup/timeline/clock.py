@@ -33,7 +33,7 @@ from bringup.pricing import Prices
 from bringup.recording.recording import Recording, current, read_signature
 from bringup.recording.rows import COLUMNS
 from bringup.recording.trace import Trace
-from bringup.timeline import handover
+from bringup.timeline import handover, library
 from bringup.timeline import replay as timeline
 
 if TYPE_CHECKING:
@@ -52,12 +52,12 @@ class ChipClock:
         self.signatures: list[Signature] = []
         self.prices: Prices | None = None
         self.work: Any = None
-        self.replay: int | None = None
+        self.replay: library.Replay | None = None
         self.lock = handover.UnwatchedLock()
         self.thread = threading.local()  # `shown`: the latest result; `is_querying`: True inside `now`
 
-    def follow(self) -> int:
-        """Replay the rows recorded since the last call, and return the handle of the replay."""
+    def follow(self) -> library.Replay:
+        """Replay the rows recorded since the last call, and return the replay."""
         import torch
 
         ops = torch.ops.bringup
@@ -96,22 +96,20 @@ class ChipClock:
         state["is_querying"] = True
         try:
             with self.lock:
-                state["shown"] = torch.ops.bringup.timeline_now(self.follow())
+                state["shown"] = self.follow().now(torch.ops.bringup.asking_thread())
         finally:
             state["is_querying"] = False
         return state["shown"]  # type: ignore[no-any-return]
 
     def event(self, number: int) -> float:
         """Return the seconds from the start of the recording to an event's latest record; nan if it has none."""
-        import torch
-
         with self.lock:
-            return float(torch.ops.bringup.timeline_event(self.follow(), number))
+            return self.follow().event(number)
 
     def close(self) -> None:
         """Free the replay."""
         if self.replay is not None:
-            timeline.close_replay(self.replay)
+            self.replay.close()
 
 
 def _create_clock(recording: Recording) -> ChipClock:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from bringup import core, pricing
+from bringup import pricing
 from bringup.cost import FAMILIES
 from bringup.errors import BringupError
 from bringup.pricing import Prices, WorkTable
@@ -33,6 +33,7 @@ from bringup.recording.rows import (
 )
 from bringup.recording.steps import Steps, find_steps
 from bringup.recording.trace import Trace
+from bringup.timeline import library
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
@@ -119,12 +120,12 @@ def replay(
         what_if: a change of the machine.
     """
     inputs = row_inputs(trace, chip, host, host_clock=host_clock, prices=prices, what_if=what_if)
-    handle = open_replay(chip)
+    under_way = open_replay(chip)
     try:
-        feed(handle, trace.columns, inputs)
-        issued, start, end, waited = results(handle)
+        feed(under_way, trace.columns, inputs)
+        issued, start, end, waited = under_way.results()
     finally:
-        close_replay(handle)
+        under_way.close()
     return Timeline(
         trace,
         chip,
@@ -191,55 +192,24 @@ def row_inputs(
     return RowInputs(prices, flags.astype(np.uint8), host_seconds, seconds, share, fallback, parts)
 
 
-def open_replay(chip: Chip) -> int:
-    """Begin a replay in the core and return its handle, valid until `close_replay`."""
-    import torch
-
-    core.load()
+def open_replay(chip: Chip) -> library.Replay:
+    """Begin a replay, which the caller closes."""
     launch = chip.launch
-    return int(
-        torch.ops.bringup.timeline_open(
-            LAUNCH_LATENCY if pricing.class_of(chip).queues else 0.0,
-            launch.queue_depth,
-            launch.copy_engines,
-            chip.compute.concurrent_kernels,
-        )
+    return library.Replay(
+        LAUNCH_LATENCY if pricing.class_of(chip).queues else 0.0,
+        launch.queue_depth,
+        launch.copy_engines,
+        chip.compute.concurrent_kernels,
     )
 
 
-def close_replay(handle: int) -> None:
-    """End a replay."""
-    import torch
-
-    torch.ops.bringup.timeline_close(handle)
-
-
-def feed(handle: int, columns: dict[str, Array], inputs: RowInputs) -> None:
+def feed(under_way: library.Replay, columns: dict[str, Array], inputs: RowInputs) -> None:
     """Replay further rows."""
-    import torch
-
-    names = ("kind", "device", "stream", "thread", "object")
-    kind, *rest = [_tensor(columns[name]) for name in names]
-    tensors = [kind, _tensor(inputs.flags), *rest]
-    tensors += [
-        _tensor(array) for array in (inputs.host_seconds, inputs.seconds, inputs.share, inputs.fallback, inputs.parts)
-    ]
-    torch.ops.bringup.timeline_feed(handle, *tensors)
-
-
-def results(handle: int) -> tuple[Array, Array, Array, Array]:
-    """Return the columns `issued`, `start`, `end` and `waited` of a `Timeline`."""
-    import torch
-
-    issued, start, end, waited = (result.numpy() for result in torch.ops.bringup.timeline_results(handle))
-    return issued, start, end, waited
-
-
-def _tensor(array: Array) -> Any:
-    import torch
-
-    array = np.ascontiguousarray(array)
-    return torch.from_numpy(array if array.flags.writeable else array.copy())
+    of_rows = {
+        **{name: columns[name] for name in ("kind", "device", "stream", "thread", "object")},
+        **{name: getattr(inputs, name) for name in ("flags", "host_seconds", "seconds", "share", "fallback")},
+    }
+    under_way.feed(of_rows, inputs.parts)
 
 
 def _price_copies(seconds: Array, columns: dict[str, Array], chip: Chip, host: Host, scale: float) -> None:

@@ -1,0 +1,21 @@
+// The kinds and flags of a trace's rows, for the recorder and for the replay, which needs nothing of torch.
+#pragma once
+#include <cstdint>
+
+namespace bringup {
+
+enum class RowKind : uint8_t {
+#define ROW_KIND(name, text) name,
+#include "record/rows.inc"
+};
+enum : uint8_t {  // Flags of a row. Rows of the kinds Owner and Host hold a number in their place.
+#define ROW_FLAG(name, bit, text) name = 1 << bit,
+#include "record/rows.inc"
+};
+// Rows of several kinds pass through the same code, so no two flags may share a bit.
+#define ROW_FLAG(name, bit, text) +name
+static_assert((0
+#include "record/rows.inc"
+               ) == 0xFF);  // eight flags, each with a bit of its own; a ninth needs a wider column
+
+}  // namespace bringup

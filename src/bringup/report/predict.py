@@ -1,0 +1,99 @@
+"""A prediction of a function: call it once on the chip, record it, and price the recording."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+
+from bringup.device import dry as dryrun
+from bringup.device.load import use_unless_chosen
+from bringup.errors import BringupError
+from bringup.machine.files import load_chip
+from bringup.recording.recording import record, step
+from bringup.report.prediction import Prediction, price
+
+
+def predict(
+    function: Callable[..., Any],
+    *args: Any,
+    chip: str | os.PathLike[str],
+    host: str | os.PathLike[str] | None = None,
+    dry: bool = True,
+    **kwargs: Any,
+) -> Prediction:
+    """Call ``function(*args, **kwargs)`` once on the virtual chip, record it, and price it.
+
+    Nothing is computed (see `bringup.dry`), so the model may be larger than this machine's memory. Tensors and modules
+    among the arguments are moved to the chip first, which is not part of the prediction. Afterwards, modules have their
+    old device and values. The recording is priced on `chip`; the chip of the process does not change. One call is one
+    step unless the function marks steps itself.
+
+    Args:
+        function: the function or module to call.
+        args: its arguments.
+        chip: name or file of the chip to price it on.
+        host: name or file of the host (default: see `load_host`).
+        dry: True computes nothing; False runs every kernel.
+        kwargs: its keyword arguments.
+
+    Raises:
+        BringupError: nothing was launched on the chip.
+    """
+    described = load_chip(os.fspath(chip))
+    use_unless_chosen(chip)
+    modules = [item for item in (function, *args, *kwargs.values()) if isinstance(item, torch.nn.Module)]
+    with dryrun.dry() if dry else nullcontext(), _put_back(modules, values=dry):
+        chip_args, chip_kwargs = _on_chip(args), _on_chip(kwargs)
+        if isinstance(function, torch.nn.Module):
+            function = function.to("chip")
+        torch.chip.synchronize()  # type: ignore[attr-defined]
+        with record() as trace:
+            function(*chip_args, **chip_kwargs)
+            torch.chip.synchronize()  # type: ignore[attr-defined]
+            step()
+    if not trace.launches:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise BringupError(
+            f"{name} launched nothing on the chip: create its tensors on the device 'chip', or pass them as arguments"
+        )
+    return price(trace, described, host)
+
+
+@contextmanager
+def _put_back(modules: list[torch.nn.Module], values: bool) -> Iterator[None]:
+    """Restore the parameters of modules on other accelerators: `Module.to` gives them new ones.
+
+    Args:
+        modules: the modules.
+        values: restore buffers and values, too, because a dry run moves them without their content.
+    """
+    inside = [inner for module in modules for inner in module.modules()]
+    parameters = [(inner._parameters, name, value) for inner in inside for name, value in inner._parameters.items()]
+    buffers = [(inner._buffers, name, value) for inner in inside for name, value in inner._buffers.items()]
+    held = [(item, item.data, item.grad) for module in modules for item in module.parameters()]
+    try:
+        yield
+    finally:
+        for registered, name, parameter in parameters:
+            registered[name] = parameter
+        if values:
+            for item, data, grad in held:
+                item.grad = None
+                item.data = data
+                item.grad = grad
+            for owner, name, buffer in buffers:
+                owner[name] = buffer
+
+
+def _on_chip(value: Any) -> Any:
+    if isinstance(value, (torch.Tensor, torch.nn.Module)):
+        return value.to("chip")
+    if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
+        return type(value)(_on_chip(item) for item in value)
+    if isinstance(value, dict):
+        return {name: _on_chip(item) for name, item in value.items()}
+    return value

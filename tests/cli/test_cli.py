@@ -1,0 +1,134 @@
+"""The command line without torch: what does not use the device works, and the rest says that it needs torch."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import bringup
+from bringup.report import writer
+
+WITHOUT_TORCH = """
+import runpy
+import sys
+sys.modules["torch"] = None  # an import of it raises ModuleNotFoundError
+runpy.run_module("bringup", run_name="__main__", alter_sys=True)
+"""
+
+
+def command(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    (folder / "without_torch.py").write_text(WITHOUT_TORCH)
+    return subprocess.run(
+        [sys.executable, "without_torch.py", *arguments], cwd=folder, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a report, whose recording has fallbacks, a compiled graph, random numbers and two streams."""
+    folder = tmp_path_factory.mktemp("recorded")
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.1), nn.Linear(8, 2)).to("chip")
+    compiled = torch.compile(lambda x: (x * 2.0 + x.sum()).relu())
+    optimizer = torch.optim.AdamW(model.parameters())
+    with bringup.record() as trace:
+        for _ in range(3):
+            loss = model(compiled(torch.randn(4, 8).to("chip"))).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        with torch.chip.Stream():
+            torch.randn(16, device="chip").exp().topk(2).values.erfinv()
+        print(loss.item())
+    writer.write(bringup.price(trace, "edge8"), folder / "report")
+    (folder / "program.py").write_text("import torch\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("chips",),
+        ("chips", "--json"),
+        ("chips", "show", "t4"),
+        ("chips", "check", "t4"),
+        ("validate", "--chip", "t4"),
+        *((verb, "--help") for verb in ("run", "fit", "compare", "chips", "calibrate", "check", "validate")),
+        ("--help",),
+    ],
+    ids=" ".join,
+)
+def test_command_without_the_device_needs_no_torch(folder: Path, arguments: tuple[str, ...]) -> None:
+    done = command(folder, *arguments)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout
+
+
+def test_recording_has_the_same_prices_without_torch(folder: Path) -> None:
+    done = command(folder, "compare", "report", "--all", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    here = subprocess.run(
+        [sys.executable, "-m", "bringup", "compare", "report", "--all", "--json"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert json.loads(done.stdout) == json.loads(here.stdout) != []
+    assert "<html" in (folder / "report" / "compare.html").read_text()
+
+
+def test_python_prices_and_reports_without_torch(folder: Path) -> None:
+    (folder / "prices.py").write_text(
+        "import sys\n"
+        "sys.modules['torch'] = None\n"
+        "import bringup\n"
+        "prediction = bringup.price(bringup.Trace.load('report/trace.npz'), 't4')\n"
+        "prediction.to_html('page.html')\n"
+        "print(repr(prediction.step_seconds))\n"
+    )
+    done = subprocess.run([sys.executable, "prices.py"], cwd=folder, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    trace = bringup.Trace.load(folder / "report" / "trace.npz")
+    assert float(done.stdout) == bringup.price(trace, "t4").step_seconds
+    assert "<html" in (folder / "page.html").read_text()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "program.py"),
+        ("check", "--list"),
+        ("calibrate",),
+        ("validate", "--programs"),
+        ("validate", "--live"),
+    ],
+    ids=" ".join,
+)
+def test_command_with_the_device_says_that_it_needs_torch(folder: Path, arguments: tuple[str, ...]) -> None:
+    done = command(folder, *arguments)
+    said = "bringup: this command needs PyTorch, and this environment has none: pip install torch\n"
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (2, "", said)
+
+
+def imported(*arguments: str) -> set[str]:
+    program = f"import sys\nsys.argv = {['bringup', *arguments]!r}\nfrom bringup import cli\n"
+    program += "try:\n    cli.main()\nexcept SystemExit:\n    pass\n" if arguments else ""
+    program += "print('\\n' + ' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=300)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",), ("--version",)], ids=["import", "help", "version"])
+def test_start_of_the_command_line_imports_no_verb(arguments: tuple[str, ...]) -> None:
+    modules = imported(*arguments)
+    assert "click" in modules and modules.isdisjoint({"torch", "numpy", "pydantic", "rich", "jinja2"})
+    ours = {name for name in modules if name.startswith("bringup")}
+    assert ours == {"bringup", "bringup.cli", "bringup.errors", "bringup.text"}
+
+
+def test_list_of_chips_imports_neither_torch_nor_reports() -> None:
+    modules = imported("chips")
+    assert "numpy" in modules and modules.isdisjoint({"torch", "jinja2", "bringup.recording.trace", "bringup.analyse"})
