@@ -293,7 +293,7 @@ def test_recording_that_is_open_when_the_interpreter_ends_is_left_alone(python: 
 
 
 def test_two_recordings_at_once_are_refused() -> None:
-    with bringup.record(), pytest.raises(bringup.BringupError, match="under way already"), bringup.record():
+    with bringup.record(), pytest.raises(bringup.BringupError, match="inside another one"), bringup.record():
         pass
 
 

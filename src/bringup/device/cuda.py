@@ -334,7 +334,7 @@ def _patch_files() -> None:
 
 def _patch_cuda() -> None:
     cuda: Any = torch.cuda
-    replacements = {name: getattr(chips, name) for name in set(dir(chips)) & set(dir(cuda))}
+    replacements = {name: getattr(chips, name) for name in dir(chips) if name in dir(cuda)}
     replacements = {
         name: item
         for name, item in replacements.items()
