@@ -1,4 +1,4 @@
-// Runs inside a page that is tested: uses its charts, lets axe-core look at it, and leaves the outcome in the page's title.
+// Runs inside a page that is tested: uses its charts or lets axe-core look at it, and sends the outcome to the window around it.
 "use strict";
 const failures = [];
 addEventListener("error", (event) => failures.push(event.message));
@@ -74,11 +74,13 @@ addEventListener("load", async () => {
   const task = { use, read }[TASK];
   if (task) for (const chart of document.querySelectorAll(".chart")) charts[chart.id] = await task(chart);
   const problems = TASK === "axe" ? (await axe.run()).violations : [];
-  document.title = JSON.stringify({
+  const outcome = {
     failures,
     charts,
     parts: PARTS.map((part) => document.querySelectorAll(part).length),
+    width: innerWidth,
     overflow: document.documentElement.scrollWidth - innerWidth,
     problems: problems.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target} ${node.failureSummary}`)),
-  });
+  };
+  parent.postMessage(JSON.stringify(outcome), "*");
 });

@@ -41,10 +41,13 @@ function extent(figure, key) {
   return low < high ? [low, high] : [low, low + 1];
 }
 
-/** The ticks of a logarithmic axis: powers of ten, with others between them if there are few. @type {(low: number, high: number) => number[]} */
-function powers(low, high) {
+/**
+ * The ticks of a logarithmic axis: powers of ten, with others between them if there are few.
+ * @type {(low: number, high: number, most: number) => number[]}
+ */
+function powers(low, high, most) {
   const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
-  const stride = Math.ceil((last - first) / 12);
+  const stride = Math.ceil((last - first) / Math.max(most, 1));
   const between = last - first > 3 ? [1] : [1, 2, 5];
   const ticks = [];
   for (let power = first; power <= last; power += stride) ticks.push(...between.map((digit) => digit * 10 ** power));
@@ -54,7 +57,7 @@ function powers(low, high) {
 /** The label of a tick; `step` is the distance to the next one. @type {(axis: Axis, value: number, step: number) => string} */
 function label(axis, value, step) {
   if (axis.lanes.length) return axis.lanes[value];
-  if (axis.log) return format(value);
+  if (axis.log) return value < 1e6 ? format(value) : value.toLocaleString("en", { notation: "compact" });
   const digits = Math.min(Math.max(1 - Math.floor(Math.log10(step)), 0), 20);
   return value.toLocaleString("en", { maximumFractionDigits: digits });
 }
@@ -122,8 +125,12 @@ class Chart {
       values: (_plot, splits, _axis, _space, step) => splits.map((value) => label(axis, value, step)),
     });
     /** @type {(axis: Axis) => uPlot.Axis.Splits|undefined} */
-    const ticks = ({ lanes, log }) =>
-      lanes.length ? lanes.map((_, lane) => lane) : log ? (_plot, _axis, low, high) => powers(low, high) : undefined;
+    const ticks = ({ lanes, log }) => {
+      if (lanes.length) return lanes.map((_, lane) => lane);
+      if (!log) return undefined;
+      return ({ bbox }, number, low, high) =>
+        powers(low, high, (number === 0 ? bbox.width / 60 : bbox.height / 24) / uPlot.pxRatio);
+    };
     /** The pixels that the longest label takes. @type {uPlot.Axis.Size} */
     const size = (plot, labels) => {
       plot.ctx.font = FONT;

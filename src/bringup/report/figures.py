@@ -14,7 +14,7 @@ from bringup.cost import FAMILIES
 from bringup.recording.rows import D2D, D2H, H2D, LAUNCH
 from bringup.report import palette
 from bringup.report.chart import Axis, Figure, Series
-from bringup.text import duration, size
+from bringup.text import duration, short, size
 from bringup.timeline.replay import Timeline
 
 MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
@@ -105,7 +105,7 @@ def _text(replayed: Timeline, row: int) -> str:
         return f"{size(int(columns['bytes'][row]))}, {took}, {where}"
     signature = replayed.trace.signatures[columns["signature"][row]]
     inside = f", {replayed.trace.modules[module]}" if module >= 0 else ""
-    return f"{signature.op} {took}\n{signature.shapes[:120]}\n{where}{inside}"
+    return f"{signature.op} {took}\n{short(signature.shapes, 120)}\n{where}{inside}"
 
 
 def memory(replayed: Timeline, summary: Summary) -> Figure | None:
@@ -171,4 +171,4 @@ def _point(replayed: Timeline, i: int, count: int) -> str:
     signature = replayed.trace.signatures[i]
     bound = pricing.BOUNDS[int(replayed.prices.bound[i])]
     took = duration(float(replayed.prices.seconds[i]))
-    return f"{signature.op} {count:,}x {took}, {bound}-bound\n{signature.shapes[:120]}"
+    return f"{signature.op} {count:,}x {took}, {bound}-bound\n{short(signature.shapes, 120)}"

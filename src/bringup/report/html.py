@@ -142,7 +142,7 @@ def validation(count: int, tables: dict[str, Any], charts: dict[str, Figure], se
 
 def _steps(summary: Summary) -> str:
     if summary.steps_by == "whole":
-        return "No steps were found: the whole recording is one"
+        return "No steps were found, so the whole recording counts as one"
     return f"{summary.steps:,} steps, {summary.steps_text()}" + (", the first left out" if summary.steps > 1 else "")
 
 

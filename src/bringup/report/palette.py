@@ -7,7 +7,7 @@ WHITE, GRID, GUIDE, OTHER = "#ffffff", "#e6e9ef", "#6b7280", "#555555"
 
 # page.css names these as ``$chip``.
 PAGE = {
-    **{"ink": "#1c2330", "dim": "#5b6577", "line": "#d9dee7", "back": WHITE, "soft": "#f5f7fa", "focus": "#7db0ea"},
+    **{"ink": "#1c2330", "dim": "#4a5263", "line": "#d9dee7", "back": WHITE, "soft": "#f5f7fa", "focus": "#7db0ea"},
     **{"chip": "#2563a8", "link": "#b3561d", "host": "#8b94a3", "fallback": BAD, "between": "#7a4fb0"},
     **{"matrix": "#2563a8", "vector": "#7a9a2e", "special": "#8d3f97", "memory": "#c9822a"},
 }
