@@ -20,7 +20,8 @@ AXE_PACKAGE = importlib.util.find_spec("axe_core_python")
 AXE = AXE_PACKAGE and Path(str(AXE_PACKAGE.origin)).with_name("axe.min.js")
 
 # A window is at least 500 pixels wide; a frame may be as narrow as a telephone.
-FRAME = """<!doctype html><title></title><script>addEventListener("message", (event) => (document.title = event.data))</script>
+FRAME = """<!doctype html><title></title>
+<script>addEventListener("message", (event) => (document.title = event.data))</script>
 <iframe src="page.html" width="{width}" height="1200" style="border: 0"></iframe>"""
 Task = Literal["use", "read", "axe"]
 

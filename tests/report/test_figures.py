@@ -8,7 +8,7 @@ from torch import nn
 import bringup
 from bringup import pricing
 from bringup.recording.rows import H2D, LAUNCH
-from bringup.report import figures
+from bringup.report import figures, html
 from bringup.report.chart import Figure, Series
 
 STEPS = 3
@@ -167,3 +167,5 @@ def test_recording_without_launches_has_no_charts() -> None:
     empty = bringup.price(trace, "t4")
     assert figures.timeline(empty.timeline) == (None, "Nothing ran on the chip.")
     assert figures.memory(empty.timeline, empty.summary) is None
+    page = html.page(empty.timeline, empty.summary)
+    assert "Nothing ran on the chip." in page and page.count('class="chart"') == 1  # the roofs
