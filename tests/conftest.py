@@ -17,14 +17,16 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background
 import torch  # noqa: E402  (reads the environment)
 
 NO_BROWSER = "there is no Chromium or Chrome on the PATH"
+NO_AXE = "axe-core is not installed (pip install axe-core-python)"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say aloud that no page was opened: in a quiet run a skip is one letter."""
-    skipped = [report for report in terminalreporter.getreports("skipped") if NO_BROWSER in str(report.longrepr)]
-    if skipped:
-        terminalreporter.section("pages not tested", yellow=True)
-        terminalreporter.line(f"{len(skipped)} tests opened no page: {NO_BROWSER}", yellow=True)
+    """Say aloud that pages were not opened or not checked: in a quiet run a skip is one letter."""
+    for title, reason in (("pages not opened", NO_BROWSER), ("accessibility of pages not tested", NO_AXE)):
+        skipped = [report for report in terminalreporter.getreports("skipped") if reason in str(report.longrepr)]
+        if skipped:
+            terminalreporter.section(title, yellow=True)
+            terminalreporter.line(f"{len(skipped)} tests were skipped: {reason}", yellow=True)
 
 
 def without_bringup() -> dict[str, str]:

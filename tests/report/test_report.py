@@ -1,20 +1,24 @@
 """The report in a browser, and that it cannot be broken out of."""
 
+import base64
+import hashlib
 import json
 import re
-import shutil
-import subprocess
+from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import bringup
-from tests.conftest import NO_BROWSER
+from bringup.recording.rows import D2D, D2H, H2D, KINDS, LAUNCH
+from tests.conftest import NO_AXE, NO_BROWSER
+from tests.report import browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome", "chrome-headless-shell")
-CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
+CHART = r'<figure class="chart" id="(.*?)">.*?<script type="application/json">(.*?)</script>'
 
 
 @pytest.fixture(scope="module")
@@ -40,24 +44,42 @@ def test_page_is_self_contained_and_escaped(prediction: bringup.Prediction, tmp_
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", own)
 
 
-def test_busiest_lanes_are_drawn(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bringup.report import figures
-
-    every, note = figures.timeline(prediction.timeline)
-    names = {trace["name"] for trace in every["data"]}
-    assert len(names) > 3 and "left out" not in note
-    monkeypatch.setattr(figures, "MOST_LANES", 2)
-    some, note = figures.timeline(prediction.timeline)
-    assert len(some["data"]) == 2 and note.endswith(f"{len(every['data']) - 2} lanes with fewer of them are left out.")
-
-
-def test_timeline_is_a_chrome_trace(prediction: bringup.Prediction) -> None:
+def test_timeline_has_a_slice_per_launch_and_copy(prediction: bringup.Prediction) -> None:
     from bringup.report import perfetto
 
-    events = json.loads(perfetto.text(prediction.timeline))["traceEvents"]
-    spans = [event for event in events if event["ph"] == "X"]
-    assert {"addmm", "h2d"} <= {event["name"] for event in spans}
-    assert all(event["dur"] >= 0 and event["ts"] >= 0 for event in spans)
+    timeline = prediction.timeline
+    trace, kind = timeline.trace, timeline.trace.columns["kind"]
+    rows = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D)))
+    names = {row: trace.signatures[trace.columns["signature"][row]].op for row in rows[kind[rows] == LAUNCH]}
+    events = json.loads(perfetto.text(timeline))["traceEvents"]
+    slices = [event for event in events if event["ph"] == "X" and not event["name"].startswith("wait: ")]
+    assert len(slices) == len(rows) > 50
+    for event, row in zip(slices, rows, strict=True):
+        assert event["name"] == names.get(row, KINDS[kind[row]]).removeprefix("aten::")
+        assert event["ts"] == pytest.approx(1e6 * timeline.start[row], abs=1e-3) and event["ts"] >= 0
+        assert event["dur"] == pytest.approx(1e6 * (timeline.end[row] - timeline.start[row]), abs=1e-3)
+        assert event["dur"] >= 0
+        line = trace.columns["line"][row]
+        assert event["args"]["line"] == (trace.lines[line] if line >= 0 else "")
+    lanes = defaultdict(list)
+    for event in sorted(slices, key=lambda event: event["ts"]):
+        lanes[event["pid"], event["tid"]].append(event)
+    assert set(lanes) == {(1, 0), (1, 1000)}  # chip:0's default stream, and its link to the chip
+    for lane in lanes.values():  # a stream, or a direction of the link, does one thing at a time
+        assert all(event["ts"] + event["dur"] <= after["ts"] + 2e-3 for event, after in pairwise(lane))
+    last = max(event["ts"] + event["dur"] for event in slices)
+    assert last <= 1e6 * prediction.summary.total_seconds + 2e-3
+
+
+def test_timeline_names_processes_and_waits(prediction: bringup.Prediction) -> None:
+    from bringup.report import perfetto
+
+    events = json.loads(perfetto.text(prediction.timeline, "a run"))
+    assert events["otherData"]["run"] == "a run"
+    names = {event["pid"]: event["args"]["name"] for event in events["traceEvents"] if event["name"] == "process_name"}
+    assert names == {0: f"host {prediction.summary.host}", 1: "chip:0 t4"}
+    waits = [event for event in events["traceEvents"] if event["name"].startswith("wait: ")]
+    assert all(event["pid"] == 0 and event["dur"] >= 0 for event in waits)
 
 
 def test_what_the_host_waits_for_is_drawn() -> None:
@@ -161,9 +183,9 @@ def scorecard_page(_: bringup.Prediction) -> str:
 
 
 PAGES = {  # page -> its main parts, by selector, and how many of each are drawn at least
-    "report": (report_page, {".plot .main-svg": 3, "#plot-timeline .bars path": 10, ".split span": 4, "tbody tr": 20}),
+    "report": (report_page, {".plot canvas": 3, ".legend button": 10, ".split span": 4, "tbody tr": 20}),
     "compare": (compare_page, {"tbody tr": 3}),
-    "validation": (validation_page, {"[id^=plot-] .main-svg": 2, ".points path": 20, "tbody tr": 2}),
+    "validation": (validation_page, {".plot canvas": 2, ".legend button": 10, "tbody tr": 2}),
     "scorecard": (scorecard_page, {"p svg": 1, ".cards div": 3, "tbody tr": 5}),
 }
 
@@ -178,35 +200,67 @@ def test_page_is_whole_html_without_foreign_addresses(prediction: bringup.Predic
         assert len(re.findall(rf"<{tag}[ >]", own)) == own.count(f"</{tag}>"), tag
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason=NO_BROWSER)
+@pytest.mark.parametrize("name", PAGES)
+def test_policy_allows_the_scripts_of_the_page_and_nothing_else(prediction: bringup.Prediction, name: str) -> None:
+    text = PAGES[name][0](prediction)
+    scripts = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
+    policy = re.search(r'<meta http-equiv="Content-Security-Policy" content="(.*?)">', text)
+    assert policy is not None and scripts
+    allowed = dict(part.strip().partition(" ")[::2] for part in policy[1].split(";"))
+    assert allowed["default-src"] == "'none'" and allowed["img-src"] == "data:"
+    assert allowed["script-src"].split() == [f"'sha256-{digest}'" for digest in digests]
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
+def test_foreign_script_is_refused(prediction: bringup.Prediction, tmp_path: Path) -> None:
+    text = compare_page(prediction).replace("</body>", "<script>document.body.remove()</script></body>")
+    seen = browser.look(text, tmp_path, "use", width=1280, parts=["tbody tr"])
+    assert "refused: inline" in seen["failures"] and seen["parts"][0] >= 3
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
 @pytest.mark.parametrize("width", [400, 1600])
 @pytest.mark.parametrize("name", PAGES)
 def test_page_draws_in_a_browser(prediction: bringup.Prediction, tmp_path: Path, name: str, width: int) -> None:
     write, parts = PAGES[name]
-    page = tmp_path / "page.html"
-    listen = """<script>const failures = [];
-    addEventListener("error", (event) => failures.push(event.message));
-    addEventListener("unhandledrejection", (event) => failures.push(String(event.reason)));</script>"""
-    check = f"""<script>addEventListener("load", () => setTimeout(() => {{
-      document.querySelectorAll("details").forEach((item) => (item.open = true));
-      document.title = JSON.stringify({{failures,
-        parts: {json.dumps(list(parts))}.map((part) => document.querySelectorAll(part).length),
-        wide: document.documentElement.scrollWidth <= innerWidth,
-        named: [...document.querySelectorAll(".tools button")].every((item) => item.textContent.trim())}});
-    }}, 500));</script>"""
-    text = write(prediction)
-    assert text.count("<head>") == 1
-    page.write_text(text.replace("<head>", "<head>" + listen).replace("</body>", check + "</body>"))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    flags += [f"--user-data-dir={tmp_path}/profile", f"--window-size={width},1200", "--virtual-time-budget=5000"]
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [CHROMIUM, *flags, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120, check=True
-    )
-    title = re.search(r"<title>(\{.*?\})</title>", done.stdout)
-    assert title is not None, done.stderr
-    drawn = json.loads(title[1])
-    assert drawn["failures"] == []
-    for (part, least), count in zip(parts.items(), drawn["parts"], strict=True):
+    seen = browser.look(write(prediction), tmp_path, "use", width=width, parts=parts)
+    assert seen["failures"] == [] and seen["overflow"] <= 0
+    for (part, least), count in zip(parts.items(), seen["parts"], strict=True):
         assert count >= least, f"{part}: {count}"
-    assert drawn["wide"] and drawn["named"], drawn
+    for drawn in seen["charts"].values():
+        assert drawn["marks"] > 200 and drawn["zoomed"] > 200 and drawn["restored"] == 0
+        assert len(drawn["alone"]) == 1
+
+
+def number(text: str) -> float:
+    return float(text.replace(",", ""))
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
+@pytest.mark.parametrize("name", ["report", "validation"])
+def test_cursor_and_table_show_the_marks(prediction: bringup.Prediction, tmp_path: Path, name: str) -> None:
+    page = PAGES[name][0](prediction)
+    figures = {name: json.loads(text) for name, text in re.findall(CHART, page, re.DOTALL)}
+    seen = browser.look(page, tmp_path, "read", width=1280)["charts"]
+    assert set(seen) == set(figures) and figures
+    for name, figure in figures.items():
+        marks = [(one["name"], *mark) for one in figure["series"] for mark in zip(one["x"], one["y"], strict=True)]
+        rows = seen[name]["rows"]
+        assert [row[0] for row in rows] == [mark[0] for mark in marks][:1000]
+        assert [number(row[1]) for row in rows] == [pytest.approx(mark[1], rel=1e-5) for mark in marks][:1000]
+        texts = {text for one in figure["series"] for text in one["text"]}
+        shown = "\n".join(seen[name]["texts"])
+        assert all(any(text in row[3] for row in rows) for text in (text.replace("\n", ", ") for text in texts))
+        assert sum(text in shown for text in texts) >= 0.5 * len(texts)  # others are covered, or narrower than the grid
+        hovers = {one["hover"].partition("{")[0] for one in figure["series"]}
+        assert all(hover in shown for hover in hovers)
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
+@pytest.mark.skipif(browser.AXE is None, reason=NO_AXE)
+@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("name", PAGES)
+def test_page_has_no_problem_for_axe(prediction: bringup.Prediction, tmp_path: Path, name: str, width: int) -> None:
+    seen = browser.look(PAGES[name][0](prediction), tmp_path, "axe", width=width)
+    assert seen["failures"] == [] and seen["problems"] == []

@@ -357,7 +357,7 @@ def test_validate_prints_and_plots(tmp_path: Path, sets: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "unseen" in done.stdout and "neusight" in done.stdout.lower()
     text = page.read_text(encoding="utf-8")
-    assert "plot-2" in text and "a40 mm float16 128x3072x4096" in text and "By chip" in text
+    assert "chart-2" in text and "a40 mm float16 128x3072x4096" in text and "By chip" in text
 
 
 def test_live_compares_medians(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The plots of the report, as plotly figures (JSON types)."""
+"""The charts of the report."""
 
 from __future__ import annotations
 
@@ -13,29 +13,21 @@ from bringup.analyse.summary import Summary
 from bringup.cost import FAMILIES
 from bringup.recording.rows import D2D, D2H, H2D, LAUNCH
 from bringup.report import palette
-from bringup.text import duration, size
+from bringup.report.chart import Axis, Figure, Series
+from bringup.text import duration, short, size
 from bringup.timeline.replay import Timeline
 
 MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
 MOST_LANES = 200  # by stream and family: ten streams with kernels of every family
 MOST_POINTS = 4000
 MOST_SIGNATURES = 400
-_LAYOUT: dict[str, Any] = {
-    "margin": {"l": 70, "r": 15, "t": 70, "b": 45},
-    "paper_bgcolor": palette.WHITE,
-    "plot_bgcolor": palette.WHITE,
-    "font": {"family": "system-ui, sans-serif", "size": 12},
-    "legend": {"orientation": "h", "x": 0, "y": 1.0, "yanchor": "bottom"},
-    "height": 360,
-}
-_GRID = {"gridcolor": palette.GRID, "zeroline": False}
 
 
-def timeline(replayed: Timeline) -> tuple[dict[str, Any], str]:
+def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
     """Draw one step: a lane per stream, one per direction of the link, one for fallbacks.
 
     Returns:
-        the figure, and a sentence on what it shows.
+        the figure, or None if nothing ran, and a sentence on what it shows.
     """
     ends = replayed.steps.ends
     last = int(ends[-1]) if len(ends) else 0
@@ -44,7 +36,7 @@ def timeline(replayed: Timeline) -> tuple[dict[str, Any], str]:
     rows = np.arange(first, last)
     rows = rows[np.isin(kind[rows], (LAUNCH, H2D, D2H, D2D)) & (replayed.end[rows] > replayed.start[rows])]
     if not len(rows):
-        return {"data": [], "layout": _LAYOUT}, "Nothing ran on the chip."
+        return None, "Nothing ran on the chip."
     since = float(replayed.start[rows].min())
     lanes: dict[tuple[str, str], list[int]] = {}
     for row in rows:
@@ -53,43 +45,29 @@ def timeline(replayed: Timeline) -> tuple[dict[str, Any], str]:
     if hidden > 0:
         lanes = dict(sorted(lanes.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_LANES])
     merged = 0
-    traces = []
-    named: set[str] = set()
+    names = sorted({lane for lane, _ in lanes}, reverse=True)
+    series = []
     for (lane, family), members in sorted(lanes.items()):
         spans = _spans(replayed, np.asarray(members), since)
         merged += len(members) - len(spans)
-        traces.append(
-            {
-                "type": "bar",
-                "orientation": "h",
-                "y": [lane] * len(spans),
-                "base": [span[0] for span in spans],
-                "x": [span[1] for span in spans],
-                "text": [span[2] for span in spans],
-                "textposition": "none",
-                "hovertemplate": "%{text}<extra></extra>",
-                "name": family,
-                "legendgroup": family,
-                "showlegend": family not in named,
-                "marker": {"color": palette.FAMILY.get(family, palette.OTHER), "line": {"width": 0}},
-            }
+        series.append(
+            Series(
+                family,
+                "bars",
+                palette.FAMILY.get(family, palette.OTHER),
+                x=[start for start, _, _ in spans],
+                y=[names.index(lane)] * len(spans),
+                width=[length for _, length, _ in spans],
+                text=[text for _, _, text in spans],
+            )
         )
-        named.add(family)
-    order = sorted({lane for lane, _ in lanes}, reverse=True)
-    layout = {
-        **_LAYOUT,
-        "barmode": "overlay",
-        "bargap": 0.25,
-        "height": 200 + 50 * len(order),
-        "xaxis": {**_GRID, "title": {"text": "milliseconds of chip time"}},
-        "yaxis": {**_GRID, "categoryorder": "array", "categoryarray": order, "fixedrange": True},
-    }
     note = f"The last step: {len(rows):,} launches and copies."
     if merged > 0:
         note += f" {merged:,} short neighbours are drawn as one; timeline.json has all of them."
     if hidden > 0:
         note += f" {hidden:,} lanes with fewer of them are left out."
-    return {"data": traces, "layout": layout}, note
+    height = 80 + 50 * len(names)
+    return Figure(Axis("milliseconds of chip time"), Axis(lanes=names), series, height), note
 
 
 def _lane(replayed: Timeline, row: int) -> tuple[str, str]:
@@ -124,103 +102,73 @@ def _text(replayed: Timeline, row: int) -> str:
     line, module = int(columns["line"][row]), int(columns["module"][row])
     where = replayed.trace.lines[line] if line >= 0 else "no Python line"
     if int(columns["kind"][row]) != LAUNCH:
-        return f"{size(int(columns['bytes'][row]))}, {took}, {_safe(where)}"
+        return f"{size(int(columns['bytes'][row]))}, {took}, {where}"
     signature = replayed.trace.signatures[columns["signature"][row]]
-    inside = f", {_safe(replayed.trace.modules[module])}" if module >= 0 else ""
-    return f"{_safe(signature.op)} {took}<br>{_safe(signature.shapes[:120])}<br>{_safe(where)}{inside}"
+    inside = f", {replayed.trace.modules[module]}" if module >= 0 else ""
+    return f"{signature.op} {took}\n{short(signature.shapes, 120)}\n{where}{inside}"
 
 
-def _safe(text: str) -> str:
-    """Plotly reads some tags in texts."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def memory(replayed: Timeline, summary: Summary) -> dict[str, Any]:
-    """Draw the bytes that tensors hold over chip time, with the capacity if it is near."""
+def memory(replayed: Timeline, summary: Summary) -> Figure | None:
+    """Draw the bytes that tensors hold over time, with the capacity if it is near; None if nothing was allocated."""
     _, held = memory_over_time(replayed.trace)
     rows = np.flatnonzero(np.diff(held, prepend=0) != 0)
+    if not len(rows):
+        return None
     if len(rows) > MOST_POINTS:  # the largest of every piece, so that no peak is lost
         rows = np.asarray([piece[np.argmax(held[piece])] for piece in np.array_split(rows, MOST_POINTS)])
-    shapes = []
+    x = [round(float(value) * 1e3, 6) for value in replayed.issued[rows]]
+    y = [round(float(value) / 2**20, 4) for value in held[rows]]
+    series = [Series("held by tensors", "steps", palette.PAGE["chip"], x, y, hover="{y} MiB at {x} ms")]
     if summary.peak_bytes * 4 > summary.capacity_bytes:
         capacity = summary.capacity_bytes / 2**20
-        line = {"color": palette.PAGE["fallback"], "dash": "dash"}
-        shapes = [{"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": capacity, "y1": capacity, "line": line}]
-    data = {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [round(float(value) * 1e3, 6) for value in replayed.issued[rows]],
-        "y": [round(float(value) / 2**20, 4) for value in held[rows]],
-        "line": {"shape": "hv", "color": palette.PAGE["chip"], "width": 1.5},
-        "fill": "tozeroy",
-        "name": "held by tensors",
-        "hovertemplate": "%{y:.2f} MiB at %{x:.3f} ms<extra></extra>",
-    }
-    layout = {
-        **_LAYOUT,
-        "shapes": shapes,
-        "xaxis": {**_GRID, "title": {"text": "milliseconds, when the host issued it"}},
-        "yaxis": {**_GRID, "title": {"text": "MiB"}, "rangemode": "tozero"},
-    }
-    return {"data": [data], "layout": layout}
+        ends, colour = [x[0], x[-1]], palette.PAGE["fallback"]
+        series.append(Series("capacity", "line", colour, ends, [capacity] * 2, hover="capacity: {y} MiB", dashed=True))
+    return Figure(Axis("milliseconds, when the host issued it"), Axis("MiB"), series)
 
 
-def roofline(replayed: Timeline) -> dict[str, Any]:
+def roofline(replayed: Timeline) -> Figure:
     """Draw achieved flop/s over flops per byte, one point per kind of launch, under the chip's roofs."""
     columns, work, prices = replayed.trace.columns, replayed.work, replayed.prices
     counts = np.bincount(columns["signature"][columns["kind"] == LAUNCH], minlength=len(prices.seconds))
     spent = counts * prices.seconds
     shown = [int(i) for i in np.argsort(-spent, kind="stable")[:MOST_SIGNATURES] if spent[i] > 0 and work.flops[i] > 0]
     shown = [i for i in shown if prices.supported[i] and work.bytes[i] > 0]
-    data = []
+    series = []
     for code in sorted({int(work.family[i]) for i in shown}):
         members = [i for i in shown if work.family[i] == code]
         share = spent[members] / spent.sum()
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": FAMILIES[code],
-                "x": [float(f"{work.flops[i] / work.bytes[i]:.6g}") for i in members],
-                "y": [float(f"{work.flops[i] / prices.seconds[i] / 1e9:.6g}") for i in members],
-                "text": [_point(replayed, i, int(counts[i])) for i in members],
-                "hovertemplate": "%{text}<extra></extra>",
-                "marker": {
-                    "color": palette.FAMILY[FAMILIES[code]],
-                    "opacity": 0.75,
-                    "size": [round(float(5 + 30 * np.sqrt(value)), 2) for value in share],
-                },
-            }
+        series.append(
+            Series(
+                FAMILIES[code],
+                "points",
+                palette.FAMILY[FAMILIES[code]],
+                x=[float(f"{work.flops[i] / work.bytes[i]:.6g}") for i in members],
+                y=[float(f"{work.flops[i] / prices.seconds[i] / 1e9:.6g}") for i in members],
+                size=[round(float(5 + 30 * np.sqrt(value)), 2) for value in share],
+                text=[_point(replayed, i, int(counts[i])) for i in members],
+            )
         )
+    x, y = Axis("flop per byte of device memory", log=True), Axis("Gflop/s", log=True)
+    return Figure(x, y, [*series, *_roofs(replayed)], height=420)
+
+
+def _roofs(replayed: Timeline) -> list[Series]:
     memory_rate = pricing.memory_rate(replayed.chip)
     low, high = 1e-2, 1e4
+    roofs: list[Series] = []
     for dtype in replayed.chip.matrix.tflops:
         if dtype == "tf32":
             continue
         rate = pricing.matrix_rate(replayed.chip, dtype)
         knee = rate / memory_rate
-        data.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": f"{dtype} matrix",
-                "x": [low, knee, max(high, knee)],
-                "y": [low * memory_rate / 1e9, rate / 1e9, rate / 1e9],
-                "line": {"width": 1.2, "dash": "dot" if dtype != "float32" else "solid"},
-                "hoverinfo": "name",
-            }
-        )
-    layout = {
-        **_LAYOUT,
-        "height": 460,
-        "xaxis": {**_GRID, "type": "log", "title": {"text": "flop per byte of device memory"}},
-        "yaxis": {**_GRID, "type": "log", "title": {"text": "Gflop/s"}},
-    }
-    return {"data": data, "layout": layout}
+        x, y = [low, knee, max(high, knee)], [low * memory_rate / 1e9, rate / 1e9, rate / 1e9]
+        colour = palette.series(8 + len(roofs))
+        roofs.append(Series(f"{dtype} matrix", "line", colour, x, y, dashed=dtype != "float32"))
+    return roofs
 
 
 def _point(replayed: Timeline, i: int, count: int) -> str:
     signature = replayed.trace.signatures[i]
     bound = pricing.BOUNDS[int(replayed.prices.bound[i])]
     took = duration(float(replayed.prices.seconds[i]))
-    return f"{_safe(signature.op)} {count:,}x {took}, {bound}-bound<br>{_safe(signature.shapes[:120])}"
+    return f"{signature.op} {count:,}x {took}, {bound}-bound\n{short(signature.shapes, 120)}"

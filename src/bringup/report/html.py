@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import base64
+import hashlib
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -19,6 +21,7 @@ from bringup.machine.facts import flat, source_of
 from bringup.pricing import ENGINES
 from bringup.recording.trace import Trace
 from bringup.report import figures, palette
+from bringup.report.chart import Figure
 from bringup.report.lines import band, by_kind, moment, per_million, unit
 from bringup.text import duration, size
 from bringup.timeline.replay import Timeline
@@ -40,43 +43,53 @@ def _own(name: str) -> Markup:
     return Markup((FOLDER / name).read_text(encoding="utf-8"))
 
 
-def _script(figure: Any) -> Markup:
-    """A figure as JSON that no text in it can break out of."""
-    text = json.dumps(figure, sort_keys=True, allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+def _hash(script: str) -> str:
+    """Return what allows one script of our own in the page's security policy, and no other."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-def render(
-    template: str, *, title: str, js: str = "", plots: dict[str, Any] | None = None, run: str = "", **values: Any
-) -> str:
-    """Write a page with our style, and with plotly if it has plots."""
-    plotly = ""
-    if plots:
-        from plotly.offline import get_plotlyjs
+def render(template: str, *, title: str, charts: Mapping[str, Figure | None] | None = None, **values: Any) -> str:
+    """Write a page with our style and scripts.
 
-        plotly = Markup(get_plotlyjs())
-    figures = {name: _script(figure) for name, figure in (plots or {}).items()}
-    css = Markup(Template((FOLDER / "page.css").read_text(encoding="utf-8")).substitute(palette.PAGE))
+    Args:
+        template: its file.
+        title: of the page.
+        charts: by name; the page leaves out what is None.
+        values: for the template.
+    """
+    css = Template((FOLDER / "page.css").read_text(encoding="utf-8")).substitute(palette.PAGE)
+    scripts = [_own("page.js")]
+    drawn = {name: Markup(figure.as_json()) for name, figure in (charts or {}).items() if figure is not None}
+    if drawn:
+        css = _own("uplot/uPlot.min.css") + css
+        scripts.append(Markup(f"/*\n{_own('uplot/LICENSE')}\n*/\n{_own('uplot/uPlot.iife.min.js')}"))
+        scripts += map(_own, ("marks.js", "charts.js"))
     return (
         templates()
         .get_template(template)
-        .render(title=title, run=run, css=css, js=js, plotly=plotly, figures=figures, **values)
+        .render(
+            title=title,
+            css=Markup(css),
+            scripts=scripts,
+            hashes=Markup(" ".join(map(_hash, scripts))),
+            charts=drawn,
+            **{"run": "", **values},
+        )
     )
 
 
 def page(timeline: Timeline, summary: Summary) -> str:
     """Write the report of one recording on one machine."""
     shown, note = figures.timeline(timeline)
-    plots = {
-        "plot-timeline": shown,
-        "plot-memory": figures.memory(timeline, summary),
-        "plot-roofline": figures.roofline(timeline),
+    charts = {
+        "timeline": shown,
+        "memory": figures.memory(timeline, summary),
+        "roofline": figures.roofline(timeline),
     }
     return render(
         "report.html",
         title=f"{timeline.trace.about.get('program', 'trace')} on {summary.chip}: bringup",
-        js=_own("page.js"),
-        plots=plots,
+        charts=charts,
         run=summary.run,
         about=timeline.trace.about,
         chip=timeline.chip,
@@ -114,12 +127,12 @@ def comparison(trace: Trace, rows: list[Row]) -> str:
     )
 
 
-def validation(count: int, tables: dict[str, Any], plots: dict[str, Any], sets: bool, most: int) -> str:
-    """Write predictions against measurements: a scatter plot and tables of errors."""
+def validation(count: int, tables: dict[str, Any], charts: dict[str, Figure], sets: bool, most: int) -> str:
+    """Write predictions against measurements: scatter charts and tables of errors."""
     return render(
         "validation.html",
         title=f"{count:,} predictions against measurements: bringup",
-        plots=plots,
+        charts=charts,
         count=count,
         most=most,
         tables=tables,
@@ -129,7 +142,7 @@ def validation(count: int, tables: dict[str, Any], plots: dict[str, Any], sets: 
 
 def _steps(summary: Summary) -> str:
     if summary.steps_by == "whole":
-        return "No steps were found: the whole recording is one"
+        return "No steps were found, so the whole recording counts as one"
     return f"{summary.steps:,} steps, {summary.steps_text()}" + (", the first left out" if summary.steps > 1 else "")
 
 

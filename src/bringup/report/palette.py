@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
-GOOD, MIDDLING, BAD, UNKNOWN = "#2c7a3f", "#b07a12", "#a8322d", "#777777"
+GOOD, MIDDLING, BAD, UNKNOWN = "#2c7a3f", "#8f5f00", "#a8322d", "#6b6b6b"
 WHITE, GRID, GUIDE, OTHER = "#ffffff", "#e6e9ef", "#6b7280", "#555555"
 
 # page.css names these as ``$chip``.
 PAGE = {
-    **{"ink": "#1c2330", "dim": "#5b6577", "line": "#d9dee7", "back": WHITE, "soft": "#f5f7fa", "focus": "#7db0ea"},
+    **{"ink": "#1c2330", "dim": "#4a5263", "line": "#d9dee7", "back": WHITE, "soft": "#f5f7fa", "focus": "#7db0ea"},
     **{"chip": "#2563a8", "link": "#b3561d", "host": "#8b94a3", "fallback": BAD, "between": "#7a4fb0"},
     **{"matrix": "#2563a8", "vector": "#7a9a2e", "special": "#8d3f97", "memory": "#c9822a"},
 }
 # The families of operators, and the other lanes of the timeline.
 FAMILY = {
     **{"matmul": PAGE["chip"], "convolution": "#3b82c4", "attention": "#17406d", "normalization": "#0f8a6d"},
-    **{"softmax": "#45b08f", "pointwise": PAGE["vector"], "reduction": "#b8a11f", "pooling": "#8f7a1a"},
+    **{"softmax": "#2f9577", "pointwise": PAGE["vector"], "reduction": "#a08a10", "pooling": "#6f5e12"},
     **{"gather": PAGE["memory"], "sort": "#a85d1a", "copy": PAGE["host"], "random": "#6f5fa8"},
-    **{"optimizer": PAGE["special"], "fft": "#b0558a", "kernel": "#1f9fb5", "depthwise": "#6aa5dd"},
+    **{"optimizer": PAGE["special"], "fft": "#b0558a", "kernel": "#1f9fb5", "depthwise": "#5a86b5"},
     **{"linalg": "#c0397b", "other": "#333333"},
     **{"fallback": PAGE["fallback"], "link": PAGE["link"], "between chips": PAGE["between"]},
 }
+# Chips, operators and roofs: series that belong to no family.
+_SERIES = (
+    *("#2563a8", "#b3561d", "#2c7a3f", "#a8322d", "#7a4fb0", "#0f8a9d", "#b83a8a", "#7f7d0e"),
+    *("#3d3d91", "#995c00", "#00695c", "#c2255c", "#4a7d12", "#6d214f", "#5b6577", "#7d5a3c"),
+)
+
+
+def series(number: int) -> str:
+    """Return the colour of a chart's series by its number; colours repeat after 16."""
+    return _SERIES[number % len(_SERIES)]
 
 
 def verdict(score: float | None) -> str:

@@ -1,4 +1,4 @@
-"""Plots predicted against measured times on one self-contained page."""
+"""Charts of predicted against measured, as one self-contained page."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
-from markupsafe import Markup
-
 from bringup.report import html, palette
+from bringup.report.chart import Axis, Figure, Series
 
-MOST_POINTS = 300  # per chip or operator: a browser draws this many quickly without WebGL
+MOST_POINTS = 300  # per chip or operator: more would hide each other
 
 
 def page(measured: dict[Any, float], errors: dict[Any, float], tables: dict[str, Any], sets: bool) -> str:
@@ -22,58 +21,39 @@ def page(measured: dict[Any, float], errors: dict[Any, float], tables: dict[str,
         tables: title -> name -> kind -> `Errors`.
         sets: True if the rows are complete published sets.
     """
-    plots = {
+    charts = {
         "By chip": _scatter(measured, errors, lambda row: str(row.chip)),
         "By operator": _scatter(measured, errors, lambda row: str(getattr(row, "family", None) or row.model)),
     }
-    return html.validation(len(errors), tables, plots, sets, MOST_POINTS)
+    return html.validation(len(errors), tables, charts, sets, MOST_POINTS)
 
 
-def _scatter(measured: dict[Any, float], errors: dict[Any, float], key: Callable[[Any], str]) -> dict[str, Any]:
+def _scatter(measured: dict[Any, float], errors: dict[Any, float], key: Callable[[Any], str]) -> Figure:
     groups: dict[str, list[Any]] = defaultdict(list)
     for row in errors:
         groups[key(row)].append(row)
-    low, high = min(measured.values()) * 1e6, max(measured.values()) * 1e6
-    traces: list[dict[str, Any]] = []
+    series: list[Series] = []
     for name, rows in sorted(groups.items()):
         drawn = rows[:: -(-len(rows) // MOST_POINTS)]
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "markers",
-                "name": str(Markup.escape(name)),
-                "x": [float(f"{measured[row] * 1e6:.4g}") for row in drawn],
-                "y": [float(f"{measured[row] * (1 + errors[row]) * 1e6:.4g}") for row in drawn],
-                "text": [_label(row) for row in drawn],
-                "hovertemplate": "%{text}<br>measured %{x:.4g} us, predicted %{y:.4g} us<extra></extra>",
-                "marker": {"size": 4, "opacity": 0.55},
-            }
+        series.append(
+            Series(
+                name,
+                "points",
+                palette.series(len(series)),
+                x=[float(f"{measured[row] * 1e6:.4g}") for row in drawn],
+                y=[float(f"{measured[row] * (1 + errors[row]) * 1e6:.4g}") for row in drawn],
+                size=[5] * len(drawn),
+                text=[_label(row) for row in drawn],
+                hover="measured {x} us, predicted {y} us",
+            )
         )
-    for name, factor, dash in (("equal", 1.0, "solid"), ("+25 %", 1.25, "dot"), ("-25 %", 0.75, "dot")):
-        traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines",
-                "name": name,
-                "x": [low, high],
-                "y": [low * factor, high * factor],
-                "hoverinfo": "skip",
-                "line": {"color": palette.GUIDE, "width": 1, "dash": dash},
-            }
-        )
-    axis = {"type": "log", "gridcolor": palette.GRID}
-    layout = {
-        "height": 620,
-        "margin": {"l": 70, "r": 15, "t": 20, "b": 55},
-        "paper_bgcolor": palette.WHITE,
-        "plot_bgcolor": palette.WHITE,
-        "legend": {"itemsizing": "constant"},
-        "xaxis": {**axis, "title": {"text": "measured, us"}},
-        "yaxis": {**axis, "title": {"text": "predicted, us"}},
-    }
-    return {"data": traces, "layout": layout}
+    low, high = min(measured.values()) * 1e6, max(measured.values()) * 1e6
+    for name, factor in (("equal", 1.0), ("+25 %", 1.25), ("-25 %", 0.75)):
+        ends = [low * factor, high * factor]
+        series.append(Series(name, "line", palette.GUIDE, [low, high], ends, dashed=factor != 1))
+    return Figure(Axis("measured, us", log=True), Axis("predicted, us", log=True), series, height=560)
 
 
 def _label(row: Any) -> str:
     text = row.text if hasattr(row, "text") else f"{row.op} {row.dtype} {'x'.join(map(str, row.dims))}"
-    return str(Markup.escape(f"{row.chip} {text}"))
+    return f"{row.chip} {text}"

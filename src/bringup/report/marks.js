@@ -1,0 +1,87 @@
+// The marks of a chart: how each shape is drawn, and which mark is under the cursor.
+"use strict";
+
+/**
+ * The data of chart.py.
+ * @typedef {{title: string, log: boolean, lanes: string[]}} Axis
+ * @typedef {{name: string, shape: "bars"|"points"|"line"|"steps", colour: string, x: number[], y: number[],
+ *   width: number[], size: number[], text: string[], hover: string, dashed: boolean}} Series
+ * @typedef {{x: Axis, y: Axis, series: Series[], height: number}} Figure
+ * @typedef {[number, number]} Pair
+ */
+
+const LANE = 0.76; // share of a lane that bars fill
+
+/**
+ * How each shape is drawn on the canvas, and the distance of a mark from a place in the plot, in pixels.
+ * `at(x, y)` is a mark's place, on the canvas or in the plot.
+ * @typedef {(x: number, y: number) => Pair} Place
+ * @type {Record<string, {draw: (context: CanvasRenderingContext2D, series: Series, at: Place, ratio: number) => void,
+ *   distance: (series: Series, i: number, at: Place, left: number, top: number) => number}>}
+ */
+const SHAPES = {
+  bars: {
+    draw(context, series, at, ratio) {
+      series.x.forEach((x, i) => {
+        const [left, top] = at(x, series.y[i] + LANE / 2);
+        const [right, bottom] = at(x + series.width[i], series.y[i] - LANE / 2);
+        context.fillRect(left, top, Math.max(right - left, ratio), bottom - top);
+      });
+    },
+    distance(series, i, at, left, top) {
+      const [low, high] = at(series.x[i], series.y[i] + LANE / 2);
+      const [end, bottom] = at(series.x[i] + series.width[i], series.y[i] - LANE / 2);
+      return top < high || top > bottom ? Infinity : Math.max(low - left, left - end, 0);
+    },
+  },
+  points: {
+    draw(context, series, at, ratio) {
+      context.globalAlpha = 0.7;
+      series.x.forEach((x, i) => {
+        context.beginPath();
+        context.arc(...at(x, series.y[i]), (series.size[i] / 2) * ratio, 0, 2 * Math.PI);
+        context.fill();
+      });
+    },
+    distance(series, i, at, left, top) {
+      const [x, y] = at(series.x[i], series.y[i]);
+      return Math.max(Math.hypot(x - left, y - top) - series.size[i] / 2, 0);
+    },
+  },
+  line: {
+    draw(context, series, at, ratio) {
+      context.setLineDash(series.dashed ? [3 * ratio, 3 * ratio] : []);
+      context.beginPath();
+      series.x.forEach((x, i) => context.lineTo(...at(x, series.y[i])));
+      context.stroke();
+    },
+    distance(series, i, at, left, top) {
+      const [x, y] = at(series.x[i], series.y[i]);
+      const [nextX, nextY] = at(series.x[i + 1] ?? series.x[i], series.y[i + 1] ?? series.y[i]);
+      const [dx, dy] = [nextX - x, nextY - y];
+      const share = ((left - x) * dx + (top - y) * dy) / (dx * dx + dy * dy || 1); // of the way to the nearest place
+      const along = Math.min(Math.max(share, 0), 1);
+      return 1 + Math.hypot(x + along * dx - left, y + along * dy - top); // bars and points come first
+    },
+  },
+  steps: {
+    draw(context, series, at) {
+      const last = series.x.length - 1;
+      context.beginPath();
+      series.x.forEach((x, i) => {
+        context.lineTo(...at(x, series.y[Math.max(i - 1, 0)]));
+        context.lineTo(...at(x, series.y[i]));
+      });
+      context.stroke();
+      context.lineTo(...at(series.x[last], 0));
+      context.lineTo(...at(series.x[0], 0));
+      context.globalAlpha = 0.25;
+      context.fill();
+    },
+    distance(series, i, at, left) {
+      const [start] = at(series.x[i], series.y[i]);
+      const [end] = i + 1 < series.x.length ? at(series.x[i + 1], series.y[i]) : [Infinity];
+      return start <= left && left < end ? 5 : Infinity; // marks at the cursor come first
+    },
+  },
+};

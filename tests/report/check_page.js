@@ -1,0 +1,86 @@
+// Runs inside a page that is tested: uses its charts or lets axe-core look at it, and sends the outcome to the window around it.
+"use strict";
+const failures = [];
+addEventListener("error", (event) => failures.push(event.message));
+addEventListener("unhandledrejection", (event) => failures.push(String(event.reason)));
+document.addEventListener("securitypolicyviolation", (event) => failures.push(`refused: ${event.blockedURI}`));
+for (const level of ["error", "warn"]) console[level] = (...texts) => failures.push(texts.join(" "));
+
+const pause = () => new Promise((done) => setTimeout(done, 20));
+
+/** Presses a button or entry, and waits until the chart is drawn again. */
+async function press(button, options = {}) {
+  button.dispatchEvent(new MouseEvent("click", { bubbles: true, ...options }));
+  await pause();
+}
+
+/** What the canvas of a chart shows. */
+function pixels(chart) {
+  const canvas = chart.querySelector("canvas");
+  return new Uint32Array(canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.buffer);
+}
+
+const differ = (one, other) => one.reduce((count, pixel, i) => count + (pixel !== other[i]), 0);
+
+/** The texts at the places of a grid. */
+async function hover(chart) {
+  const over = chart.querySelector(".u-over");
+  const { left, top, width, height } = over.getBoundingClientRect();
+  const texts = new Set();
+  for (let y = 2; y < height; y += 8)
+    for (let x = 2; x < width; x += 4) {
+      over.dispatchEvent(new MouseEvent("mousemove", { bubbles: true, clientX: left + x, clientY: top + y }));
+      await null;
+      const tip = chart.querySelector(".tip");
+      if (!tip.hidden) texts.add(tip.textContent);
+    }
+  return [...texts];
+}
+
+/** Uses every control of a chart once. */
+async function use(chart) {
+  const all = pixels(chart);
+  const entries = [...chart.querySelectorAll(".legend button")];
+  for (const entry of entries) await press(entry);
+  const none = pixels(chart);
+  for (const entry of entries) await press(entry);
+  const again = pixels(chart);
+  await press(entries[0], { shiftKey: true });
+  const alone = entries.filter((entry) => entry.getAttribute("aria-pressed") === "true").map((entry) => entry.textContent);
+  await press(entries[0], { shiftKey: true });
+  const tool = (name) => chart.querySelector(`[data-do=${name}]`);
+  await press(tool("in"));
+  const near = pixels(chart);
+  await press(tool("all"));
+  return {
+    marks: differ(all, none), // the pixels of all marks
+    restored: differ(all, again) + differ(all, pixels(chart)),
+    zoomed: differ(all, near),
+    alone,
+  };
+}
+
+/** What the cursor and the table say about a chart. */
+async function read(chart) {
+  const rows = [...chart.querySelectorAll("details tbody tr")];
+  return { texts: await hover(chart), rows: rows.map((row) => [...row.cells].map((cell) => cell.textContent)) };
+}
+
+addEventListener("load", async () => {
+  await pause();
+  document.querySelectorAll("details").forEach((item) => (item.open = true));
+  await pause();
+  const charts = {};
+  const task = { use, read }[TASK];
+  if (task) for (const chart of document.querySelectorAll(".chart")) charts[chart.id] = await task(chart);
+  const problems = TASK === "axe" ? (await axe.run()).violations : [];
+  const outcome = {
+    failures,
+    charts,
+    parts: PARTS.map((part) => document.querySelectorAll(part).length),
+    width: innerWidth,
+    overflow: document.documentElement.scrollWidth - innerWidth,
+    problems: problems.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target} ${node.failureSummary}`)),
+  };
+  parent.postMessage(JSON.stringify(outcome), "*");
+});

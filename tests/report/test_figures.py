@@ -1,0 +1,171 @@
+"""The numbers in the charts of the report are those of the recording and of the summary."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bringup
+from bringup import pricing
+from bringup.recording.rows import H2D, LAUNCH
+from bringup.report import figures, html
+from bringup.report.chart import Figure, Series
+
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def prediction() -> bringup.Prediction:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8)).to("chip")
+    optimizer = torch.optim.AdamW(model.parameters())
+    with bringup.record() as trace:
+        for _ in range(STEPS):
+            loss = model(torch.randn(32, 64).to("chip")).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return bringup.price(trace, "t4")
+
+
+def small(prediction: bringup.Prediction, **changes: object) -> bringup.Prediction:
+    """Price the recording on a t4 with twice the memory that the program needs."""
+    chip = bringup.load_chip("t4")
+    data = chip.model_dump() | {"invented": True, **changes}
+    data["memory"]["device_gib"] = 2 * prediction.peak_bytes / 2**30
+    return bringup.price(prediction.trace, type(chip).model_validate(data))
+
+
+def bars(figure: Figure | None, *lanes: str) -> list[tuple[float, float, Series]]:
+    assert figure is not None
+    numbers = {figure.y.lanes.index(lane) for lane in lanes}
+    marks = [
+        (x, width, series)
+        for series in figure.series
+        for x, y, width in zip(series.x, series.y, series.width, strict=True)
+        if y in numbers
+    ]
+    return sorted(marks, key=lambda mark: mark[:2])
+
+
+def test_timeline_has_the_launches_of_the_last_step(prediction: bringup.Prediction) -> None:
+    summary, replayed = prediction.summary, prediction.timeline
+    figure, note = figures.timeline(replayed)
+    assert figure is not None and figure.y.lanes == ["link down", "chip:0 s0"]
+    kind = replayed.trace.columns["kind"]
+    last = np.arange(replayed.steps.ends[-2], replayed.steps.ends[-1])
+    launched = last[kind[last] == LAUNCH]
+    drawn = bars(figure, "chip:0 s0")
+    assert len(drawn) == len(launched) == summary.launches
+    assert [width for _, width, _ in drawn] == pytest.approx(
+        1e3 * (replayed.end - replayed.start)[launched], abs=2e-6
+    )  # a stream runs its launches in order
+    assert sum(width for _, width, _ in drawn) == pytest.approx(1e3 * summary.device_seconds, rel=1e-3)
+    assert min(x for x, _, _ in drawn + bars(figure, "link down")) == 0
+    (copy,) = bars(figure, "link down")
+    (row,) = last[kind[last] == H2D]
+    assert copy[1] == pytest.approx(1e3 * (replayed.end - replayed.start)[row], abs=2e-6)
+    assert copy[2].text[0].startswith("8.00 KiB")  # 32 x 64 x float32
+    assert note == f"The last step: {summary.launches + 1} launches and copies."
+
+
+def test_timeline_text_has_operator_shapes_and_line(prediction: bringup.Prediction) -> None:
+    figure, _ = figures.timeline(prediction.timeline)
+    assert figure is not None
+    (products,) = [series for series in figure.series if series.name == "matmul"]
+    first, shapes, where = products.text[0].split("\n")
+    assert first.startswith("aten::addmm ") and "float32[32, 64]" in shapes and "test_figures.py:" in where
+
+
+def test_fallbacks_are_in_the_hosts_lane(prediction: bringup.Prediction) -> None:
+    changed = small(prediction, ops={"host": ["aten::gelu"], "dtypes": ["float32", "int64"]})
+    figure, _ = figures.timeline(changed.timeline)
+    (ledger,) = changed.summary.fallbacks
+    drawn = bars(figure, "host")
+    assert len(drawn) == ledger.count == 1 and {series.name for _, _, series in drawn} == {"fallback"}
+    assert len(bars(figure, "chip:0 s0")) == changed.summary.launches - 1
+
+
+def test_close_neighbours_are_merged(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, _ = figures.timeline(prediction.timeline)
+    monkeypatch.setattr(figures, "MOST_SPANS", 1)
+    merged, note = figures.timeline(prediction.timeline)
+    assert whole is not None and merged is not None
+    for one, other in zip(whole.series, merged.series, strict=True):
+        (x,), (width,) = other.x, other.width
+        assert x == one.x[0]
+        assert x + width == pytest.approx(max(map(sum, zip(one.x, one.width, strict=True))), abs=2e-6)
+    left = sum(len(series.x) for series in whole.series) - len(merged.series)
+    assert f" {left} short neighbours are drawn as one; timeline.json has all of them." in note
+
+
+def test_busiest_lanes_are_drawn(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole, note = figures.timeline(prediction.timeline)
+    assert whole is not None and len({series.name for series in whole.series}) > 3 and "left out" not in note
+    monkeypatch.setattr(figures, "MOST_LANES", 2)
+    busiest, note = figures.timeline(prediction.timeline)
+    assert busiest is not None and len(busiest.series) == 2
+    lengths = sorted((len(series.x) for series in whole.series), reverse=True)
+    assert sorted((len(series.x) for series in busiest.series), reverse=True) == lengths[:2]
+    assert note.endswith(f"{len(whole.series) - 2} lanes with fewer of them are left out.")
+
+
+def test_memory_reaches_the_peak(prediction: bringup.Prediction) -> None:
+    figure = figures.memory(prediction.timeline, prediction.summary)
+    assert figure is not None
+    (held,) = figure.series  # the capacity of 16 GiB is far away
+    assert max(held.y) == pytest.approx(prediction.summary.peak_bytes / 2**20, abs=1e-4)
+    assert list(held.x) == sorted(held.x) and min(held.y) >= 0
+
+
+def test_memory_peak_survives_thinning(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figures, "MOST_POINTS", 4)
+    figure = figures.memory(prediction.timeline, prediction.summary)
+    assert figure is not None and len(figure.series[0].x) == 4
+    assert max(figure.series[0].y) == pytest.approx(prediction.summary.peak_bytes / 2**20, abs=1e-4)
+
+
+def test_memory_has_the_capacity_if_it_is_near(prediction: bringup.Prediction) -> None:
+    changed = small(prediction)
+    figure = figures.memory(changed.timeline, changed.summary)
+    assert figure is not None
+    held, capacity = figure.series
+    assert capacity.name == "capacity" and list(capacity.x) == [held.x[0], held.x[-1]]
+    assert list(capacity.y) == [pytest.approx(changed.summary.capacity_bytes / 2**20)] * 2
+
+
+def test_roofline_has_the_kernels_of_the_summary(prediction: bringup.Prediction) -> None:
+    figure = figures.roofline(prediction.timeline)
+    points = [series for series in figure.series if series.shape == "points"]
+    drawn = {mark for series in points for mark in zip(series.x, series.y, strict=True)}
+    kernels = [kernel for kernel in prediction.summary.kernels if kernel.flops and kernel.bytes]
+    assert len(kernels) > 5
+    for kernel in kernels:
+        intensity, speed = kernel.flops / kernel.bytes, kernel.flops / kernel.seconds / 1e9
+        assert (float(f"{intensity:.6g}"), float(f"{speed:.6g}")) in drawn
+    areas = sum(((size - 5) / 30) ** 2 for series in points for size in series.size)
+    columns, replayed = prediction.trace.columns, prediction.timeline
+    launched = columns["kind"] == LAUNCH
+    seconds = (replayed.end - replayed.start)[launched]
+    computes = replayed.work.flops[columns["signature"][launched]] > 0
+    assert areas == pytest.approx(seconds[computes].sum() / seconds.sum(), rel=0.01)  # shares of the chip's time
+
+
+def test_roofs_are_the_rates_that_prices_use(prediction: bringup.Prediction) -> None:
+    chip = prediction.timeline.chip
+    roofs = {series.name: series for series in figures.roofline(prediction.timeline).series if series.shape == "line"}
+    assert set(roofs) == {f"{dtype} matrix" for dtype in chip.matrix.tflops if dtype != "tf32"}
+    for dtype in ("float16", "float32"):
+        x, y = roofs[f"{dtype} matrix"].x, roofs[f"{dtype} matrix"].y
+        assert y[1] == y[2] == pricing.matrix_rate(chip, dtype) / 1e9
+        assert y[0] / x[0] == pytest.approx(y[1] / x[1]) == pytest.approx(pricing.memory_rate(chip) / 1e9)
+
+
+def test_recording_without_launches_has_no_charts() -> None:
+    with bringup.record() as trace:
+        pass
+    empty = bringup.price(trace, "t4")
+    assert figures.timeline(empty.timeline) == (None, "Nothing ran on the chip.")
+    assert figures.memory(empty.timeline, empty.summary) is None
+    page = html.page(empty.timeline, empty.summary)
+    assert "Nothing ran on the chip." in page and page.count('class="chart"') == 1  # the roofs
