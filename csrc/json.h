@@ -1,11 +1,12 @@
 #pragma once
-#include <sstream>
 #include <string>
+
+#include "text.h"
 
 namespace bringup {
 
 inline std::string json_text(const std::string& text) {
-  std::ostringstream out;
+  Text out;
   out << '"';
   for (char c : text) {
     if (c == '"' || c == '\\')
