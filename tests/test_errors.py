@@ -315,8 +315,7 @@ def test_wrong_fake_kernel_fails_once_and_is_not_trusted_again() -> None:
 
 
 def test_every_package_is_installed() -> None:
-    import tomllib
-
+    from bringup.machine.files import tomllib
     from tests.conftest import ROOT
 
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
