@@ -81,6 +81,12 @@ def test_imports_inside_functions_are_few() -> None:
     assert len(inside) <= 0.05 * len(own), inside
 
 
+def test_the_core_has_no_streams_of_the_standard_library() -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "csrc").rglob("*.*")}
+    streams = re.compile(r"stringstream|std::ostream|std::cout|std::cerr|<iostream>|<sstream>")
+    assert not [path.name for path, text in sources.items() if streams.search(text)]
+
+
 def test_modules_that_the_core_calls_are_there() -> None:
     sources = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "csrc").rglob("*.cpp"))
     called = set(re.findall(r'"(bringup\.[a-z_.]+)"', sources))
