@@ -10,7 +10,7 @@ QUICK := $(addprefix tests/,test_house.py test_docs.py cost/test_cost.py pricing
 	core/test_core_says.py core/test_errors.py core/test_streams.py core/test_memory.py programs/test_programs.py)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo core dist test quick test-busy test-all sanitize sanitize-address sanitize-thread lint soak clean
+.PHONY: demo core dist test quick test-busy test-all sanitize sanitize-address sanitize-thread lint soak matrix clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -58,9 +58,13 @@ soak: $(VENV)/.test
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/soak_threads.py
 
+# Every release of torch with every Python, and the table of docs/install.md. Hours, and 3 GB of downloads for each pair.
+matrix:
+	$(PYTHON) -m tests.matrix
+
 $(VENV)/.torch:
-	@command -v $(PYTHON) > /dev/null || { echo "bringup needs Python 3.11 or newer: apt-get install python3 python3-venv"; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "bringup needs Python 3.11 or newer, $(PYTHON) is older: make PYTHON=python3.11"; exit 2; }
+	@command -v $(PYTHON) > /dev/null || { echo "bringup needs Python 3.10 or newer: apt-get install python3 python3-venv"; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "bringup needs Python 3.10 or newer, $(PYTHON) is older: make PYTHON=python3.11"; exit 2; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { echo "bringup needs Python's venv module: apt-get install python3-venv"; exit 2; }
 	@command -v g++ > /dev/null || { echo "bringup needs a C++ compiler: apt-get install g++"; exit 2; }
 	$(PYTHON) -m venv $(VENV)

@@ -1,13 +1,14 @@
 // Strings for JSON.
 #pragma once
-#include <sstream>
 #include <string>
+
+#include "text.h"
 
 namespace bringup {
 
 // A JSON string with quotes. Control characters become spaces.
 inline std::string json_text(const std::string& text) {
-  std::ostringstream out;
+  Text out;
   out << '"';
   for (char c : text) {
     if (c == '"' || c == '\\')

@@ -21,7 +21,6 @@ import random
 import sys
 import tempfile
 import time
-import tomllib
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -30,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bringup.errors import BringupError
+from bringup.machine.files import tomllib
 from tests.campaign import campaign as in_processes
 
 ROOT = Path(__file__).parent

@@ -40,7 +40,8 @@ class Setting:
         self.folder = folder
         sources = folder / "csrc"
         sources.mkdir()
-        (sources / "flags").write_text("-O2")
+        for name in ("flags", "link_flags"):
+            (sources / name).write_text("-O2")
         compiler = folder / "c++"
         compiler.write_text(COMPILER.format(folder=folder, action=action))
         compiler.chmod(0o755)

@@ -2,9 +2,9 @@
 
 import ast
 import re
-import tomllib
 
 import pytest
+import tomllib
 
 from tests.conftest import ROOT
 
@@ -28,7 +28,6 @@ OTHER_TESTS = {
 }
 # Words that do not name the value they stand for.
 EMPTY_NAMES = {"found", "given", "known", "made", "kept", "every", "of", "asked", "said", "taken", "there"}
-
 
 
 def imports(name: str) -> list[tuple[str, bool]]:
@@ -109,6 +108,12 @@ def test_imports_inside_functions_are_few() -> None:
     own = [(name, *found) for name in FILES for found in imports(name)]
     inside = [(name, other) for name, other, is_inside in own if is_inside]
     assert len(inside) <= 0.05 * len(own), inside
+
+
+def test_the_core_has_no_streams_of_the_standard_library() -> None:
+    sources = {path: path.read_text(encoding="utf-8") for path in (ROOT / "csrc").rglob("*.*")}
+    streams = re.compile(r"stringstream|std::ostream|std::cout|std::cerr|<iostream>|<sstream>")
+    assert not [path.name for path, text in sources.items() if streams.search(text)]
 
 
 def test_modules_that_the_core_calls_are_there() -> None:

@@ -3,12 +3,12 @@
 #include <algorithm>
 #include <memory>
 #include <mutex>
-#include <sstream>
 #include <unordered_map>
 #include <unordered_set>
 
 #include "launch/fallback.h"
 #include "runtime/runtime.h"
+#include "text.h"
 
 namespace bringup {
 namespace {
@@ -250,10 +250,10 @@ void count_learning(Op& op) {
 
 std::string launch_stats_json(int64_t signatures) {
   Counters& all = counters();
-  std::ostringstream text;
-  text << "{\"launches\": " << all.launches << ", \"synchronous\": " << all.synchronous
-       << ", \"learned_by_meta\": " << all.learned_by_meta << ", \"learned_by_running\": " << all.learned_by_running
-       << ", \"outputs_copied\": " << all.promises_copied << ", \"synchronizations\": " << all.synchronizations
+  Text text;
+  text << "{\"launches\": " << all.launches.load() << ", \"synchronous\": " << all.synchronous.load()
+       << ", \"learned_by_meta\": " << all.learned_by_meta.load() << ", \"learned_by_running\": " << all.learned_by_running.load()
+       << ", \"outputs_copied\": " << all.promises_copied.load() << ", \"synchronizations\": " << all.synchronizations.load()
        << ", \"signatures\": " << signatures;
   std::lock_guard<std::mutex> lock(waiting_mutex);
   auto list = [&](const char* title, auto count) {

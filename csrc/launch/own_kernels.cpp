@@ -3,7 +3,6 @@
 
 #include <condition_variable>
 #include <mutex>
-#include <sstream>
 
 #include "launch/dry.h"
 #include "launch/launch.h"

@@ -9,10 +9,10 @@
 #include <array>
 #include <cstring>
 #include <mutex>
-#include <sstream>
 #include <unordered_map>
 
 #include "runtime/runtime.h"
+#include "text.h"
 
 namespace bringup {
 
@@ -53,7 +53,7 @@ TensorMeta meta_of(const at::Tensor& tensor) {
 }
 
 std::string text_of(const TensorMeta& meta) {
-  std::ostringstream text;
+  Text text;
   text << c10::getDtypeNames(meta.dtype).first << "[";
   for (size_t i = 0; i < meta.sizes.size(); ++i) text << (i ? ", " : "") << meta.sizes[i];
   text << "]";

@@ -8,11 +8,11 @@
 
 #include <cstring>
 #include <mutex>
-#include <sstream>
 
 #include "runtime/memory.h"
 #include "torch/profiler.h"
 #include "record/waits.h"
+#include "text.h"
 
 namespace bringup {
 
@@ -117,7 +117,7 @@ FailurePtr launch_failed(Stream& stream, int64_t launch, const std::string& what
 namespace {
 
 std::string describe_launch(const Launch& launch) {
-  std::ostringstream text;
+  Text text;
   text << launch.signature->op->name << "(";
   constexpr size_t kNamed = 8;
   const auto& inputs = launch.signature->inputs;

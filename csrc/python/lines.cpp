@@ -10,6 +10,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "python/frames.h"
 #include "python/modules.h"
 #include "python/python.h"
 #include "python/whose.h"
@@ -17,15 +18,14 @@
 namespace bringup {
 namespace {
 
-template <class T>
-T at_offset(const void* base, size_t offset) {
-  return *reinterpret_cast<const T*>(static_cast<const char*>(base) + offset);
-}
-
 bool is_user(PyObject* code) { return whose(code) == Whose::User; }
 
 Ref innermost_by_api() { return Ref::share(PyEval_GetFrame()); }
 Ref code_of(const Ref& frame) { return Ref(PyFrame_GetCode(frame.get())); }
+int32_t instruction_of(const Ref& frame) {
+  if (PyFrame_GetLasti) return PyFrame_GetLasti(frame.get());
+  return int32_t(PyLong_AsLong(Ref(PyObject_GetAttrString(frame.get(), "f_lasti")).get()));
+}
 
 Line line_by_api() {
   Gil gil;
@@ -34,7 +34,7 @@ Line line_by_api() {
   std::vector<void*> modules;
   for (Ref frame = innermost_by_api(); frame; frame = Ref(line.code && !targets ? nullptr : PyFrame_GetBack(frame.get()))) {
     Ref code = code_of(frame);
-    if (!line.code && is_user(code.get())) line = {code.get(), PyFrame_GetLasti(frame.get())};
+    if (!line.code && is_user(code.get())) line = {code.get(), instruction_of(frame)};
     if (targets && code.get() == targets->call) {
       Ref self(PyFrame_GetVarString(frame.get(), "self"));
       if (self) modules.push_back(self.get());  // the frame keeps it alive
@@ -53,42 +53,26 @@ bool machinery_by_api() {
   return false;
 }
 
-// Note [Reading frames without the GIL]
-// torch launches with the GIL released, and acquiring it for each launch would take longer than the rest of the launch. The
-// frames of a thread do not change while the thread runs this code, so they can be read directly in memory. The offsets are those
-// of CPython 3.11, whose layout is final (Include/cpython/pystate.h, Include/internal/pycore_frame.h, Include/cpython/code.h).
-// The first call compares the result with the API's. If they differ, the API is used, as in other versions.
-constexpr size_t kCFrame = 56, kCurrentFrame = 8;                              // PyThreadState, _PyCFrame
-constexpr size_t kCode = 32, kPrevious = 48, kInstruction = 56, kLocals = 72;  // _PyInterpreterFrame
-constexpr size_t kBytecode = 184;                                              // PyCodeObject
-
-const void* innermost_frame(const void* thread) {
-  return at_offset<const void*>(at_offset<const void*>(thread, kCFrame), kCurrentFrame);
-}
-
 bool machinery_by_layout(const void* thread) {
-  for (const void* frame = innermost_frame(thread); frame; frame = at_offset<const void*>(frame, kPrevious))
-    if (whose(at_offset<PyObject*>(frame, kCode)) == Whose::Machinery) return true;
+  for (Frame frame = Frame::innermost(*frame_layout(), thread); frame; frame = frame.back())
+    if (whose(frame.code()) == Whose::Machinery) return true;
   return false;
 }
 
 Line line_by_layout(const void* thread) {
-  const void* frame = innermost_frame(thread);
+  Frame frame = Frame::innermost(*frame_layout(), thread);
   Line line;
   const ModuleTargets* targets = module_targets();
-  for (; frame; frame = at_offset<const void*>(frame, kPrevious)) {
-    auto* code = at_offset<PyObject*>(frame, kCode);
-    if (!line.code && is_user(code)) {
-      auto* bytecode = reinterpret_cast<const char*>(code) + kBytecode;
-      line = {code, int32_t(at_offset<const char*>(frame, kInstruction) - bytecode)};
-    }
+  for (; frame; frame = frame.back()) {
+    PyObject* code = frame.code();
+    if (!line.code && is_user(code)) line = {code, frame.instruction()};
     if (!targets && line.code) return line;
     if (!targets) continue;
     if (code == targets->call) {
-      line.module = number_of_module(at_offset<void*>(frame, kLocals), [&] {
+      line.module = number_of_module(frame.first_local(), [&] {
         std::vector<void*> chain;
-        for (const void* outer = frame; outer; outer = at_offset<const void*>(outer, kPrevious))
-          if (at_offset<void*>(outer, kCode) == targets->call) chain.push_back(at_offset<void*>(outer, kLocals));
+        for (Frame outer = frame; outer; outer = outer.back())
+          if (outer.code() == targets->call) chain.push_back(outer.first_local());
         return chain;
       });
       break;
@@ -98,29 +82,29 @@ Line line_by_layout(const void* thread) {
       break;
     }
   }
-  // The user's line may be outside the module or the optimizer.
-  for (; frame && !line.code; frame = at_offset<const void*>(frame, kPrevious)) {
-    auto* code = at_offset<PyObject*>(frame, kCode);
-    if (!is_user(code)) continue;
-    auto* bytecode = reinterpret_cast<const char*>(code) + kBytecode;
-    line.code = code;
-    line.instruction = int32_t(at_offset<const char*>(frame, kInstruction) - bytecode);
+  // The line may lie outside of the module or the optimizer.
+  for (; frame && !line.code; frame = frame.back()) {
+    if (!is_user(frame.code())) continue;
+    line.code = frame.code();
+    line.instruction = frame.instruction();
   }
   return line;
 }
 
-bool layout_is_known() {
-  if (!is_python_3_11()) return false;
+enum class Reads { Unknown, ByApi, ByLayout };
+
+Reads compare_layout() {
+  if (!frame_layout()) return Reads::ByApi;
   Line by_api = line_by_api(), by_layout = line_by_layout(PyGILState_GetThisThreadState());
-  return by_api.code == by_layout.code && by_api.instruction == by_layout.instruction;
+  if (!by_api.code) return by_layout.code ? Reads::ByApi : Reads::Unknown;
+  return by_api.code == by_layout.code && by_api.instruction == by_layout.instruction ? Reads::ByLayout : Reads::ByApi;
 }
 
 // Two threads may both make the comparison. It may need the GIL, so no thread may hold a lock for it.
 bool reads_layout() {
-  enum { kUnknown, kNo, kYes };
-  static std::atomic<int> answer{kUnknown};
-  if (answer.load(std::memory_order_relaxed) == kUnknown) answer = layout_is_known() ? kYes : kNo;
-  return answer.load(std::memory_order_relaxed) == kYes;
+  static std::atomic<Reads> answer{Reads::Unknown};
+  if (answer.load(std::memory_order_relaxed) == Reads::Unknown) answer = compare_layout();
+  return answer.load(std::memory_order_relaxed) == Reads::ByLayout;
 }
 
 Line python_line() {
@@ -140,11 +124,10 @@ RawFrames raw_frames() {
   frames.count = 0;
   void* thread = raw_frames_known ? PyGILState_GetThisThreadState() : nullptr;
   if (!thread) return frames;
-  const void* frame = innermost_frame(thread);
-  for (; frame && frames.count < int(kRawFrames); frame = at_offset<const void*>(frame, kPrevious)) {
-    auto* code = at_offset<char*>(frame, kCode);
-    frames.code[frames.count] = code;
-    frames.instruction[frames.count++] = int32_t(at_offset<const char*>(frame, kInstruction) - (code + kBytecode));
+  Frame frame = Frame::innermost(*frame_layout(), thread);
+  for (; frame && frames.count < int(kRawFrames); frame = frame.back()) {
+    frames.code[frames.count] = frame.code();
+    frames.instruction[frames.count++] = frame.instruction();
   }
   return frames;
 }

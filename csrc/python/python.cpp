@@ -3,6 +3,7 @@
 #include <c10/util/Exception.h>
 
 #include "python/raised.h"
+#include <cstdio>
 
 namespace bringup {
 namespace {
@@ -11,12 +12,19 @@ namespace {
 // so their threads run the core only while they do not hold the GIL.
 bool holds_gil() {
   void* current = PyThreadState_GetUnchecked ? PyThreadState_GetUnchecked() : _PyThreadState_UncheckedGet();
-  return current && (!is_python_3_11() || current == PyGILState_GetThisThreadState());
+  return current && (python_version() >= 312 || current == PyGILState_GetThisThreadState());
 }
 
 }  // namespace
 
-bool is_python_3_11() { return (Py_Version >> 16) == 0x030B; }
+int python_version() {
+  static const int version = [] {
+    int major = 0, minor = 0;
+    std::sscanf(Py_GetVersion(), "%d.%d", &major, &minor);
+    return major * 100 + minor;
+  }();
+  return version;
+}
 
 bool is_python_thread() { return Py_IsInitialized() && PyGILState_GetThisThreadState(); }
 

@@ -7,12 +7,12 @@
 #include <string>
 #include <utility>
 
-// The functions of Python's C API that the core uses. Declaring them here means that a build needs no Python headers, and that
-// one core serves all Python versions: each function is in the stable ABI or has not changed since 3.11.
+// The few functions of Python's C API that are used here, so that a build needs no Python headers and one core serves
+// every Python from 3.10 on. A weak one is not in all of them.
 extern "C" {
 int PyGILState_Ensure();
 void PyGILState_Release(int);
-// The thread state that holds the GIL. In 3.11 it may be another thread's; since 3.12 it is this thread's, or null.
+// The current thread state, which holds the GIL: of the process until 3.11, of this thread since 3.12.
 void* _PyThreadState_UncheckedGet() __attribute__((weak));
 void* PyThreadState_GetUnchecked() __attribute__((weak));
 void* PyGILState_GetThisThreadState();
@@ -34,20 +34,19 @@ void PyErr_Clear();
 PyObject* PyEval_GetFrame();
 PyObject* PyFrame_GetCode(PyObject*);
 PyObject* PyFrame_GetBack(PyObject*);
-int PyFrame_GetLasti(PyObject*);
+int PyFrame_GetLasti(PyObject*) __attribute__((weak));  // 3.11
 int PyCode_Addr2Line(PyObject*, int);
 PyObject* PyTuple_New(ssize_t);
 int PyTuple_SetItem(PyObject*, ssize_t, PyObject*);
 long PyLong_AsLong(PyObject*);
 double PyFloat_AsDouble(PyObject*);
-// Only in Python 3.12 and later. In 3.11, lines.cpp reads frames in memory.
-PyObject* PyFrame_GetVarString(PyObject*, const char*) __attribute__((weak));
-extern const unsigned long Py_Version;
+PyObject* PyFrame_GetVarString(PyObject*, const char*) __attribute__((weak));  // 3.12
+const char* Py_GetVersion();
 }
 
 namespace bringup {
 
-bool is_python_3_11();
+int python_version();  // 311 is Python 3.11
 bool is_python_thread();
 
 // Holds the GIL in its scope; the thread may hold it already. A Python error that is propagating through this thread is set aside

@@ -9,7 +9,6 @@
 #include <limits>
 #include <memory>
 #include <mutex>
-#include <sstream>
 
 #include "json.h"
 #include "record/waits.h"
@@ -125,7 +124,7 @@ thread_local ThreadClock thread_clock;
 
 // ---- signatures as text
 
-void write_meta(std::ostream& out, const TensorMeta& meta, int storage, bool written) {
+void write_meta(Text& out, const TensorMeta& meta, int storage, bool written) {
   if (!meta.defined) {
     out << "null";
     return;
@@ -137,7 +136,7 @@ void write_meta(std::ostream& out, const TensorMeta& meta, int storage, bool wri
   out << "]," << storage << "," << (written ? 1 : 0) << "]";
 }
 
-void write_value(std::ostream& out, const IValue& value, bool by_value, int& slot) {
+void write_value(Text& out, const IValue& value, bool by_value, int& slot) {
   if (value.isTensor()) {
     out << "{\"tensor\":" << slot++ << "}";
   } else if (value.isList()) {
@@ -162,7 +161,7 @@ void write_value(std::ostream& out, const IValue& value, bool by_value, int& slo
   }
 }
 
-void write_outputs(std::ostream& out, const Stack* results, const Signature& signature) {
+void write_outputs(Text& out, const Stack* results, const Signature& signature) {
   bool first = true;
   auto one = [&](const TensorMeta& meta) {
     out << (first ? "" : ",");
@@ -185,7 +184,7 @@ void write_outputs(std::ostream& out, const Stack* results, const Signature& sig
 
 std::string text_of(const Signature& signature, const IValue* arguments, const Stack* results) {
   const Op& op = *signature.op;
-  std::ostringstream out;
+  Text out;
   out << "{\"op\":" << json_text(op.name) << ",\"inputs\":[";
   for (size_t i = 0; i < signature.inputs.size(); ++i) {
     out << (i ? "," : "");

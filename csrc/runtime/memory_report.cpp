@@ -1,7 +1,6 @@
 #include "runtime/memory_report.h"
 
 #include <cstdio>
-#include <sstream>
 
 #include "json.h"
 
@@ -18,18 +17,18 @@ std::string human(size_t bytes) {
 }
 
 std::string what_for(const Purpose& purpose) {
-  std::ostringstream text;
+  Text text;
   if (purpose.dtype != c10::ScalarType::Undefined) {
     text << c10::getDtypeNames(purpose.dtype).first << "[";
     for (int i = 0; i < purpose.dims; ++i) text << (i ? ", " : "") << purpose.sizes[i];
     text << "]";
   }
-  if (purpose.op) text << (text.tellp() > 0 ? " by " : "") << purpose.op;
+  if (purpose.op) text << (text.str().empty() ? "" : " by ") << purpose.op;
   return text.str();
 }
 
 std::string blocks_json(const std::vector<Held>& blocks) {
-  std::ostringstream text;
+  Text text;
   text << "[";
   bool first = true;
   for (const Held& block : blocks) {
@@ -50,7 +49,7 @@ void say_past_capacity(int device, size_t requested, const Line& line) {
 
 void throw_out_of_memory(int device, const Shortage& shortage) {
   Purpose wanted = purpose;
-  std::ostringstream text;
+  Text text;
   text << "chip:" << device << " (" << config().chip << ") is out of memory: requested " << human(shortage.requested);
   if (std::string what = what_for(wanted); !what.empty()) text << " (" << what << ")";
   if (std::string where = describe(shortage.line); !where.empty()) text << " at " << where;

@@ -8,7 +8,6 @@
 #include <cerrno>
 #include <mutex>
 #include <set>
-#include <sstream>
 #include <torch/library.h>
 #include <vector>
 
@@ -278,7 +277,7 @@ std::string touches_json() {
     for (uint32_t number : busy) watch.settle(number);
     touches.swap(watch.touches);
   }
-  std::ostringstream text;
+  Text text;
   text << "[";
   for (size_t i = 0; i < touches.size(); ++i)
     text << (i ? ", " : "") << "{\"to_host\": " << (touches[i].to_host ? "true" : "false")

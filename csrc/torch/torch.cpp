@@ -7,6 +7,7 @@
 #include "runtime/pinned.h"
 #include "torch/ops.h"
 #include "runtime/runtime.h"
+#include "torch/versions.h"
 
 namespace bringup {
 namespace {
@@ -37,7 +38,7 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   }
   c10::Stream getNewStream(c10::Device on, int priority) const override { return stream_from_pool(on.index(), priority); }
   c10::Stream exchangeStream(c10::Stream next) const override { return exchange_stream(next); }
-  void* getStreamNativeHandle(const c10::Stream on) const override { return stream(on).handle; }
+  void* getStreamNativeHandle(const c10::Stream on) const BRINGUP_OVERRIDE_2_11 { return stream(on).handle; }
   bool queryStream(const c10::Stream& on) const override { return query(stream(on)); }
   void synchronizeStream(const c10::Stream& on) const override { synchronize(stream(on)); }
   void synchronizeDevice(c10::DeviceIndex index) const override { synchronize_device(index); }

@@ -28,7 +28,7 @@ SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 OLDEST_TORCH = (2, 10)
 NEWEST_TESTED = (2, 15)
 TORCH_RANGE = f"torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} to {NEWEST_TESTED[0]}.{NEWEST_TESTED[1]}"
-SOURCES = (".h", ".cpp", ".inc")
+SOURCES, FLAGS = (".h", ".cpp", ".inc"), ("flags", "link_flags")
 LIBRARIES = ("-lc10", "-ltorch_cpu", "-ltorch")
 Tell = Callable[[str], None]
 
@@ -112,7 +112,7 @@ class Library:
 
 def core_library(torch: Torch) -> Library:
     """Return the core for a torch, these sources and this Python."""
-    files = sorted(path for path in sources().rglob("*") if path.suffix in SOURCES or path.name == "flags")
+    files = sorted(path for path in sources().rglob("*") if path.suffix in SOURCES or path.name in FLAGS)
     prefix = f"_core.torch-{torch.release}."
     return Library(
         f"{prefix}{_digest(files, f'abi={torch.abi}')}{SUFFIX}",
@@ -126,12 +126,21 @@ def replay_library() -> Library:
     """Return the replay's library, which needs neither torch nor Python."""
     record = sources() / "record"
     source = record / "timeline.cpp"
-    files = [source, record / "rows.h", record / "rows.inc", sources() / "flags"]
+    files = [source, record / "rows.h", record / "rows.inc", *(sources() / name for name in FLAGS)]
     return Library(
         f"_replay.{_digest(files)}.so",
         "the library that replays recordings",
         "_replay.*.so",
-        lambda target: [*compiler(), *_flags(), "-fPIC", "-shared", str(source), "-o", str(target)],
+        lambda target: [
+            *compiler(),
+            *_flags("flags"),
+            "-fPIC",
+            "-shared",
+            str(source),
+            *_flags("link_flags"),
+            "-o",
+            str(target),
+        ],
     )
 
 
@@ -142,9 +151,9 @@ def _digest(files: Sequence[Path], more: str = "") -> str:
     return digest.hexdigest()[:12]
 
 
-def _flags() -> list[str]:
+def _flags(name: str) -> list[str]:
     # csrc is quoted by its own path: the sources may be anywhere.
-    text = (sources() / "flags").read_text(encoding="utf-8")
+    text = (sources() / name).read_text(encoding="utf-8")
     return shlex.split(text.replace("-iquote csrc", f"-iquote {shlex.quote(str(sources()))}"))
 
 
@@ -175,16 +184,18 @@ def compiler_version(command: Sequence[str]) -> str:
 def command_line(
     torch: Torch, target: Path, extra: Sequence[str] = (), files: Sequence[Path] | None = None
 ) -> list[str]:
-    """Return the command that compiles the core, or other C++ files that use torch, into a library."""
-    folder, python = sources(), sysconfig.get_path("include")
-    if not Path(python, "Python.h").exists():
-        raise BuildError(f"the C++ core needs Python's headers, and {python} has none: apt-get install python3-dev")
+    """Return the command that compiles the core, or other C++ files that use torch, into a library.
+
+    It needs no headers of Python: csrc/python/python.h declares what is used.
+    """
+    folder = sources()
     return [
         *compiler(),
-        *_flags(),
+        *_flags("flags"),
         *("-DNDEBUG", "-fwrapv", f"-D_GLIBCXX_USE_CXX11_ABI={torch.abi}", "-fPIC", "-shared"),
-        *("-isystem", f"{torch.home}/include", "-isystem", f"{torch.home}/include/kineto", "-isystem", python),
+        *("-isystem", f"{torch.home}/include", "-isystem", f"{torch.home}/include/kineto"),
         *map(str, files or (folder / "core.cpp", folder / "drivers" / "virtual.cpp")),
+        *_flags("link_flags"),
         *(f"-L{torch.home}/lib", *LIBRARIES, *extra, "-o", str(target)),  # torch has loaded them: no path is needed
     ]
 

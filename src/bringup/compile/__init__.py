@@ -18,21 +18,22 @@ def install() -> None:
     import torch  # not at the top: `import torch` imports this package, so torch would be half-imported
 
     from bringup.compile import lines  # imports torch
+    from bringup.device.torch_versions import inductor_options  # imports torch
 
     inductor: Any = torch._TorchCompileInductorWrapper
     compile_ = inductor.__call__
 
     @functools.wraps(compile_)
-    def __call__(self: Any, model_: Any, inputs_: Any, *, config_patches: Any = None) -> Any:
+    def __call__(self: Any, model_: Any, inputs_: Any, **asked: Any) -> Any:
         from bringup.compile import hook  # imports Dynamo
 
         if not hook.is_on_chip(inputs_, model_):
-            return compile_(self, model_, inputs_, config_patches=config_patches)
-        patches = {**self.config, **(config_patches or {})}
+            return compile_(self, model_, inputs_, **asked)
+        options = inductor_options(self, **asked)
         compiler = compilers.get(asked_compiler())
         if compiler is not None:
-            return compiler(model_, inputs_, patches)
-        return hook.compile_graph(model_, inputs_, config_patches=patches, compile_region_name=self.name)
+            return compiler(model_, inputs_, options["config_patches"])
+        return hook.compile_graph(model_, inputs_, **options)
 
     inductor.__call__ = __call__
     FACTS.append(lines.begin_recording)

@@ -199,10 +199,10 @@ def _patch_tensors() -> None:
     make = torch._subclasses.FakeTensor.__new__
 
     @functools.wraps(make)
-    def fake(cls: Any, fake_mode: Any, elem: Any, device: torch.device, *args: Any, **kwargs: Any) -> Any:
-        return make(cls, fake_mode, elem, _real(device), *args, **kwargs)
+    def fake(cls: Any, *args: Any, **kwargs: Any) -> Any:  # torch 2.14 has three names for the device
+        return make(cls, *map(real, args), **{name: real(value) for name, value in kwargs.items()})
 
-    torch._subclasses.FakeTensor.__new__ = staticmethod(fake)  # type: ignore[assignment]
+    torch._subclasses.FakeTensor.__new__ = staticmethod(fake)  # type: ignore[method-assign]
 
 
 _TYPES = {

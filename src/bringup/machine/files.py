@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-import tomllib
+import sys
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from bringup.errors import BringupError, ChipFileError, UnknownChipError
 from bringup.files import read_text
 from bringup.text import plain, short
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host, _Sourced

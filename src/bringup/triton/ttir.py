@@ -111,7 +111,7 @@ _VALUE = re.compile(r"%[\w$.-]+(?:#\d+)?")
 _WORD = re.compile(r"[A-Za-z_]\w*")
 _FILE = re.compile(r'^"([^"]*)":(\d+):(\d+)$')
 _TENSOR = re.compile(r"^tensor<((?:\d+x)*)(.+)>$")
-_ASSIGNED = re.compile(r"(?<!\w)(\w++) = ([\w.-]+)")
+_ASSIGNED = re.compile(r"(?<!\w)(\w+) = ([\w.-]+)")
 _ENDS = {"scf.yield", "scf.condition", "tt.return", "tt.reduce.return", "tt.scan.return", "cf.br", "cf.cond_br"}
 _OPENING, _CLOSING = "([{<", ")]}>"
 MOST = {name: limit.most for name, limit in TTIR.items()}
