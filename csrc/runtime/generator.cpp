@@ -21,9 +21,11 @@ at::Generator ChipGenerator::draw_on(Stream& stream) {
   Stream* last;
   {
     std::lock_guard<std::mutex> lock(state_);
+    if (!last_) last_ = &stream;
+    if (last_ == &stream) return current_;
     last = last_;
   }
-  if (last) follow(stream, *last);
+  follow(stream, *last);
   std::lock_guard<std::mutex> lock(state_);
   last_ = &stream;
   return current_;

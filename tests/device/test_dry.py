@@ -451,7 +451,7 @@ def test_run_dry_says_so(run: Command, tmp_path: Path) -> None:
 
 def test_run_dry_strict_is_an_error_at_the_line(run: Command) -> None:
     code, _, err = run("run", "--dry=strict", "--chip", "t4", "train.py")
-    assert code == 1 and "RuntimeError: train.py:10 reads float32[] from the chip" in err
+    assert code == 1 and "BringupError: train.py:10 reads float32[] from the chip" in err
     code, _, err = run("run", "--dry=loose", "train.py")
     assert code == 2 and err.startswith("bringup: ") and "stand-in" in err
     code, _, err = run("run", "--dry", "--dry-value", "much", "train.py")

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from bringup.errors import BringupError
+
 
 @dataclass
 class _Kept:
@@ -38,7 +40,8 @@ def keep(error: BaseException) -> int:
         link = link.__cause__ or link.__context__
     text = str(error) if error.args == (str(error),) else None
     number = next(_numbers)
-    _errors[number] = _Kept(error, text, list(getattr(error, "__notes__", [])), error.__traceback__)
+    trace = None if isinstance(error, BringupError) else error.__traceback__  # a mistake needs none of our frames
+    _errors[number] = _Kept(error, text, list(getattr(error, "__notes__", [])), trace)
     return number
 
 
