@@ -37,7 +37,25 @@ async function hover(chart) {
   return [...texts];
 }
 
-/** Uses every control of a chart once. */
+/** Drags the mouse through a chart, from a fifth to two fifths of its width and height. */
+async function drag(chart, options = {}) {
+  const over = chart.querySelector(".u-over");
+  const { left, top, width, height } = over.getBoundingClientRect();
+  const send = (type, share) => {
+    const place = { clientX: left + share * width, clientY: top + share * height, movementX: 1 };
+    over.dispatchEvent(new MouseEvent(type, { bubbles: true, ...place, ...options }));
+  };
+  for (const [type, share] of [
+    ["mousemove", 0.2],
+    ["mousedown", 0.2],
+    ["mousemove", 0.4],
+    ["mouseup", 0.4],
+  ])
+    send(type, share);
+  await pause();
+}
+
+/** Uses all controls of a chart, each of which changes its picture, and goes back. */
 async function use(chart) {
   const all = pixels(chart);
   const entries = [...chart.querySelectorAll(".legend button")];
@@ -46,16 +64,34 @@ async function use(chart) {
   for (const entry of entries) await press(entry);
   const again = pixels(chart);
   await press(entries[0], { shiftKey: true });
-  const alone = entries.filter((entry) => entry.getAttribute("aria-pressed") === "true").map((entry) => entry.textContent);
+  const alone = entries
+    .filter((entry) => entry.getAttribute("aria-pressed") === "true")
+    .map((entry) => entry.textContent);
   await press(entries[0], { shiftKey: true });
-  const tool = (name) => chart.querySelector(`[data-do=${name}]`);
-  await press(tool("in"));
-  const near = pixels(chart);
-  await press(tool("all"));
+  const tools = chart.querySelector(".tools");
+  const changes = {};
+  for (const button of tools.querySelectorAll("button:not([data-do=all])")) {
+    await press(button);
+    changes[button.dataset.do] = differ(all, pixels(chart));
+    await press(tools.querySelector("[data-do=all]"));
+  }
+  for (const key of ["+", "-", "ArrowLeft", "ArrowRight"]) {
+    tools.dispatchEvent(new KeyboardEvent("keydown", { key }));
+    await pause();
+    changes[key] = differ(all, pixels(chart));
+    tools.dispatchEvent(new KeyboardEvent("keydown", { key: "0" }));
+    await pause();
+  }
+  for (const options of [{}, { shiftKey: true }]) {
+    await drag(chart, options);
+    changes[JSON.stringify(options)] = differ(all, pixels(chart));
+    chart.querySelector(".u-over").dispatchEvent(new MouseEvent("dblclick", { bubbles: true }));
+    await pause();
+  }
   return {
     marks: differ(all, none), // the pixels of all marks
-    restored: differ(all, again) + differ(all, pixels(chart)),
-    zoomed: differ(all, near),
+    left: differ(all, again) + differ(all, pixels(chart)),
+    changes,
     alone,
   };
 }

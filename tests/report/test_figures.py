@@ -96,18 +96,18 @@ def test_close_neighbours_are_merged(prediction: bringup.Prediction, monkeypatch
         assert x == one.x[0]
         assert x + width == pytest.approx(max(map(sum, zip(one.x, one.width, strict=True))), abs=2e-6)
     left = sum(len(series.x) for series in whole.series) - len(merged.series)
-    assert f" {left} short neighbours are drawn as one; timeline.json has all of them." in note
+    assert f" {left} are merged with a neighbour; timeline.json has all of them." in note
 
 
 def test_busiest_lanes_are_drawn(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, note = figures.timeline(prediction.timeline)
-    assert whole is not None and len({series.name for series in whole.series}) > 3 and "left out" not in note
+    assert whole is not None and len({series.name for series in whole.series}) > 3 and "leaves out" not in note
     monkeypatch.setattr(figures, "MOST_LANES", 2)
     busiest, note = figures.timeline(prediction.timeline)
     assert busiest is not None and len(busiest.series) == 2
     lengths = sorted((len(series.x) for series in whole.series), reverse=True)
     assert sorted((len(series.x) for series in busiest.series), reverse=True) == lengths[:2]
-    assert note.endswith(f"{len(whole.series) - 2} lanes with fewer of them are left out.")
+    assert note.endswith(f" The chart leaves out {len(whole.series) - 2} lanes with fewer of them.")
 
 
 def test_memory_reaches_the_peak(prediction: bringup.Prediction) -> None:

@@ -229,7 +229,8 @@ def test_page_draws_in_a_browser(prediction: bringup.Prediction, tmp_path: Path,
     for (part, least), count in zip(parts.items(), seen["parts"], strict=True):
         assert count >= least, f"{part}: {count}"
     for drawn in seen["charts"].values():
-        assert drawn["marks"] > 200 and drawn["zoomed"] > 200 and drawn["restored"] == 0
+        assert drawn["marks"] > 200 and drawn["left"] == 0
+        assert len(drawn["changes"]) >= 10 and min(drawn["changes"].values()) > 200, drawn["changes"]
         assert len(drawn["alone"]) == 1
 
 

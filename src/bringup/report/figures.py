@@ -63,9 +63,9 @@ def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
         )
     note = f"The last step: {len(rows):,} launches and copies."
     if merged > 0:
-        note += f" {merged:,} short neighbours are drawn as one; timeline.json has all of them."
+        note += f" {merged:,} are merged with a neighbour; timeline.json has all of them."
     if hidden > 0:
-        note += f" {hidden:,} lanes with fewer of them are left out."
+        note += f" The chart leaves out {hidden:,} lanes with fewer of them."
     height = 80 + 50 * len(names)
     return Figure(Axis("milliseconds of chip time"), Axis(lanes=names), series, height), note
 
