@@ -176,8 +176,8 @@ def compiler() -> list[str]:
 
 def compiler_version(command: Sequence[str]) -> str:
     """Return the compiler's name and version, such as ``g++-12.2.0``."""
-    asked = subprocess.run([*command, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True)
-    version = asked.stdout.split()
+    done = subprocess.run([*command, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True)
+    version = done.stdout.split()
     return f"{Path(command[0]).name}-{version[0] if version else 'unknown'}"
 
 

@@ -100,7 +100,7 @@ def examine() -> Report:
     if torch is not None and not torch.refusal() and core:
         _device(report)
     _chips(report)
-    facts["packages"] = [f"{name} {found}" for name in PACKAGES if (found := _version(name))]
+    facts["packages"] = [f"{name} {number}" for name in PACKAGES if (number := _version(name))]
     _environment(report)
     facts["cache"] = _cache()
     return report

@@ -24,12 +24,12 @@ def install() -> None:
     compile_ = inductor.__call__
 
     @functools.wraps(compile_)
-    def __call__(self: Any, model_: Any, inputs_: Any, **asked: Any) -> Any:
+    def __call__(self: Any, model_: Any, inputs_: Any, **options: Any) -> Any:
         from bringup.compile import hook  # imports Dynamo
 
         if not hook.is_on_chip(inputs_, model_):
-            return compile_(self, model_, inputs_, **asked)
-        options = inductor_options(self, **asked)
+            return compile_(self, model_, inputs_, **options)
+        options = inductor_options(self, **options)
         compiler = compilers.get(asked_compiler())
         if compiler is not None:
             return compiler(model_, inputs_, options["config_patches"])
