@@ -258,6 +258,15 @@ def test_directory_of_a_million_entries_is_refused_unread(trace: bringup.Trace, 
     assert "(it is an archive of more than 4 GiB)" in refused(path, entries + large + end)
 
 
+@pytest.mark.parametrize("place", [1, 1 << 32, (1 << 64) - 1])
+def test_member_that_lies_elsewhere_is_refused(trace: bringup.Trace, tmp_path: Path, place: int) -> None:
+    spoiled = Spoiled(trace, tmp_path)
+    with zipfile.ZipFile(spoiled.save(), "a") as file:
+        file.getinfo("views.npy").header_offset = place
+        file.writestr("more", "")  # so that the directory is written again
+    assert "it is truncated or no archive (" in refused(spoiled.path, spoiled.path.read_bytes())
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_other_compression_is_refused(trace: bringup.Trace, tmp_path: Path, method: int) -> None:
     spoiled = Spoiled(trace, tmp_path)

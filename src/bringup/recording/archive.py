@@ -35,7 +35,10 @@ LEVEL = 3  # of zlib: docs/trace.md has the figures of others
 _END = struct.Struct("<4s4H2LH")
 _END_OF_LARGE = struct.Struct("<4sLQL")  # stands before it in archives of more than 4 GiB, which no trace is
 # What zipfile and zlib raise for broken archives.
-_BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, LookupError, struct.error)
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, struct.error),
+    *(EOFError, OSError, OverflowError, ValueError, RuntimeError, LookupError),
+)
 
 
 def write(path: StrPath, description: bytes, columns: Mapping[str, Array]) -> None:
