@@ -10,7 +10,7 @@ COMPILE := $(CXX) @csrc/flags -fPIC -MMD -MP -isystem $(TORCH)/include -isystem 
 
 # Linked aside: processes may be using the old core.
 $(CORE): $(OBJECTS)
-	$(CXX) -shared @csrc/link_flags $^ -L$(TORCH)/lib -Wl,-rpath,$(TORCH)/lib -lc10 -ltorch_cpu -ltorch -o $(BUILD)/core.so
+	$(CXX) -shared $^ -L$(TORCH)/lib -Wl,-rpath,$(TORCH)/lib -lc10 -ltorch_cpu -ltorch @csrc/link_flags -o $(BUILD)/core.so
 	mv $(BUILD)/core.so $@
 
 $(BUILD)/%.o: csrc/%.cpp $(PRECOMPILED) csrc/flags csrc/core.mk $(TORCH)/version.py
