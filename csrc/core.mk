@@ -15,14 +15,14 @@ all: $(CORE) $(REPLAY)
 
 # The new core is linked under another name and then moved, since processes may be using the old one.
 $(CORE): $(OBJECTS)
-	$(CXX) -shared @csrc/link_flags $^ -L$(TORCH)/lib -lc10 -ltorch_cpu -ltorch -o $(BUILD)/core.so
+	$(CXX) -shared $^ -L$(TORCH)/lib -lc10 -ltorch_cpu -ltorch @csrc/link_flags -o $(BUILD)/core.so
 	rm -f src/bringup/_core.*
 	mv $(BUILD)/core.so $@
 
 # The replay is a library of its own, which needs nothing of torch.
 $(REPLAY): csrc/record/timeline.cpp csrc/record/rows.h csrc/record/rows.inc csrc/flags csrc/core.mk
 	@mkdir -p $(BUILD)
-	$(CXX) @csrc/flags -fPIC -shared @csrc/link_flags $< -o $(BUILD)/replay.so
+	$(CXX) @csrc/flags -fPIC -shared $< @csrc/link_flags -o $(BUILD)/replay.so
 	rm -f src/bringup/_replay.*
 	mv $(BUILD)/replay.so $@
 

@@ -195,8 +195,9 @@ def command_line(
         *("-DNDEBUG", "-fwrapv", f"-D_GLIBCXX_USE_CXX11_ABI={torch.abi}", "-fPIC", "-shared"),
         *("-isystem", f"{torch.home}/include", "-isystem", f"{torch.home}/include/kineto"),
         *map(str, files or (folder / "core.cpp", folder / "drivers" / "virtual.cpp")),
+        *(f"-L{torch.home}/lib", *LIBRARIES),  # torch has loaded them: the core needs no path
         *_flags("link_flags"),
-        *(f"-L{torch.home}/lib", *LIBRARIES, *extra, "-o", str(target)),  # torch has loaded them: no path is needed
+        *(*extra, "-o", str(target)),
     ]
 
 

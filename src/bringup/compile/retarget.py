@@ -18,6 +18,7 @@ from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass, transform_subclass
 
 from bringup.device.torch_chip import real_device
+from bringup.device.torch_versions import fake_mode_for_inductor
 
 _transformed: Callable[[Any, Callable[[str, torch.Tensor], Any]], torch.Tensor] = transform_subclass
 
@@ -32,11 +33,13 @@ def is_host(node: Any) -> bool:
 
 def _on_host(value: Any) -> Any:
     """Return a fake CPU tensor with the metadata of a chip tensor; any other value unchanged."""
-    if not isinstance(value, torch.Tensor) or real_device(value).type != "chip":
+    mode = fake_mode_for_inductor()
+    of_another_mode = mode is not None and getattr(value, "fake_mode", mode) is not mode
+    if not isinstance(value, torch.Tensor) or (real_device(value).type != "chip" and not of_another_mode):
         return value
     if is_traceable_wrapper_subclass(value):
         return _transformed(value, lambda _, inner: _on_host(inner)).requires_grad_(value.requires_grad)
-    mode = getattr(value, "fake_mode", None)
+    mode = mode or getattr(value, "fake_mode", None)
     with mode if mode is not None else nullcontext(), torch.enable_grad():
         fake = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="cpu")
         fake.requires_grad_(value.requires_grad)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+_RELEASE = tuple(int(part) for part in torch.__version__.split(".")[:2])
+
 
 def inductor_options(wrapper: Any, config_patches: dict[str, Any] | None = None) -> dict[str, Any]:
     """Return the arguments of Inductor's ``compile_fx`` that torch.compile's own backend passes on.
@@ -16,3 +20,12 @@ def inductor_options(wrapper: Any, config_patches: dict[str, Any] | None = None)
     if hasattr(wrapper, "name"):  # since 2.12
         options["compile_region_name"] = wrapper.name
     return options
+
+
+def fake_mode_for_inductor() -> Any:
+    """Return the mode that the fake inputs of a graph of Dynamo must have; None if any will do.
+
+    Dynamo hands a graph over with tensors of one mode for Inductor to use another. Since 2.11, Inductor makes its own.
+    """
+    context = torch._guards.TracingContext.try_get() if _RELEASE == (2, 10) else None
+    return context.fake_mode if context is not None else None

@@ -33,6 +33,7 @@ class ChipOptions:
     arch: str = "chip"
     backend_name: str = "chip"
     instrumentation_mode: str = ""
+    fpsan_homomorphic_casts: bool = False
     supported_fp8_dtypes: tuple[str, ...] = ("fp8e4nv", "fp8e5", "fp8e5b16", "fp8e4b8")
     deprecated_fp8_dot_operand_dtypes: tuple[str, ...] = ()
     default_dot_input_precision: str = "ieee"
