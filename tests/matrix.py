@@ -165,7 +165,7 @@ def make_environment(cell: str, environment: Environment) -> None:
         raise SystemExit(f"{cell}: there is no Python {version} on the PATH, nor one of pyenv's")
     make = ["uv", "venv", "--python", python] if environment.installer == "uv" else [python, "-m", "venv"]
     subprocess.run([*make, str(environment.home)], check=True, capture_output=True, text=True)
-    environment.pip("install", f"torch=={release}", "numpy", "setuptools>=68,<82", "wheel")
+    environment.pip("install", f"torch=={release}", "numpy")
     environment.pip("install", "--no-deps", f"triton=={triton}")
 
 
@@ -177,7 +177,7 @@ def steps(cell: str, home: Path, installer: str, work: Path) -> Iterator[tuple[s
         make_environment(cell, environment)
     before = environment.torch()
     yield "torch", before
-    environment.pip("install", "--no-build-isolation", f"{checkout}[test,triton,demo]")
+    environment.pip("install", f"{checkout}[test,triton,demo]")
     yield "install", "passed" if environment.torch() == before else f"torch is {environment.torch()} now"
     program = "import torch, bringup; bringup.use('t4'); print(torch.ones(2, device='chip').sum().item())"
     done = subprocess.run([environment.python, "-c", program], capture_output=True, text=True, cwd=work)

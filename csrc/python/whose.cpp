@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "python/python.h"
+#include "record/waits.h"
 
 namespace bringup {
 namespace {
@@ -33,6 +34,7 @@ struct Folders {
 };
 
 Folders find_folders() {
+  WaitsAside aside;  // an import may wait for another thread's; recording that wait would ask for the folders again
   Folders folders{{"<frozen", "<__array_function__", "<@beartype"}, {"<frozen importlib"}};
   for (const char* package : {"torch", "bringup", "numpy", "triton"})
     if (std::string folder = folder_of(package); !folder.empty()) folders.libraries.push_back(folder);

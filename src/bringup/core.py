@@ -20,10 +20,9 @@ def torch_here() -> Torch:
     try:
         import torch
     except ImportError as error:
-        reason = "has none" if getattr(error, "name", None) == "torch" else f"cannot import it ({error})"
-        raise VersionError(
-            f"this needs PyTorch ({core_build.TORCH_RANGE}), and this environment {reason}: pip install torch"
-        ) from None
+        if error.name != "torch":
+            raise
+        raise VersionError(core_build.NEEDS_TORCH) from None
     home = Path(str(torch.__file__)).parent
     here = Torch(home, str(torch.__version__), int(torch._C._GLIBCXX_USE_CXX11_ABI))
     if refusal := here.refusal():

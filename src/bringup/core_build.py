@@ -28,6 +28,7 @@ SUFFIX = str(sysconfig.get_config_var("EXT_SUFFIX"))
 OLDEST_TORCH = (2, 10)
 NEWEST_TESTED = (2, 15)
 TORCH_RANGE = f"torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} to {NEWEST_TESTED[0]}.{NEWEST_TESTED[1]}"
+NEEDS_TORCH = f"this needs PyTorch ({TORCH_RANGE}), and this environment has none: pip install torch"
 SOURCES, FLAGS = (".h", ".cpp", ".inc"), ("flags", "link_flags")
 LIBRARIES = ("-lc10", "-ltorch_cpu", "-ltorch")
 Tell = Callable[[str], None]

@@ -12,6 +12,7 @@ from bringup.text import plain
 VERBS = {
     "run": "Run a program on a virtual chip and report where the time goes.",
     "fit": "Show which chips have enough memory for a program, and the largest batch.",
+    "report": "Report a recording again, on any chip and host.",
     "compare": "Compare the predictions for one recording on several chips.",
     "chips": "List, show and check chip files.",
     "calibrate": "Measure a real device and write its chip file and host file.",
@@ -65,7 +66,9 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        print("bringup: this command needs PyTorch, and this environment has none: pip install torch", file=sys.stderr)
+        from bringup.core_build import NEEDS_TORCH  # `bringup --help` has no use for it
+
+        print(f"bringup: {NEEDS_TORCH}", file=sys.stderr)
         code = 2
     except BrokenPipeError:
         sys.stderr.close()

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bringup.core_build import cache_folder
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
 from bringup.machine.files import load_host
@@ -171,12 +172,12 @@ _WAITING = ("_socket", "select", "_multiprocessing", "_queue", "_ssl", "_posixsu
 
 
 def _left_alone() -> list[str]:
-    """Return the folders of torch, Triton and bringup, whose waits are not recorded."""
+    """Return the folders of torch, Triton and bringup, also of libraries in the cache, whose waits are not recorded."""
     import torch
 
     triton = importlib.machinery.PathFinder.find_spec("triton")
     of_triton = (triton and triton.submodule_search_locations) or ()
-    folders = [*torch.__path__, os.path.dirname(os.path.dirname(__file__)), *of_triton]
+    folders = [*torch.__path__, os.path.dirname(os.path.dirname(__file__)), str(cache_folder()), *of_triton]
     return [os.path.join(path, "") for folder in folders for path in {folder, os.path.realpath(folder)}]
 
 
