@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import bringup
+from bringup.core_build import NEEDS_TORCH
 from bringup.report import writer
 
 WITHOUT_TORCH = """
@@ -109,7 +110,7 @@ def test_python_prices_and_reports_without_torch(folder: Path) -> None:
 )
 def test_command_with_the_device_says_that_it_needs_torch(folder: Path, arguments: tuple[str, ...]) -> None:
     done = command(folder, *arguments)
-    said = "bringup: this command needs PyTorch, and this environment has none: pip install torch\n"
+    said = f"bringup: {NEEDS_TORCH}\n"
     assert (done.returncode, done.stdout.strip(), done.stderr) == (2, "", said)
 
 
