@@ -202,7 +202,8 @@ def failed_tests(environment: Environment, checkout: Path, selection: tuple[str,
     report = checkout / "report.xml"
     report.unlink(missing_ok=True)
     command = [environment.python, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    command += ["-W", "ignore:Guards may run slower:RuntimeWarning"]  # torch's of Python 3.13.0
+    # torch's own: 2.15 of Python 3.13.0, and 2.10 of its profiler.
+    command += ["-W", "ignore:Guards may run slower:RuntimeWarning", "-W", "ignore:Warning. Profiler clears:UserWarning"]
     done = subprocess.run([*command, *selection], cwd=checkout, capture_output=True, text=True)
     if done.returncode == 0:
         return ()
