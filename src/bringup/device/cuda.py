@@ -202,7 +202,7 @@ def _patch_tensors() -> None:
     def fake(cls: Any, *args: Any, **kwargs: Any) -> Any:  # torch 2.14 has three names for the device
         return make(cls, *map(real, args), **{name: real(value) for name, value in kwargs.items()})
 
-    torch._subclasses.FakeTensor.__new__ = staticmethod(fake)  # type: ignore[assignment]
+    torch._subclasses.FakeTensor.__new__ = staticmethod(fake)  # type: ignore[method-assign]
 
 
 _TYPES = {
