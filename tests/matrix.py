@@ -275,6 +275,7 @@ def main() -> None:
     unknown = set(asked.cells.split(",")) - set(CELLS)
     if unknown:
         parser.error(f"no such cells: {', '.join(sorted(unknown))} (there are {', '.join(CELLS)})")
+    os.environ.pop("PYTHONPATH", None)  # the sources of this checkout must not be found
     for cell in asked.cells.split(","):
         with tempfile.TemporaryDirectory(prefix=f"matrix-{cell}-") as folder:
             home = asked.environments.absolute() / cell if asked.environments else Path(folder) / "venv"
