@@ -202,7 +202,7 @@ def failed_tests(environment: Environment, checkout: Path, selection: tuple[str,
     report = checkout / "report.xml"
     report.unlink(missing_ok=True)
     command = [environment.python, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
-    command += ["-W", "ignore:Guards may run slower:RuntimeWarning"]  # torch's of Python 3.13.0
+    command += ["-W", "ignore:Guards may run slower:RuntimeWarning"]  # torch's, of Python 3.13.0
     done = subprocess.run([*command, *selection], cwd=checkout, capture_output=True, text=True)
     if done.returncode == 0:
         return ()
@@ -275,6 +275,7 @@ def main() -> None:
     unknown = set(asked.cells.split(",")) - set(CELLS)
     if unknown:
         parser.error(f"no such cells: {', '.join(sorted(unknown))} (there are {', '.join(CELLS)})")
+    os.environ.pop("PYTHONPATH", None)  # the sources of this checkout must not be found
     for cell in asked.cells.split(","):
         with tempfile.TemporaryDirectory(prefix=f"matrix-{cell}-") as folder:
             home = asked.environments.absolute() / cell if asked.environments else Path(folder) / "venv"

@@ -42,8 +42,8 @@ void redirect_cuda() {
   static torch::Library* library = nullptr;
   if (library) return;
   static CudaGuard guard;
-  auto& registered = c10::impl::device_guard_impl_registry[size_t(c10::kCUDA)];
-  if (!registered.load()) registered.store(&guard);
+  // A build of torch for CUDA has one already, which fails without CUDA's driver.
+  c10::impl::device_guard_impl_registry[size_t(c10::kCUDA)].store(&guard);
   library = new torch::Library(torch::Library::IMPL, "aten", c10::DispatchKey::CUDA, __FILE__, __LINE__);
   auto& dispatcher = c10::Dispatcher::singleton();
   for (const auto& name : dispatcher.getAllOpNames()) {

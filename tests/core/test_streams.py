@@ -307,6 +307,7 @@ def test_training_in_threads_gives_the_same_losses() -> None:
     assert found == [pytest.approx(expected, rel=1e-5)] * 4
 
 
+@pytest.mark.filterwarnings("ignore:The argument 'device' of Tensor:DeprecationWarning")  # torch 2.10's own
 def test_data_loader_workers_fork_and_pin() -> None:
     torch.ones(3, device="chip").sum().item()
     data = torch.utils.data.TensorDataset(torch.arange(40.0).view(20, 2))

@@ -15,7 +15,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from types import FrameType
+from types import FrameType, FunctionType
 from typing import Any, NoReturn
 
 import torch
@@ -427,7 +427,10 @@ def _missing(name: str, why: str) -> Any:
             f"torch.cuda.{name} {why}, which the chip does not have: do not call it when the program runs on the chip"
         )
 
-    return type(name, (), {"__new__": raises}) if isinstance(getattr(torch.cuda, name, None), type) else raises
+    original = getattr(torch.cuda, name, None)
+    if isinstance(original, type):
+        return type(name, (), {"__new__": raises})
+    return functools.wraps(original)(raises) if isinstance(original, FunctionType) else raises  # Dynamo looks into some
 
 
 _sync_debug_mode = [0]

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bringup import core
+from bringup.device import torch_versions
 from bringup.device.choose import choose
 from bringup.errors import BringupError
 from bringup.process import asked_chip, asked_devices
@@ -56,6 +57,7 @@ def register() -> None:
     torch.ops.bringup.start()
     backend_registration.rename_privateuse1_backend("chip")
     torch._register_device_module("chip", torch_chip)  # type: ignore[no-untyped-call]
+    torch_versions.mark_as_lazy(torch_chip)
     backend_registration.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_storage=True)
     with suppress(BringupError):  # raised at the first use of a chip: `import torch` must not fail
         torch.ops.bringup.set_device_count(asked_devices())

@@ -29,3 +29,12 @@ def fake_mode_for_inductor() -> Any:
     """
     context = torch._guards.TracingContext.try_get() if _RELEASE == (2, 10) else None
     return context.fake_mode if context is not None else None
+
+
+def mark_as_lazy(module: Any) -> None:
+    """Give a device's module the function that torch calls at its first use; the core opens the device itself.
+
+    Without one, torch 2.10 takes the device for unused: ``torch.accelerator.synchronize`` and its like do nothing.
+    """
+    if _RELEASE < (2, 12):
+        module._lazy_init = lambda: None
