@@ -118,7 +118,7 @@ def test_event_mistakes_are_told() -> None:
     untimed.record()
     with pytest.raises(ValueError, match="enable_timing=True"):
         untimed.elapsed_time(untimed)
-    with pytest.raises(bringup.BringupError, match="one process"):
+    with pytest.raises(bringup.BringupError, match="between processes"):
         torch.chip.Event(interprocess=True)
 
 
