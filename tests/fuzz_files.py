@@ -246,8 +246,8 @@ def make_trace(rng: Random, folder: Path) -> Path:
     elif how < 0.8:
         _mutate_columns(rng, members)
     path = folder / "t.npz"
-    methods = (zipfile.ZIP_DEFLATED, zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED, zipfile.ZIP_BZIP2)
-    with zipfile.ZipFile(path, "w", rng.choice(methods if how < 0.8 else methods[:3])) as archive:
+    method = rng.choice((*[zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED] * 9, zipfile.ZIP_BZIP2))
+    with zipfile.ZipFile(path, "w", method) as archive:
         archive.writestr("description.json", text)
         for name, column in members.items():
             npy = io.BytesIO()
@@ -276,7 +276,7 @@ def _mutate_columns(rng: Random, columns: dict[str, Any]) -> None:
         end = start + rng.choice((1, 1, 3, 10**6))
         numbers[start:end] = rng.choice((rng.choice(COUNTS), int(rng.choice(numbers.tolist()))))
         dtype = columns[name].dtype
-        columns[name] = numbers.astype(rng.choice((dtype, dtype, dtype, np.int64, np.int8, np.float32)))
+        columns[name] = numbers.astype(rng.choice((*[dtype] * 12, np.int64, np.int8, np.float32)))
     name = rng.choice(list(columns))
     if rng.random() < 0.1:
         del columns[name]
