@@ -179,6 +179,7 @@ def _patch_tensors() -> None:
     module.cuda = functools.wraps(module.cuda)(module_cuda)
     tensor.device, tensor.is_cuda = property(device), property(is_cuda)
     tensor.to, tensor.cuda = to_, cuda
+    tensor.pin_memory, tensor.is_pinned = _translating(tensor.pin_memory), _translating(tensor.is_pinned)
     kinds = {f"torch.cuda.{name}": kind for name, kind in _TYPES.items()}
     type_ = tensor.type
 
@@ -203,6 +204,16 @@ def _patch_tensors() -> None:
         return make(cls, *map(real, args), **{name: real(value) for name, value in kwargs.items()})
 
     torch._subclasses.FakeTensor.__new__ = staticmethod(fake)  # type: ignore[method-assign]
+
+
+def _translating(function: Any) -> Any:
+    """Return the function with the chip in place of every device that is called ``cuda``."""
+
+    @functools.wraps(function)
+    def translated(*args: Any, **kwargs: Any) -> Any:
+        return function(*map(real, args), **{name: real(value) for name, value in kwargs.items()})
+
+    return translated
 
 
 _TYPES = {
