@@ -30,6 +30,7 @@ class BuildPython(build_py):
                 raise core_build.BuildError(refusal)
             for library in (core_build.core_library(TORCH), core_build.replay_library()):
                 core_build.compile_library(library, package)
+                core_build.remove_others(library, package)
         except core_build.BuildError as error:
             sys.exit(f"bringup: {error}")
 

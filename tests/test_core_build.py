@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import time
 import zipfile
 from email.parser import Parser
 from pathlib import Path
@@ -121,6 +122,36 @@ def test_a_core_that_others_can_write_is_built_anew(tmp_path: Path) -> None:
     library.chmod(0o777)
     assert setting.run()[0] == "2.0 chip"
     assert setting.calls() == 2 and not library.stat().st_mode & 0o022
+
+
+def test_an_interrupted_build_is_begun_anew(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, copying(seconds=30))
+    process = setting.start()
+    assert process.stderr is not None and "building the C++ core" in process.stderr.readline()
+    time.sleep(0.5)
+    process.kill()
+    process.communicate()
+    compiler = tmp_path / "c++"
+    compiler.write_text(compiler.read_text().replace("sleep 30", "sleep 0"))
+    output, errors = setting.run()
+    assert output == "2.0 chip" and "earlier attempt" not in errors
+    assert [path.name for path in (tmp_path / "cache").rglob("*.log")] == []
+
+
+def test_installations_with_other_sources_share_the_cache(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, copying())
+    setting.run()
+    (tmp_path / "csrc" / "more.h").write_text("// of another version\n")
+    assert setting.run()[0] == "2.0 chip" and setting.calls() == 2
+    (tmp_path / "csrc" / "more.h").unlink()
+    assert setting.run() == ("2.0 chip", "") and setting.calls() == 2
+
+
+def test_a_library_that_does_not_load_is_named(tmp_path: Path) -> None:
+    setting = Setting(tmp_path, 'echo nothing > "$2"')
+    output, errors = setting.run()
+    assert output == "2.0 privateuseone"
+    assert "_core.torch-" in errors and "does not load" in errors and "delete it, and it is built anew" in errors
 
 
 def test_names_tell_torch_releases_sources_and_python_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,8 @@ import ast
 import re
 
 import pytest
-import tomllib
 
+from bringup.machine.files import tomllib
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "src"

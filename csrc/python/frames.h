@@ -1,4 +1,4 @@
-// The frames of a Python thread, read where they lie in memory.
+// The frames of a Python thread, read directly in memory.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -8,11 +8,11 @@
 namespace bringup {
 
 // Note [Reading frames without the GIL]
-// torch launches with the GIL released; taking it for every launch would cost more than the rest of the launch. The
-// frames of a thread do not change while the thread itself is in here, so they can be read as they lie in memory.
-// The layouts of these releases of CPython are final (Include/cpython/pystate.h and code.h, Include/internal/pycore_frame.h;
-// for 3.10 Include/cpython/frameobject.h). Other versions, and a Python built otherwise, take the API: the first call
-// compares the two.
+// torch launches with the GIL released, and acquiring it for each launch would take longer than the rest of the launch. The
+// frames of a thread do not change while the thread runs this code, so they can be read directly in memory. The layouts of these
+// releases of CPython are final (Include/cpython/pystate.h and code.h, Include/internal/pycore_frame.h; for 3.10
+// Include/cpython/frameobject.h). The first call compares the result with the API's. If they differ, the API is used, as in other
+// versions.
 struct FrameLayout {
   int python;  // 311 is Python 3.11
   // Offsets. PyThreadState: of the innermost frame, or of a _PyCFrame that has it.
@@ -29,14 +29,14 @@ constexpr FrameLayout kFrameLayouts[] = {
     {313, 72, kNone, 0, 8, 56, 70, 72, 200},
 };
 
-// That of the Python of this process; null if it is not among them.
+// The layout of this process's Python; null if it is unknown.
 inline const FrameLayout* frame_layout() {
-  static const FrameLayout* const found = []() -> const FrameLayout* {
-    for (const FrameLayout& layout : kFrameLayouts)
-      if (layout.python == python_version()) return &layout;
+  static const FrameLayout* const layout = []() -> const FrameLayout* {
+    for (const FrameLayout& each : kFrameLayouts)
+      if (each.python == python_version()) return &each;
     return nullptr;
   }();
-  return found;
+  return layout;
 }
 
 // A frame of a thread, or none.

@@ -82,7 +82,7 @@ Line line_by_layout(const void* thread) {
       break;
     }
   }
-  // The line may lie outside of the module or the optimizer.
+  // The user's line may be outside the module or the optimizer.
   for (; frame && !line.code; frame = frame.back()) {
     if (!is_user(frame.code())) continue;
     line.code = frame.code();
@@ -93,11 +93,21 @@ Line line_by_layout(const void* thread) {
 
 enum class Reads { Unknown, ByApi, ByLayout };
 
+// Compares the innermost frames, read in both ways.
 Reads compare_layout() {
   if (!frame_layout()) return Reads::ByApi;
-  Line by_api = line_by_api(), by_layout = line_by_layout(PyGILState_GetThisThreadState());
-  if (!by_api.code) return by_layout.code ? Reads::ByApi : Reads::Unknown;
-  return by_api.code == by_layout.code && by_api.instruction == by_layout.instruction ? Reads::ByLayout : Reads::ByApi;
+  void* thread = PyGILState_GetThisThreadState();
+  if (!thread) return Reads::Unknown;
+  Gil gil;
+  Ref by_api = innermost_by_api();
+  if (!by_api) return Reads::Unknown;  // no Python code is running
+  Frame by_layout = Frame::innermost(*frame_layout(), thread);
+  if (!by_layout || by_layout.instruction() != instruction_of(by_api)) return Reads::ByApi;
+  for (int i = 0; i < 8 && by_api && by_layout; ++i, by_layout = by_layout.back()) {
+    if (code_of(by_api).get() != by_layout.code()) return Reads::ByApi;
+    by_api = Ref(PyFrame_GetBack(by_api.get()));
+  }
+  return Reads::ByLayout;
 }
 
 // Two threads may both make the comparison. It may need the GIL, so no thread may hold a lock for it.

@@ -2,8 +2,9 @@
 
 #include <c10/util/Exception.h>
 
-#include "python/raised.h"
 #include <cstdio>
+
+#include "python/raised.h"
 
 namespace bringup {
 namespace {

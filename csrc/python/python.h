@@ -7,12 +7,12 @@
 #include <string>
 #include <utility>
 
-// The few functions of Python's C API that are used here, so that a build needs no Python headers and one core serves
-// every Python from 3.10 on. A weak one is not in all of them.
+// The functions of Python's C API that the core uses. Declaring them here means that a build needs no Python headers, and that
+// one core serves every Python from 3.10 on. A weak function is missing in some of them.
 extern "C" {
 int PyGILState_Ensure();
 void PyGILState_Release(int);
-// The current thread state, which holds the GIL: of the process until 3.11, of this thread since 3.12.
+// The thread state that holds the GIL. Until 3.11 it may be another thread's; since 3.12 it is this thread's, or null.
 void* _PyThreadState_UncheckedGet() __attribute__((weak));
 void* PyThreadState_GetUnchecked() __attribute__((weak));
 void* PyGILState_GetThisThreadState();

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
-from bringup import core_build
+from bringup import core_build, core_cache
 from bringup.core_build import BuildError, Library, Torch
 from bringup.errors import VersionError
 from bringup.process import asked_build
@@ -36,17 +38,17 @@ def compiled(library: Library) -> Path:
     Raises:
         VersionError: there is none and it cannot be built, or ``BRINGUP_BUILD=0`` forbids it.
     """
-    path = core_build.find(library)
+    path = core_cache.find(library)
     if path is not None:
         return path
     build = asked_build()
     if build is False:
         raise VersionError(
-            f"{library.what} is not built yet, and BRINGUP_BUILD=0 forbids building it: unset it, or reinstall bringup "
-            "in this environment"
+            f"{library.title} is not built yet, and BRINGUP_BUILD=0 forbids building it: unset it, or "
+            "reinstall bringup in this environment"
         )
     try:
-        return core_build.build_into_cache(library, again=bool(build))
+        return core_cache.build_into_cache(library, again=bool(build))
     except BuildError as error:
         raise VersionError(str(error)) from None
 
@@ -54,6 +56,19 @@ def compiled(library: Library) -> Path:
 def core_path() -> Path:
     """Return the path of the core that fits this torch; the errors are those of `torch_here` and `compiled`."""
     return compiled(core_build.core_library(torch_here()))
+
+
+@contextmanager
+def loading(path: Path) -> Iterator[str]:
+    """Yield a library's path as text, and say in one sentence if it does not load.
+
+    Raises:
+        VersionError: it was built for another system, or it is damaged.
+    """
+    try:
+        yield str(path)
+    except OSError as error:
+        raise VersionError(f"{path} does not load ({error}): delete it, and it is built anew") from None
 
 
 @cache
@@ -72,4 +87,5 @@ def load() -> None:
             f"another package has registered the device {registered!r}, and PyTorch has room for one such device in a "
             "process: uninstall one of the two, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 and load the one you want"
         )
-    torch.ops.load_library(str(core_path()))  # type: ignore[no-untyped-call]
+    with loading(core_path()) as path:
+        torch.ops.load_library(path)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Compiles the C++ libraries, at installation or at first use into the user's cache: the core, and the replay.
+"""Describes and compiles the C++ libraries: the core, and the replay.
 
 The name of a library's file says what it fits. The core's has a torch release, a hash of the sources, and a Python;
 the replay's has the hash alone. `setup.py` runs this file by its path, so it imports nothing but Python's own modules.
@@ -6,7 +6,6 @@ the replay's has the hash alone. `setup.py` runs this file by its path, so it im
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import os
@@ -19,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +30,6 @@ TORCH_RANGE = f"torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} to {NEWEST_TESTED[0]}.
 NEEDS_TORCH = f"this needs PyTorch ({TORCH_RANGE}), and this environment has none: pip install torch"
 SOURCES, FLAGS = (".h", ".cpp", ".inc"), ("flags", "link_flags")
 LIBRARIES = ("-lc10", "-ltorch_cpu", "-ltorch")
-Tell = Callable[[str], None]
 
 
 class BuildError(RuntimeError):
@@ -83,7 +81,8 @@ def find_torch() -> Torch | None:
     """Return the torch of this environment, also from within pip's isolated build; None if there is none."""
     spec = importlib.util.find_spec("torch")
     homes = [Path(spec.origin).parent] if spec is not None and spec.origin else []
-    folders = [*site.getsitepackages(), sysconfig.get_path("platlib"), site.getusersitepackages()]
+    folders = [*site.getsitepackages(), sysconfig.get_path("platlib")]
+    folders += [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     homes += [Path(folder) / "torch" for folder in folders]
     return next((Torch.at(home) for home in homes if (home / "version.py").exists()), None)
 
@@ -100,20 +99,22 @@ class Library:
 
     Attributes:
         file: its name, which holds all that it depends on.
-        what: what it is, in a sentence.
-        others: pattern of the names of the same library from other sources.
-        command: the compiler's command that writes it to a path.
+        title: its name in a sentence.
+        others: pattern of the file names of the same library from other sources.
+        command: returns the compiler's command that writes it to a path.
     """
 
     file: str
-    what: str
+    title: str
     others: str
     command: Callable[[Path], list[str]]
 
 
 def core_library(torch: Torch) -> Library:
     """Return the core for a torch, these sources and this Python."""
-    files = sorted(path for path in sources().rglob("*") if path.suffix in SOURCES or path.name in FLAGS)
+    replay = sources() / "record" / "timeline.cpp"
+    files = [path for path in sources().rglob("*") if path.suffix in SOURCES or path.name in FLAGS]
+    files = sorted(set(files) - {replay})
     prefix = f"_core.torch-{torch.release}."
     return Library(
         f"{prefix}{_digest(files, f'abi={torch.abi}')}{SUFFIX}",
@@ -129,9 +130,9 @@ def replay_library() -> Library:
     source = record / "timeline.cpp"
     files = [source, record / "rows.h", record / "rows.inc", *(sources() / name for name in FLAGS)]
     return Library(
-        f"_replay.{_digest(files)}.so",
+        f"_replay.{_digest(files)}.{sysconfig.get_platform()}.so",
         "the library that replays recordings",
-        "_replay.*.so",
+        f"_replay.*.{sysconfig.get_platform()}.so",
         lambda target: [
             *compiler(),
             *_flags("flags"),
@@ -177,9 +178,15 @@ def compiler() -> list[str]:
 
 def compiler_version(command: Sequence[str]) -> str:
     """Return the compiler's name and version, such as ``g++-12.2.0``."""
-    done = subprocess.run([*command, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True)
-    version = done.stdout.split()
-    return f"{Path(command[0]).name}-{version[0] if version else 'unknown'}"
+    name = Path([word for word in command if not word.startswith("-")][-1]).name  # of "ccache g++ -m64", g++
+    for option in ("-dumpfullversion", "-dumpversion"):  # clang has the second alone
+        try:
+            done = subprocess.run([*command, option], capture_output=True, text=True)
+        except OSError as error:
+            raise BuildError(f"the C++ compiler {command[0]} cannot be started ({error.strerror or error})") from None
+        if done.returncode == 0 and done.stdout.strip():
+            return f"{name}-{done.stdout.split()[0]}"
+    return f"{name}-unknown"
 
 
 def command_line(
@@ -202,12 +209,14 @@ def command_line(
     ]
 
 
-def compile_library(library: Library, folder: Path, extra: Sequence[str] = (), wait: Tell | None = None) -> Path:
+def compile_library(
+    library: Library, folder: Path, extra: Sequence[str] = (), wait: Callable[[str], None] | None = None
+) -> Path:
     """Compile a library into a folder, whole or not at all, and return its path.
 
     Args:
         library: what to compile.
-        folder: where it goes; the same library from other sources is removed there.
+        folder: where it goes.
         extra: more flags for the compiler.
         wait: is called every second with the time passed.
 
@@ -216,40 +225,47 @@ def compile_library(library: Library, folder: Path, extra: Sequence[str] = (), w
     """
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / library.file
-    log = target.with_suffix(".log")
-    descriptor, temporary = tempfile.mkstemp(dir=folder, prefix=".bringup-", suffix=".so")
-    os.close(descriptor)
-    try:
-        command = [*library.command(Path(temporary)), *extra]
-        with open(log, "w", encoding="utf-8") as output:
-            print(*map(shlex.quote, command), file=output, flush=True)
-            code = _wait(subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT), wait)
+    version = compiler_version(compiler())
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".bringup-") as temporary:
+        built, output = Path(temporary, target.name), Path(temporary, "output")
+        command = [*library.command(built), *extra]
+        with open(output, "w", encoding="utf-8") as file:
+            print(*map(shlex.quote, command), file=file, flush=True)
+            code = _wait(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT), wait)
+        log = log_of(target)
         if code:
+            os.replace(output, log)
             raise BuildError(
-                f"{library.what} does not compile with {compiler_version(compiler())}: "
-                f"{_first_error(log)} (all of the compiler's output: {log})"
+                f"{library.title} does not compile with {version}: {_first_error(log)} "
+                f"(all of the compiler's output: {log})"
             )
-        log.unlink()
-        os.chmod(temporary, 0o755)
-        os.replace(temporary, target)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    for stale in folder.glob(library.others):
-        if stale != target:
-            stale.unlink(missing_ok=True)
+        os.chmod(built, 0o755)
+        os.replace(built, target)
+        log.unlink(missing_ok=True)  # of an earlier attempt
     return target
 
 
-def _wait(process: subprocess.Popen[bytes], tell: Tell | None) -> int:
+def log_of(target: Path) -> Path:
+    """Return where the compiler's output is kept if it refuses the sources."""
+    return target.with_suffix(".log")
+
+
+def remove_others(library: Library, folder: Path) -> None:
+    """Remove the same library from other sources."""
+    for path in folder.glob(library.others):
+        if path.name != library.file:
+            path.unlink(missing_ok=True)
+
+
+def _wait(process: subprocess.Popen[bytes], report: Callable[[str], None] | None) -> int:
     start = time.monotonic()
     try:
         while True:
             try:
                 return process.wait(1)
             except subprocess.TimeoutExpired:
-                if tell is not None:
-                    tell(f"{time.monotonic() - start:.0f} s")
+                if report is not None:
+                    report(f"{time.monotonic() - start:.0f} s")
     except BaseException:
         process.kill()
         process.wait()
@@ -259,97 +275,3 @@ def _wait(process: subprocess.Popen[bytes], tell: Tell | None) -> int:
 def _first_error(log: Path) -> str:
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[1:]
     return next((line.strip() for line in lines if "error" in line), lines[-1].strip() if lines else "no message")[:300]
-
-
-# ---- the user's cache
-
-
-def cache_folder() -> Path:
-    """Return the folder of cached cores: below ``XDG_CACHE_HOME``, else below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(base) / "bringup" / "core"
-
-
-def find(library: Library) -> Path | None:
-    """Return a compiled library: that of the installation, else a cached one of this compiler, else of another."""
-    packaged = PACKAGE / library.file
-    if packaged.exists():
-        return packaged
-    cached = sorted(cache_folder().glob(f"*/{library.file}"))
-    if len(cached) > 1:
-        with contextlib.suppress(BuildError):
-            version = compiler_version(compiler())
-            cached.sort(key=lambda path: path.parent.name != version)
-    return cached[0] if cached and _is_ours(cached[0]) else None
-
-
-def _is_ours(path: Path) -> bool:
-    """Return True if nobody else can have written the file: it will be loaded into this process."""
-    return all(
-        status.st_uid in (os.getuid(), 0) and not status.st_mode & 0o022
-        for status in (os.stat(path), os.stat(path.parent), os.stat(path.parent.parent))
-    )
-
-
-def build_into_cache(library: Library, *, again: bool = False) -> Path:
-    """Compile a library into the user's cache, once for all processes that ask at the same time; return its path.
-
-    What happens is told on stderr.
-
-    Args:
-        library: what to compile.
-        again: try it, too, if the same compiler has failed before.
-
-    Raises:
-        BuildError: the cache cannot be written, or the library cannot be built.
-    """
-    version = compiler_version(compiler())
-    folder = cache_folder() / version
-    try:
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for each in (folder, folder.parent):
-            each.chmod(0o700)
-        with _locked(folder):
-            path = folder / library.file
-            log = path.with_suffix(".log")
-            if path.exists() and _is_ours(path):  # another process has built it meanwhile
-                return path
-            if log.exists() and not again:
-                raise BuildError(
-                    f"an earlier attempt to build {library.what} with {version} has failed ({log}): "
-                    "BRINGUP_BUILD=1 tries again"
-                )
-            _tell(
-                f"building {library.what} with {version}, once; this takes up to a minute (BRINGUP_BUILD=0 forbids it)"
-            )
-            start = time.monotonic()
-            compile_library(library, folder, wait=_progress if sys.stderr.isatty() else None)
-            _tell(f"built {library.what} ({time.monotonic() - start:.0f} s): {path}")
-            return path
-    except OSError as error:
-        raise BuildError(
-            f"{library.what} has to be built, and {folder} cannot be written ({error.strerror or error}): "
-            "set XDG_CACHE_HOME to a folder that can be"
-        ) from None
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder. The system takes it from a process that dies."""
-    import fcntl
-
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _tell("another process is building it; waiting")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _tell(sentence: str) -> None:
-    print(f"bringup: {sentence}", file=sys.stderr, flush=True)
-
-
-def _progress(passed: str) -> None:
-    print(f"\r{passed}\r", end="", file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ problem and the remedy::
     +-- UnknownChipError     no chip has this name: the nearest names
     +-- ChipInUseError       the chip was chosen after its first use
     +-- TraceError           a trace file is missing, truncated, not a trace, or has another version
-    +-- VersionError         bringup was built for another torch version
+    +-- VersionError         the C++ libraries do not fit this torch, or cannot be built
 
 Errors of torch and of kernels keep torch's types: ``IndexError``, ``RuntimeError``, ``torch.OutOfMemoryError``.
 """
@@ -35,7 +35,7 @@ class TraceError(BringupError):
 
 
 class VersionError(BringupError):
-    """Bringup was built for another torch version."""
+    """The C++ libraries do not fit this torch, or they cannot be built or loaded."""
 
 
 class ChipWarning(UserWarning):

@@ -104,13 +104,13 @@ from pathlib import Path
 import torch
 from bringup import core
 from bringup.device import load
-core._library = lambda: Path(__file__)
+core.core_path = lambda: Path(__file__)
 load.autoload()
 print(torch.ones(2).sum().item())
 """
     done = python(program, TORCH_DEVICE_BACKEND_AUTOLOAD="0")
     assert done.stdout.split() == ["2.0"], done.stderr
-    assert "bringup's core does not load" in done.stderr
+    assert "program.py does not load" in done.stderr and "delete it, and it is built anew" in done.stderr
 
 
 def test_real_accelerator_stays_current_until_a_chip_is_asked_for(python: Run) -> None:

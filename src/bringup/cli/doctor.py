@@ -17,8 +17,8 @@ from typing import Any
 
 import click
 
-from bringup import core_build
-from bringup.core_build import BuildError, Torch
+from bringup import core_build, core_cache
+from bringup.core_build import BuildError, Library, Torch
 from bringup.errors import BringupError
 from bringup.machine.files import CHIPS, available_chips, load_chip
 from bringup.process import DEFAULT_CHIP, asked_build, asked_chip, asked_compiler, asked_devices, asked_driver
@@ -96,8 +96,13 @@ def examine() -> Report:
     facts["system"] = f"{platform.platform()}, {os.cpu_count()} processors"
     torch = _torch(report)
     _compiler(report)
-    core = _core(report, torch)
-    if torch is not None and not torch.refusal() and core:
+    has_core = False
+    if torch is None:
+        facts["core"] = "none: it is built for a torch"
+    else:
+        has_core = _library(report, "core", core_build.core_library(torch))
+    _library(report, "replay", core_build.replay_library())
+    if torch is not None and not torch.refusal() and has_core:
         _device(report)
     _chips(report)
     facts["packages"] = [f"{name} {number}" for name in PACKAGES if (number := _version(name))]
@@ -115,7 +120,12 @@ def _torch(report: Report) -> Torch | None:
             f"({core_build.TORCH_RANGE})"
         )
         return None
-    torch = Torch.at(Path(spec.origin).parent)
+    try:
+        torch = Torch.at(Path(spec.origin).parent)
+    except (BuildError, OSError) as error:
+        report.facts["torch"] = f"incomplete, in {_home(Path(spec.origin).parent)}"
+        report.problems.append(f"torch is not installed completely ({error}): reinstall it")
+        return None
     tested = tuple(map(int, torch.release.split(".")[:2])) if torch.release == torch.version.split("+")[0] else (99,)
     note = "" if tested <= core_build.NEWEST_TESTED else "; newer than any that bringup was tested with"
     report.facts["torch"] = f"{torch.version}, in {_home(torch.home)}{note}"
@@ -131,24 +141,18 @@ def _compiler(report: Report) -> None:
         report.facts["compiler"] = f"none ({error})"
 
 
-def _core(report: Report, torch: Torch | None) -> bool:
-    """Return True if there is a core, or one may be built."""
-    if torch is None:
-        report.facts["core"] = "none: it is built for a torch"
-        return False
-    library = core_build.core_library(torch)
-    path = core_build.find(library)
+def _library(report: Report, name: str, library: Library) -> bool:
+    """Return True if there is a C++ library, or it may be built."""
+    path = core_cache.find(library)
     if path is not None:
-        report.facts["core"] = f"{_home(path)} ({size(path.stat().st_size)})"
+        report.facts[name] = f"{_home(path)} ({size(path.stat().st_size)})"
         return True
-    report.facts["core"] = "none yet for this torch"
+    report.facts[name] = "not built yet"
     if asked_build() is False:
-        report.problems.append(
-            f"there is no C++ core for torch {torch.version}, and BRINGUP_BUILD=0 forbids building it: unset it"
-        )
+        report.problems.append(f"{library.title} is not built, and BRINGUP_BUILD=0 forbids building it: unset it")
         return False
     try:
-        library.command(core_build.cache_folder() / "core.so")
+        library.command(core_cache.cache_folder() / library.file)
     except BuildError as error:
         report.problems.append(str(error))
         return False
@@ -215,7 +219,10 @@ def _environment(report: Report) -> None:
 
 
 def _cache() -> str:
-    folder = core_build.cache_folder()
+    try:
+        folder = core_cache.cache_folder()
+    except BuildError as error:
+        return f"none ({error})"
     files = [path for path in folder.rglob("*") if path.is_file()] if folder.exists() else []
     libraries = sum(path.suffix == ".so" for path in files)
     return f"{_home(folder)}: {libraries} compiled, {size(sum(path.stat().st_size for path in files))}"

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import click
 
-from bringup.errors import BringupError, UnknownChipError
-from bringup.machine.files import DEFAULT_HOST, load_chip, load_host
+from bringup.errors import BringupError
+from bringup.machine.files import DEFAULT_HOST, available_chips, load_chip, load_host
 from bringup.report import directory, summary_json, terminal, writer
 from bringup.report.prediction import price, read_trace
+from bringup.text import short
 
 
 @click.command()
@@ -35,16 +36,12 @@ def command(trace: str, chip: str | None, host: str | None, host_clock: str, out
     machine = load_host(host)
     recording = read_trace(trace)
     name = chip or str(recording.about.get("chip", ""))
-    try:
-        described = load_chip(name)
-    except UnknownChipError:
-        if chip:
-            raise
+    if not chip and name not in available_chips():  # a recording may come from anybody, and names no files
         raise BringupError(
-            f"{trace}: was recorded on {name or 'an unnamed chip'}, which does not ship with bringup: "
+            f"{trace}: was recorded on {short(name) or 'an unnamed chip'}, which does not ship with bringup: "
             "give its file with --chip"
-        ) from None
-    prediction = price(recording, described, machine, host_clock=host_clock)  # type: ignore[arg-type]
+        )
+    prediction = price(recording, load_chip(name), machine, host_clock=host_clock)  # type: ignore[arg-type]
     if target is not None:
         writer.write(prediction, target, progress=sys.stderr.isatty())
     if as_json:

@@ -266,8 +266,9 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
     from bringup.device.load import use
     from bringup.recording.recording import recorded
-    from bringup.timeline import clock
+    from bringup.timeline import clock, library
 
+    library.load()  # the report needs it: without it, nothing runs
     devices = asked_devices()
     asked_compiler()  # raises if BRINGUP_COMPILE is invalid, before the program runs
     if options.oom == "continue" and asked_driver():

@@ -35,8 +35,12 @@ def keep(error: BaseException) -> int:
     for dropped in torch.ops.bringup.dropped_errors():
         _errors.pop(dropped, None)
     link: BaseException | None = error
-    while link is not None and link is not sys.exc_info()[1]:  # one that the user's thread handles is not ours
+    cleared: set[int] = set()  # a chain may be circular
+    while (
+        link is not None and link is not sys.exc_info()[1] and id(link) not in cleared
+    ):  # the thread's own is not ours
         traceback.clear_frames(link.__traceback__)
+        cleared.add(id(link))
         link = link.__cause__ or link.__context__
     text = str(error) if error.args == (str(error),) else None
     number = next(_numbers)
@@ -52,6 +56,8 @@ def _raise(number: int, context: str) -> None:
         entry.error.args = (entry.text + context,)
     elif context:
         entry.error.__notes__ = [*entry.notes, context.strip()]
+        if sys.version_info < (3, 11):  # which prints no notes
+            print(f"bringup: {type(entry.error).__name__}: {context.strip()}", file=sys.stderr)
     raise entry.error.with_traceback(entry.trace)
 
 

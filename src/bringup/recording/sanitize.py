@@ -301,7 +301,8 @@ def _leaks(rows: _Rows) -> Iterator[Finding]:
         text = rows.trace.lines[int(line)]
         yield Finding(
             "leak",
-            f"{text} allocates {size(each)} per step that is never freed, in {len(in_steps)} of {last} steps",
+            f"{text} allocates {size(each)} per step that is never freed, in {len(in_steps)} of the {last - 1} steps "
+            "after the first",
             text,
             "",
             "keep numbers, not tensors (.item(), .detach().cpu()), or delete tensors that are no longer needed",

@@ -26,7 +26,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bringup.core_build import cache_folder
+from bringup.core_build import BuildError
+from bringup.core_cache import cache_folder
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
 from bringup.machine.files import load_host
@@ -177,7 +178,9 @@ def _left_alone() -> list[str]:
 
     triton = importlib.machinery.PathFinder.find_spec("triton")
     of_triton = (triton and triton.submodule_search_locations) or ()
-    folders = [*torch.__path__, os.path.dirname(os.path.dirname(__file__)), str(cache_folder()), *of_triton]
+    folders = [*torch.__path__, os.path.dirname(os.path.dirname(__file__)), *of_triton]
+    with suppress(BuildError):  # there is no cache
+        folders.append(str(cache_folder()))
     return [os.path.join(path, "") for folder in folders for path in {folder, os.path.realpath(folder)}]
 
 
@@ -202,6 +205,7 @@ def shown() -> Iterator[None]:
 
     import torch
 
+    library.load()  # before the clocks are patched
     ops = torch.ops.bringup
     latest = threading.local()  # clock -> seconds last returned to `_DEADLINES`
     parent, origin = os.getpid(), {name: _real[name]() for name in _real}

@@ -57,8 +57,14 @@ def _refuse(problem: bytes | None, function: Any, arguments: Any) -> None:
 
 
 @cache
-def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(core.compiled(core_build.replay_library())))  # its calls hold no lock of the interpreter
+def load() -> ctypes.CDLL:
+    """Load the library; it is compiled first if there is none.
+
+    Raises:
+        VersionError: it cannot be compiled or loaded.
+    """
+    with core.loading(core.compiled(core_build.replay_library())) as path:
+        library = ctypes.CDLL(path)  # its calls hold no lock of the interpreter
     for name, arguments in _ARGUMENTS.items():
         function = getattr(library, name)  # which keeps it, where library[name] makes another
         function.argtypes, function.restype, function.errcheck = arguments, c_char_p, _refuse
@@ -84,7 +90,7 @@ class Replay:
 
     def __init__(self, launch_latency: float, queue_depth: int, copy_engines: int, concurrent_kernels: int) -> None:
         self._handle = c_int64()
-        _library().replay_open(launch_latency, queue_depth, copy_engines, concurrent_kernels, byref(self._handle))
+        load().replay_open(launch_latency, queue_depth, copy_engines, concurrent_kernels, byref(self._handle))
 
     def feed(self, columns: Mapping[str, Array], fallback_seconds: Array) -> None:
         """Replay further rows.
@@ -97,32 +103,32 @@ class Replay:
         arrays = [_column(columns[name], dtype, rows) for name, dtype in COLUMNS.items()]
         parts = np.ascontiguousarray(fallback_seconds, np.float64)
         addresses = [column.ctypes.data for column in (*arrays, parts)]  # the arrays live until the call returns
-        _library().replay_feed(self._handle, byref(_Rows(rows, *addresses, parts.size // 3)))
+        load().replay_feed(self._handle, byref(_Rows(rows, *addresses, parts.size // 3)))
 
     def results(self) -> tuple[Array, Array, Array, Array]:
         """Return for every row the seconds at which it was issued, started and ended, and those its call waited."""
         rows = c_int64()
-        _library().replay_rows(self._handle, byref(rows))
+        load().replay_rows(self._handle, byref(rows))
         issued, start, end, waited = (np.empty(rows.value) for _ in range(4))
         addresses = [column.ctypes.data for column in (issued, start, end, waited)]
-        _library().replay_results(self._handle, rows, *addresses)
+        load().replay_results(self._handle, rows, *addresses)
         return issued, start, end, waited
 
     def now(self, thread: int) -> tuple[float, float]:
         """Return a thread's time in seconds, and for how much of it the thread was idle."""
         seconds, idle = c_double(), c_double()
-        _library().replay_now(self._handle, thread, byref(seconds), byref(idle))
+        load().replay_now(self._handle, thread, byref(seconds), byref(idle))
         return seconds.value, idle.value
 
     def event(self, number: int) -> float:
         """Return the seconds at which the latest record of an event was reached; nan if it was not recorded."""
         seconds = c_double()
-        _library().replay_event(self._handle, number, byref(seconds))
+        load().replay_event(self._handle, number, byref(seconds))
         return seconds.value
 
     def close(self) -> None:
         """Free the replay."""
-        _library().replay_close(self._handle)
+        load().replay_close(self._handle)
 
 
 def shares(
@@ -138,6 +144,6 @@ def shares(
         _column(values, dtype, len(kind)) for values, dtype in zip((kind, fallback, start, end), dtypes, strict=True)
     ]
     addresses = [column.ctypes.data for column in arrays]
-    _library().replay_shares(len(kind), *addresses, since, until, totals.ctypes.data)
+    load().replay_shares(len(kind), *addresses, since, until, totals.ctypes.data)
     chip, host, link, between = totals.tolist()
     return chip, host, link, between
