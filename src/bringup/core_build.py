@@ -14,7 +14,6 @@ import shlex
 import shutil
 import site
 import subprocess
-import sys
 import sysconfig
 import tempfile
 import time
