@@ -71,14 +71,8 @@ def loading(path: Path) -> Iterator[str]:
         raise VersionError(f"{path} does not load ({error}): delete it, and it is built anew") from None
 
 
-@cache
-def load() -> None:
-    """Load the core, so that ``torch.ops.bringup`` is there. A replay needs no more than that.
-
-    Raises:
-        VersionError: no core fits this torch, or another package has taken PyTorch's only place for a device.
-    """
-    torch_here()
+def refuse_another_device() -> None:
+    """Raise VersionError if another package has taken PyTorch's only place for an out-of-tree device."""
     import torch
 
     registered = torch._C._get_privateuse1_backend_name()
@@ -87,5 +81,18 @@ def load() -> None:
             f"another package has registered the device {registered!r}, and PyTorch has room for one such device in a "
             "process: uninstall one of the two, or set TORCH_DEVICE_BACKEND_AUTOLOAD=0 and load the one you want"
         )
+
+
+@cache
+def load() -> None:
+    """Load the core, so that ``torch.ops.bringup`` is there.
+
+    Raises:
+        VersionError: no core fits this torch, or another package has taken PyTorch's only place for a device.
+    """
+    torch_here()
+    refuse_another_device()
+    import torch
+
     with loading(core_path()) as path:
         torch.ops.load_library(path)  # type: ignore[no-untyped-call]

@@ -35,13 +35,14 @@ def autoload() -> None:
     It never raises an error, because every program that imports torch calls it. If the machine has a real accelerator,
     that accelerator stays the current one until the program chooses a chip.
     """
-    if asked_chip() or _another_accelerator() is None:
-        try:
+    try:
+        core.refuse_another_device()
+        if asked_chip() or _another_accelerator() is None:
             register()
-        except BringupError as error:
-            warnings.warn(str(error), stacklevel=2)
-        except (OSError, RuntimeError) as error:
-            warnings.warn(f"bringup's core does not load, so the device 'chip' is not there: {error}", stacklevel=2)
+    except BringupError as error:
+        warnings.warn(str(error), stacklevel=2)
+    except (OSError, RuntimeError) as error:
+        warnings.warn(f"bringup's core does not load, so the device 'chip' is not there: {error}", stacklevel=2)
 
 
 def register() -> None:
