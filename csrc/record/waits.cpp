@@ -475,7 +475,8 @@ int ppoll_(pollfd* all, nfds_t count, const timespec* length, const sigset_t* ma
 
 int select_(int count, fd_set* reading, fd_set* writing, fd_set* others, timeval* length) {
   int64_t requested = length ? length->tv_sec * 1000000000ll + length->tv_usec * 1000ll : 0;
-  if ((length && requested == 0) || !counts()) return ::select(count, reading, writing, others, length);
+  bool sleeps = count == 0 && sleeps_recorded > 0;  // Python 3.10's time.sleep
+  if ((length && requested == 0) || sleeps || !counts()) return ::select(count, reading, writing, others, length);
   fd_set* sets[3] = {reading, writing, others};
   fd_set requested_sets[3];
   for (int i = 0; i < 3; ++i)
