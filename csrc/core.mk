@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BUILD := build/core
 TORCH := $(shell $(PYTHON) -c 'import importlib.util as u; print(u.find_spec("torch").submodule_search_locations[0])')
-BUILT := from bringup import core_build as b; print("src/bringup/" +
-CORE := $(shell PYTHONPATH=src $(PYTHON) -c '$(BUILT) b.core_library(b.find_torch()).file)')
-REPLAY := $(shell PYTHONPATH=src $(PYTHON) -c '$(BUILT) b.replay_library().file)')
+FILE := PYTHONPATH=src $(PYTHON) -c 'import sys; from bringup.core_build import *; print(eval(sys.argv[1]).file)'
+CORE := src/bringup/$(shell $(FILE) 'core_library(find_torch())')
+REPLAY := src/bringup/$(shell $(FILE) 'replay_library()')
 OBJECTS := $(patsubst csrc/%.cpp,$(BUILD)/%.o,$(filter-out csrc/record/timeline.cpp,$(wildcard csrc/*/*.cpp)))
 PRECOMPILED := $(BUILD)/precompiled.h.gch
 COMPILE := $(CXX) @csrc/flags -fPIC -MMD -MP -isystem $(TORCH)/include -isystem $(TORCH)/include/kineto

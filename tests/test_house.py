@@ -2,9 +2,12 @@
 
 import ast
 import re
+import subprocess
+import sys
 
 import pytest
 
+from bringup import core_build
 from bringup.machine.files import tomllib
 from tests.conftest import ROOT
 
@@ -73,6 +76,15 @@ def test_tour_names_every_file() -> None:
     roots = (SOURCE / "bringup", ROOT / "csrc")
     places = [ROOT, *roots, *(path for root in roots for path in root.rglob("*") if path.is_dir())]
     assert not [name for name in named if not any((place / name).is_file() for place in places)]
+
+
+def test_developers_build_writes_what_is_loaded() -> None:
+    command = ["make", "--dry-run", "--always-make", "-f", "csrc/core.mk", f"PYTHON={sys.executable}"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    torch = core_build.find_torch()
+    assert torch is not None
+    for library in (core_build.core_library(torch), core_build.replay_library()):
+        assert f" src/bringup/{library.file}\n" in printed
 
 
 def test_every_package_is_installed() -> None:

@@ -265,7 +265,7 @@ def test_full_disk_leaves_the_old_report_and_is_one_sentence(bringup_run: Run, t
     (tmp_path / "p.py").write_text(PROGRAM)
     assert bringup_run("p.py").returncode == 0
     before = {name: (tmp_path / "bringup-p" / name).read_bytes() for name in OUTPUTS}
-    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))\n"
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, 1 << 16))\n"
     (tmp_path / "p.py").write_text(limit + PROGRAM)
     done = bringup_run("--out", "bringup-p", "p.py")
     sentence = rf"bringup: {re.escape(str(tmp_path))}/bringup-p/report\.html: cannot be written \(File too large\)\n"

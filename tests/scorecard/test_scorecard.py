@@ -202,7 +202,7 @@ FAULTS: dict[str, Callable[[Patch], Any]] = {
         1
     ],
     "G2": lambda p: said(p, system, "2.0"),
-    "G4": lambda p: p.setattr(bringup.core, "problem", lambda: None),
+    "G4": lambda p: p.setattr(bringup.core, "torch_here", lambda: None),
     "H2": lambda p: Wrong("add"),
     "H4": lambda p: (p.setattr(os, "getuid", lambda: 0), said(p, system, "", 1))[0],
     "I1": lambda p: p.setattr(torch.Tensor, "to", lambda self, *_a: self + 1),
