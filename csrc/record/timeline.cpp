@@ -26,9 +26,7 @@ namespace {
 constexpr double kUnknown = std::numeric_limits<double>::quiet_NaN();
 constexpr int64_t kNone = -1;
 
-void check(bool holds, const std::string& problem) {
-  if (!holds) throw std::runtime_error(problem);
-}
+[[noreturn]] void fail(const std::string& problem) { throw std::runtime_error(problem); }
 
 struct Machine {
   double launch_latency;  // seconds from the host's call to the earliest start on the chip
@@ -226,7 +224,7 @@ struct Replay {
 
   double end_of(int64_t row) {
     while (!has_end(row))
-      check(step() || has_end(row), "row " + std::to_string(row) + " of the trace waits for something that never happens");
+      if (!step() && !has_end(row)) fail("row " + std::to_string(row) + " of the trace waits for something that never happens");
     return row == kNone ? 0.0 : end[size_t(row)];
   }
 
@@ -276,7 +274,7 @@ struct Replay {
       if (!on.ends.empty() && next().moment >= on.ends.front()) {  // operations that start later end later
         now = on.ends.front();
       } else {
-        check(step(), "a launch of the trace waits for a place in the queue that never becomes free");
+        if (!step()) fail("a launch of the trace waits for a place in the queue that never becomes free");
       }
     }
   }
@@ -305,7 +303,7 @@ std::unordered_map<int64_t, std::shared_ptr<Replay>> replays;
 std::shared_ptr<Replay> replay_of(int64_t handle) {
   std::lock_guard<std::mutex> lock(replays_mutex);
   auto entry = replays.find(handle);
-  check(entry != replays.end(), "there is no replay " + std::to_string(handle));
+  if (entry == replays.end()) fail("there is no replay " + std::to_string(handle));
   return entry->second;
 }
 
@@ -338,7 +336,7 @@ void feed(Replay& replay, const Rows& in) {
         DeviceClock& on = replay.devices[in.device[i]];
         StreamQueue& stream = on.streams[in.stream[i]];
         if (in.fallback[i] >= 0) {
-          check(in.fallback[i] < in.fallbacks, "there is no fallback " + std::to_string(in.fallback[i]));
+          if (in.fallback[i] >= in.fallbacks) fail("there is no fallback " + std::to_string(in.fallback[i]));
           std::copy_n(in.fallback_seconds + 3 * int64_t(in.fallback[i]), 3, item.parts);
           item.fallback = true;
           replay.enqueue(stream, item);
@@ -483,8 +481,8 @@ using namespace bringup;
 EXPORTED const char* replay_open(double launch_latency, int64_t queue_depth, int64_t copy_engines, int64_t concurrent,
                                  int64_t* handle) {
   return told([&] {
-    check(queue_depth >= 1 && queue_depth <= 1 << 24, "a queue holds 1 to 2**24 launches, got " + std::to_string(queue_depth));
-    check(concurrent >= 1, "a chip runs at least one kernel at once, got " + std::to_string(concurrent));
+    if (queue_depth < 1 || queue_depth > 1 << 24) fail("a queue holds 1 to 2**24 launches, got " + std::to_string(queue_depth));
+    if (concurrent < 1) fail("a chip runs at least one kernel at once, got " + std::to_string(concurrent));
     static int64_t next = 0;
     std::lock_guard<std::mutex> lock(replays_mutex);
     auto replay = std::make_shared<Replay>();
@@ -511,7 +509,7 @@ EXPORTED const char* replay_rows(int64_t handle, int64_t* rows) {
 EXPORTED const char* replay_results(int64_t handle, int64_t rows, double* issued, double* start, double* end, double* waited) {
   return told([&] {
     auto replay = replay_of(handle);
-    check(rows == int64_t(replay->issued.size()), "the replay has other rows by now");
+    if (rows != int64_t(replay->issued.size())) fail("the replay has other rows by now");
     replay->finish_all();
     std::copy(replay->issued.begin(), replay->issued.end(), issued);
     std::copy(replay->start.begin(), replay->start.end(), start);
