@@ -29,8 +29,9 @@ class BuildPython(build_py):
             if refusal := TORCH.refusal():
                 raise core_build.BuildError(refusal)
             for library in (core_build.core_library(TORCH), core_build.replay_library()):
-                core_build.compile_library(library, package)
-                core_build.remove_others(library, package)
+                if not (package / library.file).exists():  # of an editable installation
+                    core_build.compile_library(library, package)
+                    core_build.remove_others(library, package)
         except core_build.BuildError as error:
             sys.exit(f"bringup: {error}")
 
