@@ -1,13 +1,13 @@
 """Every pair of torch and Python in an environment of its own, and the table of docs/install.md: `make matrix`.
 
     python -m tests.matrix                                      # all cells
-    python -m tests.matrix --cells 2.13-3.11,2.14-3.11          # these; of the others, what was found before stays
+    python -m tests.matrix --cells 2.13-3.11,2.14-3.11          # these; the records of the others stay
     python -m tests.matrix --cells 2.13-3.11 --installer uv     # installed by uv
     CXX=clang++ python -m tests.matrix --cells 2.13-3.11        # compiled by clang
 
 For each cell: install torch, then this checkout with its extras, and run the tests of SMOKE. torch must be the same
 before and after. The environment is removed. A CUDA build of torch takes 3 GB of downloads and 6 GB of disk; pip's own
-settings (PIP_INDEX_URL, PIP_FIND_LINKS) say where another build comes from. docs/install.json keeps what was found.
+settings (PIP_INDEX_URL, PIP_FIND_LINKS) say where another build comes from. docs/install.json keeps the records.
 
 Environments that have their torch already are used as they are, and kept: --environments is the folder that has them,
 by their cells' names.
@@ -29,7 +29,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 ROOT = Path(__file__).parent.parent
-PAGE, FOUND = ROOT / "docs" / "install.md", ROOT / "docs" / "install.json"
+PAGE, RECORDS = ROOT / "docs" / "install.md", ROOT / "docs" / "install.json"
 BEGIN, END = "<!-- written by python -m tests.matrix -->\n", "<!-- end -->\n"
 # torch -> its last release, and the Triton that is made for it.
 RELEASES = {
@@ -232,41 +232,42 @@ def record_name(cell: str, installer: str) -> str:
     return " ".join([cell, *([] if installer == "pip" else [installer]), *filter(None, [os.environ.get("CXX")])])
 
 
-def outcome_of(cell: str, found: dict[str, Any]) -> str:
+def outcome_of(cell: str, records: dict[str, Any]) -> str:
     """What the table says of a cell."""
     if tuple(cell.split("-")) in NO_TORCH:
         return "no torch"
-    if cell not in found:
+    if cell not in records:
         return "not run"
-    failed = [name for name, outcome in found[cell]["items"].items() if outcome != "passed"]
+    failed = [name for name, outcome in records[cell]["items"].items() if outcome != "passed"]
     return f"fails: {', '.join(failed)}" if failed else "passes"
 
 
-def table(found: dict[str, Any]) -> str:
+def table(records: dict[str, Any]) -> str:
     """The table of docs/install.md."""
     lines = [
         "| torch | " + " | ".join(f"Python {python}" for python in PYTHONS) + " |",
         "|---" * (len(PYTHONS) + 1) + "|",
     ]
     for torch in RELEASES:
-        lines.append(f"| {torch} | " + " | ".join(outcome_of(f"{torch}-{python}", found) for python in PYTHONS) + " |")
-    lines.append("")
-    for name in found:
-        record = found[name]
         lines.append(
-            f"- {name}: torch {record['torch']}, {record['compiler']}, {record['installer']}: {outcome_of(name, found)}"
+            f"| {torch} | " + " | ".join(outcome_of(f"{torch}-{python}", records) for python in PYTHONS) + " |"
         )
+    lines.append("")
+    for name in records:
+        record = records[name]
+        made_of = f"torch {record['torch']}, {record['compiler']}, {record['installer']}"
+        lines.append(f"- {name}: {made_of}: {outcome_of(name, records)}")
     return "\n".join(lines) + "\n"
 
 
-def with_table(page: str, found: dict[str, Any]) -> str:
+def with_table(page: str, records: dict[str, Any]) -> str:
     """Return the page with its table written anew."""
     head, rest = page.split(BEGIN)
-    return head + BEGIN + table(found) + END + rest.split(END)[1]
+    return head + BEGIN + table(records) + END + rest.split(END)[1]
 
 
 def main() -> None:
-    """Try the cells that were asked for; keep what was found and write the table."""
+    """Try the cells that were asked for; keep their records and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default=",".join(CELLS), help="torch-Python, with commas between")
     parser.add_argument("--installer", choices=("pip", "uv"), default="pip")
@@ -280,10 +281,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix=f"matrix-{cell}-") as folder:
             home = asked.environments.absolute() / cell if asked.environments else Path(folder) / "venv"
             record = try_cell(cell, home, asked.installer, Path(folder))
-        found = json.loads(FOUND.read_text(encoding="utf-8"))
-        found[record_name(cell, asked.installer)] = record
-        FOUND.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), found), encoding="utf-8")
+        records = json.loads(RECORDS.read_text(encoding="utf-8"))
+        records[record_name(cell, asked.installer)] = record
+        RECORDS.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n", encoding="utf-8")
+        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), records), encoding="utf-8")
 
 
 if __name__ == "__main__":

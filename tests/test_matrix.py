@@ -1,4 +1,4 @@
-"""The table of docs/install.md is what `make matrix` found, and its tests are there."""
+"""The table of docs/install.md is that of the records of `make matrix`, and its tests are there."""
 
 import ast
 import json
@@ -8,10 +8,10 @@ import pytest
 from tests import matrix
 
 
-def test_the_table_is_what_was_found() -> None:
-    page, found = matrix.PAGE.read_text(encoding="utf-8"), json.loads(matrix.FOUND.read_text(encoding="utf-8"))
-    assert matrix.with_table(page, found) == page, "python -m tests.matrix writes it"
-    assert {name.split()[0] for name in found} <= set(matrix.CELLS)
+def test_the_table_is_that_of_the_records() -> None:
+    page, records = matrix.PAGE.read_text(encoding="utf-8"), json.loads(matrix.RECORDS.read_text(encoding="utf-8"))
+    assert matrix.with_table(page, records) == page, "python -m tests.matrix writes it"
+    assert {name.split()[0] for name in records} <= set(matrix.CELLS)
 
 
 @pytest.mark.parametrize("test", [test for selection in matrix.SMOKE.values() for test in selection])
@@ -24,8 +24,8 @@ def test_every_smoke_test_is_there(test: str) -> None:
 
 def test_outcomes_in_the_table() -> None:
     passes = {"torch": "2.13.0", "compiler": "g++ 12", "installer": "pip", "items": {"install": "passed"}}
-    found = {"2.13-3.11": passes, "2.14-3.11": {**passes, "items": {"dry": "failed: test_a", "import": "passed"}}}
-    assert matrix.outcome_of("2.13-3.11", found) == "passes"
-    assert matrix.outcome_of("2.14-3.11", found) == "fails: dry"
-    assert (matrix.outcome_of("2.15-3.10", found), matrix.outcome_of("2.15-3.13", found)) == ("no torch", "not run")
-    assert "| 2.13 | not run | passes | not run | not run |" in matrix.table(found)
+    records = {"2.13-3.11": passes, "2.14-3.11": {**passes, "items": {"dry": "failed: test_a", "import": "passed"}}}
+    assert matrix.outcome_of("2.13-3.11", records) == "passes"
+    assert matrix.outcome_of("2.14-3.11", records) == "fails: dry"
+    assert (matrix.outcome_of("2.15-3.10", records), matrix.outcome_of("2.15-3.13", records)) == ("no torch", "not run")
+    assert "| 2.13 | not run | passes | not run | not run |" in matrix.table(records)

@@ -543,7 +543,7 @@ EXPORTED const char* replay_event(int64_t handle, int64_t event, double* seconds
 EXPORTED const char* replay_shares(int64_t rows, const uint8_t* kind, const int32_t* fallback, const double* start,
                                    const double* end, double from, double to, double* totals) {
   return told([&] {
-    std::vector<double> found = shares(rows, kind, fallback, start, end, from, to);
-    std::copy(found.begin(), found.end(), totals);
+    std::vector<double> parts = shares(rows, kind, fallback, start, end, from, to);
+    std::copy(parts.begin(), parts.end(), totals);
   });
 }

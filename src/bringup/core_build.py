@@ -133,14 +133,8 @@ def replay_library() -> Library:
         "the library that replays recordings",
         f"_replay.*.{sysconfig.get_platform()}.so",
         lambda target: [
-            *compiler(),
-            *_flags("flags"),
-            "-fPIC",
-            "-shared",
-            str(source),
-            *_flags("link_flags"),
-            "-o",
-            str(target),
+            *(*compiler(), *_flags("flags"), "-fPIC", "-shared", str(source)),
+            *(*_flags("link_flags"), "-o", str(target)),
         ],
     )
 
@@ -165,14 +159,12 @@ def compiler() -> list[str]:
         BuildError: there is none.
     """
     named = shlex.split(os.environ.get("CXX", ""))
-    if named and shutil.which(named[0]) is None:
+    for command in [named] if named else [["g++"], ["clang++"]]:
+        if shutil.which(command[0]) is not None:
+            return command
+    if named:
         raise BuildError(f"the C++ core needs a compiler, and CXX={named[0]} cannot be found: unset CXX or correct it")
-    for name in ("g++", "clang++") if not named else ():
-        if shutil.which(name) is not None:
-            return [name]
-    if not named:
-        raise BuildError("the C++ core needs a compiler, and neither g++ nor clang++ is there: apt-get install g++")
-    return named
+    raise BuildError("the C++ core needs a compiler, and neither g++ nor clang++ is there: apt-get install g++")
 
 
 def compiler_version(command: Sequence[str]) -> str:
@@ -188,9 +180,7 @@ def compiler_version(command: Sequence[str]) -> str:
     return f"{name}-unknown"
 
 
-def command_line(
-    torch: Torch, target: Path, extra: Sequence[str] = (), files: Sequence[Path] | None = None
-) -> list[str]:
+def command_line(torch: Torch, target: Path, files: Sequence[Path] | None = None) -> list[str]:
     """Return the command that compiles the core, or other C++ files that use torch, into a library.
 
     It needs no headers of Python: csrc/python/python.h declares what is used.
@@ -204,7 +194,7 @@ def command_line(
         *map(str, files or (folder / "core.cpp", folder / "drivers" / "virtual.cpp")),
         *(f"-L{torch.home}/lib", *LIBRARIES),  # torch has loaded them: the core needs no path
         *_flags("link_flags"),
-        *(*extra, "-o", str(target)),
+        *("-o", str(target)),
     ]
 
 

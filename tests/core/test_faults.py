@@ -157,15 +157,19 @@ SUITE = ["tests/core/test_streams.py", "tests/core/test_memory.py", "tests/core/
 OWN = "not check_mode and not without_check and not fork and not past"
 
 
-def test_streams_memory_and_errors_are_the_same_over_another_driver(fault_driver: str) -> None:
-    done = subprocess.run(
+def run_suite(driver: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", OWN, *SUITE],
         capture_output=True,
         text=True,
         timeout=600,
         cwd=ROOT,
-        env=environment(fault_driver, BRINGUP_DEVICES="2", BRINGUP_CHIP="edge8"),
+        env=environment(driver, BRINGUP_DEVICES="2", BRINGUP_CHIP="edge8", **variables),
     )
+
+
+def test_streams_memory_and_errors_are_the_same_over_another_driver(fault_driver: str) -> None:
+    done = run_suite(fault_driver)
     assert done.returncode == 0, done.stdout
 
 
@@ -175,15 +179,6 @@ def test_streams_memory_and_errors_are_the_same_over_another_driver(fault_driver
 def test_suites_survive_a_fault(fault_driver: str, entry: str, call: int) -> None:
     """Some tests fail where an error comes that they did not ask for; none ends the process or hangs."""
     for mode in (SLOW, LATE) if entry in VOID else (FAIL, SLOW, LATE):
-        done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", OWN, *SUITE],
-            capture_output=True,
-            text=True,
-            timeout=600,
-            cwd=ROOT,
-            env=environment(
-                fault_driver, BRINGUP_DEVICES="2", BRINGUP_CHIP="edge8", BRINGUP_FAULT=f"{entry}:{call}:{mode}"
-            ),
-        )
+        done = run_suite(fault_driver, BRINGUP_FAULT=f"{entry}:{call}:{mode}")
         told = mode == FAIL and "injected: " in done.stdout  # 2: while tests were collected
         assert done.returncode in ((0, 1, 2) if told else (0, 1) if mode == FAIL else (0,)), done.stdout + done.stderr

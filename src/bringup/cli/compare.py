@@ -14,8 +14,9 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bringup.analyse.compare import compare
+from bringup.cli.options import host_clock_option, host_option
 from bringup.files import write_text
-from bringup.machine.files import DEFAULT_HOST, available_chips, chip_names, load_chip, load_host
+from bringup.machine.files import available_chips, chip_names, load_chip, load_host
 from bringup.report import directory, html, terminal
 from bringup.report.lines import per_million, unit
 from bringup.report.prediction import read_trace
@@ -36,14 +37,8 @@ if TYPE_CHECKING:
     help="Chips to compare; ratios are relative to the first one (default: all that ship with bringup).",
 )
 @click.option("--all", "all_chips", is_flag=True, help="Compare all chips that ship with bringup (as by default).")
-@click.option("--host", default=None, metavar="NAME|FILE", help=f"Host to predict for (default: {DEFAULT_HOST}).")
-@click.option(
-    "--host-clock",
-    type=click.Choice(["modelled", "measured"]),
-    default="modelled",
-    show_default=True,
-    help="Host time between launches: from the host file, or the CPU time measured during the recording.",
-)
+@host_option
+@host_clock_option("the CPU time measured during the recording")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list of summaries.")
 @click.option(
     "--html",

@@ -12,8 +12,9 @@ import click
 from rich.table import Table
 
 from bringup.analyse.search import Program, search
+from bringup.cli.options import host_option
 from bringup.errors import BringupError
-from bringup.machine.files import DEFAULT_HOST, chip_names, load_chip, load_host
+from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.report import lines, terminal
 from bringup.report.summary_json import as_dict
 from bringup.text import duration, plain, size
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 @click.option(
     "--most", default=65536, show_default=True, type=click.IntRange(min=1), help="Largest number to try with --vary."
 )
-@click.option("--host", default=None, metavar="NAME|FILE", help=f"Host to predict for (default: {DEFAULT_HOST}).")
+@host_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
+from bringup.cli.options import host_clock_option, host_option, json_option
 from bringup.errors import BringupError
-from bringup.machine.files import DEFAULT_HOST, available_chips, load_chip, load_host
+from bringup.machine.files import available_chips, load_chip, load_host
 from bringup.report import directory, summary_json, terminal, writer
 from bringup.report.prediction import price, read_trace
 from bringup.text import short
@@ -17,16 +18,10 @@ from bringup.text import short
 @click.command()
 @click.argument("trace")
 @click.option("--chip", default=None, metavar="NAME|FILE", help="Chip to predict for (default: that of the recording).")
-@click.option("--host", default=None, metavar="NAME|FILE", help=f"Host to predict for (default: {DEFAULT_HOST}).")
-@click.option(
-    "--host-clock",
-    type=click.Choice(["modelled", "measured"]),
-    default="modelled",
-    show_default=True,
-    help="Host time between launches: from the host file, or the CPU time measured during the recording.",
-)
+@host_option
+@host_clock_option("the CPU time measured during the recording")
 @click.option("--out", default=None, metavar="DIR", help="Write the four files of a report there (default: none).")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
+@json_option
 def command(trace: str, chip: str | None, host: str | None, host_clock: str, out: str | None, as_json: bool) -> None:
     """Report a recording again, without running the program. This needs no torch.
 

@@ -16,9 +16,10 @@ import click
 from bringup import triton as kernels
 from bringup.analyse.compare import compare
 from bringup.cli.compare import print_table
+from bringup.cli.options import host_clock_option, host_option, json_option
 from bringup.cli.program import OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.errors import BringupError
-from bringup.machine.files import DEFAULT_HOST, chip_names, load_chip, load_host
+from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_compiler, asked_devices, asked_driver, process
 from bringup.recording import sanitize
 from bringup.recording.sanitize import CHECKS, watched
@@ -111,14 +112,8 @@ class _Run(click.Command):
     metavar="NAME|FILE[,...]",
     help="Chip to run on (default: BRINGUP_CHIP or edge8). Further chips are compared with it.",
 )
-@click.option("--host", default=None, metavar="NAME|FILE", help=f"Host to predict for (default: {DEFAULT_HOST}).")
-@click.option(
-    "--host-clock",
-    type=click.Choice(["modelled", "measured"]),
-    default="modelled",
-    show_default=True,
-    help="Host time between launches: from the host file, or the CPU time that the program takes here.",
-)
+@host_option
+@host_clock_option("the CPU time that the program takes here")
 @click.option("--strict", is_flag=True, help="Raise an error where an operator would run on the host.")
 @click.option(
     "--dry",
@@ -175,7 +170,7 @@ class _Run(click.Command):
     help="Run Triton kernels in Triton's interpreter: print and breakpoint() work in them. Times are then not valid.",
 )
 @click.option("--out", default=None, metavar="DIR", help="Directory for the report (default: bringup-SCRIPT).")
-@click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
+@json_option
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
 @click.argument("script")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
