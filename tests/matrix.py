@@ -1,13 +1,14 @@
-"""Every pair of torch and Python in an environment of its own, and the table of docs/install.md: `make matrix`.
+"""Every pair of torch and Python in an environment of its own, and the tables of docs/install.md: `make matrix`.
 
     python -m tests.matrix                                      # all cells
     python -m tests.matrix --cells 2.13-3.11,2.14-3.11          # these; the records of the others stay
-    python -m tests.matrix --cells 2.13-3.11 --installer uv     # installed by uv
     CXX=clang++ python -m tests.matrix --cells 2.13-3.11        # compiled by clang
 
-For each cell: install torch, then this checkout with its extras, and run the tests of SMOKE. torch must be the same
-before and after. The environment is removed. A CUDA build of torch takes 3 GB of downloads and 6 GB of disk; pip's own
-settings (PIP_INDEX_URL, PIP_FIND_LINKS) say where another build comes from. docs/install.json keeps the records.
+For each cell: install torch, then this checkout with its extras by pip, and run the tests of SMOKE and the operators
+of torch's database. Then install the checkout alone by uv, and use it. No package that was there may change. The
+environment is removed at the end. A CUDA build of torch takes 3 GB of downloads and 6 GB of disk. The Pythons of one
+torch share them in the cache of uv, which has to be on the PATH. uv's own settings (UV_INDEX_URL, UV_FIND_LINKS) say
+where another build comes from. docs/install.json keeps the records.
 
 Environments that have their torch already are used as they are, and kept: --environments is the folder that has them,
 by their cells' names.
@@ -45,7 +46,6 @@ NO_TORCH = {("2.15", "3.10")}  # torch itself is not there for this Python
 CELLS = [f"{torch}-{python}" for torch in RELEASES for python in PYTHONS if (torch, python) not in NO_TORCH]
 # Three minutes in all: a part of every room, and what torch, Python or the compiler may break.
 SMOKE = {
-    "conformance": ("tests/conformance/test_sample.py",),
     "streams": (
         "tests/core/test_streams.py::test_launch_returns_before_the_kernel_has_run",
         "tests/core/test_streams.py::test_streams_overlap",
@@ -112,22 +112,34 @@ class Environment:
     """A virtual environment, and what installs into it."""
 
     home: Path
-    installer: str
 
     @property
     def python(self) -> str:
         return str(self.home / "bin" / "python")
 
-    def pip(self, *arguments: str) -> str:
-        """Run pip or uv; return what it prints. Raises CalledProcessError."""
-        uv = ["uv", "pip", arguments[0], "--python", self.python, *arguments[1:]]
-        command = uv if self.installer == "uv" else [self.python, "-m", "pip", *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    def run(self, *command: str, **options: Any) -> str:
+        """Run a command; return what it prints. Raises CalledProcessError."""
+        return subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout
 
-    def torch(self) -> str:
-        """The version of torch that is installed."""
-        listed = json.loads(self.pip("list", "--format", "json"))
-        return str(next(item["version"] for item in listed if item["name"] == "torch"))
+    def pip(self, *arguments: str) -> str:
+        return self.run(self.python, "-m", "pip", *arguments)
+
+    def uv(self, command: str, *arguments: str) -> str:
+        return self.run("uv", "pip", command, "--python", self.python, *arguments)
+
+    def packages(self) -> dict[str, str]:
+        """The version of every package that is installed."""
+        return {item["name"]: item["version"] for item in json.loads(self.uv("list", "--format", "json"))}
+
+    def changed_since(self, before: dict[str, str]) -> str:
+        """Return "passed" if every package of then is there in the same version, or which are not."""
+        now = self.packages()
+        changed = [
+            f"{name} {version} is {now.get(name, 'gone')}"
+            for name, version in before.items()
+            if now.get(name) != version
+        ]
+        return ", ".join(changed) or "passed"
 
 
 def interpreter(version: str) -> str | None:
@@ -157,34 +169,51 @@ def copy_checkout(target: Path) -> None:
 
 
 def make_environment(cell: str, environment: Environment) -> None:
-    """Make a cell's environment, with torch and its Triton."""
+    """Make a cell's environment, with torch, its Triton and pip."""
     torch, version = cell.split("-")
     release, triton = RELEASES[torch]
     python = interpreter(version)
     if python is None:
         raise SystemExit(f"{cell}: there is no Python {version} on the PATH, nor one of pyenv's")
-    make = ["uv", "venv", "--python", python] if environment.installer == "uv" else [python, "-m", "venv"]
-    subprocess.run([*make, str(environment.home)], check=True, capture_output=True, text=True)
-    environment.pip("install", f"torch=={release}", "numpy")
-    environment.pip("install", "--no-deps", f"triton=={triton}")
+    environment.run("uv", "venv", "--seed", "--python", python, str(environment.home))
+    environment.uv("install", f"torch=={release}", "numpy")
+    environment.uv("install", "--no-deps", f"triton=={triton}")
 
 
-def steps(cell: str, home: Path, installer: str, work: Path) -> Iterator[tuple[str, str]]:
-    """Install into a cell's environment and try it. Yields the outcome of each item; first, torch's version."""
-    environment, checkout = Environment(home, installer), work / "checkout"
+def steps(cell: str, home: Path, work: Path) -> Iterator[tuple[str, Any]]:
+    """Install into a cell's environment and try it.
+
+    Yields torch's version, the outcome of every item, and the figures of "operators".
+    """
+    environment, checkout = Environment(home), work / "checkout"
     copy_checkout(checkout)
     if not home.exists():
         make_environment(cell, environment)
-    before = environment.torch()
-    yield "torch", before
+    before = environment.packages()
+    yield "torch", environment.run(environment.python, "-c", "import torch; print(torch.__version__)").strip()
     environment.pip("install", f"{checkout}[test,triton,demo]")
-    yield "install", "passed" if environment.torch() == before else f"torch is {environment.torch()} now"
-    program = "import torch, bringup; bringup.use('t4'); print(torch.ones(2, device='chip').sum().item())"
-    done = subprocess.run([environment.python, "-c", program], capture_output=True, text=True, cwd=work)
-    fine = done.returncode == 0 and done.stdout == "2.0\n"
-    yield "import", "passed" if fine else (done.stderr.strip().splitlines() or ["prints something else"])[-1]
+    yield "pip", environment.changed_since(before)
+    yield "import", used(environment, work)
+    figures = json.loads(environment.run(environment.python, "-m", "tests.conformance.forward", cwd=checkout))
+    yield "operators", figures
     for item, selection in SMOKE.items():
         yield item, smoke(environment, checkout, selection)
+    environment.uv("uninstall", "bringup")
+    before = environment.packages()
+    environment.uv("install", str(checkout))
+    yield "uv", environment.changed_since(before)
+    yield "first use", used(environment, work)
+
+
+def used(environment: Environment, work: Path) -> str:
+    """Use the chip with nothing in the caches; return "passed", or the last line of the error."""
+    program = "import torch, bringup; bringup.use('t4'); print(torch.ones(2, device='chip').sum().item())"
+    with tempfile.TemporaryDirectory(dir=work) as cache:
+        settings = os.environ | {"XDG_CACHE_HOME": cache}
+        command = [environment.python, "-c", program]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=work, env=settings)
+    fine = done.returncode == 0 and done.stdout == "2.0\n"
+    return "passed" if fine else (done.stderr.strip().splitlines() or ["prints something else"])[-1]
 
 
 def smoke(environment: Environment, checkout: Path, selection: tuple[str, ...]) -> str:
@@ -213,23 +242,23 @@ def failed_tests(environment: Environment, checkout: Path, selection: tuple[str,
     return tuple(name for name in named if (checkout / name.partition("::")[0]).exists()) or selection
 
 
-def try_cell(cell: str, home: Path, installer: str, work: Path) -> dict[str, Any]:
-    """Return a cell's record: what it was made of, and the outcome of every item."""
-    record: dict[str, Any] = {"torch": "", "compiler": compiler(), "installer": installer, "items": {}}
+def try_cell(cell: str, home: Path, work: Path) -> dict[str, Any]:
+    """Return a cell's record: what it was made of, the outcome of every item, and the figures of the operators."""
+    record: dict[str, Any] = {"torch": "", "compiler": compiler(), "operators": {}, "items": {}}
     try:
-        for name, outcome in steps(cell, home, installer, work):
+        for name, outcome in steps(cell, home, work):
             print(f"{cell}  {name}: {outcome}", flush=True)
-            (record if name == "torch" else record["items"])[name] = outcome
+            (record if name in record else record["items"])[name] = outcome
     except subprocess.CalledProcessError as error:
         lines = str(error.stderr or error.stdout).strip().splitlines() or [str(error)]
-        print(f"{cell}  install: {lines[-1]}", flush=True)
-        record["items"]["install"] = f"failed: {lines[-1]}"
+        print(f"{cell}  {' '.join(map(str, error.cmd))}: {lines[-1]}", flush=True)
+        record["items"]["commands"] = f"failed: {lines[-1]}"
     return record
 
 
-def record_name(cell: str, installer: str) -> str:
-    """The name of a cell's record: those with another installer or compiler have their own."""
-    return " ".join([cell, *([] if installer == "pip" else [installer]), *filter(None, [os.environ.get("CXX")])])
+def record_name(cell: str) -> str:
+    """The name of a cell's record: those of another compiler have their own."""
+    return " ".join([cell, *filter(None, [os.environ.get("CXX")])])
 
 
 def outcome_of(cell: str, records: dict[str, Any]) -> str:
@@ -239,24 +268,37 @@ def outcome_of(cell: str, records: dict[str, Any]) -> str:
     if cell not in records:
         return "not run"
     failed = [name for name, outcome in records[cell]["items"].items() if outcome != "passed"]
-    return f"fails: {', '.join(failed)}" if failed else "passes"
+    return f"fails: {', '.join(failed)}" if failed else f"passes ({build_of(records[cell]['torch'])})"
+
+
+def build_of(version: str) -> str:
+    """What a torch was built for, by its version: "CPU", or "CUDA 12.8"."""
+    local = version.partition("+")[2]
+    return f"CUDA {local[2:-1]}.{local[-1]}" if local.startswith("cu") else local.upper()
 
 
 def table(records: dict[str, Any]) -> str:
-    """The table of docs/install.md."""
+    """The tables of docs/install.md."""
     lines = [
         "| torch | " + " | ".join(f"Python {python}" for python in PYTHONS) + " |",
         "|---" * (len(PYTHONS) + 1) + "|",
     ]
     for torch in RELEASES:
-        lines.append(
-            f"| {torch} | " + " | ".join(outcome_of(f"{torch}-{python}", records) for python in PYTHONS) + " |"
-        )
-    lines.append("")
-    for name in records:
-        record = records[name]
-        made_of = f"torch {record['torch']}, {record['compiler']}, {record['installer']}"
-        lines.append(f"- {name}: {made_of}: {outcome_of(name, records)}")
+        cells = [outcome_of(f"{torch}-{python}", records) for python in PYTHONS]
+        lines.append(f"| {torch} | {' | '.join(cells)} |")
+    others = [name for name in records if name not in CELLS]
+    for compiler in sorted(
+        {records[name]["compiler"] for name in records} - {records[name]["compiler"] for name in others}
+    ):
+        lines += ["", f"Compiled by {compiler}."]
+    lines += [f"- {name}: compiled by {records[name]['compiler']}: {outcome_of(name, records)}" for name in others]
+    lines += ["", "| torch | Python | float32 operators of its database | equal to the CPU's |", "|---|---|---|---|"]
+    for cell in (cell for cell in CELLS if records.get(cell, {}).get("operators")):
+        torch, python = cell.split("-")
+        figures = records[cell]["operators"]
+        equal = figures["operators"] - len(figures["unlike"])
+        but = f", but {', '.join(figures['unlike'])}" if figures["unlike"] else ""
+        lines.append(f"| {torch} | {python} | {figures['operators']} | {equal}{but} |")
     return "\n".join(lines) + "\n"
 
 
@@ -270,19 +312,20 @@ def main() -> None:
     """Try the cells that were asked for; keep their records and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default=",".join(CELLS), help="torch-Python, with commas between")
-    parser.add_argument("--installer", choices=("pip", "uv"), default="pip")
     parser.add_argument("--environments", type=Path, help="the folder of those that are there already")
     asked = parser.parse_args()
     unknown = set(asked.cells.split(",")) - set(CELLS)
     if unknown:
         parser.error(f"no such cells: {', '.join(sorted(unknown))} (there are {', '.join(CELLS)})")
+    if shutil.which("uv") is None:
+        parser.error("uv is not on the PATH (pip install uv)")
     os.environ.pop("PYTHONPATH", None)  # the sources of this checkout must not be found
     for cell in asked.cells.split(","):
         with tempfile.TemporaryDirectory(prefix=f"matrix-{cell}-") as folder:
             home = asked.environments.absolute() / cell if asked.environments else Path(folder) / "venv"
-            record = try_cell(cell, home, asked.installer, Path(folder))
+            record = try_cell(cell, home, Path(folder))
         records = json.loads(RECORDS.read_text(encoding="utf-8"))
-        records[record_name(cell, asked.installer)] = record
+        records[record_name(cell)] = record
         RECORDS.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), records), encoding="utf-8")
 

@@ -23,9 +23,17 @@ def test_every_smoke_test_is_there(test: str) -> None:
 
 
 def test_outcomes_in_the_table() -> None:
-    passes = {"torch": "2.13.0", "compiler": "g++ 12", "installer": "pip", "items": {"install": "passed"}}
+    passes = {
+        "torch": "2.13.0+cu130",
+        "compiler": "g++ 12",
+        "operators": {"operators": 672, "unlike": {"istft": "no"}},
+        "items": {"pip": "passed"},
+    }
     records = {"2.13-3.11": passes, "2.14-3.11": {**passes, "items": {"dry": "failed: test_a", "import": "passed"}}}
-    assert matrix.outcome_of("2.13-3.11", records) == "passes"
+    assert matrix.outcome_of("2.13-3.11", records) == "passes (CUDA 13.0)"
     assert matrix.outcome_of("2.14-3.11", records) == "fails: dry"
     assert (matrix.outcome_of("2.15-3.10", records), matrix.outcome_of("2.15-3.13", records)) == ("no torch", "not run")
-    assert "| 2.13 | not run | passes | not run | not run |" in matrix.table(records)
+    assert [matrix.build_of(version) for version in ("2.13.0+cpu", "2.12.1+cu126")] == ["CPU", "CUDA 12.6"]
+    table = matrix.table(records)
+    assert "| 2.13 | not run | passes (CUDA 13.0) | not run | not run |" in table
+    assert "| 2.13 | 3.11 | 672 | 671, but istft |" in table
