@@ -143,9 +143,9 @@ class Environment:
 
 
 def interpreter(version: str) -> str | None:
-    """The newest Python of a version on the PATH or among pyenv's."""
+    """The newest Python of a version among pyenv's, or the one on the PATH (perhaps a shim that runs none)."""
     pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), key=lambda path: path.parts[-3])
-    return shutil.which(f"python{version}") or (str(pyenv[-1]) if pyenv else None)
+    return str(pyenv[-1]) if pyenv else shutil.which(f"python{version}")
 
 
 def compiler() -> str:
