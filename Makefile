@@ -10,7 +10,7 @@ QUICK := $(addprefix tests/,test_house.py test_docs.py cost/test_cost.py pricing
 	core/test_core_says.py core/test_errors.py core/test_streams.py core/test_memory.py programs/test_programs.py)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo core dist test quick test-busy test-all sanitize sanitize-address sanitize-thread lint soak matrix clean
+.PHONY: demo core dist test quick test-busy test-all test-ends sanitize sanitize-address sanitize-thread lint soak matrix clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -58,9 +58,13 @@ soak: $(VENV)/.test
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/soak_threads.py
 
-# Every release of torch with every Python, and the table of docs/install.md. Hours, and 3 GB of downloads for each pair.
-matrix:
-	$(PYTHON) -m tests.matrix
+# Every release of torch with every Python, and the table of docs/install.md. Hours, and 3 GB of downloads for each torch.
+matrix: $(VENV)/.test
+	$(BIN)/python -m tests.matrix
+
+# The oldest and the newest torch with this Python; the tests run on the one between.
+test-ends: $(VENV)/.test
+	v=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); $(BIN)/python -m tests.matrix --check --cells 2.10-$$v,2.15-$$v
 
 $(VENV)/.torch:
 	@command -v $(PYTHON) > /dev/null || { echo "bringup needs Python 3.10 or newer: apt-get install python3 python3-venv"; exit 2; }

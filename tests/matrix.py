@@ -2,12 +2,13 @@
 
     python -m tests.matrix                                      # all cells
     python -m tests.matrix --cells 2.13-3.11,2.14-3.11          # these; the records of the others stay
+    python -m tests.matrix --cells 2.10-3.11 --check            # write nothing; exit with 1 if an item fails
     CXX=clang++ python -m tests.matrix --cells 2.13-3.11        # compiled by clang
 
 For each cell: install torch, then this checkout with its extras by pip, and run the tests of SMOKE and the operators
 of torch's database. Then install the checkout alone by uv, and use it. No package that was there may change. The
 environment is removed at the end. A CUDA build of torch takes 3 GB of downloads and 6 GB of disk. The Pythons of one
-torch share them in the cache of uv, which has to be on the PATH. uv's own settings (UV_INDEX_URL, UV_FIND_LINKS) say
+torch share them in the cache of uv. uv's own settings (UV_INDEX_URL, UV_FIND_LINKS) say
 where another build comes from. docs/install.json keeps the records.
 
 Environments that have their torch already are used as they are, and kept: --environments is the folder that has them,
@@ -28,6 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
+
+from uv import find_uv_bin
 
 ROOT = Path(__file__).parent.parent
 PAGE, RECORDS = ROOT / "docs" / "install.md", ROOT / "docs" / "install.json"
@@ -125,7 +128,7 @@ class Environment:
         return self.run(self.python, "-m", "pip", *arguments)
 
     def uv(self, command: str, *arguments: str) -> str:
-        return self.run("uv", "pip", command, "--python", self.python, *arguments)
+        return self.run(find_uv_bin(), "pip", command, "--python", self.python, *arguments)
 
     def packages(self) -> dict[str, str]:
         """The version of every package that is installed."""
@@ -175,7 +178,7 @@ def make_environment(cell: str, environment: Environment) -> None:
     python = interpreter(version)
     if python is None:
         raise SystemExit(f"{cell}: there is no Python {version} on the PATH, nor one of pyenv's")
-    environment.run("uv", "venv", "--seed", "--python", python, str(environment.home))
+    environment.run(find_uv_bin(), "venv", "--seed", "--python", python, str(environment.home))
     environment.uv("install", f"torch=={release}", "numpy")
     environment.uv("install", "--no-deps", f"triton=={triton}")
 
@@ -312,22 +315,26 @@ def main() -> None:
     """Try the cells that were asked for; keep their records and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default=",".join(CELLS), help="torch-Python, with commas between")
+    parser.add_argument("--check", action="store_true", help="write no records; exit with 1 if an item fails")
     parser.add_argument("--environments", type=Path, help="the folder of those that are there already")
     asked = parser.parse_args()
     unknown = set(asked.cells.split(",")) - set(CELLS)
     if unknown:
         parser.error(f"no such cells: {', '.join(sorted(unknown))} (there are {', '.join(CELLS)})")
-    if shutil.which("uv") is None:
-        parser.error("uv is not on the PATH (pip install uv)")
     os.environ.pop("PYTHONPATH", None)  # the sources of this checkout must not be found
+    failed = []
     for cell in asked.cells.split(","):
         with tempfile.TemporaryDirectory(prefix=f"matrix-{cell}-") as folder:
             home = asked.environments.absolute() / cell if asked.environments else Path(folder) / "venv"
             record = try_cell(cell, home, Path(folder))
+        failed += [cell] if set(record["items"].values()) != {"passed"} else []
+        if asked.check:
+            continue
         records = json.loads(RECORDS.read_text(encoding="utf-8"))
         records[record_name(cell)] = record
         RECORDS.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n", encoding="utf-8")
         PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), records), encoding="utf-8")
+    raise SystemExit(f"failed: {', '.join(failed)}" if failed and asked.check else 0)
 
 
 if __name__ == "__main__":
