@@ -321,6 +321,7 @@ def main() -> None:
     unknown = set(asked.cells.split(",")) - set(CELLS)
     if unknown:
         parser.error(f"no such cells: {', '.join(sorted(unknown))} (there are {', '.join(CELLS)})")
+    os.environ["PIP_CONSTRAINT"] = os.devnull  # what this machine wants of its own torch
     os.environ.pop("PYTHONPATH", None)  # the sources of this checkout must not be found
     failed = []
     for cell in asked.cells.split(","):
