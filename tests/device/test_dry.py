@@ -19,7 +19,7 @@ import bringup
 from bringup import DryWarning
 from bringup.cli import main
 from bringup.device.dry import DryFloat
-from bringup.recording.rows import ALLOC, FREE
+from bringup.recording.rows import ALLOC, FREE, OF_ALLOCATOR
 from tests.conftest import ROOT, without_bringup
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
