@@ -41,6 +41,10 @@ class Utils:
         kernel = launcher.compiled(binary.decode())
         return kernel, kernel, 0, 0, 1 << 30
 
+    @staticmethod
+    def unload_module(module: Any) -> None:
+        """Free nothing: other specialisations may share the kernel. Triton calls it since 3.9, for dropped kernels."""
+
 
 class ChipDriver(DriverBase):  # type: ignore[misc]
     """Launches on the current stream of the current chip."""
