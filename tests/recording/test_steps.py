@@ -195,3 +195,16 @@ def test_steps_are_those_of_the_optimizer_that_steps_most() -> None:
 def test_an_empty_recording_is_one_part() -> None:
     trace = recorded(lambda: None)
     assert kind_and_count(trace.steps) == ("whole", 1) and launches(trace) == [0, 0, 0]
+
+
+def test_the_data_of_a_step_belongs_to_it() -> None:
+    model = nn.Linear(8, 8).to("chip")
+
+    def infer() -> None:
+        for _ in range(4):
+            x = torch.ones(4, 8, device="chip").exp()
+            model(x).sum().item()
+
+    trace = recorded(infer)
+    assert kind_and_count(trace.steps) == ("forward", 4)
+    assert launches(trace) == [0, 4, 4, 4, 4, 0]

@@ -70,8 +70,6 @@ def _by_step(trace: Trace) -> Compilations:
     bounds = [trace.steps.start, *trace.steps.ends.tolist()]
     steps = [_step(trace, first, last) for first, last in pairwise(bounds)]
     steps = [step for step in steps if step.key]
-    if any(step.key.startswith(steps[-1].key) for step in steps[:-1]):
-        steps.pop()  # the recording ends before what other steps contain of the next one's data
     keys: set[bytes] = set()
     changes: dict[int, int] = {}
     for number, step in enumerate(steps):

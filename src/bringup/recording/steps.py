@@ -61,12 +61,13 @@ def find_steps(trace: Trace) -> Steps:
         numbers, firsts, counts = np.unique(objects[optimizers], return_index=True, return_counts=True)
         chosen = min(zip(-counts, firsts, numbers, strict=True))[2]
         ends = optimizers[objects[optimizers] == chosen] + 1
-        return Steps("optimizer", _prepared(trace, _start(trace, int(ends[0])), ends), ends)
+        again = set(trace.columns["line"][ends[0] : ends[1]].tolist()) if len(ends) > 1 else set()
+        return Steps("optimizer", _prepared(trace, _start(trace, int(ends[0])), again, len(trace)), ends)
     calls = np.flatnonzero(kind == FORWARD)
     period = find_period(trace)
     if period is not None and period.calls != 1:
         return Steps("period", int(period.starts[0]), np.append(period.starts[1:], period.end))
-    passes = _passes(trace)
+    passes = _with_data(trace, _passes(trace))
     if len(passes):
         return Steps("backward", int(passes[0]), np.append(passes[1:], len(trace)))
     return _by_calls(trace, calls)
@@ -91,7 +92,7 @@ def _by_calls(trace: Trace, calls: Array) -> Steps:
     most, _, chosen = min(zip(-counts, firsts, numbers, strict=True))
     if len(calls) > 1 and most == -1:
         return Steps("whole", 0, np.asarray([rows]))
-    starts = calls[modules == chosen]
+    starts = _with_data(trace, calls[modules == chosen])
     return Steps("forward", int(starts[0]), np.append(starts[1:], rows))
 
 
@@ -151,15 +152,31 @@ def _start(trace: Trace, end: int) -> int:
     return int(before[-1]) if len(before) else first
 
 
-def _prepared(trace: Trace, start: int, ends: Array) -> int:
-    """Return the first row that prepares the first step, such as its data: at a line that the second step has, too."""
+def _prepared(trace: Trace, start: int, lines: set[int], most: int) -> int:
+    """Return the first row that prepares a step, such as its data: of at most so many launches and uploads before it.
+
+    They are at the given lines, and nothing else comes between them and the step.
+    """
     kind, line = trace.columns["kind"], trace.columns["line"]
-    again = set(line[ends[0] : ends[1]].tolist()) if len(ends) > 1 else set()
     first = row = start
-    while first > 0 and kind[first - 1] not in (FORWARD, STEP) and (line[first - 1] < 0 or line[first - 1] in again):
+    while first > 0 and kind[first - 1] not in (FORWARD, STEP) and (line[first - 1] < 0 or line[first - 1] in lines):
+        most -= kind[first - 1] in (LAUNCH, H2D)
+        if most < 0:
+            break
         first -= 1
         row = first if line[first] >= 0 else row
     return row
+
+
+def _with_data(trace: Trace, starts: Array) -> Array:
+    """Move the starts of steps back to their data, if data is prepared before the first step and again in it."""
+    kind, line = trace.columns["kind"], trace.columns["line"]
+    if len(starts) < 2:
+        return starts
+    lines = set(line[: starts[0]].tolist()) & set(line[starts[0] : starts[1]].tolist())
+    first = _prepared(trace, int(starts[0]), lines, len(trace))
+    most = int(np.isin(kind[first : starts[0]], (LAUNCH, H2D)).sum())
+    return np.asarray([_prepared(trace, int(start), lines, most) for start in starts])
 
 
 def _backward_begins(trace: Trace) -> Array:

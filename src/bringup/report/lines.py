@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the list of chips needs no summary
 
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
 MOST_UNLIKE, MOST_CHANGES = 3, 3
+FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
@@ -111,7 +112,8 @@ def step_lines(summary: Summary) -> Iterator[Line]:
         yield _line("launches", f"  {launches}{batch}; {shown}")
     if summary.unequal:
         between = f"{duration(summary.low_seconds)} to {duration(summary.high_seconds)}"
-        yield _line("unequal", f"  steps that do the same work are unequal: four of five take {between}")
+        most = "they" if summary.like_steps <= FEW_STEPS else "four of five"
+        yield _line("unequal", f"  steps that do the same work are unequal: {most} take {between}")
     for item in summary.unlike_steps[:MOST_UNLIKE]:
         where = f" at {item.file}:{item.line}" if item.file else ""
         each = " each" if item.count > 1 else ""
