@@ -62,3 +62,19 @@ def test_gradients_by_hand_have_no_batch() -> None:
     x, weight = torch.ones(64, 8, device="chip"), torch.ones(8, 4, device="chip")
     assert batch(lambda: x.t() @ (x @ weight)) == 0
     assert batch(lambda: x @ weight) == 64
+
+
+def test_autocast_copies_weights_and_changes_no_batch() -> None:
+    model = nn.Linear(32, 32).to("chip")
+
+    def train(rows: int) -> None:
+        with torch.autocast("chip", dtype=torch.bfloat16):
+            model(torch.ones(rows, 32, device="chip")).float().square().mean().backward()
+
+    def act() -> None:
+        with torch.no_grad(), torch.autocast("chip", dtype=torch.bfloat16):
+            model(torch.ones(1, 32, device="chip"))
+        train(32)
+
+    assert batch(lambda: train(32)) == 32
+    assert batch(act) == 0

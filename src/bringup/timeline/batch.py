@@ -33,9 +33,14 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
     candidates: list[int] = []
     multiples: set[int] = set()
     rows_of: dict[int, int] = {}  # storage of a factor -> first axis of the data that it multiplies
+    casts: dict[int, int] = {}  # copy of a parameter, such as autocast makes -> the parameter
     for row in launches[columns["phase"][launches] == IN_FORWARD].tolist():
         number = int(columns["signature"][row])
         signature = trace.signatures[number]
+        uses = trace.uses[trace.offsets[row] : trace.offsets[row + 1]].tolist()
+        sources = {casts.get(use >> 1, use >> 1) for use in uses if not use & 1}
+        if len(sources) == 1 and owned[min(sources)]:
+            casts |= dict.fromkeys((use >> 1 for use in uses if use & 1), min(sources))
         candidates += _looked_up(signature)
         data = _first(signature, DATA) if timeline.work.works[number].family in PRODUCTS else None
         if data is None:
@@ -47,6 +52,7 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
         if factor is None or factor.storage < 0:
             continue
         storage = _storage(trace, row, factor)
+        storage = casts.get(storage, storage)
         mixes = len(data.shape) == 2 and data.shape[1] == size and not owned[storage]  # samples with samples
         if mixes or rows_of.setdefault(storage, size) != size:
             return 0
