@@ -208,3 +208,14 @@ def test_the_data_of_a_step_belongs_to_it() -> None:
     trace = recorded(infer)
     assert kind_and_count(trace.steps) == ("forward", 4)
     assert launches(trace) == [0, 4, 4, 4, 4, 0]
+
+
+def test_two_different_loops_are_no_steps() -> None:
+    weights = [torch.ones(8, 8, device="chip") for _ in range(2)]
+
+    def program() -> None:
+        multiply(weights, 9)
+        for _ in range(9):
+            (torch.ones(8, 8, device="chip") @ weights[0]).exp().tanh().sum()
+
+    assert kind_and_count(recorded(program).steps) == ("whole", 1)

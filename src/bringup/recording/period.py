@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 MOST_CANDIDATES = 32
 LEAST_MATCH = 0.9  # of a repeated part: an evaluation or a logged value may interrupt it
+LEAST_COVER = 0.75  # of a recording: a program of several loops has no steps
 NEARLY = 0.99  # of the best match: twice the period matches as well as the period
 LEAST_LAUNCHES = 2  # one launch that is repeated is no step
 
@@ -53,7 +54,7 @@ def find_period(trace: Trace) -> Period | None:
         if len(matches) < length:  # less than two repetitions
             continue
         first, last = int(matches[0]), int(matches[-1]) + length + 1
-        covers = len(matches) >= LEAST_MATCH * (last - first - length) and 2 * (last - first) >= len(tokens)
+        covers = len(matches) >= LEAST_MATCH * (last - first - length)
         one = slice(first, first + length)
         # A series inside of one module call, such as the cells of a recurrent network, is no step.
         whole = bool(calls[one].any() or not calls.any()) and int(launches[one].sum()) >= LEAST_LAUNCHES
@@ -63,7 +64,7 @@ def find_period(trace: Trace) -> Period | None:
         end = min(int(starts[-1]) + length, len(rows))
         row_after = int(rows[end]) if end < len(rows) else len(trace)
         period = Period(rows[starts], row_after, int(calls[one].sum()))
-        if _shares(trace, period):
+        if len(starts) * length >= LEAST_COVER * len(tokens) and _shares(trace, period):
             periods.append((len(matches) + length, length, period))
     if not periods:
         return None
