@@ -28,6 +28,12 @@ def short(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def split_line(text: str) -> tuple[str, int]:
+    """Split ``train.py:12``; an unknown line is ``("", 0)``."""
+    file, _, number = text.rpartition(":")
+    return (file, int(number)) if number.isdigit() else (text, 0)
+
+
 def quantity(number: float, noun: str) -> str:
     """Write a number with its noun: ``1 launch``, ``2,000 launches``."""
     plural = "" if number == 1 else "es" if noun.endswith(("ch", "s")) else "s"

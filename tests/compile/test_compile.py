@@ -317,3 +317,18 @@ print([name for file, name in tried if "/bringup/" in file])
 """
     )
     assert done.stdout == "[]\n", done.stdout + done.stderr
+
+
+def test_calls_that_compile_again_are_in_the_summary(tmp_path: Path, bringup_run: Callable[..., Any]) -> None:
+    (tmp_path / "again.py").write_text(
+        """
+import torch
+function = torch.compile(torch.nn.Linear(8, 8).to("chip"), dynamic=False)
+for rows in (3, 4, 5):
+    function(torch.ones(rows, 8, device="chip")).sum().item()
+"""
+    )
+    done = bringup_run("again.py")
+    assert "torch.compile: 3 graphs" in done.stdout and "compiled again for calls at again.py:5" in done.stdout, done
+    summary = json.loads((tmp_path / "bringup-again" / "summary.json").read_text())
+    assert summary["compilations"] == {"graphs": 3, "changed_at": ["again.py:5"]}

@@ -9,13 +9,17 @@ import numpy.typing as npt
 
 from bringup.analyse import holders as memory
 from bringup.analyse import roofline
+from bringup.analyse.compilations import compilations
 from bringup.analyse.summary import Fallback, GraphBreak, Summary
+from bringup.analyse.unlike import outside, unlike_steps
 from bringup.cost import FAMILIES
 from bringup.pricing.errors import error_band
 from bringup.recording.rows import LAUNCH
+from bringup.text import split_line
 from bringup.timeline import library
+from bringup.timeline.batch import samples
 from bringup.timeline.replay import Timeline
-from bringup.timeline.steady import samples, steady
+from bringup.timeline.steady import steady, typical
 
 Array = npt.NDArray[Any]
 
@@ -38,11 +42,16 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     energy = _energy(timeline, step, busy / count)
     price = chip.price
     launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
+    all_steps = typical(timeline)
+    before, after = outside(timeline)
     return Summary(
         chip=chip.name,
         host=host.name,
         link=chip.link.text,
         step_seconds=step,
+        low_seconds=all_steps.low,
+        high_seconds=all_steps.high,
+        unequal=all_steps.is_unequal,
         device_seconds=busy / count,
         link_seconds=link / count,
         between_seconds=between / count,
@@ -51,7 +60,11 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         total_seconds=timeline.total_seconds,
         steps=len(timeline.steps.ends),
         steps_by=timeline.steps.by,
-        launches=round(launches / count),
+        like_steps=int(trace.step_work.alike.sum()),
+        unlike_steps=unlike_steps(timeline),
+        before=before,
+        after=after,
+        launches=launches,
         samples=samples(timeline, first, last),
         peak_bytes=peak.peak_bytes,
         capacity_bytes=chip.device_bytes,
@@ -68,6 +81,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         kernels=roofline.kernels(timeline, first, last, count),
         compiled_graphs=int(trace.about.get("compiled_graphs", 0)),
         graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
+        compilations=compilations(timeline),
         redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},
         chip_time=bool(trace.about.get("chip_time", False)),
     )
@@ -110,12 +124,6 @@ def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fal
         seconds = d2h + on_host + h2d + stall
         ledger.append(Fallback(op, dtype, file, number, len(members) / steps, seconds, d2h, on_host, h2d, stall))
     return sorted(ledger, key=lambda item: (-item.seconds, item.op, item.line))
-
-
-def split_line(text: str) -> tuple[str, int]:
-    """Split ``train.py:12``; an unknown line is ``("", 0)``."""
-    file, _, number = text.rpartition(":")
-    return (file, int(number)) if number.isdigit() else (text, 0)
 
 
 def by_group(timeline: Timeline, label: str) -> list[tuple[str, int, float, float]]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from bringup.analyse.compilations import Compilations
 from bringup.analyse.holders import Memory
 from bringup.analyse.roofline import Kernel
+from bringup.analyse.unlike import Outside, UnlikeSteps
 from bringup.recording.findings import Finding
 
 SCHEMA_VERSION = 2
@@ -94,17 +96,24 @@ class Way:
 
 @dataclass(frozen=True)
 class Summary:
-    """The predicted cost of one recording on one machine. Times are seconds per step, averaged over the steady steps.
+    """The predicted cost of one recording on one machine. Times are seconds of the typical step.
+
+    The typical step is the median of the steps that do the same work, without the first if there are several.
 
     Attributes:
-        step_seconds: from the end of one step to the end of the next.
+        step_seconds: from the end of the step before to the end of the typical step.
         device_seconds: the part of a step in which the chip computes.
         fallback_seconds: the part of the rest in which the host runs operators that the chip does not have.
         link_seconds: the part of the rest in which the link to the host is busy.
         between_seconds: the part of the rest in which a link between chips is busy.
         host_seconds: the rest: the chip waits for the host.
-        launches: launches per step.
-        samples: the batch size, read from the first embedding, convolution or product of a step; 0 if unknown.
+        low_seconds, high_seconds: four fifths of the steps that do the same work take between these times.
+        unequal: True if these steps take different times.
+        like_steps: their number.
+        unlike_steps: steps that do other work, such as evaluations.
+        before, after: what comes before the first step and after the last one.
+        launches: launches of the typical step.
+        samples: the batch size on which the launches of the step and the loss agree; 0 if they do not.
         peak_bytes: the most device memory that tensors held at once, in blocks of the caching allocator.
         fits: True if the program fits the chip's memory, see `holders.fits`.
         out_of_memory: True if the program ended with this error, so its peak is unknown.
@@ -113,6 +122,7 @@ class Summary:
         kernels: the kinds of launches that take longest.
         findings: the sanitizer's findings; empty if it was off.
         compiled_graphs, graph_breaks: those of torch.compile in the whole program.
+        compilations: the graphs of torch.compile, or of a chip that only runs graphs; None if nothing is compiled.
         redirected: the CUDA names that the program used, and how often.
         chip_time: True if the program's clocks showed predicted time.
         ways_to_fit: changes that make the program fit, the cheapest first; empty if it already fits.
@@ -124,6 +134,9 @@ class Summary:
     host: str
     link: str
     step_seconds: float
+    low_seconds: float
+    high_seconds: float
+    unequal: bool = field(metadata=OURS)
     device_seconds: float
     link_seconds: float
     between_seconds: float
@@ -132,6 +145,10 @@ class Summary:
     total_seconds: float
     steps: int
     steps_by: str
+    like_steps: int
+    unlike_steps: list[UnlikeSteps]
+    before: Outside
+    after: Outside
     launches: int
     samples: int
     peak_bytes: int
@@ -153,6 +170,7 @@ class Summary:
     findings: list[Finding] = field(default_factory=list)
     compiled_graphs: int = 0
     graph_breaks: list[GraphBreak] = field(default_factory=list)
+    compilations: Compilations | None = None
     redirected: dict[str, int] = field(default_factory=dict)
     chip_time: bool = False
     run: str = ""
@@ -176,6 +194,8 @@ class Summary:
         """Return in words how the steps were recognised."""
         return {
             "optimizer": "one per optimizer step",
+            "period": "one per repetition of the same launches",
+            "backward": "one per backward pass",
             "forward": "one per outermost module call",
             "program": "marked by the program",
             "whole": "no steps found",

@@ -53,7 +53,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) 
     from torch._functorch import config as functorch_config
     from torch._inductor.compile_fx import compile_fx
 
-    lines.graphs += 1
+    lines.count_graph()
     devices = (real_device(tensor) for tensor in _tensors(inputs, graph))
     index = next((device.index or 0 for device in devices if device.type == "chip"), 0)
     (returned,) = next(node for node in graph.graph.nodes if node.op == "output").args

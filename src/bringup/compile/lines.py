@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,32 @@ if TYPE_CHECKING:
 _LIBRARIES = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(os.path.dirname(__file__)) + os.sep)
 _FRAME = re.compile(r'File "([^"]+)", line (\d+), in ')
 
+_STANDARD = os.path.dirname(os.__file__) + os.sep
+
 graphs = 0  # number of graphs compiled in this process
+again: list[str] = []  # the lines that called a function which was compiled again, one per graph
+
+
+def count_graph() -> None:
+    """Count a graph that Dynamo compiles; called while it does."""
+    from torch._guards import CompileContext
+
+    global graphs
+    graphs += 1
+    number = CompileContext.current_compile_id()
+    if number is not None and number.frame_compile_id:
+        again.append(_calling_line())
+
+
+def _calling_line() -> str:
+    """Return the line of the program that is running; "" if there is none."""
+    frame = sys._getframe()
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if not file.startswith((*_LIBRARIES, _STANDARD)) and "<" not in file:
+            return f"{_from_here(file)}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
 
 
 def line_of(node: fx.Node) -> str:
@@ -55,13 +81,15 @@ def breaks_since(count: int) -> list[dict[str, str]]:
 
 
 def begin_recording(places: Places) -> Callable[[], dict[str, Any]]:
-    """Return a function that reports the compiled graphs and the graph breaks since this call, for `Trace.about`."""
-    graphs_before, breaks_before = graphs, _break_count()
+    """Return a function that reports the graphs and graph breaks since this call, for `Trace.about`."""
+    graphs_before, again_before, breaks_before = graphs, len(again), _break_count()
 
     def since() -> dict[str, Any]:
         breaks = breaks_since(breaks_before) if _break_count() > breaks_before else []
+        recompiled = Counter(places.line(line) for line in again[again_before:])
         return {
             "compiled_graphs": graphs - graphs_before,
+            "recompilations": [{"line": line, "count": count} for line, count in recompiled.items()],
             "graph_breaks": [
                 {"line": places.line(item["line"]), "reason": places.within(item["reason"])} for item in breaks
             ],

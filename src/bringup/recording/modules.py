@@ -96,6 +96,12 @@ def _path(module: torch.nn.Module, callers: tuple[torch.nn.Module, ...]) -> str:
     return type(module).__name__
 
 
+def _trains_on_chip(optimizer: torch.optim.Optimizer) -> bool:
+    """Return True if an optimizer has a parameter on a chip."""
+    parameters = chain.from_iterable(group["params"] for group in optimizer.param_groups)
+    return any(real_device(parameter).type == "chip" for parameter in parameters)
+
+
 def _dummy(*_: Any, **__: Any) -> None: ...
 
 
@@ -107,7 +113,7 @@ def _optimizer_code() -> list[int]:
 
 @contextmanager
 def watched(names: Names) -> Iterator[None]:
-    """Record the module and phase of launches; mark outermost module calls and optimizer steps with rows."""
+    """Record the module and phase of launches; mark outermost module calls, and steps of optimizers on a chip."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     global _names
@@ -131,6 +137,8 @@ def watched(names: Names) -> Iterator[None]:
     optimizers: dict[torch.optim.Optimizer, int] = {}
 
     def stepped(optimizer: torch.optim.Optimizer, _args: Any, _kwargs: Any) -> None:
+        if not _trains_on_chip(optimizer):
+            return
         if optimizer not in optimizers:
             names.record_owner(optimizer, names.loose(optimizer), PARAMETERS)
         mark(STEP, optimizers.setdefault(optimizer, len(optimizers)))

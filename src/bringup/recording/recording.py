@@ -181,5 +181,5 @@ def record() -> Iterator[Trace]:
 
 
 def step() -> None:
-    """Mark the end of a step of the program. Without marks, optimizer steps or outermost module calls are the steps."""
+    """Mark the end of a step of the program. Without marks, `recording.steps.find_steps` finds the steps."""
     torch.ops.bringup.record_mark(STEP, BY_PROGRAM)

@@ -21,6 +21,7 @@ from bringup.recording.rows import (
     EVENT_RECORD,
     EVENT_SYNC,
     EVENT_WAIT,
+    FORWARD,
     FREE,
     H2D,
     HOST_INDEX,
@@ -32,7 +33,6 @@ from bringup.recording.rows import (
     STREAM_SYNC,
     WAITS,
 )
-from bringup.recording.steps import find_steps
 from bringup.recording.trace import Trace
 from bringup.text import size
 
@@ -283,8 +283,10 @@ def _is_input(trace: Trace, row: int, place: int) -> bool:
 def _leaks(rows: _Rows) -> Iterator[Finding]:
     """Find lines whose allocations of most steps are never freed."""
     columns = rows.trace.columns
-    steps = find_steps(columns)
-    if len(steps.ends) < 4 or steps.by == "whole":
+    steps = rows.trace.steps
+    # A program that calls no modules may collect the results of a repeated series.
+    collects = steps.by == "period" and not (rows.kind == FORWARD).any()
+    if len(steps.ends) < 4 or steps.by == "whole" or collects:
         return
     allocations = np.flatnonzero(rows.kind == ALLOC)
     freed = set(columns["object"][rows.kind == FREE].tolist())
@@ -335,7 +337,7 @@ def _implicit(rows: _Rows) -> Array:
 
 def _hot_waits(rows: _Rows) -> Iterator[Finding]:
     """Find lines that make the host wait in most steps, or often if the program has no steps."""
-    steps = find_steps(rows.trace.columns)
+    steps = rows.trace.steps
     implicit = _implicit(rows)
     lines = rows.line_of[implicit]
     step = np.searchsorted(steps.ends, implicit, side="right")

@@ -19,6 +19,8 @@ from bringup.cost.work_table import WorkTable
 from bringup.errors import TraceError
 from bringup.recording import archive, trace_check
 from bringup.recording.rows import KINDS, LAUNCH, PHASES
+from bringup.recording.step_work import StepWork, find_work
+from bringup.recording.steps import Steps, find_steps
 from bringup.text import short
 
 VERSION = 3
@@ -32,9 +34,10 @@ class Trace:
     Attributes:
         columns: name -> one value per row; ``signature``, ``line`` and ``module`` index the lists below (-1: none).
         uses: storage * 2 + written, of all rows; row i has ``uses[offsets[i]:offsets[i + 1]]``.
-        about: program, chip and torch version; ``redirected``, the CUDA names that it used; ``compiled_graphs`` and
-            ``graph_breaks`` of torch.compile; ``dry``, True if nothing was computed; ``held_bytes`` and
-            ``held_reserved_bytes``, the bytes that tensors and the allocator held on each device at the beginning.
+        about: program, chip and torch version; ``redirected``, the CUDA names that it used; ``compiled_graphs``,
+            ``recompilations`` and ``graph_breaks`` of torch.compile; ``dry``, True if nothing was computed;
+            ``held_bytes`` and ``held_reserved_bytes``, the bytes that tensors and the allocator held on each device at
+            the beginning.
     """
 
     columns: dict[str, Column]
@@ -58,6 +61,16 @@ class Trace:
     def work(self) -> WorkTable:
         """The work of the distinct kinds of launch."""
         return WorkTable.from_signatures(self.signatures)
+
+    @cached_property
+    def steps(self) -> Steps:
+        """The program's steps."""
+        return find_steps(self)
+
+    @cached_property
+    def step_work(self) -> StepWork:
+        """The work of the program's steps."""
+        return find_work(self)
 
     @property
     def launches(self) -> int:

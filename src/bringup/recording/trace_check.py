@@ -121,6 +121,11 @@ class _GraphBreak(BaseModel):
     reason: Text
 
 
+class _Recompilation(BaseModel):
+    line: Text
+    count: Count
+
+
 class _About(BaseModel):
     """The entries of `Trace.about` that bringup reads; there may be others."""
 
@@ -131,6 +136,7 @@ class _About(BaseModel):
     redirected: Annotated[dict[Text, Count], Field(max_length=MOST["lines"])] = {}
     compiled_graphs: Count = 0
     graph_breaks: Annotated[list[_GraphBreak], Field(max_length=MOST["lines"])] = []
+    recompilations: Annotated[list[_Recompilation], Field(max_length=MOST["lines"])] = []
     held_bytes: Annotated[list[Count], Field(max_length=MOST["devices"])] = []
     held_reserved_bytes: Annotated[list[Count], Field(max_length=MOST["devices"])] = []
     dry: StrictBool = False

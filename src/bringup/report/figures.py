@@ -16,6 +16,7 @@ from bringup.report import palette
 from bringup.report.chart import Axis, Figure, Series
 from bringup.text import duration, short, size
 from bringup.timeline.replay import Timeline
+from bringup.timeline.steady import steady
 
 MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
 MOST_LANES = 200  # by stream and family: ten streams with kernels of every family
@@ -24,14 +25,12 @@ MOST_SIGNATURES = 400
 
 
 def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
-    """Draw one step: a lane per stream, one per direction of the link, one for fallbacks.
+    """Draw the typical step: a lane per stream, one per direction of the link, one for fallbacks.
 
     Returns:
         the figure, or None if nothing ran, and a sentence on what it shows.
     """
-    ends = replayed.steps.ends
-    last = int(ends[-1]) if len(ends) else 0
-    first = int(ends[-2]) if len(ends) > 1 else replayed.steps.start
+    first, last, *_ = steady(replayed)
     kind = replayed.trace.columns["kind"]
     rows = np.arange(first, last)
     rows = rows[np.isin(kind[rows], (LAUNCH, H2D, D2H, D2D)) & (replayed.end[rows] > replayed.start[rows])]
@@ -61,7 +60,8 @@ def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
                 text=[text for _, _, text in spans],
             )
         )
-    note = f"The last step: {len(rows):,} launches and copies."
+    shown = "whole recording" if replayed.steps.by == "whole" else "typical step"
+    note = f"The {shown}: {len(rows):,} launches and copies."
     if merged > 0:
         note += f" {merged:,} are merged with a neighbour; timeline.json has all of them."
     if hidden > 0:

@@ -22,7 +22,7 @@ from bringup.pricing import ENGINES
 from bringup.recording.trace import Trace
 from bringup.report import figures, palette
 from bringup.report.chart import Figure
-from bringup.report.lines import band, by_kind, moment, per_million, unit
+from bringup.report.lines import band, by_kind, compilation_lines, moment, per_million, step_lines, unit
 from bringup.text import duration, size
 from bringup.timeline.replay import Timeline
 
@@ -97,12 +97,12 @@ def page(timeline: Timeline, summary: Summary) -> str:
         unit=unit(summary),
         band=band(summary),
         cost=per_million,
-        steps=_steps(summary),
+        steps=[line.text.strip() for line in (*step_lines(summary), *compilation_lines(summary))],
         parts=_parts(summary),
         groups=_groups(timeline),
         owners=allocations_at_peak(timeline.trace, summary.memory.at)[:MOST_OWNERS],
         kinds=by_kind(summary.memory.owners),
-        fullest=moment(summary.memory.at) if summary.memory.at else "",
+        fullest=moment(summary.memory.at, summary) if summary.memory.at else "",
         facts=_facts(timeline),
         engines=ENGINES,
         timeline_note=note,
@@ -138,12 +138,6 @@ def validation(count: int, tables: dict[str, Any], charts: dict[str, Figure], se
         tables=tables,
         sets=sets,
     )
-
-
-def _steps(summary: Summary) -> str:
-    if summary.steps_by == "whole":
-        return "No steps were found, so the whole recording counts as one"
-    return f"{summary.steps:,} steps, {summary.steps_text()}" + (", the first left out" if summary.steps > 1 else "")
 
 
 _CSS = {

@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # the list of chips needs no summary
     from bringup.analyse.summary import Summary, Way
 
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
+MOST_UNLIKE, MOST_CHANGES = 3, 3
+FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
@@ -56,6 +58,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     """Yield the numbers, findings and advice of a summary, for one screen."""
     yield from _times(summary)
     yield from _notes(summary)
+    yield from step_lines(summary)
     yield from _size(summary)
     if not summary.fits:
         yield from _memory(summary)
@@ -68,6 +71,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
         yield _line("bottleneck", "  ", (f"{number}.", "bold"), f" {item.condition}; {item.cause}")
         yield _line("advice", f"     -> {item.action}")
     yield from _compiled(summary)
+    yield from compilation_lines(summary)
     if summary.unpriced:
         names = ", ".join(summary.unpriced[:MOST_UNPRICED]) + (", ..." if len(summary.unpriced) > MOST_UNPRICED else "")
         yield _line("unpriced", f"  no cost rule, estimated from the bytes moved: {names}")
@@ -96,17 +100,63 @@ def _notes(summary: Summary) -> Iterator[Line]:
         yield _line("cuda", f"  cuda meant the chip: {redirected(summary)}")
 
 
-def _size(summary: Summary) -> Iterator[Line]:
-    steps = summary.steps_text()
+def step_lines(summary: Summary) -> Iterator[Line]:
+    """Yield how many steps there are and which one is shown, and what differs from it."""
+    one = unit(summary)
+    launches = f"{quantity(summary.launches, 'launch')} per {one}"
     if summary.steps_by == "whole":
-        yield _line("launches", f"  {quantity(round(summary.launches), 'launch')}, {steps}")
+        yield _line("launches", f"  {quantity(summary.launches, 'launch')}, {summary.steps_text()}")
     else:
-        warm = ", the first left out as warm-up" if summary.steps > 1 else ""
+        batch = f", batch {summary.samples:,}" if summary.samples else ""
+        shown = f"{quantity(summary.steps, 'step')}, {summary.steps_text()}{_shown(summary)}"
+        yield _line("launches", f"  {launches}{batch}; {shown}")
+    if summary.unequal:
+        between = f"{duration(summary.low_seconds)} to {duration(summary.high_seconds)}"
+        most = "they" if summary.like_steps <= FEW_STEPS else "four of five"
+        yield _line("unequal", f"  steps that do the same work are unequal: {most} take {between}")
+    for item in summary.unlike_steps[:MOST_UNLIKE]:
+        where = f" at {item.file}:{item.line}" if item.file else ""
+        each = " each" if item.count > 1 else ""
+        cost = f"{quantity(item.launches, 'launch')}, {duration(item.seconds)}{each}"
+        yield _line("unlike", f"  {quantity(item.count, 'step')} with other work{where}: {cost}")
+    if len(summary.unlike_steps) > MOST_UNLIKE:
+        more = quantity(len(summary.unlike_steps) - MOST_UNLIKE, "more line")
+        yield _line("more-unlike", f"  and other work at {more}: see the report")
+    for name, part in (("before the first", summary.before), ("after the last", summary.after)):
+        if part.seconds > summary.step_seconds:
+            launches = f"{quantity(part.launches, 'launch')}, " if part.launches else ""
+            yield _line("outside", f"  {name} step: {launches}{duration(part.seconds)}")
+
+
+def _shown(summary: Summary) -> str:
+    """Return in words which step the figures are of."""
+    others = summary.steps - 1
+    if others < 2:
+        return ", the first left out as warm-up" if others else ""
+    return f"; shown is the median of the {summary.like_steps:,} after the first" + (
+        " that do the same work" if summary.like_steps < others else ""
+    )
+
+
+def compilation_lines(summary: Summary) -> Iterator[Line]:
+    """Yield what is compiled again because shapes change."""
+    built = summary.compilations
+    if built is None:
+        return
+    where = f" at {', '.join(built.changed_at[:MOST_CHANGES])}" if built.changed_at else ""
+    if built.shapes > 1:
+        changes = {-1: "shapes change", 0: "the first axis changes"}.get(built.axis, "the length changes")
+        buckets = f"; buckets of {built.bucket:,}: {built.bucketed:,}" if built.bucket else ""
         yield _line(
-            "launches",
-            f"  {quantity(summary.launches, 'launch')} per {unit(summary)}, batch {summary.samples or 'unknown'}; "
-            f"{quantity(summary.steps, 'step')}, {steps}{warm}",
+            "compilations",
+            f"  {quantity(built.shapes, 'shape')} in {quantity(summary.steps, 'step')} = "
+            f"{quantity(built.graphs, 'compilation')}, which the times leave out; {changes}{where}{buckets}",
         )
+    elif summary.compiled_graphs and where:
+        yield _line("compilations", f"  torch.compile compiled again for calls{where}")
+
+
+def _size(summary: Summary) -> Iterator[Line]:
     verdict = ("fits", "") if summary.fits else ("does not fit", "bold red")
     energy = "" if summary.energy_joules is None else f"   energy {summary.energy_joules:.3g} J per {unit(summary)}"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
@@ -118,7 +168,7 @@ def _memory(summary: Summary) -> Iterator[Line | Row]:
     """Yield the moment of the memory peak, its holders, and ways to fit."""
     memory = summary.memory
     if memory.at is not None:
-        yield _line("fullest", f"  memory is fullest in {moment(memory.at)}")
+        yield _line("fullest", f"  memory is fullest in {moment(memory.at, summary)}")
     for kind, total, largest in by_kind(memory.owners):
         where = ", ".join(f"{name or 'outside modules'} {size(count)}" for name, count in largest)
         if total >= LEAST_SHARE * memory.reserved_bytes:
@@ -150,7 +200,8 @@ def _fallbacks(summary: Summary) -> Iterator[Line | Row]:
     if more:
         rest = sum(item.seconds for item in more)
         yield _line(
-            "more-fallbacks", f"  and {quantity(len(more), 'more fallback')}, {duration(rest)} per step: see the report"
+            "more-fallbacks",
+            f"  and {quantity(len(more), 'more fallback')}, {duration(rest)} per {unit(summary)}: see the report",
         )
 
 
@@ -212,10 +263,12 @@ def way_text(way: Way, capacity: int) -> str:
     return f"{way.change}: {size(way.peak_bytes)}, {verdict}, {duration(way.step_seconds)} for the same work"
 
 
-def moment(at: Moment) -> str:
-    """Write the step, phase, module and line at which memory is fullest."""
+def moment(at: Moment, summary: Summary) -> str:
+    """Write the step if there are steps, the phase, module and line at which memory is fullest."""
+    step = f"step {at.step + 1:,} of {summary.steps:,}, " if at.step < summary.steps else "what follows the last step, "
     inside = f" of {at.module}" if at.module else ""
-    return f"step {at.step + 1}, {at.phase} pass{inside}" + (f", at {at.line}" if at.line else "")
+    where = f", at {at.line}" if at.line else ""
+    return f"{'' if summary.steps_by == 'whole' else step}{at.phase} pass{inside}{where}"
 
 
 def by_kind(owners: list[Owner]) -> list[tuple[str, int, list[tuple[str, int]]]]:

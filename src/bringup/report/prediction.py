@@ -15,6 +15,7 @@ from bringup.machine.files import load_chip, load_host
 from bringup.machine.schema import Chip, Host
 from bringup.recording.trace import Trace
 from bringup.report import directory, html
+from bringup.report.lines import unit
 from bringup.timeline.replay import HostClock, Timeline, replay
 
 
@@ -40,7 +41,8 @@ class Prediction:
 
     def __repr__(self) -> str:
         """Return the step time and the chip as text."""
-        return f"<Prediction: {self.summary.step_seconds * 1e3:.4g} ms per step on {self.summary.chip}>"
+        took = f"{self.summary.step_seconds * 1e3:.4g} ms per {unit(self.summary)}"
+        return f"<Prediction: {took} on {self.summary.chip}>"
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one self-contained file."""

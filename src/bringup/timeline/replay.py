@@ -31,7 +31,7 @@ from bringup.recording.rows import (
     STREAM_SYNC,
     WAITS,
 )
-from bringup.recording.steps import Steps, find_steps
+from bringup.recording.steps import Steps
 from bringup.recording.trace import Trace
 from bringup.timeline import library
 
@@ -132,7 +132,7 @@ def replay(
         host,
         inputs.prices,
         trace.work,
-        find_steps(trace.columns),
+        trace.steps,
         issued,
         start,
         end,

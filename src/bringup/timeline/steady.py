@@ -1,45 +1,70 @@
-"""The steady part of a timeline: the steps after the first, and the batch that they work on."""
+"""The typical step of a timeline: the step of median time among those that do the same work."""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+from typing import Any
 
-from bringup.recording.rows import HOST, IN_FORWARD, LAUNCH, RESUME, SIGNAL
+import numpy as np
+import numpy.typing as npt
+
+from bringup.recording.rows import HOST, RESUME, SIGNAL
 from bringup.timeline.replay import Timeline
+
+Array = npt.NDArray[Any]
+LOWEST, HIGHEST = 0.1, 0.9  # the quantiles of the steps' times that are reported as their spread
+UNEQUAL = 0.25  # of the typical time: steps with a larger spread are called unequal; a logged value costs less
+
+
+@dataclass(frozen=True)
+class Typical:
+    """The times of the steps after the first, which is left out as warm-up if there is another one.
+
+    Attributes:
+        seconds: the time of each.
+        chosen: the index of the typical step, the median of the steps that do the same work.
+        low, high: seconds between which four fifths of the steps lie that are alike.
+    """
+
+    seconds: Array
+    chosen: int
+    low: float
+    high: float
+
+    @property
+    def is_unequal(self) -> bool:
+        """True if steps that do the same work take different times."""
+        return self.high - self.low > UNEQUAL * float(self.seconds[self.chosen])
+
+
+def finished(timeline: Timeline) -> Array:
+    """Return for every row when the host has issued it and all before it, and every device has finished them.
+
+    Other waits of a thread do not count, because they may belong to a monitor thread. They delay only the later rows of
+    their thread.
+    """
+    ours = ~np.isin(timeline.trace.columns["kind"], (HOST, SIGNAL, RESUME))
+    done: Array = np.maximum.accumulate(np.maximum(timeline.end, timeline.issued + timeline.waited) * ours)
+    return done
+
+
+def typical(timeline: Timeline) -> Typical:
+    """Find the typical step of a timeline."""
+    work = timeline.trace.step_work
+    seconds = np.diff(np.concatenate(([0.0], finished(timeline)))[work.rows])
+    members = np.flatnonzero(work.alike)
+    # Picoseconds, so that equal steps stay equal on machines whose arithmetic differs; of equal steps, the last counts.
+    order = members[np.lexsort((-members, np.round(seconds[members] * 1e12)))]
+    count = len(order)
+    low, high = (float(seconds[order[round(quantile * (count - 1))]]) for quantile in (LOWEST, HIGHEST))
+    return Typical(seconds, int(order[(count - 1) // 2]), low, high)
 
 
 def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
-    """Return the steady part: its first and end row, its start and end in seconds, and its number of steps.
-
-    The first step is left out as warm-up if there are at least two.
-    """
-    steps = timeline.steps
-    ends, start, rows = steps.ends, steps.start, len(timeline.trace)
-    if not rows:
+    """Return the typical step: its first and end row, its start and end in seconds, and the number of steps, 1."""
+    if not len(timeline.trace):
         return 0, 0, 0.0, 0.0, 1
-    # A step ends when the host has issued all its rows and every device has finished them. Other waits of a thread do
-    # not count, because they may belong to a monitor thread. They delay only the later rows of their thread.
-    ours = ~np.isin(timeline.trace.columns["kind"], (HOST, SIGNAL, RESUME))
-    done = np.maximum.accumulate(np.maximum(timeline.end, timeline.issued + timeline.waited) * ours)
-    if len(ends) > 1:
-        return int(ends[0]), int(ends[-1]), float(done[ends[0] - 1]), float(done[ends[-1] - 1]), len(ends) - 1
-    since = float(done[start - 1]) if start else 0.0
-    return start, int(ends[-1]), since, float(done[ends[-1] - 1]), 1
-
-
-def samples(timeline: Timeline, first: int, last: int) -> int:
-    """Return the leading dimension of the input of the first embedding, convolution or product; 0 if there is none."""
-    columns, work = timeline.trace.columns, timeline.work
-    for row in np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first:
-        number = columns["signature"][row]
-        signature = timeline.trace.signatures[number]
-        product = work.works[number].family in ("convolution", "matmul")
-        signature = next((item for item in signature.inner if item.base == "embedding"), signature)
-        if columns["phase"][row] != IN_FORWARD or not (product or signature.base == "embedding"):
-            continue
-        names = ("indices", "input", "mat1", "self")
-        tensors = map(signature.tensor, names)
-        data = next((tensor for tensor in tensors if tensor is not None and tensor.shape), None)
-        if data is not None:
-            return int(data.shape[0])
-    return 0
+    chosen = typical(timeline).chosen
+    first, last = map(int, timeline.trace.step_work.rows[chosen : chosen + 2])
+    done = finished(timeline)
+    return first, last, float(done[first - 1]) if first else 0.0, float(done[last - 1]), 1

@@ -1,0 +1,97 @@
+"""The batch that a step works on, read from its launches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.cost.signature import Signature, Tensor
+from bringup.recording.rows import IN_BACKWARD, IN_FORWARD, LAUNCH
+from bringup.recording.steps import owned_storages
+from bringup.recording.trace import Trace
+from bringup.timeline.replay import Timeline
+
+Array = npt.NDArray[Any]
+PRODUCTS = ("convolution", "depthwise", "matmul", "attention")
+DATA = ("input", "mat1", "batch1", "query", "self")  # names of the argument whose first axis has the samples
+FACTORS = ("weight", "mat2")
+
+
+def samples(timeline: Timeline, first: int, last: int) -> int:
+    """Return the batch of the rows from `first` to `last`; 0 if the launches of the forward pass do not agree on one.
+
+    It is the first axis of an embedding's indices or of the first product. That of every product and of the loss has to
+    be a multiple of it, as rows of tokens and heads are. Of an axis with time first, a graph's nodes, or calls with
+    different batches, not all are.
+    """
+    trace = timeline.trace
+    columns, owned = trace.columns, owned_storages(trace)
+    launches = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
+    candidates: list[int] = []
+    multiples: set[int] = set()
+    rows_of: dict[int, int] = {}  # storage of a factor -> first axis of the data that it multiplies
+    casts: dict[int, int] = {}  # copy of a parameter, such as autocast makes -> the parameter
+    for row in launches[columns["phase"][launches] == IN_FORWARD].tolist():
+        number = int(columns["signature"][row])
+        signature = trace.signatures[number]
+        uses = trace.uses[trace.offsets[row] : trace.offsets[row + 1]].tolist()
+        sources = {casts.get(use >> 1, use >> 1) for use in uses if not use & 1}
+        if len(sources) == 1 and owned[min(sources)]:
+            casts |= dict.fromkeys((use >> 1 for use in uses if use & 1), min(sources))
+        candidates += _looked_up(signature)
+        data = _first(signature, DATA) if timeline.work.works[number].family in PRODUCTS else None
+        if data is None:
+            continue
+        size = data.shape[0]
+        candidates += [] if multiples else [size]
+        multiples.add(size)
+        factor = _first(signature, FACTORS)
+        if factor is None or factor.storage < 0:
+            continue
+        storage = _storage(trace, row, factor)
+        storage = casts.get(storage, storage)
+        mixes = len(data.shape) == 2 and data.shape[1] == size and not owned[storage]  # samples with samples
+        if mixes or rows_of.setdefault(storage, size) != size:
+            return 0
+    multiples |= _loss(trace, launches, owned)
+    agreed = (size for size in candidates if size and not any(other % size for other in multiples))
+    return next(agreed, 0)
+
+
+def _looked_up(signature: Signature) -> Iterator[int]:
+    """Yield the first axis of an embedding's indices, also inside of a fused kernel."""
+    for item in (signature, *signature.inner):
+        indices = item.tensor("indices") if item.base == "embedding" else None
+        if indices is not None and indices.shape:
+            yield indices.shape[0]
+
+
+def _first(signature: Signature, names: tuple[str, ...]) -> Tensor | None:
+    tensors = map(signature.tensor, names)
+    return next((tensor for tensor in tensors if tensor is not None and tensor.shape), None)
+
+
+def _storage(trace: Trace, row: int, tensor: Tensor) -> int:
+    """Return the number of the storage of a launch's tensor on the chip."""
+    return int(trace.uses[trace.offsets[row] + tensor.storage]) >> 1
+
+
+def _loss(trace: Trace, launches: Array, owned: Array) -> set[int]:
+    """Return the first axis of the last reduction to a number before the first backward launch, if there is one.
+
+    Reductions of parameters, such as a penalty of their norm, do not count.
+    """
+    columns = trace.columns
+    backward = launches[columns["phase"][launches] == IN_BACKWARD]
+    if not len(backward):
+        return set()
+    for row in launches[launches < backward[0]][::-1].tolist():
+        signature = trace.signatures[int(columns["signature"][row])]
+        read = [tensor for tensor in signature.tensors if tensor.shape and tensor.storage >= 0]
+        reduces = read and signature.results and not any(tensor.shape for tensor in signature.results)
+        if reduces and not any(owned[_storage(trace, row, tensor)] for tensor in read):
+            return {read[0].shape[0]}
+    return set()

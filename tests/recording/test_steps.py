@@ -1,0 +1,221 @@
+"""What counts as a step, in programs with an optimizer and without one."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import bringup
+from bringup.recording.rows import LAUNCH
+from bringup.recording.steps import Steps
+from bringup.recording.trace import Trace
+
+
+def recorded(program: Callable[[], object]) -> Trace:
+    with bringup.record() as trace:
+        program()
+    return trace
+
+
+def launches(trace: Trace) -> list[int]:
+    """Count the launches before the first step, in each step, and after the last one."""
+    bounds = [0, trace.steps.start, *trace.steps.ends.tolist(), len(trace)]
+    counts = np.concatenate(([0], np.cumsum(trace.columns["kind"] == LAUNCH)))[bounds]
+    return np.diff(counts).tolist()
+
+
+def kind_and_count(steps: Steps) -> tuple[str, int]:
+    return steps.by, len(steps.ends)
+
+
+def layers(depth: int) -> nn.ModuleList:
+    return nn.ModuleList(nn.Linear(8, 8) for _ in range(depth)).to("chip")
+
+
+def call_layers(stack: nn.ModuleList, times: int) -> None:
+    for _ in range(times):
+        x = torch.ones(4, 8, device="chip")
+        for layer in stack:
+            x = torch.relu(layer(x))
+        x.sum().item()
+
+
+@pytest.mark.parametrize("times", [2, 7])
+def test_a_loop_that_calls_the_layers_is_one_step_each(times: int) -> None:
+    stack = layers(12)
+    trace = recorded(lambda: call_layers(stack, times))
+    assert kind_and_count(trace.steps) == ("period", times)
+    assert launches(trace) == [0, *[26] * times, 0]  # ones, twelve layers and activations, sum
+
+
+def test_one_pass_through_layers_is_no_twelve_steps() -> None:
+    stack = layers(12)
+    assert kind_and_count(recorded(lambda: call_layers(stack, 1)).steps) == ("whole", 1)
+
+
+def multiply(weights: list[torch.Tensor], times: int) -> None:
+    data = torch.ones(4, 8, device="chip")
+    for number in range(times):
+        x = data
+        for weight in weights:
+            x = torch.relu(x @ weight)
+        total = x.sum()
+        if number % 5 == 4:
+            print(total.item())
+
+
+def test_steps_without_modules_are_repeated_launches() -> None:
+    weights = [torch.ones(8, 8, device="chip") for _ in range(6)]
+    trace = recorded(lambda: multiply(weights, 20))
+    assert kind_and_count(trace.steps) == ("period", 20)
+    assert launches(trace) == [1, *[13] * 20, 0]
+    assert kind_and_count(recorded(lambda: multiply(weights, 1)).steps) == ("whole", 1)
+
+
+def test_a_series_inside_of_a_module_call_is_no_step() -> None:
+    cell = nn.GRUCell(4, 4).to("chip")
+
+    class Network(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            state = torch.zeros(2, 4, device="chip")
+            for _ in range(20):
+                state = cell(x, state)
+            return state
+
+    network, x = Network(), torch.ones(2, 4, device="chip")
+    assert kind_and_count(recorded(lambda: network(x)).steps) == ("forward", 1)
+    assert kind_and_count(recorded(lambda: [network(x) for _ in range(3)]).steps) == ("forward", 3)
+
+
+def test_a_model_and_its_loss_are_one_step() -> None:
+    model, loss = nn.Linear(4, 2).to("chip"), nn.MSELoss()
+
+    def evaluate() -> None:
+        for rows in (6, 6, 6, 2):  # the last batch is smaller
+            loss(model(torch.ones(rows, 4, device="chip")), torch.ones(rows, 2, device="chip")).item()
+
+    assert kind_and_count(recorded(evaluate).steps) == ("period", 4)
+
+
+def test_calls_of_the_module_called_most_are_steps() -> None:
+    encoder, denoiser, decoder = layers(3)
+
+    def sample() -> None:
+        x = encoder(torch.ones(2, 8, device="chip"))
+        for number in range(5):
+            x = denoiser(x) if number != 2 else denoiser(x).relu().exp().tanh()
+        decoder(x)
+
+    assert kind_and_count(recorded(sample).steps) == ("forward", 5)
+
+
+def test_irregular_steps_without_an_optimizer_are_backward_passes() -> None:
+    model = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 1)]).to("chip")
+
+    def train() -> None:
+        for depth in (1, 4, 2, 7, 3):
+            x = torch.ones(4, 8).to("chip")
+            for _ in range(depth):
+                x = model[0](x)
+            model[1](x).square().mean().backward()
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.1 * parameter.grad
+                    parameter.grad = None
+
+    trace = recorded(train)
+    assert kind_and_count(trace.steps) == ("backward", 5)
+    assert launches(trace)[0] == launches(trace)[-1] == 0 and len(set(launches(trace)[1:-1])) == 5
+
+
+def test_the_only_step_begins_at_the_forward_pass_that_feeds_it() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)).to("chip")
+
+    def train() -> None:
+        for _ in range(9):
+            model(torch.ones(1, 8, device="chip"))
+        model(torch.ones(2, 8, device="chip")).sum().backward()  # gradients that are thrown away
+        model.zero_grad()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(4):
+            model(torch.ones(4, 8).to("chip")).square().mean().backward()
+        optimizer.step()
+
+    def one_batch() -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        optimizer.zero_grad()
+        model(torch.ones(4, 8).to("chip")).square().mean().backward()
+        optimizer.step()
+
+    trace, one = recorded(train), recorded(one_batch)
+    assert kind_and_count(trace.steps) == ("optimizer", 1) and trace.steps.start > 0
+    before, step, after = launches(trace)
+    single = launches(one)[1]
+    additions = 4  # to gradients that the first micro-batch allocated
+    passes = single - 1  # without the optimizer's own launch
+    assert before > 9 * 4 and after == 0
+    assert step == 1 + 4 * passes + 3 * additions
+
+
+def test_optimizers_of_the_host_mark_no_steps() -> None:
+    def train(device: str, steps: int) -> None:
+        model = nn.Linear(4, 4).to(device)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(steps):
+            model(torch.ones(2, 4, device=device)).sum().backward()
+            optimizer.step()
+
+    def program() -> None:
+        torch.ones(4, device="chip").add_(1)
+        train("cpu", 9)
+        train("chip", 4)
+
+    trace = recorded(program)
+    assert kind_and_count(trace.steps) == ("optimizer", 4)
+    assert min(launches(trace)[1:-1]) > 3
+
+
+def test_steps_are_those_of_the_optimizer_that_steps_most() -> None:
+    def optimizers() -> Iterator[torch.optim.Optimizer]:
+        for model in layers(2):
+            yield torch.optim.SGD(model.parameters(), lr=0.1)
+            model(torch.ones(2, 8, device="chip")).sum().backward()
+
+    def program() -> None:
+        first, second = optimizers()
+        first.step()
+        for _ in range(3):
+            second.step()
+
+    assert kind_and_count(recorded(program).steps) == ("optimizer", 3)
+
+
+def test_an_empty_recording_is_one_part() -> None:
+    trace = recorded(lambda: None)
+    assert kind_and_count(trace.steps) == ("whole", 1) and launches(trace) == [0, 0, 0]
+
+
+def test_the_data_of_a_step_belongs_to_it() -> None:
+    model = nn.Linear(8, 8).to("chip")
+
+    def infer() -> None:
+        for _ in range(4):
+            x = torch.ones(4, 8, device="chip").exp()
+            model(x).sum().item()
+
+    trace = recorded(infer)
+    assert kind_and_count(trace.steps) == ("forward", 4)
+    assert launches(trace) == [0, 4, 4, 4, 4, 0]
+
+
+def test_two_different_loops_are_no_steps() -> None:
+    weights = [torch.ones(8, 8, device="chip") for _ in range(2)]
+
+    def program() -> None:
+        multiply(weights, 9)
+        for _ in range(9):
+            (torch.ones(8, 8, device="chip") @ weights[0]).exp().tanh().sum()
+
+    assert kind_and_count(recorded(program).steps) == ("whole", 1)

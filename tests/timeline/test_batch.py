@@ -1,0 +1,80 @@
+"""The batch is named only if the launches of a step agree on it."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+import bringup
+
+
+def batch(program: Callable[[], object]) -> int:
+    with bringup.record() as trace:
+        program()
+        bringup.step()
+    return int(bringup.price(trace, "t4").samples)
+
+
+def test_tokens_and_heads_are_multiples_of_the_batch() -> None:
+    words, places = nn.Embedding(16, 32).to("chip"), nn.Embedding(10, 32).to("chip")
+    layer = nn.TransformerEncoderLayer(32, 4, 64, 0.0, batch_first=True).to("chip")
+    head = nn.Linear(32, 16).to("chip")
+
+    def program() -> None:
+        x = torch.zeros(6, 10, dtype=torch.long, device="chip")
+        hidden = places(torch.arange(10, device="chip")) + words(x)
+        nn.functional.cross_entropy(head(layer(hidden)).flatten(0, 1), x.flatten()).backward()
+
+    assert batch(program) == 6
+
+
+def test_time_first_is_no_batch() -> None:
+    model = nn.LSTM(8, 8).to("chip")
+    assert batch(lambda: model(torch.ones(35, 20, 8, device="chip"))[0].square().mean().backward()) == 0
+
+
+def test_acting_and_training_do_not_agree() -> None:
+    model = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 2)).to("chip")
+
+    def program() -> None:
+        with torch.no_grad():
+            model(torch.ones(1, 4, device="chip"))
+        model(torch.ones(128, 4, device="chip")).square().mean().backward()
+
+    assert batch(program) == 0
+    assert batch(lambda: model(torch.ones(128, 4, device="chip")).square().mean().backward()) == 128
+
+
+def test_the_nodes_of_a_graph_are_no_batch() -> None:
+    model = nn.Linear(16, 4).to("chip")
+    edges = torch.eye(50, device="chip")
+    assert batch(lambda: (edges @ model(torch.ones(50, 16, device="chip"))).square().mean().backward()) == 0
+    labelled = torch.arange(20, device="chip")
+    assert batch(lambda: model(torch.ones(50, 16, device="chip"))[labelled].square().mean().backward()) == 0
+
+
+def test_a_square_layer_is_no_graph() -> None:
+    model = nn.Linear(32, 32).to("chip")
+    assert batch(lambda: model(torch.ones(32, 32, device="chip")).square().mean().backward()) == 32
+
+
+def test_gradients_by_hand_have_no_batch() -> None:
+    x, weight = torch.ones(64, 8, device="chip"), torch.ones(8, 4, device="chip")
+    assert batch(lambda: x.t() @ (x @ weight)) == 0
+    assert batch(lambda: x @ weight) == 64
+
+
+def test_autocast_copies_weights_and_changes_no_batch() -> None:
+    model = nn.Linear(32, 32).to("chip")
+
+    def train(rows: int) -> None:
+        with torch.autocast("chip", dtype=torch.bfloat16):
+            model(torch.ones(rows, 32, device="chip")).float().square().mean().backward()
+
+    def act() -> None:
+        with torch.no_grad(), torch.autocast("chip", dtype=torch.bfloat16):
+            model(torch.ones(1, 32, device="chip"))
+        train(32)
+
+    assert batch(lambda: train(32)) == 32
+    assert batch(act) == 0
