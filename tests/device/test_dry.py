@@ -531,3 +531,16 @@ def test_the_commands_are_listed(capsys: pytest.CaptureFixture[str], monkeypatch
     with pytest.raises(SystemExit):
         main()
     assert "fit " in capsys.readouterr().out
+
+
+def test_tensors_of_a_program_without_modules_are_not_all_parameters() -> None:
+    with dry(), bringup.record() as trace:
+        plain = torch.ones(1 << 20, device="chip")
+        total = plain + plain
+        del plain
+    used = bringup.price(trace, "t4").memory
+    assert {owner.kind for owner in used.owners if owner.kind != "held before the recording"} == {
+        "tensors outside modules"
+    }
+    assert sum(owner.bytes for owner in used.owners) == used.peak_bytes
+    del total
