@@ -23,10 +23,10 @@ void start() {
   register_profiler();
 }
 
-void configure_chip(std::string chip, std::string description, int64_t devices, int64_t device_bytes, bool check,
-                    std::string driver, bool past_capacity) {
-  configure(
-      {std::move(chip), std::move(description), int(devices), uint64_t(device_bytes), check, std::move(driver), past_capacity});
+void configure_chip(std::string chip, std::string description, int64_t devices, int64_t device_bytes, int64_t context_bytes,
+                    bool check, std::string driver, bool past_capacity) {
+  configure({std::move(chip), std::move(description), int(devices), uint64_t(device_bytes), uint64_t(context_bytes), check,
+             std::move(driver), past_capacity});
 }
 
 const at::Generator& generator(int64_t device) { return default_generator(c10::DeviceIndex(device)); }
@@ -40,7 +40,7 @@ TORCH_LIBRARY(bringup, m) {
   using namespace bringup;
   m.def("start() -> ()", &start);
   m.def(
-      "configure(str chip, str description, int devices, int device_bytes, bool check, str driver, "
+      "configure(str chip, str description, int devices, int device_bytes, int context_bytes, bool check, str driver, "
       "bool past_capacity) -> ()",
       &configure_chip);
   m.def("set_device_count(int count) -> ()", [](int64_t count) { set_device_count(int(count)); });

@@ -3,6 +3,7 @@
 #include <c10/util/flat_hash_map.h>
 
 #include <algorithm>
+#include <limits>
 #include <map>
 #include <mutex>
 #include <set>
@@ -246,8 +247,8 @@ class Pool {
   }
 
   size_t limit() const {
-    size_t own = limit_;
-    return own ? own : config().device_bytes;
+    size_t own = limit_, room = config().room();
+    return own ? std::min(own, room) : room;
   }
   void set_limit(double fraction) {
     std::lock_guard<std::mutex> lock(mutex_);
@@ -347,7 +348,7 @@ class Pool {
                      : bytes < kMiddle ? kLargeSegment
                                        : (bytes + kRoundLarge - 1) / kRoundLarge * kRoundLarge;
     size_t reserved = size_t(stats_.reserved_bytes[0].current);
-    if (reserved + segment > limit() && !(anyway && limit() == config().device_bytes)) return nullptr;
+    if (reserved + segment > limit() && !(anyway && limit() == config().room())) return nullptr;
     void* address = nullptr;
     int status = driver().alloc(device(device_).handle, segment, &address);
     if (status == BRINGUP_OUT_OF_MEMORY) return nullptr;
@@ -408,6 +409,41 @@ class Pool {
     delete other;
   }
 
+  // Free blocks in segments that also hold live blocks, and the line whose live blocks beside them are the largest.
+  Pieces pieces_locked() {
+    Pieces pieces;
+    for (auto& pool : free_)
+      for (const Block* block : pool)
+        if (block->previous || block->next) {
+          ++pieces.count;
+          pieces.largest = std::max(pieces.largest, block->bytes);
+        }
+    struct Group : Pieces {
+      int64_t first = std::numeric_limits<int64_t>::max();  // allocation number
+    };
+    std::map<std::pair<void*, int64_t>, Group> by_line;
+    for (auto& [address, block] : in_use_) {
+      bool beside = (block->previous && !block->previous->allocated) || (block->next && !block->next->allocated);
+      if (!beside) continue;
+      Group& group = by_line[{block->line.code, block->line.instruction}];
+      group.line = block->line;
+      group.first = std::min(group.first, block->number);
+      ++group.neighbours;
+      group.neighbour_bytes += block->bytes;
+    }
+    const Group* most = nullptr;
+    for (auto& [line, group] : by_line)
+      if (!most || group.neighbour_bytes > most->neighbour_bytes ||
+          (group.neighbour_bytes == most->neighbour_bytes && group.first < most->first))
+        most = &group;
+    if (most) {
+      pieces.line = most->line;
+      pieces.neighbours = most->neighbours;
+      pieces.neighbour_bytes = most->neighbour_bytes;
+    }
+    return pieces;
+  }
+
   std::vector<Held> largest_locked(size_t most) {
     std::vector<Held> live;
     for (auto& [address, block] : in_use_) live.push_back(*block);
@@ -433,9 +469,13 @@ void Pool::warn_past_capacity(size_t requested, const Line& line, std::unique_lo
 
 void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
   ++stats_.num_ooms;
-  Shortage shortage{
-      requested,        size_t(stats_.allocated_bytes[0].current), size_t(stats_.reserved_bytes[0].current), limit(), line,
-      largest_locked(5)};
+  Shortage shortage{requested,
+                    size_t(stats_.allocated_bytes[0].current),
+                    size_t(stats_.reserved_bytes[0].current),
+                    limit(),
+                    line,
+                    largest_locked(5),
+                    pieces_locked()};
   lock.unlock();  // describing lines acquires the GIL, whose holder may be waiting for this mutex
   throw_out_of_memory(device_, shortage);
 }

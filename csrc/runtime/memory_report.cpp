@@ -44,7 +44,7 @@ void say_past_capacity(int device, size_t requested, const Line& line) {
   std::string where = describe(line);
   std::fprintf(stderr, "bringup: chip:%d (%s) would be out of memory here: %s%srequested %s of %s; going on (--oom=continue)\n",
                device, config().chip.c_str(), where.c_str(), where.empty() ? "" : ": ", human(requested).c_str(),
-               human(config().device_bytes).c_str());
+               human(config().room()).c_str());
 }
 
 void throw_out_of_memory(int device, const Shortage& shortage) {
@@ -55,12 +55,23 @@ void throw_out_of_memory(int device, const Shortage& shortage) {
   if (std::string where = describe(shortage.line); !where.empty()) text << " at " << where;
   text << ", allocated " << human(shortage.allocated) << ", reserved " << human(shortage.reserved) << ", capacity "
        << human(config().device_bytes);
-  if (shortage.limit != config().device_bytes) text << ", limited by the program to " << human(shortage.limit);
+  if (config().context_bytes) text << " (of which the context takes " << human(config().context_bytes) << ")";
+  if (shortage.limit != config().room()) text << ", limited by the program to " << human(shortage.limit);
   if (!shortage.largest.empty()) text << "\nlargest live tensors:";
   for (const Held& block : shortage.largest) {
     std::string where = describe(block.line), what = what_for(block.purpose);
     text << "\n  " << human(block.requested) << "  " << (what.empty() ? "?" : what) << "  "
          << (where.empty() ? "(no Python line)" : where);
+  }
+  const Pieces& pieces = shortage.pieces;
+  if (pieces.count && shortage.requested <= shortage.limit - shortage.allocated) {
+    std::string where = describe(pieces.line);
+    text << "\nfragmentation: the request would fit if free memory were in one piece; " << pieces.count
+         << " free pieces, the largest " << human(pieces.largest) << ", lie between live tensors, most of them "
+         << pieces.neighbours << " (" << human(pieces.neighbour_bytes) << ") "
+         << (where.empty() ? "without a Python line" : "made at " + where)
+         << "; use expandable segments (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True), or allocate the largest tensors first "
+            "and in the same order in every step";
   }
   text << "\nfree tensors, lower the batch size, or choose a chip with more memory (reserved but free, in smaller pieces: "
        << human(shortage.reserved - shortage.allocated) << ")";

@@ -16,11 +16,19 @@ struct Held {
   Purpose purpose;
 };
 
+// Free memory between live blocks, and one line whose blocks keep it apart.
+struct Pieces {
+  size_t count = 0, largest = 0;
+  Line line;
+  size_t neighbours = 0, neighbour_bytes = 0;  // live blocks of that line beside a piece
+};
+
 // An allocation that failed, and the state of its pool.
 struct Shortage {
   size_t requested, allocated, reserved, limit;
   Line line;
   std::vector<Held> largest;
+  Pieces pieces;
 };
 
 std::string human(size_t bytes);

@@ -28,9 +28,12 @@ struct Config {
   std::string description;  // one line for get_device_name
   int devices = 1;
   uint64_t device_bytes = 0;
+  uint64_t context_bytes = 0;  // of them, what the driver's context and the libraries take
   bool check = false;
   std::string driver;          // path of a driver library; empty for the virtual chip
-  bool past_capacity = false;  // allocations may exceed device_bytes; only for the virtual chip
+  bool past_capacity = false;  // allocations may exceed room(); only for the virtual chip
+
+  uint64_t room() const { return device_bytes - context_bytes; }  // what allocations can take
 };
 
 struct Stream {

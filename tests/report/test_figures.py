@@ -32,7 +32,8 @@ def small(prediction: bringup.Prediction, **changes: object) -> bringup.Predicti
     """Price the recording on a t4 with twice the memory that the program needs."""
     chip = bringup.load_chip("t4")
     data = chip.model_dump() | {"invented": True, **changes}
-    data["memory"]["device_gib"] = 2 * prediction.peak_bytes / 2**30
+    twice = 2 * prediction.peak_bytes / 2**30
+    data["memory"] |= {"device_gib": twice, "usable_gib": twice, "context_mib": 0.0}
     return bringup.price(prediction.trace, type(chip).model_validate(data))
 
 

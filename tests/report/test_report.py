@@ -105,7 +105,7 @@ def test_the_screen_says_who_where_and_what_to_do(prediction: bringup.Prediction
     for seconds in summary.parts().values():
         assert f"{seconds / summary.step_seconds:.0%}" in shown["shares"]
     assert f"{summary.launches} launches" in shown["launches"] and f"batch {summary.samples};" in shown["launches"]
-    assert f"{size(summary.peak_bytes)} of 16.00 GiB" in shown["memory"]
+    assert f"{size(summary.peak_bytes)} of 14.65 GiB" in shown["memory"]
     last = summary.bottlenecks[-1]
     assert f"{last.condition}; {last.cause}" in shown["bottleneck"] and last.action in shown["advice"]
 

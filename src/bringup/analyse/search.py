@@ -26,11 +26,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Program:
-    """A script with its arguments, and the name of the argument or environment variable to vary."""
+    """A script with its arguments, and the name of the argument or environment variable to vary.
+
+    Attributes:
+        options: further options of `bringup run`; with ``-m``, the script is the name of a module.
+    """
 
     script: str
     arguments: tuple[str, ...]
     vary: str | None = None
+    options: tuple[str, ...] = ()
 
     def call(self, value: int | None) -> tuple[list[str], dict[str, str]]:
         """Return the arguments and the environment that pass this value."""
@@ -87,7 +92,7 @@ class _Runs:
         out = self.folder / str(len(self.traces))
         command = [sys.executable, "-m", "bringup", "run", "--dry", "--oom=continue", f"--chip={name}", f"--out={out}"]
         done = subprocess.run(
-            [*command, self.program.script, *arguments],
+            [*command, *self.program.options, self.program.script, *arguments],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
@@ -112,14 +117,13 @@ class _Runs:
         The recording on the largest chip is used, unless only a run on this chip shows whether the program fits.
         """
         chip = self.chips[name]
-        widest = max(self.chips, key=lambda other: self.chips[other].device_bytes)
+        widest = max(self.chips, key=lambda other: self.chips[other].room_bytes)
         trace = self.trace(value, widest)
         summary = self._priced(trace, chip)
-        if summary.peak_bytes <= chip.device_bytes < summary.memory.reserved_bytes and name != widest:
+        if summary.peak_bytes <= chip.room_bytes < summary.memory.reserved_bytes and name != widest:
             summary = self._priced(self.trace(value, name), chip)
         how = "" if value is None else f"{self.program.vary} {value}: "
-        verdict = "fits" if summary.fits else "does not fit"
-        self.say(f"{how}{chip.name} {verdict}, {size(summary.peak_bytes)} of {size(chip.device_bytes)}")
+        self.say(f"{how}{chip.name} {summary.verdict_text()}, {size(summary.peak_bytes)} of {size(chip.device_bytes)}")
         return summary
 
     def _priced(self, trace: Trace, chip: Chip) -> Summary:
@@ -170,7 +174,7 @@ def _largest(runs: _Runs, name: str, most: int) -> Fit:
     if not at(1).fits:
         return Fit(as_is)
     low, high = 1, most + 1  # `low` fits, `high` does not fit or was not tried
-    capacity = runs.chips[name].device_bytes
+    capacity = runs.chips[name].room_bytes
     halved = True  # the last guess halved the bracket; if it did not, the next one does
     while high - low > max(1, low // 100):
         width = high - low
@@ -193,7 +197,7 @@ def _largest(runs: _Runs, name: str, most: int) -> Fit:
 
 
 def _need(summary: Summary) -> int:
-    return summary.peak_bytes if summary.fits else max(summary.memory.reserved_bytes, summary.capacity_bytes + 1)
+    return summary.peak_bytes if summary.fits else max(summary.memory.reserved_bytes, summary.room_bytes + 1)
 
 
 def _crossing(low: int, low_bytes: int, high: int, high_bytes: int, capacity: int) -> int:

@@ -13,7 +13,7 @@ from bringup.analyse.compilations import compilations
 from bringup.analyse.summary import Fallback, GraphBreak, Summary
 from bringup.analyse.unlike import outside, unlike_steps
 from bringup.cost import FAMILIES
-from bringup.pricing.errors import error_band
+from bringup.pricing.bands import bound, error_band
 from bringup.recording.rows import LAUNCH
 from bringup.text import split_line
 from bringup.timeline import library
@@ -38,7 +38,8 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     )
     step = (until - since) / count
     peak = peak or memory.usage(trace, timeline.steps.ends)
-    band, source = error_band(chip)
+    need, out_of_memory = memory.needed_bytes(trace, peak, chip), bool(trace.about.get("out_of_memory", False))
+    band = error_band(chip, bound(busy / count, step))
     energy = _energy(timeline, step, busy / count)
     price = chip.price
     launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
@@ -68,14 +69,18 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         samples=samples(timeline, first, last),
         peak_bytes=peak.peak_bytes,
         capacity_bytes=chip.device_bytes,
-        fits=memory.fits(trace, peak, chip),
-        out_of_memory=bool(trace.about.get("out_of_memory", False)),
+        context_bytes=chip.context_bytes,
+        fits=not out_of_memory and need <= chip.room_bytes,
+        verdict=memory.TOO_LARGE if out_of_memory else memory.verdict(need, chip.room_bytes),
+        out_of_memory=out_of_memory,
         dry=bool(trace.about.get("dry", False)),
         memory=peak,
         energy_joules=energy,
         cost_usd=price.usd_per_hour * step / 3600 if price and price.usd_per_hour else None,
-        error_band=band,
-        error_source=source,
+        error_band=band.error,
+        error_band_of=band.measured,
+        error_band_rows=band.rows,
+        error_source=band.text,
         unpriced=unpriced(timeline),
         fallbacks=fallbacks(timeline, first, last, count),
         kernels=roofline.kernels(timeline, first, last, count),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bringup.analyse.compilations import Compilations
-from bringup.analyse.holders import Memory
+from bringup.analyse.holders import CLOSE, FITS, TOO_LARGE, Memory
 from bringup.analyse.roofline import Kernel
 from bringup.analyse.unlike import Outside, UnlikeSteps
 from bringup.recording.findings import Finding
@@ -81,7 +81,7 @@ class Way:
 
     Attributes:
         change: the change as a sentence.
-        peak_bytes: memory of the fullest device after the change, fragmentation included.
+        peak_bytes: memory of the fullest device after the change, with what the allocator reserves beyond tensors.
         saved_bytes: the reduction.
         fits: True if the program then fits the chip's memory.
         step_seconds: approximate time for the work of one present step.
@@ -115,7 +115,10 @@ class Summary:
         launches: launches of the typical step.
         samples: the batch size on which the launches of the step and the loss agree; 0 if they do not.
         peak_bytes: the most device memory that tensors held at once, in blocks of the caching allocator.
-        fits: True if the program fits the chip's memory, see `holders.fits`.
+        capacity_bytes, context_bytes: the device memory that the chip's driver reports, and the part of it that the
+            driver's context and libraries take.
+        fits: True if the bytes that the program needs are at most the rest, see `holders.needed_bytes`.
+        verdict: ``yes``, ``no`` or ``within 5 %``, if the need is so near to the rest that only a run decides.
         out_of_memory: True if the program ended with this error, so its peak is unknown.
         dry: True if the program was recorded in a dry run.
         memory: the holders of device memory at its peak.
@@ -126,6 +129,8 @@ class Summary:
         redirected: the CUDA names that the program used, and how often.
         chip_time: True if the program's clocks showed predicted time.
         ways_to_fit: changes that make the program fit, the cheapest first; empty if it already fits.
+        error_band, error_band_of, error_band_rows, error_source: see `pricing.bands.Band`; the band for programs with
+            the bound of this one.
         energy_joules, cost_usd: per step; None if the chip file has no power or no price.
         run: the id of the run, the same in all files of its report; empty outside a report.
     """
@@ -153,13 +158,17 @@ class Summary:
     samples: int
     peak_bytes: int
     capacity_bytes: int
+    context_bytes: int
     fits: bool
+    verdict: str
     out_of_memory: bool
     dry: bool
     memory: Memory
     energy_joules: float | None
     cost_usd: float | None
     error_band: float | None
+    error_band_of: str
+    error_band_rows: int
     error_source: str
     unpriced: list[str]
     fallbacks: list[Fallback] = field(default_factory=list)
@@ -174,6 +183,15 @@ class Summary:
     redirected: dict[str, int] = field(default_factory=dict)
     chip_time: bool = False
     run: str = ""
+
+    @property
+    def room_bytes(self) -> int:
+        """The device memory that the program's tensors can take."""
+        return self.capacity_bytes - self.context_bytes
+
+    def verdict_text(self) -> str:
+        """Return in words whether the program fits the chip's memory."""
+        return {FITS: "fits", CLOSE: "within 5 %: try it", TOO_LARGE: "does not fit"}[self.verdict]
 
     def parts(self) -> dict[str, float]:
         """Return the parts of a step in seconds; they add up to the step. Links between chips count only if used."""

@@ -61,12 +61,12 @@ def ways(timeline: Timeline, summary: Summary) -> list[Way]:
     """
     trace, chip = timeline.trace, timeline.chip
     storages = memory.storages(trace, summary.memory.at.device if summary.memory.at else 0)
-    free = next((item.bytes for item in summary.memory.owners if item.kind == "fragmentation"), 0)
+    free = summary.memory.free_bytes
 
     def judged(change: _Change) -> Way:
         need = int(storages.peak(change.scale) + change.extra_bytes + free)
         saved = summary.memory.peak_bytes + free - need
-        return Way(change.text, need, saved, need <= chip.device_bytes, summary.step_seconds + change.extra_seconds)
+        return Way(change.text, need, saved, need <= chip.room_bytes, summary.step_seconds + change.extra_seconds)
 
     program_changes = [
         *_smaller_state(trace, storages),
@@ -105,7 +105,7 @@ def _smaller_batch(timeline: Timeline, summary: Summary, storages: Storages, fre
     if batch < 2:
         return
     scaled = _is_kind(storages, ACTIVATIONS, KEPT, INPUTS, WORKSPACE)
-    capacity = timeline.chip.device_bytes - free
+    capacity = timeline.chip.room_bytes - free
 
     def scale(size: int) -> Array:
         return np.where(scaled, size / batch, 1.0)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from bringup.machine.facts import flat, source_of
 from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
-from bringup.pricing.errors import error_band
+from bringup.pricing.bands import error_band
 from bringup.pricing.measurements import measurements
 from bringup.report.terminal import console as new_console
 from bringup.report.terminal import escaped
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _facts(chip: Chip) -> dict[str, Any]:
-    band, source = error_band(chip)
+    band = error_band(chip)
     fastest = max((name for name in chip.matrix.tflops if name != "tf32"), key=lambda name: chip.matrix.tflops[name])
     return {
         "name": chip.name,
@@ -34,8 +34,10 @@ def _facts(chip: Chip) -> dict[str, Any]:
         "bandwidth_gb_s": chip.memory.bandwidth_gb_s,
         "peak_tflops": dict(chip.matrix.tflops),
         "fastest_dtype": fastest,
-        "validation": source,
-        "error_band": None if band is None else round(band, 4),
+        "validation": band.text,
+        "error_band": None if band.error is None else round(band.error, 4),
+        "error_band_of": band.measured,
+        "error_band_rows": band.rows,
         "invented": chip.invented,
     }
 
@@ -67,7 +69,6 @@ def command(context: click.Context, as_json: bool) -> None:
     ):
         table.add_column(title, justify=justify, no_wrap=True)  # type: ignore[arg-type]
     for row in rows:
-        validated = row["validation"].startswith("validated")
         table.add_row(
             row["name"],
             f"{row['device_gib']:g}",
@@ -76,7 +77,7 @@ def command(context: click.Context, as_json: bool) -> None:
             row["fastest_dtype"],
             "" if row["error_band"] is None else f"{row['error_band']:.0%}",
             escaped(row["validation"].split(":")[0]),
-            style=None if validated else "dim",
+            style=None if row["error_band_of"] == "programs" else "dim",
         )
     console = new_console()
     console.print(table)

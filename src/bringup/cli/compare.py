@@ -18,7 +18,7 @@ from bringup.cli.options import host_clock_option, host_option
 from bringup.files import write_text
 from bringup.machine.files import available_chips, chip_names, load_chip, load_host
 from bringup.report import directory, html, terminal
-from bringup.report.lines import per_million, unit
+from bringup.report.lines import memory_share, per_million, unit
 from bringup.report.prediction import read_trace
 from bringup.report.summary_json import as_dict
 from bringup.report.terminal import escaped
@@ -90,14 +90,13 @@ def print_table(rows: list[Row], console: Console) -> None:
     for row in rows:
         summary = row.summary
         total = summary.step_seconds or 1.0
-        share = summary.peak_bytes / summary.capacity_bytes
         table.add_row(
             escaped(summary.chip),
             duration(summary.step_seconds),
             f"{row.ratio:.2f}x",
             row.bound,
             f"{summary.device_seconds / total:.0%}",
-            f"{share:.0%}" if summary.fits else f"[red]{share:.0%}: too small[/]",
+            memory_share(summary),
             f"{sum(item.count for item in summary.fallbacks):,.0f}" if summary.fallbacks else "-",
             "-" if summary.energy_joules is None else f"{summary.energy_joules:.3g} J",
             per_million(summary),

@@ -12,9 +12,11 @@ import click
 from rich.table import Table
 
 from bringup.analyse.search import Program, search
+from bringup.cli.fit_model import MODEL_OPTIONS, model_options, print_model
 from bringup.cli.options import host_option
+from bringup.cli.run import command as run
 from bringup.errors import BringupError
-from bringup.machine.files import chip_names, load_chip, load_host
+from bringup.machine.files import available_chips, chip_names, load_chip, load_host
 from bringup.report import lines, terminal
 from bringup.report.summary_json import as_dict
 from bringup.text import duration, plain, size
@@ -23,8 +25,17 @@ if TYPE_CHECKING:
     from bringup.analyse.search import Fit
 
 
+# Options of `bringup run` that fit sets itself, or that have no use in a search.
+NOT_SHARED = {"chips", "host", "host_clock", "dry", "oom", "sanitize", "out", "as_json", "script", "arguments"}
+SHARED = [
+    option for option in run.params if isinstance(option, click.Option) and option.name not in (*NOT_SHARED, "help")
+]
+
+
 @click.command()
-@click.option("--chips", required=True, metavar="NAME|FILE,...", help="Chips to try.")
+@click.option(
+    "--chips", default=None, metavar="NAME|FILE,...", help="Chips to try (with --model, default: all that ship)."
+)
 @click.option(
     "--vary",
     default=None,
@@ -36,30 +47,48 @@ if TYPE_CHECKING:
 )
 @host_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
-@click.argument("script")
+@model_options
+@click.argument("script", required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@click.pass_context
 def command(
-    chips: str,
+    context: click.Context,
+    /,
+    chips: str | None,
     vary: str | None,
     most: int,
     host: str | None,
     as_json: bool,
-    script: str,
+    model: str | None,
+    script: str | None,
     arguments: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Run SCRIPT dry, and show which chips have enough memory for it and their predicted step time.
 
     ARGUMENTS of the script follow ``--``. With --vary, find the largest number that fits, such as a batch size:
-    `bringup fit --chips t4,edge8 --vary --batch train.py -- --epochs 1`.
+    `bringup fit --chips t4,edge8 --vary --batch train.py -- --epochs 1`. With --model instead of SCRIPT, show the
+    memory of a model: `bringup fit --model llama-2-7b --train --lora 8 --batch 4`.
     """
+    changed = _changed(context)
+    if model is not None:
+        _refuse(changed & {"vary", "most", "host", "script", *(option.name for option in SHARED)}, "--model")
+        names = chip_names(chips, "--chips") if chips else available_chips()
+        chosen = {name: options[name] for name in MODEL_OPTIONS}
+        print_model(model, {name: load_chip(name) for name in names}, as_json, **chosen)
+        return
+    _refuse(changed & set(MODEL_OPTIONS), "a script")
+    if script is None or chips is None:
+        missing = "SCRIPT, or --model" if script is None else "--chips"
+        raise BringupError(f"bringup fit needs {missing}: for example, bringup fit --chips t4 train.py")
     described = {name: load_chip(name) for name in chip_names(chips, "--chips")}
-    if not os.path.isfile(script):
+    if not options["module"] and not os.path.isfile(script):
         raise BringupError(f"{script}: there is no such script: give the path of a Python file")
     if vary is not None and not re.fullmatch(r"--?[A-Za-z][\w-]*|[A-Za-z_]\w*", vary):
         raise BringupError(
             f"--vary must be an argument (--batch-size) or an environment variable (BATCH), got {vary!r}"
         )
-    program = Program(script, arguments, vary)
+    program = Program(script, arguments, vary, _passed_on(options))
     fits = search(program, described, load_host(host), most=most, say=_say)
     if as_json:
         click.echo(
@@ -69,6 +98,30 @@ def command(
     _print(fits, program)
 
 
+def _changed(context: click.Context) -> set[str]:
+    """Return the names of the options and arguments that the user gave."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return {name for name in context.params if context.get_parameter_source(name) == source and context.params[name]}
+
+
+def _refuse(names: set[str], other: str) -> None:
+    if names:
+        options = ", ".join("SCRIPT" if name == "script" else f"--{name.replace('_', '-')}" for name in sorted(names))
+        raise BringupError(f"{options} and {other} exclude each other: leave one out")
+
+
+def _passed_on(options: dict[str, Any]) -> tuple[str, ...]:
+    """Return the options of `bringup run` that differ from their defaults, as the command line has them."""
+    words: list[str] = []
+    for option in SHARED:
+        value = options[option.name or ""]
+        if option.is_flag and value:
+            words.append(option.opts[0])
+        elif not option.is_flag and value != option.default:
+            words.append(f"{option.opts[0]}={value}")
+    return tuple(words)
+
+
 def _say(text: str) -> None:
     print(plain(text), file=sys.stderr, flush=True)
 
@@ -76,7 +129,7 @@ def _say(text: str) -> None:
 def _as_dict(fit: Fit) -> dict[str, Any]:
     def run(summary: Any) -> dict[str, Any]:
         full = as_dict(summary)
-        keep = ("peak_bytes", "fits", "step_seconds", "samples", "launches", "error_band", "ways_to_fit")
+        keep = ("peak_bytes", "fits", "verdict", "step_seconds", "samples", "launches", "error_band", "ways_to_fit")
         return {**{name: full[name] for name in keep}, "reserved_bytes": full["memory"]["reserved_bytes"]}
 
     largest = None
@@ -88,6 +141,9 @@ def _as_dict(fit: Fit) -> dict[str, Any]:
         **run(fit.as_is),
         "largest": largest,
     }
+
+
+command.params[:0] = SHARED
 
 
 def _print(fits: list[Fit], program: Any) -> None:
@@ -104,7 +160,7 @@ def _print(fits: list[Fit], program: Any) -> None:
             terminal.escaped(summary.chip),
             size(summary.capacity_bytes),
             size(summary.peak_bytes),
-            "fits" if summary.fits else "[red]does not fit[/]",
+            summary.verdict_text() if summary.fits else f"[red]{summary.verdict_text()}[/]",
             duration(summary.step_seconds),
         ]
         if program.vary:
@@ -113,7 +169,7 @@ def _print(fits: list[Fit], program: Any) -> None:
     console.print(table)
     for fit in fits:
         for way in fit.as_is.ways_to_fit:
-            text = lines.way_text(way, fit.as_is.capacity_bytes)
+            text = lines.way_text(way, fit.as_is.room_bytes)
             console.print(f"{terminal.escaped(fit.as_is.chip)} -> {terminal.escaped(text)}", highlight=False)
 
 

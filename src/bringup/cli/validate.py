@@ -17,6 +17,7 @@ from rich.table import Table
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
 from bringup.machine.files import load_chip, load_host
+from bringup.pricing.bands import write_table
 from bringup.report import terminal
 from bringup.report.validation import page
 from bringup.text import duration, quantity
@@ -44,6 +45,12 @@ if TYPE_CHECKING:
     "--programs", is_flag=True, help="Predict whole programs instead of operators: models of transformers, run dry."
 )
 @click.option(
+    "--bands",
+    default=None,
+    metavar="FILE",
+    help="Also write the errors by chip and bound, as src/bringup/pricing/bands.csv has them; needs --programs.",
+)
+@click.option(
     "--leave-one-out", is_flag=True, help="Also predict every chip with constants fitted without it; needs --data."
 )
 @click.option(
@@ -64,6 +71,7 @@ def command(
     chips: str | None,
     families: str | None,
     programs: bool,
+    bands: str | None,
     leave_one_out: bool,
     live: bool,
     device: str,
@@ -77,13 +85,15 @@ def command(
     Without --data, the measurements that ship with bringup are used. With --data, all rows of the sets in DIR are used.
     The model's constants were fitted on a part of these rows, so errors of fitted and of unseen rows are separate.
     """
-    if html:
-        refuse_unwritable(html)
+    if bands and (not programs or chips):
+        raise BringupError("--bands writes the errors of all programs: give --programs, and no --chip")
+    for file in filter(None, (html, bands)):
+        refuse_unwritable(file)
     if live:
         _live(device, chips, host, as_json)
         return
     if programs:
-        _programs(chips, worst, html, as_json)
+        _programs(chips, worst, html, bands, as_json)
         return
 
     data_sets = read_folder(Path(data)) if data else None
@@ -211,7 +221,7 @@ def _show(
     return console
 
 
-def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) -> None:
+def _programs(chips: str | None, worst: int, html: str | None, bands: str | None, as_json: bool) -> None:
     from bringup.validation import programs  # imports torch
 
     rows = [run for run in programs.runs() if _is_listed(run.chip, chips)]
@@ -222,11 +232,15 @@ def _programs(chips: str | None, worst: int, html: str | None, as_json: bool) ->
     with Progress(console=Console(stderr=True), transient=True) as bar:
         for run in bar.track(rows, description="recording programs in dry form"):
             run_errors |= programs.errors([run])
+    if bands:
+        by_bound = [(run.chip, programs.bound_of(run), error) for run, error in run_errors.items()]
+        write_table(Path(bands), by_bound)
     scaled = programs.with_one_run(run_errors)
     tables: dict[str, Groups] = {}
     keys: dict[str, Callable[[Any], str]] = {
         "chip": lambda run: run.chip,
         "program": lambda run: f"{run.model} {run.mode}",
+        "bound": lambda run: f"{run.chip} {programs.bound_of(run)}",
     }
     for title, key in keys.items():
         columns = {

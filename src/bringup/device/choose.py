@@ -62,7 +62,14 @@ def choose(
     checking = asked_check() if check is None else check
     library = asked_driver() if driver is None else driver
     torch.ops.bringup.configure(
-        described.name, described.description, devices, described.device_bytes, checking, library, past_capacity
+        described.name,
+        described.description,
+        devices,
+        described.device_bytes,
+        described.context_bytes,
+        checking,
+        library,
+        past_capacity,
     )
 
 

@@ -113,9 +113,20 @@ class Memory(_Table):
 
     # The virtual chip reserves addresses for the whole capacity, which must be at least one page.
     device_gib: Annotated[float, Field(gt=0, le=4096, description="capacity in GiB (2**30 bytes)"), _at_least(1e-5)]
+    usable_gib: Annotated[float | None, Field(gt=0, le=4096, description="total that the driver reports")] = None
+    context_mib: Annotated[float, Field(ge=0, le=1e6, description="taken by the driver's context and libraries")] = 0
     bandwidth_gb_s: Rate
     sustained: Annotated[Fraction | None, Field(description="streaming read over peak")] = None
     fresh_gb_s: Annotated[Rate | None, Field(description="first write to a fresh page of the host")] = None
+
+    @model_validator(mode="after")
+    def _usable_memory_exists(self) -> Memory:
+        total = self.usable_gib if self.usable_gib is not None else self.device_gib
+        if total > self.device_gib:
+            raise ValueError(f"usable_gib is {total:g}, more than device_gib {self.device_gib:g}")
+        if total * 2**30 - self.context_mib * 2**20 < 4096:  # a page
+            raise ValueError(f"context_mib is {self.context_mib:g}, which leaves nothing of {total:g} GiB")
+        return self
 
 
 class Link(_Table):
@@ -262,8 +273,19 @@ class Chip(_Sourced):
 
     @property
     def device_bytes(self) -> int:
-        """Capacity of one device in bytes."""
-        return int(self.memory.device_gib * 2**30)
+        """Capacity of one device in bytes, as its driver reports it."""
+        total = self.memory.usable_gib
+        return int((self.memory.device_gib if total is None else total) * 2**30)
+
+    @property
+    def context_bytes(self) -> int:
+        """The part of `device_bytes` that the driver's context and its libraries take."""
+        return int(self.memory.context_mib * 2**20)
+
+    @property
+    def room_bytes(self) -> int:
+        """The part of `device_bytes` that allocations can take."""
+        return self.device_bytes - self.context_bytes
 
     def supports(self, op: str, family: str, dtype: str) -> bool:
         """Return True if the chip runs an operator (``aten::topk``, with or without overload) on a dtype.

@@ -1,11 +1,10 @@
-"""The errors of predictions against measurements, and a chip's error band."""
+"""The errors of predictions against measurements of operators."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,8 +12,8 @@ import numpy.typing as npt
 
 from bringup import pricing
 from bringup.cost.signature import Signature
-from bringup.machine.files import available_chips, load_chip
-from bringup.pricing.measurements import Measurement, measurements
+from bringup.machine.files import load_chip
+from bringup.pricing.measurements import Measurement
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
@@ -112,37 +111,3 @@ def summarize(off: dict[Any, float], key: Callable[[Any], str]) -> dict[str, Err
     for row, error in off.items():
         groups[key(row)].append(error)
     return {name: Errors.from_values(values) for name, values in sorted(groups.items())}
-
-
-def error_band(chip: Chip) -> tuple[float | None, str]:
-    """Return the mean absolute error of a chip's predictions (0.18: 18 %), and its origin in words."""
-    if chip.name in available_chips() and chip == load_chip(chip.name):
-        return _shipped_band(chip.name)
-    return _band(chip)
-
-
-@cache
-def _shipped_band(name: str) -> tuple[float | None, str]:
-    return _band(load_chip(name))
-
-
-def _rows_of(name: str) -> Sequence[Measurement]:
-    return [row for row in measurements() if row.chip == name]
-
-
-@cache
-def _shipped_errors(name: str) -> tuple[float, ...]:
-    return tuple(errors(_rows_of(name), load_chip(name)).values())
-
-
-def _band(chip: Chip) -> tuple[float | None, str]:
-    measured = list(errors(_rows_of(chip.name), chip).values())
-    if measured:
-        return float(np.mean(np.abs(measured))), f"validated on {len(measured)} measurements of operators"
-    names = sorted({row.chip for row in measurements()})
-    same = [name for name in names if (load_chip(name).kind == "gpu") == (chip.kind == "gpu")]
-    pooled = [error for name in same for error in _shipped_errors(name)]
-    if chip.invented or not pooled:
-        return None, "invented chip: nothing to validate"
-    what = "GPUs" if chip.kind == "gpu" else "NPUs and TPUs"
-    return float(np.mean(np.abs(pooled))), f"described, not validated: the error over {len(same)} other {what}"

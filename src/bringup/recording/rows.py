@@ -20,9 +20,9 @@ BY_PROGRAM = -1  # the object column of a step row recorded by bringup.step()
 # The owners of storages. Owner rows hold the first two, in the column bytes; `analyse.holders` derives the others.
 OWNERS = (
     *("parameters", "buffers", "gradients", "optimizer state", "activations", "kept between calls", "inputs"),
-    *("workspace", "held before the recording", "fragmentation"),
+    *("workspace", "held before the recording", "tensors outside modules"),
 )
-PARAMETERS, BUFFERS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, KEPT, INPUTS, WORKSPACE, BEFORE, FRAGMENTATION = range(
+PARAMETERS, BUFFERS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, KEPT, INPUTS, WORKSPACE, BEFORE, OUTSIDE = range(
     len(OWNERS)
 )
 

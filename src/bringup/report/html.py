@@ -22,7 +22,16 @@ from bringup.pricing import ENGINES
 from bringup.recording.trace import Trace
 from bringup.report import figures, palette
 from bringup.report.chart import Figure
-from bringup.report.lines import band, by_kind, compilation_lines, moment, per_million, step_lines, unit
+from bringup.report.lines import (
+    band,
+    by_kind,
+    compilation_lines,
+    memory_share,
+    moment,
+    per_million,
+    step_lines,
+    unit,
+)
 from bringup.text import duration, size
 from bringup.timeline.replay import Timeline
 
@@ -121,6 +130,7 @@ def comparison(trace: Trace, rows: list[Row]) -> str:
         rows=rows,
         fastest=min(row.summary.step_seconds for row in rows) or 1.0,
         cost=per_million,
+        memory_share=memory_share,
         unit=unit(rows[0].summary),
         duration=duration,
         fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),

@@ -157,7 +157,7 @@ def compilation_lines(summary: Summary) -> Iterator[Line]:
 
 
 def _size(summary: Summary) -> Iterator[Line]:
-    verdict = ("fits", "") if summary.fits else ("does not fit", "bold red")
+    verdict = (summary.verdict_text(), "" if summary.fits else "bold red")
     energy = "" if summary.energy_joules is None else f"   energy {summary.energy_joules:.3g} J per {unit(summary)}"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
     peak = f"  memory {size(summary.peak_bytes)} of {size(summary.capacity_bytes)}, "
@@ -171,15 +171,17 @@ def _memory(summary: Summary) -> Iterator[Line | Row]:
         yield _line("fullest", f"  memory is fullest in {moment(memory.at, summary)}")
     for kind, total, largest in by_kind(memory.owners):
         where = ", ".join(f"{name or 'outside modules'} {size(count)}" for name, count in largest)
-        if total >= LEAST_SHARE * memory.reserved_bytes:
-            yield Row("holder", ("   ", kind, size(total), f"{total / max(memory.reserved_bytes, 1):.0%}", where))
+        if total >= LEAST_SHARE * memory.peak_bytes:
+            yield Row("holder", ("   ", kind, size(total), f"{total / max(memory.peak_bytes, 1):.0%}", where))
+    if memory.free_bytes >= LEAST_SHARE * memory.peak_bytes:
+        yield _line("free", f"  beside them, the allocator holds {size(memory.free_bytes)} that no tensor uses")
     if summary.out_of_memory:
         yield _line(
             "out-of-memory",
             "  the program ended there: run it with --oom=continue to see the memory it needs and ways to make it fit",
         )
     for way in summary.ways_to_fit:
-        yield _line("way", f"  -> {way_text(way, summary.capacity_bytes)}")
+        yield _line("way", f"  -> {way_text(way, summary.room_bytes)}")
 
 
 def _fallbacks(summary: Summary) -> Iterator[Line | Row]:
@@ -257,9 +259,15 @@ def redirected(summary: Summary) -> str:
     return names + (f", and {quantity(len(most) - 4, 'more name')}" if len(most) > 4 else "")
 
 
-def way_text(way: Way, capacity: int) -> str:
+def memory_share(summary: Summary) -> str:
+    """Write the peak as a share of the memory that tensors can take, with the verdict unless it fits."""
+    note = {"yes": "", "no": ": too small"}.get(summary.verdict, ": try it")
+    return f"{summary.peak_bytes / summary.room_bytes:.0%}{note}"
+
+
+def way_text(way: Way, room: int) -> str:
     """Write a way to fit with the memory and the time that it needs for the same work."""
-    verdict = "fits" if way.fits else f"{size(way.peak_bytes - capacity)} too much"
+    verdict = "fits" if way.fits else f"{size(way.peak_bytes - room)} too much"
     return f"{way.change}: {size(way.peak_bytes)}, {verdict}, {duration(way.step_seconds)} for the same work"
 
 

@@ -7,7 +7,8 @@ model to a fixed part of the rows.
 
 from __future__ import annotations
 
-from bringup.pricing.errors import Errors, error_band, errors, grouped, summarize
+from bringup.pricing.bands import error_band
+from bringup.pricing.errors import Errors, errors, grouped, summarize
 from bringup.pricing.measurements import Measurement, measurements
 from bringup.validation.readers import MeasurementSet, read_folder
 

@@ -18,12 +18,14 @@ import torch
 from bringup.device.dry import dry
 from bringup.device.load import use_unless_chosen
 from bringup.errors import BringupError
+from bringup.pricing.bands import bound
 from bringup.recording.recording import record, step
 from bringup.report.prediction import price
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
     from bringup.recording.trace import Trace
+    from bringup.report.prediction import Prediction
 
 TABLE = Path(__file__).parent / "programs.csv"
 # Programs are recorded on this chip; the traces are priced on others.
@@ -182,9 +184,9 @@ def recorded(model: str, mode: str, precision: str, length: int, batch: int) -> 
     return trace
 
 
-def predicted(run: Run, chip: Chip | None = None) -> float:
-    """Return the predicted seconds of one step, on the run's own chip by default."""
-    return float(price(recorded(*run.program), chip or run.chip, run.host).step_seconds)
+def predicted(run: Run, chip: Chip | None = None) -> Prediction:
+    """Return the prediction of one step, on the run's own chip by default."""
+    return price(recorded(*run.program), chip or run.chip, run.host)
 
 
 # How far one run moves the scale of a chip: the model's error differs by some 10 % between chips and by 8 % between
@@ -209,4 +211,10 @@ def with_one_run(run_errors: dict[Run, float]) -> dict[Run, float]:
 
 def errors(rows: Iterable[Run]) -> dict[Run, float]:
     """Return the relative error of the prediction for every run."""
-    return {run: predicted(run) / run.seconds - 1 for run in rows}
+    return {run: predicted(run).step_seconds / run.seconds - 1 for run in rows}
+
+
+def bound_of(run: Run) -> str:
+    """Return whether a run is predicted to be host- or chip-bound on its chip."""
+    summary = predicted(run).summary
+    return bound(summary.device_seconds, summary.step_seconds)

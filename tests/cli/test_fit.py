@@ -1,0 +1,67 @@
+"""``bringup fit --model`` and the options that ``bringup fit`` shares with ``bringup run``."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = {
+    **{"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 500, "n_positions": 128},
+    **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
+}
+
+
+def fit(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "bringup", "fit", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+
+
+def test_the_memory_of_a_model_by_its_configuration(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "config.json").write_text(json.dumps(SMALL), encoding="utf-8")
+    options = ("--train", "--dtype", "fp32", "--batch", "2", "--tokens", "64", "--chips", "edge8,t4", "--json")
+    done = fit(tmp_path, "--model", "config.json", *options)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    width, words, positions, layers = 64, 500, 128, 2
+    block = 12 * width * width + 13 * width  # four products with biases, two norms
+    parameters = words * width + positions * width + layers * block + 2 * width
+    assert [row["chip"] for row in rows] == ["edge8", "t4"] and all(row["fits"] == "yes" for row in rows)
+    for row in rows:
+        assert row["weights_bytes"] == pytest.approx(4 * parameters, rel=0.02)  # blocks are multiples of 512 bytes
+        assert row["gradients_bytes"] == pytest.approx(4 * parameters, rel=0.02)
+        assert row["optimizer_bytes"] == pytest.approx(8 * parameters, rel=0.05)
+        assert row["peak_bytes"] > row["weights_bytes"] + row["optimizer_bytes"]
+        assert row["largest_tokens"] == positions and row["largest_batch"] > 1000
+    ratio = rows[1]["largest_batch"] / rows[0]["largest_batch"]
+    room = [row["capacity_bytes"] - row["context_bytes"] for row in rows]
+    assert ratio == pytest.approx(room[1] / room[0], rel=0.02)
+
+
+def test_mistakes_with_models_are_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "broken.json").write_text("{", encoding="utf-8")
+    (tmp_path / "other.json").write_text("[1]", encoding="utf-8")
+    for arguments, words in (
+        (("--model", "no/such-model", "--chips", "t4"), "--model no/such-model: not the path of a config.json"),
+        (("--model", "broken.json", "--chips", "t4"), "broken.json: is not JSON"),
+        (("--model", "other.json", "--chips", "t4"), "model_type is missing"),
+        (("--model", "gpt2", "--vary", "--batch"), "--vary and --model exclude each other"),
+        (("train.py", "--chips", "t4", "--train"), "--train and a script exclude each other"),
+        (("train.py",), "bringup fit needs --chips"),
+        ((), "bringup fit needs SCRIPT, or --model"),
+    ):
+        done = fit(tmp_path, *arguments)
+        assert (done.returncode, done.stdout) == (2, "") and words in done.stderr, (arguments, done.stderr)
+
+
+def test_fit_runs_modules_and_programs_that_say_cuda(tmp_path: Path) -> None:
+    text = "import torch\nx = torch.ones(1 << 20, device='cuda')\nprint((x + x).sum().item())\n"
+    (tmp_path / "sums.py").write_text(text, encoding="utf-8")
+    done = fit(tmp_path, "--chips", "t4", "--cuda", "--json", "-m", "sums")
+    assert done.returncode == 0, done.stderr
+    (row,) = json.loads(done.stdout)["chips"]
+    assert row["fits"] and row["verdict"] == "yes" and row["peak_bytes"] >= 2 * 4 << 20
