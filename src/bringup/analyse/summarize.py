@@ -9,10 +9,11 @@ import numpy.typing as npt
 
 from bringup.analyse import holders as memory
 from bringup.analyse import roofline
-from bringup.analyse.summary import Fallback, GraphBreak, Summary
+from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
 from bringup.cost import FAMILIES
 from bringup.pricing.errors import error_band
 from bringup.recording.rows import LAUNCH
+from bringup.recording.waits import WAIT_KINDS, find_waits
 from bringup.timeline import library
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import samples, steady
@@ -65,6 +66,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         error_source=source,
         unpriced=unpriced(timeline),
         fallbacks=fallbacks(timeline, first, last, count),
+        waits=waits(timeline, first, last, count),
         kernels=roofline.kernels(timeline, first, last, count),
         compiled_graphs=int(trace.about.get("compiled_graphs", 0)),
         graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
@@ -110,6 +112,22 @@ def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fal
         seconds = d2h + on_host + h2d + stall
         ledger.append(Fallback(op, dtype, file, number, len(members) / steps, seconds, d2h, on_host, h2d, stall))
     return sorted(ledger, key=lambda item: (-item.seconds, item.op, item.line))
+
+
+def waits(timeline: Timeline, first: int, last: int, steps: int) -> list[Wait]:
+    """List the host's waits for the chip in the rows from `first` to `last`, by kind and line, the longest first."""
+    trace = timeline.trace
+    steady_waits = find_waits(trace).between(first, last)
+    lines = trace.columns["line"][steady_waits.rows]
+    groups, place, counts = np.unique(
+        np.stack((steady_waits.kind, lines), axis=1), axis=0, return_inverse=True, return_counts=True
+    )
+    seconds = np.bincount(place.ravel(), timeline.waited[steady_waits.rows], len(groups)) / steps
+    listed = []
+    for (kind, line), number, total in zip(groups.tolist(), counts.tolist(), seconds.tolist(), strict=True):
+        file, place_in_file = split_line(trace.lines[line] if line >= 0 else "")
+        listed.append(Wait(WAIT_KINDS[kind], file, place_in_file, number / steps, total))
+    return sorted(listed, key=lambda item: (-item.seconds, -item.per_step, item.kind, item.file, item.line))
 
 
 def split_line(text: str) -> tuple[str, int]:

@@ -30,6 +30,22 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Waits of one kind at one line, in which the host waits for the chip; `per_step` counts them.
+
+    Attributes:
+        kind: ``upload``, ``download``, ``read``, ``synchronize`` or ``data_dependent``, see `recording.waits`.
+        seconds: time per step for which the host stood still in them.
+    """
+
+    kind: str
+    file: str
+    line: int
+    per_step: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class GraphBreak:
     """A line at which torch.compile cut the program's graph, and Dynamo's reason."""
 
@@ -110,6 +126,7 @@ class Summary:
         out_of_memory: True if the program ended with this error, so its peak is unknown.
         dry: True if the program was recorded in a dry run.
         memory: the holders of device memory at its peak.
+        waits: the host's waits for the chip by kind and line, the longest first.
         kernels: the kinds of launches that take longest.
         findings: the sanitizer's findings; empty if it was off.
         compiled_graphs, graph_breaks: those of torch.compile in the whole program.
@@ -146,6 +163,7 @@ class Summary:
     error_source: str
     unpriced: list[str]
     fallbacks: list[Fallback] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
     what_if: list[WhatIfResult] = field(default_factory=list)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bringup.recording.waits import WAIT_KINDS, count_text, noun
 from bringup.text import duration, quantity, size
 
 if TYPE_CHECKING:  # the list of chips needs no summary
@@ -57,6 +58,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     yield from _times(summary)
     yield from _notes(summary)
     yield from _size(summary)
+    yield from _waits(summary)
     if not summary.fits:
         yield from _memory(summary)
     yield from _fallbacks(summary)
@@ -152,6 +154,23 @@ def _fallbacks(summary: Summary) -> Iterator[Line | Row]:
         yield _line(
             "more-fallbacks", f"  and {quantity(len(more), 'more fallback')}, {duration(rest)} per step: see the report"
         )
+
+
+def _waits(summary: Summary) -> Iterator[Line]:
+    """Yield how often the host waits for the chip in each step, by kind, with the line of most of them."""
+    total = sum(item.per_step for item in summary.waits)
+    if total < 1:
+        return
+    kinds = []
+    for kind in WAIT_KINDS:
+        of_kind = [item for item in summary.waits if item.kind == kind]
+        if of_kind:
+            most = max(of_kind, key=lambda item: (item.per_step, item.seconds))
+            at = f" at {most.file}:{most.line}" if most.file else ""
+            mostly = "mostly" if at and len(of_kind) > 1 else ""
+            kinds.append(f"{noun(kind, sum(item.per_step for item in of_kind))}{', ' if mostly else ''}{mostly}{at}")
+    times = "once" if count_text(total) == "1" else f"{count_text(total)} times"
+    yield _line("waits", f"  the host waits for the chip {times} per {unit(summary)}: {'; '.join(kinds)}")
 
 
 def _kernels(summary: Summary) -> Iterator[Line | Row]:
