@@ -58,6 +58,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         capacity_bytes=chip.device_bytes,
         fits=memory.fits(trace, peak, chip),
         out_of_memory=bool(trace.about.get("out_of_memory", False)),
+        failed=bool(trace.about.get("failed", False)),
         dry=bool(trace.about.get("dry", False)),
         memory=peak,
         energy_joules=energy,

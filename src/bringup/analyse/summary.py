@@ -55,7 +55,7 @@ class GraphBreak:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """A limit of the step time: its condition, cause, remedy, and cost in seconds per step.
+    """A limit of the step time: its condition, cause, action, and what the action saves in seconds per step.
 
     Attributes:
         key: the kind of bottleneck, such as ``host-bound``.
@@ -124,6 +124,7 @@ class Summary:
         peak_bytes: the most device memory that tensors held at once, in blocks of the caching allocator.
         fits: True if the program fits the chip's memory, see `holders.fits`.
         out_of_memory: True if the program ended with this error, so its peak is unknown.
+        failed: True if the program ended with an error, so the recording is only its beginning.
         dry: True if the program was recorded in a dry run.
         memory: the holders of device memory at its peak.
         waits: the host's waits for the chip by kind and line, the longest first.
@@ -155,6 +156,7 @@ class Summary:
     capacity_bytes: int
     fits: bool
     out_of_memory: bool
+    failed: bool
     dry: bool
     memory: Memory
     energy_joules: float | None

@@ -136,6 +136,7 @@ class _About(BaseModel):
     dry: StrictBool = False
     chip_time: StrictBool = False
     out_of_memory: StrictBool = False
+    failed: StrictBool = False
 
 
 class _Description(BaseModel):

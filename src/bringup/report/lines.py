@@ -55,7 +55,10 @@ def _line(role: str, *parts: str | tuple[str, str]) -> Line:
 
 def lines(summary: Summary) -> Iterator[Line | Row]:
     """Yield the numbers, findings and advice of a summary, for one screen."""
-    yield from _times(summary)
+    if summary.failed:
+        yield _line("failed", ("the program ended with an error; this is what it did up to there", "bold"))
+    if summary.step_seconds or not summary.failed:
+        yield from _times(summary)
     yield from _notes(summary)
     yield from _size(summary)
     yield from _waits(summary)
