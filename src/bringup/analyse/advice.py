@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup import pricing
-from bringup.analyse import changes, ways_to_fit
+from bringup.analyse import changes, input_bound, ways_to_fit
 from bringup.analyse.changes import replayed
 from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
 from bringup.analyse.wait_advice import fits_in_graph, for_waits
@@ -42,6 +42,7 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
     if summary.failed:  # what the rest of the program does is not known
         return replace(summary, ways_to_fit=ways)
     bottlenecks = [
+        *input_bound.advice(timeline, summary),
         *_host_bound(timeline, summary),
         *_fallbacks(timeline, summary),
         *_copies(timeline, summary),
@@ -58,12 +59,12 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
 
 def _worth_it(item: Bottleneck, summary: Summary) -> bool:
     in_all = item.seconds * max(summary.steps, 1)
-    return item.seconds >= LEAST_SHARE * summary.step_seconds and in_all >= LEAST_SECONDS
+    return item.seconds >= LEAST_SHARE * input_bound.whole_step(summary) and in_all >= LEAST_SECONDS
 
 
 def _with_saving(item: Bottleneck, summary: Summary) -> Bottleneck:
     per = "run" if summary.steps_by == "whole" else "step"
-    saving = f"saves {duration(item.seconds)} per {per} ({item.seconds / summary.step_seconds:.0%})"
+    saving = f"saves {duration(item.seconds)} per {per} ({item.seconds / input_bound.whole_step(summary):.0%})"
     return replace(item, action=f"{saving}: {item.action}")
 
 

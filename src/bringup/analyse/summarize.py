@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.analyse import holders as memory
-from bringup.analyse import roofline
+from bringup.analyse import input_bound, roofline
 from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
 from bringup.cost import FAMILIES
 from bringup.pricing.errors import error_band
@@ -38,6 +38,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     band, source = error_band(chip)
     energy = _energy(timeline, step, busy / count)
     price = chip.price
+    loaders = input_bound.inputs(timeline, step)
     launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
     return Summary(
         chip=chip.name,
@@ -67,6 +68,8 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         error_source=source,
         unpriced=unpriced(timeline),
         fallbacks=fallbacks(timeline, first, last, count),
+        input_seconds=sum(item.seconds for item in loaders),
+        inputs=loaders,
         waits=waits(timeline, first, last, count),
         kernels=roofline.kernels(timeline, first, last, count),
         compiled_graphs=int(trace.about.get("compiled_graphs", 0)),

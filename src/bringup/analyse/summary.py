@@ -46,6 +46,25 @@ class Wait:
 
 
 @dataclass(frozen=True)
+class Input:
+    """A DataLoader whose batches the chip uses, at the line that takes them.
+
+    Attributes:
+        workers: its ``num_workers``.
+        per_step: batches per step.
+        batch_seconds: time in which one process loads a batch, measured on the machine of the recording.
+        seconds: time per step, divided by the number of workers.
+    """
+
+    file: str
+    line: int
+    workers: int
+    per_step: float
+    batch_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class GraphBreak:
     """A line at which torch.compile cut the program's graph, and Dynamo's reason."""
 
@@ -127,6 +146,9 @@ class Summary:
         failed: True if the program ended with an error, so the recording is only its beginning.
         dry: True if the program was recorded in a dry run.
         memory: the holders of device memory at its peak.
+        input_seconds: time per step in which batches are loaded, if this is more than the step; else 0. It is measured,
+            so it differs between runs, and it is not part of the step.
+        inputs: the loaders that take it, the slowest first.
         waits: the host's waits for the chip by kind and line, the longest first.
         kernels: the kinds of launches that take longest.
         findings: the sanitizer's findings; empty if it was off.
@@ -166,6 +188,8 @@ class Summary:
     unpriced: list[str]
     fallbacks: list[Fallback] = field(default_factory=list)
     waits: list[Wait] = field(default_factory=list)
+    input_seconds: float = 0.0
+    inputs: list[Input] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
     what_if: list[WhatIfResult] = field(default_factory=list)

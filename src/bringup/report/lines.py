@@ -60,6 +60,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     if summary.step_seconds or not summary.failed:
         yield from _times(summary)
     yield from _notes(summary)
+    yield from _input(summary)
     yield from _size(summary)
     yield from _waits(summary)
     if not summary.fits:
@@ -157,6 +158,20 @@ def _fallbacks(summary: Summary) -> Iterator[Line | Row]:
         yield _line(
             "more-fallbacks", f"  and {quantity(len(more), 'more fallback')}, {duration(rest)} per step: see the report"
         )
+
+
+def _input(summary: Summary) -> Iterator[Line]:
+    """Yield the time of input, if batches take longer than the step."""
+    if not summary.inputs:
+        return
+    slowest = summary.inputs[0]
+    beside = "whose waits are in" if summary.chip_time else "not part of"
+    yield _line(
+        "input",
+        (f"  waiting for input {duration(summary.input_seconds)} per {unit(summary)}", "bold"),
+        f", {beside} the {unit(summary)} above: the DataLoader at {slowest.file}:{slowest.line} takes "
+        f"{duration(slowest.batch_seconds)} for a batch, num_workers={slowest.workers} (measured on this machine)",
+    )
 
 
 def _waits(summary: Summary) -> Iterator[Line]:
