@@ -13,7 +13,7 @@ from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
 from bringup.cost import FAMILIES
 from bringup.pricing.errors import error_band
 from bringup.recording.rows import LAUNCH
-from bringup.recording.waits import WAIT_KINDS, find_waits
+from bringup.recording.waits import WAIT_KINDS, find_waits, is_small
 from bringup.timeline import library
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import samples, steady
@@ -123,14 +123,18 @@ def waits(timeline: Timeline, first: int, last: int, steps: int) -> list[Wait]:
     trace = timeline.trace
     steady_waits = find_waits(trace).between(first, last)
     lines = trace.columns["line"][steady_waits.rows]
+    small = is_small(trace, steady_waits)
     groups, place, counts = np.unique(
         np.stack((steady_waits.kind, lines), axis=1), axis=0, return_inverse=True, return_counts=True
     )
     seconds = np.bincount(place.ravel(), timeline.waited[steady_waits.rows], len(groups)) / steps
     listed = []
-    for (kind, line), number, total in zip(groups.tolist(), counts.tolist(), seconds.tolist(), strict=True):
+    all_small = np.bincount(place.ravel(), small, len(groups)) == counts
+    for (kind, line), number, total, one in zip(
+        groups.tolist(), counts.tolist(), seconds.tolist(), all_small.tolist(), strict=True
+    ):
         file, place_in_file = split_line(trace.lines[line] if line >= 0 else "")
-        listed.append(Wait(WAIT_KINDS[kind], file, place_in_file, number / steps, total))
+        listed.append(Wait(WAIT_KINDS[kind], file, place_in_file, number / steps, total, one))
     return sorted(listed, key=lambda item: (-item.seconds, -item.per_step, item.kind, item.file, item.line))
 
 

@@ -36,6 +36,7 @@ class Wait:
     Attributes:
         kind: ``upload``, ``download``, ``read``, ``synchronize`` or ``data_dependent``, see `recording.waits`.
         seconds: time per step for which the host stood still in them.
+        small: True if they are uploads that need no pinned memory, see `waits.is_small`.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Wait:
     line: int
     per_step: float
     seconds: float
+    small: bool = field(default=False, metadata=OURS)
 
 
 @dataclass(frozen=True)

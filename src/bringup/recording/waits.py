@@ -37,6 +37,12 @@ NOUNS = {  # one, and several
     "synchronize": ("explicit synchronisation", "explicit synchronisations"),
     "data_dependent": ("operator whose result depends on data", "operators whose results depend on data"),
 }
+HINTS = {  # the remedies in a few words
+    "upload": "not with non_blocking=True from pinned memory",
+    "download": "not with non_blocking=True to pinned memory",
+    "data_dependent": "not with torch.where",
+}
+SMALL_HINT = "not with non_blocking=True, or made on the chip"
 SMALL_UPLOAD = (
     "create the value on the chip (torch.full((), value, device=...)) or keep it there; up to 64 KiB, "
     "a copy with non_blocking=True does not wait even for pageable memory"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bringup.recording.waits import WAIT_KINDS, count_text, noun
+from bringup.recording.waits import HINTS, SMALL_HINT, WAIT_KINDS, count_text, noun
 from bringup.text import duration, quantity, size
 
 if TYPE_CHECKING:  # the list of chips needs no summary
@@ -186,7 +186,9 @@ def _waits(summary: Summary) -> Iterator[Line]:
             most = max(of_kind, key=lambda item: (item.per_step, item.seconds))
             at = f" at {most.file}:{most.line}" if most.file else ""
             mostly = "mostly" if at and len(of_kind) > 1 else ""
-            kinds.append(f"{noun(kind, sum(item.per_step for item in of_kind))}{', ' if mostly else ''}{mostly}{at}")
+            hint = SMALL_HINT if all(item.small for item in of_kind) else HINTS.get(kind)
+            number = noun(kind, sum(item.per_step for item in of_kind))
+            kinds.append(f"{number}{', ' if mostly else ''}{mostly}{at}{f' ({hint})' if hint else ''}")
     times = "once" if count_text(total) == "1" else f"{count_text(total)} times"
     yield _line("waits", f"  the host waits for the chip {times} per {unit(summary)}: {'; '.join(kinds)}")
 
