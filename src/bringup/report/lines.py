@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the list of chips needs no summary
     from bringup.analyse.summary import Summary, Way
 
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
+LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
@@ -176,19 +177,19 @@ def _input(summary: Summary) -> Iterator[Line]:
 
 def _waits(summary: Summary) -> Iterator[Line]:
     """Yield how often the host waits for the chip in each step, by kind, with the line of most of them."""
-    total = sum(item.per_step for item in summary.waits)
-    if total < 1:
-        return
-    kinds = []
+    kinds, total = [], 0.0
     for kind in WAIT_KINDS:
         of_kind = [item for item in summary.waits if item.kind == kind]
-        if of_kind:
+        count = sum(item.per_step for item in of_kind)
+        if count >= LEAST_WAITS:
+            total += count
             most = max(of_kind, key=lambda item: (item.per_step, item.seconds))
             at = f" at {most.file}:{most.line}" if most.file else ""
             mostly = "mostly" if at and len(of_kind) > 1 else ""
             hint = SMALL_HINT if all(item.small for item in of_kind) else HINTS.get(kind)
-            number = noun(kind, sum(item.per_step for item in of_kind))
-            kinds.append(f"{number}{', ' if mostly else ''}{mostly}{at}{f' ({hint})' if hint else ''}")
+            kinds.append(f"{noun(kind, count)}{', ' if mostly else ''}{mostly}{at}{f' ({hint})' if hint else ''}")
+    if not kinds:
+        return
     times = "once" if count_text(total) == "1" else f"{count_text(total)} times"
     yield _line("waits", f"  the host waits for the chip {times} per {unit(summary)}: {'; '.join(kinds)}")
 
