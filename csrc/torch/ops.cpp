@@ -154,9 +154,11 @@ Tensor& set_empty(Tensor& self) {
 
 // ---- copies
 
-// Pageable memory up to this size is first copied to a buffer, so that a small upload need not wait for the stream. CUDA does the
-// same for transfers of 64 KB or less (CUDA driver API documentation, "API synchronization behavior").
+// A blocking upload waits for the stream, whatever its size. torch calls cudaMemcpyAsync and then cudaStreamSynchronize for it
+// (memcpy_and_sync in c10/cuda/CUDAFunctions.h). A non-blocking one waits if it has to read pageable memory, but not up to this
+// size, because a small transfer is first copied to a buffer (CUDA driver API documentation, "API synchronization behavior").
 constexpr size_t kStaged = 64 * 1024;
+bool upload_waits(bool pinned, bool non_blocking, size_t bytes) { return !non_blocking || (!pinned && bytes > kStaged); }
 
 void copy_on_device(const Tensor& to, const Tensor& from) {
   static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", ""));
@@ -229,16 +231,17 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   Device& on = device(to.device().index());
   size_t bytes = to.nbytes();
   bool pinned = is_pinned(from.const_data_ptr());
+  bool waits = upload_waits(pinned, non_blocking, bytes);
   if (C10_UNLIKELY(recording()))
     record_copy(RowKind::H2D, stream, int64_t(bytes), pinned ? kPinned : 0, nullptr, to.storage().data());
   if (C10_UNLIKELY(is_dry())) {
     set_dry_content(to, Content::Known);
     if (!dry_computes(to)) {
-      if (!(pinned ? non_blocking : bytes <= kStaged)) synchronize(stream, kOfUpload);
+      if (waits) synchronize(stream, kOfUpload);
       return;
     }
   }
-  if (!pinned && bytes <= kStaged) {
+  if (!pinned && !waits) {
     std::shared_ptr<char[]> staged(new char[bytes]);
     std::memcpy(staged.get(), from.const_data_ptr(), bytes);
     check_driver(driver().copy_h2d(stream.handle, data_of(to), staged.get(), bytes), on, "a copy to the chip");
@@ -246,11 +249,9 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   }
   check_driver(driver().copy_h2d(stream.handle, data_of(to), copy_address(from.const_data_ptr()), bytes), on,
                "a copy to the chip");
-  if (pinned && non_blocking) {
-    hold(stream, from, unmarking(to));
-    copy_pending(from.const_data_ptr(), false, stream);
-  } else
-    wait_for_copy(stream, from, kOfUpload);
+  if (waits) return wait_for_copy(stream, from, kOfUpload);
+  hold(stream, from, unmarking(to));
+  copy_pending(from.const_data_ptr(), false, stream);
 }
 
 void download(const Tensor& to, const Tensor& from, bool non_blocking) {

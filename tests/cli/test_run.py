@@ -106,6 +106,32 @@ def test_program_that_fails_keeps_its_traceback_and_leaves_a_report(bringup: Bri
     assert json.loads((tmp_path / "bringup-train" / "summary.json").read_text())["steps"] == 4
 
 
+def test_program_that_fails_gets_no_advice(bringup: Bringup, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM.replace("range(4)", "range(40)") + "raise ValueError('mine')\n")
+    done = bringup("run", "train.py")
+    assert "the program ended with an error; this is what it did up to there" in done.stdout
+    assert "->" not in done.stdout and "move its model" not in done.stderr
+    written = json.loads((tmp_path / "bringup-train" / "summary.json").read_text())
+    assert written["failed"] and written["bottlenecks"] == []
+
+
+@pytest.mark.parametrize("last", ["import nowhere_", "raise ValueError('mine')", "1 +"])
+def test_program_that_fails_before_it_uses_the_chip_has_no_report(bringup: Bringup, tmp_path: Path, last: str) -> None:
+    (tmp_path / "ends.py").write_text(f"{last}\n")
+    done = bringup("run", "ends.py")
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("bringup: ")]
+    assert line == "bringup: the program ended with an error before it used the chip: there is no report"
+    assert not (tmp_path / "bringup-ends").exists() or not list((tmp_path / "bringup-ends").iterdir())
+
+
+def test_program_that_exits_early_is_not_called_a_failure(bringup: Bringup, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM + "import sys\nsys.exit(1)\n")
+    done = bringup("run", "train.py")
+    assert done.returncode == 1 and "ended with an error" not in done.stdout
+    assert not json.loads((tmp_path / "bringup-train" / "summary.json").read_text())["failed"]
+
+
 @pytest.mark.parametrize(
     ("last", "code"), [("sys.exit(3)", 3), ("sys.exit()", 0), ("sys.exit('no')", 1), ("1 +", 1), ("import nowhere_", 1)]
 )

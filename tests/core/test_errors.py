@@ -14,7 +14,7 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 def bad_gather() -> torch.Tensor:
     x = torch.arange(6.0, device="chip").view(2, 3)
-    return x.gather(1, torch.tensor([[7]]).to("chip"))
+    return x.gather(1, torch.tensor([[7]]).to("chip", non_blocking=True))
 
 
 @torch.library.custom_op("bringup_tests::without_fake_kernel", mutates_args=(), device_types="cpu")
@@ -108,7 +108,7 @@ def test_memory_that_was_overwritten_since_the_failure_may_be_read() -> None:
     bad.fill_(3)
     filled = bad + 1
     bad = bad_gather()
-    bad.copy_(torch.full((1, 1), 5.0))
+    bad.copy_(torch.full((1, 1), 5.0), non_blocking=True)
     uploaded = bad + 1
     address = bad.data_ptr()
     del bad

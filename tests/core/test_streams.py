@@ -143,7 +143,7 @@ def test_only_reading_synchronises() -> None:
     weight = torch.randn(64, 64).to("chip")
     for _ in range(2):  # the second round has no first launches
         before = bringup.launch_stats()
-        y = torch.nn.functional.cross_entropy(x @ weight, torch.arange(64).to("chip"))
+        y = torch.nn.functional.cross_entropy(x @ weight, torch.arange(64, device="chip"))
         y.backward()
         torch.optim.SGD([x], lr=0.1).step()
         x.grad = None

@@ -90,7 +90,7 @@ def test_backward_launches_have_the_module_of_their_forward(trace: bringup.Trace
 
 def test_copies_waits_steps_and_calls_are_rows(trace: bringup.Trace) -> None:
     kinds = Counter(int(kind) for kind in trace.columns["kind"])
-    assert (kinds[H2D], kinds[D2H], kinds[STREAM_SYNC], kinds[STEP], kinds[FORWARD]) == (3, 3, 3, 3, 3)
+    assert (kinds[H2D], kinds[D2H], kinds[STREAM_SYNC], kinds[STEP], kinds[FORWARD]) == (3, 3, 6, 3, 3)
     copied = trace.columns["bytes"][trace.columns["kind"] == H2D]
     assert set(copied.tolist()) == {2 * 8 * 4}
 

@@ -26,7 +26,7 @@ def prediction() -> bringup.Prediction:
     model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8)).to("chip")
     optimizer = torch.optim.AdamW(model.parameters())
     with bringup.record() as trace:
-        for _ in range(3):
+        for _ in range(12):  # enough for an advice
             loss = model(torch.randn(32, 64).to("chip")).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -100,7 +100,7 @@ def test_the_screen_says_who_where_and_what_to_do(prediction: bringup.Prediction
 
     summary = prediction.summary
     shown = {line.role: line.text for line in lines(summary)}
-    assert list(shown) == ["step", "shares", "launches", "memory", "bottleneck", "advice"]
+    assert list(shown) == ["step", "shares", "launches", "memory", "waits", "bottleneck", "advice"]
     assert duration(summary.step_seconds) in shown["step"] and "t4" in shown["step"]
     for seconds in summary.parts().values():
         assert f"{seconds / summary.step_seconds:.0%}" in shown["shares"]

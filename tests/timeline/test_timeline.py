@@ -425,48 +425,6 @@ def test_predictions_are_near_published_measurements() -> None:
     assert len(shown) == len(bands) and np.mean(shown) < 0.2, bands
 
 
-def test_advice_names_the_cause() -> None:
-    x = torch.ones(512, 512, device="chip")
-
-    def reads_often() -> None:
-        for _ in range(20):
-            (x @ x).sum().item()
-            bringup.step()
-
-    bottlenecks = {item.key: item for item in bringup.price(record(reads_often), "h100-sxm").bottlenecks}
-    waits = bottlenecks["waits"]
-    assert waits.numbers == {"waits": 1} and waits.remedy == "read-less-often"
-    assert waits.line.startswith("tests/timeline/test_timeline.py:") and waits.line in waits.cause
-    assert "link-bound" not in bottlenecks
-
-    def copies_much() -> None:
-        for _ in range(4):
-            torch.ones(1 << 22).to("chip")
-            bringup.step()
-
-    (first, *_) = bringup.price(record(copies_much), "t4").bottlenecks
-    assert (first.key, first.remedy) == ("link-bound", "pin")
-    assert first.numbers == {"bytes": 4 << 22, "pageable": 1.0}
-    assert first.line.startswith("tests/timeline/test_timeline.py:") and first.line in first.cause
-    assert "pin_memory=True" in first.action
-
-
-def test_advice_on_short_launches_has_their_number_and_the_batch_that_would_do() -> None:
-    model = torch.nn.Linear(64, 64).to("chip")
-    x = torch.ones(32, 64, device="chip")
-    summary = bringup.price(record(lambda: [(model(x).relu(), bringup.step()) for _ in range(4)]), "h100-sxm").summary
-    (first, *_) = summary.bottlenecks
-    graph = summary.what_if_of("graph")
-    assert graph is not None
-    assert (first.key, first.remedy, first.seconds) == ("host-bound", "fuse", summary.host_seconds)
-    assert first.numbers == {
-        "waited_seconds": summary.host_seconds,
-        "short_launches": 2,
-        "graph_seconds": graph.step_seconds,
-        "break_even_samples": np.ceil(32 * summary.step_seconds / summary.device_seconds),
-    }
-
-
 def test_what_ifs_never_make_a_step_slower() -> None:
     x = torch.ones(1024, 1024, device="chip")
     summary = bringup.price(record(lambda: [(x @ x).relu() for _ in range(10)]), "t4").summary

@@ -1,4 +1,7 @@
-"""Bottlenecks (condition, cause, action, numbers) and what-ifs (the same trace replayed on a changed machine)."""
+"""Bottlenecks (condition, cause, action, numbers) and what-ifs (the same trace replayed on a changed machine).
+
+An advice is given only if a replay of the changed program shows that it saves something, see `_worth_it`.
+"""
 
 from __future__ import annotations
 
@@ -10,41 +13,59 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup import pricing
-from bringup.analyse import ways_to_fit
+from bringup.analyse import changes, input_bound, ways_to_fit
+from bringup.analyse.changes import replayed
 from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
+from bringup.analyse.wait_advice import fits_in_graph, for_waits
 from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, MEMORY, WorkTable
-from bringup.recording.rows import D2H, DEVICE_SYNC, EVENT_SYNC, H2D, LAUNCH, PINNED, STREAM_SYNC
-from bringup.recording.trace import Trace
+from bringup.recording.rows import D2H, H2D, LAUNCH, PINNED
+from bringup.recording.waits import STAGED_BYTES, VALUE_BYTES, find_waits
 from bringup.text import duration, quantity, size
-from bringup.timeline.replay import Timeline, WhatIf, replay
+from bringup.timeline.replay import Timeline, WhatIf
 from bringup.timeline.steady import steady
 
 Array = npt.NDArray[Any]
-VALUE_BYTES = 64  # a copy to the host up to this size is a value that the program reads
 SHORT_KERNEL = 20e-6  # about the time in which the host launches the next kernel eagerly (see hosts/*.toml)
 MOST_BOTTLENECKS = 3  # fit on one screen
-LEAST_SHARE = 0.01  # of a step: a smaller bottleneck is not worth a change
+# A predicted saving below these is noise, or not worth a change: a share of the step, and seconds of the whole run.
+LEAST_SHARE, LEAST_SECONDS = 0.02, 3e-3
 LEAST_HOST_SHARE = 0.05  # of a step: a shorter wait for launches is normal
 LEAST_BATCH_GAIN = 1.05  # a smaller increase of the batch is not worth advising
 MOSTLY = 0.5  # of the copies: above this share, pinning is the advice
 
 
 def advise(timeline: Timeline, summary: Summary) -> Summary:
-    """Add the three most expensive bottlenecks, the what-ifs and, if the program does not fit, the ways to fit."""
+    """Add the bottlenecks whose advice saves most, the what-ifs and, if the program does not fit, the ways to fit."""
     summary = replace(summary, what_if=_what_ifs(timeline, summary))
-    bottlenecks = [
-        *_host_bound(timeline, summary),
-        *_fallbacks(summary),
-        *_copies(timeline, summary),
-        *_waits(timeline, summary),
-        *_engines(timeline, summary),
-    ]
-    least = LEAST_SHARE * summary.step_seconds
-    expensive = (item for item in bottlenecks if item.seconds > least)
-    ranked = sorted(expensive, key=lambda item: (-item.seconds, item.condition))
     ways = [] if summary.fits or summary.out_of_memory else ways_to_fit.ways(timeline, summary)
-    return replace(summary, bottlenecks=ranked[:MOST_BOTTLENECKS], ways_to_fit=ways)
+    if summary.failed:  # what the rest of the program does is not known
+        return replace(summary, ways_to_fit=ways)
+    bottlenecks = [
+        *input_bound.advice(timeline, summary),
+        *_host_bound(timeline, summary),
+        *_fallbacks(timeline, summary),
+        *_copies(timeline, summary),
+        *for_waits(timeline, summary),
+        *_float32(timeline, summary),
+        *_data_movement(timeline, summary),
+    ]
+    ranked = sorted((item for item in bottlenecks if _worth_it(item, summary)), key=lambda item: -item.seconds)
+    if any(item.key == "link-bound" for item in ranked):  # its action is also that for the waits of copies
+        ranked = [item for item in ranked if item.remedy not in ("non-blocking", "copy-later")]
+    best = [_with_saving(item, summary) for item in ranked[:MOST_BOTTLENECKS]]
+    return replace(summary, bottlenecks=best, ways_to_fit=ways)
+
+
+def _worth_it(item: Bottleneck, summary: Summary) -> bool:
+    in_all = item.seconds * max(summary.steps, 1)
+    return item.seconds >= LEAST_SHARE * input_bound.whole_step(summary) and in_all >= LEAST_SECONDS
+
+
+def _with_saving(item: Bottleneck, summary: Summary) -> Bottleneck:
+    per = "run" if summary.steps_by == "whole" else "step"
+    saving = f"saves {duration(item.seconds)} per {per} ({item.seconds / input_bound.whole_step(summary):.0%})"
+    return replace(item, action=f"{saving}: {item.action}")
 
 
 def _step_seconds(timeline: Timeline) -> float:
@@ -52,32 +73,35 @@ def _step_seconds(timeline: Timeline) -> float:
     return (until - since) / count
 
 
+def _saving(summary: Summary, other: Timeline) -> float:
+    return max(summary.step_seconds - _step_seconds(other), 0.0)
+
+
 def _what_ifs(timeline: Timeline, summary: Summary) -> list[WhatIfResult]:
-    trace, chip, host, prices = timeline.trace, timeline.chip, timeline.host, timeline.prices
+    trace, chip, prices = timeline.trace, timeline.chip, timeline.prices
     results = []
 
     def add(key: str, change: str, other: Timeline, dtype: str = "") -> None:
         results.append(WhatIfResult(change, _step_seconds(other), key, dtype))
 
     if "eager" in chip.modes and "graph" in chip.modes:
-        add("graph", "launches replayed as a graph", replay(trace, chip, host, what_if=WhatIf(graph=True)))
-    add("host", "host twice as fast", replay(trace, chip, host, prices=prices, what_if=WhatIf(dispatch_scale=0.5)))
-    add("link", "link twice as fast", replay(trace, chip, host, prices=prices, what_if=WhatIf(link_scale=2.0)))
+        add("graph", "launches replayed as a graph", replayed(timeline, WhatIf(graph=True)))
+    add("host", "host twice as fast", replayed(timeline, WhatIf(dispatch_scale=0.5)))
+    add("link", "link twice as fast", replayed(timeline, WhatIf(link_scale=2.0)))
     if summary.fallbacks:
-        without_fallbacks = replay(trace, chip, host, prices=prices, what_if=WhatIf(keep_fallbacks=False))
-        add("fallbacks", "every operator on the chip", without_fallbacks)
+        add("fallbacks", "every operator on the chip", replayed(timeline, WhatIf(keep_fallbacks=False)))
     half = next((name for name in ("bfloat16", "float16") if name in chip.matrix.tflops), None)
     if half and any(dtype == "float32" for dtype in timeline.work.dtypes):
         table = pricing.price_table(_in_half(timeline.work, half), trace.signatures, chip)
         table = replace(table, supported=prices.supported)
-        add("half", f"float32 products in {half}", replay(trace, chip, host, prices=table), half)
+        add("half", f"float32 products in {half}", replayed(timeline, prices=table), half)
     wider = chip.model_copy(
         update={"memory": chip.memory.model_copy(update={"bandwidth_gb_s": 2 * chip.memory.bandwidth_gb_s})}
     )
-    add("bandwidth", "memory bandwidth doubled", replay(trace, wider, host))
+    add("bandwidth", "memory bandwidth doubled", replayed(timeline, chip=wider))
     faster = {name: 2 * rate for name, rate in chip.matrix.tflops.items()}
     quick = chip.model_copy(update={"matrix": chip.matrix.model_copy(update={"tflops": faster})})
-    add("matrix", "matrix engine twice as fast", replay(trace, quick, host))
+    add("matrix", "matrix engine twice as fast", replayed(timeline, chip=quick))
     return results
 
 
@@ -97,41 +121,53 @@ def _in_half(work: WorkTable, dtype: str) -> WorkTable:
     return replace(work, works=works, dtypes=dtypes, bytes=work.bytes * factor, item=item)
 
 
+def _can_compile(timeline: Timeline, summary: Summary) -> bool:
+    """Return True if torch.compile is an advice: the chip runs graphs, and the program does not compile yet."""
+    return {"eager", "graph"} <= set(timeline.chip.modes) and not summary.compiled_graphs
+
+
 def _host_bound(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     if summary.host_seconds < LEAST_HOST_SHARE * summary.step_seconds:
         return []
     first, last, _, _, count = steady(timeline)
-    columns = timeline.trace.columns
-    launched = columns["kind"][first:last] == LAUNCH
+    launched = timeline.trace.columns["kind"][first:last] == LAUNCH
     short = launched & (timeline.end[first:last] - timeline.start[first:last] < SHORT_KERNEL)
     per_step = int(short.sum()) // count
     working = summary.device_seconds
     times = summary.step_seconds / working if working else 0.0
-    graph = summary.what_if_of("graph")
     samples = math.ceil(summary.samples * times)
-    batch = f"batch {samples:,}" if summary.samples else f"{times:.1f} times this batch"
-    raised = f", or raise the batch: the chip is always busy from {batch}" if times > LEAST_BATCH_GAIN else ""
-    replayed = f" ({duration(graph.step_seconds)} if replayed as a graph)" if graph else ""
+    numbers: dict[str, float] = {"waited_seconds": summary.host_seconds, "short_launches": per_step}
+    graph = summary.what_if_of("graph")
+    ways: list[tuple[float, str, str]] = []  # seconds saved, remedy, action
+    if graph and _can_compile(timeline, summary) and fits_in_graph(timeline):
+        numbers["graph_seconds"] = graph.step_seconds
+        action = f"fuse operators with torch.compile ({duration(graph.step_seconds)} if replayed as a graph)"
+        ways.append((summary.step_seconds - graph.step_seconds, "fuse", action))
+    if times > LEAST_BATCH_GAIN:
+        # The host's work is the same for a larger batch, so at most the host's share is saved for the same samples.
+        batch = f"batch {samples:,}" if samples else f"{times:.1f} times this batch"
+        saved = _saving(summary, replayed(timeline, WhatIf(dispatch_scale=0.0)))
+        ways.append((saved, "larger-batch", f"raise the batch: the chip is always busy from {batch}"))
+        numbers |= {"break_even_samples": samples} if samples else {}
+    least = LEAST_SHARE * summary.step_seconds
+    ways = [way for way in ways if way[0] >= least]
+    if not ways:
+        return []
     return [
         Bottleneck(
             f"host-bound: the chip waits {duration(summary.host_seconds)} per step for launches",
             f"{quantity(per_step, 'launch')} per step of less than {SHORT_KERNEL * 1e6:g} us, "
             "each taking the host longer than the chip",
-            f"fuse operators with torch.compile{replayed}{raised}",
-            summary.host_seconds,
+            ", or ".join(action for _, _, action in ways),
+            ways[0][0],
             key="host-bound",
-            remedy="fuse",
-            numbers={
-                "waited_seconds": summary.host_seconds,
-                "short_launches": per_step,
-                **({"graph_seconds": graph.step_seconds} if graph else {}),
-                **({"break_even_samples": samples} if raised and summary.samples else {}),
-            },
+            remedy=ways[0][1],
+            numbers=numbers,
         )
     ]
 
 
-def _fallbacks(summary: Summary) -> list[Bottleneck]:
+def _fallbacks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     bottlenecks = []
     for item in summary.fallbacks[:MOST_BOTTLENECKS]:
         where = f"{item.file}:{item.line}" if item.file else ""
@@ -141,7 +177,7 @@ def _fallbacks(summary: Summary) -> list[Bottleneck]:
                 f"the chip file of {summary.chip} does not list it; "
                 f"{quantity(item.count, 'launch')} per step at {where or 'an unknown line'}",
                 "use another dtype or operator, run this part on the host explicitly, or ask the vendor to add it",
-                item.seconds,
+                _saving(summary, changes.supported(timeline, item.op, item.dtype)),
                 key="fallback",
                 remedy="replace",
                 line=where,
@@ -154,18 +190,19 @@ def _fallbacks(summary: Summary) -> list[Bottleneck]:
 def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     first, last, _, _, count = steady(timeline)
     columns = timeline.trace.columns
-    kind, flags = columns["kind"][first:last], columns["flags"][first:last]
-    all_copies = np.isin(kind, (H2D, D2H))
-    # Reading a few values is a wait (see `_waits`), which pinning does not shorten.
-    copies = all_copies & ~((kind == D2H) & (columns["bytes"][first:last] <= VALUE_BYTES))
+    kind, moves = columns["kind"][first:last], columns["bytes"][first:last]
+    # Small copies are waits (see `for_waits`), which pinning does not shorten.
+    copies = ((kind == H2D) & (moves > STAGED_BYTES)) | ((kind == D2H) & (moves > VALUE_BYTES))
     if not copies.any() or summary.link_seconds <= 0:
         return []
+    rows = np.flatnonzero(copies) + first
     seconds = timeline.seconds[first:last]
-    lost = summary.link_seconds * float(seconds[copies].sum() / seconds[all_copies].sum())
-    pageable = copies & ((flags & PINNED) == 0)
-    moved = int(columns["bytes"][first:last][copies].sum()) // count
-    share = float(pageable.sum()) / float(copies.sum())
-    line = _longest_line(timeline.trace, columns["line"][first:last][copies], timeline.seconds[first:last][copies])
+    lost = summary.link_seconds * float(seconds[copies].sum() / seconds[np.isin(kind, (H2D, D2H))].sum())
+    pageable = (columns["flags"][rows] & PINNED) == 0
+    moved = int(columns["bytes"][rows].sum()) // count
+    share = float(pageable.mean())
+    line = timeline.trace.longest_line(rows, timeline.seconds[rows])
+    waits = find_waits(timeline.trace)
     remedy, action = (
         (
             "pin",
@@ -183,7 +220,7 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
             f"{size(moved)} per step over {summary.link}, "
             f"{share:.0%} of the copies from pageable memory{_most_at(line)}",
             action,
-            lost,
+            _saving(summary, changes.copied_ahead(timeline, rows, waits.where(np.isin(waits.copy, rows)))),
             key="link-bound",
             remedy=remedy,
             line=line,
@@ -192,86 +229,61 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     ]
 
 
-def _waits(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
+def _launched(timeline: Timeline) -> tuple[Array, Array, Array]:
+    """Return the rows of the steady launches on the chip, their signatures, and their seconds per step."""
     first, last, _, _, count = steady(timeline)
-    columns = timeline.trace.columns
-    waits = np.isin(columns["kind"][first:last], (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC))
-    number = int(waits.sum()) / count
-    if number < 1 or not summary.host_seconds:
+    kind = timeline.trace.columns["kind"][first:last]
+    rows = np.flatnonzero((kind == LAUNCH) & (timeline.fallback[first:last] < 0)) + first
+    return rows, timeline.trace.columns["signature"][rows], (timeline.end[rows] - timeline.start[rows]) / count
+
+
+def _float32(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
+    """Advise autocast if products in float32 take time that a shorter dtype saves."""
+    _, signature, spent = _launched(timeline)
+    half = summary.what_if_of("half")
+    if half is None or not len(signature):
         return []
-    waited = timeline.waited[first:last][waits]
-    line = _longest_line(timeline.trace, columns["line"][first:last][waits], waited + 1e-12)
-    # After a wait the chip is idle until the host launches again: at most the host-bound time.
-    lost = min(summary.host_seconds, number * (timeline.host.dispatch.synchronize_us * 1e-6 + SHORT_KERNEL))
+    product = timeline.work.is_family("matmul", "convolution", "attention")[signature]
+    full = np.asarray([dtype == "float32" for dtype in timeline.work.dtypes])[signature]
+    heavy = float(spent[product & full & (timeline.prices.bound[signature] == COMPUTE)].sum())
+    if not heavy:
+        return []
+    dtype, device = half.dtype, "cuda" if summary.redirected else "chip"
     return [
         Bottleneck(
-            f"the host waits for the chip {quantity(round(number), 'time')} per step",
-            f"it reads device values (.item(), .cpu(), printing){_most_at(line)}; until the next launch the chip idles",
-            "read values less often: keep sums on the chip and read them every n steps",
-            lost,
-            key="waits",
-            remedy="read-less-often",
-            line=line,
-            numbers={"waits": number},
+            f"compute-bound in float32: products take {duration(heavy)} per step",
+            f"{summary.chip} multiplies {dtype} faster than float32",
+            f"use torch.autocast('{device}', dtype=torch.{dtype}): {duration(half.step_seconds)} per step, "
+            "without the time of its casts",
+            max(summary.step_seconds - half.step_seconds, 0.0),
+            key="compute-bound",
+            remedy="autocast",
+            numbers={"product_seconds": heavy, "half_seconds": half.step_seconds},
         )
     ]
 
 
-def _engines(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
-    first, last, _, _, count = steady(timeline)
-    columns = timeline.trace.columns
-    rows = np.flatnonzero((columns["kind"][first:last] == LAUNCH) & (timeline.fallback[first:last] < 0)) + first
-    if not len(rows):
+def _data_movement(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
+    """Advise fusion if pointwise operators move the same tensors several times."""
+    rows, signature, spent = _launched(timeline)
+    if not len(rows) or not _can_compile(timeline, summary):
         return []
-    signature = columns["signature"][rows]
-    spent = (timeline.end[rows] - timeline.start[rows]) / count
-    bound, family = timeline.prices.bound[signature], timeline.work.family[signature]
-    bottlenecks = []
-    product = np.isin(family, [FAMILIES.index(name) for name in ("matmul", "convolution", "attention")])
-    full = np.asarray([dtype == "float32" for dtype in timeline.work.dtypes])[signature]
-    heavy = float(spent[product & full & (bound == COMPUTE)].sum())
-    half = summary.what_if_of("half")
-    if half is not None and heavy:
-        gain = max(summary.step_seconds - half.step_seconds, 0.0)
-        dtype, step = half.dtype, duration(half.step_seconds)
-        bottlenecks.append(
-            Bottleneck(
-                f"compute-bound in float32: products take {duration(heavy)} per step",
-                f"{summary.chip} multiplies {dtype} faster than float32",
-                f"use torch.autocast('chip', dtype=torch.{dtype}): {step} per step, without the time of its casts",
-                gain,
-                key="compute-bound",
-                remedy="autocast",
-                numbers={"product_seconds": heavy, "half_seconds": half.step_seconds},
-            )
+    light = timeline.work.is_family("pointwise")[signature] & (timeline.prices.bound[signature] == MEMORY)
+    moving = float(spent[light].sum())
+    if moving < LEAST_SHARE * summary.step_seconds:
+        return []
+    launches = int(light.sum()) // steady(timeline)[-1]
+    return [
+        Bottleneck(
+            f"memory-bound: pointwise operators take {duration(moving)} per step",
+            f"{quantity(launches, 'launch')} per step; a chain of them moves every tensor several times",
+            "fuse them with torch.compile",
+            _saving(summary, changes.fused(timeline)),
+            key="memory-bound",
+            remedy="fuse",
+            numbers={"moving_seconds": moving, "launches": launches},
         )
-    light = ~product & (bound == MEMORY)
-    if light.any():
-        moving = float(spent[light].sum())
-        top = np.bincount(family[light], spent[light], len(FAMILIES)).argmax()
-        launches = int(light.sum()) // count
-        # A chain of n pointwise operators moves every tensor n times, a fused one moves it once.
-        bottlenecks.append(
-            Bottleneck(
-                f"memory-bound: operators that only move data take {duration(moving)} per step",
-                f"{quantity(launches, 'launch')} per step, most of the time in {FAMILIES[top]} operators",
-                "fuse them with torch.compile, use fused optimizers and in-place operators, or use a smaller dtype",
-                moving / 2,
-                key="memory-bound",
-                remedy="fuse",
-                numbers={"moving_seconds": moving, "launches": launches},
-            )
-        )
-    return bottlenecks
-
-
-def _longest_line(trace: Trace, lines: Array, weights: Array) -> str:
-    """Return the line with the largest total weight; empty if no row has a line."""
-    has_line = lines >= 0
-    if not has_line.any():
-        return ""
-    totals = np.bincount(lines[has_line], weights[has_line], len(trace.lines))
-    return trace.lines[int(totals.argmax())]
+    ]
 
 
 def _most_at(line: str) -> str:

@@ -8,13 +8,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.analyse import holders as memory
-from bringup.analyse import roofline
+from bringup.analyse import input_bound, roofline
 from bringup.analyse.compilations import compilations
-from bringup.analyse.summary import Fallback, GraphBreak, Summary
+from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
 from bringup.analyse.unlike import outside, unlike_steps
 from bringup.cost import FAMILIES
 from bringup.pricing.bands import bound, error_band
 from bringup.recording.rows import LAUNCH
+from bringup.recording.waits import WAIT_KINDS, find_waits, is_small
 from bringup.text import split_line
 from bringup.timeline import library
 from bringup.timeline.batch import samples
@@ -42,6 +43,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     band = error_band(chip, bound(busy / count, step))
     energy = _energy(timeline, step, busy / count)
     price = chip.price
+    loaders = input_bound.inputs(timeline, step)
     launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
     all_steps = typical(timeline)
     before, after = outside(timeline)
@@ -73,6 +75,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         fits=not out_of_memory and need <= chip.room_bytes,
         verdict=memory.TOO_LARGE if out_of_memory else memory.verdict(need, chip.room_bytes),
         out_of_memory=out_of_memory,
+        failed=bool(trace.about.get("failed", False)),
         dry=bool(trace.about.get("dry", False)),
         memory=peak,
         energy_joules=energy,
@@ -83,6 +86,9 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         error_source=band.text,
         unpriced=unpriced(timeline),
         fallbacks=fallbacks(timeline, first, last, count),
+        input_seconds=sum(item.seconds for item in loaders),
+        inputs=loaders,
+        waits=waits(timeline, first, last, count),
         kernels=roofline.kernels(timeline, first, last, count),
         compiled_graphs=int(trace.about.get("compiled_graphs", 0)),
         graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
@@ -129,6 +135,26 @@ def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fal
         seconds = d2h + on_host + h2d + stall
         ledger.append(Fallback(op, dtype, file, number, len(members) / steps, seconds, d2h, on_host, h2d, stall))
     return sorted(ledger, key=lambda item: (-item.seconds, item.op, item.line))
+
+
+def waits(timeline: Timeline, first: int, last: int, steps: int) -> list[Wait]:
+    """List the host's waits for the chip in the rows from `first` to `last`, by kind and line, the longest first."""
+    trace = timeline.trace
+    steady_waits = find_waits(trace).between(first, last)
+    lines = trace.columns["line"][steady_waits.rows]
+    small = is_small(trace, steady_waits)
+    groups, place, counts = np.unique(
+        np.stack((steady_waits.kind, lines), axis=1), axis=0, return_inverse=True, return_counts=True
+    )
+    seconds = np.bincount(place.ravel(), timeline.waited[steady_waits.rows], len(groups)) / steps
+    listed = []
+    all_small = np.bincount(place.ravel(), small, len(groups)) == counts
+    for (kind, line), number, total, one in zip(
+        groups.tolist(), counts.tolist(), seconds.tolist(), all_small.tolist(), strict=True
+    ):
+        file, place_in_file = split_line(trace.lines[line] if line >= 0 else "")
+        listed.append(Wait(WAIT_KINDS[kind], file, place_in_file, number / steps, total, one))
+    return sorted(listed, key=lambda item: (-item.seconds, -item.per_step, item.kind, item.file, item.line))
 
 
 def by_group(timeline: Timeline, label: str) -> list[tuple[str, int, float, float]]:

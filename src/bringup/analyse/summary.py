@@ -32,6 +32,43 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """Waits of one kind at one line, in which the host waits for the chip; `per_step` counts them.
+
+    Attributes:
+        kind: ``upload``, ``download``, ``read``, ``synchronize`` or ``data_dependent``, see `recording.waits`.
+        seconds: time per step for which the host stood still in them.
+        small: True if they are uploads that need no pinned memory, see `waits.is_small`.
+    """
+
+    kind: str
+    file: str
+    line: int
+    per_step: float
+    seconds: float
+    small: bool = field(default=False, metadata=OURS)
+
+
+@dataclass(frozen=True)
+class Input:
+    """A DataLoader whose batches the chip uses, at the line that takes them.
+
+    Attributes:
+        workers: its ``num_workers``.
+        per_step: batches per step.
+        batch_seconds: time in which one process loads a batch, measured on the machine of the recording.
+        seconds: time per step, divided by the number of workers.
+    """
+
+    file: str
+    line: int
+    workers: int
+    per_step: float
+    batch_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class GraphBreak:
     """A line at which torch.compile cut the program's graph, and Dynamo's reason."""
 
@@ -41,7 +78,7 @@ class GraphBreak:
 
 @dataclass(frozen=True)
 class Bottleneck:
-    """A limit of the step time: its condition, cause, remedy, and cost in seconds per step.
+    """A limit of the step time: its condition, cause, action, and what the action saves in seconds per step.
 
     Attributes:
         key: the kind of bottleneck, such as ``host-bound``.
@@ -120,8 +157,13 @@ class Summary:
         fits: True if the bytes that the program needs are at most the rest, see `holders.needed_bytes`.
         verdict: ``yes``, ``no`` or ``within 5 %``, if the need is so near to the rest that only a run decides.
         out_of_memory: True if the program ended with this error, so its peak is unknown.
+        failed: True if the program ended with an error, so the recording is only its beginning.
         dry: True if the program was recorded in a dry run.
         memory: the holders of device memory at its peak.
+        input_seconds: time per step in which batches are loaded, if this is more than the step; else 0. It is measured,
+            so it differs between runs, and it is not part of the step.
+        inputs: the loaders that take it, the slowest first.
+        waits: the host's waits for the chip by kind and line, the longest first.
         kernels: the kinds of launches that take longest.
         findings: the sanitizer's findings; empty if it was off.
         compiled_graphs, graph_breaks: those of torch.compile in the whole program.
@@ -162,6 +204,7 @@ class Summary:
     fits: bool
     verdict: str
     out_of_memory: bool
+    failed: bool
     dry: bool
     memory: Memory
     energy_joules: float | None
@@ -172,6 +215,9 @@ class Summary:
     error_source: str
     unpriced: list[str]
     fallbacks: list[Fallback] = field(default_factory=list)
+    waits: list[Wait] = field(default_factory=list)
+    input_seconds: float = 0.0
+    inputs: list[Input] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
     what_if: list[WhatIfResult] = field(default_factory=list)

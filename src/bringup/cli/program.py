@@ -15,7 +15,8 @@ from pathlib import Path
 from bringup.errors import BringupError
 from bringup.files import current_directory
 
-OUT_OF_MEMORY = -1  # stands for the exit code of a program that ended with torch.OutOfMemoryError
+# These stand for the exit code 1 of a program that ended with an error: torch.OutOfMemoryError, or any other.
+OUT_OF_MEMORY, FAILED = -1, -2
 
 
 class Program:
@@ -83,7 +84,10 @@ def module_program(name: str) -> Program:
 
 
 def execute(program: Program) -> int | None:
-    """Run a program as ``__main__``; return its exit code, or None after an interrupt, which the caller passes on."""
+    """Run a program as ``__main__``; return its exit code.
+
+    It is None after an interrupt, which the caller passes on, and `OUT_OF_MEMORY` or `FAILED` after a traceback.
+    """
     main = types.ModuleType("__main__")
     main.__dict__.update(__file__=program.file, __builtins__=builtins, __spec__=program.spec, __annotations__={})
     if program.spec is not None:
@@ -100,7 +104,7 @@ def execute(program: Program) -> int | None:
         return None
     except BaseException as error:
         _print_traceback()
-        return OUT_OF_MEMORY if _is_out_of_memory(error) else 1
+        return OUT_OF_MEMORY if _is_out_of_memory(error) else FAILED
     finally:
         if pools := sys.modules.get("concurrent.futures.thread"):
             pools._python_exit()  # as python does at exit: idle threads of pools would never end

@@ -17,7 +17,7 @@ from bringup import triton as kernels
 from bringup.analyse.compare import compare
 from bringup.cli.compare import print_table
 from bringup.cli.options import host_clock_option, host_option, json_option
-from bringup.cli.program import OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
+from bringup.cli.program import FAILED, OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_compiler, asked_devices, asked_driver, process
@@ -182,7 +182,8 @@ def command(**values: Any) -> None:
     options = RunOptions(**values)
     job = prepare(options)
     outcome = record(job, options)
-    _leave(1 if outcome.code == OUT_OF_MEMORY or (outcome.code == 0 and outcome.findings) else outcome.code)
+    failed = outcome.code in (OUT_OF_MEMORY, FAILED)
+    _leave(1 if failed or (outcome.code == 0 and outcome.findings) else outcome.code)
 
 
 def prepare(options: RunOptions) -> Job:
@@ -295,10 +296,11 @@ def record(job: Job, options: RunOptions) -> Outcome:
         if os.getpid() != parent:
             sys.stdout.flush()
             sys.stderr.flush()
-            os._exit(code or 0)
+            os._exit(1 if code in (OUT_OF_MEMORY, FAILED) else code or 0)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is being written
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
+        recorder.about["failed"] = code in (OUT_OF_MEMORY, FAILED)
         finish()
     return Outcome(code, findings)
 
@@ -337,7 +339,11 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     from bringup.report.prediction import price
 
     trace = recorder.trace()
-    if not trace.launches:
+    failed = bool(trace.about.get("failed", False))
+    if failed and not len(trace) and not options.as_json:
+        print("bringup: the program ended with an error before it used the chip: there is no report", file=sys.stderr)
+        return 0
+    if not trace.launches and not failed:
         print(
             "bringup: the program launched nothing on the chip: move its model and data to the device 'chip' "
             "(torch.accelerator.current_accelerator() returns it), or use --cuda if the program uses the device cuda",

@@ -20,7 +20,7 @@ from bringup.device.choose import choose_from_environment
 from bringup.errors import BringupError
 from bringup.paths import Places, as_text
 from bringup.process import FACTS, Facts, process
-from bringup.recording import modules
+from bringup.recording import inputs, modules
 from bringup.recording.rows import BY_PROGRAM, COLUMNS, STEP
 from bringup.recording.trace import Trace
 
@@ -64,6 +64,7 @@ class Recording:
         self.at_end = ExitStack()
         self.places = Places.of_process()
         self.names = modules.Names()
+        self.inputs = inputs.Inputs(self.places)
         self._parts: dict[Callable[..., Any], Any] = {}
         self._facts: dict[Facts, Callable[[], dict[str, Any]]] = {}
         self._begin_facts()
@@ -93,6 +94,8 @@ class Recording:
         about: dict[str, Any] = {"redirected": {}}
         for facts in self._facts.values():
             about |= facts()
+        if loaders := self.inputs.facts():
+            about["inputs"] = loaders
         about |= {
             "program": as_text(Path(sys.argv[0]).name),
             "chip": ops.chip(),
@@ -149,7 +152,7 @@ def recorded(host: Host | None = None, host_clock: HostClock = "modelled") -> It
         "held_reserved_bytes": [reserved for _, _, reserved in held],
     }
     recording = Recording(about, process.chosen_chip(), host, host_clock)
-    with modules.watched(recording.names):
+    with modules.watched(recording.names), inputs.watched(recording.inputs):
         ops.start_recording()
         _current = recording
         try:

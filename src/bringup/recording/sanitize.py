@@ -28,12 +28,11 @@ from bringup.recording.rows import (
     INITIALISED,
     LAUNCH,
     OF_ALLOCATOR,
-    OF_DOWNLOAD,
-    OF_UPLOAD,
     STREAM_SYNC,
     WAITS,
 )
 from bringup.recording.trace import Trace
+from bringup.recording.waits import NOUNS, WAIT_KINDS, find_waits, is_small, remedy
 from bringup.text import size
 
 if TYPE_CHECKING:
@@ -317,48 +316,40 @@ def _leaks(rows: _Rows) -> Iterator[Finding]:
 def waits(trace: Trace) -> list[tuple[str, int]]:
     """Return the implicit synchronisations as (line, count), the most frequent first.
 
-    These are reads of device values, copies of pageable memory, and operators whose result's size depends on data.
+    These are blocking copies, reads of device values, and operators whose result's size depends on data.
     Explicit calls of ``synchronize`` do not count.
     """
     rows = _Rows(trace)
     counts: dict[str, int] = {}
-    for row in _implicit(rows):
-        counts[rows.line(int(row))] = counts.get(rows.line(int(row)), 0) + 1
+    for row in find_waits(trace).implicit.rows.tolist():
+        counts[rows.line(row)] = counts.get(rows.line(row), 0) + 1
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
-
-
-def _implicit(rows: _Rows) -> Array:
-    columns, kind = rows.trace.columns, rows.kind
-    by_launch = (kind == LAUNCH) & ((columns["flags"] & WAITS) != 0)
-    by_copy = (kind == STREAM_SYNC) & ((columns["flags"] & (OF_UPLOAD | OF_DOWNLOAD)) != 0)
-    implicit: Array = np.flatnonzero(by_launch | by_copy)
-    return implicit
 
 
 def _hot_waits(rows: _Rows) -> Iterator[Finding]:
     """Find lines that make the host wait in most steps, or often if the program has no steps."""
     steps = rows.trace.steps
-    implicit = _implicit(rows)
-    lines = rows.line_of[implicit]
-    step = np.searchsorted(steps.ends, implicit, side="right")
+    implicit = find_waits(rows.trace).implicit
+    lines = rows.line_of[implicit.rows]
+    step = np.searchsorted(steps.ends, implicit.rows, side="right")
     for line in np.unique(lines[lines >= 0]):
-        members = lines == line
-        count, in_steps = int(members.sum()), len(set(step[members].tolist()))
+        members = np.flatnonzero(lines == line)
+        count, in_steps = len(members), len(set(step[members].tolist()))
         per_step = steps.by != "whole" and len(steps.ends) >= 4
         if (in_steps * 4 < len(steps.ends) * 3 or count < 4) if per_step else count < HOT:
             continue
         text = rows.trace.lines[int(line)]
         how = f"in {in_steps} of {len(steps.ends)} steps" if per_step else f"{count} times"
-        row = int(implicit[np.flatnonzero(members)[0]])
-        uploads = bool(rows.trace.columns["flags"][row] & OF_UPLOAD)
+        kind = int(np.bincount(implicit.kind[members]).argmax())
+        of_kind = implicit.where((lines == line) & (implicit.kind == kind))
+        name = WAIT_KINDS[kind]
+        cause = NOUNS[name][0]
         yield Finding(
             "sync",
-            f"{text} makes the host wait for the chip {how}",
+            f"{text} makes the host wait for the chip {how}: {'an' if cause[0] in 'aeiou' else 'a'} {cause}",
             text,
             "",
-            "pin the host's memory and copy with non_blocking=True"
-            if uploads
-            else "read values less often: keep them on the chip, and read them every n steps",
+            remedy(name, small=bool(is_small(rows.trace, of_kind).all())),
         )
 
 

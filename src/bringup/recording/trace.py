@@ -77,6 +77,14 @@ class Trace:
         """Count the launches."""
         return int(np.count_nonzero(self.columns["kind"] == LAUNCH))
 
+    def longest_line(self, rows: Column, weights: Column) -> str:
+        """Return the source line with the largest total weight among these rows; empty if none of them has a line."""
+        lines = self.columns["line"][rows]
+        if not (lines >= 0).any():
+            return ""
+        totals = np.bincount(lines[lines >= 0], weights[lines >= 0], len(self.lines))
+        return self.lines[int(totals.argmax())]
+
     def table(self) -> dict[str, Any]:
         """Return the columns of the rows, with texts instead of codes.
 

@@ -126,6 +126,13 @@ class _Recompilation(BaseModel):
     count: Count
 
 
+class _Input(BaseModel):
+    line: Text
+    workers: Annotated[int, Field(strict=True, ge=0, le=MOST["devices"] * 2**10)]
+    batches: Count
+    batch_seconds: Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
+
+
 class _About(BaseModel):
     """The entries of `Trace.about` that bringup reads; there may be others."""
 
@@ -142,6 +149,8 @@ class _About(BaseModel):
     dry: StrictBool = False
     chip_time: StrictBool = False
     out_of_memory: StrictBool = False
+    failed: StrictBool = False
+    inputs: Annotated[list[_Input], Field(max_length=MOST["lines"])] = []
 
 
 class _Description(BaseModel):

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bringup.recording.waits import HINTS, SMALL_HINT, WAIT_KINDS, count_text, noun
 from bringup.text import duration, quantity, size
 
 if TYPE_CHECKING:  # the list of chips needs no summary
@@ -16,6 +17,7 @@ if TYPE_CHECKING:  # the list of chips needs no summary
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
 MOST_UNLIKE, MOST_CHANGES = 3, 3
 FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
+LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
@@ -56,10 +58,15 @@ def _line(role: str, *parts: str | tuple[str, str]) -> Line:
 
 def lines(summary: Summary) -> Iterator[Line | Row]:
     """Yield the numbers, findings and advice of a summary, for one screen."""
-    yield from _times(summary)
+    if summary.failed:
+        yield _line("failed", ("the program ended with an error; this is what it did up to there", "bold"))
+    if summary.step_seconds or not summary.failed:
+        yield from _times(summary)
     yield from _notes(summary)
     yield from step_lines(summary)
+    yield from _input(summary)
     yield from _size(summary)
+    yield from _waits(summary)
     if not summary.fits:
         yield from _memory(summary)
     yield from _fallbacks(summary)
@@ -205,6 +212,39 @@ def _fallbacks(summary: Summary) -> Iterator[Line | Row]:
             "more-fallbacks",
             f"  and {quantity(len(more), 'more fallback')}, {duration(rest)} per {unit(summary)}: see the report",
         )
+
+
+def _input(summary: Summary) -> Iterator[Line]:
+    """Yield the time of input, if batches take longer than the step."""
+    if not summary.inputs:
+        return
+    slowest = summary.inputs[0]
+    beside = "whose waits are in" if summary.chip_time else "not part of"
+    yield _line(
+        "input",
+        (f"  waiting for input {duration(summary.input_seconds)} per {unit(summary)}", "bold"),
+        f", {beside} the {unit(summary)} above: the DataLoader at {slowest.file}:{slowest.line} takes "
+        f"{duration(slowest.batch_seconds)} for a batch, num_workers={slowest.workers} (measured on this machine)",
+    )
+
+
+def _waits(summary: Summary) -> Iterator[Line]:
+    """Yield how often the host waits for the chip in each step, by kind, with the line of most of them."""
+    kinds, total = [], 0.0
+    for kind in WAIT_KINDS:
+        of_kind = [item for item in summary.waits if item.kind == kind]
+        count = sum(item.per_step for item in of_kind)
+        if count >= LEAST_WAITS:
+            total += count
+            most = max(of_kind, key=lambda item: (item.per_step, item.seconds))
+            at = f" at {most.file}:{most.line}" if most.file else ""
+            mostly = "mostly" if at and len(of_kind) > 1 else ""
+            hint = SMALL_HINT if all(item.small for item in of_kind) else HINTS.get(kind)
+            kinds.append(f"{noun(kind, count)}{', ' if mostly else ''}{mostly}{at}{f' ({hint})' if hint else ''}")
+    if not kinds:
+        return
+    times = "once" if count_text(total) == "1" else f"{count_text(total)} times"
+    yield _line("waits", f"  the host waits for the chip {times} per {unit(summary)}: {'; '.join(kinds)}")
 
 
 def _kernels(summary: Summary) -> Iterator[Line | Row]:

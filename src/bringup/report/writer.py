@@ -54,16 +54,18 @@ def write(prediction: Prediction, target: Path, *, progress: bool = False) -> No
 def run_id(prediction: Prediction) -> str:
     """Return an id for the run: the same for the same program and machine files, different for others.
 
-    Host times in the trace differ between runs; they enter the id only through the summary.
+    Host times in the trace differ between runs; they enter the id only through the summary. Times of input do not.
     """
     trace, timeline = prediction.trace, prediction.timeline
-    digest = hashlib.sha256(summary_json.as_json(replace(prediction.summary, run="")).encode())
+    bottlenecks = [item for item in prediction.summary.bottlenecks if item.key != "input-bound"]
+    same = replace(prediction.summary, run="", input_seconds=0.0, inputs=[], bottlenecks=bottlenecks)
+    digest = hashlib.sha256(summary_json.as_json(same).encode())
     for name, column in trace.columns.items():
         if name != "host_ns":
             digest.update(np.ascontiguousarray(column).data)
     for column in (trace.uses, trace.offsets):
         digest.update(np.ascontiguousarray(column).data)
-    about = {name: value for name, value in trace.about.items() if name != "run"}
+    about = {name: value for name, value in trace.about.items() if name not in ("run", "inputs")}
     described = [about, trace.signature_data, trace.lines, trace.modules]
     described += [timeline.chip.model_dump(), timeline.host.model_dump()]
     digest.update(json.dumps(described, sort_keys=True).encode())

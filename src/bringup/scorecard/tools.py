@@ -18,12 +18,12 @@ from bringup.text import quantity
 
 
 def recording(device: torch.device) -> Any:
-    """Record two training steps of a small network, priced on the device's chip."""
+    """Record training steps of a small network, priced on the device's chip."""
     needs_chip(device)
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Linear(64, 8)).to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with bringup.record() as trace:
-        for _ in range(2):
+        for _ in range(20):  # enough for an advice
             optimizer.zero_grad()
             model(torch.randn(32, 64).to(device)).square().mean().backward()
             optimizer.step()

@@ -6,7 +6,7 @@ equal traces have equal reports. Measured time is that of the program's threads,
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -57,6 +57,7 @@ class Timeline:
         seconds: duration on the engine.
         fallback: index into `fallback_parts`, or -1.
         fallback_parts: seconds of [d2h, host, h2d], one row per unsupported signature.
+        host_clock: the clock of the host's time.
     """
 
     trace: Trace
@@ -72,6 +73,7 @@ class Timeline:
     seconds: Array
     fallback: Array
     fallback_parts: Array
+    host_clock: HostClock = "modelled"
 
     @property
     def total_seconds(self) -> float:
@@ -108,6 +110,7 @@ def replay(
     host_clock: HostClock = "modelled",
     prices: Prices | None = None,
     what_if: WhatIf = AS_IS,
+    seconds: Array | None = None,
 ) -> Timeline:
     """Replay a trace on a machine.
 
@@ -118,8 +121,11 @@ def replay(
         host_clock: ``modelled`` or ``measured``.
         prices: the chip's prices, if they are computed already.
         what_if: a change of the machine.
+        seconds: durations of all rows on their engines, instead of the prices.
     """
     inputs = row_inputs(trace, chip, host, host_clock=host_clock, prices=prices, what_if=what_if)
+    if seconds is not None:
+        inputs = replace(inputs, seconds=seconds)
     under_way = open_replay(chip)
     try:
         feed(under_way, trace.columns, inputs)
@@ -140,6 +146,7 @@ def replay(
         inputs.seconds,
         inputs.fallback,
         inputs.parts,
+        host_clock,
     )
 
 
@@ -181,7 +188,13 @@ def row_inputs(
     place = np.full(len(prices.seconds) + 1, -1, dtype=np.int32)
     place[unsupported] = np.arange(len(unsupported), dtype=np.int32)
     fallback = np.where(is_launch, place[signature], -1).astype(np.int32)
-    host_seconds = _host_seconds(trace, work, host, host_clock, graph) * what_if.dispatch_scale
+    host_seconds = _host_seconds(trace, work, host, graph)
+    if host_clock == "measured":
+        measured = columns["host_ns"] * 1e-9
+        # A graph saves what the host file has for the launches; the rest of the measured time is the program's own.
+        saved = _host_seconds(trace, work, host, False) - host_seconds if what_if.graph else 0.0
+        host_seconds = np.maximum(measured - saved, 0.0)
+    host_seconds = host_seconds * what_if.dispatch_scale
     flags = columns["flags"]
     if not pricing.class_of(chip).queues:
         flags = np.where(is_launch, flags | WAITS, flags)
@@ -237,10 +250,9 @@ def _fallback_parts(work: WorkTable, which: Array, chip: Chip, host: Host, scale
     return np.stack(parts, axis=1) if len(which) else np.zeros((0, 3))
 
 
-def _host_seconds(trace: Trace, work: WorkTable, host: Host, clock: HostClock, graph: bool) -> Array:
+def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Array:
+    """Return the modelled time of the host for every row."""
     columns = trace.columns
-    if clock == "measured":
-        return columns["host_ns"] * 1e-9
     dispatch, kind = host.dispatch, columns["kind"]
     cost = np.zeros(len(kind))
     by_family = np.full(len(FAMILIES), dispatch.pointwise_us)

@@ -1,0 +1,103 @@
+"""Chains of pointwise launches, which a compiler fuses to one kernel each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.cost import Signature
+from bringup.recording.rows import LAUNCH, STREAM_SYNC
+from bringup.timeline.replay import Timeline
+
+Array = npt.NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Chains:
+    """Chains of at least two neighbouring pointwise launches of one stream and thread.
+
+    Attributes:
+        first: the first row of each.
+        seconds: the time of the fused kernel: that of the chain's launches, by the share of their bytes that is left.
+        others: the other rows of all chains.
+    """
+
+    first: Array
+    seconds: Array
+    others: Array
+
+
+def chains(timeline: Timeline, first: int, last: int) -> Chains:
+    """Find the chains in the rows from `first` to `last`, and price each as one kernel.
+
+    Each launch of a chain shares memory with the one before. A fused kernel reads a tensor once, and only if the chain
+    does not write it first; it writes a tensor once.
+    """
+    trace = timeline.trace
+    kind, signature = trace.columns["kind"], trace.columns["signature"]
+    # Launches, copies, events and waits of streams end a chain; rows of the allocator and of modules do not.
+    rows = np.flatnonzero(kind[first:last] <= STREAM_SYNC) + first
+    light = (kind[rows] == LAUNCH) & (timeline.fallback[rows] < 0)
+    light[light] = timeline.work.is_family("pointwise")[signature[rows[light]]]
+    place = np.stack([trace.columns[name][rows].astype(np.int64) for name in ("device", "stream", "thread", "phase")])
+    begins = np.ones(len(rows), dtype=bool)
+    begins[1:] = ~(light[1:] & light[:-1] & (place[:, 1:] == place[:, :-1]).all(axis=0))
+    for number in np.flatnonzero(~begins).tolist():
+        begins[number] = not _storages(timeline, rows[number]) & _storages(timeline, rows[number - 1])
+    chain = np.cumsum(begins) - 1
+    length = np.bincount(chain, light, len(rows))
+    inside = light & (length[chain] > 1)
+    members, number_of = rows[inside], np.unique(chain[inside], return_inverse=True)[1]
+    head = begins[inside]
+    moved, least = _bytes(timeline, members, number_of)
+    spent = np.bincount(number_of, timeline.seconds[members], len(moved))
+    share = np.divide(least, moved, out=np.ones_like(moved), where=moved > 0)
+    return Chains(members[head], spent * share, members[~head])
+
+
+def _storages(timeline: Timeline, row: int) -> set[int]:
+    trace = timeline.trace
+    return set((trace.uses[trace.offsets[row] : trace.offsets[row + 1]] >> 1).tolist())
+
+
+def _bytes(timeline: Timeline, rows: Array, chain: Array) -> tuple[Array, Array]:
+    """Return for each chain the bytes that its launches move, and those that one kernel would move."""
+    trace = timeline.trace
+    count = int(chain.max()) + 1 if len(chain) else 0
+    sizes = {
+        number: _use_bytes(trace.signatures[number]) for number in np.unique(trace.columns["signature"][rows]).tolist()
+    }
+    storage, size, of_chain = [], [], []
+    for row, number in zip(rows.tolist(), chain.tolist(), strict=True):
+        uses = trace.uses[trace.offsets[row] : trace.offsets[row + 1]]
+        by_use = sizes[int(trace.columns["signature"][row])][: len(uses)]
+        storage.append(uses[: len(by_use)])
+        size.append(by_use)
+        of_chain.append(np.full(len(by_use), number))
+    if not storage:
+        return np.zeros(count), np.zeros(count)
+    uses, amount, owner = np.concatenate(storage), np.concatenate(size), np.concatenate(of_chain)
+    moved = np.bincount(owner, amount, count)
+    order = np.lexsort((np.arange(len(uses)), uses >> 1, owner))
+    uses, amount, owner = uses[order], amount[order], owner[order]
+    new = np.ones(len(uses), dtype=bool)
+    new[1:] = (owner[1:] != owner[:-1]) | (uses[1:] >> 1 != uses[:-1] >> 1)
+    group = np.cumsum(new) - 1
+    largest = np.maximum.reduceat(amount, np.flatnonzero(new))
+    written = np.bincount(group, uses & 1) > 0
+    read_first = (uses[new] & 1) == 0
+    least = np.bincount(owner[new], largest * (written.astype(float) + read_first), count)
+    return moved, np.minimum(least, moved)
+
+
+def _use_bytes(signature: Signature) -> Array:
+    """Return the bytes behind each use of a launch: its storages in the order of its inputs, then its results."""
+    largest: dict[int, float] = {}
+    for tensor in signature.inputs:
+        if tensor is not None and tensor.storage >= 0:
+            largest[tensor.storage] = max(largest.get(tensor.storage, 0.0), float(tensor.nbytes))
+    results = [float(tensor.nbytes) for tensor in signature.outputs if tensor is not None]
+    return np.asarray([largest[place] for place in sorted(largest)] + results)

@@ -1,0 +1,100 @@
+"""Replays of a changed program: the price of what an advice asks for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.analyse.chains import chains
+from bringup.pricing import Prices
+from bringup.recording.rows import HOST, LAUNCH, PINNED, WAITS
+from bringup.recording.waits import READ, Waits
+from bringup.timeline.replay import AS_IS, Timeline, WhatIf, replay
+from bringup.timeline.steady import steady
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip
+
+Array = npt.NDArray[Any]
+AHEAD = np.iinfo(np.int16).max  # a stream that no program has: torch numbers 32 per device
+
+
+def replayed(
+    timeline: Timeline,
+    what_if: WhatIf = AS_IS,
+    *,
+    columns: dict[str, Array] | None = None,
+    prices: Prices | None = None,
+    chip: Chip | None = None,
+    seconds: Array | None = None,
+) -> Timeline:
+    """Replay a timeline's trace with other columns, prices, seconds or chip; clock and steps stay the same."""
+    trace = timeline.trace
+    if columns is not None:
+        trace = replace(trace, columns=columns)
+        trace.signatures, trace.work = timeline.trace.signatures, timeline.trace.work
+    same = what_if.graph is None and chip is None
+    other = replay(
+        trace,
+        chip or timeline.chip,
+        timeline.host,
+        host_clock=timeline.host_clock,
+        prices=prices or (timeline.prices if same else None),
+        what_if=what_if,
+        seconds=seconds,
+    )
+    return replace(other, steps=timeline.steps)
+
+
+def without_waits(timeline: Timeline, waits: Waits) -> Timeline:
+    """Replay without these waits: launches no longer hold the host; synchronisations and reads are left out."""
+    columns = dict(timeline.trace.columns)
+    _leave_out(columns, waits)
+    _as_nothing(columns, waits.copy[(waits.kind == READ) & (waits.copy >= 0)])
+    return replayed(timeline, columns=columns)
+
+
+def copied_ahead(timeline: Timeline, copies: Array, waits: Waits) -> Timeline:
+    """Replay with copies of pinned memory one batch ahead, on a stream of their own, and without the waits for them."""
+    columns = dict(timeline.trace.columns)
+    _leave_out(columns, waits)
+    columns["flags"], columns["stream"] = columns["flags"].copy(), columns["stream"].copy()
+    columns["flags"][copies] |= PINNED
+    columns["stream"][copies] = AHEAD
+    return replayed(timeline, columns=columns)
+
+
+def supported(timeline: Timeline, op: str, dtype: str) -> Timeline:
+    """Replay on a chip that has one more operator in one dtype; `op` is without its overload."""
+    signatures = timeline.trace.signatures
+    new = np.asarray([item.op.split(".")[0] == op and item.dtype == dtype for item in signatures], dtype=bool)
+    return replayed(timeline, prices=replace(timeline.prices, supported=timeline.prices.supported | new))
+
+
+def fused(timeline: Timeline) -> Timeline:
+    """Replay with each chain of pointwise launches as one kernel, which moves every tensor once; see `chains`."""
+    columns = dict(timeline.trace.columns)
+    first, last, *_ = steady(timeline)
+    fusible = chains(timeline, first, last)
+    seconds = timeline.seconds.copy()
+    seconds[fusible.first], seconds[fusible.others] = fusible.seconds, 0.0
+    columns["kind"], columns["object"] = columns["kind"].copy(), columns["object"].copy()
+    columns["flags"] = columns["flags"].copy()
+    _as_nothing(columns, fusible.others)
+    return replayed(timeline, columns=columns, seconds=seconds)
+
+
+def _leave_out(columns: dict[str, Array], waits: Waits) -> None:
+    for name in ("kind", "object", "flags"):
+        columns[name] = columns[name].copy()
+    launched = columns["kind"][waits.rows] == LAUNCH
+    columns["flags"][waits.rows[launched]] &= ~np.uint8(WAITS)
+    _as_nothing(columns, waits.rows[~launched])
+
+
+def _as_nothing(columns: dict[str, Array], rows: Array) -> None:
+    """Turn rows into waits of no time."""
+    columns["kind"][rows], columns["object"][rows], columns["flags"][rows] = HOST, 0, 0

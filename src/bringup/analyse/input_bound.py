@@ -1,0 +1,80 @@
+"""Programs that wait for their input: batches take longer to load than the chip needs for a step."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from bringup.analyse.summary import Bottleneck, Input, Summary
+from bringup.recording.rows import HOST, RESUME
+from bringup.text import duration, quantity
+from bringup.timeline.replay import Timeline
+from bringup.timeline.steady import steady
+
+LEAST_PER_STEP = 0.5  # batches: rarer ones are those of an evaluation
+
+
+def inputs(timeline: Timeline, step_seconds: float) -> list[Input]:
+    """Return the loaders whose batches take longer than a step, the slowest first; times are per step.
+
+    Shorter ones are left out, since a measured time would make equal programs differ.
+    """
+    steps = max(len(timeline.steps.ends), 1)
+    listed = []
+    for item in timeline.trace.about.get("inputs", []):
+        file, _, line = str(item["line"]).rpartition(":")
+        workers, seconds = int(item["workers"]), float(item["batch_seconds"])
+        batches = int(item["batches"])
+        per_step = 1.0 if abs(batches - steps) <= 1 < steps else batches / steps  # the last one is not always counted
+        if per_step >= LEAST_PER_STEP:
+            spent = seconds * per_step / max(workers, 1)
+            listed.append(Input(file, int(line) if line.isdigit() else 0, workers, per_step, seconds, spent))
+    total = sum(item.seconds for item in listed)
+    return sorted(listed, key=lambda item: (-item.seconds, item.file)) if total > step_seconds - _idle(timeline) else []
+
+
+def _idle(timeline: Timeline) -> float:
+    """Return the seconds per step for which the host waits in the replay for something else than the chip."""
+    first, last, _, _, count = steady(timeline)
+    kind = timeline.trace.columns["kind"][first:last]
+    rows = np.flatnonzero(np.isin(kind, (HOST, RESUME))) + first
+    return float((timeline.end[rows] - timeline.start[rows]).sum()) / count
+
+
+def whole_step(summary: Summary) -> float:
+    """Return the seconds of a step with its input. Workers load beside the step, the program itself does not."""
+    if summary.chip_time:  # waits for input are in the step
+        return summary.step_seconds
+    own = sum(item.seconds for item in summary.inputs if item.workers == 0)
+    beside = sum(item.seconds for item in summary.inputs if item.workers > 0)
+    return max(summary.step_seconds + own, beside)
+
+
+def advice(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
+    """Advise workers, as many as keep up with the chip or as the host has cores."""
+    if not summary.inputs:
+        return []
+    slowest = summary.inputs[0]
+    others = summary.input_seconds - slowest.seconds
+    busy = summary.step_seconds - (min(_idle(timeline), summary.input_seconds) if summary.chip_time else 0.0)
+    needed = slowest.batch_seconds * slowest.per_step / max(busy, 1e-9)
+    workers = min(math.ceil(needed), timeline.host.compute.cores)
+    if workers <= slowest.workers:
+        return []
+    faster = max(busy, slowest.batch_seconds * slowest.per_step / workers) + others
+    whole = whole_step(summary)
+    where = f"{slowest.file}:{slowest.line}"
+    return [
+        Bottleneck(
+            f"input-bound: the chip waits for input {max(whole - busy, 0.0) / whole:.0%} of the time",
+            f"the DataLoader at {where} gives {quantity(slowest.per_step, 'batch')} per step, and each takes "
+            f"{duration(slowest.batch_seconds)} with num_workers={slowest.workers}",
+            f"load batches in processes of their own: DataLoader(num_workers={workers}), {duration(faster)} per step",
+            max(whole - faster, 0.0),
+            key="input-bound",
+            remedy="workers",
+            line=where,
+            numbers={"input_seconds": summary.input_seconds, "workers": workers},
+        )
+    ]

@@ -1,0 +1,89 @@
+"""Advice on the host's waits for the chip: one bottleneck per kind of wait, with what a replay without them saves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.analyse import changes
+from bringup.analyse.summary import Bottleneck, Summary
+from bringup.recording.rows import LAUNCH
+from bringup.recording.waits import (
+    DATA_DEPENDENT,
+    SYNCHRONIZE,
+    UPLOAD,
+    WAIT_KINDS,
+    Waits,
+    count_text,
+    find_waits,
+    is_small,
+    noun,
+    remedy,
+)
+from bringup.text import duration
+from bringup.timeline.replay import Timeline
+from bringup.timeline.steady import steady
+
+Array = npt.NDArray[Any]
+LEAST_PER_STEP = 1.0  # rarer waits are those that the advice asks for
+CODES = {  # `Bottleneck.remedy` of each kind
+    "upload": "non-blocking",
+    "download": "copy-later",
+    "read": "read-less-often",
+    "synchronize": "synchronize-less",
+    "data_dependent": "fixed-size",
+}
+
+
+def for_waits(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
+    """Return a bottleneck for each kind of wait that happens in every step; small uploads are a kind of their own."""
+    first, last, *_ = steady(timeline)
+    waits = find_waits(timeline.trace).between(first, last)
+    small = is_small(timeline.trace, waits)
+    groups = [waits.where((waits.kind == kind) & ~small) for kind in range(len(WAIT_KINDS))]
+    return [
+        *(item for group in groups for item in _bottleneck(timeline, summary, group, is_small=False)),
+        *_bottleneck(timeline, summary, waits.where(small), is_small=True),
+    ]
+
+
+def _bottleneck(timeline: Timeline, summary: Summary, waits: Waits, *, is_small: bool) -> list[Bottleneck]:
+    _, _, since, until, count = steady(timeline)
+    per_step = len(waits.rows) / count
+    if per_step < LEAST_PER_STEP:
+        return []
+    kind = WAIT_KINDS[int(waits.kind[0])]
+    _, _, faster_since, faster_until, _ = steady(changes.without_waits(timeline, waits))
+    stood = float(timeline.waited[waits.rows].sum()) / count
+    line = timeline.trace.longest_line(waits.rows, timeline.waited[waits.rows] + 1e-12)
+    times = "once" if count_text(per_step) == "1" else f"{count_text(per_step)} times"
+    return [
+        Bottleneck(
+            f"the host waits for the chip {times} per step, {duration(stood)} in all",
+            f"{noun(kind, per_step)}{f', mostly at {line}' if line else ''}; until its next launch the chip idles",
+            remedy(kind, small=is_small),
+            max((until - since - faster_until + faster_since) / count, 0.0),
+            key="waits",
+            remedy="make-on-chip" if is_small else CODES[kind],
+            line=line,
+            numbers={"waits": per_step},
+        )
+    ]
+
+
+def fits_in_graph(timeline: Timeline) -> bool:
+    """Return True if a step can be one graph.
+
+    It cannot if the result of an operator depends on data, or if the host reads values at several points of a step,
+    since a value may decide what is launched next. One such point can be the border between two steps.
+    """
+    first, last, _, _, count = steady(timeline)
+    waits = find_waits(timeline.trace).between(first, last)
+    if (waits.kind == DATA_DEPENDENT).any():
+        return False
+    reads = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]
+    launches = np.cumsum(timeline.trace.columns["kind"] == LAUNCH)
+    points: Array = np.unique(launches[reads])  # reads without a launch between them are one point
+    return len(points) <= count + 1

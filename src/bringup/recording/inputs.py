@@ -1,0 +1,188 @@
+"""The time that batches of a program's DataLoaders take, measured while it is recorded.
+
+The predicted time of a step is that of launches, copies and waits. What the program does to get its next batch is not
+in it, unless the program's clocks show chip time. So the time of a batch is measured here: the wall time of the process
+that loads it, without the time in which that process was ready to run but had no processor. In a worker it is measured
+in the worker, because the program waits for batches less on this machine, where the chip is slow, than beside the chip.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import sys
+import sysconfig
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.utils import data as torch_data
+from torch.utils.data import dataloader
+from torch.utils.data._utils import fetch
+
+from bringup.paths import Places
+
+_SLOT = struct.Struct("=qq")  # of each worker: batches, nanoseconds
+_NO_PROGRAM = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+@dataclass
+class _Loader:
+    """The batches taken from one kind of loader at one line, and the nanoseconds that one process takes for them."""
+
+    batches: int = 0
+    timed: int = 0
+    nanoseconds: int = 0
+    slots: list[tuple[mmap.mmap, int]] = field(default_factory=list)  # shared with workers
+
+    def seconds(self) -> float:
+        """Return the mean time of a batch."""
+        timed, total = self.timed, self.nanoseconds
+        for memory, workers in self.slots:
+            for worker in range(workers):
+                count, spent = _SLOT.unpack_from(memory, worker * _SLOT.size)
+                timed, total = timed + count, total + spent
+        return total / timed * 1e-9 if timed else 0.0
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """A batch: the uses of the chip before it was taken, and the nanoseconds that taking it took."""
+
+    used: int
+    nanoseconds: int
+    is_first: bool
+
+
+class Inputs:
+    """The loaders of one recording, by line and number of workers."""
+
+    def __init__(self, places: Places) -> None:
+        self._places = places
+        self._loaders: dict[tuple[str, int], _Loader] = {}
+        self._latest: dict[int, _Batch] = {}  # id of an iterator -> the batch that the program took last
+
+    def facts(self) -> list[dict[str, Any]]:
+        """Return the loaders whose batches the chip used, in the form of the trace's ``about``."""
+        return [
+            {"line": line, "workers": workers, "batches": item.batches, "batch_seconds": item.seconds()}
+            for (line, workers), item in sorted(self._loaders.items())
+            if item.batches and item.seconds() > 0
+        ]
+
+    def took(self, iterator: Any, nanoseconds: int, frame: Any) -> None:
+        """Note that the program asked for a batch. The one before counts if the chip was used since it was taken."""
+        stats = json.loads(torch.ops.bringup.launch_stats())
+        used = sum(stats[name] for name in ("launches", "synchronous", "synchronizations"))
+        before = self._latest.get(id(iterator))
+        self._latest[id(iterator)] = _Batch(used, nanoseconds, is_first=before is None)
+        if before is None or used == before.used:
+            return
+        workers = int(iterator._num_workers)
+        loader = self._loaders.setdefault((self._places.line(_line(frame)), workers), _Loader())
+        loader.batches += 1
+        if workers == 0 and not before.is_first:  # the first batch fills caches
+            loader.timed += 1
+            loader.nanoseconds += before.nanoseconds
+        slots = iterator.__dict__.get("_bringup_slots")
+        if slots is not None and all(slots is not item for item, _ in loader.slots):
+            loader.slots.append((slots, workers))
+
+    def forget(self, iterator: Any) -> None:
+        """Forget an iterator that is new: another one may have had its address."""
+        self._latest.pop(id(iterator), None)
+
+
+def _line(frame: Any) -> str:
+    """Return the line of the innermost frame that is the program's, ``/home/me/train.py:12``."""
+    inner = frame
+    while frame is not None and frame.f_code.co_filename.startswith((*_NO_PROGRAM, "<")):
+        frame = frame.f_back
+    frame = frame or inner
+    return f"{os.path.abspath(frame.f_code.co_filename)}:{frame.f_lineno}"
+
+
+def _now() -> tuple[int, int]:
+    """Return the wall time and the time for which this thread was ready but had no processor, in nanoseconds."""
+    try:
+        with open("/proc/thread-self/schedstat", encoding="ascii") as file:
+            queued = int(file.read().split()[1])
+    except (OSError, ValueError, IndexError):  # not Linux, or a kernel without it
+        queued = 0
+    return time.clock_gettime_ns(time.CLOCK_MONOTONIC), queued
+
+
+def _since(start: tuple[int, int]) -> int:
+    wall, queued = _now()
+    return max(wall - start[0] - (queued - start[1]), 0)
+
+
+_slots: mmap.mmap | None = None  # of the workers that are being started; they inherit it
+
+
+def _timed_fetch(original: Any) -> Any:
+    def timed(self: Any, index: Any) -> Any:
+        worker = torch_data.get_worker_info()
+        if worker is None or _slots is None or (worker.id + 1) * _SLOT.size > len(_slots):
+            return original(self, index)
+        start = _now()
+        batch = original(self, index)
+        place = worker.id * _SLOT.size
+        count, spent = _SLOT.unpack_from(_slots, place)
+        _SLOT.pack_into(_slots, place, count + 1, spent + _since(start))
+        return batch
+
+    return timed
+
+
+@contextmanager
+def watched(inputs: Inputs) -> Iterator[None]:
+    """Measure the batches that the main thread takes from DataLoaders inside the block."""
+    base: Any = dataloader._BaseDataLoaderIter
+    with_workers: Any = dataloader._MultiProcessingDataLoaderIter
+    fetchers: list[Any] = [fetch._MapDatasetFetcher, fetch._IterableDatasetFetcher]
+    patched = [
+        (base, "__next__"),
+        (base, "__init__"),
+        (with_workers, "__init__"),
+        *((item, "fetch") for item in fetchers),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name in patched]
+    (_, _, following), (_, _, begin), (_, _, start_workers), *fetches = before
+    parent = os.getpid()
+
+    def __next__(self: Any) -> Any:
+        if os.getpid() != parent or threading.current_thread() is not threading.main_thread():
+            return following(self)
+        start = _now()
+        try:
+            return following(self)
+        finally:  # also at the end of the loader
+            inputs.took(self, _since(start), sys._getframe(1))
+
+    def __init__(self: Any, loader: Any) -> None:
+        inputs.forget(self)
+        begin(self, loader)
+
+    def __init_with_workers__(self: Any, loader: Any) -> None:
+        global _slots
+        _slots = self._bringup_slots = mmap.mmap(-1, max(loader.num_workers, 1) * _SLOT.size)
+        try:
+            start_workers(self, loader)
+        finally:
+            _slots = None
+
+    base.__next__, base.__init__, with_workers.__init__ = __next__, __init__, __init_with_workers__
+    for owner, name, original in fetches:
+        setattr(owner, name, _timed_fetch(original))
+    try:
+        yield
+    finally:
+        for owner, name, original in before:
+            setattr(owner, name, original)

@@ -1,0 +1,153 @@
+"""The waits of the host for the chip, by kind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.recording.rows import (
+    D2H,
+    DEVICE_SYNC,
+    EVENT_SYNC,
+    H2D,
+    LAUNCH,
+    OF_DOWNLOAD,
+    OF_UPLOAD,
+    STREAM_SYNC,
+    WAITS,
+)
+
+if TYPE_CHECKING:
+    from bringup.recording.trace import Trace
+
+Array = npt.NDArray[Any]
+VALUE_BYTES = 64  # a copy to the host up to this size is a value that the program reads
+# CUDA copies up to 64 KB of pageable memory to a buffer first, so it need not wait (see upload_waits in csrc).
+STAGED_BYTES = 64 * 1024
+
+WAIT_KINDS = ("upload", "download", "read", "synchronize", "data_dependent")
+UPLOAD, DOWNLOAD, READ, SYNCHRONIZE, DATA_DEPENDENT = range(len(WAIT_KINDS))
+NOUNS = {  # one, and several
+    "upload": ("blocking upload", "blocking uploads"),
+    "download": ("blocking download", "blocking downloads"),
+    "read": ("read of a value", "reads of values"),
+    "synchronize": ("explicit synchronisation", "explicit synchronisations"),
+    "data_dependent": ("operator whose result depends on data", "operators whose results depend on data"),
+}
+HINTS = {  # the remedies in a few words
+    "upload": "not with non_blocking=True from pinned memory",
+    "download": "not with non_blocking=True to pinned memory",
+    "data_dependent": "not with torch.where",
+}
+SMALL_HINT = "not with non_blocking=True, or made on the chip"
+SMALL_UPLOAD = (
+    "create the value on the chip (torch.full((), value, device=...)) or keep it there; up to 64 KiB, "
+    "a copy with non_blocking=True does not wait even for pageable memory"
+)
+REMEDIES = {
+    "upload": "copy with non_blocking=True from pinned memory (DataLoader(pin_memory=True), or pin_memory())",
+    "download": "copy to pinned memory with non_blocking=True, and synchronize when the data is needed",
+    "read": "read values less often: keep sums on the chip and read them every n steps; "
+    "torch.where can replace a condition",
+    "synchronize": "synchronize only where a time is measured or another device needs the result",
+    "data_dependent": "use operators whose result has a fixed size, such as torch.where or masked_fill, "
+    "in place of boolean masks and nonzero",
+}
+
+
+@dataclass(frozen=True)
+class Waits:
+    """The rows of a trace in which the host waits for the chip, in their order.
+
+    Attributes:
+        rows: the rows.
+        kind: the kind of each, an index into `WAIT_KINDS`.
+        copy: the row of the copy that each ends; -1 if it ends none.
+    """
+
+    rows: Array
+    kind: Array
+    copy: Array
+
+    @property
+    def implicit(self) -> Waits:
+        """Those that the program does not ask for by ``synchronize``."""
+        return self.where(self.kind != SYNCHRONIZE)
+
+    def where(self, mask: Array) -> Waits:
+        """Return those that a mask selects."""
+        return Waits(self.rows[mask], self.kind[mask], self.copy[mask])
+
+    def between(self, first: int, last: int) -> Waits:
+        """Return those in the rows from `first` to `last`, without `last`."""
+        return self.where((self.rows >= first) & (self.rows < last))
+
+
+def find_waits(trace: Trace) -> Waits:
+    """Return the waits of a trace.
+
+    They are blocking copies in both directions, explicit synchronisations, and operators whose result the host needs.
+    """
+    columns = trace.columns
+    kind, flags = columns["kind"], columns["flags"]
+    waiting_launch = (kind == LAUNCH) & ((flags & WAITS) != 0)
+    rows = np.flatnonzero(waiting_launch | np.isin(kind, (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC)))
+    copy = _copies_before(columns, rows)
+    kinds = np.full(len(rows), SYNCHRONIZE)
+    of_stream = kind[rows] == STREAM_SYNC
+    kinds[of_stream & ((flags[rows] & OF_UPLOAD) != 0)] = UPLOAD
+    ends_download = of_stream & ((flags[rows] & OF_DOWNLOAD) != 0)
+    is_value = (copy >= 0) & (columns["bytes"][copy] <= VALUE_BYTES) if len(rows) else ends_download
+    kinds[ends_download] = np.where(is_value[ends_download], READ, DOWNLOAD)
+    launched = waiting_launch[rows]
+    gives_value = np.asarray([_gives_value(data) for data in trace.signature_data], dtype=bool)
+    kinds[launched] = np.where(gives_value[columns["signature"][rows[launched]]], READ, DATA_DEPENDENT)
+    return Waits(rows, kinds, copy)
+
+
+def _copies_before(columns: dict[str, Array], rows: Array) -> Array:
+    """Return for each wait the row of the copy that it ends, -1 if it ends none."""
+    kind, flags = columns["kind"], columns["flags"]
+    pair = columns["device"].astype(np.int64) * 65536 + columns["stream"]
+    ended = np.full(len(rows), -1)
+    for flag, direction in ((OF_UPLOAD, H2D), (OF_DOWNLOAD, D2H)):
+        ends = (kind[rows] == STREAM_SYNC) & ((flags[rows] & flag) != 0)
+        for stream in np.unique(pair[rows[ends]]):
+            copies = np.flatnonzero((kind == direction) & (pair == stream))
+            waits = np.flatnonzero(ends & (pair[rows] == stream))
+            place = np.searchsorted(copies, rows[waits]) - 1
+            # A copy of a quantized tensor has a wait, but no row.
+            fresh = (place >= 0) & np.concatenate(([True], place[1:] != place[:-1]))
+            ended[waits[fresh]] = copies[place[fresh]]
+    return ended
+
+
+def _gives_value(signature: dict[str, Any]) -> bool:
+    """Return True if a launch returns no tensor and writes none: it returns a number, as ``aten::equal`` does."""
+    return not signature["outputs"] and not any(item is not None and item[4] for item in signature["inputs"])
+
+
+def is_small(trace: Trace, waits: Waits) -> Array:
+    """Return a mask: True for uploads that need no pinned memory to be non-blocking."""
+    size = np.where(waits.copy >= 0, trace.columns["bytes"][waits.copy], STAGED_BYTES + 1)
+    small: Array = (waits.kind == UPLOAD) & (size <= STAGED_BYTES)
+    return small
+
+
+def remedy(kind: str, *, small: bool = False) -> str:
+    """Return what avoids a wait of this kind; `small` is for uploads, see `is_small`."""
+    return SMALL_UPLOAD if small else REMEDIES[kind]
+
+
+def noun(kind: str, number: float) -> str:
+    """Write a number of waits: ``1 blocking upload``, ``2.5 reads of values``."""
+    one, several = NOUNS[kind]
+    return f"{count_text(number)} {one if count_text(number) == '1' else several}"
+
+
+def count_text(number: float) -> str:
+    """Write a mean count per step with at most three digits: ``2``, ``1,200``, ``0.25``."""
+    return f"{round(number):,}" if abs(number - round(number)) < 1e-9 or number >= 100 else f"{number:.3g}"
