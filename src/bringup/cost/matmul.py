@@ -20,7 +20,7 @@ def product(signature: Signature, gemm: Gemm) -> Work:
     )
 
 
-@rule("matmul", "mm", "addmm", "_addmm_activation", "sspaddmm", "_int_mm", "_scaled_mm", "addmv", "mv")
+@rule("matmul", "mm", "addmm", "_addmm_activation", "sspaddmm", "_int_mm", "_scaled_mm", "_scaled_mm_v2", "addmv", "mv")
 def two_dimensional(signature: Signature) -> Work:
     """Price [m, k] by [k, n], or by [k]. Operators name their factors differently."""
     if signature.base == "mv":
@@ -45,7 +45,7 @@ def batched(signature: Signature) -> Work:
     return product(signature, Gemm(b, m, second.shape[2], k))
 
 
-@rule("matmul", "_grouped_mm")
+@rule("matmul", "_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
 def grouped(signature: Signature) -> Work:
     """Price the products of a mixture of experts. Groups that share a dimension count as equally large."""
     first, second = signature.required("self"), signature.required("mat2")
@@ -81,6 +81,7 @@ def inner(signature: Signature) -> Work:
     "matmul",
     *names("""
         linear matmul mkldnn_linear _trilinear _cdist_forward _cdist_backward _euclidean_dist
+        _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu _dyn_quant_matmul_4bit
     """),
 )
 def general(signature: Signature) -> Work:

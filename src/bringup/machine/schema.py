@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from bringup.machine.vocabulary import DTYPES, FAMILIES
+from bringup.machine.vocabulary import CASTS, DTYPES, FAMILIES, PRODUCTS, matrix_dtype
 from bringup.text import plain
 
 
@@ -154,6 +154,8 @@ class Launch(_Table):
 class Ops(_Table):
     """The dtypes that the chip supports. ``groups`` overrides them per operator family; ``host`` lists exceptions.
 
+    Products also run in every dtype of ``[matrix.tflops]``, and copies and casts in all dtypes: see `Chip.supports`.
+
     An exception is an operator without its overload, ``aten::topk``, or with one dtype, ``aten::topk int64``.
     """
 
@@ -268,14 +270,17 @@ class Chip(_Sourced):
     def supports(self, op: str, family: str, dtype: str) -> bool:
         """Return True if the chip runs an operator (``aten::topk``, with or without overload) on a dtype.
 
-        Copies need no arithmetic, so they run in every dtype.
+        Copies and casts need no arithmetic, so they run in every dtype. A dtype with a peak of the matrix engine also
+        runs in products, unless ``groups`` lists the dtypes of the family.
         """
         name = op.split(".")[0]
         forms = {name, name.removesuffix("_")}
         if any(form in self.ops.host or f"{form} {dtype}" in self.ops.host for form in forms):
             return False
         group = "convolution" if family == "depthwise" else family
-        return family == "copy" or dtype in self.ops.groups.get(group, self.ops.dtypes)
+        if family == "copy" or name in CASTS or dtype in self.ops.groups.get(group, self.ops.dtypes):
+            return True
+        return group in PRODUCTS and group not in self.ops.groups and matrix_dtype(dtype) in self.matrix.tflops
 
 
 class HostDispatch(_Table):

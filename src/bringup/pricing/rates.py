@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bringup.machine.vocabulary import matrix_dtype
 from bringup.pricing.classes import class_of
 from bringup.pricing.constants import DEFAULT, Constants
 
@@ -33,8 +34,7 @@ def matrix_peak(chip: Chip, dtype: str) -> float:
     rate. Other missing dtypes have the rate of the vector units.
     """
     table = chip.matrix.tflops
-    if dtype.startswith("float8"):
-        dtype = "float8_e4m3fn"
+    dtype = matrix_dtype(dtype)
     if dtype in table:
         return table[dtype] * 1e12
     if dtype in ("float16", "bfloat16", "complex64") and "float32" in table:
