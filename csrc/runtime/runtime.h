@@ -33,7 +33,10 @@ struct Config {
   bool past_capacity = false;  // allocations may exceed device_bytes; only for the virtual chip
 };
 
+struct Capture;  // see capture.h
+
 struct Stream {
+  std::atomic<Capture*> capture{nullptr};  // null unless it captures
   c10::Stream id;
   int priority;
   bringup_stream* handle;
@@ -55,6 +58,7 @@ struct Event {
   bool timed;
   std::mutex mutex;
   Stream* stream = nullptr;             // of the latest record
+  std::shared_ptr<Capture> capture;     // that the latest record belongs to
   std::shared_ptr<FailurePtr> failure;  // filled in stream order
 };
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup import pricing
-from bringup.analyse import ways_to_fit
+from bringup.analyse import tf32, ways_to_fit
 from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
 from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, MEMORY, WorkTable
@@ -39,6 +39,7 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
         *_copies(timeline, summary),
         *_waits(timeline, summary),
         *_engines(timeline, summary),
+        *tf32.bottlenecks(timeline, summary),
     ]
     least = LEAST_SHARE * summary.step_seconds
     expensive = (item for item in bottlenecks if item.seconds > least)

@@ -8,6 +8,11 @@ from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature
 
 
+def allowed_tf32(signature: Signature, switch: str) -> str:
+    """Return the name of a switch for TF32 if it was on at the launch, else ""."""
+    return switch if switch in signature.tf32 else ""
+
+
 def product(signature: Signature, gemm: Gemm) -> Work:
     """Return the work of one product that reads its inputs and writes its result."""
     return Work(
@@ -17,6 +22,7 @@ def product(signature: Signature, gemm: Gemm) -> Work:
         read_bytes=signature.read_bytes,
         written_bytes=signature.written_bytes,
         items=gemm.batch * gemm.m * gemm.n,
+        tf32=allowed_tf32(signature, "matmul"),
     )
 
 

@@ -13,6 +13,8 @@ ITEM_BYTES = {
 DTYPES = frozenset(ITEM_BYTES)
 
 FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+TF32 = ("matmul", "convolution", "rnn")  # products with a switch of torch: backends.cuda.matmul, backends.cudnn
+TF32_DEFAULT = ("convolution", "rnn")  # those that torch allows unless the program says otherwise
 PRODUCTS = ("matmul", "convolution")  # families of the matrix engine
 CASTS = ("prims::convert_element_type",)  # casts of compiled graphs; eager casts belong to the family copy
 
@@ -26,4 +28,5 @@ def matrix_dtype(dtype: str) -> str:
 FAMILIES = (
     *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
     *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other", "depthwise", "kernel"),
+    *("sparse", "rnn"),
 )

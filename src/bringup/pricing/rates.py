@@ -44,6 +44,17 @@ def matrix_peak(chip: Chip, dtype: str) -> float:
     return vector_rate(chip, dtype)
 
 
+def engine_dtype(chip: Chip, dtype: str, switch: str) -> str:
+    """Return the dtype that products are computed in: ``tf32`` for float32 if its switch is on and the chip follows it.
+
+    Args:
+        chip: the chip.
+        dtype: the dtype of the inputs.
+        switch: the switch of torch that allowed TF32, see `Work.tf32`.
+    """
+    return "tf32" if dtype == "float32" and switch in chip.ops.tf32 and "tf32" in chip.matrix.tflops else dtype
+
+
 def vector_rate(chip: Chip, dtype: str) -> float:
     """Return the flop/s of the vector units."""
     table = chip.vector.tflops
