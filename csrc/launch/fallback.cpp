@@ -54,8 +54,8 @@ namespace {
 
 void refuse(const std::string& op, c10::ScalarType dtype, const std::string& chip) {
   std::string where = describe(current_line());
-  TORCH_CHECK_NOT_IMPLEMENTED(false, op, " (", c10::getDtypeNames(dtype).first,
-                              ") would run on the host", where.empty() ? "" : ", launched at " + where, ": chip ", chip,
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op, " (", c10::getDtypeNames(dtype).first, ") would run on the host",
+                              where.empty() ? "" : ", launched at " + where, ": chip ", chip,
                               " does not list it (add it under [ops] of the chip file, or leave out --strict)");
 }
 

@@ -13,8 +13,8 @@ namespace bringup {
 
 // Note [Graphs]
 // A captured launch does not run: its results are allocated, and the launch is kept. A replay enqueues copies of all launches on
-// the current stream, in the order of the capture, on the same addresses. Memory that launches of a capture allocate comes from an
-// arena, which nothing else uses while one of its graphs lives. So a result that is freed inside the capture is used again by
+// the current stream, in the order of the capture, on the same addresses. Memory that launches of a capture allocate comes from
+// an arena, which nothing else uses while one of its graphs lives. So a result that is freed inside the capture is used again by
 // later launches of the same graph only. Random numbers are drawn from the generator at every replay.
 namespace {
 
@@ -95,7 +95,9 @@ void record_node(const Launch& launch, uint8_t flags, const Stream& stream, int6
   LaunchRow row{*launch.signature, launch.arguments.data(), stream, launch.line, {}, {}};
   row.replay = replay;
   // Memory that was freed after the launch was captured may belong to another tensor when the row is read.
-  auto live = [&](const StorageRef& storage) { return is_live(launch.stream->id.device_index(), storage.address, storage.allocation); };
+  auto live = [&](const StorageRef& storage) {
+    return is_live(launch.stream->id.device_index(), storage.address, storage.allocation);
+  };
   for (const StorageRef& storage : launch.storages) row.storages.push_back(live(storage) ? storage : StorageRef{});
   for (const StorageRef& output : launch.outputs)
     if (live(output)) row.outputs.push_back(output.address);

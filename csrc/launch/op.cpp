@@ -85,9 +85,8 @@ bool takes_pivots(const std::string& name) {
 // True for operators that CUDA's libraries compute in TF32 where torch allows it.
 bool has_products(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{
-      "mm",     "addmm",  "_addmm_activation", "bmm",  "baddbmm", "addbmm",   "mv",
-      "addmv",  "linear", "matmul",            "lstm", "gru",     "rnn_tanh", "rnn_relu",
-      "addmm_", "addmv_", "baddbmm_",          "dot",  "addbmm_", "bilinear"};
+      "mm",   "addmm", "_addmm_activation", "bmm",      "baddbmm", "addbmm", "mv",       "addmv", "linear",  "matmul",
+      "lstm", "gru",   "rnn_tanh",          "rnn_relu", "addmm_",  "addmv_", "baddbmm_", "dot",   "addbmm_", "bilinear"};
   size_t start = name.find("::") + 2;
   std::string base = name.substr(start, name.find('.', start) - start);
   return names->count(base) != 0 || base.find("conv") != std::string::npos || base.find("_rnn") != std::string::npos;

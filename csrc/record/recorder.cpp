@@ -67,7 +67,7 @@ struct Recording {
   std::unordered_map<std::pair<void*, int64_t>, int32_t, LineHash> line_ids;
   std::atomic<int32_t> threads{0};
   std::atomic<int64_t> replays{0};  // of graphs
-  std::mutex counts_mutex;  // locked after `mutex`
+  std::mutex counts_mutex;          // locked after `mutex`
   std::vector<std::shared_ptr<ViewCount>> counts;
 
   std::shared_ptr<ViewCount> new_count(int32_t thread) {
@@ -614,11 +614,12 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
     if (recording()) record_row(RowKind(kind), nullptr, current_line(), 0, object);
   });
   m.def("record_owner(int address, int kind, int module, int itemsize, int device) -> ()", &record_owner);
-  m.def("record_compiled(str signature, Tensor[] read, Tensor[] written, str line, int module, bool backward, int replay) "
-        "-> ()",
-        [](const std::string& signature, const std::vector<at::Tensor>& read, const std::vector<at::Tensor>& written,
-           const std::string& line, int64_t module, bool backward,
-           int64_t replay) { record_compiled(signature, read, written, line, module, backward, replay); });
+  m.def(
+      "record_compiled(str signature, Tensor[] read, Tensor[] written, str line, int module, bool backward, int replay) "
+      "-> ()",
+      [](const std::string& signature, const std::vector<at::Tensor>& read, const std::vector<at::Tensor>& written,
+         const std::string& line, int64_t module, bool backward,
+         int64_t replay) { record_compiled(signature, read, written, line, module, backward, replay); });
   m.def("next_replay() -> int", &next_replay);
   m.def("skip_host_time() -> ()", &skip_host_time);
   m.def("be_quiet(bool quiet) -> ()", [](bool quiet) { quiet ? Unrecorded::enter() : Unrecorded::leave(); });

@@ -130,8 +130,8 @@ void for_each_tensor(c10::IValue& value, F f) {
 }
 
 // Replaces the arguments on the stack by the results, computed by the CPU's kernel on copies.
-void compute_on_host(const c10::OperatorHandle& handle, const Op& op, Stack* stack,
-                     const std::vector<c10::IValue>& originals, c10::Device device) {
+void compute_on_host(const c10::OperatorHandle& handle, const Op& op, Stack* stack, const std::vector<c10::IValue>& originals,
+                     c10::Device device) {
   size_t count = op.args.size(), first = stack->size() - count;
   for (size_t i = first; i < stack->size(); ++i) {
     c10::IValue& value = (*stack)[i];
@@ -160,9 +160,17 @@ void compute_on_host(const c10::OperatorHandle& handle, const Op& op, Stack* sta
 
 // True if the host needs the number of elements that the result has, as with CUDA: the operator waits.
 bool returns_counts(const Op& op) {
-  static const auto* names = new std::unordered_set<std::string>{
-      "_coalesce",      "_to_sparse",     "_to_sparse_csr", "_to_sparse_csc", "_to_sparse_bsr", "_to_sparse_bsc",
-      "_sparse_sparse_matmul", "sparse_mask", "_sparse_sum",    "mul",        "_local_scalar_dense"};
+  static const auto* names = new std::unordered_set<std::string>{"_coalesce",
+                                                                 "_to_sparse",
+                                                                 "_to_sparse_csr",
+                                                                 "_to_sparse_csc",
+                                                                 "_to_sparse_bsr",
+                                                                 "_to_sparse_bsc",
+                                                                 "_sparse_sparse_matmul",
+                                                                 "sparse_mask",
+                                                                 "_sparse_sum",
+                                                                 "mul",
+                                                                 "_local_scalar_dense"};
   size_t start = op.name.find("::") + 2;
   return names->count(op.name.substr(start, op.name.find('.', start) - start)) != 0;
 }
