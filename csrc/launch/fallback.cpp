@@ -50,12 +50,23 @@ Where where_of(const Signature& signature) {
   return on_host >> int(signature.dtype) & 1 ? Where::Host : Where::Chip;
 }
 
-void refuse_if_strict(const Signature& signature, const std::string& chip) {
-  if (!strict) return;
+namespace {
+
+void refuse(const std::string& op, c10::ScalarType dtype, const std::string& chip) {
   std::string where = describe(current_line());
-  TORCH_CHECK_NOT_IMPLEMENTED(false, signature.op->name, " (", c10::getDtypeNames(signature.dtype).first,
-                              ") would run on the host", where.empty() ? "" : ", launched at " + where, ": chip ", chip,
+  TORCH_CHECK_NOT_IMPLEMENTED(false, op, " (", c10::getDtypeNames(dtype).first, ") would run on the host",
+                              where.empty() ? "" : ", launched at " + where, ": chip ", chip,
                               " does not list it (add it under [ops] of the chip file, or leave out --strict)");
+}
+
+}  // namespace
+
+void refuse_if_strict(const Signature& signature, const std::string& chip) {
+  if (strict) refuse(signature.op->name, signature.dtype, chip);
+}
+
+void refuse_sparse_if_strict(const std::string& op, c10::ScalarType dtype, const std::string& chip) {
+  if (strict && dtypes_on_host("sparse") >> int(dtype) & 1) refuse(op, dtype, chip);
 }
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) { m.def("set_fallbacks(str[] ops, int[] dtypes, bool strict) -> ()", &fill_table); }

@@ -13,5 +13,7 @@ uint64_t dtypes_on_host(const std::string& op);
 
 // Raises an error if the user allows no fallback (--strict).
 void refuse_if_strict(const Signature& signature, const std::string& chip);
+// The same for an operator on sparse tensors, if the chip has no sparse kernels for the dtype.
+void refuse_sparse_if_strict(const std::string& op, c10::ScalarType dtype, const std::string& chip);
 
 }  // namespace bringup

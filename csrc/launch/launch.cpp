@@ -6,6 +6,7 @@
 #include <torch/library.h>
 
 #include "launch/dry.h"
+#include "launch/graph.h"
 #include "launch/place.h"
 #include "launch/synchronous.h"
 #include "launch/view.h"
@@ -90,13 +91,13 @@ void keep_host_tensors(Launch& launch, const Slots& slots) {
   }
 }
 
-// The CPU generator that a launch on this stream draws from: of the argument's generator, else of the device's default generator.
-at::Generator take_generator(const IValue& value, Stream& stream) {
+// The chip's generator that a launch on this stream draws from: the argument, else the device's default generator.
+at::Generator generator_of(const IValue& value, const Stream& stream) {
   at::Generator generator = value.isGenerator() ? value.toGenerator() : at::Generator();
   if (!generator.defined()) generator = default_generator(stream.id.device_index());
   TORCH_CHECK(generator.device().type() == kChip, "Expected a 'chip' device type for generator but found '",
               generator.device().type(), "'");
-  return static_cast<ChipGenerator*>(generator.unsafeGetGeneratorImpl())->draw_on(stream);
+  return generator;
 }
 
 void take_arguments(Launch& launch, const IValue* arguments) {
@@ -111,7 +112,9 @@ void take_arguments(Launch& launch, const IValue* arguments) {
         shape.push_back(element.isTensor() ? std::optional<at::Tensor>(at::Tensor()) : std::nullopt);
       launch.arguments.emplace_back(std::move(shape));
     } else if (op.args[i].kind == ArgKind::Generator) {
-      launch.generator = take_generator(value, *launch.stream);
+      launch.draws_from = generator_of(value, *launch.stream);
+      if (C10_LIKELY(!launch.stream->capture))
+        launch.generator = static_cast<ChipGenerator*>(launch.draws_from.unsafeGetGeneratorImpl())->draw_on(*launch.stream);
       launch.arguments.emplace_back();
     } else {
       launch.arguments.emplace_back(value);
@@ -222,6 +225,19 @@ void record(const Call& call, const Promised& promised, const Line& line, const 
   record_launch(row, uint8_t((placement.fallback ? kFallback : 0) | host_index(call)));
 }
 
+// Captures the launch for a graph instead of running it.
+void capture(const Call& call, const Placement& placement) {
+  if (!call.signature->resized.empty()) refuse_capture(*call.stream, call.op.name + " with a result that grows", "warm up first");
+  auto launch = new_launch(call.signature, *call.stream, call.slots, call.arguments);
+  Promised promised = promise(call);
+  for (const at::Tensor& output : promised.outputs) {
+    launch->outputs.push_back(storage_of(output));
+    if (is_dry()) set_dry_content(output, Content::Unknown);
+  }
+  capture_launch(std::move(launch), uint8_t((placement.fallback ? kFallback : 0) | host_index(call)));
+  return_results(call, std::move(promised.results));
+}
+
 void launch_on_chip(const Call& call, const Placement& placement) {
   resize_written(call, placement);
   auto launch = new_launch(call.signature, *call.stream, call.slots, call.arguments);
@@ -260,6 +276,12 @@ void launch_boxed(Op& op, Stack* stack) {
   }
   Placement placement = place(call);
   if (C10_UNLIKELY(op.bumps_versions)) bump_versions(call);
+  if (C10_UNLIKELY(call.stream->capture != nullptr)) {
+    if (placement.answer == Answer::Chip || placement.answer == Answer::Dry) return capture(call, placement);
+    if (placement.answer == Answer::Host) refuse_capture(*call.stream, op.name + ", which runs on the host,", "leave it out");
+    if (placement.answer == Answer::Synchronous)
+      refuse_capture(*call.stream, op.name, op.synchronous ? "its result depends on data" : "run it once before the capture");
+  }
   switch (placement.answer) {
     case Answer::View:
       return run_view(call);

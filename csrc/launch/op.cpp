@@ -82,6 +82,16 @@ bool takes_pivots(const std::string& name) {
   return name.find("linalg_lu_solve") != std::string::npos || name.find("linalg_ldl_solve") != std::string::npos;
 }
 
+// True for operators that CUDA's libraries compute in TF32 where torch allows it.
+bool has_products(const std::string& name) {
+  static const auto* names = new std::unordered_set<std::string>{
+      "mm",   "addmm", "_addmm_activation", "bmm",      "baddbmm", "addbmm", "mv",       "addmv", "linear",  "matmul",
+      "lstm", "gru",   "rnn_tanh",          "rnn_relu", "addmm_",  "addmv_", "baddbmm_", "dot",   "addbmm_", "bilinear"};
+  size_t start = name.find("::") + 2;
+  std::string base = name.substr(start, name.find('.', start) - start);
+  return names->count(base) != 0 || base.find("conv") != std::string::npos || base.find("_rnn") != std::string::npos;
+}
+
 ArgKind kind_of(const c10::TypePtr& type) {
   auto inner = type;
   if (auto optional = inner->cast<c10::OptionalType>()) inner = optional->getElementType();
@@ -151,6 +161,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
   bumps_versions = in_place && writes && name.compare(0, 15, "aten::_foreach_") == 0;
   masks_decide = name == "aten::index.Tensor" || name == "aten::index.Tensor_out" || name == "aten::_unsafe_index.Tensor";
   host_indices = takes_host_tensors(name);
+  multiplies = name.compare(0, 6, "aten::") == 0 && has_products(name);
   trust_meta = !has_other_meta(name);
   steered = name.compare(0, 6, "aten::") == 0;  // a custom kernel may keep a reference to its result
   bool out_only = true;                         // arange.out, range.out: the scalars decide the sizes

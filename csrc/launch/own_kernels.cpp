@@ -8,6 +8,7 @@
 #include "launch/launch.h"
 #include "python/python.h"
 #include "python/raised.h"
+#include "runtime/capture.h"
 #include "runtime/memory.h"
 #include "record/recorder.h"
 #include "runtime/runtime.h"
@@ -115,6 +116,7 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
 void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors,
                    const std::vector<int64_t>& written, int64_t index, const std::string& signature, bool tiny, bool follows) {
   Stream& stream = current_stream(c10::DeviceIndex(index));
+  refuse_capture(stream, "the kernel " + name + " of the program", "launch it outside of the capture");
   int64_t number = ++counters().launches;
   auto launch =
       std::make_unique<KernelLaunch>(KernelLaunch{id, name, &stream, number, current_line(), {}, signature, {}, written, {}});

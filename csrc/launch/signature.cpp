@@ -361,6 +361,21 @@ c10::ScalarType deciding_dtype(const Slots& slots) {
   return deciding;
 }
 
+}  // namespace
+
+uint8_t tf32_switches() {
+  using Backend = at::Float32Backend;
+  using Kind = at::Float32Op;
+  if (at::NoTF32Guard::should_disable_tf32()) return 0;
+  const at::Context& context = at::globalContext();
+  auto bit = [&](Kind kind, uint8_t value) {
+    return context.float32Precision(Backend::CUDA, kind) == at::Float32Precision::TF32 ? value : uint8_t(0);
+  };
+  return bit(Kind::MATMUL, kTf32Matmul) | bit(Kind::CONV, kTf32Convolution) | bit(Kind::RNN, kTf32Rnn);
+}
+
+namespace {
+
 SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& key) {
   auto signature = c10::make_intrusive<Signature>();
   signature->op = &op;
@@ -398,7 +413,9 @@ SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
   key.words.clear();
   key.storages.clear();
   key.add(reinterpret_cast<uintptr_t>(&op));
-  key.add(uint64_t(c10::get_default_dtype_as_scalartype()) | uint64_t(at::globalContext().deterministicAlgorithms()) << 8);
+  uint8_t tf32 = op.multiplies ? tf32_switches() : 0;
+  key.add(uint64_t(c10::get_default_dtype_as_scalartype()) | uint64_t(at::globalContext().deterministicAlgorithms()) << 8 |
+          uint64_t(tf32) << 16);
   c10::ScalarType first = slots.empty() ? c10::ScalarType::Undefined : slots[0].tensor->scalar_type();
   for (size_t i = 0; i < op.args.size(); ++i) {
     if (op.args[i].kind == ArgKind::Tensor && arguments[i].isTensor())
@@ -416,6 +433,7 @@ SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
   slot = table().find(hash, [&](const SignaturePtr& signature) { return matches(signature, hash, key); });
   if (!slot) {
     slot = new_signature(op, slots, hash, key);
+    slot->tf32 = tf32;
     slot->id = table().next_id++;
     table().add(slot);
   }

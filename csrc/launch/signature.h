@@ -13,6 +13,11 @@
 
 namespace bringup {
 
+// Which products torch allows in TF32: torch.backends.cuda.matmul, torch.backends.cudnn.conv and .rnn.
+enum Tf32 : uint8_t { kTf32Matmul = 1, kTf32Convolution = 2, kTf32Rnn = 4 };
+constexpr uint8_t kTf32Default = kTf32Convolution | kTf32Rnn;
+uint8_t tf32_switches();
+
 struct TensorMeta {
   bool defined = false;
   bool conjugate = false, negative = false;
@@ -55,6 +60,8 @@ struct Signature : c10::intrusive_ptr_target, Results {
   // integer, bool). Tensors without dimensions count only if there are no others. So an embedding is float32, though its indices
   // are int64.
   c10::ScalarType dtype = c10::ScalarType::Undefined;
+
+  uint8_t tf32 = 0;  // torch's switches at the launch, as bits of `Tf32`; 0 for operators without products
 
   mutable std::atomic<int64_t> recorded{0};  // recording << 32 | number in the recording
   std::atomic<int> state{Unknown};           // when it is Known, the results are set and do not change any more

@@ -5,7 +5,7 @@
 #include "launch/probe.h"
 #include "launch/view.h"
 #include "python/python.h"
-#include "record/recorder.h"
+#include "record/parts.h"
 #include "runtime/memory.h"
 #include "runtime/pinned_watch.h"
 #include "torch/layouts.h"
@@ -25,7 +25,10 @@ at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots
     const at::Tensor& base = *slots[i].tensor;
     return view_like(base, result);
   }
-  if (result.layout() != c10::kStrided || result.is_quantized()) return place_on_chip(result, stream.id.device_index());
+  if (result.layout() != c10::kStrided || result.is_quantized()) {
+    Unrecorded unrecorded;  // only the emulation has this result on the host
+    return place_on_chip(result, stream.id.device_index());
+  }
   TensorMeta meta = meta_of(result);
   at::Tensor placed = new_tensor(meta, stream.id.device_index(), launch.signature->op->name.c_str());
   if (meta.nbytes == 0 || (is_dry() && !dry_computes(placed))) return placed;

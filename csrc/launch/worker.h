@@ -29,6 +29,7 @@ struct Launch {
   c10::SmallVector<at::Tensor, 1> host_tensors;  // per input: a host tensor, or a stand-in for unknown memory
   c10::SmallVector<StorageRef, 2> outputs;       // per new output
   at::Generator generator;
+  at::Generator draws_from;  // in a graph: the chip's generator, which gives another `generator` at every replay
   int threads;
   int64_t correlation = 0;
   bool guesses = false;  // a dry run computes on stand-ins: if the kernel fails, its outputs become zero

@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "json.h"
+#include "record/parts.h"
 #include "record/waits.h"
 
 namespace bringup {
@@ -65,7 +66,8 @@ struct Recording {
   std::unordered_map<std::string, int32_t> line_texts;
   std::unordered_map<std::pair<void*, int64_t>, int32_t, LineHash> line_ids;
   std::atomic<int32_t> threads{0};
-  std::mutex counts_mutex;  // locked after `mutex`
+  std::atomic<int64_t> replays{0};  // of graphs
+  std::mutex counts_mutex;          // locked after `mutex`
   std::vector<std::shared_ptr<ViewCount>> counts;
 
   std::shared_ptr<ViewCount> new_count(int32_t thread) {
@@ -122,6 +124,8 @@ struct ThreadClock {
 
 thread_local ThreadClock thread_clock;
 
+}  // namespace
+
 // ---- signatures as text
 
 void write_meta(Text& out, const TensorMeta& meta, int storage, bool written) {
@@ -159,6 +163,16 @@ void write_value(Text& out, const IValue& value, bool by_value, int& slot) {
   } else {
     out << "null";
   }
+}
+
+namespace {
+
+std::vector<std::string> names_of(uint8_t tf32) {
+  std::vector<std::string> names;
+  if (tf32 & kTf32Matmul) names.push_back("matmul");
+  if (tf32 & kTf32Convolution) names.push_back("convolution");
+  if (tf32 & kTf32Rnn) names.push_back("rnn");
+  return names;
 }
 
 void write_outputs(Text& out, const Stack* results, const Signature& signature) {
@@ -199,7 +213,17 @@ std::string text_of(const Signature& signature, const IValue* arguments, const S
     out << (i ? "," : "") << json_text(schema[i].name()) << ":";
     write_value(out, arguments[i], op.by_value || op.args[i].kind != ArgKind::Scalar, slot);
   }
-  out << "}}";
+  out << "}";
+  if (op.multiplies && signature.tf32 != kTf32Default) {
+    out << ",\"tf32\":[";
+    const char* separator = "";
+    for (const std::string& name : names_of(signature.tf32)) {
+      out << separator << json_text(name);
+      separator = ",";
+    }
+    out << "]";
+  }
+  out << "}";
   return out.str();
 }
 
@@ -310,6 +334,7 @@ void forget_views(Recording& state) {
 }  // namespace
 
 void count_view() {
+  if (C10_UNLIKELY(Unrecorded::on())) return;
   thread_clock.join(recording_state());
   int32_t master = works_for();
   thread_clock.count->thread.store(master >= 0 ? master : thread_clock.id, std::memory_order_relaxed);
@@ -322,10 +347,12 @@ int recording_thread() {
 }
 
 void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results) {
+  if (C10_UNLIKELY(Unrecorded::on())) return;
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
   TraceRow row = new_row(state, RowKind::Launch, &launch.stream, launch.line, flags);
   row.signature = intern_signature(state, launch, results);
+  row.object = launch.replay;
   const auto& written = launch.signature.storage_written;
   for (size_t i = 0; i < launch.storages.size(); ++i) add_use(state, launch.storages[i].address, written[i]);
   for (void* output : launch.outputs) add_use(state, output, true);
@@ -333,6 +360,7 @@ void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results)
 }
 
 void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags) {
+  if (C10_UNLIKELY(Unrecorded::on()) && carries_time(kind, flags)) return;
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
   TraceRow row = new_row(state, kind, stream, line, flags);
@@ -353,6 +381,7 @@ void record_event(const Stream& stream, int64_t event, const void* keeps) {
 
 void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
                  int64_t other) {
+  if (C10_UNLIKELY(Unrecorded::on())) return;
   Line line = current_line();
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
@@ -381,9 +410,10 @@ void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t
 }
 
 // Records a kernel of a compiled graph. `read` and `written` are on the chip. The compiler provides the line ("": the caller's),
-// the module (-1: none), and whether the graph is a backward graph.
+// the module (-1: none, -2: the caller's), and whether the graph is a backward graph.
+// `replay` numbers the replay of a graph that the kernel belongs to; 0 if the host launches it alone.
 void record_compiled(const std::string& signature, at::TensorList read, at::TensorList written, const std::string& line,
-                     int64_t module, bool backward) {
+                     int64_t module, bool backward, int64_t replay) {
   if (!recording()) return;
   Line here = current_line();
   const Stream& stream = current_stream((written.empty() ? read : written).front().device().index());
@@ -391,7 +421,8 @@ void record_compiled(const std::string& signature, at::TensorList read, at::Tens
   std::lock_guard<std::mutex> lock(state.mutex);
   TraceRow row = new_row(state, RowKind::Launch, &stream, here);
   row.signature = intern_text(state, signature);
-  row.module = int32_t(module);
+  if (module != -2) row.module = int32_t(module);
+  row.object = replay;
   if (backward) row.phase = Phase::Backward;
   if (!line.empty()) {
     auto [entry, added] = state.line_texts.try_emplace(line, int32_t(state.lines.size()));
@@ -402,6 +433,18 @@ void record_compiled(const std::string& signature, at::TensorList read, at::Tens
   for (const at::Tensor& tensor : written) add_use(state, tensor.storage().data(), true);
   add_row(state, row);
 }
+
+void record_described(const std::string& signature, const Stream& stream, const Line& line,
+                      const std::vector<std::pair<const void*, bool>>& uses, uint8_t flags) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::Launch, &stream, line, flags);
+  row.signature = intern_text(state, signature);
+  for (const auto& [memory, written] : uses) add_use(state, memory, written);
+  add_row(state, row);
+}
+
+int64_t next_replay() { return ++recording_state().replays; }
 
 RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::SmallVector<StorageRef, 6>& storages,
                           const std::vector<int64_t>& written) {
@@ -438,6 +481,7 @@ void start_recording() {
   state.line_texts.clear();
   state.line_ids.clear();
   state.threads = 0;
+  state.replays = 0;
   {
     std::lock_guard<std::mutex> counts_lock(state.counts_mutex);
     state.counts.clear();
@@ -570,11 +614,16 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
     if (recording()) record_row(RowKind(kind), nullptr, current_line(), 0, object);
   });
   m.def("record_owner(int address, int kind, int module, int itemsize, int device) -> ()", &record_owner);
-  m.def("record_compiled(str signature, Tensor[] read, Tensor[] written, str line, int module, bool backward) -> ()",
-        [](const std::string& signature, const std::vector<at::Tensor>& read, const std::vector<at::Tensor>& written,
-           const std::string& line, int64_t module,
-           bool backward) { record_compiled(signature, read, written, line, module, backward); });
+  m.def(
+      "record_compiled(str signature, Tensor[] read, Tensor[] written, str line, int module, bool backward, int replay) "
+      "-> ()",
+      [](const std::string& signature, const std::vector<at::Tensor>& read, const std::vector<at::Tensor>& written,
+         const std::string& line, int64_t module, bool backward,
+         int64_t replay) { record_compiled(signature, read, written, line, module, backward, replay); });
+  m.def("next_replay() -> int", &next_replay);
   m.def("skip_host_time() -> ()", &skip_host_time);
+  m.def("be_quiet(bool quiet) -> ()", [](bool quiet) { quiet ? Unrecorded::enter() : Unrecorded::leave(); });
+  m.def("tf32_switches() -> str[]", [] { return names_of(tf32_switches()); });  // those that are on
   // The names of the kinds, flags, phases and waits, in the order of their numbers.
   m.def("row_kinds() -> str[]", [] {
     return std::vector<std::string>{

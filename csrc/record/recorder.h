@@ -6,6 +6,7 @@
 #include "python/lines.h"
 #include "launch/signature.h"
 #include "record/rows.h"
+#include "text.h"
 
 namespace bringup {
 
@@ -20,6 +21,7 @@ struct LaunchRow {
   Line line;
   c10::SmallVector<StorageRef, 6> storages;
   c10::SmallVector<void*, 2> outputs;
+  int64_t replay = 0;  // number of the replay of a graph that the launch belongs to
 };
 // `results` are the launch's results, if the signature does not tell them. The launch may already be running.
 void record_launch(const LaunchRow& row, uint8_t flags, const Stack* results = nullptr);
@@ -38,6 +40,14 @@ RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::Sma
                           const std::vector<int64_t>& written);
 void amend_recorded(const RecordedRow& row, std::string signature);
 void wait_for_kernels();
+// Records a launch whose signature is known as text. `uses`: its storages, each with true if it is written.
+void record_described(const std::string& signature, const Stream& stream, const Line& line,
+                      const std::vector<std::pair<const void*, bool>>& uses, uint8_t flags);
+// The forms of tensors and arguments in a signature; `slot` counts the tensors.
+void write_meta(Text& out, const TensorMeta& meta, int storage, bool written);
+void write_value(Text& out, const c10::IValue& value, bool by_value, int& slot);
+
+int64_t next_replay();  // The number of the recording's next replay of a graph, from 1.
 
 void count_view();       // Views have no rows: the thread's next row that carries time includes them.
 int recording_thread();  // this thread's number in the recording

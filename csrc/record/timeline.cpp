@@ -41,6 +41,7 @@ struct Pending {
   RowKind kind;
   bool fallback = false;
   int phase = 0;
+  bool counted = true;    // false: a kernel of a graph, which takes no place in the queue
   int source = 0;         // source chip of a copy between chips
   double earliest;        // time of the host's call, plus the latency
   double seconds, share;  // duration of the whole operation; share of the chip's cores
@@ -73,6 +74,7 @@ struct HostThread {
   std::vector<int64_t> awaited;  // the rows whose ends it waits for
   bool computes = false;         // it computes in place of the chip
   double idle = 0;               // seconds of waits that were not for the chip
+  int64_t graph = 0;             // the replay of a graph that its latest launch belongs to
   bool ahead = false;            // such a wait has moved it ahead of the other threads
 };
 
@@ -148,7 +150,7 @@ struct Replay {
 
   void finish(DeviceClock& on, StreamQueue& stream, double moment) {
     const Pending& item = stream.waiting.front();
-    if (item.kind == RowKind::Launch && !item.fallback) {
+    if (item.kind == RowKind::Launch && !item.fallback && item.counted) {
       --on.queued;
       on.ends.push_back(moment);
       for (size_t i = on.ends.size() - 1; i > 0 && on.ends[i - 1] > on.ends[i]; --i)  // only kernels that still run
@@ -343,10 +345,15 @@ void feed(Replay& replay, const Rows& in) {
           replay.wait_for(thread, row, {row}, true);
           break;
         }
-        thread.time = replay.room(on, now);
-        replay.waited.back() = thread.time - now;
+        // The launches of one replay of a graph are one launch for the host and for the queue.
+        item.counted = in.object[i] == 0 || in.object[i] != thread.graph;
+        thread.graph = in.object[i];
+        if (item.counted) {
+          thread.time = replay.room(on, now);
+          replay.waited.back() = thread.time - now;
+          ++on.queued;
+        }
         item.earliest = thread.time + replay.machine.launch_latency;
-        ++on.queued;
         replay.enqueue(stream, item);
         if (in.flags[i] & kWaits) replay.wait_for(thread, row, {row});
         break;

@@ -10,6 +10,7 @@
 #include <unordered_set>
 
 #include "launch/dry.h"
+#include "runtime/capture.h"
 #include "python/python.h"
 #include "record/recorder.h"
 #include "runtime/memory_report.h"
@@ -53,6 +54,7 @@ struct Block : Held {
   Pool* pool = nullptr;
   int64_t number = 0;  // allocation number
   Stream* stream = nullptr;
+  int64_t arena = 0;  // of the graphs that use it (see launch/graph.cpp); 0: of all
   bool small = false, allocated = false;
   Content content = Content::Unknown;
   Block *previous = nullptr, *next = nullptr;  // neighbours in the segment
@@ -62,6 +64,7 @@ struct Block : Held {
 
 struct BySize {
   bool operator()(const Block* a, const Block* b) const {
+    if (a->arena != b->arena) return a->arena < b->arena;
     if (a->stream != b->stream) return a->stream->id.id() < b->stream->id.id();
     if (a->bytes != b->bytes) return a->bytes < b->bytes;
     return a->address < b->address;
@@ -181,7 +184,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       for (auto& pool : free_)
         std::erase_if(pool, [&](Block* block) {
-          bool whole = !block->previous && !block->next;
+          bool whole = !block->previous && !block->next && block->arena == 0;
           if (whole) unused.push_back(block);
           return whole;
         });
@@ -225,6 +228,37 @@ class Pool {
     }
     for (Block* block : returned) delete block;  // outside the mutex: this destroys events
     check_driver(status, device(device_), "the release of memory");
+  }
+
+  // Gives an arena's memory to all launches. `users`: the streams on which its graphs were replayed.
+  void retire(int64_t arena, const std::unordered_set<Stream*>& users) {
+    Uses pending;
+    bool is_known = note_uses(users, nullptr, pending);
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto& pool : free_) {
+      std::vector<Block*> blocks;
+      std::erase_if(pool, [&](Block* block) {
+        if (block->arena == arena) blocks.push_back(block);
+        return block->arena == arena;
+      });
+      if (!is_known) continue;  // the end of its use is unknown, so it is not used again
+      for (Block* block : blocks) {
+        block->arena = 0;
+        block->pending.insert(block->pending.end(), pending.begin(), pending.end());
+        pool.insert(block);
+      }
+    }
+    for (auto& [address, block] : in_use_) {
+      if (block->arena != arena) continue;
+      block->arena = 0;
+      block->users.insert(users.begin(), users.end());
+    }
+  }
+
+  bool is_live(const void* address, int64_t number) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    auto entry = in_use_.find(static_cast<char*>(const_cast<void*>(address)));
+    return entry != in_use_.end() && entry->second->number == number;
   }
 
   DeviceStats stats() {
@@ -325,6 +359,11 @@ class Pool {
     return true;
   }
 
+  static int64_t arena_of(const Stream& stream) {
+    Capture* capture = stream.capture;
+    return capture ? capture->arena : 0;
+  }
+
   Block* take_or_grow(Stream& stream, size_t bytes, bool small, std::unique_lock<std::mutex>& lock) {
     Block* block = take(stream, bytes, small);
     return block ? block : grow(stream, bytes, small, lock);
@@ -333,9 +372,10 @@ class Pool {
   Block* take(Stream& stream, size_t bytes, bool small) {
     Block key;
     key.stream = &stream;
+    key.arena = arena_of(stream);
     key.bytes = bytes;
     auto entry = free_[small].lower_bound(&key);
-    if (entry == free_[small].end() || (*entry)->stream != &stream) return nullptr;
+    if (entry == free_[small].end() || (*entry)->stream != &stream || (*entry)->arena != key.arena) return nullptr;
     Block* block = *entry;
     free_[small].erase(entry);
     if (block->previous || block->next) inactive_split(block, -1);
@@ -361,6 +401,7 @@ class Pool {
     block->address = static_cast<char*>(address);
     block->bytes = segment;
     block->stream = &stream;
+    block->arena = arena_of(stream);
     block->small = small;
     {
       std::lock_guard<std::mutex> lock(segments().mutex);
@@ -381,6 +422,7 @@ class Pool {
     tail->address = block->address + bytes;
     tail->bytes = rest;
     tail->stream = block->stream;
+    tail->arena = block->arena;
     tail->small = block->small;
     tail->previous = block;
     tail->next = block->next;
@@ -501,6 +543,7 @@ struct ChipAllocator final : c10::DeviceAllocator {
     auto index = device_of(to);
     if (is_dry_copy(bytes)) return;
     Stream& stream = current_stream(index);
+    refuse_capture(stream, "a copy of a storage", "copy it before the capture");
     check_driver(driver().copy_d2d(stream.handle, to, from, bytes), device(index), "a copy on the chip");
   }
   bool initialized() override { return opened(); }
@@ -548,6 +591,10 @@ c10::DeviceIndex device_of(const void* address) {
   auto [start, range] = *std::prev(after);
   return at < start + range.first ? c10::DeviceIndex(range.second) : c10::DeviceIndex(-1);
 }
+
+void retire_arena(int device, int64_t arena, const std::unordered_set<Stream*>& users) { pool(device).retire(arena, users); }
+
+bool is_live(int device, const void* address, int64_t number) { return pool(device).is_live(address, number); }
 
 int64_t allocation_number(const c10::DataPtr& memory) {
   return memory.get_deleter() == release_block ? static_cast<Block*>(memory.get_context())->number : 0;

@@ -5,6 +5,7 @@
 #include <c10/util/ArrayRef.h>
 
 #include <string>
+#include <unordered_set>
 
 #include "python/lines.h"
 #include "runtime/runtime.h"
@@ -29,6 +30,10 @@ std::string live_blocks_json(int device, int64_t most);
 // Describes the live tensor at an address: "int64[4] by aten::full made at train.py:5", or "" if there is none.
 std::string describe_owner(int device, const void* address);
 std::vector<std::pair<char*, size_t>> allocations(int device);  // live ones by address: start and requested bytes
+// Arenas are memory that only the launches of some graphs use (see launch/graph.cpp). Gives an arena's memory to all launches;
+// `users`: the streams on which its graphs were replayed.
+void retire_arena(int device, int64_t arena, const std::unordered_set<Stream*>& users);
+bool is_live(int device, const void* address, int64_t number);  // true if an address is that of a live allocation
 // The number of a live allocation in this process; 0 for other memory.
 int64_t allocation_number(const c10::DataPtr& memory);
 // How much a dry run knows about the content of a live block (see dry.cpp). A new block is Unknown.

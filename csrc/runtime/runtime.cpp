@@ -12,6 +12,7 @@
 #include "python/lines.h"
 #include "python/python.h"
 #include "python/raised.h"
+#include "runtime/capture.h"
 #include "runtime/memory.h"
 #include "record/recorder.h"
 #include "runtime/pinned_watch.h"
@@ -275,6 +276,10 @@ c10::Stream stream_from_pool(c10::DeviceIndex index, int priority) {
 }
 
 void launch(Stream& stream, bringup_host_fn fn, void* arg, const char* about) {
+  if (C10_UNLIKELY(stream.capture != nullptr)) {
+    fn(arg, 0);  // releases its argument
+    refuse_capture(stream, about, "run it before the capture");
+  }
   int status = driver().launch_host(stream.handle, fn, arg);
   if (C10_LIKELY(status == BRINGUP_OK)) return;
   fn(arg, 0);  // it was not enqueued, so only its argument is released
@@ -293,6 +298,7 @@ bool idle() {  // True if no launch is pending on any device.
 }  // namespace
 
 void synchronize(Stream& stream, uint8_t flags) {
+  refuse_capture(stream, "a wait for a stream", "read results after a replay");
   ++counters().synchronizations;
   if (C10_UNLIKELY(recording())) record_row(RowKind::StreamSync, &stream, current_line(), 0, 0, flags);
   Device& on = device(stream.id.device_index());
@@ -309,6 +315,7 @@ void synchronize(Stream& stream, uint8_t flags) {
 
 // A query that returns true ends the program's waiting, so it is recorded as a wait.
 bool query(Stream& stream) {
+  refuse_capture(stream, "a query of a stream", "query it outside of the capture");
   int status = driver().stream_query(stream.handle);
   if (status < 0) throw_driver_error(device(stream.id.device_index()), "a query of a stream");
   if (status == 0) return false;
@@ -319,6 +326,7 @@ bool query(Stream& stream) {
 }
 
 void synchronize_device(int index) {
+  refuse_capture(index, "a wait for the device", "synchronize outside of the capture");
   ++counters().synchronizations;
   Device& on = device(index);
   if (C10_UNLIKELY(recording())) record_row(RowKind::DeviceSync, on.streams[0].load(), current_line(), 0, 0);
@@ -400,6 +408,9 @@ void event_destroy(Event* event) noexcept {
 }
 
 void event_record(Event* event, Stream& stream, const void* keeps) {
+  Capture* capture = stream.capture;
+  event->capture = capture ? capture->shared_from_this() : nullptr;
+  if (C10_UNLIKELY(capture != nullptr)) return;
   if (C10_UNLIKELY(recording())) record_event(stream, event->id, keeps);
   event_noted(event->id, stream);
   auto box = std::make_shared<FailurePtr>();
@@ -413,6 +424,12 @@ void event_record(Event* event, Stream& stream, const void* keeps) {
 }
 
 void event_wait(Event* event, Stream& stream, bool of_allocator) {
+  if (C10_UNLIKELY(event->capture != nullptr)) {
+    if (!event->capture->over) event->capture->join(stream);
+    return;
+  }
+  if (event->stream)
+    refuse_capture(stream, "a wait for an event that was recorded outside of the capture", "record it in the capture");
   std::shared_ptr<FailurePtr> box;
   {
     std::lock_guard<std::mutex> lock(event->mutex);
@@ -462,6 +479,8 @@ bool poll(Event* event) {
 }
 
 void event_synchronize(Event* event) {
+  if (C10_UNLIKELY(event->capture != nullptr) && !event->capture->over)
+    refuse_capture(*event->capture->streams.front(), "a wait for an event", "wait outside of the capture");
   ++counters().synchronizations;
   Stream* recorded_on;
   std::shared_ptr<FailurePtr> box;

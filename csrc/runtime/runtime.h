@@ -36,7 +36,10 @@ struct Config {
   uint64_t room() const { return device_bytes - context_bytes; }  // what allocations can take
 };
 
+struct Capture;  // see capture.h
+
 struct Stream {
+  std::atomic<Capture*> capture{nullptr};  // null unless it captures
   c10::Stream id;
   int priority;
   bringup_stream* handle;
@@ -58,6 +61,7 @@ struct Event {
   bool timed;
   std::mutex mutex;
   Stream* stream = nullptr;             // of the latest record
+  std::shared_ptr<Capture> capture;     // that the latest record belongs to
   std::shared_ptr<FailurePtr> failure;  // filled in stream order
 };
 

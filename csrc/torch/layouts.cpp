@@ -1,7 +1,7 @@
 // Sparse and quantized tensors on the chip. Their parts are in device memory, and operators run synchronously on host copies.
 //
-// No current chip runs torch's sparse layouts natively. On a real device too, unsupported operators run on the host, and each
-// call is counted as synchronous.
+// These copies are the emulation's own, so they are not recorded. An operator has one row, whether the chip has a kernel for it
+// or not: that is decided when the recording is priced.
 #include <ATen/SparseCsrTensorImpl.h>
 #include <ATen/SparseTensorImpl.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -33,10 +33,14 @@
 #include <ATen/quantized/QTensorImpl.h>
 #include <torch/library.h>
 
+#include <unordered_set>
+
 #include "launch/launch.h"
 #include "torch/layouts.h"
 #include "runtime/memory.h"
-#include "record/recorder.h"
+#include "launch/fallback.h"
+#include "record/parts.h"
+#include "runtime/capture.h"
 #include "torch/ops.h"
 
 namespace bringup {
@@ -125,18 +129,10 @@ void for_each_tensor(c10::IValue& value, F f) {
   }
 }
 
-void run_on_host(const c10::OperatorHandle& handle, Stack* stack) {
-  Op& op = find_op(handle);
+// Replaces the arguments on the stack by the results, computed by the CPU's kernel on copies.
+void compute_on_host(const c10::OperatorHandle& handle, const Op& op, Stack* stack, const std::vector<c10::IValue>& originals,
+                     c10::Device device) {
   size_t count = op.args.size(), first = stack->size() - count;
-  std::vector<c10::IValue> originals(stack->end() - std::ptrdiff_t(count), stack->end());
-  c10::Device device(kChip, current_device());
-  for (c10::IValue& value : originals)
-    for_each_tensor(value, [&](const Tensor& tensor) {
-      if (tensor.defined() && tensor.device().type() == kChip) device = tensor.device();
-      return tensor;
-    });
-  ++counters().launches;
-  count_synchronous(op);
   for (size_t i = first; i < stack->size(); ++i) {
     c10::IValue& value = (*stack)[i];
     for_each_tensor(value, [](const Tensor& tensor) {
@@ -162,21 +158,93 @@ void run_on_host(const c10::OperatorHandle& handle, Stack* stack) {
   }
 }
 
+// True if the host needs the number of elements that the result has, as with CUDA: the operator waits.
+bool returns_counts(const Op& op) {
+  static const auto* names = new std::unordered_set<std::string>{"_coalesce",
+                                                                 "_to_sparse",
+                                                                 "_to_sparse_csr",
+                                                                 "_to_sparse_csc",
+                                                                 "_to_sparse_bsr",
+                                                                 "_to_sparse_bsc",
+                                                                 "_sparse_sparse_matmul",
+                                                                 "sparse_mask",
+                                                                 "_sparse_sum",
+                                                                 "mul",
+                                                                 "_local_scalar_dense"};
+  size_t start = op.name.find("::") + 2;
+  return names->count(op.name.substr(start, op.name.find('.', start) - start)) != 0;
+}
+
+void run_on_host(const c10::OperatorHandle& handle, Stack* stack) {
+  Op& op = find_op(handle);
+  size_t count = op.args.size();
+  std::vector<c10::IValue> originals(stack->end() - std::ptrdiff_t(count), stack->end());
+  c10::Device device(kChip, current_device());
+  for (c10::IValue& value : originals)
+    for_each_tensor(value, [&](const Tensor& tensor) {
+      if (tensor.defined() && tensor.device().type() == kChip) device = tensor.device();
+      return tensor;
+    });
+  refuse_capture(current_stream(device.index()), op.name + " on sparse or quantized tensors", "leave it out");
+  ++counters().launches;
+  count_synchronous(op);
+  std::optional<PartsRow> row;
+  if (C10_UNLIKELY(recording()) && !Unrecorded::on()) row.emplace(op, originals.data(), current_stream(device.index()));
+  for (const c10::IValue& value : originals)
+    if (value.isTensor() && value.toTensor().defined() && value.toTensor().layout() != c10::kStrided)
+      refuse_sparse_if_strict(op.name, value.toTensor().scalar_type(), config().chip);
+  bool waits = returns_counts(op);
+  {
+    Unrecorded unrecorded;
+    compute_on_host(handle, op, stack, originals, device);
+  }
+  if (row) row->record(Stack(stack->end() - std::ptrdiff_t(op.returns.size()), stack->end()), waits ? kWaits : 0);
+}
+
+// Runs a copy between chips by `f`, whose own copies to the host get no rows, and records one row for it.
+template <class F>
+Tensor copied_on_chip(const char* name, std::vector<c10::IValue> arguments, c10::Device device, F f) {
+  const Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""));
+  std::optional<PartsRow> row;
+  if (C10_UNLIKELY(recording()) && !Unrecorded::on()) {
+    arguments.resize(op.args.size());
+    row.emplace(op, arguments.data(), current_stream(device.index()));
+  }
+  Tensor result;
+  {
+    Unrecorded unrecorded;
+    result = f();
+  }
+  if (row) row->record({result}, 0);
+  return result;
+}
+
 Tensor& copy_any(Tensor& self, const Tensor& source, bool) {
   if (self.is_same(source)) return self;
-  Tensor on_host = moved_to(source, c10::Device(c10::kCPU));
-  if (self.device().is_cpu()) return self.copy_(on_host);
-  Tensor converted = on_host.scalar_type() == self.scalar_type() ? on_host : on_host.to(self.scalar_type());
-  overwrite(self, converted);
+  if (self.device().is_cpu()) return self.copy_(moved_to(source, c10::Device(c10::kCPU)));
+  auto copy = [&] {
+    Tensor on_host = moved_to(source, c10::Device(c10::kCPU));
+    overwrite(self, on_host.scalar_type() == self.scalar_type() ? on_host : on_host.to(self.scalar_type()));
+    return self;
+  };
+  if (source.device().type() == kChip)
+    copied_on_chip("aten::copy_", {self, source}, self.device(), copy);
+  else
+    copy();
   return self;
 }
 
 Tensor to_copy_any(const Tensor& self, std::optional<c10::ScalarType> dtype, std::optional<c10::Layout> layout,
                    std::optional<c10::Device> device, std::optional<bool>, bool, std::optional<c10::MemoryFormat>) {
-  Tensor on_host = moved_to(self, c10::Device(c10::kCPU));
-  if (dtype && *dtype != self.scalar_type()) on_host = on_host.to(*dtype);
-  if (layout && *layout != on_host.layout()) on_host = on_host.to_sparse(*layout);
-  return moved_to(on_host, device.value_or(self.device()));
+  c10::Device target = device.value_or(self.device());
+  auto copy = [&] {
+    Tensor on_host = moved_to(self, c10::Device(c10::kCPU));
+    if (dtype && *dtype != self.scalar_type()) on_host = on_host.to(*dtype);
+    if (layout && *layout != on_host.layout()) on_host = on_host.to_sparse(*layout);
+    return moved_to(on_host, target);
+  };
+  bool stays = self.device().type() == kChip && target.type() == kChip;
+  return stays ? copied_on_chip("aten::_to_copy", {self}, target, copy) : copy();
 }
 
 }  // namespace

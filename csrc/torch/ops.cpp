@@ -26,6 +26,7 @@
 #include <cstring>
 
 #include "launch/dry.h"
+#include "runtime/capture.h"
 #include "runtime/generator.h"
 #include "launch/launch.h"
 #include "runtime/memory.h"
@@ -228,6 +229,7 @@ void end_copy(Stream& stream, std::function<void()> over) {
 
 void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   Stream& stream = current_stream(to.device().index());
+  refuse_capture(stream, "a copy from the host", "copy before a replay, into a tensor that the graph reads");
   Device& on = device(to.device().index());
   size_t bytes = to.nbytes();
   bool pinned = is_pinned(from.const_data_ptr());
@@ -256,6 +258,7 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
 
 void download(const Tensor& to, const Tensor& from, bool non_blocking) {
   Stream& stream = current_stream(from.device().index());
+  refuse_capture(stream, "a copy to the host", "read results after a replay");
   bool pinned = is_pinned(to.const_data_ptr());
   if (C10_UNLIKELY(recording()))
     record_copy(RowKind::D2H, stream, int64_t(from.nbytes()), pinned ? kPinned : 0, from.storage().data(), nullptr);
@@ -279,6 +282,7 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
 void copy_between_devices(const Tensor& to, const Tensor& from) {
   Stream& target = current_stream(to.device().index());
   Stream& source = current_stream(from.device().index());
+  for (Stream* stream : {&target, &source}) refuse_capture(*stream, "a copy between chips", "copy before a replay");
   follow(target, source);
   if (C10_UNLIKELY(recording()))
     record_copy(RowKind::D2D, target, int64_t(to.nbytes()), 0, from.storage().data(), to.storage().data(), from.device().index());

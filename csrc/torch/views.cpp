@@ -7,6 +7,7 @@
 #include "launch/launch.h"
 #include "launch/op.h"
 #include "python/python.h"
+#include "runtime/capture.h"
 #include "runtime/runtime.h"
 
 namespace bringup {
@@ -55,6 +56,7 @@ at::Tensor chip_view(const at::Tensor& view) {
 
 void settle_stream(int64_t index) {
   Stream& stream = current_stream(c10::DeviceIndex(index));
+  refuse_capture(stream, "a graph of torch.compile", "use mode=\"reduce-overhead\" instead");
   int status;
   {
     ReleaseGil no_gil;

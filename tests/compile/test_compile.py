@@ -332,3 +332,22 @@ for rows in (3, 4, 5):
     assert "torch.compile: 3 graphs" in done.stdout and "compiled again for calls at again.py:5" in done.stdout, done
     summary = json.loads((tmp_path / "bringup-again" / "summary.json").read_text())
     assert summary["compilations"] == {"graphs": 3, "changed_at": ["again.py:5"]}
+
+
+@pytest.mark.parametrize(("mode", "replayed"), [("default", False), ("reduce-overhead", True)])
+def test_modes_with_graphs_replay_each_graph_by_one_call(mode: str, replayed: bool) -> None:
+    torch._dynamo.reset()
+    model = nn.Sequential(*[nn.Linear(16, 16) for _ in range(6)]).to(CHIP)
+    function, x = torch.compile(model, mode=mode), torch.randn(8, 16, device=CHIP)
+    with torch.no_grad():
+        function(x)
+        with bringup.record() as trace:
+            for _ in range(4):
+                function(x)
+                bringup.step()
+    numbers = trace.columns["object"][trace.columns["kind"] == LAUNCH].reshape(4, -1)
+    assert numbers.shape[1] >= 6
+    assert [set(row) for row in numbers.tolist()] == [{i + 1 if replayed else 0} for i in range(4)]
+    summary = bringup.price(trace, chip="h100-sxm").summary
+    graph = summary.what_if_of("graph")
+    assert graph is not None and (summary.step_seconds < 2 * graph.step_seconds) == replayed

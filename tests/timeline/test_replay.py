@@ -78,13 +78,16 @@ def columns_of(calls: list[str]) -> dict[str, list[Any]]:
             word = words.pop(0)
             if word == "share":
                 row["share"] = float(words.pop(0))
+            elif word == "graph":
+                row["object"] = int(words.pop(0))
             elif word == "from":
                 row["object"] = int(words.pop(0).removeprefix("chip:"))
             else:
                 assert word == "waits", call
                 row["flags"] = WAITS
         row["kind"] = KINDS.index(name)
-        row["host"] = 0.0 if name in FREE_OF_CHARGE else CALL
+        inside = name == "launch" and 0 < row["object"] == (columns["object"] or [0])[-1]  # of the same replay
+        row["host"] = 0.0 if name in FREE_OF_CHARGE or inside else CALL
         for key, value in row.items():
             columns[key].append(value)
     return columns

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup import pricing
-from bringup.analyse import changes, input_bound, ways_to_fit
+from bringup.analyse import changes, input_bound, tf32, ways_to_fit
 from bringup.analyse.changes import replayed
 from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
 from bringup.analyse.wait_advice import fits_in_graph, for_waits
@@ -49,6 +49,7 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
         *for_waits(timeline, summary),
         *_float32(timeline, summary),
         *_data_movement(timeline, summary),
+        *tf32.bottlenecks(timeline, summary),
     ]
     ranked = sorted((item for item in bottlenecks if _worth_it(item, summary)), key=lambda item: -item.seconds)
     if any(item.key == "link-bound" for item in ranked):  # its action is also that for the waits of copies

@@ -64,10 +64,12 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) 
     fakes = [node.meta.get("example_value", x) for node, x in zip(placeholders, inputs, strict=True)]
     amp = torch.is_autocast_enabled("chip")
     # Otherwise Inductor's CPU convolutions change the layout of tensors that are saved for the backward graph.
-    options["config_patches"] = {**options.get("config_patches", {}), "layout_optimization": False}
+    patches = {**options.get("config_patches", {}), "layout_optimization": False}
+    options["config_patches"] = patches
+    replayed = bool(patches.get("triton.cudagraphs", False))  # of the modes reduce-overhead and max-autotune
     casts = torch.autocast("cpu", torch.get_autocast_dtype("chip")) if amp else nullcontext()
     with casts, functorch_config.patch(enable_autograd_cache=False):
-        compiled: Any = compile_fx(graph, fakes, inner_compile=partial(compile_region, index), **options)
+        compiled: Any = compile_fx(graph, fakes, inner_compile=partial(compile_region, index, replayed), **options)
 
     def run(arguments: list[Any]) -> Any:
         return compiled(*arguments)

@@ -14,6 +14,7 @@ from torch import fx
 from bringup.compile.fusion import Kernel, Root, computing_nodes, cut, name_of, part, root_of, roots_of, tensors_of
 from bringup.cost import family_of
 from bringup.errors import BringupError
+from bringup.machine.vocabulary import PRODUCTS, TF32_DEFAULT
 from bringup.recording import modules
 
 
@@ -26,13 +27,21 @@ class Sized:
     outputs: list[tuple[list[int], list[int], torch.dtype]]  # sizes and strides of `kernel.makes`
 
 
-def compile_region(index: int, graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
-    """Compile a graph by Inductor and wrap the code in a region. Inductor calls it for ``compile_fx_inner``."""
+def compile_region(index: int, replayed: bool, graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
+    """Compile a graph by Inductor and wrap the code in a region. Inductor calls it for ``compile_fx_inner``.
+
+    Args:
+        index: the chip.
+        replayed: True if the mode of torch.compile replays the kernels from a recorded graph.
+        graph: Inductor's input.
+        inputs: its example inputs.
+        options: those of ``compile_fx_inner``.
+    """
     from torch._inductor.compile_fx import compile_fx_inner
 
     original = fx.Graph()  # a copy, because Inductor's passes change the graph
     original.output(original.graph_copy(graph.graph, {}))
-    region = Region(original, bool(options.get("is_backward", False)), index)
+    region = Region(original, bool(options.get("is_backward", False)), index, replayed)
     compiled: Any = compile_fx_inner(graph, inputs, **options)
     if getattr(compiled, "current_callable", None) is None:
         raise BringupError(
@@ -48,8 +57,9 @@ class Region:
 
     run: Callable[[list[Any]], Any]
 
-    def __init__(self, graph: fx.Graph, backward: bool, index: int) -> None:
+    def __init__(self, graph: fx.Graph, backward: bool, index: int, replayed: bool) -> None:
         self.backward = backward
+        self.replayed = replayed
         self.device = torch.device("chip", index)
         self.values: dict[fx.Node, Any] = {node: node.meta.get("val") for node in graph.nodes}
         self.roots = roots_of(graph)
@@ -58,7 +68,8 @@ class Region:
         (outputs,) = next(node for node in graph.nodes if node.op == "output").args
         self.outputs: list[Any] = list(outputs)
         self.random = any(family_of(name_of(node)) == "random" for node in computing_nodes(graph))
-        self.sized: dict[tuple[int, ...], list[Sized]] = {}
+        self.sized: dict[tuple[Any, ...], list[Sized]] = {}
+        self.tf32: tuple[str, ...] = TF32_DEFAULT  # torch's switches at the call
 
     def __call__(self, inputs: list[Any]) -> Any:
         """Record the kernels and run the code. Like Inductor's code, it may empty `inputs`."""
@@ -69,6 +80,7 @@ class Region:
             for node, value in zip(self.inputs, inputs, strict=True)
             if isinstance(value, torch.Tensor) and ops.is_host_view(value)
         }
+        replay = ops.next_replay() if self.replayed else 0
         for step in self._plan(sizes):
             kernel = step.kernel
             read = [memory[root] for root in kernel.reads if root in memory]
@@ -80,7 +92,7 @@ class Region:
             written = new + [memory[root] for root in kernel.changes if root in memory]
             if read or written:
                 module = modules.number(kernel.module) if kernel.module else -1
-                ops.record_compiled(step.text, read, written, kernel.line, module, self.backward)
+                ops.record_compiled(step.text, read, written, kernel.line, module, self.backward, replay)
             for root in kernel.frees:
                 memory.pop(root, None)
         if ops.is_dry():
@@ -155,7 +167,8 @@ class Region:
         return sizes
 
     def _plan(self, sizes: dict[Any, int]) -> list[Sized]:
-        key = tuple(sizes.values())
+        self.tf32 = tuple(torch.ops.bringup.tf32_switches())
+        key = (*sizes.values(), *self.tf32)
         if key not in self.sized:
             self.sized[key] = [self._size(kernel, sizes) for kernel in self.kernels]
         return self.sized[key]
@@ -224,7 +237,11 @@ class Region:
         value = self.values[node]
         results = value if isinstance(value, (list, tuple)) else [value]
         outputs = [[*self._meta(node, i, sizes), -1, 1] for i, x in enumerate(results) if isinstance(x, torch.Tensor)]
-        return {"op": name_of(node), "inputs": inputs, "outputs": outputs, "args": args}
+        op = name_of(node)
+        data: dict[str, Any] = {"op": op, "inputs": inputs, "outputs": outputs, "args": args}
+        if self.tf32 != TF32_DEFAULT and family_of(op) in PRODUCTS:
+            data["tf32"] = list(self.tf32)
+        return data
 
 
 def _count(meta: list[Any]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from bringup.cost.matmul import allowed_tf32
 from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature, Tensor
 
@@ -37,6 +38,7 @@ def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0
     if gemms and gemms[0].batch > 1 and weight.shape[1] == 1:
         return _depthwise(signature, gemms, vector_flops)
     items = max(gemm.batch * gemm.m * gemm.n for gemm in gemms) if gemms else 1
+    converted = _converted_tensors(signature, weight, len(gemms))
     return Work(
         family="convolution",
         dtype=signature.dtype,
@@ -47,7 +49,24 @@ def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0
         items=items,
         kernels=max(len(gemms), 1),
         winograd=winograd,
+        tf32=allowed_tf32(signature, "convolution"),
+        converted_bytes=2.0 * sum(tensor.nbytes for tensor in converted),
+        conversions=len(converted),
     )
+
+
+def _converted_tensors(signature: Signature, weight: Tensor, products: int) -> list[Tensor]:
+    """Return the tensors whose layout changes around a convolution in TF32, once for every product that uses them.
+
+    cuDNN's kernels for tensor cores want channels last. For other layouts it converts both factors of every product
+    before, and the product after, at the rate of a copy: 2 conversions of activations and 1 of the filter, counted in
+    profiles of an H100 with cuDNN 9.19. Windows of one pixel with stride 1 are plain products, which need none.
+    """
+    data = signature.tensors[1] if "backward" in signature.base else signature.tensors[0]
+    gradient = signature.tensors[0] if "backward" in signature.base else signature.results[0]
+    channels_last = data.strides[1 - len(weight.shape)] == 1 and data.shape[1 - len(weight.shape)] > 1
+    plain = math.prod(weight.shape[2:]) == 1 and all(step == 1 for step in signature.args.get("stride") or [1])
+    return [] if channels_last or plain else [data, gradient, weight] * products
 
 
 def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float) -> Work:

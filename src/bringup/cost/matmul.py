@@ -8,6 +8,11 @@ from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature
 
 
+def allowed_tf32(signature: Signature, switch: str) -> str:
+    """Return the name of a switch for TF32 if it was on at the launch, else ""."""
+    return switch if switch in signature.tf32 else ""
+
+
 def product(signature: Signature, gemm: Gemm) -> Work:
     """Return the work of one product that reads its inputs and writes its result."""
     return Work(
@@ -17,10 +22,11 @@ def product(signature: Signature, gemm: Gemm) -> Work:
         read_bytes=signature.read_bytes,
         written_bytes=signature.written_bytes,
         items=gemm.batch * gemm.m * gemm.n,
+        tf32=allowed_tf32(signature, "matmul"),
     )
 
 
-@rule("matmul", "mm", "addmm", "_addmm_activation", "sspaddmm", "_int_mm", "_scaled_mm", "addmv", "mv")
+@rule("matmul", "mm", "addmm", "_addmm_activation", "sspaddmm", "_int_mm", "_scaled_mm", "_scaled_mm_v2", "addmv", "mv")
 def two_dimensional(signature: Signature) -> Work:
     """Price [m, k] by [k, n], or by [k]. Operators name their factors differently."""
     if signature.base == "mv":
@@ -45,7 +51,7 @@ def batched(signature: Signature) -> Work:
     return product(signature, Gemm(b, m, second.shape[2], k))
 
 
-@rule("matmul", "_grouped_mm")
+@rule("matmul", "_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
 def grouped(signature: Signature) -> Work:
     """Price the products of a mixture of experts. Groups that share a dimension count as equally large."""
     first, second = signature.required("self"), signature.required("mat2")
@@ -81,6 +87,7 @@ def inner(signature: Signature) -> Work:
     "matmul",
     *names("""
         linear matmul mkldnn_linear _trilinear _cdist_forward _cdist_backward _euclidean_dist
+        _weight_int8pack_mm _weight_int4pack_mm _weight_int4pack_mm_for_cpu _dyn_quant_matmul_4bit
     """),
 )
 def general(signature: Signature) -> Work:

@@ -19,7 +19,7 @@ TRANSPOSE = 0.6
 @rule(
     "copy",
     *names("""
-        copy clone _to_copy _copy_from contiguous cat stack _chunk_cat block_diag repeat resize resize_as
+        copy clone _to_copy _copy_from contiguous cat stack _stack _chunk_cat block_diag repeat resize resize_as
         fill zero fill_diagonal empty_like zeros_like ones_like full_like
         eye full ones zeros scalar_tensor new_empty new_zeros new_full new_ones
         arange range iota linspace logspace vander hann_window tril_indices triu_indices

@@ -20,6 +20,10 @@ SPECIAL = {
     "pointwise",
     *names("""
         pointwise where masked_fill floor_divide lerp glu prelu _fake_quantize_learnable_per_tensor_affine
+        __and__ __iand__ __or__ __ior__ __xor__ __ixor__ __lshift__ __ilshift__ __rshift__ __irshift__
+        eq ne lt le gt ge copysign gcd lcm rsub addr _add_relu threshold
+        gelu_backward mish_backward
+        elu gelu hardshrink hardsigmoid hardswish hardtanh leaky_relu mish softplus softshrink
     """),
 )
 def elementwise(signature: Signature) -> Work:
@@ -35,6 +39,7 @@ def elementwise(signature: Signature) -> Work:
     *names("""
         glu_backward glu_jvp prelu_backward _prelu_kernel _prelu_kernel_backward threshold_backward
         tanh_backward sigmoid_backward hardtanh_backward hardswish_backward hardsigmoid_backward
+        glu_backward_jvp
         elu_backward leaky_relu_backward softplus_backward softshrink_backward hardshrink_backward logit_backward
         log_sigmoid_forward log_sigmoid_backward
         rrelu_with_noise rrelu_with_noise_backward native_dropout_backward masked_scale

@@ -43,7 +43,10 @@ class Work:
         again_bytes: bytes that later passes of the kernel read again, from the cache if the bytes in flight fit there.
         in_flight: bytes that one core has in flight between such passes.
         passes: number of further passes, each of which waits for the one before.
+        cells: number of launches on a chip without a kernel for the whole, cell by cell; 0 if there is no such form.
         winograd: True if the products may use Winograd's minimal filtering.
+        tf32: the switch of torch that allowed float32 products in TF32, of `vocabulary.TF32`; "" if none did.
+        converted_bytes, conversions: bytes and kernels that change layouts around the products if they run in TF32.
     """
 
     family: str
@@ -59,7 +62,11 @@ class Work:
     again_bytes: float = 0.0
     in_flight: float = 0.0
     passes: int = 0
+    cells: int = 0
     winograd: bool = False
+    tf32: str = ""
+    converted_bytes: float = 0.0
+    conversions: int = 0
 
     @property
     def flops(self) -> float:
@@ -128,7 +135,7 @@ def streaming(signature: Signature, family: str, *, flops: float = 1.0, special:
 def _load_families() -> None:
     """Import the modules of all families, which register their rules."""
     families = "matmul convolution attention normalization pointwise reduction memory algebra fused own_kernel"
-    for name in names(families):
+    for name in names(f"{families} sparse recurrent"):
         importlib.import_module(f"bringup.cost.{name}")
 
 
@@ -170,6 +177,8 @@ def _rule_of(op: str, tag: str) -> tuple[str, Rule]:
         return _rules["fused"]
     if op.startswith("triton::"):
         return _rules["triton"]
+    if op.startswith("sparse::"):
+        return _rules["sparse"]
     if base in _rules:
         return _rules[base]
     for prefix in ("_foreach_", "_fused_", "_fft_", "linalg_"):
@@ -205,7 +214,8 @@ MOST_WORK = 1e60  # far beyond any launch, and small enough that no price overfl
 
 def _check(work: Work) -> None:
     """Raise ValueError if a launch's work cannot be priced: negative, infinite or not a number."""
-    fields = ("vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes", "flops")
+    fields = ["vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes", "flops"]
+    fields += ["converted_bytes", "conversions", "cells"]
     amounts = {name: float(getattr(work, name)) for name in fields}
     amounts["in_flight"] = min(float(work.in_flight), 1.0)  # infinity stands for a whole tensor
     amounts["product"] = min((float(min(g.batch, g.m, g.n, g.k)) for g in work.gemms), default=0.0)

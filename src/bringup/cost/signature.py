@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from bringup.machine.vocabulary import ITEM_BYTES
+from bringup.machine.vocabulary import ITEM_BYTES, TF32_DEFAULT
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,6 +54,7 @@ class Signature:
     Attributes:
         inner: the operators of a fused kernel.
         tag: torch's tag that selects the rule of an operator without one of its own; see `rules.tag_of`.
+        tf32: the products that torch allowed in TF32 at the launch, of `TF32`. The default is torch's.
     """
 
     op: str
@@ -62,6 +63,7 @@ class Signature:
     args: dict[str, Any]
     inner: tuple[Signature, ...] = ()
     tag: str = ""
+    tf32: tuple[str, ...] = TF32_DEFAULT
 
     find_work: ClassVar[Callable[[Signature], Work]]  # set by `rules`, which this module cannot import
 
@@ -72,7 +74,8 @@ class Signature:
         outputs = tuple(_tensor(item) for item in data["outputs"])
         args = {str(name): _value(value, inputs) for name, value in data["args"].items()}
         inner = tuple(cls.parse(item) for item in data.get("inner", ()))
-        return cls(str(data["op"]), inputs, outputs, args, inner, data.get("tag", ""))
+        tf32 = tuple(data.get("tf32", TF32_DEFAULT))
+        return cls(str(data["op"]), inputs, outputs, args, inner, data.get("tag", ""), tf32)
 
     @cached_property
     def work(self) -> Work:

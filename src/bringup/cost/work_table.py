@@ -44,7 +44,10 @@ class WorkTable:
     again_bytes: Array
     in_flight: Array
     passes: Array
+    cells: Array
     winograd: Array
+    converted_bytes: Array
+    conversions: Array
     flops: Array
     owner: Array
     batch: Array
@@ -79,7 +82,10 @@ class WorkTable:
             again_bytes=column("again_bytes"),
             in_flight=column("in_flight"),
             passes=column("passes"),
+            cells=column("cells"),
             winograd=column("winograd"),
+            converted_bytes=column("converted_bytes"),
+            conversions=column("conversions"),
             flops=column("flops"),
             owner=np.asarray([i for i, _ in gemms], dtype=np.int64),
             batch=batch,

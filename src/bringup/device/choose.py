@@ -77,13 +77,18 @@ def _host_dtypes(chip: Chip) -> tuple[list[str], list[int]]:
     """Return the operators that run on the host in some dtypes, and those dtypes as a bit mask for each."""
     bits = {name: SCALAR_TYPES[name] for name in ITEM_BYTES if name in SCALAR_TYPES}
     missing = [name for name in bits if name not in chip.ops.dtypes]
-    if not (missing or chip.ops.groups or chip.ops.host):
-        return [], []
-    names, masks = [], []
+    # Operators on sparse tensors are not in torch's list under names of their own.
+    names, masks = (
+        ["sparse"],
+        [sum(1 << bit for name, bit in bits.items() if not chip.supports("sparse", "sparse", name))],
+    )
+    groups = chip.ops.groups.keys() - {"sparse", "rnn"}  # families of no operator in that list
+    if not (missing or groups or chip.ops.host):
+        return names, masks
     named = {entry.split(" ")[0] for entry in chip.ops.host}
     masks_of: dict[str, int] = {}  # family -> mask of the operators without an exception in the chip file
     for op in torch._C._dispatch_get_all_op_names():
-        family = named_family_of(op) or (family_of(op) if chip.ops.groups else "other")
+        family = named_family_of(op) or (family_of(op) if groups else "other")
         base = op.split(".")[0]
         special = base in named or base.removesuffix("_") in named
         mask = None if special else masks_of.get(family)

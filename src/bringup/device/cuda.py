@@ -43,7 +43,6 @@ _MISSING = {
     **dict.fromkeys(("MemPool", "use_mem_pool", "memory_snapshot"), "reaches into CUDA's allocator"),
     **dict.fromkeys(("utilization", "temperature", "power_draw", "memory_usage"), "asks NVIDIA's management library"),
     **dict.fromkeys(("device_memory_used", "list_gpu_processes"), "asks NVIDIA's management library"),
-    **dict.fromkeys(("CUDAGraph", "graph", "make_graphed_callables", "graph_pool_handle"), "captures CUDA graphs"),
 }
 _KNOBS = {
     "backends.cuda.matmul.allow_tf32": lambda: torch.backends.cuda.matmul.allow_tf32,
@@ -61,7 +60,7 @@ _KNOBS = {
 def redirect_cuda() -> None:
     """Make the name ``cuda`` mean the chip in this process. Call it before the program is imported.
 
-    Device properties come from the chip file. Features that only CUDA has (its driver, raw kernels, NCCL, CUDA graphs)
+    Device properties come from the chip file. Features that only CUDA has (its driver, raw kernels, NCCL)
     raise an error that names the feature. The report lists the CUDA names that the program used.
 
     Raises:
@@ -360,7 +359,6 @@ def _patch_cuda() -> None:
         "reset_max_memory_cached": chips.reset_peak_memory_stats,
         "is_bf16_supported": _supports("bfloat16"),
         "is_tf32_supported": _supports("tf32"),
-        "is_current_stream_capturing": bool,
         "ipc_collect": lambda: None,
         "get_sync_debug_mode": lambda: _sync_debug_mode[0],
         "set_sync_debug_mode": _set_sync_debug_mode,
@@ -376,7 +374,7 @@ def _patch_cuda() -> None:
         replacements.pop(name, None)
     for name, item in replacements.items():
         wrapped = item if isinstance(item, type) else _counted(name, item)
-        for module in (cuda, cuda.memory, cuda.random, cuda.streams):
+        for module in (cuda, cuda.memory, cuda.random, cuda.streams, cuda.graphs):
             if hasattr(module, name):
                 setattr(module, name, wrapped)
         setattr(cuda, name, wrapped)

@@ -53,7 +53,7 @@ def register() -> None:
     from torch.utils import backend_registration
 
     core.load()
-    from bringup.device import torch_chip  # it takes the core's operators
+    from bringup.device import rnn, torch_chip  # they take the core's operators
 
     torch.ops.bringup.start()
     backend_registration.rename_privateuse1_backend("chip")
@@ -63,6 +63,7 @@ def register() -> None:
     with suppress(BringupError):  # raised at the first use of a chip: `import torch` must not fail
         torch.ops.bringup.set_device_count(asked_devices())
     torch_chip.patch_torch()
+    rnn.install()
     atexit.register(torch.ops.bringup.shutdown)
     _registered = True
     for room in ROOMS:

@@ -27,6 +27,13 @@ from bringup.device.devices import (
     real_device,
     set_device,
 )
+from bringup.device.graphs import (
+    CUDAGraph,
+    graph,
+    graph_pool_handle,
+    is_current_stream_capturing,
+    make_graphed_callables,
+)
 from bringup.device.memory import (
     empty_cache,
     largest_tensors,
@@ -67,6 +74,7 @@ from bringup.device.streams import (
 from bringup.errors import BringupError
 
 __all__ = [
+    "CUDAGraph",
     "DeviceProperties",
     "Event",
     "Stream",
@@ -87,12 +95,16 @@ __all__ = [
     "get_device_properties",
     "get_rng_state",
     "get_rng_state_all",
+    "graph",
+    "graph_pool_handle",
     "init",
     "initial_seed",
     "is_available",
     "is_bf16_supported",
+    "is_current_stream_capturing",
     "is_initialized",
     "largest_tensors",
+    "make_graphed_callables",
     "manual_seed",
     "manual_seed_all",
     "max_memory_allocated",

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from bringup.machine.vocabulary import DTYPES, FAMILIES
+from bringup.machine.vocabulary import CASTS, DTYPES, FAMILIES, PRODUCTS, TF32, matrix_dtype
 from bringup.text import plain
 
 
@@ -165,12 +165,16 @@ class Launch(_Table):
 class Ops(_Table):
     """The dtypes that the chip supports. ``groups`` overrides them per operator family; ``host`` lists exceptions.
 
+    Products also run in every dtype of ``[matrix.tflops]``, and copies and casts in all dtypes: see `Chip.supports`.
+
     An exception is an operator without its overload, ``aten::topk``, or with one dtype, ``aten::topk int64``.
+    ``tf32`` lists the products whose library follows torch's switches for TF32.
     """
 
     dtypes: Annotated[list[Key], Field(max_length=64)]
     groups: Annotated[dict[Key, Annotated[list[Key], Field(max_length=64)]], Field(max_length=64)] = {}
     host: Annotated[list[Key], Field(max_length=5000)] = []  # torch has some 3,000 operators
+    tf32: Annotated[list[Key], Field(max_length=len(TF32))] = []
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Ops:
@@ -180,6 +184,9 @@ class Ops(_Table):
             for dtype in dtypes:
                 if dtype not in DTYPES:
                     raise ValueError(f"{group} names {dtype}, which is not a torch dtype: give float32, int64, ...")
+        for name in self.tf32:
+            if name not in TF32:
+                raise ValueError(f"tf32 names {name}: the products are {', '.join(TF32)}")
         for entry in self.host:
             op, _, dtype = entry.partition(" ")
             if "::" not in op or (dtype and dtype not in DTYPES):
@@ -290,14 +297,20 @@ class Chip(_Sourced):
     def supports(self, op: str, family: str, dtype: str) -> bool:
         """Return True if the chip runs an operator (``aten::topk``, with or without overload) on a dtype.
 
-        Copies need no arithmetic, so they run in every dtype.
+        Copies and casts need no arithmetic, so they run in every dtype. A dtype with a peak of the matrix engine also
+        runs in products, unless ``groups`` lists the dtypes of the family. Operators on sparse tensors run only in the
+        dtypes of ``groups.sparse``.
         """
         name = op.split(".")[0]
         forms = {name, name.removesuffix("_")}
         if any(form in self.ops.host or f"{form} {dtype}" in self.ops.host for form in forms):
             return False
         group = "convolution" if family == "depthwise" else family
-        return family == "copy" or dtype in self.ops.groups.get(group, self.ops.dtypes)
+        if family == "sparse":
+            return dtype in self.ops.groups.get(family, [])
+        if family == "copy" or name in CASTS or dtype in self.ops.groups.get(group, self.ops.dtypes):
+            return True
+        return group in PRODUCTS and group not in self.ops.groups and matrix_dtype(dtype) in self.matrix.tflops
 
 
 class HostDispatch(_Table):

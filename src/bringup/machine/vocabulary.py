@@ -12,8 +12,21 @@ ITEM_BYTES = {
 }
 DTYPES = frozenset(ITEM_BYTES)
 
+FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+TF32 = ("matmul", "convolution", "rnn")  # products with a switch of torch: backends.cuda.matmul, backends.cudnn
+TF32_DEFAULT = ("convolution", "rnn")  # those that torch allows unless the program says otherwise
+PRODUCTS = ("matmul", "convolution")  # families of the matrix engine
+CASTS = ("prims::convert_element_type",)  # casts of compiled graphs; eager casts belong to the family copy
+
+
+def matrix_dtype(dtype: str) -> str:
+    """Return the dtype under which a chip file states the peak of products. All float8 formats share one peak."""
+    return FLOAT8[0] if dtype in FLOAT8 else dtype
+
+
 # Every cost rule belongs to one family; `WorkTable.family` is an index into this list.
 FAMILIES = (
     *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
     *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other", "depthwise", "kernel"),
+    *("sparse", "rnn"),
 )

@@ -12,6 +12,7 @@ from bringup.pricing.price import (
     Prices,
     efficiency,
     efficiency_names,
+    launched_by_cells,
     price_table,
 )
 from bringup.pricing.rates import (
@@ -42,6 +43,7 @@ __all__ = [
     "efficiency",
     "efficiency_names",
     "launch_seconds",
+    "launched_by_cells",
     "matrix_peak",
     "matrix_rate",
     "matrix_sustained",

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from bringup.pricing.classes import class_of
 from bringup.pricing.constants import DEFAULT, Constants
 from bringup.pricing.rates import (
     cache_rate,
+    engine_dtype,
     launch_seconds,
     matrix_peak,
     memory_rate,
@@ -71,6 +72,7 @@ def price_table(
     *,
     graph: bool = False,
     warm: Array | None = None,
+    tf32: bool = False,
     constants: Constants = DEFAULT,
 ) -> Prices:
     """Price every signature on a chip.
@@ -82,20 +84,28 @@ def price_table(
         graph: True if the launches are replayed from a recorded graph.
         warm: for each signature, True if its tensors are in the last cache where they fit. The default is that of the
             chip's class: on a CPU, True for operators without parameters; elsewhere False.
+        tf32: True if torch allows TF32 in all products; False if only where it did when they were recorded.
         constants: values that the chip file does not have.
     """
     chip_class = class_of(chip)
-    launch = (launch_seconds(chip, graph=graph, constants=constants) + constants.kernel_seconds) * table.kernels
+    engine_dtypes = [
+        engine_dtype(chip, dtype, work.family if tf32 else work.tf32)
+        for dtype, work in zip(table.dtypes, table.works, strict=True)
+    ]
+    in_tf32 = np.asarray([dtype == "tf32" for dtype in engine_dtypes], dtype=np.float64)
+    kernels = np.where(launched_by_cells(table, chip), table.cells, table.kernels) + in_tf32 * table.conversions
+    launch = (launch_seconds(chip, graph=graph, constants=constants) + constants.kernel_seconds) * kernels
     reached = np.clip(table.items / (chip.compute.cores * ITEMS_PER_CORE), 1.0 / chip.compute.cores, 1.0)
     vector_rates = np.asarray([vector_rate(chip, dtype) for dtype in table.dtypes]) if table.dtypes else np.zeros(0)
     # A small launch does not fill the chip, and runs at the rate of the cores that it reaches.
     vector = table.vector_flops / vector_rates / reached
     special = table.special / special_rate(chip) / reached
-    matrix, share = _matrix_seconds(table, chip, reached, constants)
+    matrix, share = _matrix_seconds(replace(table, dtypes=tuple(engine_dtypes)), chip, reached, constants)
     memory = _memory_seconds(table, signatures, chip, share, warm, constants)
     compute = vector + special + matrix
     p = chip_class.overlap(constants)
     body = (compute**p + memory**p) ** (1 / p) + chip_class.exposed_seconds(table, chip, constants)
+    body += in_tf32 * table.converted_bytes / memory_rate(chip, constants)
     if chip.efficiency:
         body /= [efficiency(chip, s, work) for s, work in zip(signatures, table.works, strict=True)]
     return Prices(
@@ -105,6 +115,13 @@ def price_table(
         supported=np.asarray([_supports(chip, signature) for signature in signatures], dtype=bool),
         engines=np.stack([matrix, vector, special, memory]),
     )
+
+
+def launched_by_cells(table: WorkTable, chip: Chip) -> Array:
+    """Return a mask: True for stacks of recurrent layers if the chip's library has no kernels for them."""
+    dtypes = chip.ops.groups.get("rnn", [])
+    apart: Array = (table.cells > 0) & ~np.asarray([dtype in dtypes for dtype in table.dtypes], dtype=bool)
+    return apart
 
 
 def efficiency(chip: Chip, signature: Signature, work: Work) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bringup.machine.vocabulary import matrix_dtype
 from bringup.pricing.classes import class_of
 from bringup.pricing.constants import DEFAULT, Constants
 
@@ -33,8 +34,7 @@ def matrix_peak(chip: Chip, dtype: str) -> float:
     rate. Other missing dtypes have the rate of the vector units.
     """
     table = chip.matrix.tflops
-    if dtype.startswith("float8"):
-        dtype = "float8_e4m3fn"
+    dtype = matrix_dtype(dtype)
     if dtype in table:
         return table[dtype] * 1e12
     if dtype in ("float16", "bfloat16", "complex64") and "float32" in table:
@@ -42,6 +42,17 @@ def matrix_peak(chip: Chip, dtype: str) -> float:
     if dtype == "float8_e4m3fn" and "bfloat16" in table:
         return table["bfloat16"] * 1e12
     return vector_rate(chip, dtype)
+
+
+def engine_dtype(chip: Chip, dtype: str, switch: str) -> str:
+    """Return the dtype that products are computed in: ``tf32`` for float32 if its switch is on and the chip follows it.
+
+    Args:
+        chip: the chip.
+        dtype: the dtype of the inputs.
+        switch: the switch of torch that allowed TF32, see `Work.tf32`.
+    """
+    return "tf32" if dtype == "float32" and switch in chip.ops.tf32 and "tf32" in chip.matrix.tflops else dtype
 
 
 def vector_rate(chip: Chip, dtype: str) -> float:

@@ -90,6 +90,7 @@ class _Signature(BaseModel):
     args: dict[Text, Any]
     inner: Annotated[list[_Signature], Field(max_length=MOST["tensors"])] = []
     tag: Annotated[str, AfterValidator(_tag)] = ""
+    tf32: Annotated[list[Literal["matmul", "convolution", "rnn"]], Field(max_length=len(vocabulary.TF32))] = []
 
     @model_validator(mode="after")
     def _arguments_name_tensors(self) -> _Signature:
@@ -205,6 +206,7 @@ def check_rows(trace: Rows) -> None:
         (rows.HOST,): ("nanoseconds", 0, 2**62),
         (rows.SIGNAL, rows.RESUME): ("signal", 0, 2**62),
         (rows.STEP,): ("optimizer", rows.BY_PROGRAM, 2**62),
+        (rows.LAUNCH,): ("replay of a graph", 0, 2**62),
     }
     for kinds, (name, low, high) in of_kind.items():
         _check_range(name, columns["object"][np.isin(kind, kinds)], low, high)

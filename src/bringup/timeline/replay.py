@@ -180,6 +180,10 @@ def row_inputs(
     kind, signature = columns["kind"], columns["signature"]
     is_launch = kind == LAUNCH
     seconds = np.where(is_launch, prices.seconds[signature] if len(prices.seconds) else 0.0, 0.0)
+    in_graph = is_launch & (columns["object"] > 0)
+    if in_graph.any() and not graph:
+        launches = pricing.launch_seconds(chip) - pricing.launch_seconds(chip, graph=True)
+        seconds = np.where(in_graph, seconds - launches * work.kernels[signature], seconds)
     share = np.where(is_launch, prices.share[signature] if len(prices.share) else 1.0, 1.0)
     _price_copies(seconds, columns, chip, host, what_if.link_scale)
     seconds = np.where(kind == HOST, columns["object"] * 1e-9, seconds)
@@ -194,6 +198,8 @@ def row_inputs(
         # A graph saves what the host file has for the launches; the rest of the measured time is the program's own.
         saved = _host_seconds(trace, work, host, False) - host_seconds if what_if.graph else 0.0
         host_seconds = np.maximum(measured - saved, 0.0)
+    elif (apart := pricing.launched_by_cells(work, chip)).any():
+        host_seconds = host_seconds * np.where(is_launch, np.where(apart, work.cells, 1.0)[signature], 1.0)
     host_seconds = host_seconds * what_if.dispatch_scale
     flags = columns["flags"]
     if not pricing.class_of(chip).queues:
@@ -269,4 +275,15 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Arr
         cost *= np.where(columns["phase"] == IN_BACKWARD, dispatch.backward, 1.0)
     else:
         cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us  # one launch of a compiled graph each
+    _price_replays(cost, columns, dispatch.matmul_us)
     return cost * 1e-6
+
+
+def _price_replays(cost: Array, columns: dict[str, Array], launch_us: float) -> None:
+    """Set the host's cost of the launches of a replayed graph: one call for the first, none for the others."""
+    graphs = np.where(columns["kind"] == LAUNCH, columns["object"], 0)
+    rows = np.flatnonzero(graphs)
+    if not len(rows):
+        return
+    first = np.append(True, np.diff(graphs[rows]) != 0)
+    cost[rows] = np.where(first, launch_us, 0.0)
