@@ -38,6 +38,7 @@ struct Op {
   bool masks_decide = false;             // synchronous only if an index is a mask
   bool synchronous = false;              // the shape of a result, or a returned value, depends on data
   bool host_indices = false;             // accepts CPU tensors beside device tensors
+  bool takes_indices = false;            // indexes its first argument: only the indices may be CPU tensors
   bool by_value = false;                 // the values of scalars decide output sizes
   std::atomic<uint64_t> host_dtypes{0};  // its row of the table in fallback.h
   std::atomic<bool> trust_meta{true};

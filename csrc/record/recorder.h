@@ -39,6 +39,10 @@ RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::Sma
 void amend_recorded(const RecordedRow& row, std::string signature);
 void wait_for_kernels();
 
+int64_t launches_of_thread();  // recorded launches of this thread so far, without copies
+int64_t recorded_rows();
+int64_t recording_number();  // of the latest recording in this process
+
 void count_view();       // Views have no rows: the thread's next row that carries time includes them.
 int recording_thread();  // this thread's number in the recording
 
