@@ -1,5 +1,6 @@
 #include "launch/launch.h"
 
+#include <ATen/Context.h>
 #include <ATen/Parallel.h>
 #include <ATen/core/op_registration/adaption.h>
 #include <ATen/native/Resize.h>
@@ -8,6 +9,7 @@
 #include "launch/dry.h"
 #include "launch/graph.h"
 #include "launch/place.h"
+#include "launch/switches.h"
 #include "launch/synchronous.h"
 #include "launch/view.h"
 #include "record/recorder.h"
@@ -15,6 +17,7 @@
 #include "runtime/memory.h"
 #include "torch/ops.h"
 #include "torch/profiler.h"
+#include "torch/redirect.h"
 
 namespace bringup {
 
@@ -95,8 +98,8 @@ void keep_host_tensors(Launch& launch, const Slots& slots) {
 at::Generator generator_of(const IValue& value, const Stream& stream) {
   at::Generator generator = value.isGenerator() ? value.toGenerator() : at::Generator();
   if (!generator.defined()) generator = default_generator(stream.id.device_index());
-  TORCH_CHECK(generator.device().type() == kChip, "Expected a 'chip' device type for generator but found '",
-              generator.device().type(), "'");
+  TORCH_CHECK(generator.device().type() == kChip, "Expected a '", named_cuda() ? "cuda" : "chip",
+              "' device type for generator but found '", generator.device().type(), "'");
   return generator;
 }
 
@@ -147,6 +150,17 @@ std::unique_ptr<Launch> new_launch(const SignaturePtr& interned, Stream& stream,
 
 namespace {
 
+// Raises the error of torch's CUDA kernels for a tensor that is not on the device of the others.
+[[noreturn]] void refuse_devices(const Op& op, const Slot& slot, c10::Device chip) {
+  c10::Device device = slot.tensor->device();
+  TORCH_CHECK(!(op.takes_indices && slot.argument == 0 && device.is_cpu()),
+              "indices should be either on cpu or on the same device as the indexed tensor (", device, ")");
+  const std::string& argument = op.handle.schema().arguments()[size_t(slot.argument)].name();
+  TORCH_CHECK(false, "Expected all tensors to be on the same device, but got ", argument, " is on ", shown_name(device),
+              ", different from other tensors on ", shown_name(chip), " (when checking argument in method wrapper_",
+              named_cuda() ? "CUDA_" : "chip_", op.name.substr(op.name.find("::") + 2), ")");
+}
+
 // The device of a call: its tensors' device, else its device argument, else the current device. Raises torch's error if tensors
 // are on several devices.
 c10::DeviceIndex device_of_call(const Call& call) {
@@ -168,13 +182,11 @@ c10::DeviceIndex device_of_call(const Call& call) {
   for (const Slot& slot : slots) {
     const at::Tensor& tensor = *slot.tensor;
     if (!tensor.defined() || tensor.device() == *chip) continue;
-    bool written = op.args[size_t(slot.argument)].written;
-    bool legal = tensor.device().is_cpu() && !written && (tensor.dim() == 0 || op.host_indices);
-    if (!legal) {
-      const auto& argument = op.handle.schema().arguments()[size_t(slot.argument)];
-      std::string method = "wrapper_chip_" + op.name.substr(op.name.find("::") + 2);
-      c10::impl::common_device_check_failure(*chip, tensor, method.c_str(), argument.name().c_str());
-    }
+    const ArgInfo& info = op.args[size_t(slot.argument)];
+    bool may_be_on_host = op.takes_indices ? info.kind == ArgKind::OptionalTensors : op.host_indices;
+    bool legal = tensor.device().is_cpu() && !info.written && (tensor.dim() == 0 || may_be_on_host);
+    legal = legal && !(op.takes_indices && slot.argument == 0);
+    if (!legal) refuse_devices(op, slot, *chip);
   }
   return chip->index();
 }
@@ -274,7 +286,9 @@ void launch_boxed(Op& op, Stack* stack) {
     ++counters().launches;
     call.signature = intern(op, call.slots, call.arguments);
   }
+  if (C10_UNLIKELY(at::globalContext().deterministicAlgorithms())) refuse_nondeterministic(call);
   Placement placement = place(call);
+  alert_wait(call, placement.answer == Answer::Host);
   if (C10_UNLIKELY(op.bumps_versions)) bump_versions(call);
   if (C10_UNLIKELY(call.stream->capture != nullptr)) {
     if (placement.answer == Answer::Chip || placement.answer == Answer::Dry) return capture(call, placement);

@@ -3,7 +3,9 @@
 
 #include "runtime/generator.h"
 #include "launch/launch.h"
+#include "launch/switches.h"
 #include "runtime/memory.h"
+#include "runtime/memory_history.h"
 #include "torch/profiler.h"
 #include "runtime/runtime.h"
 #include "torch/views.h"
@@ -67,8 +69,19 @@ TORCH_LIBRARY(bringup, m) {
     auto stats = chip_allocator().getDeviceStats(c10::DeviceIndex(device));
     return std::vector<int64_t>{stats.allocated_bytes[0].current, stats.allocated_bytes[0].peak, stats.reserved_bytes[0].current};
   });
+  m.def("memory_snapshot() -> str", &memory_snapshot_json);
+  m.def("clear_memory_history() -> ()", &clear_memory_history);
+  m.def("record_memory_history(str enabled, str context, str stacks, int most, str[] skipped) -> ()",
+        [](std::string enabled, std::string context, std::string stacks, int64_t most, std::vector<std::string> skipped) {
+          record_memory_history(enabled, context, stacks, most, skipped);
+        });
+  m.def("is_history_recorded() -> bool", [] { return recording_history(); });
+  m.def("set_memory_metadata(str text) -> ()", [](std::string text) { set_memory_metadata(text); });
+  m.def("memory_metadata() -> str", &memory_metadata);
   m.def("set_memory_limit(int device, float fraction) -> ()",
         [](int64_t device, double fraction) { set_memory_limit(int(device), fraction); });
+  m.def("set_sync_debug_mode(int mode) -> ()", [](int64_t mode) { set_sync_debug_mode(mode); });
+  m.def("sync_debug_mode() -> int", [] { return sync_debug_mode(); });
   m.def("launch_stats() -> str", [] { return launch_stats_json(interned_signatures()); });
   m.def("manual_seed(int device, int seed) -> ()",
         [](int64_t device, int64_t seed) { generator(device).unsafeGetGeneratorImpl()->set_current_seed(uint64_t(seed)); });

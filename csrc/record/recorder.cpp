@@ -13,6 +13,7 @@
 #include "json.h"
 #include "record/parts.h"
 #include "record/waits.h"
+#include "torch/profiler.h"
 
 namespace bringup {
 
@@ -274,7 +275,10 @@ int32_t take_views(ViewCount& count) {
 void add_row(Recording& state, TraceRow& row) {
   row.use_count = narrow<uint32_t>(state.uses.size() - row.first_use, "tensors in a launch");
   state.rows.push_back(row);
+  if (C10_UNLIKELY(profiling())) profiler_note_row(state.rows.size() - 1);
 }
+
+thread_local int64_t launches = 0;
 
 TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Line& line, uint8_t flags = 0) {
   TraceRow row{};
@@ -333,6 +337,16 @@ void forget_views(Recording& state) {
 
 }  // namespace
 
+int64_t launches_of_thread() { return launches; }
+
+int64_t recorded_rows() {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  return int64_t(state.rows.size());
+}
+
+int64_t recording_number() { return recording_state().number; }
+
 void count_view() {
   if (C10_UNLIKELY(Unrecorded::on())) return;
   thread_clock.join(recording_state());
@@ -357,6 +371,7 @@ void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results)
   for (size_t i = 0; i < launch.storages.size(); ++i) add_use(state, launch.storages[i].address, written[i]);
   for (void* output : launch.outputs) add_use(state, output, true);
   add_row(state, row);
+  launches += launch.signature.op->name != "aten::copy_";
 }
 
 void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags) {
@@ -432,6 +447,7 @@ void record_compiled(const std::string& signature, at::TensorList read, at::Tens
   for (const at::Tensor& tensor : read) add_use(state, tensor.storage().data(), false);
   for (const at::Tensor& tensor : written) add_use(state, tensor.storage().data(), true);
   add_row(state, row);
+  ++launches;
 }
 
 void record_described(const std::string& signature, const Stream& stream, const Line& line,
@@ -453,6 +469,7 @@ RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::Sma
   TraceRow row = new_row(state, RowKind::Launch, &stream, line);
   for (size_t i = 0; i < storages.size(); ++i) add_use(state, storages[i].address, written[i] != 0);
   add_row(state, row);
+  ++launches;
   return {state.number, state.rows.size() - 1};
 }
 

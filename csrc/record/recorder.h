@@ -49,6 +49,10 @@ void write_value(Text& out, const c10::IValue& value, bool by_value, int& slot);
 
 int64_t next_replay();  // The number of the recording's next replay of a graph, from 1.
 
+int64_t launches_of_thread();  // recorded launches of this thread so far, without copies
+int64_t recorded_rows();
+int64_t recording_number();  // of the latest recording in this process
+
 void count_view();       // Views have no rows: the thread's next row that carries time includes them.
 int recording_thread();  // this thread's number in the recording
 

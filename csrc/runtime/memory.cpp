@@ -9,10 +9,12 @@
 #include <set>
 #include <unordered_set>
 
+#include "json.h"
 #include "launch/dry.h"
 #include "runtime/capture.h"
 #include "python/python.h"
 #include "record/recorder.h"
+#include "runtime/memory_history.h"
 #include "runtime/memory_report.h"
 
 namespace bringup {
@@ -60,6 +62,8 @@ struct Block : Held {
   Block *previous = nullptr, *next = nullptr;  // neighbours in the segment
   std::unordered_set<Stream*> users;           // other streams that use it, from record_stream
   Uses pending;                                // their work at the time when it was freed
+  Traceback traceback;                         // of the allocation, if the history is recorded
+  std::string metadata;
 };
 
 struct BySize {
@@ -104,22 +108,27 @@ class Pool {
   Block* allocate(size_t requested) {
     Stream& stream = current_stream(c10::DeviceIndex(device_));
     Line line = current_line();
+    Traceback traceback = traceback_for(MemoryAction::Alloc);
     std::unique_lock<std::mutex> lock(mutex_);
     size_t bytes = std::max(kRound, (requested + kRound - 1) / kRound * kRound);
-    bool small = bytes <= kSmall;
-    Block* block = take_or_grow(stream, bytes, small, lock);
+    Demand demand{stream, bytes, bytes <= kSmall, traceback};
+    Block* block = take_or_grow(demand, lock);
     if (!block) {
       ++stats_.num_alloc_retries;
       lock.unlock();
       release_unused();
       lock.lock();
-      block = take_or_grow(stream, bytes, small, lock);
+      block = take_or_grow(demand, lock);
       if (!block && config().past_capacity) {
-        block = grow(stream, bytes, small, lock, true);
+        block = grow(demand, lock, true);
         if (block) warn_past_capacity(requested, line, lock);
       }
     }
-    if (!block) out_of_memory(requested, line, lock);
+    if (!block) {
+      note(MemoryAction::OutOfMemory, limit() - std::min(limit(), size_t(stats_.reserved_bytes[0].current)), requested, stream,
+           traceback);
+      out_of_memory(requested, line, lock);
+    }
     split(block, bytes);
     static std::atomic<int64_t> next_number{1};
     block->number = next_number++;
@@ -128,8 +137,11 @@ class Pool {
     block->line = line;
     block->purpose = purpose;
     block->content = Content::Unknown;
+    block->traceback = std::move(traceback);
+    block->metadata = recording_history() ? memory_metadata() : std::string();
     in_use_.emplace(block->address, block);
     count(block, true);
+    note(MemoryAction::Alloc, block->address, requested, stream, block->traceback);
     Uses pending = block->pending;
     lock.unlock();
     if (C10_UNLIKELY(recording()))
@@ -149,7 +161,9 @@ class Pool {
 
   // Called by destructors: never throws.
   void free(Block* block) noexcept {
+    Traceback traceback = traceback_for(MemoryAction::FreeRequested), of_allocation;
     std::unique_lock<std::mutex> lock(mutex_);
+    note(MemoryAction::FreeRequested, block->address, block->requested, *block->stream, traceback);
     std::unordered_set<Stream*> users;
     users.swap(block->users);
     if (!users.empty()) {
@@ -160,6 +174,8 @@ class Pool {
       block->pending.insert(block->pending.end(), pending.begin(), pending.end());
     }
     if (C10_UNLIKELY(recording())) record_memory(RowKind::Free, *block->stream, {}, int64_t(block->bytes), block->address);
+    note(MemoryAction::FreeCompleted, block->address, block->requested, *block->stream, traceback);
+    of_allocation.swap(block->traceback);  // destroyed after the mutex is released
     in_use_.erase(block->address);
     count(block, false);
     block->allocated = false;
@@ -177,6 +193,7 @@ class Pool {
 
   // Returns unused segments to the driver.
   void release_unused() {
+    Traceback traceback = traceback_for(MemoryAction::SegmentFree);
     ReleaseGil no_gil;
     std::lock_guard<std::mutex> one_at_a_time(release_mutex_);
     std::vector<Block*> unused;
@@ -220,6 +237,7 @@ class Pool {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       for (Block* block : returned) {
+        note(MemoryAction::SegmentFree, block->address, block->bytes, *block->stream, traceback);
         ++stats_.num_device_free;
         change(stats_.segment, block, -1);
         change(stats_.reserved_bytes, block, -int64_t(block->bytes));
@@ -289,6 +307,14 @@ class Pool {
     limit_ = size_t(double(config().device_bytes) * fraction);
   }
 
+  void clear_history() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    history_.clear();
+  }
+
+  // Writes the device's segments, and its events as the last element. The tracebacks in `out` outlive the mutex.
+  void snapshot(SnapshotText& segments_out, SnapshotText& events_out);
+
   std::optional<Held> owner(const void* address) {
     auto* at = static_cast<const char*>(address);
     std::lock_guard<std::mutex> lock(mutex_);
@@ -319,6 +345,21 @@ class Pool {
   ska::flat_hash_map<char*, Block*> in_use_;
   DeviceStats stats_;
   std::atomic<size_t> limit_{0};
+  MemoryHistory history_;
+
+  // An allocation that is being served.
+  struct Demand {
+    Stream& stream;
+    size_t bytes;
+    bool small;
+    const Traceback& traceback;
+  };
+
+  template <class Address>
+  void note(MemoryAction action, Address address, size_t bytes, const Stream& stream, const Traceback& traceback) {
+    if (C10_LIKELY(!recording_history())) return;
+    history_.add({action, uint64_t(address), bytes, int64_t(stream.id.id()), traceback});
+  }
 
   StatType pool_of(const Block* block) { return block->small ? StatType::SMALL_POOL : StatType::LARGE_POOL; }
 
@@ -364,29 +405,30 @@ class Pool {
     return capture ? capture->arena : 0;
   }
 
-  Block* take_or_grow(Stream& stream, size_t bytes, bool small, std::unique_lock<std::mutex>& lock) {
-    Block* block = take(stream, bytes, small);
-    return block ? block : grow(stream, bytes, small, lock);
+  Block* take_or_grow(const Demand& demand, std::unique_lock<std::mutex>& lock) {
+    Block* block = take(demand);
+    return block ? block : grow(demand, lock);
   }
 
-  Block* take(Stream& stream, size_t bytes, bool small) {
+  Block* take(const Demand& demand) {
     Block key;
-    key.stream = &stream;
-    key.arena = arena_of(stream);
-    key.bytes = bytes;
-    auto entry = free_[small].lower_bound(&key);
-    if (entry == free_[small].end() || (*entry)->stream != &stream || (*entry)->arena != key.arena) return nullptr;
+    key.stream = &demand.stream;
+    key.arena = arena_of(demand.stream);
+    key.bytes = demand.bytes;
+    auto& free = free_[demand.small];
+    auto entry = free.lower_bound(&key);
+    if (entry == free.end() || (*entry)->stream != &demand.stream || (*entry)->arena != key.arena) return nullptr;
     Block* block = *entry;
-    free_[small].erase(entry);
+    free.erase(entry);
     if (block->previous || block->next) inactive_split(block, -1);
     return block;
   }
 
   // `anyway`: the segment may exceed the chip's capacity, but not a limit that the program has set.
-  Block* grow(Stream& stream, size_t bytes, bool small, std::unique_lock<std::mutex>& lock, bool anyway = false) {
-    size_t segment = small             ? kSmallSegment
-                     : bytes < kMiddle ? kLargeSegment
-                                       : (bytes + kRoundLarge - 1) / kRoundLarge * kRoundLarge;
+  Block* grow(const Demand& demand, std::unique_lock<std::mutex>& lock, bool anyway = false) {
+    size_t segment = demand.small             ? kSmallSegment
+                     : demand.bytes < kMiddle ? kLargeSegment
+                                              : (demand.bytes + kRoundLarge - 1) / kRoundLarge * kRoundLarge;
     size_t reserved = size_t(stats_.reserved_bytes[0].current);
     if (reserved + segment > limit() && !(anyway && limit() == config().room())) return nullptr;
     void* address = nullptr;
@@ -400,17 +442,18 @@ class Pool {
     block->pool = this;
     block->address = static_cast<char*>(address);
     block->bytes = segment;
-    block->stream = &stream;
-    block->arena = arena_of(stream);
-    block->small = small;
+    block->stream = &demand.stream;
+    block->arena = arena_of(demand.stream);
+    block->small = demand.small;
     {
       std::lock_guard<std::mutex> lock(segments().mutex);
       segments().ranges[block->address] = {segment, device_};
     }
-    if (C10_UNLIKELY(recording())) record_row(RowKind::Reserve, &stream, {}, int64_t(segment), 0);
+    if (C10_UNLIKELY(recording())) record_row(RowKind::Reserve, &demand.stream, {}, int64_t(segment), 0);
     ++stats_.num_device_alloc;
     change(stats_.segment, block, 1);
     change(stats_.reserved_bytes, block, int64_t(segment));
+    note(MemoryAction::SegmentAlloc, block->address, segment, demand.stream, demand.traceback);
     return block;
   }
 
@@ -522,6 +565,40 @@ void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<st
   throw_out_of_memory(device_, shortage);
 }
 
+void Pool::snapshot(SnapshotText& segments_out, SnapshotText& events_out) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<const Block*> heads;
+  auto add = [&](const Block* block) {
+    if (!block->previous) heads.push_back(block);
+  };
+  for (auto& [address, block] : in_use_) add(block);
+  for (auto& pool : free_) std::for_each(pool.begin(), pool.end(), add);
+  std::sort(heads.begin(), heads.end(), [](const Block* a, const Block* b) { return a->address < b->address; });
+  Text& text = segments_out.text;
+  size_t allocated = 0;
+  for (const Block* head : heads) {
+    size_t total = 0, in_use = 0, requested = 0;
+    Text blocks;
+    for (const Block* block = head; block; block = block->next) {
+      total += block->bytes;
+      in_use += block->allocated ? block->bytes : 0;
+      requested += block->allocated ? block->requested : 0;
+      blocks << (block == head ? "" : ", ") << R"({"address": )" << uint64_t(block->address) << R"(, "size": )" << block->bytes
+             << R"(, "requested_size": )" << (block->allocated ? block->requested : 0) << R"(, "state": )"
+             << (block->allocated ? R"("active_allocated")" : R"("inactive")") << R"(, "user_metadata": )"
+             << json_text(block->allocated ? block->metadata : "") << R"(, "stack": )" << segments_out.number_of(block->traceback)
+             << "}";
+    }
+    text << (text.str().empty() ? "" : ", ") << R"({"device": )" << device_ << R"(, "address": )" << uint64_t(head->address)
+         << R"(, "total_size": )" << total << R"(, "allocated_size": )" << in_use << R"(, "active_size": )" << in_use
+         << R"(, "requested_size": )" << requested << R"(, "stream": )" << int64_t(head->stream->id.id())
+         << R"(, "segment_type": )" << (head->small ? R"("small")" : R"("large")") << R"(, "blocks": [)" << blocks.str() << "]}";
+    allocated += in_use;
+  }
+  if (recording_history()) history_.add({MemoryAction::Snapshot, 0, allocated, 0, nullptr});
+  events_out.events(history_.events());
+}
+
 Pool& pool(int device) {
   static std::mutex mutex;
   static std::array<std::atomic<Pool*>, kMaxDevices> pools;
@@ -618,6 +695,27 @@ std::string describe_owner(int device, const void* address) {
 }
 
 std::vector<std::pair<char*, size_t>> allocations(int device) { return pool(device).alive(); }
+
+void clear_memory_history() {
+  for (int i = 0; opened() && i < device_count(); ++i) pool(i).clear_history();
+}
+
+std::string memory_snapshot_json() {
+  Text out;
+  SnapshotText segments, events;
+  for (int i = 0; i < device_count(); ++i) {
+    if (i > 0) events.text << ", ";
+    pool(i).snapshot(segments, events);
+  }
+  out << R"({"segments": {"list": [)" << segments.text.str() << "], ";
+  segments.text = Text();
+  segments.stacks();
+  out << segments.text.str() << R"(}, "traces": {"list": [)" << events.text.str() << "], ";
+  events.text = Text();
+  events.stacks();
+  out << events.text.str() << "}}";
+  return out.str();
+}
 
 void set_memory_limit(int device, double fraction) { pool(device).set_limit(fraction); }
 

@@ -40,6 +40,9 @@ int64_t allocation_number(const c10::DataPtr& memory);
 enum class Content : uint8_t { Unknown, Guessed, Drawn, Known };  // Guessed and Drawn: the block holds a stand-in
 Content content_of(const c10::DataPtr& memory);
 void set_content(const c10::DataPtr& memory, Content content);
+// The segments and the history of all devices as JSON (see memory_history.py). Acquires the GIL.
+std::string memory_snapshot_json();
+void clear_memory_history();
 void set_memory_limit(int device, double fraction);  // `fraction` of the capacity
 c10::DeviceIndex device_of(const void* address);     // -1 if the address is not in device memory
 

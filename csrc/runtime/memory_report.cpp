@@ -1,8 +1,10 @@
 #include "runtime/memory_report.h"
 
+#include <algorithm>
 #include <cstdio>
 
 #include "json.h"
+#include "python/python.h"
 
 namespace bringup {
 
@@ -48,6 +50,12 @@ void say_past_capacity(int device, size_t requested, const Line& line) {
 }
 
 void throw_out_of_memory(int device, const Shortage& shortage) {
+  {
+    Gil gil;
+    call_python("bringup.device.memory_history", "out_of_memory", "iLLL", device, static_cast<long long>(shortage.requested),
+                static_cast<long long>(config().device_bytes),
+                static_cast<long long>(shortage.limit - std::min(shortage.limit, shortage.reserved)));
+  }
   Purpose wanted = purpose;
   Text text;
   text << "chip:" << device << " (" << config().chip << ") is out of memory: requested " << human(shortage.requested);

@@ -29,6 +29,7 @@
 #include "runtime/capture.h"
 #include "runtime/generator.h"
 #include "launch/launch.h"
+#include "launch/switches.h"
 #include "runtime/memory.h"
 #include "runtime/pinned.h"
 #include "torch/ops.h"
@@ -234,6 +235,7 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   size_t bytes = to.nbytes();
   bool pinned = is_pinned(from.const_data_ptr());
   bool waits = upload_waits(pinned, non_blocking, bytes);
+  if (!non_blocking) alert_wait();
   if (C10_UNLIKELY(recording()))
     record_copy(RowKind::H2D, stream, int64_t(bytes), pinned ? kPinned : 0, nullptr, to.storage().data());
   if (C10_UNLIKELY(is_dry())) {
@@ -260,6 +262,7 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
   Stream& stream = current_stream(from.device().index());
   refuse_capture(stream, "a copy to the host", "read results after a replay");
   bool pinned = is_pinned(to.const_data_ptr());
+  if (!non_blocking) alert_wait();
   if (C10_UNLIKELY(recording()))
     record_copy(RowKind::D2H, stream, int64_t(from.nbytes()), pinned ? kPinned : 0, from.storage().data(), nullptr);
   if (C10_UNLIKELY(is_dry()) && dry_content(from) != Content::Known) {
@@ -385,6 +388,7 @@ std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optiona
 // CUDA's histc accepts integers, and programs rely on that. The CPU kernel only accepts floating-point numbers.
 Tensor histc(const Tensor& self, int64_t bins, const c10::Scalar& min, const c10::Scalar& max) {
   static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::histc", ""));
+  if (self.is_floating_point()) alert_nondeterministic("_histc_cuda with floating point input");
   bool integral = c10::isIntegralType(self.scalar_type(), /*includeBool=*/false);
   Stack stack{integral ? self.to(c10::kDouble) : self, bins, min, max};
   launch_boxed(op, &stack);

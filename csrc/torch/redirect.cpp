@@ -6,10 +6,12 @@
 #include <atomic>
 
 #include "runtime/runtime.h"
+#include "torch/redirect.h"
 
 namespace bringup {
 namespace {
 
+std::atomic<bool> is_named_cuda{false};
 std::atomic<int64_t> redirected{0};
 
 void call_on_chip(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
@@ -41,6 +43,7 @@ struct CudaGuard final : c10::impl::DeviceGuardImplInterface {
 void redirect_cuda() {
   static torch::Library* library = nullptr;
   if (library) return;
+  is_named_cuda = true;
   static CudaGuard guard;
   // A build of torch for CUDA has one already, which fails without CUDA's driver.
   c10::impl::device_guard_impl_registry[size_t(c10::kCUDA)].store(&guard);
@@ -57,6 +60,12 @@ void redirect_cuda() {
 }
 
 }  // namespace
+
+bool named_cuda() { return is_named_cuda.load(std::memory_order_relaxed); }
+
+std::string shown_name(c10::Device device) {
+  return named_cuda() && device.type() == kChip ? CudaGuard::as_cuda(device).str() : device.str();
+}
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("redirect_cuda() -> ()", &redirect_cuda);

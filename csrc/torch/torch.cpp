@@ -2,6 +2,7 @@
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 
+#include "launch/switches.h"
 #include "runtime/generator.h"
 #include "runtime/memory.h"
 #include "runtime/pinned.h"
@@ -40,7 +41,10 @@ struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::Stream exchangeStream(c10::Stream next) const override { return exchange_stream(next); }
   void* getStreamNativeHandle(const c10::Stream on) const BRINGUP_OVERRIDE_2_11 { return stream(on).handle; }
   bool queryStream(const c10::Stream& on) const override { return query(stream(on)); }
-  void synchronizeStream(const c10::Stream& on) const override { synchronize(stream(on)); }
+  void synchronizeStream(const c10::Stream& on) const override {
+    alert_wait();
+    synchronize(stream(on));
+  }
   void synchronizeDevice(c10::DeviceIndex index) const override { synchronize_device(index); }
 
   void record(void** event, const c10::Stream& on, c10::DeviceIndex index, c10::EventFlag flag) const override {

@@ -42,6 +42,7 @@ m = nn.Linear(4, 4).cuda()
 assert m.weight.is_cuda and nn.Linear(4, 4, device="cuda").weight.is_cuda and nn.Linear(4, 4).to("cuda:0").bias.is_cuda
 x = torch.randn(2, 4, device="cuda")
 assert torch.nn.DataParallel(m)(x).is_cuda and torch.jit.script(nn.Linear(4, 4)).to("cuda")(x).is_cuda
+assert nn.LazyLinear(3).to("cuda")(x).is_cuda and nn.LazyConv1d(3, 1).cuda()(x[:, :, None]).is_cuda
 import copy
 assert copy.deepcopy(m).weight.is_cuda
 from torch.utils.checkpoint import checkpoint
@@ -150,6 +151,218 @@ x = torch.randn(4, 4, device="cuda")
 assert torch.allclose(function(x).cpu(), x.cpu().relu() + 1)
 from bringup.compile.lines import breaks_since
 assert not breaks_since(0), breaks_since(0)
+""",
+    "compiled with views": """
+buffer = torch.zeros(16, dtype=torch.long, device="cuda")
+model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 2)).cuda()
+for backend in ("eager", "inductor"):
+    torch.compiler.reset()
+    compiled = torch.compile(model, dynamic=False, backend=backend)
+    with torch.no_grad():
+        assert torch.allclose(compiled(buffer[:8].view(2, 4)), model(buffer[:8].view(2, 4)))
+    assert compiled(buffer[4:8]).shape == (4, 2)
+""",
+    "scripted": """
+block = nn.MultiheadAttention(8, 2, batch_first=True).cuda().eval()
+x = torch.ones(3, 1, 8, device="cuda")
+assert torch.allclose(torch.jit.script(block)(x, x, x)[0], block(x, x, x)[0])
+""",
+    "shared memory": """
+model = nn.Linear(4, 4).cuda()
+model.share_memory()
+assert model.weight.is_shared() and model(torch.ones(1, 4, device="cuda")).is_cuda
+from multiprocessing.reduction import ForkingPickler
+try:
+    ForkingPickler.dumps(model.weight)
+except bringup.BringupError as error:
+    assert "cannot be sent to another process" in str(error)
+else:
+    raise AssertionError
+""",
+    "warnings and errors": """
+import warnings
+with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    with torch.autocast("cuda", torch.float32):  # CUDA takes every dtype
+        assert torch.is_autocast_enabled("cuda")
+try:
+    torch.ones(2, device="cuda").numpy()
+except TypeError as error:
+    assert "cuda:0" in str(error) and "chip" not in str(error)
+else:
+    raise AssertionError
+""",
+    "deterministic algorithms": """
+from torch.nn import functional as F
+x, where = torch.rand(1, 2, 4, 4, device="cuda", requires_grad=True), torch.tensor([0, 0], device="cuda")
+labels = torch.zeros(1, 4, 4, dtype=torch.long, device="cuda")
+NONDETERMINISTIC = {
+    "_histc_cuda with floating point input": lambda: torch.histc(torch.rand(5, device="cuda"), 3),
+    "median CUDA with indices output": lambda: x.median(0),
+    "upsample_bicubic2d_backward_out_cuda": lambda: F.interpolate(x, scale_factor=2, mode="bicubic").sum().backward(),
+    "adaptive_avg_pool2d_backward_cuda": lambda: F.adaptive_avg_pool2d(x, 2).sum().backward(),
+    "reflection_pad2d_backward_out_cuda": lambda: F.pad(x, (1, 1, 1, 1), mode="reflect").sum().backward(),
+    "nll_loss2d_forward_out_cuda_template": lambda: F.nll_loss(x, labels),
+    "_bincount_cuda": lambda: torch.bincount(where, torch.ones(2, device="cuda")),
+    "scatter_reduce_cuda": lambda: torch.zeros(5, device="cuda").scatter_reduce(0, where, torch.ones(2).cuda(), "prod"),
+}
+DETERMINISTIC = [
+    lambda: torch.histc(where, 3),
+    lambda: x.median(),
+    lambda: x.cumsum(0),
+    lambda: F.interpolate(x, scale_factor=2, mode="bilinear").sum().backward(),  # torch then takes another algorithm
+    lambda: F.pad(x, (1, 1, 1, 1), mode="replicate").sum().backward(),
+    lambda: F.conv2d(x, torch.rand(2, 2, 3, 3, device="cuda")).sum().backward(),
+    lambda: F.nll_loss(x, labels, reduction="none"),
+    lambda: torch.bincount(where),
+    lambda: torch.zeros(5, device="cuda").scatter_add(0, where, torch.ones(2, device="cuda")),
+    lambda: torch.zeros(5, device="cuda").scatter_reduce(0, where, torch.ones(2, device="cuda"), "sum"),
+    lambda: torch.zeros(5, device="cuda").index_add(0, where, torch.ones(2, device="cuda")),
+]
+import warnings
+for call in NONDETERMINISTIC.values():
+    call()
+torch.use_deterministic_algorithms(True)
+for kernel, call in NONDETERMINISTIC.items():
+    try:
+        call()
+    except RuntimeError as error:
+        assert str(error).startswith(f"{kernel} does not have a deterministic implementation"), error
+    else:
+        raise AssertionError(kernel)
+torch.use_deterministic_algorithms(True, warn_only=True)
+for kernel, call in NONDETERMINISTIC.items():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        call()
+    assert kernel in str(seen[0].message), kernel
+torch.use_deterministic_algorithms(True)
+for call in DETERMINISTIC:
+    call()
+torch.histc(torch.rand(5), 3)  # on the CPU
+""",
+    "synchronising operations": """
+import warnings
+from torch.nn import functional as F
+x, where = torch.rand(4, device="cuda"), torch.tensor([0, 1], device="cuda")
+pinned, repeats = torch.ones(4).pin_memory(), torch.full((1,), 2, device="cuda")
+WAIT = [
+    lambda: x[0].item(), lambda: x.cpu(), lambda: torch.ones(3).to("cuda"), lambda: torch.tensor(3, device="cuda"),
+    lambda: x.nonzero(), lambda: x[x > 0], lambda: x[torch.tensor([0, 1])], lambda: F.one_hot(where),
+    lambda: torch.repeat_interleave(x, repeats), lambda: torch.cuda.current_stream().synchronize(),
+]
+DO_NOT = [
+    lambda: x + 1, lambda: pinned.to("cuda", non_blocking=True), lambda: x[where], lambda: F.one_hot(where, 4),
+    lambda: x[torch.tensor([True] * 4)], lambda: torch.repeat_interleave(x, repeats, output_size=8),
+    lambda: torch.full((), 3, device="cuda"), lambda: torch.cuda.synchronize(), lambda: torch.zeros(2, device="cuda"),
+]
+def warned(call):
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        call()
+    return [str(item.message)[:38] for item in seen]
+assert torch.cuda.get_sync_debug_mode() == 0 and not any(warned(call) for call in WAIT)
+torch.cuda.set_sync_debug_mode("warn")
+assert torch.cuda.get_sync_debug_mode() == 1
+for call in WAIT:
+    assert set(warned(call)) == {"called a synchronizing CUDA operation "}, warned(call)
+assert not any(warned(call) for call in DO_NOT), [warned(call) for call in DO_NOT]
+torch.cuda.set_sync_debug_mode("error")
+for call in WAIT:
+    try:
+        call()
+    except RuntimeError as error:
+        assert "called a synchronizing CUDA operation" in str(error)
+    else:
+        raise AssertionError
+for call in DO_NOT:
+    call()
+torch.cuda.set_sync_debug_mode(0)
+try:
+    torch.cuda.set_sync_debug_mode("sometimes")
+except RuntimeError as error:
+    assert "sometimes" in str(error)
+else:
+    raise AssertionError
+""",
+    "tensors on two devices": """
+def error_of(call):
+    try:
+        call()
+    except RuntimeError as error:
+        return str(error)
+    raise AssertionError
+where = torch.tensor([0, 2], device="cuda")
+assert "different from other tensors on cuda:0" in error_of(lambda: nn.Linear(4, 4)(torch.ones(2, 4, device="cuda")))
+assert "Expected a 'cuda' device type" in error_of(lambda: torch.rand(2, device="cuda", generator=torch.Generator()))
+assert "indices should be either on cpu or on the same device" in error_of(lambda: torch.ones(3)[where])
+""",
+    "history of the allocator": """
+import pickle
+from torch.cuda import _memory_viz, memory
+memory._record_memory_history(max_entries=100, stacks="python")
+memory._set_memory_metadata("first")
+def make():
+    return torch.empty(1 << 20, device="cuda")
+x = make()
+observed = []
+torch._C._cuda_attach_out_of_memory_observer(lambda *numbers: observed.append(numbers))
+try:
+    torch.empty(1 << 44, device="cuda")
+except torch.cuda.OutOfMemoryError:
+    pass
+assert observed == [(0, 1 << 46, 80 << 30, (80 << 30) - torch.cuda.memory_reserved())], observed
+memory._dump_snapshot("memory.pickle")
+with open("memory.pickle", "rb") as file:
+    data = pickle.load(file)
+assert [event["action"] for event in data["device_traces"][0]] == ["segment_alloc", "alloc", "oom", "snapshot"]
+assert data["device_traces"][0][1]["frames"][0]["name"] == "make"
+segment, = data["segments"]
+assert (segment["total_size"], segment["allocated_size"], segment["segment_type"]) == (20 << 20, 4 << 20, "large")
+assert segment["blocks"][0]["user_metadata"] == "first" and segment["blocks"][1]["state"] == "inactive"
+for page in (_memory_viz.trace_plot, _memory_viz.segment_plot, _memory_viz.segsum, _memory_viz.trace):
+    assert page(data)
+assert len(torch.cuda.memory_snapshot()) == 1 and memory._allocation_traceback(x.data_ptr())[0]["name"] == "make"
+memory._record_memory_history(enabled=None)
+make()
+assert len(memory._snapshot()["device_traces"][0]) == 6  # with two more snapshots
+""",
+    "a group of one": """
+import os
+import torch.distributed as dist
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+import socket
+free = socket.socket()
+free.bind(("127.0.0.1", 0))
+os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", MASTER_ADDR="127.0.0.1")
+os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+free.close()
+dist.init_process_group("nccl", device_id=torch.device("cuda:0"))
+assert dist.is_nccl_available() and dist.get_backend() == "nccl"
+x = torch.ones(4, device="cuda")
+dist.all_reduce(x), dist.barrier(), dist.broadcast(x, 0, group=dist.new_group([0]))
+assert x.tolist() == [1.0] * 4
+flat = torch.empty(6, device="cuda")
+dist.all_gather_into_tensor(flat, torch.ones(2, 3, device="cuda"))  # NCCL compares numbers of elements
+assert flat.tolist() == [1.0] * 6
+try:
+    dist.all_reduce(torch.ones(2))
+except RuntimeError as error:
+    assert "cpu" in str(error)  # as with NCCL
+else:
+    raise AssertionError
+with bringup.record() as trace:
+    for wrap in (
+        lambda model: nn.parallel.DistributedDataParallel(model.cuda(), device_ids=[0]),
+        lambda model: fully_shard(model.cuda()),
+        lambda model: FullyShardedDataParallel(model, device_id=torch.cuda.current_device()),
+    ):
+        model = wrap(nn.Linear(4, 4))
+        optimizer = torch.optim.AdamW(model.parameters())
+        model(torch.ones(2, 4, device="cuda")).sum().backward()
+        optimizer.step()
+dist.destroy_process_group()
+assert trace.launches > 0
 """,
 }
 

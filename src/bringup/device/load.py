@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from bringup import core
-from bringup.device import torch_versions
+from bringup.device import overrides, torch_versions
 from bringup.device.choose import choose
 from bringup.errors import BringupError
 from bringup.process import asked_chip, asked_devices
@@ -64,6 +64,7 @@ def register() -> None:
         torch.ops.bringup.set_device_count(asked_devices())
     torch_chip.patch_torch()
     rnn.install()
+    overrides.patch_library()
     atexit.register(torch.ops.bringup.shutdown)
     _registered = True
     for room in ROOMS:

@@ -8,10 +8,16 @@ from typing import Any
 
 import torch
 
+from bringup.device import memory_history
 from bringup.device.devices import DeviceLike, checked, get_device_name, index_of, is_initialized
 from bringup.text import size
 
 _ops = torch.ops.bringup
+
+# The names that torch.cuda.memory has for them.
+_record_memory_history = memory_history.record_memory_history
+_snapshot = memory_history.snapshot
+_dump_snapshot = memory_history.dump_snapshot
 
 
 def empty_cache() -> None:

@@ -96,6 +96,24 @@ def stream(stream: torch.Stream | None) -> StreamContext:
     return StreamContext(stream)
 
 
+def get_sync_debug_mode() -> int:
+    """Return the mode set by `set_sync_debug_mode`: 0 is "default", 1 "warn", 2 "error"."""
+    return int(torch.ops.bringup.sync_debug_mode())
+
+
+def set_sync_debug_mode(debug_mode: int | str) -> None:
+    """Let operations that make the host wait for the chip warn ("warn", 1) or raise ("error", 2); "default", 0, is off.
+
+    Reads of values, blocking copies, operators whose result depends on data and ``Stream.synchronize`` count, as on
+    CUDA; ``synchronize`` and ``Event.synchronize`` do not.
+    """
+    modes = ("default", "warn", "error")
+    mode = modes.index(debug_mode) if debug_mode in modes else debug_mode
+    if mode not in (0, 1, 2):
+        raise RuntimeError(f"set_sync_debug_mode takes 0 to 2, or one of {', '.join(modes)}, got {debug_mode!r}")
+    torch.ops.bringup.set_sync_debug_mode(mode)
+
+
 def synchronize(device: DeviceLike = None) -> None:
     """Wait for all streams of a chip, and raise the first error of their launches."""
     torch._C._accelerator_synchronizeDevice(checked(index_of(device)))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from bringup.device import memory, memory_history
 from bringup.device.choose import choose_from_environment
 from bringup.device.devices import (
     DeviceProperties,
@@ -67,7 +68,9 @@ from bringup.device.streams import (
     StreamContext,
     current_stream,
     default_stream,
+    get_sync_debug_mode,
     set_stream,
+    set_sync_debug_mode,
     stream,
     synchronize,
 )
@@ -95,6 +98,7 @@ __all__ = [
     "get_device_properties",
     "get_rng_state",
     "get_rng_state_all",
+    "get_sync_debug_mode",
     "graph",
     "graph_pool_handle",
     "init",
@@ -110,6 +114,7 @@ __all__ = [
     "max_memory_allocated",
     "max_memory_reserved",
     "mem_get_info",
+    "memory",
     "memory_allocated",
     "memory_reserved",
     "memory_stats",
@@ -126,6 +131,7 @@ __all__ = [
     "set_rng_state",
     "set_rng_state_all",
     "set_stream",
+    "set_sync_debug_mode",
     "stream",
     "synchronize",
 ]
@@ -168,15 +174,22 @@ class amp:
 
 def patch_torch() -> None:
     """Patch the functions of torch 2.13 that are wrong for a renamed device."""
-    share = torch.UntypedStorage.share_memory_
+    of_memory: Any = torch.accelerator.memory
+    if hasattr(of_memory, "_snapshot"):  # since torch 2.13; it knows the devices xpu and cuda
+        of_memory._snapshot = lambda device=None, **_: memory_history.snapshot()
 
-    @functools.wraps(share)
-    def share_memory_(self: torch.UntypedStorage, *args: Any, **kwargs: Any) -> Any:
-        if self.device.type == "chip":
-            raise BringupError("a chip's memory cannot be shared between processes: move the tensor to the CPU first")
-        return share(self, *args, **kwargs)
+    storage: Any = torch.UntypedStorage
+    for name in ("_share_fd_cpu_", "_share_filename_cpu_"):  # called to send a storage to another process
+        share = getattr(storage, name)
 
-    torch.UntypedStorage.share_memory_ = share_memory_  # type: ignore[method-assign]
+        def share_cpu(self: torch.UntypedStorage, *args: Any, _share: Any = share, **kwargs: Any) -> Any:
+            if self.device.type == "chip":
+                raise BringupError(
+                    "a chip's memory cannot be sent to another process: move the tensor to the CPU first"
+                )
+            return _share(self, *args, **kwargs)
+
+        setattr(storage, name, functools.wraps(share)(share_cpu))
 
     dlpack_device = torch.Tensor.__dlpack_device__
 

@@ -40,8 +40,7 @@ class Names:
 
         Return True if anything was recorded.
         """
-        plain = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
-        named = ((name, item) for name, item in tensors if type(item) in plain and real_device(item).type == "chip")
+        named = ((name, item) for name, item in tensors if _has_own_memory(item))
         first = next(named, None)
         if first is None or torch._C._functorch.is_functorch_wrapped_tensor(first[1]):
             return False
@@ -59,8 +58,13 @@ class Names:
         """Yield the tensors that an optimizer trains and that belong to no module."""
         for group in optimizer.param_groups:
             for item in group["params"]:
-                if real_device(item).type == "chip" and item.untyped_storage().data_ptr() not in self._marked:
+                if _has_own_memory(item) and item.untyped_storage().data_ptr() not in self._marked:
                     yield "", item
+
+
+def _has_own_memory(tensor: torch.Tensor) -> bool:
+    """Return True for a tensor of the chip that is no wrapper such as a DTensor, which has no address."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer) and real_device(tensor).type == "chip"
 
 
 _names = Names()  # the current recording's, or the latest one's

@@ -114,8 +114,8 @@ class ChipClock:
             self.replay.close()
 
 
-def _create_clock(recording: Recording) -> ChipClock:
-    """Create the clock of a recording, closed at the recording's end."""
+def clock_of(recording: Recording) -> ChipClock:
+    """Create the clock of a recording, closed at the recording's end; for `Recording.part`."""
     clock = ChipClock(recording.chip, recording.host or load_host(), recording.host_clock)
     recording.at_end.callback(clock.close)
     return clock
@@ -126,7 +126,7 @@ def elapsed_ms(first: int, second: int) -> float:
     recording = current()
     if recording is None:
         raise BringupError("events have no chip time, because nothing is recorded: call it inside `bringup.record()`")
-    clock = recording.part(_create_clock)
+    clock = recording.part(clock_of)
     milliseconds = (clock.event(second) - clock.event(first)) * 1e3
     if math.isnan(milliseconds):
         raise BringupError("elapsed_time needs two events that were recorded since the recording began")
@@ -220,7 +220,7 @@ def shown() -> Iterator[None]:
             recording = current()
             if recording is None or os.getpid() != parent or _wants_real(package):
                 return real()  # type: ignore[no-any-return]
-            seconds, idle = recording.part(_create_clock).now()
+            seconds, idle = recording.part(clock_of).now()
             seconds -= 0.0 if counts_idle else idle
             if package in _DEADLINES:
                 seconds = max(seconds, vars(latest).get(name, 0.0) + _READING)

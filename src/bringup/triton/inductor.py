@@ -20,7 +20,7 @@ from torch._inductor.codegen.common import (
 )
 
 from bringup.device import torch_chip as chips
-from bringup.device.cuda import plain_devices, real
+from bringup.device.cuda_names import plain_devices, real
 
 _registered = False
 

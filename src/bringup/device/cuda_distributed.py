@@ -1,0 +1,87 @@
+"""``init_process_group("nccl")`` in a program that says cuda: a group whose collectives are gloo's.
+
+The core runs the collectives of chip tensors on CPU tensors over the same memory (csrc/torch/collectives.cpp). A group
+called nccl has no backend for CPU tensors, as on CUDA. A second group, which has one, stands in for it below torch.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+from typing import Any
+
+import torch
+
+from bringup.device.cuda_names import shown
+
+_VERSION = (2, 28, 9)  # of NCCL in torch's builds for CUDA 13.0, which require nvidia-nccl-cu13==2.28.9
+
+
+def patch_distributed() -> None:
+    """Patch torch.distributed to have the backend nccl."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        return
+    c10d: Any = torch.distributed.distributed_c10d
+
+    class Options:
+        """The options of NCCL that programs set. None of them changes what gloo does."""
+
+        def __init__(self, is_high_priority_stream: bool = False) -> None:
+            self.is_high_priority_stream = is_high_priority_stream
+            self._timeout = c10d.default_pg_timeout
+            self.global_ranks_in_group: list[int] = []
+            self.group_name = ""
+
+    class ProcessGroupNCCL(c10d.ProcessGroupGloo):  # type: ignore[misc]
+        """The backend of a group called nccl."""
+
+        def __init__(self, store: Any, rank: int, size: int, options: Any) -> None:
+            super().__init__(store, rank, size, timeout=options._timeout)
+
+        def name(self) -> str:
+            return "nccl"
+
+    ProcessGroupNCCL.Options = Options
+    spaces: tuple[Any, Any] = (torch.distributed, c10d)
+    for module in spaces:
+        module.ProcessGroupNCCL = ProcessGroupNCCL
+        module.is_nccl_available = lambda: True
+    c10d._NCCL_AVAILABLE = True
+    torch.cuda.nccl.version = lambda: _VERSION
+    c10d.default_pg_nccl_timeout = datetime.timedelta(minutes=10)  # NCCL's, in torch's documentation of `timeout`
+
+    helper = c10d._new_process_group_helper
+
+    @functools.wraps(helper)
+    def _new_process_group_helper(*args: Any, **kwargs: Any) -> Any:
+        _patch_fsdp()
+        group, store = helper(*args, **kwargs)
+        if isinstance(group, torch.distributed.ProcessGroup) and (gloo := _backend_of_chip_only(group)):
+            stand_in = torch.distributed.ProcessGroup(store, group.rank(), group.size())
+            kind = torch.distributed.ProcessGroup.BackendType.GLOO
+            stand_in._set_default_backend(kind)
+            stand_in._register_backend(torch.device("cpu"), kind, gloo)
+            torch.ops.bringup.set_stand_in(group.boxed(), stand_in.boxed())
+        return group, store
+
+    c10d._new_process_group_helper = _new_process_group_helper
+
+
+def _backend_of_chip_only(group: Any) -> Any:
+    devices = {device.type for device in group._device_types}
+    return group._get_backend(torch.device("cuda")) if "cuda" in devices and "cpu" not in devices else None
+
+
+@functools.cache
+def _patch_fsdp() -> None:
+    """Patch FSDP's reading of ``device_id=0``: torch names the device of a number after the accelerator, chip."""
+    from torch.distributed.fsdp import _init_utils
+
+    original = _init_utils._get_device_from_device_id
+
+    @functools.wraps(original)
+    def _get_device_from_device_id(*args: Any, **kwargs: Any) -> Any:
+        device = original(*args, **kwargs)
+        return device if device is None else shown(device)
+
+    _init_utils._get_device_from_device_id = _get_device_from_device_id
