@@ -10,6 +10,7 @@ import numpy.typing as npt
 from bringup.analyse import holders as memory
 from bringup.analyse import roofline
 from bringup.analyse.summary import Fallback, GraphBreak, Summary
+from bringup.analyse.utilisation import utilisation
 from bringup.cost import FAMILIES
 from bringup.pricing.errors import error_band
 from bringup.recording.rows import LAUNCH
@@ -37,6 +38,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     band, source = error_band(chip)
     energy = _energy(timeline, step, busy / count)
     price = chip.price
+    used = utilisation(timeline, first, last, until - since)
     launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
     return Summary(
         chip=chip.name,
@@ -70,6 +72,9 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
         redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},
         chip_time=bool(trace.about.get("chip_time", False)),
+        mfu=used.share if used else None,
+        mfu_dtype=used.dtype if used else "",
+        mfu_peak_flops=used.peak_flops if used else None,
     )
 
 

@@ -116,6 +116,8 @@ class Summary:
         redirected: the CUDA names that the program used, and how often.
         chip_time: True if the program's clocks showed predicted time.
         ways_to_fit: changes that make the program fit, the cheapest first; empty if it already fits.
+        mfu: the share of the chip's peak that products use, see `utilisation`; None without products.
+        mfu_dtype, mfu_peak_flops: its denominator: the dtype of most of the flops, and the peak in flop/s.
         energy_joules, cost_usd: per step; None if the chip file has no power or no price.
         run: the id of the run, the same in all files of its report; empty outside a report.
     """
@@ -155,6 +157,9 @@ class Summary:
     graph_breaks: list[GraphBreak] = field(default_factory=list)
     redirected: dict[str, int] = field(default_factory=dict)
     chip_time: bool = False
+    mfu: float | None = None
+    mfu_dtype: str = ""
+    mfu_peak_flops: float | None = None
     run: str = ""
 
     def parts(self) -> dict[str, float]:

@@ -22,7 +22,7 @@ from bringup.pricing import ENGINES
 from bringup.recording.trace import Trace
 from bringup.report import figures, palette
 from bringup.report.chart import Figure
-from bringup.report.lines import band, by_kind, moment, per_million, unit
+from bringup.report.lines import band, by_kind, moment, per_million, unit, used_peak
 from bringup.text import duration, size
 from bringup.timeline.replay import Timeline
 
@@ -97,6 +97,7 @@ def page(timeline: Timeline, summary: Summary) -> str:
         unit=unit(summary),
         band=band(summary),
         cost=per_million,
+        used_peak=used_peak(summary),
         steps=_steps(summary),
         parts=_parts(summary),
         groups=_groups(timeline),

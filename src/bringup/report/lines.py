@@ -110,8 +110,9 @@ def _size(summary: Summary) -> Iterator[Line]:
     verdict = ("fits", "") if summary.fits else ("does not fit", "bold red")
     energy = "" if summary.energy_joules is None else f"   energy {summary.energy_joules:.3g} J per {unit(summary)}"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
+    mfu = f"   MFU {used_peak(summary)}" if summary.mfu is not None else ""
     peak = f"  memory {size(summary.peak_bytes)} of {size(summary.capacity_bytes)}, "
-    yield _line("memory", peak, verdict, f"{energy}{cost}")
+    yield _line("memory", peak, verdict, f"{energy}{cost}{mfu}")
 
 
 def _memory(summary: Summary) -> Iterator[Line | Row]:
@@ -189,6 +190,14 @@ def band(summary: Summary) -> str:
 def unit(summary: Summary) -> str:
     """Return the unit of work that the times are for: ``step``, or ``run`` if no steps were found."""
     return "run" if summary.steps_by == "whole" else "step"
+
+
+def used_peak(summary: Summary) -> str:
+    """Write the share of the peak that products use, with its denominator; empty without products."""
+    if summary.mfu is None or summary.mfu_peak_flops is None:
+        return ""
+    peak = f"{summary.mfu_peak_flops / 1e12:,.4g} Tflop/s"
+    return f"{100 * summary.mfu:.2g}% of {peak}, the {summary.mfu_dtype} peak"
 
 
 def per_million(summary: Summary) -> str:
