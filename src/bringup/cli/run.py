@@ -17,20 +17,24 @@ import click
 from bringup import triton as kernels
 from bringup.analyse.compare import compare
 from bringup.cli.compare import print_table
-from bringup.cli.options import host_clock_option, host_option, json_option
+from bringup.cli.options import DryCommand, host_clock_option, host_option, json_option, quantity
 from bringup.cli.program import OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_compiler, asked_devices, asked_driver, process
 from bringup.recording import sanitize
 from bringup.recording.sanitize import CHECKS, watched
-from bringup.report import directory, summary_json, terminal
+from bringup.report import directory, exceeded, summary_json, terminal
 from bringup.text import plain
+from bringup.units import parse_size, parse_time
 
 if TYPE_CHECKING:
+    from bringup.analyse.summary import Summary
     from bringup.machine.schema import Chip, Host
     from bringup.recording.recording import Recording
     from bringup.timeline.replay import HostClock
+
+EXCEEDED = 3  # the exit code if a limit is exceeded
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class RunOptions:
     compiler: str
     ops: str
     kernel_debug: bool
+    max_step: float | None
+    max_memory: int | None
     out: str | None
     as_json: bool
     module: bool
@@ -84,28 +90,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended: its exit code (None after an interrupt) and the number of the sanitizer's findings."""
+    """How a program ended: its exit code (None after an interrupt), and its summary with the sanitizer's findings."""
 
     code: int | None
-    findings: int
+    summary: Summary
 
 
-class _Run(click.Command):
-    """A command whose ``--dry`` may have no value, which click allows only for the last option."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Add the default value to a ``--dry`` without one."""
-        options = [item for item in self.params if isinstance(item, click.Option)]
-        with_value = {name for item in options if not item.is_flag for name in item.opts} - {"--dry"}
-        place = 0
-        while place < len(args) and args[place].startswith("-") and args[place] != "--":
-            if args[place] == "--dry":
-                args[place] = "--dry=stand-in"
-            place += 2 if args[place] in with_value else 1
-        return super().parse_args(ctx, args)
-
-
-@click.command(cls=_Run, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+@click.command(cls=DryCommand, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
 @click.option(
     "--chip",
     "chips",
@@ -170,6 +161,20 @@ class _Run(click.Command):
     is_flag=True,
     help="Run Triton kernels in Triton's interpreter: print and breakpoint() work in them. Times are then not valid.",
 )
+@click.option(
+    "--max-step",
+    callback=quantity(parse_time),
+    default=None,
+    metavar="TIME",
+    help="End with exit code 3 if a step is predicted to take longer than a time such as 20ms.",
+)
+@click.option(
+    "--max-memory",
+    callback=quantity(parse_size),
+    default=None,
+    metavar="SIZE",
+    help="End with exit code 3 if tensors hold more device memory at once than a size such as 14GiB.",
+)
 @click.option("--out", default=None, metavar="DIR", help="Directory for the report (default: bringup-SCRIPT).")
 @json_option
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
@@ -183,7 +188,13 @@ def command(**values: Any) -> None:
     options = RunOptions(**values)
     job = prepare(options)
     outcome = record(job, options)
-    _leave(1 if outcome.code == OUT_OF_MEMORY or (outcome.code == 0 and outcome.findings) else outcome.code)
+    code = 1 if outcome.code == OUT_OF_MEMORY else outcome.code
+    if code == 0:
+        sentences = list(exceeded.by_run(outcome.summary, options.max_step, options.max_memory))
+        for sentence in sentences:
+            print(f"bringup: {plain(sentence)}", file=sys.stderr)
+        code = EXCEEDED if sentences else 1 if outcome.summary.findings else 0
+    _leave(code)
 
 
 def prepare(options: RunOptions) -> Job:
@@ -277,17 +288,17 @@ def record(job: Job, options: RunOptions) -> Outcome:
     job.prepare_triton()
 
     watch = watched() if {"race", "init"} & set(job.checks) else nullcontext()
-    findings = 0
+    summary: Summary | None = None
     with job.dry, watch, recorded(job.host, options.host_clock) as recorder:
         parent = os.getpid()
 
         def finish() -> None:
-            nonlocal findings
+            nonlocal summary
             if os.getpid() != parent:  # in a fork of the program: only the parent writes the report
                 return
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
-            findings = report(recorder, job, options)
+            summary = report(recorder, job, options)
 
         _report_before_termination(finish)
         recorder.about["chip_time"] = options.chip_time
@@ -302,7 +313,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
         finish()
-    return Outcome(code, findings)
+    assert summary is not None  # only a fork of the program has none, and it has ended
+    return Outcome(code, summary)
 
 
 def _report_before_termination(finish: Callable[[], None]) -> None:
@@ -333,8 +345,8 @@ def _quietly(function: Callable[[], None]) -> None:
         print(f"bringup: a launch failed and nothing waited for it: {error}", file=sys.stderr)
 
 
-def report(recorder: Recording, job: Job, options: RunOptions) -> int:
-    """Price the recording, write its report and print the summary; return the number of the sanitizer's findings."""
+def report(recorder: Recording, job: Job, options: RunOptions) -> Summary:
+    """Price the recording, write its report and print the summary; return it."""
     from bringup.report import writer  # imports torch
     from bringup.report.prediction import price
 
@@ -355,7 +367,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     writer.write(prediction, job.target, progress=sys.stderr.isatty())
     if options.as_json:
         print(summary_json.as_json(prediction.summary, indent=None), flush=True)
-        return len(findings)
+        return prediction.summary
     console = terminal.console()
     console.print()
     terminal.print_summary(prediction.summary, console)
@@ -364,7 +376,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     console.print(terminal.escaped(paths), highlight=False, soft_wrap=True)
     if len(job.chips) > 1:
         print_table(compare(trace, job.chips, job.host, host_clock=options.host_clock), console)
-    return len(findings)
+    return prediction.summary
 
 
 def _leave(code: int | None) -> None:
