@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,13 @@ from bringup.analyse.summary import Fallback, GraphBreak, Summary
 from bringup.analyse.utilisation import utilisation
 from bringup.cost import FAMILIES
 from bringup.pricing.errors import error_band
+from bringup.recording.findings import Finding
 from bringup.recording.rows import LAUNCH
 from bringup.timeline import library
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import samples, steady
 
+FINDING = [item.name for item in fields(Finding)]
 Array = npt.NDArray[Any]
 
 
@@ -68,6 +71,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         unpriced=unpriced(timeline),
         fallbacks=fallbacks(timeline, first, last, count),
         kernels=roofline.kernels(timeline, first, last, count),
+        findings=[Finding(**{name: str(b[name]) for name in FINDING}) for b in trace.about.get("findings", [])],
         compiled_graphs=int(trace.about.get("compiled_graphs", 0)),
         graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
         redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},

@@ -33,17 +33,18 @@ def quantity(parse: Callable[[str], Number]) -> Callable[[click.Context, click.P
     return read
 
 
-def host_clock_option(measured: str) -> Callable[[Command], Command]:
+def host_clock_option(measured: str, default: str | None = "modelled") -> Callable[[Command], Command]:
     """Return the option ``--host-clock``.
 
     Args:
         measured: the time of the measured clock, in words.
+        default: the clock without the option; None is that of the recording.
     """
     return click.option(
         "--host-clock",
         type=click.Choice(["modelled", "measured"]),
-        default="modelled",
-        show_default=True,
+        default=default,
+        show_default=default or "that of the recording",
         help=f"Host time between launches: from the host file, or {measured}.",
     )
 

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -357,13 +357,13 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary:
             "(torch.accelerator.current_accelerator() returns it), or use --cuda if the program uses the device cuda",
             file=sys.stderr,
         )
-    prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
-    findings = []
+    trace.about |= {"host": job.host.name, "host_clock": options.host_clock}  # for `bringup report`
     if job.checks:
         touched = (sanitize.shown(item, recorder.places) for item in sanitize.touched() if item.check in job.checks)
         noticed = {str(item): item for item in touched}
-        findings = sanitize.findings(trace, job.checks) + list(noticed.values())
-        prediction.summary = replace(prediction.summary, findings=findings)
+        findings = [*sanitize.findings(trace, job.checks), *noticed.values()]
+        trace.about["findings"] = [vars(item) for item in findings]
+    prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
     writer.write(prediction, job.target, progress=sys.stderr.isatty())
     if options.as_json:
         print(summary_json.as_json(prediction.summary, indent=None), flush=True)
