@@ -55,7 +55,8 @@ void refuse_if_strict(const Signature& signature, const std::string& chip) {
   std::string where = describe(current_line());
   TORCH_CHECK_NOT_IMPLEMENTED(false, signature.op->name, " (", c10::getDtypeNames(signature.dtype).first,
                               ") would run on the host", where.empty() ? "" : ", launched at " + where, ": chip ", chip,
-                              " does not list it (add it under [ops] of the chip file, or leave out --strict)");
+                              " leaves it to the host (dtypes, groups or host under [ops] of the chip file: change "
+                              "that entry, or leave out --strict)");
 }
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) { m.def("set_fallbacks(str[] ops, int[] dtypes, bool strict) -> ()", &fill_table); }

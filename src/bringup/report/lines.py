@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # the list of chips needs no summary
     from bringup.analyse.summary import Summary, Way
 
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
+_MEMBER = re.compile(r"(^|\.)\d+(?=\.|$)")  # the number of a member of a list
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
@@ -227,15 +228,25 @@ def moment(at: Moment) -> str:
     return f"step {at.step + 1}, {at.phase} pass{inside}" + (f", at {at.line}" if at.line else "")
 
 
+def _range(names: set[str]) -> str:
+    """Write names that differ only in their numbers as one: ``layers.0-11.mlp``."""
+    columns = zip(*(name.split(".") for name in names), strict=True)
+    parts = (sorted(set(column), key=lambda part: (len(part), part)) for column in columns)
+    return ".".join(part[0] if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
 def by_kind(owners: list[Owner]) -> list[tuple[str, int, list[tuple[str, int]]]]:
     """Group the holders of memory; return kinds, bytes and their three largest modules, with list members merged."""
     totals: dict[str, dict[str, int]] = {}
+    members: dict[tuple[str, str], set[str]] = {}  # of a kind and a pattern
     for item in owners:
-        name = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", item.module)
+        pattern = _MEMBER.sub(r"\1*", item.module)
         by_module = totals.setdefault(item.kind, {})
-        by_module[name] = by_module.get(name, 0) + item.bytes
+        by_module[pattern] = by_module.get(pattern, 0) + item.bytes
+        members.setdefault((item.kind, pattern), set()).add(item.module)
     groups = []
     for kind, modules in totals.items():
         largest = sorted(modules.items(), key=lambda pair: (-pair[1], pair[0]))
-        groups.append((kind, sum(modules.values()), largest[:3] if modules.keys() != {""} else []))
+        shown = [(_range(members[kind, pattern]), count) for pattern, count in largest[:3]]
+        groups.append((kind, sum(modules.values()), shown if modules.keys() != {""} else []))
     return sorted(groups, key=lambda group: (-group[1], group[0]))
