@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from bringup import pytest_checks
 from tests.conftest import without_bringup
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -206,16 +205,9 @@ def test_bad_options_are_one_sentence(suite: Run, arguments: tuple[str, ...], wo
     assert done.returncode == 4 and f"ERROR: {words}" in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize(("text", "count"), [("4GiB", 4 << 30), ("1.5 MiB", 3 << 19), ("512b", 512), ("2kB", 2000)])
-def test_sizes_are_read(text: str, count: int) -> None:
-    assert pytest_checks.parse_size(text) == count
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("20ms", 0.02), ("1e-3 s", 0.001), ("5us", 5e-6)])
-def test_times_are_read(text: str, seconds: float) -> None:
-    assert pytest_checks.parse_time(text) == pytest.approx(seconds)
-    with pytest.raises(pytest.UsageError, match="is not a number with a unit"):
-        pytest_checks.parse_time("20")
+def test_a_limit_without_a_unit_is_one_sentence(suite: Run) -> None:
+    done = suite(FINE.replace("\ndef test_", '\n@pytest.mark.max_chip_time("20")\ndef test_', 1), "--chip", "t4")
+    assert "max_chip_time: '20' is not a time, because it has no unit: use ns, us, ms, s, min" in done.stdout
 
 
 MODELS = """

@@ -56,7 +56,8 @@ void refuse(const std::string& op, c10::ScalarType dtype, const std::string& chi
   std::string where = describe(current_line());
   TORCH_CHECK_NOT_IMPLEMENTED(false, op, " (", c10::getDtypeNames(dtype).first, ") would run on the host",
                               where.empty() ? "" : ", launched at " + where, ": chip ", chip,
-                              " does not list it (add it under [ops] of the chip file, or leave out --strict)");
+                              " leaves it to the host (dtypes, groups or host under [ops] of the chip file: change "
+                              "that entry, or leave out --strict)");
 }
 
 }  // namespace

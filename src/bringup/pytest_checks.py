@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import gc
 import json
-import re
 import warnings
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 
+from bringup import units
 from bringup.analyse.summarize import by_group
 from bringup.device.dry import DryWarning, dry
 from bringup.device.load import use
-from bringup.errors import ChipWarning
+from bringup.errors import BringupError, ChipWarning
 from bringup.machine.files import load_chip, load_host
 from bringup.process import asked_devices
 from bringup.recording import sanitize
@@ -33,25 +33,8 @@ KEY, LEAK = (
     "bringup",
     "bringup leak",
 )  # keys of user properties, which pytest-xdist sends from workers to the main process
-_SIZES = {"b": 1, "kib": 2**10, "mib": 2**20, "gib": 2**30, "kb": 10**3, "mb": 10**6, "gb": 10**9}
-_TIMES = {"ns": 1e-9, "us": 1e-6, "ms": 1e-3, "s": 1.0}
 
-
-def parse_size(text: str) -> int:
-    """Read a size such as ``4GiB`` as bytes."""
-    return int(_parse(text, _SIZES, "4GiB"))
-
-
-def parse_time(text: str) -> float:
-    """Read a time such as ``20ms`` as seconds."""
-    return _parse(text, _TIMES, "20ms")
-
-
-def _parse(text: str, units: dict[str, Any], example: str) -> float:
-    match = re.fullmatch(r"\s*([0-9.]+(?:e-?[0-9]+)?)\s*([a-z]+)\s*", str(text), re.IGNORECASE)
-    if match is None or match[2].lower() not in units:
-        raise pytest.UsageError(f"{text!r} is not a number with a unit: write it as in {example!r}")
-    return float(match[1]) * float(units[match[2].lower()])
+Value = TypeVar("Value")
 
 
 @dataclass
@@ -166,7 +149,7 @@ class ChipPlugin:
                 advice = "read fewer device values, or copy from pinned memory"
                 findings.append(Finding("sync", text, waits[0][0], "", advice))
         for marker in item.iter_markers("max_device_memory"):
-            peak, allowed = _peak(), parse_size(marker.args[0])
+            peak, allowed = _peak(), _limit(units.parse_size, marker)
             if peak > allowed:
                 at = price(trace, self.chip, self.host).memory.at
                 line = at.line if at else ""
@@ -176,7 +159,7 @@ class ChipPlugin:
                 )
         for marker in item.iter_markers("max_chip_time"):
             priced = price(trace, marker.kwargs.get("chip", self.chip), self.host)
-            allowed_seconds = parse_time(marker.args[0])
+            allowed_seconds = _limit(units.parse_time, marker)
             if priced.total_seconds > allowed_seconds:
                 most = by_group(priced.timeline, "line")[:1]
                 line = most[0][0] if most else ""
@@ -257,6 +240,18 @@ class ChipPlugin:
             write(f"fallbacks to the host, for operators that {self.chip.name} does not have: {names}")
         if totals.findings:
             write("findings: " + ", ".join(f"{name} {count}" for name, count in sorted(totals.findings.items())))
+
+
+def _limit(parse: Callable[[str], Value], marker: pytest.Mark) -> Value:
+    """Return the limit of a mark.
+
+    Raises:
+        pytest.UsageError: it is no number with a unit.
+    """
+    try:
+        return parse(str(marker.args[0]))
+    except BringupError as error:
+        raise pytest.UsageError(f"{marker.name}: {error}") from None
 
 
 def _chips() -> Any:

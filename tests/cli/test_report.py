@@ -36,9 +36,44 @@ def summary(*arguments: str) -> dict[str, object]:
 
 def test_report_equals_that_of_the_run(recorded: Path) -> None:
     first = json.loads((recorded / "summary.json").read_text())
-    again = summary(str(recorded))
-    assert {**first, "run": ""} == {**again, "run": ""}
-    assert summary(str(recorded / "trace.npz")) == again
+    assert summary(str(recorded)) == first
+    assert summary(str(recorded / "trace.npz")) == first
+
+
+def test_views_have_the_bytes_of_the_run(recorded: Path, tmp_path: Path) -> None:
+    page, events = tmp_path / "page.html", tmp_path / "events.json"
+    done = CliRunner().invoke(command, [str(recorded), "--html", str(page), "--perfetto", str(events)])
+    assert done.output == f"page: {page}\ntimeline: {events}\n"
+    assert page.read_bytes() == (recorded / "report.html").read_bytes()
+    assert events.read_bytes() == (recorded / "timeline.json").read_bytes()
+    done = CliRunner().invoke(command, [str(recorded), "--out", str(tmp_path / "out")])
+    for name in ("summary.json", "timeline.json", "report.html", "trace.npz"):
+        assert (tmp_path / "out" / name).read_bytes() == (recorded / name).read_bytes(), name
+
+
+def test_terminal_is_the_view_without_another(recorded: Path, tmp_path: Path) -> None:
+    shown = CliRunner().invoke(command, [str(recorded)]).output
+    assert shown.startswith("run ") and CliRunner().invoke(command, [str(recorded), "--terminal"]).output == shown
+    page = tmp_path / "page.html"
+    both = CliRunner().invoke(command, [str(recorded), "--terminal", "--html", str(page)]).output
+    assert both == f"{shown}page: {page}\n"
+    done = CliRunner().invoke(command, [str(recorded), "--terminal", "--json"])
+    assert done.exit_code == 2 and "--json and --terminal exclude each other" in done.output
+
+
+def test_a_page_that_cannot_be_written_is_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(BringupError, match="nowhere"):  # and not that there is no trace
+        CliRunner().invoke(command, ["no trace", "--html", str(tmp_path / "nowhere" / "x")], catch_exceptions=False)
+
+
+def test_findings_host_and_clock_are_those_of_the_run(tmp_path: Path) -> None:
+    (tmp_path / "reads.py").write_text("import torch\nx = torch.empty(4, device='chip')\nprint((x + 1).sum().item())\n")
+    arguments = ("--sanitize", "init", "--host", "epyc-7763", "--chip", "t4", "reads.py")
+    done = subprocess.run([sys.executable, "-m", "bringup", "run", *arguments], cwd=tmp_path)
+    assert done.returncode == 1
+    again = summary(str(tmp_path / "bringup-reads"))
+    assert again == json.loads((tmp_path / "bringup-reads" / "summary.json").read_text())
+    assert again["host"] == "epyc-7763" and again["findings"]
 
 
 def test_report_on_another_chip_writes_its_files(recorded: Path, tmp_path: Path) -> None:

@@ -192,7 +192,9 @@ def test_strict_raises_at_the_line(bringup: Bringup, tmp_path: Path) -> None:
     assert "aten::topk int64" in done.stdout and "top.py:3" in done.stdout
     done = bringup("run", "--strict", "--chip", "./mine.toml", "top.py")
     assert done.returncode == 1
-    assert "aten::topk (int64) would run on the host, launched at top.py:3: chip mine does not list it" in done.stderr
+    assert (
+        "aten::topk (int64) would run on the host, launched at top.py:3: chip mine leaves it to the host" in done.stderr
+    )
 
 
 def test_program_without_the_chip_is_told(bringup: Bringup, tmp_path: Path) -> None:
@@ -254,3 +256,39 @@ def test_no_verb_shows_the_verbs(bringup: Bringup) -> None:
     done = bringup()
     assert done.returncode == 0
     assert "compare" in done.stdout
+
+
+def test_limits_that_are_exceeded_end_with_exit_code_3(bringup: Bringup, tmp_path: Path) -> None:
+    done = bringup("run", "--chip", "t4", "--max-step", "1us", "--max-memory", "100B", "--json", "train.py")
+    assert done.returncode == 3
+    step, memory = done.stderr.splitlines()
+    assert step.startswith("bringup: a step takes ") and " on t4, which exceeds --max-step by " in step
+    assert memory.startswith("bringup: tensors hold ") and " which exceeds --max-memory by " in memory
+    summary = json.loads(
+        (tmp_path / "bringup-train" / "summary.json").read_text()
+    )  # the report is written all the same
+    assert summary == json.loads(done.stdout.splitlines()[-1])
+
+
+def test_limits_that_hold_change_nothing(bringup: Bringup) -> None:
+    done = bringup("run", "--chip", "t4", "--max-step", "1s", "--max-memory", "14 GiB", "train.py")
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_exit_code_of_the_program_wins_over_limits(bringup: Bringup, tmp_path: Path) -> None:
+    (tmp_path / "ends.py").write_text(PROGRAM + "sys.exit(5)\n")
+    done = bringup("run", "--max-step", "1us", "ends.py")
+    assert done.returncode == 5 and done.stderr == ""
+
+
+def test_limits_of_a_program_without_launches_do_not_pass(bringup: Bringup, tmp_path: Path) -> None:
+    (tmp_path / "cpu.py").write_text("import torch\n")
+    done = bringup("run", "--max-step", "1s", "cpu.py")
+    assert done.returncode == 3
+    assert "the limits cannot be checked: the program launched nothing" in done.stderr
+
+
+def test_limits_without_a_unit_are_refused_before_the_run(bringup: Bringup, tmp_path: Path) -> None:
+    one_sentence(bringup("run", "--max-step", "20", "train.py"), "--max-step", "it has no unit", "20ms")
+    one_sentence(bringup("run", "--max-memory", "20ms", "train.py"), "--max-memory", "'ms' is not a unit", "14GiB")
+    assert not (tmp_path / "bringup-train").exists()

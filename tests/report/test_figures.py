@@ -52,7 +52,7 @@ def bars(figure: Figure | None, *lanes: str) -> list[tuple[float, float, Series]
 def test_timeline_has_the_launches_of_the_last_step(prediction: bringup.Prediction) -> None:
     summary, replayed = prediction.summary, prediction.timeline
     figure, note = figures.timeline(replayed)
-    assert figure is not None and figure.y.lanes == ["link down", "chip:0 s0"]
+    assert figure is not None and figure.y.lanes == ["link to the chip", "chip:0 s0"]
     kind = replayed.trace.columns["kind"]
     last = np.arange(replayed.steps.ends[-2], replayed.steps.ends[-1])
     launched = last[kind[last] == LAUNCH]
@@ -62,8 +62,8 @@ def test_timeline_has_the_launches_of_the_last_step(prediction: bringup.Predicti
         1e3 * (replayed.end - replayed.start)[launched], abs=2e-6
     )  # a stream runs its launches in order
     assert sum(width for _, width, _ in drawn) == pytest.approx(1e3 * summary.device_seconds, rel=1e-3)
-    assert min(x for x, _, _ in drawn + bars(figure, "link down")) == 0
-    (copy,) = bars(figure, "link down")
+    assert min(x for x, _, _ in drawn + bars(figure, "link to the chip")) == 0
+    (copy,) = bars(figure, "link to the chip")
     (row,) = last[kind[last] == H2D]
     assert copy[1] == pytest.approx(1e3 * (replayed.end - replayed.start)[row], abs=2e-6)
     assert copy[2].text[0].startswith("8.00 KiB")  # 32 x 64 x float32

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,10 @@ from bringup.analyse import input_bound, roofline
 from bringup.analyse.compilations import compilations
 from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
 from bringup.analyse.unlike import outside, unlike_steps
+from bringup.analyse.utilisation import utilisation
 from bringup.cost import FAMILIES
 from bringup.pricing.bands import bound, error_band
+from bringup.recording.findings import Finding
 from bringup.recording.rows import LAUNCH
 from bringup.recording.waits import WAIT_KINDS, find_waits, is_small
 from bringup.text import split_line
@@ -22,6 +25,7 @@ from bringup.timeline.batch import samples
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import steady, typical
 
+FINDING = [item.name for item in fields(Finding)]
 Array = npt.NDArray[Any]
 
 
@@ -44,6 +48,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     energy = _energy(timeline, step, busy / count)
     price = chip.price
     loaders = input_bound.inputs(timeline, step)
+    used = utilisation(timeline, first, last, until - since)
     launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
     all_steps = typical(timeline)
     before, after = outside(timeline)
@@ -90,11 +95,15 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         inputs=loaders,
         waits=waits(timeline, first, last, count),
         kernels=roofline.kernels(timeline, first, last, count),
+        findings=[Finding(**{name: str(b[name]) for name in FINDING}) for b in trace.about.get("findings", [])],
         compiled_graphs=int(trace.about.get("compiled_graphs", 0)),
         graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
         compilations=compilations(timeline),
         redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},
         chip_time=bool(trace.about.get("chip_time", False)),
+        mfu=used.share if used else None,
+        mfu_dtype=used.dtype if used else "",
+        mfu_peak_flops=used.peak_flops if used else None,
     )
 
 

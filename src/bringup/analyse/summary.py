@@ -173,6 +173,8 @@ class Summary:
         ways_to_fit: changes that make the program fit, the cheapest first; empty if it already fits.
         error_band, error_band_of, error_band_rows, error_source: see `pricing.bands.Band`; the band for programs with
             the bound of this one.
+        mfu: the share of the chip's peak that products use, see `utilisation`; None without products.
+        mfu_dtype, mfu_peak_flops: its denominator: the dtype of most of the flops, and the peak in flop/s.
         energy_joules, cost_usd: per step; None if the chip file has no power or no price.
         run: the id of the run, the same in all files of its report; empty outside a report.
     """
@@ -228,6 +230,9 @@ class Summary:
     compilations: Compilations | None = None
     redirected: dict[str, int] = field(default_factory=dict)
     chip_time: bool = False
+    mfu: float | None = None
+    mfu_dtype: str = ""
+    mfu_peak_flops: float | None = None
     run: str = ""
 
     @property

@@ -12,7 +12,8 @@ from bringup.text import plain
 VERBS = {
     "run": "Run a program on a virtual chip and report where the time goes.",
     "fit": "Show which chips have enough memory for a program, and the largest batch.",
-    "report": "Report a recording again, on any chip and host.",
+    "report": "Make every view of a recording again, on any chip and host.",
+    "diff": "Compare two runs: what became slower or faster, what is new, what is gone.",
     "compare": "Compare the predictions for one recording on several chips.",
     "chips": "List, show and check chip files.",
     "calibrate": "Measure a real device and write its chip file and host file.",

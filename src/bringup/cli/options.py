@@ -7,8 +7,10 @@ from typing import Any, TypeVar
 
 import click
 
+from bringup.errors import BringupError
 from bringup.machine.files import DEFAULT_HOST
 
+Number = TypeVar("Number")
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 host_option = click.option(
@@ -19,16 +21,44 @@ json_option = click.option(
 )
 
 
-def host_clock_option(measured: str) -> Callable[[Command], Command]:
+def quantity(parse: Callable[[str], Number]) -> Callable[[click.Context, click.Parameter, str | None], Number | None]:
+    """Return the callback of an option that is a number with its unit, read by a function of `bringup.units`."""
+
+    def read(ctx: click.Context, param: click.Parameter, value: str | None) -> Number | None:
+        try:
+            return None if value is None else parse(value)
+        except BringupError as error:
+            raise click.BadParameter(str(error), ctx, param) from None
+
+    return read
+
+
+def host_clock_option(measured: str, default: str | None = "modelled") -> Callable[[Command], Command]:
     """Return the option ``--host-clock``.
 
     Args:
         measured: the time of the measured clock, in words.
+        default: the clock without the option; None is that of the recording.
     """
     return click.option(
         "--host-clock",
         type=click.Choice(["modelled", "measured"]),
-        default="modelled",
-        show_default=True,
+        default=default,
+        show_default=default or "that of the recording",
         help=f"Host time between launches: from the host file, or {measured}.",
     )
+
+
+class DryCommand(click.Command):
+    """A command whose ``--dry`` may have no value, which click allows only for the last option."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Add the default value to a ``--dry`` without one."""
+        options = [item for item in self.params if isinstance(item, click.Option)]
+        with_value = {name for item in options if not item.is_flag for name in item.opts} - {"--dry"}
+        place = 0
+        while place < len(args) and args[place].startswith("-") and args[place] != "--":
+            if args[place] == "--dry":
+                args[place] = "--dry=stand-in"
+            place += 2 if args[place] in with_value else 1
+        return super().parse_args(ctx, args)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,20 +17,24 @@ import click
 from bringup import triton as kernels
 from bringup.analyse.compare import compare
 from bringup.cli.compare import print_table
-from bringup.cli.options import host_clock_option, host_option, json_option
+from bringup.cli.options import DryCommand, host_clock_option, host_option, json_option, quantity
 from bringup.cli.program import FAILED, OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_compiler, asked_devices, asked_driver, process
 from bringup.recording import sanitize
 from bringup.recording.sanitize import CHECKS, watched
-from bringup.report import directory, summary_json, terminal
+from bringup.report import directory, exceeded, summary_json, terminal
 from bringup.text import plain
+from bringup.units import parse_size, parse_time
 
 if TYPE_CHECKING:
+    from bringup.analyse.summary import Summary
     from bringup.machine.schema import Chip, Host
     from bringup.recording.recording import Recording
     from bringup.timeline.replay import HostClock
+
+EXCEEDED = 3  # the exit code if a limit is exceeded
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,8 @@ class RunOptions:
     compiler: str
     ops: str
     kernel_debug: bool
+    max_step: float | None
+    max_memory: int | None
     out: str | None
     as_json: bool
     module: bool
@@ -83,28 +90,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended: its exit code (None after an interrupt) and the number of the sanitizer's findings."""
+    """How a program ended: its exit code (None after an interrupt), and its summary with the sanitizer's findings."""
 
     code: int | None
-    findings: int
+    summary: Summary | None
 
 
-class _Run(click.Command):
-    """A command whose ``--dry`` may have no value, which click allows only for the last option."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Add the default value to a ``--dry`` without one."""
-        options = [item for item in self.params if isinstance(item, click.Option)]
-        with_value = {name for item in options if not item.is_flag for name in item.opts} - {"--dry"}
-        place = 0
-        while place < len(args) and args[place].startswith("-") and args[place] != "--":
-            if args[place] == "--dry":
-                args[place] = "--dry=stand-in"
-            place += 2 if args[place] in with_value else 1
-        return super().parse_args(ctx, args)
-
-
-@click.command(cls=_Run, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+@click.command(cls=DryCommand, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
 @click.option(
     "--chip",
     "chips",
@@ -169,6 +161,20 @@ class _Run(click.Command):
     is_flag=True,
     help="Run Triton kernels in Triton's interpreter: print and breakpoint() work in them. Times are then not valid.",
 )
+@click.option(
+    "--max-step",
+    callback=quantity(parse_time),
+    default=None,
+    metavar="TIME",
+    help="End with exit code 3 if a step is predicted to take longer than a time such as 20ms.",
+)
+@click.option(
+    "--max-memory",
+    callback=quantity(parse_size),
+    default=None,
+    metavar="SIZE",
+    help="End with exit code 3 if tensors hold more device memory at once than a size such as 14GiB.",
+)
 @click.option("--out", default=None, metavar="DIR", help="Directory for the report (default: bringup-SCRIPT).")
 @json_option
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
@@ -182,8 +188,13 @@ def command(**values: Any) -> None:
     options = RunOptions(**values)
     job = prepare(options)
     outcome = record(job, options)
-    failed = outcome.code in (OUT_OF_MEMORY, FAILED)
-    _leave(1 if failed or (outcome.code == 0 and outcome.findings) else outcome.code)
+    code = 1 if outcome.code in (OUT_OF_MEMORY, FAILED) else outcome.code
+    if code == 0 and outcome.summary:
+        sentences = list(exceeded.by_run(outcome.summary, options.max_step, options.max_memory))
+        for sentence in sentences:
+            print(f"bringup: {plain(sentence)}", file=sys.stderr)
+        code = EXCEEDED if sentences else 1 if outcome.summary.findings else 0
+    _leave(code)
 
 
 def prepare(options: RunOptions) -> Job:
@@ -277,20 +288,21 @@ def record(job: Job, options: RunOptions) -> Outcome:
     job.prepare_triton()
 
     watch = watched() if {"race", "init"} & set(job.checks) else nullcontext()
-    findings = 0
+    summary: Summary | None = None
     with job.dry, watch, recorded(job.host, options.host_clock) as recorder:
         parent = os.getpid()
 
         def finish() -> None:
-            nonlocal findings
+            nonlocal summary
             if os.getpid() != parent:  # in a fork of the program: only the parent writes the report
                 return
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
-            findings = report(recorder, job, options)
+            summary = report(recorder, job, options)
 
         _report_before_termination(finish)
         recorder.about["chip_time"] = options.chip_time
+        gc.freeze()  # what is imported by now needs no collection, which would take half a second at the exit
         with clock.shown() if options.chip_time else nullcontext():
             code = execute(job.program)
         if os.getpid() != parent:
@@ -302,7 +314,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
         recorder.about["failed"] = code in (OUT_OF_MEMORY, FAILED)
         finish()
-    return Outcome(code, findings)
+    return Outcome(code, summary)
 
 
 def _report_before_termination(finish: Callable[[], None]) -> None:
@@ -333,8 +345,11 @@ def _quietly(function: Callable[[], None]) -> None:
         print(f"bringup: a launch failed and nothing waited for it: {error}", file=sys.stderr)
 
 
-def report(recorder: Recording, job: Job, options: RunOptions) -> int:
-    """Price the recording, write its report and print the summary; return the number of the sanitizer's findings."""
+def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None:
+    """Price the recording, write its report and print the summary; return it.
+
+    A program that failed before it used the chip has none.
+    """
     from bringup.report import writer  # imports torch
     from bringup.report.prediction import price
 
@@ -342,24 +357,24 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     failed = bool(trace.about.get("failed", False))
     if failed and not len(trace) and not options.as_json:
         print("bringup: the program ended with an error before it used the chip: there is no report", file=sys.stderr)
-        return 0
+        return None
     if not trace.launches and not failed:
         print(
             "bringup: the program launched nothing on the chip: move its model and data to the device 'chip' "
             "(torch.accelerator.current_accelerator() returns it), or use --cuda if the program uses the device cuda",
             file=sys.stderr,
         )
-    prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
-    findings = []
+    trace.about |= {"host": job.host.name, "host_clock": options.host_clock}  # for `bringup report`
     if job.checks:
         touched = (sanitize.shown(item, recorder.places) for item in sanitize.touched() if item.check in job.checks)
         noticed = {str(item): item for item in touched}
-        findings = sanitize.findings(trace, job.checks) + list(noticed.values())
-        prediction.summary = replace(prediction.summary, findings=findings)
+        findings = [*sanitize.findings(trace, job.checks), *noticed.values()]
+        trace.about["findings"] = [vars(item) for item in findings]
+    prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
     writer.write(prediction, job.target, progress=sys.stderr.isatty())
     if options.as_json:
         print(summary_json.as_json(prediction.summary, indent=None), flush=True)
-        return len(findings)
+        return prediction.summary
     console = terminal.console()
     console.print()
     terminal.print_summary(prediction.summary, console)
@@ -368,7 +383,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> int:
     console.print(terminal.escaped(paths), highlight=False, soft_wrap=True)
     if len(job.chips) > 1:
         print_table(compare(trace, job.chips, job.host, host_clock=options.host_clock), console)
-    return len(findings)
+    return prediction.summary
 
 
 def _leave(code: int | None) -> None:

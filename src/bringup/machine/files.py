@@ -7,7 +7,7 @@ import re
 import sys
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from bringup.errors import BringupError, ChipFileError, UnknownChipError
 from bringup.files import read_text
@@ -113,8 +113,27 @@ def _read(path: Path, kind: type[_Described]) -> _Described:
     try:
         return kind.model_validate({"name": path.stem, **data})
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
+        errors = error.errors(include_url=False)
+        mistyped = next((item for item in errors if item["type"] == "extra_forbidden"), None)
+        if mistyped is not None:  # it explains the missing key, too
+            raise ChipFileError(f"{path.name}: {_mistyped(kind, mistyped['loc'])}") from None
+        first = errors[0]
         key = short(".".join(str(part) for part in first["loc"]) or "file")
+        if first["type"] == "missing":
+            raise ChipFileError(f"{path.name}: {key} is missing: add it, with its source") from None
         simple = isinstance(first["input"], (str, int, float, bool, list))
-        value = "" if first["type"] == "missing" or not simple else f", got {short(repr(first['input']))}"
+        value = f", got {short(repr(first['input']))}" if simple else ""
         raise ChipFileError(f"{path.name}: {key}: {plain(first['msg']).removeprefix('Value error, ')}{value}") from None
+
+
+def _mistyped(kind: type[_Described], loc: tuple[int | str, ...]) -> str:
+    """Say that a key is not one of its table, and name the nearest key that is."""
+    table: Any = kind
+    for part in loc[:-1]:
+        annotation = getattr(table, "model_fields", {})[part].annotation
+        table = next((item for item in (annotation, *get_args(annotation)) if hasattr(item, "model_fields")), None)
+    names = list(getattr(table, "model_fields", {}))
+    nearest = difflib.get_close_matches(str(loc[-1])[:80], names, n=1, cutoff=0.6)
+    where = f"[{short('.'.join(map(str, loc[:-1])))}]" if loc[:-1] else f"a {kind.__name__.lower()} file"
+    hint = f"did you mean {nearest[0]}?" if nearest else f"its keys are {', '.join(names)}"
+    return f"{short(str(loc[-1]))} is not a key of {where}: {hint}"

@@ -70,6 +70,7 @@ def _tag(tag: str) -> str:
 
 Text = Annotated[str, Field(max_length=MOST["letters"])]
 # Strict, because the original values are used, not those that pydantic converts them to.
+Sentence = Annotated[str, Field(max_length=16 * MOST["letters"])]  # names several lines
 Count = Annotated[int, Field(strict=True, ge=0, lt=2**62)]
 Size = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Sizes = Annotated[list[Size], Field(max_length=MOST["dimensions"])]
@@ -134,6 +135,14 @@ class _Input(BaseModel):
     batch_seconds: Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
 
 
+class _Finding(BaseModel):
+    check: Text
+    what: Sentence
+    line: Text
+    other: Text
+    advice: Sentence
+
+
 class _About(BaseModel):
     """The entries of `Trace.about` that bringup reads; there may be others."""
 
@@ -152,6 +161,9 @@ class _About(BaseModel):
     out_of_memory: StrictBool = False
     failed: StrictBool = False
     inputs: Annotated[list[_Input], Field(max_length=MOST["lines"])] = []
+    host: Text = ""
+    host_clock: Literal["modelled", "measured"] = "modelled"
+    findings: Annotated[list[_Finding], Field(max_length=MOST["lines"])] = []
 
 
 class _Description(BaseModel):

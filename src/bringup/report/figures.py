@@ -76,7 +76,7 @@ def _lane(replayed: Timeline, row: int) -> tuple[str, str]:
     if what == D2D:
         return f"chip:{int(columns['object'][row])} to chip:{device}", "between chips"
     if what != LAUNCH:
-        return f"link {'up' if what == D2H else 'down'}", "link"
+        return f"link to the {'host' if what == D2H else 'chip'}", "link"
     if replayed.fallback[row] >= 0:
         return "host", "fallback"
     family = FAMILIES[replayed.work.family[columns["signature"][row]]]

@@ -31,6 +31,7 @@ from bringup.report.lines import (
     per_million,
     step_lines,
     unit,
+    used_peak,
 )
 from bringup.text import duration, size
 from bringup.timeline.replay import Timeline
@@ -106,6 +107,7 @@ def page(timeline: Timeline, summary: Summary) -> str:
         unit=unit(summary),
         band=band(summary),
         cost=per_million,
+        used_peak=used_peak(summary),
         steps=[line.text.strip() for line in (*step_lines(summary), *compilation_lines(summary))],
         parts=_parts(summary),
         groups=_groups(timeline),

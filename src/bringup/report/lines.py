@@ -18,6 +18,7 @@ MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
 MOST_UNLIKE, MOST_CHANGES = 3, 3
 FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
 LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
+_MEMBER = re.compile(r"(^|\.)\d+(?=\.|$)")  # the number of a member of a list
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
@@ -167,8 +168,9 @@ def _size(summary: Summary) -> Iterator[Line]:
     verdict = (summary.verdict_text(), "" if summary.fits else "bold red")
     energy = "" if summary.energy_joules is None else f"   energy {summary.energy_joules:.3g} J per {unit(summary)}"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
+    mfu = f"   MFU {used_peak(summary)}" if summary.mfu is not None else ""
     peak = f"  memory {size(summary.peak_bytes)} of {size(summary.capacity_bytes)}, "
-    yield _line("memory", peak, verdict, f"{energy}{cost}")
+    yield _line("memory", peak, verdict, f"{energy}{cost}{mfu}")
 
 
 def _memory(summary: Summary) -> Iterator[Line | Row]:
@@ -284,6 +286,14 @@ def unit(summary: Summary) -> str:
     return "run" if summary.steps_by == "whole" else "step"
 
 
+def used_peak(summary: Summary) -> str:
+    """Write the share of the peak that products use, with its denominator; empty without products."""
+    if summary.mfu is None or summary.mfu_peak_flops is None:
+        return ""
+    peak = f"{summary.mfu_peak_flops / 1e12:,.4g} Tflop/s"
+    return f"{100 * summary.mfu:.2g}% of {peak}, the {summary.mfu_dtype} peak"
+
+
 def per_million(summary: Summary) -> str:
     """Write the cost of a million samples, or of a million steps if the batch is unknown."""
     if summary.cost_usd is None:
@@ -319,15 +329,25 @@ def moment(at: Moment, summary: Summary) -> str:
     return f"{'' if summary.steps_by == 'whole' else step}{at.phase} pass{inside}{where}"
 
 
+def _range(names: set[str]) -> str:
+    """Write names that differ only in their numbers as one: ``layers.0-11.mlp``."""
+    columns = zip(*(name.split(".") for name in names), strict=True)
+    parts = (sorted(set(column), key=lambda part: (len(part), part)) for column in columns)
+    return ".".join(part[0] if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+
+
 def by_kind(owners: list[Owner]) -> list[tuple[str, int, list[tuple[str, int]]]]:
     """Group the holders of memory; return kinds, bytes and their three largest modules, with list members merged."""
     totals: dict[str, dict[str, int]] = {}
+    members: dict[tuple[str, str], set[str]] = {}  # of a kind and a pattern
     for item in owners:
-        name = re.sub(r"(^|\.)\d+(?=\.|$)", r"\1*", item.module)
+        pattern = _MEMBER.sub(r"\1*", item.module)
         by_module = totals.setdefault(item.kind, {})
-        by_module[name] = by_module.get(name, 0) + item.bytes
+        by_module[pattern] = by_module.get(pattern, 0) + item.bytes
+        members.setdefault((item.kind, pattern), set()).add(item.module)
     groups = []
     for kind, modules in totals.items():
         largest = sorted(modules.items(), key=lambda pair: (-pair[1], pair[0]))
-        groups.append((kind, sum(modules.values()), largest[:3] if modules.keys() != {""} else []))
+        shown = [(_range(members[kind, pattern]), count) for pattern, count in largest[:3]]
+        groups.append((kind, sum(modules.values()), shown if modules.keys() != {""} else []))
     return sorted(groups, key=lambda group: (-group[1], group[0]))

@@ -20,8 +20,10 @@ from bringup.recording.rows import (
     STREAM_SYNC,
     WAITS_FOR,
 )
+from bringup.recording.trace import Trace
 from bringup.timeline.replay import Timeline
 
+WAITED = (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC)
 MOST_EVENTS = 200_000  # the viewer opens this many without trouble; a longer trace is cut, with a note
 
 
@@ -42,34 +44,49 @@ def events(timeline: Timeline) -> list[dict[str, Any]]:
     pairs = zip(columns["device"][copies].tolist(), columns["object"][copies].tolist(), strict=True)
     for device, source in sorted(set(pairs)):
         written.append(_name("thread_name", device + 1, 1100 + source, f"link from chip:{source}"))
-    for row in shown[:MOST_EVENTS]:
-        row_kind = int(kind[row])
-        device, line = int(columns["device"][row]), int(columns["line"][row])
-        args: dict[str, Any] = {"line": trace.lines[line] if line >= 0 else ""}
-        name, process, thread = KINDS[row_kind], device + 1, int(columns["stream"][row])
-        if row_kind == LAUNCH:
-            signature = trace.signatures[columns["signature"][row]]
-            name = signature.op.removeprefix("aten::")
-            module = int(columns["module"][row])
-            args |= {"shapes": signature.shapes, "module": trace.modules[module] if module >= 0 else ""}
-            if timeline.fallback[row] >= 0:
-                thread = 1002
-        elif row_kind in (H2D, D2H, D2D):
-            source = int(columns["object"][row])
-            thread = 1100 + source if row_kind == D2D else 1001 if row_kind == D2H else 1000
-            args["bytes"] = int(columns["bytes"][row])
-        elif row_kind in (HOST, RESUME):
-            process, thread = 0, int(columns["thread"][row])
-            name = "wait: another thread" if row_kind == RESUME else f"wait: {WAITS_FOR[int(columns['flags'][row])]}"
-        else:
-            process, thread = 0, int(columns["thread"][row])
-            written.append(_span(f"wait: {name}", process, thread, timeline.issued[row], timeline.waited[row], args))
+    names: dict[tuple[int, ...], tuple[str, dict[str, Any]]] = {}
+    fields = ("kind", "device", "stream", "thread", "object", "flags", "signature", "line", "module", "bytes")
+    cut = shown[:MOST_EVENTS]
+    values = zip(*(columns[name][cut].tolist() for name in fields), strict=True)
+    times = zip(*(getattr(timeline, name)[cut].tolist() for name in ("issued", "start", "end", "waited")), strict=True)
+    runs_on_host = (timeline.fallback[cut] >= 0).tolist()
+    for value, (issued, start, end, waited), is_fallback in zip(values, times, runs_on_host, strict=True):
+        row_kind, device, stream, thread, source, flags, *_ = value
+        about = (row_kind, flags, *value[6:]) if row_kind != LAUNCH else (row_kind, *value[6:9])
+        if about not in names:
+            names[about] = _described(trace, *value[:1], *value[5:])
+        name, args = names[about]
+        if row_kind in WAITED:
+            written.append(_span(name, 0, thread, issued, waited, args))
             continue
-        written.append(_span(name, process, thread, timeline.start[row], timeline.end[row] - timeline.start[row], args))
+        process, lane = device + 1, stream
+        if row_kind in (HOST, RESUME):
+            process, lane = 0, thread
+        elif row_kind == LAUNCH and is_fallback:
+            lane = 1002
+        elif row_kind != LAUNCH:
+            lane = 1100 + source if row_kind == D2D else 1001 if row_kind == D2H else 1000
+        written.append(_span(name, process, lane, start, end - start, args))
     if len(shown) > MOST_EVENTS:
-        last = timeline.end[shown[MOST_EVENTS - 1]]
+        last = float(timeline.end[shown[MOST_EVENTS - 1]])
         written.append(_span(f"cut: {len(shown) - MOST_EVENTS} more events", 0, 0, last, 0.0, {}))
     return written
+
+
+def _described(
+    trace: Trace, kind: int, flags: int, signature: int, line: int, module: int, size: int
+) -> tuple[str, dict[str, Any]]:
+    """Return the name of a row's event and its arguments, which rows of equal values share."""
+    args: dict[str, Any] = {"line": trace.lines[line] if line >= 0 else ""}
+    if kind == LAUNCH:
+        launched = trace.signatures[signature]
+        args |= {"shapes": launched.shapes, "module": trace.modules[module] if module >= 0 else ""}
+        return launched.op.removeprefix("aten::"), args
+    if kind in (H2D, D2H, D2D):
+        return KINDS[kind], {**args, "bytes": size}
+    if kind == RESUME:
+        return "wait: another thread", args
+    return f"wait: {WAITS_FOR[flags] if kind == HOST else KINDS[kind]}", args
 
 
 def text(timeline: Timeline, run: str = "") -> str:
@@ -88,7 +105,7 @@ def _span(name: str, process: int, thread: int, start: float, seconds: float, ar
         "name": name,
         "pid": process,
         "tid": thread,
-        "ts": round(float(start) * 1e6, 3),
-        "dur": round(float(seconds) * 1e6, 3),
+        "ts": round(start * 1e6, 3),
+        "dur": round(seconds * 1e6, 3),
         "args": args,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import sys
 from itertools import groupby
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from bringup.report.lines import Line, Row, lines
 from bringup.text import plain
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
 # rich may colour the numbers in lines of these roles; in others, numbers are parts of names and paths.
 HIGHLIGHTED = ("step", "shares", "out-of-memory", "more-fallbacks")
+MARGIN = re.compile(r" *(?:\d+\. |-> )?")  # indentation, and a number or an arrow
+LEAST_WIDTH = 20  # columns for the text in a narrow terminal
 
 
 def console() -> Console:
@@ -45,7 +49,17 @@ def print_summary(summary: Summary, console: Console) -> None:
             continue
         for line in group:
             assert isinstance(line, Line)
-            console.print(_markup(line), highlight=line.role in HIGHLIGHTED)
+            _print_line(line, console)
+
+
+def _print_line(line: Line, console: Console) -> None:
+    """Print a line; where it is longer than the terminal is wide, it goes on under its own text."""
+    text = console.render_str(_markup(line), highlight=line.role in HIGHLIGHTED)
+    margin = len(MARGIN.match(line.text)[0])  # type: ignore[index]  # it matches every text
+    pieces = text[margin:].wrap(console, max(console.width - margin, LEAST_WIDTH))
+    for number, piece in enumerate(pieces):
+        piece.rstrip()
+        console.print(text[:margin] + piece if number == 0 else Text(" " * margin) + piece, soft_wrap=True)
 
 
 def _markup(line: Line) -> str:

@@ -29,9 +29,8 @@ def write(prediction: Prediction, target: Path, *, progress: bool = False) -> No
         BringupError: a file cannot be written; the directory stays unchanged.
     """
     trace, timeline = prediction.trace, prediction.timeline
-    run = run_id(prediction)
-    trace.about["run"] = run
-    summary = prediction.summary = replace(prediction.summary, run=run)
+    run = identify(prediction)
+    summary = prediction.summary
     work: dict[str, Callable[[Path], None]] = {
         "trace.npz": trace.save,
         "summary.json": lambda path: write_text(path, summary_json.as_json(summary) + "\n"),
@@ -49,6 +48,14 @@ def write(prediction: Prediction, target: Path, *, progress: bool = False) -> No
             return step
 
         directory.write(target, {name: counted(save) for name, save in work.items()})
+
+
+def identify(prediction: Prediction) -> str:
+    """Give the run's id to a prediction's trace and summary, and return it."""
+    run = run_id(prediction)
+    prediction.trace.about["run"] = run
+    prediction.summary = replace(prediction.summary, run=run)
+    return run
 
 
 def run_id(prediction: Prediction) -> str:
