@@ -85,6 +85,7 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
     should_execute = false;
   }
   running = &launch;
+  bool has_run = cause == nullptr;
   try {
     std::vector<at::Tensor> memory;
     std::vector<int64_t> addresses;
@@ -107,9 +108,11 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
     std::string where = describe(launch.line);
     std::string what = "kernel " + launch.name + (where.empty() ? "" : ", launched at " + where);
     mark(written, launch_failed(*launch.stream, launch.number, what));
+    has_run = false;
   }
   running = nullptr;
-  if (launch.row.recording >= 0) amend_recorded(launch.row, std::move(launch.signature));
+  if (launch.row.recording < 0) return;
+  has_run ? amend_recorded(launch.row, std::move(launch.signature)) : drop_recorded(launch.row);
 }
 
 void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors,

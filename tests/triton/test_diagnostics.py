@@ -71,6 +71,49 @@ OUT_OF_BOUNDS = {
 }
 
 
+BEYOND = {
+    "load without a mask": ("tl.store(o + i, tl.load(x + i), mask=i < n)  # here", 100),
+    "store": ("tl.store(o + i, 1.0)  # here", 100),
+    "mask that is too wide": ("tl.store(o + i, tl.load(x + i, mask=i < n + 5), mask=i < n)  # here", 100),
+    "atomic": ("tl.atomic_add(o + i, 1.0, mask=i <= n)  # here", 100),
+    "columns in reverse": ("tl.store(o + 99 - i, 1.0)  # here", -1),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_out_of_bounds_in_a_dry_run_names_the_element_and_has_no_price(tmp_path: Path, name: str) -> None:
+    body, element = BEYOND[name]
+    message = rf"out of bounds: argument '[xo]' at element {element}, .* program \(3, 0, 0\)"
+    with pytest.raises(RuntimeError, match=message) as caught, bringup.record() as trace, bringup.dry():
+        run(tmp_path, KERNEL.format(body=body, grid=4))
+    assert f"k.py:{line_with(tmp_path, '# here')}" in str(caught.value)
+    assert not [signature for signature in trace.signatures if signature.op == "triton::k"]
+
+
+WIDE = """
+@triton.jit
+def k(x, stride, B: tl.constexpr):
+    at = tl.program_id(0) * stride + tl.arange(0, B)
+    tl.store(x + at, tl.load(x + at) * 2)
+x = torch.empty(3, 1_200_000_000, dtype=torch.int8, device="chip")
+k[(3,)](x, 1_200_000_000, B=1024)
+"""
+
+
+def test_offset_beyond_32_bits_is_named_as_the_kernel_computes_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught, bringup.dry():
+        run(tmp_path, WIDE)
+    first = 2 * 1_200_000_000 - 2**32
+    assert f"element {first}, its memory has elements 0 to 3599999999 (int8), program (2, 0, 0)" in str(caught.value)
+
+
+def test_offset_in_a_large_allocation_is_in_order(tmp_path: Path) -> None:
+    with bringup.record() as trace, bringup.dry():
+        run(tmp_path, WIDE.replace("(3,)", "(2,)"))
+    (seconds,) = [row.seconds for row in bringup.price(trace, chip="a100-sxm-80").kernels]
+    assert seconds < 1e-5
+
+
 @pytest.mark.parametrize("name", OUT_OF_BOUNDS)
 def test_out_of_bounds_raises_with_argument_element_program_and_lines(tmp_path: Path, name: str) -> None:
     body, grid = OUT_OF_BOUNDS[name]
@@ -184,7 +227,8 @@ def test_error_inside_a_recording_keeps_its_type(launch_failing: Failing, size: 
     with pytest.raises(OSError, match="gone"), bringup.record() as trace:
         launch_failing(FileNotFoundError(2, "gone"), size)
         torch.chip.synchronize()
-    assert "triton::k" in [signature.op for signature in trace.signatures]
+    assert "triton::k" not in [signature.op for signature in trace.signatures], "what failed has no price"
+    assert trace.launches == 0 or "triton::k" not in trace.table()["op"]
 
 
 def test_error_keeps_its_attributes_and_gets_a_note(launch_failing: Failing) -> None:
@@ -299,6 +343,66 @@ def test_race_between_programs_is_found_with_both_lines(tmp_path: Path, name: st
     assert found and all(item.check == "race" for item in found)
     assert any(item.line.endswith(f"k.py:{line_with(tmp_path, '# here')}") for item in found), found
     assert all("programs have no order" in item.what for item in found)
+
+
+LOCK = """
+@triton.jit
+def k(x, o, lock, B: tl.constexpr):
+    p = tl.program_id(0)
+    i = tl.arange(0, B)
+    a = tl.load(x + p * B + i)
+    {body}
+x, o = torch.arange(96, dtype=torch.float32, device="chip"), torch.zeros(100, device="chip")
+lock = torch.zeros(4, dtype=torch.int32, device="chip")
+k[(3,)](x, o, lock, B=32)
+"""
+ACQUIRE = "while tl.atomic_cas(lock, 0, 1) == 1:\n        pass\n    "
+TAKE = "while tl.atomic_xchg(lock, 1) == 1:\n        pass\n    "
+ADD = "tl.store(o + i, tl.load(o + i) + a)  # here\n    "
+NO_BARRIER = {
+    "compare and swap": ACQUIRE + ADD + "tl.atomic_xchg(lock, 0)  # and here",
+    "exchange": TAKE + ADD + "tl.atomic_xchg(lock, 0)  # and here",
+    "added back": "while tl.atomic_cas(lock, 0, 1) == 1:\n        pass\n    "
+    + ADD
+    + "tl.atomic_add(lock, -1)  # and here",
+    "barrier too early": ACQUIRE + "tl.debug_barrier()\n    " + ADD + "tl.atomic_xchg(lock, 0)  # and here",
+    "a flag for the next program": (
+        "while tl.atomic_cas(lock, p, p) != p:\n        pass\n    " + ADD + "tl.atomic_xchg(lock, p + 1)  # and here"
+    ),
+    "the last writer": (
+        ACQUIRE + "b = tl.load(o + i)\n    if p == 2:\n        tl.store(o + i, a + b)  # here\n    "
+        "tl.atomic_xchg(lock, 0)  # and here"
+    ),
+}
+BARRIER = {
+    "before the release": ACQUIRE + ADD + "tl.debug_barrier()\n    tl.atomic_xchg(lock, 0)",
+    "before the flag": (
+        "while tl.atomic_cas(lock, p, p) != p:\n        pass\n    "
+        + ADD
+        + "tl.debug_barrier()\n    tl.atomic_xchg(lock, p + 1)"
+    ),
+    "a single element needs none": ACQUIRE + "tl.store(o, tl.load(o) + tl.sum(a))\n    tl.atomic_xchg(lock, 0)",
+    "own elements beside the lock": (
+        "tl.store(x + p * B + i, a + 1)\n    " + ACQUIRE + "tl.store(o, p)\n    tl.atomic_xchg(lock, 0)"
+    ),
+    "a counter that nobody waits for": (
+        ACQUIRE + ADD + "tl.atomic_add(lock + 1, 1)\n    tl.debug_barrier()\n    tl.atomic_xchg(lock, 0)"
+    ),
+    "atomics on elements": ACQUIRE + "tl.atomic_add(o + i, a)\n    tl.debug_barrier()\n    tl.atomic_xchg(lock, 0)",
+}
+
+
+@pytest.mark.parametrize("name", NO_BARRIER)
+def test_lock_released_before_a_barrier_is_a_race_with_both_lines(tmp_path: Path, name: str) -> None:
+    (race,) = findings(tmp_path, LOCK.format(body=NO_BARRIER[name]))
+    assert race.check == "race" and "tl.debug_barrier()" in race.advice
+    assert race.line.endswith(f"k.py:{line_with(tmp_path, '# here')}")
+    assert race.other.endswith(f"k.py:{line_with(tmp_path, '# and here')}")
+
+
+@pytest.mark.parametrize("name", BARRIER)
+def test_lock_released_after_a_barrier_is_silent(tmp_path: Path, name: str) -> None:
+    assert findings(tmp_path, LOCK.format(body=BARRIER[name])) == []
 
 
 INIT = {

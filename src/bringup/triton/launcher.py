@@ -230,6 +230,8 @@ def _signature(launch: _Launch, memory: Sequence[torch.Tensor], addresses: Seque
     kind_of = Blank if launch.dry else Memory
     checks = shadow.Shadow(kernel.name, kernel.sequential) if shadow.watching and not launch.dry else None
     counters = kernel.run(launch.grid, arguments, kind_of(buffers, kernel.written, checks))
+    if checks is not None:
+        checks.finish()
     if launch.signature is None:
         return ""
     launch.signature["args"]["counters"] = totals(kernel, counters)

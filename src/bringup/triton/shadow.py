@@ -2,8 +2,8 @@
 
 For every element that a launch accesses, the shadow stores the last program that wrote it, the program that read it,
 and their source lines. The programs of a launch have no order. An access to an element that another program wrote is a
-race, unless both are atomic or the write does not change the value. Kernels with locks are not checked, because their
-order is not modelled.
+race, unless both are atomic or the write does not change the value. In kernels with locks the locks order the programs;
+locks.py checks that a barrier is between the stores and the release.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from bringup.recording.findings import Finding
+from bringup.triton.locks import Locks
 from bringup.triton.values import Pointer, Value, as_tensor, full, numel
 
 Tensor = torch.Tensor
@@ -46,13 +47,22 @@ def take() -> list[Finding]:
 
 
 class _Elements:
-    """The shadow of an allocation, for elements of one size."""
+    """The shadow of an allocation, for elements of one size.
 
-    def __init__(self, count: int) -> None:
+    Attributes:
+        name: the argument that reached it first.
+        shift: the index of that argument's first element.
+    """
+
+    def __init__(self, name: str, shift: int, count: int) -> None:
+        self.name, self.shift = name, shift
         self.writer = torch.zeros(count, dtype=torch.int32)  # program + 1, or ATOMIC for several programs with atomics
         self.reader = torch.zeros(count, dtype=torch.int32)  # program + 1, or SEVERAL
         self.write_line = torch.zeros(count, dtype=torch.int16)
         self.read_line = torch.zeros(count, dtype=torch.int16)
+        self.released = torch.zeros(
+            count, dtype=torch.int32
+        )  # of kernels with locks: number of the release, see locks.py
 
 
 class Shadow:
@@ -60,10 +70,12 @@ class Shadow:
 
     Attributes:
         initial: argument -> source line of a read before the launch wrote to the argument.
+        locks: the check of a kernel whose programs run one after the other; None for other kernels.
     """
 
     def __init__(self, kernel: str, sequential: bool) -> None:
-        self.kernel, self.sequential = kernel, sequential
+        self.kernel = kernel
+        self.locks = Locks(kernel) if sequential else None
         self.elements: dict[tuple[int, int], _Elements] = {}
         self.lines: list[str] = [""]
         self.initial: dict[int, str] = {}
@@ -79,6 +91,10 @@ class Shadow:
         self._report(
             ctx, pointer, index, program, (writer != 0) & (writer != program), "reads", "wrote", shadow, shadow.writer
         )
+        if self.locks is not None:
+            self.locks.access(shadow, index, int(program[0]), "reads", ctx.line)
+            if self.locks.spinning:
+                self.locks.wait(self._words(ctx, pointer, index))
         before = shadow.reader[index]
         shadow.reader[index] = torch.where((before == 0) | (before == program), program, SEVERAL).to(torch.int32)
         shadow.reader[index] = torch.where(shadow.reader[index] == program, program, SEVERAL).to(torch.int32)
@@ -120,6 +136,10 @@ class Shadow:
             shadow,
             shadow.reader,
         )
+        if self.locks is not None:
+            self.locks.access(shadow, index, int(program[0]), "writes", ctx.line)
+            if numel(shape) > 1:
+                self.locks.store(shadow, index, int(program[0]), ctx.line, self._earlier(shadow, index, program))
         shadow.writer[index] = program
         shadow.write_line[index] = self._line(ctx.line)
         others = shadow.writer[index] != program
@@ -140,6 +160,13 @@ class Shadow:
         self._report(ctx, pointer, index, program, plain, "changes", "wrote", shadow, shadow.writer)
         if pointer.argument not in self.initial and bool((writer == 0).any()):
             self.initial[pointer.argument] = ctx.line
+        if self.locks is not None:
+            self.locks.access(shadow, index, int(program[0]), "changes", ctx.line)
+            words = self._words(ctx, pointer, index)
+            if self.locks.spinning:
+                self.locks.wait(words)
+            elif len(words) == 1:
+                self.locks.release(words[0], int(program[0]), ctx.line)
         shadow.writer[index] = ATOMIC
         shadow.write_line[index] = self._line(ctx.line)
 
@@ -151,7 +178,7 @@ class Shadow:
         memory, shift = buffer.typed(pointer.element)
         key = (buffer.address, memory.itemsize)
         if key not in self.elements:
-            self.elements[key] = _Elements(memory.numel())
+            self.elements[key] = _Elements(buffer.name, shift, memory.numel())
         index = (full(pointer.offset, "i64", shape, ctx.programs).long() + shift).reshape(-1)
         program = (ctx.places() + 1).to(torch.int32).repeat_interleave(max(numel(shape), 1))
         chosen = None
@@ -162,6 +189,33 @@ class Shadow:
         if not bool(inside.all()):
             return self.elements[key], index[:0], program[:0], None
         return self.elements[key], index, program, chosen
+
+    def finish(self) -> None:
+        """Add the races that are known at the end of the launch."""
+        if self.locks is not None:
+            with _lock:
+                _races.extend(self.locks.races())
+
+    @staticmethod
+    def _words(ctx: Any, pointer: Pointer, index: Tensor) -> list[int]:
+        """Return the addresses of elements."""
+        buffer = ctx.memory.buffers[pointer.argument]
+        memory, _ = buffer.typed(pointer.element)
+        return [int(place) * memory.itemsize + buffer.address for place in index.tolist()]
+
+    def _earlier(self, shadow: _Elements, index: Tensor, program: Tensor) -> tuple[int, str, str, str] | None:
+        """Return element, program, verb and line of another program's earlier access to one of the elements."""
+        for users, lines, verb in (
+            (shadow.writer, shadow.write_line, "wrote"),
+            (shadow.reader, shadow.read_line, "read"),
+        ):
+            lanes = torch.nonzero((users[index] != 0) & (users[index] != program))
+            if len(lanes):
+                place = int(index[int(lanes[0])])
+                user = int(users[place])
+                who = f"program {user - 1}" if user > 0 else "another program"
+                return place - shadow.shift, who, verb, self.lines[int(lines[place])]
+        return None
 
     def _line(self, line: str) -> int:
         if line not in self.lines:
@@ -180,7 +234,7 @@ class Shadow:
         shadow: _Elements,
         others: Tensor,
     ) -> None:
-        if self.sequential or not bool(bad.any()):
+        if self.locks is not None or not bool(bad.any()):
             return
         lane = int(torch.nonzero(bad)[0])
         place, buffer = int(index[lane]), ctx.memory.buffers[pointer.argument]
