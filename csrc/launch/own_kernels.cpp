@@ -144,6 +144,14 @@ void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Te
   if (C10_UNLIKELY(launch_blocking())) synchronize(stream);
 }
 
+// The number of an allocation of the running kernel's arguments; 0 for another address.
+int64_t running_allocation(int64_t address) {
+  if (running)
+    for (const StorageRef& storage : running->storages)
+      if (int64_t(reinterpret_cast<uintptr_t>(storage.address)) == address) return storage.allocation;
+  return 0;
+}
+
 void unmap(void* mapped) { delete static_cast<Mapped*>(mapped); }
 
 // Finds the allocation that contains an address, among those that were live when the running kernel was launched. Returns its
@@ -180,6 +188,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
          int64_t device, const std::string& signature, bool tiny,
          bool follows) { launch_kernel(id, name, tensors, written, device, signature, tiny, follows); });
   m.def("allocation_at(int address) -> (Tensor, int)", &allocation_at);
+  m.def("running_allocation(int address) -> int", &running_allocation);
 }
 
 }  // namespace bringup

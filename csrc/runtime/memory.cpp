@@ -10,6 +10,7 @@
 
 #include "launch/dry.h"
 #include "python/python.h"
+#include "launch/unwritten.h"
 #include "record/recorder.h"
 #include "runtime/memory_report.h"
 
@@ -156,6 +157,7 @@ class Pool {
       block->pending.insert(block->pending.end(), pending.begin(), pending.end());
     }
     if (C10_UNLIKELY(recording())) record_memory(RowKind::Free, *block->stream, {}, int64_t(block->bytes), block->address);
+    if (C10_UNLIKELY(watching_unwritten())) note_freed(block->number);
     in_use_.erase(block->address);
     count(block, false);
     block->allocated = false;

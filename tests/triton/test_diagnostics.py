@@ -419,6 +419,98 @@ def test_read_of_memory_that_nobody_wrote_is_found(tmp_path: Path, name: str) ->
     assert item.other.endswith(f"k.py:{line_with(tmp_path, 'torch.empty')}")
 
 
+PARTLY = """
+@triton.jit
+def k(x, o, n, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    tl.store(o + i, tl.load(x + i, mask=i < n, other=0.0), mask=i < n)  # here
+x = torch.empty(100, device="chip")  # and here
+x[:60] = 1
+o = torch.zeros(100, device="chip")
+k[(4,)](x, o, {n}, B=32)
+"""
+
+
+def test_kernel_that_reads_beyond_what_is_written_is_found(tmp_path: Path) -> None:
+    (item,) = findings(tmp_path, PARTLY.format(n=100))
+    assert item.check == "init" and "elements 60 to 99 of float32[100]" in item.what
+    assert f"k.py:{line_with(tmp_path, '# here')} reads" in item.what
+    assert item.other.endswith(f"k.py:{line_with(tmp_path, '# and here')}")
+
+
+def test_kernel_that_reads_what_is_written_is_silent(tmp_path: Path) -> None:
+    assert findings(tmp_path, PARTLY.format(n=60)) == []
+
+
+def test_kernel_that_writes_all_pieces_is_silent(tmp_path: Path) -> None:
+    source = (
+        PARTLY.format(n=60).replace("torch.zeros", "torch.empty")
+        + "k[(4,)](o, torch.zeros(60, device='chip'), 60, B=32)\n"
+    )
+    assert findings(tmp_path, source) == []
+    (item,) = findings(tmp_path, source + "print(o.sum().item())  # sum\n")
+    assert item.line.endswith(f"k.py:{line_with(tmp_path, '# sum')}") and "elements 60 to 99" in item.what
+
+
+TUNED = """
+@triton.autotune([triton.Config({{"B": b}}) for b in (32, 64)], key=["n"]{more})
+@triton.jit
+def k(x, o, n, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    a = tl.load(x + i, mask=i < n, other=0.0)
+    {body}
+x, o = torch.ones(100, device="chip"), torch.zeros(100, device="chip")
+k[lambda meta: (triton.cdiv(100, meta["B"]),)](x, o, 100)  # and here
+"""
+CHANGES = {
+    "a sum of atomics": ("tl.atomic_add(o, tl.sum(a))  # here", "o"),
+    "added in place": ("tl.store(o + i, tl.load(o + i, mask=i < n) + a, mask=i < n)  # here", "o"),
+    "doubled in place": ("tl.store(x + i, tl.load(x + i, mask=i < n) * 2, mask=i < n)  # here", "x"),
+}
+RESTORED = {
+    "reset": ("tl.atomic_add(o, tl.sum(a))", ', reset_to_zero=["o"]'),
+    "restored": ("tl.store(o + i, tl.load(o + i, mask=i < n) + a, mask=i < n)", ', restore_value=["o"]'),
+    "reset by a hook": ("tl.atomic_add(o, tl.sum(a))", ', pre_hook=lambda args, **_: args["o"].zero_()'),
+    "only written": ("tl.store(o + i, a, mask=i < n)", ""),
+    "the same once more": ("tl.store(x + i, tl.maximum(a - 3, 0.0) * 0 + 1, mask=i < n)", ""),
+    "clamped in place": ("tl.store(x + i, tl.minimum(a, 0.5), mask=i < n)", ""),
+    "a maximum of atomics": ("tl.atomic_max(o, tl.max(a))", ""),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_tuned_kernel_that_changes_what_it_reads_is_found(tmp_path: Path, name: str) -> None:
+    body, argument = CHANGES[name]
+    (item,) = findings(tmp_path, TUNED.format(body=body, more=""))
+    assert f"changes {argument!r}, which it reads at" in item.what and f"reset_to_zero=[{argument!r}]" in item.advice
+    assert item.line.endswith(f"k.py:{line_with(tmp_path, '# and here')}"), item
+
+
+@pytest.mark.parametrize("name", RESTORED)
+def test_tuned_kernel_whose_tries_leave_no_trace_is_silent(tmp_path: Path, name: str) -> None:
+    body, more = RESTORED[name]
+    assert findings(tmp_path, TUNED.format(body=body, more=more)) == []
+
+
+LOSER = """
+@triton.autotune([triton.Config({"B": b}) for b in (16, 64)], key=["n"])
+@triton.jit
+def k(o, n, B: tl.constexpr):
+    tl.store(o + tl.arange(0, B), 1.0)
+o = torch.empty(64, device="chip")  # and here
+k[(1,)](o, 64)
+assert k.best_config.kwargs == {"B": 16}
+print(o[:16].sum().item())
+"""
+
+
+def test_what_only_a_losing_configuration_wrote_is_unwritten(tmp_path: Path) -> None:
+    assert findings(tmp_path, LOSER) == []
+    (item,) = findings(tmp_path, LOSER + "print(o.sum().item())")
+    assert item.check == "init" and "elements 16 to 63 of float32[64]" in item.what
+    assert item.other.endswith(f"k.py:{line_with(tmp_path, '# and here')}")
+
+
 NO_FINDING = {
     "own elements": "tl.store(o + i, tl.load(x + i))",
     "in place": "tl.store(x + i, tl.load(x + i) * 2)",

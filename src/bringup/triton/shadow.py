@@ -17,12 +17,13 @@ import torch
 
 from bringup.recording.findings import Finding
 from bringup.triton.locks import Locks
-from bringup.triton.values import Pointer, Value, as_tensor, full, numel
+from bringup.triton.values import Pointer, Value, as_tensor, dtype_of, full, numel
 
 Tensor = torch.Tensor
 ATOMIC, SEVERAL = -2, -1
 
 watching = 0  # number of active contexts with checks
+trying = False  # True while autotune tries a configuration
 _races: list[Finding] = []
 _lock = threading.Lock()
 
@@ -38,12 +39,25 @@ def watched() -> Iterator[None]:
         watching -= 1
 
 
+def add(finding: Finding) -> None:
+    """Add a finding of the running program."""
+    with _lock:
+        _races.append(finding)
+
+
 def take() -> list[Finding]:
     """Return the races since the last call."""
     with _lock:
         races = list(_races)
         _races.clear()
     return races
+
+
+def _typed(content: Tensor, size: int | str) -> Tensor:
+    """Return bytes as integers of a size, or of the size of an element type; empty if there are none."""
+    count = size if isinstance(size, int) else dtype_of(size).itemsize
+    kind = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[count]
+    return content[: len(content) // count * count].view(kind)
 
 
 class _Elements:
@@ -60,6 +74,7 @@ class _Elements:
         self.reader = torch.zeros(count, dtype=torch.int32)  # program + 1, or SEVERAL
         self.write_line = torch.zeros(count, dtype=torch.int16)
         self.read_line = torch.zeros(count, dtype=torch.int16)
+        self.first_read = torch.zeros(count, dtype=torch.bool)  # read before the launch wrote it
         self.released = torch.zeros(
             count, dtype=torch.int32
         )  # of kernels with locks: number of the release, see locks.py
@@ -73,8 +88,12 @@ class Shadow:
         locks: the check of a kernel whose programs run one after the other; None for other kernels.
     """
 
-    def __init__(self, kernel: str, sequential: bool) -> None:
+    def __init__(self, kernel: str, sequential: bool, buffers: dict[int, Any], written: frozenset[int]) -> None:
         self.kernel = kernel
+        self.contents = {
+            buffer.address: buffer.bytes.clone() for place, buffer in buffers.items() if trying and place in written
+        }
+        self.marks: dict[int, Tensor] = {}
         self.locks = Locks(kernel) if sequential else None
         self.elements: dict[tuple[int, int], _Elements] = {}
         self.lines: list[str] = [""]
@@ -86,8 +105,7 @@ class Shadow:
         if not len(index):
             return
         writer = shadow.writer[index]
-        if pointer.argument not in self.initial and bool((writer == 0).any()):
-            self.initial[pointer.argument] = ctx.line
+        self._first_read(ctx, pointer, shadow, index[writer == 0])
         self._report(
             ctx, pointer, index, program, (writer != 0) & (writer != program), "reads", "wrote", shadow, shadow.writer
         )
@@ -140,6 +158,7 @@ class Shadow:
             self.locks.access(shadow, index, int(program[0]), "writes", ctx.line)
             if numel(shape) > 1:
                 self.locks.store(shadow, index, int(program[0]), ctx.line, self._earlier(shadow, index, program))
+        self._unmark(ctx, pointer, index)
         shadow.writer[index] = program
         shadow.write_line[index] = self._line(ctx.line)
         others = shadow.writer[index] != program
@@ -158,8 +177,8 @@ class Shadow:
         writer = shadow.writer[index]
         plain = (writer != 0) & (writer != program) & (writer != ATOMIC)
         self._report(ctx, pointer, index, program, plain, "changes", "wrote", shadow, shadow.writer)
-        if pointer.argument not in self.initial and bool((writer == 0).any()):
-            self.initial[pointer.argument] = ctx.line
+        self._first_read(ctx, pointer, shadow, index[writer == 0])
+        self._unmark(ctx, pointer, index)
         if self.locks is not None:
             self.locks.access(shadow, index, int(program[0]), "changes", ctx.line)
             words = self._words(ctx, pointer, index)
@@ -189,6 +208,47 @@ class Shadow:
         if not bool(inside.all()):
             return self.elements[key], index[:0], program[:0], None
         return self.elements[key], index, program, chosen
+
+    def rewrites(self, buffers: dict[int, Any]) -> dict[int, str]:
+        """Return argument -> line for arguments with elements that the launch read first and then changed."""
+        changed: dict[int, str] = {}
+        for place, line in self.initial.items():
+            address = buffers[place].address
+            if address not in self.contents:
+                continue
+            for (owner, size), shadow in self.elements.items():
+                if owner != address:
+                    continue
+                differs = _typed(self.contents[address], size) != _typed(buffers[place].bytes, size)
+                if bool((shadow.first_read & (shadow.writer != 0) & differs).any()):
+                    changed[place] = line
+        return changed
+
+    def _first_read(self, ctx: Any, pointer: Pointer, shadow: _Elements, index: Tensor) -> None:
+        """Record a read of elements that the launch has not written."""
+        if not len(index):
+            return
+        self.initial.setdefault(pointer.argument, ctx.line)
+        shadow.first_read[index] = True
+        buffer = ctx.memory.buffers[pointer.argument]
+        marks = _typed(self._marks(buffer), pointer.element)
+        if len(marks) and bool((marks[index] != 0).any()):
+            reads = torch.zeros_like(self._marks(buffer))
+            _typed(reads, pointer.element)[index] = marks[index]
+            number = torch.ops.bringup.running_allocation(buffer.address)
+            torch.ops.bringup.unwritten_read(number, reads, f"triton::{self.kernel}", ctx.line)
+
+    def _unmark(self, ctx: Any, pointer: Pointer, index: Tensor) -> None:
+        """Remove the marks of elements that are written (csrc/launch/unwritten.cpp)."""
+        marks = _typed(self._marks(ctx.memory.buffers[pointer.argument]), pointer.element)
+        if len(marks):
+            marks[index] = 0
+
+    def _marks(self, buffer: Any) -> Tensor:
+        if buffer.address not in self.marks:
+            number = torch.ops.bringup.running_allocation(buffer.address)
+            self.marks[buffer.address] = torch.ops.bringup.unwritten_marks(number)
+        return self.marks[buffer.address]
 
     def finish(self) -> None:
         """Add the races that are known at the end of the launch."""
