@@ -86,6 +86,7 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
     should_execute = false;
   }
   running = &launch;
+  bool has_run = cause == nullptr;
   try {
     std::vector<at::Tensor> memory;
     std::vector<int64_t> addresses;
@@ -108,9 +109,11 @@ void run_kernel(KernelLaunch& launch, bool should_execute) {
     std::string where = describe(launch.line);
     std::string what = "kernel " + launch.name + (where.empty() ? "" : ", launched at " + where);
     mark(written, launch_failed(*launch.stream, launch.number, what));
+    has_run = false;
   }
   running = nullptr;
-  if (launch.row.recording >= 0) amend_recorded(launch.row, std::move(launch.signature));
+  if (launch.row.recording < 0) return;
+  has_run ? amend_recorded(launch.row, std::move(launch.signature)) : drop_recorded(launch.row);
 }
 
 void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Tensor>& tensors,
@@ -141,6 +144,14 @@ void launch_kernel(int64_t id, const std::string& name, const std::vector<at::Te
       },
       launch.release(), name.c_str());
   if (C10_UNLIKELY(launch_blocking())) synchronize(stream);
+}
+
+// The number of an allocation of the running kernel's arguments; 0 for another address.
+int64_t running_allocation(int64_t address) {
+  if (running)
+    for (const StorageRef& storage : running->storages)
+      if (int64_t(reinterpret_cast<uintptr_t>(storage.address)) == address) return storage.allocation;
+  return 0;
 }
 
 void unmap(void* mapped) { delete static_cast<Mapped*>(mapped); }
@@ -179,6 +190,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
          int64_t device, const std::string& signature, bool tiny,
          bool follows) { launch_kernel(id, name, tensors, written, device, signature, tiny, follows); });
   m.def("allocation_at(int address) -> (Tensor, int)", &allocation_at);
+  m.def("running_allocation(int address) -> int", &running_allocation);
 }
 
 }  // namespace bringup

@@ -3,6 +3,7 @@
 #include "launch/dry.h"
 #include "launch/learn.h"
 #include "launch/probe.h"
+#include "launch/unwritten.h"
 #include "launch/view.h"
 #include "python/python.h"
 #include "record/parts.h"
@@ -31,6 +32,7 @@ at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots
   }
   TensorMeta meta = meta_of(result);
   at::Tensor placed = new_tensor(meta, stream.id.device_index(), launch.signature->op->name.c_str());
+  if (C10_UNLIKELY(!launch.marked_results.empty())) move_marks(launch, result, placed);
   if (meta.nbytes == 0 || (is_dry() && !dry_computes(placed))) return placed;
   if (is_dry()) set_dry_content(placed, std::max(content, Content::Guessed));
   void* home = placed.mutable_data_ptr();

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <mutex>
 
+#include "launch/unwritten.h"
 #include "runtime/memory.h"
 #include "torch/profiler.h"
 #include "record/waits.h"
@@ -322,7 +323,10 @@ void run_launch(void* argument, int should_execute) {
     try {
       prepare_worker(launch->threads);
       at::AutoDispatchBelowADInplaceOrView below;
-      execute(*launch);
+      if (C10_UNLIKELY(watching_unwritten()))
+        run_watched(*launch, [launch] { execute(*launch); });
+      else
+        execute(*launch);
       launch->executed = true;
       if (any_marked()) unmark_overwritten(*launch);
     } catch (...) {

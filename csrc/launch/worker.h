@@ -9,6 +9,8 @@
 
 namespace bringup {
 
+struct Marked;  // see unwritten.cpp
+
 struct StorageRef {
   void* address = nullptr;
   size_t bytes = 0;
@@ -39,7 +41,8 @@ struct Launch {
   std::vector<at::Tensor> inputs;
   Stack results;
   std::exception_ptr error;
-  FailurePtr cause;  // the failure due to which it did not run
+  FailurePtr cause;                                                             // the failure due to which it did not run
+  std::vector<std::pair<const void*, std::shared_ptr<Marked>>> marked_results;  // by address
 };
 
 // The host function that runs a Launch. Deletes the launch unless a caller waits for it.

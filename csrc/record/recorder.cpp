@@ -480,6 +480,16 @@ void amend_recorded(const RecordedRow& row, std::string signature) {
     state.rows[row.row].signature = intern_text(state, std::move(signature));
 }
 
+void drop_recorded(const RecordedRow& dropped) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  if (dropped.recording != state.number || dropped.row >= state.rows.size()) return;
+  TraceRow& row = state.rows[dropped.row];
+  row.kind = RowKind::Host;
+  row.stream = -1;
+  row.use_count = 0;
+}
+
 // ---- Python's side
 
 namespace {

@@ -39,6 +39,7 @@ struct RecordedRow {
 RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::SmallVector<StorageRef, 6>& storages,
                           const std::vector<int64_t>& written);
 void amend_recorded(const RecordedRow& row, std::string signature);
+void drop_recorded(const RecordedRow& row);  // the kernel failed: its row only carries the host's time
 void wait_for_kernels();
 // Records a launch whose signature is known as text. `uses`: its storages, each with true if it is written.
 void record_described(const std::string& signature, const Stream& stream, const Line& line,

@@ -13,6 +13,7 @@
 #include "launch/dry.h"
 #include "runtime/capture.h"
 #include "python/python.h"
+#include "launch/unwritten.h"
 #include "record/recorder.h"
 #include "runtime/memory_history.h"
 #include "runtime/memory_report.h"
@@ -176,6 +177,7 @@ class Pool {
     if (C10_UNLIKELY(recording())) record_memory(RowKind::Free, *block->stream, {}, int64_t(block->bytes), block->address);
     note(MemoryAction::FreeCompleted, block->address, block->requested, *block->stream, traceback);
     of_allocation.swap(block->traceback);  // destroyed after the mutex is released
+    if (C10_UNLIKELY(watching_unwritten())) note_freed(block->number);
     in_use_.erase(block->address);
     count(block, false);
     block->allocated = false;

@@ -30,6 +30,7 @@
 #include "runtime/generator.h"
 #include "launch/launch.h"
 #include "launch/switches.h"
+#include "launch/unwritten.h"
 #include "runtime/memory.h"
 #include "runtime/pinned.h"
 #include "torch/ops.h"
@@ -75,8 +76,10 @@ Tensor empty_strided_on(c10::DeviceIndex device, c10::ScalarType dtype, at::IntA
 Tensor empty_strided(c10::SymIntArrayRef size, c10::SymIntArrayRef stride, optional<c10::ScalarType> dtype,
                      optional<c10::Layout> layout, optional<c10::Device> device, optional<bool> pin_memory) {
   check_plain(layout, pin_memory);
-  return empty_strided_on(index_of(device), c10::dtype_or_default(dtype), C10_AS_INTARRAYREF_SLOW(size),
-                          C10_AS_INTARRAYREF_SLOW(stride));
+  Tensor tensor = empty_strided_on(index_of(device), c10::dtype_or_default(dtype), C10_AS_INTARRAYREF_SLOW(size),
+                                   C10_AS_INTARRAYREF_SLOW(stride));
+  if (C10_UNLIKELY(watching_unwritten())) mark_new(tensor);
+  return tensor;
 }
 
 Tensor empty(c10::SymIntArrayRef size, optional<c10::ScalarType> dtype, optional<c10::Layout> layout,
@@ -91,6 +94,7 @@ Tensor empty(c10::SymIntArrayRef size, optional<c10::ScalarType> dtype, optional
   }
   Tensor tensor = empty_strided_on(index_of(device), c10::dtype_or_default(dtype), sizes, strides);
   if (format && *format != c10::MemoryFormat::Contiguous) tensor.unsafeGetTensorImpl()->empty_tensor_restride(*format);
+  if (C10_UNLIKELY(watching_unwritten())) mark_new(tensor);
   return tensor;
 }
 
@@ -245,6 +249,7 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
       return;
     }
   }
+  if (C10_UNLIKELY(watching_unwritten())) note_overwritten(stream, to);
   if (!pinned && !waits) {
     std::shared_ptr<char[]> staged(new char[bytes]);
     std::memcpy(staged.get(), from.const_data_ptr(), bytes);
@@ -273,6 +278,7 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
     }
   }
   void* host = copy_address(to.const_data_ptr());
+  if (C10_UNLIKELY(watching_unwritten())) note_download(stream, from);
   OverwrittenPtr overwritten = before_copy(stream, storage_of(from).allocation, {-1, host, from.nbytes()});
   check_driver(driver().copy_d2h(stream.handle, host, data_of(from), from.nbytes()), device(from.device().index()),
                "a copy from the chip");
@@ -291,6 +297,7 @@ void copy_between_devices(const Tensor& to, const Tensor& from) {
     record_copy(RowKind::D2D, target, int64_t(to.nbytes()), 0, from.storage().data(), to.storage().data(), from.device().index());
   if (is_dry()) set_dry_content(to, dry_content(from));
   if (!is_dry() || dry_computes(from)) {
+    if (C10_UNLIKELY(watching_unwritten())) note_overwritten(target, to);
     StorageRef storage = storage_of(to);
     OverwrittenPtr overwritten =
         before_copy(target, storage_of(from).allocation, {to.device().index(), data_of(to), to.nbytes()});

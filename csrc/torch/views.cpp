@@ -5,6 +5,7 @@
 
 #include "launch/worker.h"
 #include "launch/launch.h"
+#include "launch/unwritten.h"
 #include "launch/op.h"
 #include "python/python.h"
 #include "runtime/capture.h"
@@ -28,6 +29,7 @@ bool is_host_view(const at::Tensor& tensor) {
 
 at::Tensor host_view(const at::Tensor& tensor) {
   TORCH_CHECK(tensor.device().type() == kChip, "host_view needs a tensor on chip, got one on ", tensor.device());
+  if (C10_UNLIKELY(watching_unwritten())) stop_watching(tensor);
   c10::Storage storage = tensor.storage();
   size_t bytes = storage.nbytes();
   auto* lent = new Lease{storage, Mapped(tensor.device().index(), storage.mutable_data())};

@@ -413,6 +413,139 @@ def grows_a_tensor() -> Any:
     return a + 1
 
 
+# ---- memory that is written in part
+
+
+@mistake("init")
+def reads_a_whole_cache_of_which_six_rows_are_written() -> Any:
+    keys = torch.empty(1, 2, 16, 4, device="chip")  # and here
+    for step in range(6):
+        keys[:, :, step : step + 1] = torch.ones(1, 2, 1, 4, device="chip")
+    return torch.ones(1, 2, 1, 4, device="chip") @ keys.transpose(2, 3)  # here
+
+
+@mistake("init")
+def hides_unwritten_rows_by_adding_a_large_number() -> Any:
+    keys, values = (torch.empty(1, 2, 16, 4, device="chip") for _ in range(2))  # and here
+    mask = torch.zeros(16, device="chip")
+    mask[6:] = -1e4
+    for cache in (keys, values):
+        cache[:, :, :6] = 1
+    token = torch.ones(1, 2, 1, 4, device="chip")
+    scores = (token @ keys.transpose(2, 3) + mask).softmax(-1)  # here
+    return (scores @ values).isfinite().all().item()
+
+
+@mistake("init")
+def sums_a_buffer_whose_last_element_is_missing() -> Any:
+    a = torch.empty(100, device="chip")  # and here
+    a[:99] = 1
+    return a.sum().item()  # here
+
+
+@mistake("init")
+def downloads_a_buffer_with_a_gap() -> Any:
+    a = torch.empty(4, 4, device="chip")  # and here
+    a[0], a[1], a[3] = 1, 2, 3
+    return a.cpu()  # here
+
+
+@mistake("init")
+def reads_rows_that_index_copy_left() -> Any:
+    table = torch.empty(8, 4, device="chip")  # and here
+    table.index_copy_(0, torch.tensor([1, 3, 5], device="chip"), torch.ones(3, 4, device="chip"))
+    return table.mean(0)  # here
+
+
+@mistake("init")
+def trains_on_a_padded_batch() -> Any:
+    layer = nn.Linear(4, 4, device="chip")
+    batch = torch.empty(8, 4, device="chip")  # and here
+    batch[:6] = torch.randn(6, 4, device="chip")
+    loss = (layer(batch) * 0).sum()  # here
+    return loss.item()
+
+
+@correct
+def writes_a_cache_in_all_pieces_and_reads_it() -> Any:
+    keys = torch.empty(1, 2, 16, 4, device="chip")
+    for step in range(16):
+        keys[:, :, step] = step
+    return (torch.ones(1, 2, 1, 4, device="chip") @ keys.transpose(2, 3)).sum().item()
+
+
+@correct
+def reads_only_the_rows_that_are_written() -> Any:
+    keys = torch.empty(1, 2, 16, 4, device="chip")
+    keys[:, :, :6] = 1
+    return keys[:, :, :6].sum().item(), keys[:, :, 2].cpu()
+
+
+@correct
+def replaces_unwritten_rows() -> Any:
+    keys = torch.empty(16, 4, device="chip")
+    keys[:6] = 1
+    valid = torch.arange(16, device="chip") < 6
+    return torch.where(valid[:, None], keys, 0).sum().item()
+
+
+@correct
+def masks_scores_before_the_softmax() -> Any:
+    keys, values = torch.empty(16, 4, device="chip"), torch.zeros(16, 4, device="chip")
+    keys[:6], values[:6] = 1, 2
+    scores = torch.ones(1, 4, device="chip") @ keys.t()
+    scores = scores.masked_fill(torch.arange(16, device="chip") >= 6, -torch.inf)
+    return (scores.softmax(-1) @ values).sum().item()
+
+
+@correct
+def copies_a_cache_and_reads_the_written_rows_of_the_copy() -> Any:
+    keys = torch.empty(16, 4, device="chip")
+    keys[:6] = 1
+    longer = torch.cat([keys.clone(), torch.ones(4, 4, device="chip")])
+    return longer[:6].sum().item(), longer[16:].sum().item()
+
+
+@correct
+def writes_by_index_and_reads_by_index() -> Any:
+    table = torch.empty(8, 4, device="chip")
+    rows = torch.tensor([1, 3, 5], device="chip")
+    table[rows] = 1.0
+    return table[rows].sum().item()
+
+
+@correct
+def scatters_every_element() -> Any:
+    a = torch.empty(8, device="chip")
+    a.scatter_(0, torch.arange(8, device="chip").flip(0), torch.arange(8.0, device="chip"))
+    return a.sum().item()
+
+
+@correct
+def uploads_into_pieces() -> Any:
+    a = torch.empty(4, 1000, device="chip")
+    for row in range(4):
+        a[row] = torch.full((1000,), float(row))
+    return a.sum().item()
+
+
+@correct
+def draws_dropout_over_a_part() -> Any:
+    a = torch.empty(10, 10, device="chip")
+    a[:5] = 1
+    torch.manual_seed(0)
+    return nn.functional.dropout(a[:5], 0.5).sum().item(), torch.rand(3, device="chip").sum().item()
+
+
+@correct
+def accumulates_gradients_in_an_empty_buffer() -> Any:
+    layer = nn.Linear(4, 4, device="chip")
+    layer.weight.grad = torch.empty_like(layer.weight)
+    layer.weight.grad.zero_()
+    layer(chip(2, 4)).sum().backward()
+    return layer.weight.grad.sum().item()
+
+
 # ---- leaks, waits, devices
 
 
@@ -601,6 +734,47 @@ def test_a_mistake_is_found_at_its_line(check: str, function: Callable[[], Any])
 @pytest.mark.parametrize("function", LOOKALIKES, ids=[function.__name__ for function in LOOKALIKES])
 def test_a_correct_program_raises_no_alarm(function: Callable[[], Any]) -> None:
     assert found_in(function) == []
+
+
+def part_of(function: Callable[[], Any]) -> str:
+    (item,) = [item for item in found_in(function) if item.check == "init"]
+    return item.what.partition(" reads ")[2].partition(", which")[0]
+
+
+def test_unwritten_rows_and_elements_are_named() -> None:
+    cache = reads_a_whole_cache_of_which_six_rows_are_written
+    assert part_of(cache) == "rows 6 to 15 of dimension 2 of float32[1, 2, 16, 4] (80 of its 128 elements)"
+    missing = sums_a_buffer_whose_last_element_is_missing
+    assert part_of(missing) == "element 99 of float32[100] (1 of its 100 elements)"
+    gap = downloads_a_buffer_with_a_gap
+    assert part_of(gap) == "row 2 of dimension 0 of float32[4, 4] (4 of its 16 elements)"
+    left = reads_rows_that_index_copy_left
+    assert part_of(left) == "elements between 0 and 31 of float32[8, 4] (20 of its 32 elements)"
+
+
+def test_new_memory_is_filled_while_it_is_watched() -> None:
+    with sanitize.watched():
+        floats, integers = torch.empty(3, device="chip"), torch.empty(3, dtype=torch.int32, device="chip")
+        assert floats.isnan().all() and (integers == 0x7F7F7F7F).all()
+    with sanitize.watched(unwritten=False):
+        ones = torch.ones(1000, device="chip")
+        del ones
+        assert not torch.empty(1000, device="chip").isnan().any()
+    sanitize.touched()
+
+
+def test_random_numbers_do_not_depend_on_the_watch() -> None:
+    def draws() -> list[float]:
+        torch.manual_seed(3)
+        a = torch.empty(10, device="chip")
+        a[:5] = 1
+        return [nn.functional.dropout(a, 0.5)[:5].sum().item(), torch.rand(1, device="chip").item()]
+
+    plain = draws()
+    with sanitize.watched():
+        watched = draws()
+    sanitize.touched()
+    assert watched == plain
 
 
 def test_there_are_enough_of_both() -> None:

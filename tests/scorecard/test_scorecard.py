@@ -29,6 +29,7 @@ from bringup.scorecard import (
     memory,
     registry,
     runtime,
+    strided,
     system,
     tools,
 )
@@ -39,7 +40,7 @@ from tests.conftest import ROOT, without_bringup
 CHIP = torch.device("chip", 0)
 ITEMS = load()
 FAILS_TODAY = {"G3", "I4"} | (set() if importlib.util.find_spec("triton") else {"D2"})
-SLOW = {"A3", "A4", "A5", "A6", "J4"}
+SLOW = {"A3", "A4", "A5", "A6", "A11", "J4"}
 APART = {"D10"}  # changes its process: tests/triton/test_libraries.py
 
 Patch = pytest.MonkeyPatch
@@ -61,11 +62,76 @@ class Wrong(TorchDispatchMode):
         return out
 
 
+class Careless(TorchDispatchMode):
+    """A device that is wrong in one way of using operators, a key of `CARELESS`."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.change = CARELESS[way]
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [part for part in (*args, *kwargs.values()) if isinstance(part, torch.Tensor)]
+        name = func.name().removeprefix("aten::")
+        computes = name.split(".")[0].rstrip("_") in ("add", "mul", "mm", "sin", "t", "linear", "addmm")
+        if not computes or not any(part.device.type == "chip" for part in tensors):
+            return func(*args, **kwargs)
+        return self.change(func, name, args, kwargs)
+
+
+def with_tensors(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., Any]:
+    def call(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+        changed = [change(part) if isinstance(part, torch.Tensor) else part for part in args]
+        return func(*(args if name.split(".")[0].endswith("_") or "out" in kwargs else changed), **kwargs)
+
+    return call
+
+
+def contiguous_strides(tensor: torch.Tensor) -> list[int]:
+    return list(torch.empty(tensor.shape, device="meta").stride())
+
+
+def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.is_contiguous() or 0 in tensor.stride():
+        return tensor
+    return tensor.as_strided(tensor.shape, contiguous_strides(tensor), tensor.storage_offset())
+
+
+def without_repetition(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor + 1 if tensor.dim() and tensor.stride(0) == 0 and tensor.shape[0] > 1 else tensor
+
+
+def without_offset(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.as_strided(tensor.shape, tensor.stride(), 0)
+
+
+def leaves_itself(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    if not name.split(".")[0].endswith("_"):
+        return func(*args, **kwargs)
+    func(args[0].clone(), *args[1:], **kwargs)
+    return args[0]
+
+
+def leaves_out(func: Any, name: str, args: Any, kwargs: Any) -> Any:
+    if "out" in kwargs:
+        kwargs = {**kwargs, "out": kwargs["out"].clone()}
+    return func(*args, **kwargs)
+
+
+CARELESS: dict[str, Callable[..., Any]] = {
+    "transposed": with_tensors(in_memory_order),
+    "expanded": with_tensors(without_repetition),
+    "offset": with_tensors(without_offset),
+    "in place": leaves_itself,
+    "out=": leaves_out,
+}
+
+
 def few(patch: Patch) -> None:
     """Take few operators, for speed."""
     original = framework.opinfos
     names = {"add", "mul", "mm", "sin", "nn.functional.linear"}
-    for module in (framework, matrix):
+    for module in (framework, matrix, strided):
         patch.setattr(module, "opinfos", lambda dtype: (op for op in original(dtype) if op.name in names))
 
 
@@ -166,6 +232,7 @@ FAULTS: dict[str, Callable[[Patch], Any]] = {
     "A8": lambda p: Wrong("addmm"),
     "A9": lambda p: p.setattr(torch, "compile", lambda model, **_k: torch.nn.Sequential(model, torch.nn.Softmax(1))),
     "A10": lambda p: p.setattr(torch, "manual_seed", ignored),
+    "A11": lambda p: (few(p), Wrong("add", "mm"))[1],
     "B1": blocking,
     "B2": lambda p: Wrong("mul_"),
     "B3": one_stream,
@@ -252,6 +319,25 @@ def test_a_planted_fault_fails_its_item(name: str, monkeypatch: Patch) -> None:
     assert found["hint"] and found["evidence"]
 
 
+@pytest.mark.parametrize("way", CARELESS)
+def test_device_that_is_careless_in_one_way_fails_in_this_way(way: str, monkeypatch: Patch) -> None:
+    few(monkeypatch)
+    assert run_item(ITEMS["A3"], CHIP)["verdict"] == "pass"
+    with Careless(way):
+        line = run_item(ITEMS["A11"], CHIP)
+    assert line["verdict"] == "partial" and f"{way}: " in line["evidence"].partition("; not ")[2], line
+
+
+def test_careful_device_passes_in_all_ways(monkeypatch: Patch) -> None:
+    few(monkeypatch)
+    line = run_item(ITEMS["A11"], CHIP)
+    tried = int(line["evidence"].split()[0])
+    assert (
+        tried >= len(strided.LAYOUTS) * 5 + 3 + 4
+    )  # add, mul and sin have in-place forms, and all but linear take out=
+    assert (line["verdict"], line["evidence"]) == ("pass", f"{tried} of {tried} uses of operators"), line
+
+
 def test_the_cpu_gets_the_honest_result() -> None:
     cpu = torch.device("cpu")
     skipped = SLOW - {"A6"} | {"A9", "H4"}
@@ -264,7 +350,7 @@ def test_the_cpu_gets_the_honest_result() -> None:
 
 
 def test_there_are_enough_items_and_the_documentation_lists_them() -> None:
-    assert len(ITEMS) >= 56
+    assert len(ITEMS) >= 57
     page = (ROOT / "docs" / "scorecard.md").read_text(encoding="utf-8")
     for name, entry in ITEMS.items():
         assert f"| {name} | {entry.level} | {entry.title} | {entry.about} |" in page, name

@@ -71,6 +71,49 @@ OUT_OF_BOUNDS = {
 }
 
 
+BEYOND = {
+    "load without a mask": ("tl.store(o + i, tl.load(x + i), mask=i < n)  # here", 100),
+    "store": ("tl.store(o + i, 1.0)  # here", 100),
+    "mask that is too wide": ("tl.store(o + i, tl.load(x + i, mask=i < n + 5), mask=i < n)  # here", 100),
+    "atomic": ("tl.atomic_add(o + i, 1.0, mask=i <= n)  # here", 100),
+    "columns in reverse": ("tl.store(o + 99 - i, 1.0)  # here", -1),
+}
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_out_of_bounds_in_a_dry_run_names_the_element_and_has_no_price(tmp_path: Path, name: str) -> None:
+    body, element = BEYOND[name]
+    message = rf"out of bounds: argument '[xo]' at element {element}, .* program \(3, 0, 0\)"
+    with pytest.raises(RuntimeError, match=message) as caught, bringup.record() as trace, bringup.dry():
+        run(tmp_path, KERNEL.format(body=body, grid=4))
+    assert f"k.py:{line_with(tmp_path, '# here')}" in str(caught.value)
+    assert not [signature for signature in trace.signatures if signature.op == "triton::k"]
+
+
+WIDE = """
+@triton.jit
+def k(x, stride, B: tl.constexpr):
+    at = tl.program_id(0) * stride + tl.arange(0, B)
+    tl.store(x + at, tl.load(x + at) * 2)
+x = torch.empty(3, 1_200_000_000, dtype=torch.int8, device="chip")
+k[(3,)](x, 1_200_000_000, B=1024)
+"""
+
+
+def test_offset_beyond_32_bits_is_named_as_the_kernel_computes_it(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError) as caught, bringup.dry():
+        run(tmp_path, WIDE)
+    first = 2 * 1_200_000_000 - 2**32
+    assert f"element {first}, its memory has elements 0 to 3599999999 (int8), program (2, 0, 0)" in str(caught.value)
+
+
+def test_offset_in_a_large_allocation_is_in_order(tmp_path: Path) -> None:
+    with bringup.record() as trace, bringup.dry():
+        run(tmp_path, WIDE.replace("(3,)", "(2,)"))
+    (seconds,) = [row.seconds for row in bringup.price(trace, chip="a100-sxm-80").kernels]
+    assert seconds < 1e-5
+
+
 @pytest.mark.parametrize("name", OUT_OF_BOUNDS)
 def test_out_of_bounds_raises_with_argument_element_program_and_lines(tmp_path: Path, name: str) -> None:
     body, grid = OUT_OF_BOUNDS[name]
@@ -184,7 +227,8 @@ def test_error_inside_a_recording_keeps_its_type(launch_failing: Failing, size: 
     with pytest.raises(OSError, match="gone"), bringup.record() as trace:
         launch_failing(FileNotFoundError(2, "gone"), size)
         torch.chip.synchronize()
-    assert "triton::k" in [signature.op for signature in trace.signatures]
+    assert "triton::k" not in [signature.op for signature in trace.signatures], "what failed has no price"
+    assert trace.launches == 0 or "triton::k" not in trace.table()["op"]
 
 
 def test_error_keeps_its_attributes_and_gets_a_note(launch_failing: Failing) -> None:
@@ -301,6 +345,66 @@ def test_race_between_programs_is_found_with_both_lines(tmp_path: Path, name: st
     assert all("programs have no order" in item.what for item in found)
 
 
+LOCK = """
+@triton.jit
+def k(x, o, lock, B: tl.constexpr):
+    p = tl.program_id(0)
+    i = tl.arange(0, B)
+    a = tl.load(x + p * B + i)
+    {body}
+x, o = torch.arange(96, dtype=torch.float32, device="chip"), torch.zeros(100, device="chip")
+lock = torch.zeros(4, dtype=torch.int32, device="chip")
+k[(3,)](x, o, lock, B=32)
+"""
+ACQUIRE = "while tl.atomic_cas(lock, 0, 1) == 1:\n        pass\n    "
+TAKE = "while tl.atomic_xchg(lock, 1) == 1:\n        pass\n    "
+ADD = "tl.store(o + i, tl.load(o + i) + a)  # here\n    "
+NO_BARRIER = {
+    "compare and swap": ACQUIRE + ADD + "tl.atomic_xchg(lock, 0)  # and here",
+    "exchange": TAKE + ADD + "tl.atomic_xchg(lock, 0)  # and here",
+    "added back": "while tl.atomic_cas(lock, 0, 1) == 1:\n        pass\n    "
+    + ADD
+    + "tl.atomic_add(lock, -1)  # and here",
+    "barrier too early": ACQUIRE + "tl.debug_barrier()\n    " + ADD + "tl.atomic_xchg(lock, 0)  # and here",
+    "a flag for the next program": (
+        "while tl.atomic_cas(lock, p, p) != p:\n        pass\n    " + ADD + "tl.atomic_xchg(lock, p + 1)  # and here"
+    ),
+    "the last writer": (
+        ACQUIRE + "b = tl.load(o + i)\n    if p == 2:\n        tl.store(o + i, a + b)  # here\n    "
+        "tl.atomic_xchg(lock, 0)  # and here"
+    ),
+}
+BARRIER = {
+    "before the release": ACQUIRE + ADD + "tl.debug_barrier()\n    tl.atomic_xchg(lock, 0)",
+    "before the flag": (
+        "while tl.atomic_cas(lock, p, p) != p:\n        pass\n    "
+        + ADD
+        + "tl.debug_barrier()\n    tl.atomic_xchg(lock, p + 1)"
+    ),
+    "a single element needs none": ACQUIRE + "tl.store(o, tl.load(o) + tl.sum(a))\n    tl.atomic_xchg(lock, 0)",
+    "own elements beside the lock": (
+        "tl.store(x + p * B + i, a + 1)\n    " + ACQUIRE + "tl.store(o, p)\n    tl.atomic_xchg(lock, 0)"
+    ),
+    "a counter that nobody waits for": (
+        ACQUIRE + ADD + "tl.atomic_add(lock + 1, 1)\n    tl.debug_barrier()\n    tl.atomic_xchg(lock, 0)"
+    ),
+    "atomics on elements": ACQUIRE + "tl.atomic_add(o + i, a)\n    tl.debug_barrier()\n    tl.atomic_xchg(lock, 0)",
+}
+
+
+@pytest.mark.parametrize("name", NO_BARRIER)
+def test_lock_released_before_a_barrier_is_a_race_with_both_lines(tmp_path: Path, name: str) -> None:
+    (race,) = findings(tmp_path, LOCK.format(body=NO_BARRIER[name]))
+    assert race.check == "race" and "tl.debug_barrier()" in race.advice
+    assert race.line.endswith(f"k.py:{line_with(tmp_path, '# here')}")
+    assert race.other.endswith(f"k.py:{line_with(tmp_path, '# and here')}")
+
+
+@pytest.mark.parametrize("name", BARRIER)
+def test_lock_released_after_a_barrier_is_silent(tmp_path: Path, name: str) -> None:
+    assert findings(tmp_path, LOCK.format(body=BARRIER[name])) == []
+
+
 INIT = {
     "atomics on empty memory": "tl.atomic_add(o + i, tl.load(x + i))  # here",
     "added to empty memory": "tl.store(o + i, tl.load(o + i) + tl.load(x + i))  # here",
@@ -313,6 +417,98 @@ def test_read_of_memory_that_nobody_wrote_is_found(tmp_path: Path, name: str) ->
     (item,) = findings(tmp_path, source)
     assert item.check == "init" and f"k.py:{line_with(tmp_path, '# here')}" in item.what
     assert item.other.endswith(f"k.py:{line_with(tmp_path, 'torch.empty')}")
+
+
+PARTLY = """
+@triton.jit
+def k(x, o, n, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    tl.store(o + i, tl.load(x + i, mask=i < n, other=0.0), mask=i < n)  # here
+x = torch.empty(100, device="chip")  # and here
+x[:60] = 1
+o = torch.zeros(100, device="chip")
+k[(4,)](x, o, {n}, B=32)
+"""
+
+
+def test_kernel_that_reads_beyond_what_is_written_is_found(tmp_path: Path) -> None:
+    (item,) = findings(tmp_path, PARTLY.format(n=100))
+    assert item.check == "init" and "elements 60 to 99 of float32[100]" in item.what
+    assert f"k.py:{line_with(tmp_path, '# here')} reads" in item.what
+    assert item.other.endswith(f"k.py:{line_with(tmp_path, '# and here')}")
+
+
+def test_kernel_that_reads_what_is_written_is_silent(tmp_path: Path) -> None:
+    assert findings(tmp_path, PARTLY.format(n=60)) == []
+
+
+def test_kernel_that_writes_all_pieces_is_silent(tmp_path: Path) -> None:
+    source = (
+        PARTLY.format(n=60).replace("torch.zeros", "torch.empty")
+        + "k[(4,)](o, torch.zeros(60, device='chip'), 60, B=32)\n"
+    )
+    assert findings(tmp_path, source) == []
+    (item,) = findings(tmp_path, source + "print(o.sum().item())  # sum\n")
+    assert item.line.endswith(f"k.py:{line_with(tmp_path, '# sum')}") and "elements 60 to 99" in item.what
+
+
+TUNED = """
+@triton.autotune([triton.Config({{"B": b}}) for b in (32, 64)], key=["n"]{more})
+@triton.jit
+def k(x, o, n, B: tl.constexpr):
+    i = tl.program_id(0) * B + tl.arange(0, B)
+    a = tl.load(x + i, mask=i < n, other=0.0)
+    {body}
+x, o = torch.ones(100, device="chip"), torch.zeros(100, device="chip")
+k[lambda meta: (triton.cdiv(100, meta["B"]),)](x, o, 100)  # and here
+"""
+CHANGES = {
+    "a sum of atomics": ("tl.atomic_add(o, tl.sum(a))  # here", "o"),
+    "added in place": ("tl.store(o + i, tl.load(o + i, mask=i < n) + a, mask=i < n)  # here", "o"),
+    "doubled in place": ("tl.store(x + i, tl.load(x + i, mask=i < n) * 2, mask=i < n)  # here", "x"),
+}
+RESTORED = {
+    "reset": ("tl.atomic_add(o, tl.sum(a))", ', reset_to_zero=["o"]'),
+    "restored": ("tl.store(o + i, tl.load(o + i, mask=i < n) + a, mask=i < n)", ', restore_value=["o"]'),
+    "reset by a hook": ("tl.atomic_add(o, tl.sum(a))", ', pre_hook=lambda args, **_: args["o"].zero_()'),
+    "only written": ("tl.store(o + i, a, mask=i < n)", ""),
+    "the same once more": ("tl.store(x + i, tl.maximum(a - 3, 0.0) * 0 + 1, mask=i < n)", ""),
+    "clamped in place": ("tl.store(x + i, tl.minimum(a, 0.5), mask=i < n)", ""),
+    "a maximum of atomics": ("tl.atomic_max(o, tl.max(a))", ""),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_tuned_kernel_that_changes_what_it_reads_is_found(tmp_path: Path, name: str) -> None:
+    body, argument = CHANGES[name]
+    (item,) = findings(tmp_path, TUNED.format(body=body, more=""))
+    assert f"changes {argument!r}, which it reads at" in item.what and f"reset_to_zero=[{argument!r}]" in item.advice
+    assert item.line.endswith(f"k.py:{line_with(tmp_path, '# and here')}"), item
+
+
+@pytest.mark.parametrize("name", RESTORED)
+def test_tuned_kernel_whose_tries_leave_no_trace_is_silent(tmp_path: Path, name: str) -> None:
+    body, more = RESTORED[name]
+    assert findings(tmp_path, TUNED.format(body=body, more=more)) == []
+
+
+LOSER = """
+@triton.autotune([triton.Config({"B": b}) for b in (16, 64)], key=["n"])
+@triton.jit
+def k(o, n, B: tl.constexpr):
+    tl.store(o + tl.arange(0, B), 1.0)
+o = torch.empty(64, device="chip")  # and here
+k[(1,)](o, 64)
+assert k.best_config.kwargs == {"B": 16}
+print(o[:16].sum().item())
+"""
+
+
+def test_what_only_a_losing_configuration_wrote_is_unwritten(tmp_path: Path) -> None:
+    assert findings(tmp_path, LOSER) == []
+    (item,) = findings(tmp_path, LOSER + "print(o.sum().item())")
+    assert item.check == "init" and "elements 16 to 63 of float32[64]" in item.what
+    assert item.other.endswith(f"k.py:{line_with(tmp_path, '# and here')}")
 
 
 NO_FINDING = {

@@ -287,7 +287,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
         redirect_cuda()
     job.prepare_triton()
 
-    watch = watched() if {"race", "init"} & set(job.checks) else nullcontext()
+    watch = watched("init" in job.checks) if {"race", "init"} & set(job.checks) else nullcontext()
     summary: Summary | None = None
     with job.dry, watch, recorded(job.host, options.host_clock) as recorder:
         parent = os.getpid()

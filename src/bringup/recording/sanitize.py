@@ -353,11 +353,11 @@ def _hot_waits(rows: _Rows) -> Iterator[Finding]:
         )
 
 
-# ---- page-locked memory
+# ---- the running program
 
 
 def touched() -> list[Finding]:
-    """Return the findings since the last call: page-locked memory that is used too early, and those of the watches."""
+    """Return the findings since the last call: of page-locked and unwritten memory, and of watches."""
     import torch
 
     touches = [finding for watch in watches for finding in watch.take()]
@@ -370,7 +370,26 @@ def touched() -> list[Finding]:
             else f"{at}changes page-locked memory that {copy} copies to the chip, before it has waited for the copy"
         )
         touches.append(Finding("race", what, line, copy, "first synchronize an event that is recorded after the copy"))
-    return touches
+    return touches + _unwritten_reads()
+
+
+def _unwritten_reads() -> list[Finding]:
+    """Return the reads of partly written memory whose results are used; csrc/launch/unwritten.cpp looks for them."""
+    import torch
+
+    by_lines: dict[tuple[str, str], Finding] = {}
+    for read in json.loads(torch.ops.bringup.unwritten_reads()):
+        line, allocated = read["line"], read["allocated"]
+        name, at = read["op"].split(".")[0], read["kernel_line"] or line
+        if read["kernel_line"] and line:
+            at += f", launched at {line}"
+        what = f"{name}{f' at {at}' if at else ''} reads {read['part']}, which were never written since the allocation"
+        finding = Finding("init", f"{what}{f' at {allocated}' if allocated else ''}", line, allocated, _INIT_ADVICE)
+        by_lines.setdefault((line, allocated), finding)
+    return list(by_lines.values())
+
+
+_INIT_ADVICE = "write all elements first, read only those that are written, or allocate with torch.zeros"
 
 
 def shown(finding: Finding, places: Places) -> Finding:
@@ -381,11 +400,16 @@ def shown(finding: Finding, places: Places) -> Finding:
 
 
 @contextmanager
-def watched() -> Iterator[None]:
-    """Watch page-locked memory that is allocated inside the block, and run the watches."""
+def watched(unwritten: bool = True) -> Iterator[None]:
+    """Watch page-locked memory that is allocated inside the block, and run the watches.
+
+    Args:
+        unwritten: also watch memory of torch.empty, which is filled with NaN, and integers with bytes 0x7f.
+    """
     import torch
 
     torch.ops.bringup.watch_pinned(True)
+    torch.ops.bringup.watch_unwritten(unwritten)
     try:
         with ExitStack() as stack:
             for watch in watches:
@@ -393,6 +417,7 @@ def watched() -> Iterator[None]:
             yield
     finally:
         torch.ops.bringup.watch_pinned(False)
+        torch.ops.bringup.watch_unwritten(False)
 
 
 # ---- devices

@@ -82,7 +82,7 @@ def compare_ops(device: torch.device, dtype: torch.dtype, tolerance: float, *, s
             name = full_name(op)
             names.append(name)
             try:
-                same = all(_same(op, sample, device, tolerance, grad) for sample in _samples(op, dtype, grad))
+                same = all(_same(op, sample, device, tolerance, grad) for sample in samples(op, dtype, grad))
             except Exception:
                 same = False
             if not same:
@@ -90,7 +90,8 @@ def compare_ops(device: torch.device, dtype: torch.dtype, tolerance: float, *, s
     return share(names, failed, f"operators in {str(dtype).split('.')[-1]}" + (" with gradients" if grad else ""))
 
 
-def _samples(op: Any, dtype: torch.dtype, grad: bool) -> Iterator[Any]:
+def samples(op: Any, dtype: torch.dtype, grad: bool) -> Iterator[Any]:
+    """Yield an operator's first sample inputs, on the CPU."""
     torch.manual_seed(0)
     for number, sample in enumerate(op.sample_inputs("cpu", dtype, requires_grad=grad)):
         if number == SAMPLES:

@@ -26,6 +26,7 @@ from bringup.errors import BringupError
 LEVELS = {"D": "devkit: it can be shown", "T": "try-out: a program is ported in a day", "P": "production candidate"}
 MODULES = (
     "framework",
+    "strided",
     "runtime",
     "memory",
     "kernels",

@@ -484,7 +484,7 @@ class _Body:
             else:
                 self._merge(op.results, pieces, env, ctx)
 
-        return step
+        return _spinning(step) if _takes_turns(op) and _stores_nothing(op) else step
 
     def _call(self, op: Op) -> Step:
         name = op.words[0]
@@ -584,6 +584,26 @@ class _Body:
                 env[result] = tile
 
         return step
+
+
+def _stores_nothing(op: Op) -> bool:
+    return not any(o.name == "tt.store" for region in op.regions for block in region.blocks for o in block.ops)
+
+
+def _spinning(step: Step) -> Step:
+    """Return a step that tells the shadow that its atomics wait for other programs."""
+
+    def spin(env: list[Value], ctx: Context) -> None:
+        locks = ctx.memory.shadow and ctx.memory.shadow.locks
+        if locks is None:
+            return step(env, ctx)
+        locks.spinning += 1
+        try:
+            step(env, ctx)
+        finally:
+            locks.spinning -= 1
+
+    return spin
 
 
 def run(code: Code, env: list[Value], ctx: Context) -> None:

@@ -228,11 +228,21 @@ def _signature(launch: _Launch, memory: Sequence[torch.Tensor], addresses: Seque
         else:
             arguments.append(argument)
     kind_of = Blank if launch.dry else Memory
-    checks = shadow.Shadow(kernel.name, kernel.sequential) if shadow.watching and not launch.dry else None
+    checks = None
+    if shadow.watching and not launch.dry:
+        checks = shadow.Shadow(kernel.name, kernel.sequential, buffers, kernel.written)
     counters = kernel.run(launch.grid, arguments, kind_of(buffers, kernel.written, checks))
+    if checks is not None:
+        checks.finish()
     if launch.signature is None:
         return ""
     launch.signature["args"]["counters"] = totals(kernel, counters)
+    if checks is not None and shadow.trying:
+        launch.signature["args"]["rewrites"] = {
+            launch.arguments[place][2]: [launch.arguments[place][0], line]
+            for place, line in checks.rewrites(buffers).items()
+            if place < len(launch.arguments)
+        }
     if (
         checks is not None
     ):  # storage -> line, for storages that the launch read before writing (plain addresses excluded)

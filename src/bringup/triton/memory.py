@@ -169,14 +169,14 @@ class Memory:
             index = torch.full((1,) * (len(shape) + 1), index)
         if mask is True:
             self.check(ctx, pointer, index, None, memory, shift, "load")
-            return memory.index_select(0, (index + shift).flatten().long()).view(index.shape)
+            return memory.index_select(0, (index.long() + shift).flatten()).view(index.shape)
         active = as_tensor(mask, "i1", len(shape))
-        safe = torch.where(active, index, -shift)
+        safe = torch.where(active, index.long(), -shift)
         if memory.numel() == 0 and active.any():
             self.check(ctx, pointer, index, active, memory, shift, "load")
         self.check(ctx, pointer, safe, active, memory, shift, "load", index)
         values = (
-            memory.index_select(0, (safe + shift).flatten().long()).view(safe.shape)
+            memory.index_select(0, (safe.long() + shift).flatten()).view(safe.shape)
             if memory.numel()
             else torch.zeros(safe.shape, dtype=dtype)
         )
@@ -251,13 +251,13 @@ class Memory:
         if mask is True:
             self.check(ctx, pointer, index, None, memory, shift, "store")
             index = index.expand(ctx.programs, *shape)
-            put(memory, (index + shift).flatten().long(), tile.flatten())
+            put(memory, (index.long() + shift).flatten(), tile.flatten())
             return
         active = as_tensor(mask, "i1", len(shape)).expand(ctx.programs, *shape)
         index = index.expand(ctx.programs, *shape)[active]
         if len(index):
             self.check(ctx, pointer, index, active, memory, shift, "store", index)
-            put(memory, (index + shift).long(), tile[active])
+            put(memory, index.long() + shift, tile[active])
 
     def _write_rows(
         self,
@@ -322,7 +322,7 @@ class Memory:
             self.check(ctx, part, chosen, active, memory, shift, "atomic", chosen)
             if self.shadow is not None:
                 self.shadow.atomic(ctx, part, inside, shape)
-            place = (chosen + shift).long()
+            place = chosen.long() + shift
             change = tile.flatten() if active is None else tile[active]
             ctx.counters.atomics += len(place)
             ctx.counters.stored[part.argument] += len(place) * dtype.itemsize
@@ -355,7 +355,7 @@ class Memory:
             flat = before.view(-1)
             ctx.counters.atomics += len(index)
             ctx.counters.stored[part.argument] += len(index) * dtype.itemsize
-            for lane, place in enumerate((index + shift).tolist()):
+            for lane, place in enumerate((index.long() + shift).tolist()):
                 if not active[lane]:
                     continue
                 flat[lane] = memory[place]
@@ -385,7 +385,8 @@ class Memory:
         if low + shift >= 0 and high + shift < memory.numel():
             ctx.counters.touch(pointer.argument, low + shift, high + shift, memory.itemsize)
             return
-        outside = (index + shift < 0) | (index + shift >= memory.numel())
+        wide = index.long()  # an allocation may have more elements than 32 bits can count
+        outside = (wide + shift < 0) | (wide + shift >= memory.numel())
         first = int(torch.nonzero(outside.flatten())[0])
         offset = int(index.flatten()[first])
         program = 0
@@ -448,7 +449,7 @@ class Blank(Memory):
                 return
         index = as_tensor(pointer.offset, "i64", len(shape))
         active = None if mask is True else as_tensor(mask, "i1", len(shape))
-        safe = index if active is None else torch.where(active, index, -shift)
+        safe = index if active is None else torch.where(active, index.long(), -shift)
         self.check(ctx, pointer, safe, active, memory, shift, access, index)
 
 

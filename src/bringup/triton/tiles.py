@@ -489,7 +489,17 @@ def _print(op: Op, types: list[Type]) -> Step:
     return step
 
 
-@lowering("ttg.barrier", "gpu.barrier", "tt.debug_barrier", "ub.poison", "llvm.intr.assume")
+@lowering("ttg.barrier", "gpu.barrier", "tt.debug_barrier")
+def _barrier(op: Op, types: list[Type]) -> Step:
+    def step(env: list[Value], ctx: Any) -> None:
+        shadow = ctx.memory.shadow
+        if shadow is not None and shadow.locks is not None:
+            shadow.locks.barrier()
+
+    return step
+
+
+@lowering("ub.poison", "llvm.intr.assume")
 def _nothing(op: Op, types: list[Type]) -> Step:
     def step(env: list[Value], ctx: Any) -> None:
         for result in op.results:
