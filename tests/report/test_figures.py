@@ -67,7 +67,7 @@ def test_timeline_has_the_launches_of_the_last_step(prediction: bringup.Predicti
     (row,) = last[kind[last] == H2D]
     assert copy[1] == pytest.approx(1e3 * (replayed.end - replayed.start)[row], abs=2e-6)
     assert copy[2].text[0].startswith("8.00 KiB")  # 32 x 64 x float32
-    assert note == f"The last step: {summary.launches + 1} launches and copies."
+    assert note == f"The typical step: {summary.launches + 1} launches and copies."
 
 
 def test_timeline_text_has_operator_shapes_and_line(prediction: bringup.Prediction) -> None:

@@ -20,10 +20,11 @@ from bringup.analyse.wait_advice import fits_in_graph, for_waits
 from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, MEMORY, WorkTable
 from bringup.recording.rows import D2H, H2D, LAUNCH, PINNED
+from bringup.recording.trace import Trace
 from bringup.recording.waits import STAGED_BYTES, VALUE_BYTES, find_waits
 from bringup.text import duration, quantity, size
 from bringup.timeline.replay import Timeline, WhatIf
-from bringup.timeline.steady import steady
+from bringup.timeline.steady import finished, steady
 
 Array = npt.NDArray[Any]
 SHORT_KERNEL = 20e-6  # about the time in which the host launches the next kernel eagerly (see hosts/*.toml)
@@ -72,6 +73,13 @@ def _with_saving(item: Bottleneck, summary: Summary) -> Bottleneck:
 def _step_seconds(timeline: Timeline) -> float:
     _, _, since, until, count = steady(timeline)
     return (until - since) / count
+
+
+def _same_step_seconds(timeline: Timeline, other: Timeline) -> float:
+    """Return the seconds in another replay of the step that is the typical one here."""
+    first, last, *_ = steady(timeline)
+    done = finished(other)
+    return float(done[last - 1] - (done[first - 1] if first else 0.0))
 
 
 def _saving(summary: Summary, other: Timeline) -> float:
@@ -191,9 +199,7 @@ def _fallbacks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
 def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     first, last, _, _, count = steady(timeline)
     columns = timeline.trace.columns
-    kind, moves = columns["kind"][first:last], columns["bytes"][first:last]
-    # Small copies are waits (see `for_waits`), which pinning does not shorten.
-    copies = ((kind == H2D) & (moves > STAGED_BYTES)) | ((kind == D2H) & (moves > VALUE_BYTES))
+    kind, copies = columns["kind"][first:last], _large_copies(timeline.trace)[first:last]
     if not copies.any() or summary.link_seconds <= 0:
         return []
     rows = np.flatnonzero(copies) + first
@@ -203,7 +209,8 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     moved = int(columns["bytes"][rows].sum()) // count
     share = float(pageable.mean())
     line = timeline.trace.longest_line(rows, timeline.seconds[rows])
-    waits = find_waits(timeline.trace)
+    waits, large = find_waits(timeline.trace), _large_copies(timeline.trace)
+    theirs = waits.where((waits.copy >= 0) & large[waits.copy])
     remedy, action = (
         (
             "pin",
@@ -221,13 +228,23 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
             f"{size(moved)} per step over {summary.link}, "
             f"{share:.0%} of the copies from pageable memory{_most_at(line)}",
             action,
-            _saving(summary, changes.copied_ahead(timeline, rows, waits.where(np.isin(waits.copy, rows)))),
+            _saving(
+                summary,
+                changes.copied_ahead(timeline, np.flatnonzero(large), theirs),
+            ),
             key="link-bound",
             remedy=remedy,
             line=line,
             numbers={"bytes": moved, "pageable": share},
         )
     ]
+
+
+def _large_copies(trace: Trace) -> Array:
+    """Return for every row whether it is a large copy; small ones are waits (see `for_waits`), which pinning leaves."""
+    kind, moves = trace.columns["kind"], trace.columns["bytes"]
+    large: Array = ((kind == H2D) & (moves > STAGED_BYTES)) | ((kind == D2H) & (moves > VALUE_BYTES))
+    return large
 
 
 def _launched(timeline: Timeline) -> tuple[Array, Array, Array]:
@@ -279,7 +296,7 @@ def _data_movement(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
             f"memory-bound: pointwise operators take {duration(moving)} per step",
             f"{quantity(launches, 'launch')} per step; a chain of them moves every tensor several times",
             "fuse them with torch.compile",
-            _saving(summary, changes.fused(timeline)),
+            max(summary.step_seconds - _same_step_seconds(timeline, changes.fused(timeline)), 0.0),
             key="memory-bound",
             remedy="fuse",
             numbers={"moving_seconds": moving, "launches": launches},

@@ -36,6 +36,7 @@ def replayed(
     if columns is not None:
         trace = replace(trace, columns=columns)
         trace.signatures, trace.work = timeline.trace.signatures, timeline.trace.work
+        trace.steps, trace.step_work = timeline.trace.steps, timeline.trace.step_work
     same = what_if.graph is None and chip is None
     other = replay(
         trace,
@@ -75,7 +76,7 @@ def supported(timeline: Timeline, op: str, dtype: str) -> Timeline:
 
 
 def fused(timeline: Timeline) -> Timeline:
-    """Replay with each chain of pointwise launches as one kernel, which moves every tensor once; see `chains`."""
+    """Replay with each chain of pointwise launches of the typical step as one kernel; see `chains`."""
     columns = dict(timeline.trace.columns)
     first, last, *_ = steady(timeline)
     fusible = chains(timeline, first, last)

@@ -39,8 +39,7 @@ CODES = {  # `Bottleneck.remedy` of each kind
 
 def for_waits(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     """Return a bottleneck for each kind of wait that happens in every step; small uploads are a kind of their own."""
-    first, last, *_ = steady(timeline)
-    waits = find_waits(timeline.trace).between(first, last)
+    waits = find_waits(timeline.trace)
     small = is_small(timeline.trace, waits)
     groups = [waits.where((waits.kind == kind) & ~small) for kind in range(len(WAIT_KINDS))]
     return [
@@ -50,21 +49,23 @@ def for_waits(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
 
 
 def _bottleneck(timeline: Timeline, summary: Summary, waits: Waits, *, is_small: bool) -> list[Bottleneck]:
-    _, _, since, until, count = steady(timeline)
-    per_step = len(waits.rows) / count
+    """Return the advice on these waits; only those of the typical step are counted."""
+    first, last, since, until, _ = steady(timeline)
+    rows = waits.between(first, last).rows
+    per_step = float(len(rows))
     if per_step < LEAST_PER_STEP:
         return []
     kind = WAIT_KINDS[int(waits.kind[0])]
     _, _, faster_since, faster_until, _ = steady(changes.without_waits(timeline, waits))
-    stood = float(timeline.waited[waits.rows].sum()) / count
-    line = timeline.trace.longest_line(waits.rows, timeline.waited[waits.rows] + 1e-12)
+    stood = float(timeline.waited[rows].sum())
+    line = timeline.trace.longest_line(rows, timeline.waited[rows] + 1e-12)
     times = "once" if count_text(per_step) == "1" else f"{count_text(per_step)} times"
     return [
         Bottleneck(
             f"the host waits for the chip {times} per step, {duration(stood)} in all",
             f"{noun(kind, per_step)}{f', mostly at {line}' if line else ''}; until its next launch the chip idles",
             remedy(kind, small=is_small),
-            max((until - since - faster_until + faster_since) / count, 0.0),
+            max(until - since - faster_until + faster_since, 0.0),
             key="waits",
             remedy="make-on-chip" if is_small else CODES[kind],
             line=line,
@@ -79,11 +80,11 @@ def fits_in_graph(timeline: Timeline) -> bool:
     It cannot if the result of an operator depends on data, or if the host reads values at several points of a step,
     since a value may decide what is launched next. One such point can be the border between two steps.
     """
-    first, last, _, _, count = steady(timeline)
+    first, last, *_ = steady(timeline)
     waits = find_waits(timeline.trace).between(first, last)
     if (waits.kind == DATA_DEPENDENT).any():
         return False
     reads = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]
     launches = np.cumsum(timeline.trace.columns["kind"] == LAUNCH)
     points: Array = np.unique(launches[reads])  # reads without a launch between them are one point
-    return len(points) <= count + 1
+    return len(points) <= 1
