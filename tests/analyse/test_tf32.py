@@ -18,7 +18,7 @@ def torchs_defaults() -> Iterator[None]:
     torch.set_float32_matmul_precision("highest")
     yield
     torch.set_float32_matmul_precision(precision)
-    torch.backends.cudnn.allow_tf32 = convolutions
+    torch._C._set_cudnn_allow_tf32(convolutions)
 
 
 def product(side: int = 2048) -> bringup.Trace:
@@ -92,7 +92,7 @@ def test_products_use_tf32_only_where_torch_allows_it() -> None:
 
 def test_convolutions_use_tf32_by_default() -> None:
     fast = convolution(last=True)
-    torch.backends.cudnn.allow_tf32 = False
+    torch._C._set_cudnn_allow_tf32(False)
     exact = convolution(last=True)
     assert seconds(exact, "a100-sxm-80") > 1.5 * seconds(fast, "a100-sxm-80")
     assert seconds(exact, "t4") == seconds(fast, "t4")
@@ -105,13 +105,13 @@ def test_channels_first_costs_conversions_of_the_layout_in_tf32_only() -> None:
     assert extra > moved / (bringup.load_chip("a100-sxm-80").memory.bandwidth_gb_s * 1e9)
     one = convolution(window=1)
     assert one.signatures[-1].work.conversions == 0  # a plain product
-    torch.backends.cudnn.allow_tf32 = False
+    torch._C._set_cudnn_allow_tf32(False)
     assert seconds(convolution(), "a100-sxm-80") == seconds(convolution(last=True), "a100-sxm-80")
 
 
 def test_half_precision_and_depthwise_convolutions_are_priced_as_before() -> None:
     half = convolution(dtype=torch.float16)
-    torch.backends.cudnn.allow_tf32 = False
+    torch._C._set_cudnn_allow_tf32(False)
     assert seconds(convolution(dtype=torch.float16), "a100-sxm-80") == seconds(half, "a100-sxm-80")
 
 

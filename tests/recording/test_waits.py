@@ -109,7 +109,7 @@ def test_uploads_are_not_called_reads() -> None:
     assert {item.kind for item in summary.waits} == {"upload"}
     (line,) = [line.text for line in lines(summary) if line.role == "waits"]
     assert "2 times per step: 2 blocking uploads at" in line and "read" not in line
-    assert "(not with non_blocking=True, or made on the chip)" in line, "they are small"
+    assert "(non_blocking=True does not wait, nor does a value made on the chip)" in line, "they are small"
 
 
 def test_one_wait_is_told_in_the_singular() -> None:

@@ -38,11 +38,11 @@ NOUNS = {  # one, and several
     "data_dependent": ("operator whose result depends on data", "operators whose results depend on data"),
 }
 HINTS = {  # the remedies in a few words
-    "upload": "not with non_blocking=True from pinned memory",
-    "download": "not with non_blocking=True to pinned memory",
+    "upload": "non_blocking=True from pinned memory does not wait",
+    "download": "non_blocking=True to pinned memory does not wait",
     "data_dependent": "not with torch.where",
 }
-SMALL_HINT = "not with non_blocking=True, or made on the chip"
+SMALL_HINT = "non_blocking=True does not wait, nor does a value made on the chip"
 SMALL_UPLOAD = (
     "create the value on the chip (torch.full((), value, device=...)) or keep it there; up to 64 KiB, "
     "a copy with non_blocking=True does not wait even for pageable memory"
