@@ -4,6 +4,7 @@ import copy
 import io
 import pickle
 from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
@@ -167,13 +168,13 @@ def test_module_to_chip_keeps_its_parameters() -> None:
     assert model.cpu().weight.device.type == "cpu"
 
 
-def test_shared_memory_is_refused() -> None:
-    with pytest.raises(
-        bringup.BringupError, match="cannot be shared between processes: move the tensor to the CPU first"
-    ):
-        torch.ones(3, device="chip").share_memory_()
-    with pytest.raises(bringup.BringupError, match="cannot be shared"):
-        nn.Linear(2, 2).to("chip").share_memory()
+def test_memory_is_shared_within_the_process_only() -> None:
+    x, model = torch.ones(3, device="chip"), nn.Linear(2, 2).to("chip")
+    assert x.share_memory_() is x and x.is_shared()  # as on CUDA, it does nothing
+    model.share_memory()
+    for tensor in (x, model.weight):
+        with pytest.raises(bringup.BringupError, match="cannot be sent to another process"):
+            ForkingPickler.dumps(tensor)
 
 
 def test_dlpack_stays_inside_torch() -> None:
