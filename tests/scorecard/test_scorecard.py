@@ -19,6 +19,7 @@ import bringup
 from bringup.analyse import summarize
 from bringup.errors import BringupError
 from bringup.recording import sanitize
+from bringup.recording.waits import Waits
 from bringup.report import html, perfetto
 from bringup.scorecard import (
     card,
@@ -238,7 +239,7 @@ FAULTS: dict[str, Callable[[Patch], Any]] = {
     "B3": one_stream,
     "B4": early_events,
     "B5": one_stream,
-    "B6": lambda p: p.setattr(sanitize, "_implicit", lambda rows: []),
+    "B6": lambda p: p.setattr(Waits, "implicit", property(lambda self: self.between(0, 0))),
     "B7": lambda p: p.setattr(runtime, "failing_launch", lambda device: torch.ones(2, device=device)),
     "B8": lambda p: Wrong("mul"),
     "C1": lambda p: said(p, memory, "read 7.0\nunnoticed\n"),
