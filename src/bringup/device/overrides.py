@@ -50,7 +50,7 @@ def _recorded(name: str, kernel: Callable[..., Any], *, with_keyset: bool) -> Ca
     def recorded(*args: Any, **kwargs: Any) -> Any:
         if not ops.is_recording():
             return kernel(*args, **kwargs)
-        operator().redispatch(keys, *args[with_keyset:], **kwargs)
+        operator().redispatch(keys, *_as_tensors(operator(), args[with_keyset:]), **kwargs)
         try:
             result = kernel(*args, **kwargs)
         except BaseException:
@@ -60,6 +60,15 @@ def _recorded(name: str, kernel: Callable[..., Any], *, with_keyset: bool) -> Ca
         return result
 
     return recorded
+
+
+def _as_tensors(operator: Any, args: tuple[Any, ...]) -> list[Any]:
+    """Return positional arguments with tensors for the numbers that PyTorch passes in place of tensors (``x * 2``)."""
+    values = zip(operator._schema.arguments, args, strict=False)
+    return [
+        torch.scalar_tensor(value) if isinstance(value, (int, float, complex)) and "Tensor" in str(item.type) else value
+        for item, value in values
+    ]
 
 
 def _flat(result: Any) -> list[Any]:
