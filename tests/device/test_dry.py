@@ -19,7 +19,7 @@ import bringup
 from bringup import DryWarning
 from bringup.cli import main
 from bringup.device.dry import DryFloat
-from bringup.recording.rows import ALLOC, FREE, OF_ALLOCATOR
+from bringup.recording.rows import ALLOC, FREE, OF_ALLOCATOR, PARAMETERS
 from tests.conftest import ROOT, without_bringup
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
@@ -383,7 +383,7 @@ def test_a_smaller_optimizer_state_and_shards_are_what_they_say() -> None:
     trace = training(1)
     every = memory.storages(trace, 0)
     state = int(every.bytes[every.kind == memory.OPTIMIZER_STATE].sum())
-    parameters = int(every.bytes[every.kind == memory.PARAMETERS].sum())
+    parameters = int(every.bytes[every.kind == PARAMETERS].sum())
     change = next(fitting._smaller_state(trace, every))
     assert (every.bytes * (1 - change.scale)).sum() == pytest.approx(0.7495 * state, rel=1e-3)
     priced = bringup.price(trace, "t4")
@@ -473,7 +473,7 @@ def test_out_of_memory_is_a_report(run: Command, tmp_path: Path) -> None:
     code, out, err = run("run", "--dry", "--oom", "continue", "--chip", chip, "train.py", "--batch", "4096")
     assert code == 0, err
     assert err.count("would be out of memory here: train.py:8: requested 32.00 MiB of 256.00 MiB; going on") == 1
-    assert "does not fit" in out and "fullest in step 2, backward pass" in out
+    assert "does not fit" in out and "fullest in step 2 of 2, backward pass" in out
     assert "parameters" in out and "activations" in out and "-> " in out
     summary = json.loads((tmp_path / "bringup-train" / "summary.json").read_text())
     assert summary["peak_bytes"] > 256 << 20 and not summary["fits"] and summary["ways_to_fit"]

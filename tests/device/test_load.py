@@ -34,10 +34,10 @@ def test_environment_chooses_chip_and_devices(python: Run) -> None:
     program = """
 import torch
 properties = torch.chip.get_device_properties(1)
-print(torch.chip.device_count(), properties.total_memory >> 30, torch.chip.get_device_name())
+print(torch.chip.device_count(), round(properties.total_memory / 2**30, 2), torch.chip.get_device_name())
 """
     done = python(program, BRINGUP_CHIP="a100-sxm-80", BRINGUP_DEVICES="2")
-    assert done.stdout.startswith("2 80 a100-sxm-80 ("), done.stderr
+    assert done.stdout.startswith("2 79.15 a100-sxm-80 ("), done.stderr
 
 
 def test_use_chooses_chip_and_devices(python: Run) -> None:
@@ -48,7 +48,7 @@ bringup.use("a100-sxm-80", devices=2)
 print(torch.chip.device_count(), torch.ones(1, device="chip:1").device, torch.chip.mem_get_info()[1] >> 30)
 """
     )
-    assert done.stdout.split() == ["2", "chip:1", "80"], done.stderr
+    assert done.stdout.split() == ["2", "chip:1", "79"], done.stderr
 
 
 def test_chip_file_by_path(python: Run, tmp_path: Path) -> None:

@@ -68,7 +68,8 @@ class Measurement:
         outputs = [[self.dtype, result, _contiguous(result), -1, 1]]
         named = {**args, **{tensor: {"tensor": i} for i, tensor in enumerate(data)}}
         tag = "pointwise" if self.op in POINTWISE else ""
-        return Signature.parse({"op": f"aten::{name}", "inputs": inputs, "outputs": outputs, "args": named, "tag": tag})
+        data_of = {"inputs": inputs, "outputs": outputs, "args": named, "tag": tag}
+        return Signature.parse({"op": f"aten::{name}", "tf32": [], **data_of})  # the publications turn TF32 off
 
 
 Launch = tuple[str, dict[str, list[int]], list[int], dict[str, Any]]  # operator, inputs, result, other arguments
