@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -78,3 +79,13 @@ def test_autocast_copies_weights_and_changes_no_batch() -> None:
 
     assert batch(lambda: train(32)) == 32
     assert batch(act) == 0
+
+
+def test_recording_without_uses_is_priced() -> None:
+    model, x = nn.Linear(4, 2).to("chip"), torch.ones(6, 4, device="chip")
+    with bringup.record() as trace:
+        for _ in range(3):
+            model(x).relu().square().mean().backward()
+            bringup.step()
+    trace.uses, trace.offsets = trace.uses[:0], np.zeros_like(trace.offsets)
+    assert bringup.price(trace, "t4").summary.step_seconds > 0

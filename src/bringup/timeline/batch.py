@@ -52,6 +52,8 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
         if factor is None or factor.storage < 0:
             continue
         storage = _storage(trace, row, factor)
+        if storage < 0:
+            continue
         storage = casts.get(storage, storage)
         mixes = len(data.shape) == 2 and data.shape[1] == size and not owned[storage]  # samples with samples
         if mixes or rows_of.setdefault(storage, size) != size:
@@ -75,8 +77,9 @@ def _first(signature: Signature, names: tuple[str, ...]) -> Tensor | None:
 
 
 def _storage(trace: Trace, row: int, tensor: Tensor) -> int:
-    """Return the number of the storage of a launch's tensor on the chip."""
-    return int(trace.uses[trace.offsets[row] + tensor.storage]) >> 1
+    """Return the number of the storage of a launch's tensor on the chip; -1 if the recording does not have it."""
+    place = trace.offsets[row] + tensor.storage
+    return int(trace.uses[place]) >> 1 if place < trace.offsets[row + 1] else -1
 
 
 def _loss(trace: Trace, launches: Array, owned: Array) -> set[int]:
@@ -92,6 +95,7 @@ def _loss(trace: Trace, launches: Array, owned: Array) -> set[int]:
         signature = trace.signatures[int(columns["signature"][row])]
         read = [tensor for tensor in signature.tensors if tensor.shape and tensor.storage >= 0]
         reduces = read and signature.results and not any(tensor.shape for tensor in signature.results)
-        if reduces and not any(owned[_storage(trace, row, tensor)] for tensor in read):
+        storages = [_storage(trace, row, tensor) for tensor in read]
+        if reduces and not any(number >= 0 and owned[number] for number in storages):
             return {read[0].shape[0]}
     return set()
