@@ -407,10 +407,28 @@ void event_destroy(Event* event) noexcept {
   delete event;
 }
 
+namespace {
+
+struct LatestRecord {
+  Stream* stream;
+  std::shared_ptr<Capture> capture;
+  std::shared_ptr<FailurePtr> failure;
+};
+
+// Another thread may record the event again at any time.
+LatestRecord latest_record(Event* event) {
+  std::lock_guard<std::mutex> lock(event->mutex);
+  return {event->stream, event->capture, event->failure};
+}
+
+}  // namespace
+
 void event_record(Event* event, Stream& stream, const void* keeps) {
-  Capture* capture = stream.capture;
-  event->capture = capture ? capture->shared_from_this() : nullptr;
-  if (C10_UNLIKELY(capture != nullptr)) return;
+  if (Capture* capture = stream.capture; C10_UNLIKELY(capture != nullptr)) {
+    std::lock_guard<std::mutex> lock(event->mutex);
+    event->capture = capture->shared_from_this();
+    return;
+  }
   if (C10_UNLIKELY(recording())) record_event(stream, event->id, keeps);
   event_noted(event->id, stream);
   auto box = std::make_shared<FailurePtr>();
@@ -418,30 +436,26 @@ void event_record(Event* event, Stream& stream, const void* keeps) {
   {
     std::lock_guard<std::mutex> lock(event->mutex);
     event->stream = &stream;
+    event->capture = nullptr;
     event->failure = box;
   }
   check_driver(driver().event_record(event->handle, stream.handle), device(stream.id.device_index()), "the record of an event");
 }
 
 void event_wait(Event* event, Stream& stream, bool of_allocator) {
-  if (C10_UNLIKELY(event->capture != nullptr)) {
-    if (!event->capture->over) event->capture->join(stream);
+  LatestRecord latest = latest_record(event);
+  if (C10_UNLIKELY(latest.capture != nullptr)) {
+    if (!latest.capture->over) latest.capture->join(stream);
     return;
   }
-  if (event->stream)
-    refuse_capture(stream, "a wait for an event that was recorded outside of the capture", "record it in the capture");
-  std::shared_ptr<FailurePtr> box;
-  {
-    std::lock_guard<std::mutex> lock(event->mutex);
-    box = event->failure;
-  }
-  if (!box) return;  // never recorded
+  if (!latest.stream) return;  // never recorded
+  refuse_capture(stream, "a wait for an event that was recorded outside of the capture", "record it in the capture");
   if (C10_UNLIKELY(recording()))
     record_row(RowKind::EventWait, &stream, current_line(), 0, event->id, of_allocator ? kOfAllocator : 0);
   event_followed(event->id, stream);
   check_driver(driver().event_wait(event->handle, stream.handle), device(stream.id.device_index()),
                "a stream's wait for an event");
-  launch(stream, take_failure, new FailureCarrier{&stream, box}, "a wait for an event");
+  launch(stream, take_failure, new FailureCarrier{&stream, latest.failure}, "a wait for an event");
 }
 
 void follow(Stream& follower, Stream& leader) {
@@ -465,40 +479,28 @@ bool event_query(Event* event) {
 bool poll(Event* event) {
   if (!event_query(event)) return false;
   event_reached(event->id);
-  Stream* recorded_on;
-  std::shared_ptr<FailurePtr> box;
-  {
-    std::lock_guard<std::mutex> lock(event->mutex);
-    recorded_on = event->stream;
-    box = event->failure;
-  }
-  if (!recorded_on) return true;
-  if (C10_UNLIKELY(recording())) record_row(RowKind::EventSync, recorded_on, current_line(), 0, event->id);
-  if (*box) recorded_on->raise();
+  LatestRecord latest = latest_record(event);
+  if (!latest.stream) return true;
+  if (C10_UNLIKELY(recording())) record_row(RowKind::EventSync, latest.stream, current_line(), 0, event->id);
+  if (*latest.failure) latest.stream->raise();
   return true;
 }
 
 void event_synchronize(Event* event) {
-  if (C10_UNLIKELY(event->capture != nullptr) && !event->capture->over)
-    refuse_capture(*event->capture->streams.front(), "a wait for an event", "wait outside of the capture");
+  LatestRecord latest = latest_record(event);
+  if (C10_UNLIKELY(latest.capture != nullptr) && !latest.capture->over)
+    refuse_capture(*latest.capture->streams.front(), "a wait for an event", "wait outside of the capture");
   ++counters().synchronizations;
-  Stream* recorded_on;
-  std::shared_ptr<FailurePtr> box;
-  {
-    std::lock_guard<std::mutex> lock(event->mutex);
-    recorded_on = event->stream;
-    box = event->failure;
-  }
-  if (!recorded_on) return;
-  if (C10_UNLIKELY(recording())) record_row(RowKind::EventSync, recorded_on, current_line(), 0, event->id);
+  if (!latest.stream) return;
+  if (C10_UNLIKELY(recording())) record_row(RowKind::EventSync, latest.stream, current_line(), 0, event->id);
   int status;
   {
     ReleaseGil no_gil;
     status = driver().event_synchronize(event->handle);
   }
   event_reached(event->id);
-  check_driver(status, device(recorded_on->id.device_index()), "a wait for an event");
-  if (*box) recorded_on->raise();
+  check_driver(status, device(latest.stream->id.device_index()), "a wait for an event");
+  if (*latest.failure) latest.stream->raise();
 }
 
 double event_elapsed_ms(Event* start, Event* end) {

@@ -1,5 +1,6 @@
 """The recorder and its files."""
 
+import gc
 import itertools
 import json
 import subprocess
@@ -413,6 +414,7 @@ def test_dry_records_what_a_real_run_records() -> None:
     step()
 
     def recorded() -> tuple[list[str], int, int]:
+        gc.collect()  # memory of tests before
         torch.chip.synchronize()
         torch.chip.reset_peak_memory_stats()
         with bringup.record() as trace:
