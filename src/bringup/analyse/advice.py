@@ -24,7 +24,7 @@ from bringup.recording.trace import Trace
 from bringup.recording.waits import STAGED_BYTES, VALUE_BYTES, find_waits
 from bringup.text import duration, quantity, size
 from bringup.timeline.replay import Timeline, WhatIf
-from bringup.timeline.steady import finished, steady
+from bringup.timeline.steady import finished, steady, step_seconds
 
 Array = npt.NDArray[Any]
 SHORT_KERNEL = 20e-6  # about the time in which the host launches the next kernel eagerly (see hosts/*.toml)
@@ -70,11 +70,6 @@ def _with_saving(item: Bottleneck, summary: Summary) -> Bottleneck:
     return replace(item, action=f"{saving}: {item.action}")
 
 
-def _step_seconds(timeline: Timeline) -> float:
-    _, _, since, until, count = steady(timeline)
-    return (until - since) / count
-
-
 def _same_step_seconds(timeline: Timeline, other: Timeline) -> float:
     """Return the seconds in another replay of the step that is the typical one here."""
     first, last, *_ = steady(timeline)
@@ -83,7 +78,7 @@ def _same_step_seconds(timeline: Timeline, other: Timeline) -> float:
 
 
 def _saving(summary: Summary, other: Timeline) -> float:
-    return max(summary.step_seconds - _step_seconds(other), 0.0)
+    return max(summary.step_seconds - step_seconds(other), 0.0)
 
 
 def _what_ifs(timeline: Timeline, summary: Summary) -> list[WhatIfResult]:
@@ -91,7 +86,7 @@ def _what_ifs(timeline: Timeline, summary: Summary) -> list[WhatIfResult]:
     results = []
 
     def add(key: str, change: str, other: Timeline, dtype: str = "") -> None:
-        results.append(WhatIfResult(change, _step_seconds(other), key, dtype))
+        results.append(WhatIfResult(change, step_seconds(other), key, dtype))
 
     if "eager" in chip.modes and "graph" in chip.modes:
         add("graph", "launches replayed as a graph", replayed(timeline, WhatIf(graph=True)))
@@ -138,10 +133,10 @@ def _can_compile(timeline: Timeline, summary: Summary) -> bool:
 def _host_bound(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     if summary.host_seconds < LEAST_HOST_SHARE * summary.step_seconds:
         return []
-    first, last, _, _, count = steady(timeline)
+    first, last, *_ = steady(timeline)
     launched = timeline.trace.columns["kind"][first:last] == LAUNCH
     short = launched & (timeline.end[first:last] - timeline.start[first:last] < SHORT_KERNEL)
-    per_step = int(short.sum()) // count
+    per_step = int(short.sum())
     working = summary.device_seconds
     times = summary.step_seconds / working if working else 0.0
     samples = math.ceil(summary.samples * times)
@@ -197,7 +192,7 @@ def _fallbacks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
 
 
 def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
-    first, last, _, _, count = steady(timeline)
+    first, last, *_ = steady(timeline)
     columns = timeline.trace.columns
     kind, copies = columns["kind"][first:last], _large_copies(timeline.trace)[first:last]
     if not copies.any() or summary.link_seconds <= 0:
@@ -206,7 +201,7 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     seconds = timeline.seconds[first:last]
     lost = summary.link_seconds * float(seconds[copies].sum() / seconds[np.isin(kind, (H2D, D2H))].sum())
     pageable = (columns["flags"][rows] & PINNED) == 0
-    moved = int(columns["bytes"][rows].sum()) // count
+    moved = int(columns["bytes"][rows].sum())
     share = float(pageable.mean())
     line = timeline.trace.longest_line(rows, timeline.seconds[rows])
     waits, large = find_waits(timeline.trace), _large_copies(timeline.trace)
@@ -249,10 +244,10 @@ def _large_copies(trace: Trace) -> Array:
 
 def _launched(timeline: Timeline) -> tuple[Array, Array, Array]:
     """Return the rows of the steady launches on the chip, their signatures, and their seconds per step."""
-    first, last, _, _, count = steady(timeline)
+    first, last, *_ = steady(timeline)
     kind = timeline.trace.columns["kind"][first:last]
     rows = np.flatnonzero((kind == LAUNCH) & (timeline.fallback[first:last] < 0)) + first
-    return rows, timeline.trace.columns["signature"][rows], (timeline.end[rows] - timeline.start[rows]) / count
+    return rows, timeline.trace.columns["signature"][rows], (timeline.end[rows] - timeline.start[rows])
 
 
 def _float32(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
@@ -290,7 +285,7 @@ def _data_movement(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     moving = float(spent[light].sum())
     if moving < LEAST_SHARE * summary.step_seconds:
         return []
-    launches = int(light.sum()) // steady(timeline)[-1]
+    launches = int(light.sum())
     return [
         Bottleneck(
             f"memory-bound: pointwise operators take {duration(moving)} per step",

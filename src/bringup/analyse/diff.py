@@ -125,7 +125,7 @@ def row_seconds(timeline: Timeline) -> Array:
     the first one counts.
     """
     kind = timeline.trace.columns["kind"]
-    _, _, since, until, _ = steady(timeline)
+    _, _, since, until = steady(timeline)
     start, end = timeline.start.copy(), timeline.end.copy()
     is_fallback = timeline.fallback >= 0
     seconds = np.zeros(len(kind))
@@ -174,8 +174,8 @@ def _called(timeline: Timeline, returned: Array) -> Array:
 def _uses(timeline: Timeline) -> dict[str, dict[str, _Use]]:
     """Return for each group the time, launches and memory of every name, per step."""
     trace, columns = timeline.trace, timeline.trace.columns
-    first, last, _, _, steps = steady(timeline)
-    kind, seconds = columns["kind"], row_seconds(timeline) / steps
+    first, last, *_ = steady(timeline)
+    kind, seconds = columns["kind"], row_seconds(timeline)
     counted = np.isin(kind, (LAUNCH, *COPIES))
     counted[:first] = counted[last:] = False
     owner, allocated_bytes = _held_at_peak(timeline)
@@ -194,7 +194,7 @@ def _uses(timeline: Timeline) -> dict[str, dict[str, _Use]]:
         totals: dict[str, _Use] = {}
         sums = (
             np.bincount(number_of, seconds, len(names)),
-            np.bincount(number_of[counted], minlength=len(names)) / steps,
+            np.bincount(number_of[counted], minlength=len(names)),
             np.bincount(number_of[owner], allocated_bytes, len(names)),
         )
         for number in np.flatnonzero(np.any(sums, axis=0)):

@@ -36,10 +36,10 @@ def inputs(timeline: Timeline, step_seconds: float) -> list[Input]:
 
 def _idle(timeline: Timeline) -> float:
     """Return the seconds per step for which the host waits in the replay for something else than the chip."""
-    first, last, _, _, count = steady(timeline)
+    first, last, *_ = steady(timeline)
     kind = timeline.trace.columns["kind"][first:last]
     rows = np.flatnonzero(np.isin(kind, (HOST, RESUME))) + first
-    return float((timeline.end[rows] - timeline.start[rows]).sum()) / count
+    return float((timeline.end[rows] - timeline.start[rows]).sum())
 
 
 def whole_step(summary: Summary) -> float:

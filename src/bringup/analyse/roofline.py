@@ -46,7 +46,7 @@ class Kernel:
     engines: dict[str, float]
 
 
-def kernels(timeline: Timeline, first: int, last: int, steps: int) -> list[Kernel]:
+def kernels(timeline: Timeline, first: int, last: int) -> list[Kernel]:
     """List the kinds of launches in the rows from `first` to `last`, at most 25, the longest first."""
     columns, prices, work = timeline.trace.columns, timeline.prices, timeline.work
     rows = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
@@ -64,7 +64,7 @@ def kernels(timeline: Timeline, first: int, last: int, steps: int) -> list[Kerne
                 op=signature.op,
                 shapes=signature.shapes,
                 line=timeline.trace.lines[line] if line >= 0 else "",
-                count=float(counts[i]) / steps,
+                count=float(counts[i]),
                 seconds=seconds,
                 flops=float(work.flops[i]),
                 bytes=float(work.bytes[i]),

@@ -37,18 +37,18 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         peak: the result of `memory.usage`, which is the same for every chip; computed by default.
     """
     trace, chip, host = timeline.trace, timeline.chip, timeline.host
-    first, last, since, until, count = steady(timeline)
+    first, last, since, until = steady(timeline)
     busy, on_host, link, between = library.shares(
         trace.columns["kind"], timeline.fallback, timeline.start, timeline.end, since, until
     )
-    step = (until - since) / count
+    step = until - since
     peak = peak or memory.usage(trace, timeline.steps.ends)
     need, out_of_memory = memory.needed_bytes(trace, peak, chip), bool(trace.about.get("out_of_memory", False))
-    band = error_band(chip, bound(busy / count, step))
-    energy = _energy(timeline, step, busy / count)
+    band = error_band(chip, bound(busy, step))
+    energy = _energy(timeline, step, busy)
     price = chip.price
     loaders = input_bound.inputs(timeline, step)
-    used = utilisation(timeline, first, last, until - since)
+    used = utilisation(timeline, first, last, step)
     launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
     all_steps = typical(timeline)
     before, after = outside(timeline)
@@ -60,11 +60,11 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         low_seconds=all_steps.low,
         high_seconds=all_steps.high,
         unequal=all_steps.is_unequal,
-        device_seconds=busy / count,
-        link_seconds=link / count,
-        between_seconds=between / count,
-        host_seconds=max(step - (busy + on_host + link + between) / count, 0.0),
-        fallback_seconds=on_host / count,
+        device_seconds=busy,
+        link_seconds=link,
+        between_seconds=between,
+        host_seconds=max(step - (busy + on_host + link + between), 0.0),
+        fallback_seconds=on_host,
         total_seconds=timeline.total_seconds,
         steps=len(timeline.steps.ends),
         steps_by=timeline.steps.by,
@@ -90,11 +90,11 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         error_band_rows=band.rows,
         error_source=band.text,
         unpriced=unpriced(timeline),
-        fallbacks=fallbacks(timeline, first, last, count),
+        fallbacks=fallbacks(timeline, first, last),
         input_seconds=sum(item.seconds for item in loaders),
         inputs=loaders,
-        waits=waits(timeline, first, last, count),
-        kernels=roofline.kernels(timeline, first, last, count),
+        waits=waits(timeline, first, last),
+        kernels=roofline.kernels(timeline, first, last),
         findings=[Finding(**{name: str(b[name]) for name in FINDING}) for b in trace.about.get("findings", [])],
         compiled_graphs=int(trace.about.get("compiled_graphs", 0)),
         graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
@@ -127,7 +127,7 @@ def unpriced(timeline: Timeline) -> list[str]:
     )
 
 
-def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fallback]:
+def fallbacks(timeline: Timeline, first: int, last: int) -> list[Fallback]:
     """List the fallbacks in the rows from `first` to `last`, the longest first; counts and seconds are per step."""
     trace = timeline.trace
     rows = np.flatnonzero(timeline.fallback[first:last] >= 0) + first
@@ -138,15 +138,15 @@ def fallbacks(timeline: Timeline, first: int, last: int, steps: int) -> list[Fal
         groups.setdefault(key, []).append(int(row))
     ledger = []
     for (op, dtype, line), members in groups.items():
-        d2h, on_host, h2d = map(float, timeline.fallback_parts[timeline.fallback[members]].sum(axis=0) / steps)
-        stall = float(timeline.waited[members].sum()) / steps
+        d2h, on_host, h2d = map(float, timeline.fallback_parts[timeline.fallback[members]].sum(axis=0))
+        stall = float(timeline.waited[members].sum())
         file, number = split_line(trace.lines[line] if line >= 0 else "")
         seconds = d2h + on_host + h2d + stall
-        ledger.append(Fallback(op, dtype, file, number, len(members) / steps, seconds, d2h, on_host, h2d, stall))
+        ledger.append(Fallback(op, dtype, file, number, float(len(members)), seconds, d2h, on_host, h2d, stall))
     return sorted(ledger, key=lambda item: (-item.seconds, item.op, item.line))
 
 
-def waits(timeline: Timeline, first: int, last: int, steps: int) -> list[Wait]:
+def waits(timeline: Timeline, first: int, last: int) -> list[Wait]:
     """List the host's waits for the chip in the rows from `first` to `last`, by kind and line, the longest first."""
     trace = timeline.trace
     steady_waits = find_waits(trace).between(first, last)
@@ -155,14 +155,14 @@ def waits(timeline: Timeline, first: int, last: int, steps: int) -> list[Wait]:
     groups, place, counts = np.unique(
         np.stack((steady_waits.kind, lines), axis=1), axis=0, return_inverse=True, return_counts=True
     )
-    seconds = np.bincount(place.ravel(), timeline.waited[steady_waits.rows], len(groups)) / steps
+    seconds = np.bincount(place.ravel(), timeline.waited[steady_waits.rows], len(groups))
     listed = []
     all_small = np.bincount(place.ravel(), small, len(groups)) == counts
     for (kind, line), number, total, one in zip(
         groups.tolist(), counts.tolist(), seconds.tolist(), all_small.tolist(), strict=True
     ):
         file, place_in_file = split_line(trace.lines[line] if line >= 0 else "")
-        listed.append(Wait(WAIT_KINDS[kind], file, place_in_file, number / steps, total, one))
+        listed.append(Wait(WAIT_KINDS[kind], file, place_in_file, float(number), total, one))
     return sorted(listed, key=lambda item: (-item.seconds, -item.per_step, item.kind, item.file, item.line))
 
 
@@ -172,7 +172,7 @@ def by_group(timeline: Timeline, label: str) -> list[tuple[str, int, float, floa
     Returns:
         tuples of name, launches, device seconds and flops per step, the longest first.
     """
-    first, last, _, _, count = steady(timeline)
+    first, last, *_ = steady(timeline)
     columns = timeline.trace.columns
     kind = columns["kind"][first:last]
     rows = np.flatnonzero(kind == LAUNCH) + first
@@ -193,4 +193,4 @@ def by_group(timeline: Timeline, label: str) -> list[tuple[str, int, float, floa
     flops = np.bincount(codes, timeline.work.flops[signature], len(names))
     counts = np.bincount(codes, minlength=len(names))
     order = sorted(np.flatnonzero(counts), key=lambda i: (-totals[i], names[i]))
-    return [(names[i], int(counts[i]) // count, float(totals[i]) / count, float(flops[i]) / count) for i in order]
+    return [(names[i], int(counts[i]), float(totals[i]), float(flops[i])) for i in order]

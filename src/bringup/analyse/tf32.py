@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bringup import pricing
+from bringup.analyse.changes import replayed
 from bringup.analyse.summary import Bottleneck, Summary
 from bringup.cost import FAMILIES
 from bringup.pricing.rates import engine_dtype
 from bringup.recording.rows import LAUNCH
 from bringup.text import duration
-from bringup.timeline.replay import Timeline, replay
-from bringup.timeline.steady import steady
+from bringup.timeline import steady
+from bringup.timeline.replay import Timeline
 
 # Switch -> the statement that turns it on (PyTorch documentation, CUDA semantics).
 STATEMENTS = {
@@ -34,8 +35,7 @@ def switches_off(timeline: Timeline) -> list[str]:
 def step_seconds(timeline: Timeline) -> float:
     """Return the seconds of a step if torch allowed TF32 in all products."""
     prices = pricing.price_table(timeline.work, timeline.trace.signatures, timeline.chip, tf32=True)
-    _, _, since, until, count = steady(replay(timeline.trace, timeline.chip, timeline.host, prices=prices))
-    return (until - since) / count
+    return steady.step_seconds(replayed(timeline, prices=prices))
 
 
 def bottlenecks(timeline: Timeline, summary: Summary) -> Iterable[Bottleneck]:
@@ -59,11 +59,11 @@ def bottlenecks(timeline: Timeline, summary: Summary) -> Iterable[Bottleneck]:
 
 def _product_seconds(timeline: Timeline, switches: list[str]) -> float:
     """Return the seconds per step of float32 products with one of these switches off."""
-    first, last, _, _, count = steady(timeline)
+    first, last, *_ = steady.steady(timeline)
     columns = timeline.trace.columns
     slow = [
         dtype == "float32" and FAMILIES[family] in switches and not work.tf32
         for dtype, family, work in zip(timeline.work.dtypes, timeline.work.family, timeline.work.works, strict=True)
     ]
     rows = [row for row in range(first, last) if columns["kind"][row] == LAUNCH and slow[columns["signature"][row]]]
-    return float((timeline.end[rows] - timeline.start[rows]).sum()) / count
+    return float((timeline.end[rows] - timeline.start[rows]).sum())

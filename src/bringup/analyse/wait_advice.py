@@ -24,7 +24,7 @@ from bringup.recording.waits import (
 )
 from bringup.text import duration
 from bringup.timeline.replay import Timeline
-from bringup.timeline.steady import steady
+from bringup.timeline.steady import steady, step_seconds
 
 Array = npt.NDArray[Any]
 LEAST_PER_STEP = 1.0  # rarer waits are those that the advice asks for
@@ -50,13 +50,13 @@ def for_waits(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
 
 def _bottleneck(timeline: Timeline, summary: Summary, waits: Waits, *, is_small: bool) -> list[Bottleneck]:
     """Return the advice on these waits; only those of the typical step are counted."""
-    first, last, since, until, _ = steady(timeline)
+    first, last, *_ = steady(timeline)
     rows = waits.between(first, last).rows
     per_step = float(len(rows))
     if per_step < LEAST_PER_STEP:
         return []
     kind = WAIT_KINDS[int(waits.kind[0])]
-    _, _, faster_since, faster_until, _ = steady(changes.without_waits(timeline, waits))
+    saved = summary.step_seconds - step_seconds(changes.without_waits(timeline, waits))
     stood = float(timeline.waited[rows].sum())
     line = timeline.trace.longest_line(rows, timeline.waited[rows] + 1e-12)
     times = "once" if count_text(per_step) == "1" else f"{count_text(per_step)} times"
@@ -65,7 +65,7 @@ def _bottleneck(timeline: Timeline, summary: Summary, waits: Waits, *, is_small:
             f"the host waits for the chip {times} per step, {duration(stood)} in all",
             f"{noun(kind, per_step)}{f', mostly at {line}' if line else ''}; until its next launch the chip idles",
             remedy(kind, small=is_small),
-            max(until - since - faster_until + faster_since, 0.0),
+            max(saved, 0.0),
             key="waits",
             remedy="make-on-chip" if is_small else CODES[kind],
             line=line,

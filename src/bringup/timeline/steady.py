@@ -60,11 +60,17 @@ def typical(timeline: Timeline) -> Typical:
     return Typical(seconds, int(order[(count - 1) // 2]), low, high)
 
 
-def steady(timeline: Timeline) -> tuple[int, int, float, float, int]:
-    """Return the typical step: its first and end row, its start and end in seconds, and the number of steps, 1."""
+def steady(timeline: Timeline) -> tuple[int, int, float, float]:
+    """Return the typical step: its first and end row, and its start and end in seconds."""
     if not len(timeline.trace):
-        return 0, 0, 0.0, 0.0, 1
+        return 0, 0, 0.0, 0.0
     chosen = typical(timeline).chosen
     first, last = map(int, timeline.trace.step_work.rows[chosen : chosen + 2])
     done = finished(timeline)
-    return first, last, float(done[first - 1]) if first else 0.0, float(done[last - 1]), 1
+    return first, last, float(done[first - 1]) if first else 0.0, float(done[last - 1])
+
+
+def step_seconds(timeline: Timeline) -> float:
+    """Return the seconds of the typical step."""
+    _, _, since, until = steady(timeline)
+    return until - since
