@@ -257,6 +257,7 @@ def usage(trace: Trace, steps: Array) -> Memory:
 
 
 FITS, CLOSE, TOO_LARGE = "yes", "within 5 %", "no"
+VERDICTS = {FITS: "fits", CLOSE: "within 5 %: try it", TOO_LARGE: "does not fit"}  # in words
 NEAR = 0.05  # predicted peaks are compared with measured ones only to a few percent: nearer, only a run decides
 
 

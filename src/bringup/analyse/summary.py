@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bringup.analyse.compilations import Compilations
-from bringup.analyse.holders import CLOSE, FITS, TOO_LARGE, Memory
+from bringup.analyse.holders import VERDICTS, Memory
 from bringup.analyse.roofline import Kernel
 from bringup.analyse.unlike import Outside, UnlikeSteps
 from bringup.recording.findings import Finding
@@ -242,7 +242,7 @@ class Summary:
 
     def verdict_text(self) -> str:
         """Return in words whether the program fits the chip's memory."""
-        return {FITS: "fits", CLOSE: "within 5 %: try it", TOO_LARGE: "does not fit"}[self.verdict]
+        return VERDICTS[self.verdict]
 
     def parts(self) -> dict[str, float]:
         """Return the parts of a step in seconds; they add up to the step. Links between chips count only if used."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 from rich.table import Table
 
-from bringup.analyse.holders import CLOSE, FITS, TOO_LARGE, verdict
+from bringup.analyse.holders import TOO_LARGE, VERDICTS, verdict
 from bringup.report import terminal
 from bringup.text import size
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 MODEL_OPTIONS = ("train", "optimizer", "batch", "tokens", "dtype", "lora", "checkpointing")
 MOST_GIB = 4096.0  # the bound of `memory.device_gib`
-TEXTS = {FITS: "fits", CLOSE: "within 5 %: try it", TOO_LARGE: "[red]does not fit[/]"}
+TEXTS = {**VERDICTS, TOO_LARGE: f"[red]{VERDICTS[TOO_LARGE]}[/]"}
 
 
 def model_options(command: Command) -> Command:

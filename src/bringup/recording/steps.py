@@ -19,7 +19,6 @@ from bringup.recording.rows import (
     IN_FORWARD,
     IN_OPTIMIZER,
     LAUNCH,
-    OWNER,
     STEP,
     STREAM_SYNC,
 )
@@ -81,7 +80,7 @@ def _by_calls(trace: Trace, calls: Array) -> Steps:
     rows = len(trace)
     if not len(calls):
         return Steps("whole", 0, np.asarray([rows]))
-    owned = np.flatnonzero(owned_storages(trace)[trace.uses >> 1])
+    owned = np.flatnonzero(trace.owned_storages[trace.uses >> 1])
     row_of = np.searchsorted(trace.offsets, owned, side="right") - 1
     first_use = np.searchsorted(row_of, calls)
     padded = np.append(row_of, rows)
@@ -96,16 +95,6 @@ def _by_calls(trace: Trace, calls: Array) -> Steps:
     return Steps("forward", int(starts[0]), np.append(starts[1:], rows))
 
 
-def owned_storages(trace: Trace) -> Array:
-    """Return for every storage True if it is a parameter or a buffer."""
-    columns = trace.columns
-    owned = columns["object"][columns["kind"] == OWNER]
-    size = int(max((trace.uses >> 1).max(initial=-1), owned.max(initial=-1))) + 1
-    is_owned: Array = np.zeros(size, dtype=bool)
-    is_owned[owned] = True
-    return is_owned
-
-
 def _fed(trace: Trace) -> tuple[Array, Array]:
     """Return the rows of the backward passes that read results of a forward pass, and the launches of these results.
 
@@ -114,7 +103,7 @@ def _fed(trace: Trace) -> tuple[Array, Array]:
     columns = trace.columns
     launched, phase = columns["kind"] == LAUNCH, columns["phase"]
     row_of = np.repeat(np.arange(len(trace)), np.diff(trace.offsets))
-    numbers, written, owned = trace.uses >> 1, (trace.uses & 1) == 1, owned_storages(trace)
+    numbers, written, owned = trace.uses >> 1, (trace.uses & 1) == 1, trace.owned_storages
     reads_parameter = np.zeros(len(trace), dtype=bool)
     reads_parameter[row_of[owned[numbers] & ~written]] = True
     forward = launched & (phase == IN_FORWARD) & reads_parameter
@@ -218,7 +207,7 @@ def _with_uploads(trace: Trace, row: int) -> int:
     """Return the first row of a forward pass from its first launch: that of its module call and its uploads of data."""
     columns = trace.columns
     kind = columns["kind"]
-    owned = owned_storages(trace)
+    owned = trace.owned_storages
     calls = np.flatnonzero(kind[:row] == FORWARD)
     launched = np.flatnonzero(kind[:row] == LAUNCH)
     if len(calls) and (not len(launched) or columns["module"][row] >= 0 or calls[-1] > launched[-1]):

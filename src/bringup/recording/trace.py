@@ -18,7 +18,7 @@ from bringup.cost.signature import Signature
 from bringup.cost.work_table import WorkTable
 from bringup.errors import TraceError
 from bringup.recording import archive, trace_check
-from bringup.recording.rows import KINDS, LAUNCH, PHASES
+from bringup.recording.rows import KINDS, LAUNCH, OWNER, PHASES
 from bringup.recording.step_work import StepWork, find_work
 from bringup.recording.steps import Steps, find_steps
 from bringup.text import short
@@ -61,6 +61,15 @@ class Trace:
     def work(self) -> WorkTable:
         """The work of the distinct kinds of launch."""
         return WorkTable.from_signatures(self.signatures)
+
+    @cached_property
+    def owned_storages(self) -> Column:
+        """For every storage, True if it is a parameter or a buffer."""
+        owned = self.columns["object"][self.columns["kind"] == OWNER]
+        size = int(max((self.uses >> 1).max(initial=-1), owned.max(initial=-1))) + 1
+        is_owned: Column = np.zeros(size, dtype=bool)
+        is_owned[owned] = True
+        return is_owned
 
     @cached_property
     def steps(self) -> Steps:

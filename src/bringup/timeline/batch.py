@@ -10,7 +10,6 @@ import numpy.typing as npt
 
 from bringup.cost.signature import Signature, Tensor
 from bringup.recording.rows import IN_BACKWARD, IN_FORWARD, LAUNCH
-from bringup.recording.steps import owned_storages
 from bringup.recording.trace import Trace
 from bringup.timeline.replay import Timeline
 
@@ -28,7 +27,7 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
     different batches, not all are.
     """
     trace = timeline.trace
-    columns, owned = trace.columns, owned_storages(trace)
+    columns, owned = trace.columns, trace.owned_storages
     launches = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
     candidates: list[int] = []
     multiples: set[int] = set()
