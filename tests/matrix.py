@@ -3,13 +3,15 @@
     python -m tests.matrix                                      # all cells
     python -m tests.matrix --cells 2.13-3.11,2.14-3.11          # these; the records of the others stay
     python -m tests.matrix --cells 2.10-3.11 --check            # write nothing; exit with 1 if an item fails
+    python -m tests.matrix --jobs 2                             # two cells at a time
     CXX=clang++ python -m tests.matrix --cells 2.13-3.11        # compiled by clang
 
 For each cell: install torch, then this checkout with its extras by pip, and run the tests of SMOKE and the operators
 of torch's database. Then install the checkout alone by uv, and use it. No package that was there may change. The
 environment is removed at the end. A CUDA build of torch takes 3 GB of downloads and 6 GB of disk. The Pythons of one
 torch share them in the cache of uv. uv's own settings (UV_INDEX_URL, UV_FIND_LINKS) say
-where another build comes from. docs/install.json keeps the records.
+where another build comes from. docs/install.json keeps the records. A torch that cannot be installed within ten
+minutes is no failure: the cell says so, and counts as not run.
 
 Environments that have their torch already are used as they are, and kept: --environments is the folder that has them,
 by their cells' names.
@@ -24,7 +26,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +48,7 @@ RELEASES = {
     "2.14": ("2.14.1", "3.8.0"),
     "2.15": ("2.15.0", "3.9.0"),
 }
+INSTALL_S = 600
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 NO_TORCH = {("2.15", "3.10")}  # torch itself is not there for this Python
 CELLS = [f"{torch}-{python}" for torch in RELEASES for python in PYTHONS if (torch, python) not in NO_TORCH]
@@ -110,6 +115,10 @@ SMOKE = {
 }
 
 
+class NoTorch(Exception):
+    """A cell's torch cannot be installed here."""
+
+
 @dataclass(frozen=True)
 class Environment:
     """A virtual environment, and what installs into it."""
@@ -121,8 +130,8 @@ class Environment:
         return str(self.home / "bin" / "python")
 
     def run(self, *command: str, **options: Any) -> str:
-        """Run a command; return what it prints. Raises CalledProcessError."""
-        return subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout
+        """Run a command; return what it prints. Raises CalledProcessError and TimeoutExpired."""
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=INSTALL_S, **options).stdout
 
     def pip(self, *arguments: str) -> str:
         return self.run(self.python, "-m", "pip", *arguments)
@@ -172,15 +181,20 @@ def copy_checkout(target: Path) -> None:
 
 
 def make_environment(cell: str, environment: Environment) -> None:
-    """Make a cell's environment, with torch, its Triton and pip."""
+    """Make a cell's environment, with torch, its Triton and pip. Raises NoTorch."""
     torch, version = cell.split("-")
     release, triton = RELEASES[torch]
     python = interpreter(version)
     if python is None:
         raise SystemExit(f"{cell}: there is no Python {version} on the PATH, nor one of pyenv's")
-    environment.run(find_uv_bin(), "venv", "--seed", "--python", python, str(environment.home))
-    environment.uv("install", f"torch=={release}", "numpy")
-    environment.uv("install", "--no-deps", f"triton=={triton}")
+    try:
+        environment.run(find_uv_bin(), "venv", "--seed", "--python", python, str(environment.home))
+        environment.uv("install", f"torch=={release}", "numpy")
+        environment.uv("install", "--no-deps", f"triton=={triton}")
+    except subprocess.CalledProcessError as error:
+        raise NoTorch(last_line(error)) from None
+    except subprocess.TimeoutExpired:
+        raise NoTorch(f"torch {release} was not installed within {INSTALL_S // 60} minutes") from None
 
 
 def steps(cell: str, home: Path, work: Path) -> Iterator[tuple[str, Any]]:
@@ -235,6 +249,7 @@ def failed_tests(environment: Environment, checkout: Path, selection: tuple[str,
     report.unlink(missing_ok=True)
     command = [environment.python, "-m", "pytest", "-n", "0", "-p", "no:cacheprovider", f"--junitxml={report}"]
     command += ["-W", "ignore:Guards may run slower:RuntimeWarning"]  # torch's, of Python 3.13.0
+    command += ["-W", "ignore:AnnAssign.__init__ missing:DeprecationWarning"]  # Triton's, of Python 3.13
     done = subprocess.run([*command, *selection], cwd=checkout, capture_output=True, text=True)
     if done.returncode == 0:
         return ()
@@ -252,11 +267,20 @@ def try_cell(cell: str, home: Path, work: Path) -> dict[str, Any]:
         for name, outcome in steps(cell, home, work):
             print(f"{cell}  {name}: {outcome}", flush=True)
             (record if name in record else record["items"])[name] = outcome
+    except NoTorch as error:
+        print(f"{cell}  NOT TESTED: {error}", flush=True)
     except subprocess.CalledProcessError as error:
-        lines = str(error.stderr or error.stdout).strip().splitlines() or [str(error)]
-        print(f"{cell}  {' '.join(map(str, error.cmd))}: {lines[-1]}", flush=True)
-        record["items"]["commands"] = f"failed: {lines[-1]}"
+        print(f"{cell}  {' '.join(map(str, error.cmd))}: {last_line(error)}", flush=True)
+        record["items"]["commands"] = f"failed: {last_line(error)}"
+    except subprocess.TimeoutExpired as error:
+        print(f"{cell}  {error}", flush=True)
+        record["items"]["commands"] = f"failed: {error}"
     return record
+
+
+def last_line(error: subprocess.CalledProcessError) -> str:
+    """The last line that a failed command printed."""
+    return (str(error.stderr or error.stdout).strip().splitlines() or [str(error)])[-1]
 
 
 def record_name(cell: str) -> str:
@@ -311,11 +335,19 @@ def with_table(page: str, records: dict[str, Any]) -> str:
     return head + BEGIN + table(records) + END + rest.split(END)[1]
 
 
+def keep(name: str, record: dict[str, Any]) -> None:
+    """Keep a cell's record and write the tables anew."""
+    records = json.loads(RECORDS.read_text(encoding="utf-8")) | {name: record}
+    RECORDS.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n", encoding="utf-8")
+    PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), records), encoding="utf-8")
+
+
 def main() -> None:
     """Try the cells that were asked for; keep their records and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default=",".join(CELLS), help="torch-Python, with commas between")
     parser.add_argument("--check", action="store_true", help="write no records; exit with 1 if an item fails")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--environments", type=Path, help="the folder of those that are there already")
     asked = parser.parse_args()
     unknown = set(asked.cells.split(",")) - set(CELLS)
@@ -323,18 +355,22 @@ def main() -> None:
         parser.error(f"no such cells: {', '.join(sorted(unknown))} (there are {', '.join(CELLS)})")
     os.environ["PIP_CONSTRAINT"] = os.devnull  # what this machine wants of its own torch
     os.environ.pop("PYTHONPATH", None)  # the sources of this checkout must not be found
-    failed = []
-    for cell in asked.cells.split(","):
+    writing = threading.Lock()
+
+    def tried(cell: str) -> bool:
+        """Try a cell, keep its record, and return whether nothing failed."""
         with tempfile.TemporaryDirectory(prefix=f"matrix-{cell}-") as folder:
             home = asked.environments.absolute() / cell if asked.environments else Path(folder) / "venv"
             record = try_cell(cell, home, Path(folder))
-        failed += [cell] if set(record["items"].values()) != {"passed"} else []
-        if asked.check:
-            continue
-        records = json.loads(RECORDS.read_text(encoding="utf-8"))
-        records[record_name(cell)] = record
-        RECORDS.write_text(json.dumps(dict(sorted(records.items())), indent=1) + "\n", encoding="utf-8")
-        PAGE.write_text(with_table(PAGE.read_text(encoding="utf-8"), records), encoding="utf-8")
+        if record["torch"] and not asked.check:
+            with writing:
+                keep(record_name(cell), record)
+        return set(record["items"].values()) <= {"passed"}
+
+    cells = asked.cells.split(",")
+    with ThreadPoolExecutor(asked.jobs) as pool:
+        fine = list(pool.map(tried, cells))
+    failed = [cell for cell, passed in zip(cells, fine, strict=True) if not passed]
     raise SystemExit(f"failed: {', '.join(failed)}" if failed and asked.check else 0)
 
 

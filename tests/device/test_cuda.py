@@ -324,10 +324,13 @@ assert (segment["total_size"], segment["allocated_size"], segment["segment_type"
 assert segment["blocks"][0]["user_metadata"] == "first" and segment["blocks"][1]["state"] == "inactive"
 for page in (_memory_viz.trace_plot, _memory_viz.segment_plot, _memory_viz.segsum, _memory_viz.trace):
     assert page(data)
-assert len(torch.cuda.memory_snapshot()) == 1 and memory._allocation_traceback(x.data_ptr())[0]["name"] == "make"
+assert len(torch.cuda.memory_snapshot()) == 1
+if hasattr(memory, "_allocation_traceback"):  # since torch 2.12
+    assert memory._allocation_traceback(x.data_ptr())[0]["name"] == "make"
 memory._record_memory_history(enabled=None)
 make()
-assert len(memory._snapshot()["device_traces"][0]) == 6  # with two more snapshots
+actions = [event["action"] for event in memory._snapshot()["device_traces"][0]]
+assert [action for action in actions if action != "snapshot"] == ["segment_alloc", "alloc", "oom"]
 """,
     "a group of one": """
 import os

@@ -59,6 +59,7 @@ def register() -> None:
     backend_registration.rename_privateuse1_backend("chip")
     torch._register_device_module("chip", torch_chip)  # type: ignore[no-untyped-call]
     torch_versions.mark_as_lazy(torch_chip)
+    torch_versions.mark_as_shared()
     backend_registration.generate_methods_for_privateuse1_backend(for_tensor=True, for_module=True, for_storage=True)
     with suppress(BringupError):  # raised at the first use of a chip: `import torch` must not fail
         torch.ops.bringup.set_device_count(asked_devices())

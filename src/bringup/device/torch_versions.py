@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -38,3 +39,20 @@ def mark_as_lazy(module: Any) -> None:
     """
     if _RELEASE < (2, 12):
         module._lazy_init = lambda: None
+
+
+def mark_as_shared() -> None:
+    """Let storages of a device say that they are shared, as CUDA's do: no process has the memory for itself.
+
+    torch says so of every device but the CPU since 2.13, and only of CUDA before.
+    """
+    if _RELEASE >= (2, 13):
+        return
+    shared: Any = torch.UntypedStorage.is_shared
+
+    @functools.wraps(shared)
+    def is_shared(self: torch.UntypedStorage) -> bool:
+        return self.device.type == "chip" or bool(shared(self))
+
+    space: Any = torch.UntypedStorage
+    space.is_shared = is_shared
