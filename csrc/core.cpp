@@ -30,6 +30,7 @@
 #include "launch/own_kernels.cpp"
 #include "torch/collectives.cpp"
 #include "torch/ops.cpp"
+#include "torch/fused.cpp"
 #include "torch/layouts.cpp"
 #include "torch/torch.cpp"
 #include "torch/autocast.cpp"

@@ -19,6 +19,7 @@ FILES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 # A test is named after the file that it tests, or after its folder. These test neither one file nor the whole folder.
 OTHER_TESTS = {
+    "device/test_fused.py": "the operators that are one kernel on accelerators (csrc/torch/fused.cpp)",
     "machine/test_capacity.py": "the memory that chip files offer, as torch reports it on hardware",
     "recording/test_trace_format.py": "docs/trace.md, which describes the file of a recording",
     "triton/test_blocks.py": "operations on blocks: descriptors, and products with scales",

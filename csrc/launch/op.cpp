@@ -92,6 +92,8 @@ bool has_products(const std::string& name) {
   return names->count(base) != 0 || base.find("conv") != std::string::npos || base.find("_rnn") != std::string::npos;
 }
 
+const std::string kFused = "bringup_fused::";  // see torch/fused.cpp
+
 ArgKind kind_of(const c10::TypePtr& type) {
   auto inner = type;
   if (auto optional = inner->cast<c10::OptionalType>()) inner = optional->getElementType();
@@ -111,6 +113,8 @@ ArgKind kind_of(const c10::TypePtr& type) {
 }  // namespace
 
 Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(handle.operator_name())) {
+  bool is_fused = name.compare(0, kFused.size(), kFused) == 0;
+  if (is_fused) name = "aten::" + name.substr(kFused.size());
   const auto& schema = handle.schema();
   bool has_tensor = false, only_out = true;
   for (const auto& argument : schema.arguments()) {
@@ -154,7 +158,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
   bool own_generator = false;
   for (const auto& argument : args) own_generator |= argument.kind == ArgKind::Generator;
   bool draws = handle.hasTag(at::Tag::nondeterministic_seeded);  // without a generator argument: from the CPU's generator
-  tried = name.compare(0, 6, "aten::") == 0 && (own_generator || !draws);
+  tried = name.compare(0, 6, "aten::") == 0 && (own_generator || !draws) && !is_fused;
   content = takes_pivots(name) ? 1 : 0;
   synchronous |= is_data_dependent(name);
   overwrites = writes && (only_out || fills(name));

@@ -23,8 +23,6 @@ std::atomic<bool> unwritten_is_watched{false};
 
 using at::Tensor;
 
-namespace {
-
 // A launch that used elements which were never written.
 struct Read {
   std::string op;
@@ -36,8 +34,6 @@ struct Read {
 };
 using ReadPtr = std::shared_ptr<Read>;
 using ReadSet = std::set<ReadPtr>;
-
-}  // namespace
 
 struct Marked {
   Tensor marks;  // bytes: 0xff if the byte of the allocation is marked, else 0

@@ -398,7 +398,7 @@ Event* event_create(int index, bool timed) {
   bringup_event* handle = nullptr;
   check_driver(driver().event_create(on.handle, &handle), on, "the creation of an event");
   static std::atomic<int64_t> next_id{0};
-  return new Event{handle, next_id++, timed, {}, nullptr, nullptr};
+  return new Event{handle, next_id++, timed, {}, nullptr, nullptr, nullptr};
 }
 
 void event_destroy(Event* event) noexcept {

@@ -4,22 +4,16 @@
 #include <ATen/TensorOperators.h>
 #include <ATen/TensorUtils.h>
 #include <ATen/native/Resize.h>
-#include <ATen/native/DispatchStub.h>
 #include <ATen/native/TensorFactories.h>
-#include <ATen/native/transformers/attention.h>
-#include <ATen/ops/_fused_sdp_choice_native.h>
 #include <ATen/ops/_local_scalar_dense.h>
 #include <ATen/ops/_reshape_alias_native.h>
 #include <ATen/ops/as_strided_native.h>
-#include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/empty_strided.h>
 #include <ATen/ops/is_set_to_native.h>
-#include <ATen/ops/ones_like.h>
 #include <ATen/ops/set_native.h>
 #include <ATen/ops/view_native.h>
-#include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
 #include <cstdlib>
@@ -382,16 +376,6 @@ Tensor efficientzerotensor(c10::SymIntArrayRef size, optional<c10::ScalarType> d
   return at::detail::empty_generic(C10_AS_INTARRAYREF_SLOW(size), &allocator, keys, c10::dtype_or_default(dtype), std::nullopt);
 }
 
-// torch's CPU kernel would draw from the CPU's default generator.
-std::tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optional<bool> train) {
-  if (input.numel() == 0 || !train.value_or(true))
-    return {input.clone(), at::ones_like(input, input.options().dtype(c10::kBool))};
-  double keep = 1 - p;
-  Tensor noise = at::empty_like(input).bernoulli_(keep);
-  Tensor mask = noise.to(c10::kBool);
-  return {keep == 0 ? input.mul(noise) : input.mul(noise.div_(keep)), mask};
-}
-
 // CUDA's histc accepts integers, and programs rely on that. The CPU kernel only accepts floating-point numbers.
 Tensor histc(const Tensor& self, int64_t bins, const c10::Scalar& min, const c10::Scalar& max) {
   static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::histc", ""));
@@ -401,57 +385,6 @@ Tensor histc(const Tensor& self, int64_t bins, const c10::Scalar& min, const c10
   launch_boxed(op, &stack);
   Tensor counts = stack[0].toTensor();
   return integral ? counts.to(self.scalar_type()) : counts;
-}
-
-// torch requires fused recurrent cells on all devices but the CPU. Here they are compositions of other launches. Only the two
-// backward functions below read the workspaces, so their layout may differ from CUDA's.
-std::tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& cx,
-                                             const optional<Tensor>& input_bias, const optional<Tensor>& hidden_bias) {
-  Tensor gates = input_gates + hidden_gates;
-  if (input_bias && input_bias->defined()) gates = gates + *input_bias;
-  if (hidden_bias && hidden_bias->defined()) gates = gates + *hidden_bias;
-  auto parts = gates.chunk(4, 1);
-  Tensor in = parts[0].sigmoid(), forget = parts[1].sigmoid(), cell = parts[2].tanh(), out = parts[3].sigmoid();
-  Tensor cy = forget * cx + in * cell;
-  return {out * cy.tanh(), cy, at::cat({in, forget, cell, out}, 1)};
-}
-
-std::tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const optional<Tensor>& grad_hy, const optional<Tensor>& grad_cy,
-                                                      const Tensor& cx, const Tensor& cy, const Tensor& workspace,
-                                                      bool has_bias) {
-  bool has_hy = grad_hy && grad_hy->defined(), has_cy = grad_cy && grad_cy->defined();
-  if (!has_hy && !has_cy) return {};
-  auto parts = workspace.chunk(4, 1);
-  const Tensor &in = parts[0], &forget = parts[1], &cell = parts[2], &out = parts[3];
-  Tensor tanh_cy = cy.tanh();
-  Tensor hy = has_hy ? *grad_hy : at::zeros_like(cy);
-  Tensor total = hy * out * (1 - tanh_cy * tanh_cy);
-  if (has_cy) total = total + *grad_cy;
-  Tensor gates = at::cat({total * cell * in * (1 - in), total * cx * forget * (1 - forget), total * in * (1 - cell * cell),
-                          hy * tanh_cy * out * (1 - out)},
-                         1);
-  return {gates, total * forget, has_bias ? gates.sum(0) : Tensor()};
-}
-
-std::tuple<Tensor, Tensor> gru_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& hx,
-                                    const optional<Tensor>& input_bias, const optional<Tensor>& hidden_bias) {
-  auto input = (input_bias && input_bias->defined() ? input_gates + *input_bias : input_gates).chunk(3, 1);
-  auto hidden = (hidden_bias && hidden_bias->defined() ? hidden_gates + *hidden_bias : hidden_gates).chunk(3, 1);
-  Tensor reset = (input[0] + hidden[0]).sigmoid(), update = (input[1] + hidden[1]).sigmoid();
-  Tensor fresh = (input[2] + reset * hidden[2]).tanh();
-  return {fresh + update * (hx - fresh), at::cat({reset, update, fresh, hx, hidden[2]}, 1)};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_hy, const Tensor& workspace,
-                                                                     bool has_bias) {
-  auto parts = workspace.chunk(5, 1);
-  const Tensor &reset = parts[0], &update = parts[1], &fresh = parts[2], &hx = parts[3], &hidden = parts[4];
-  Tensor grad_update = grad_hy * (hx - fresh) * update * (1 - update);
-  Tensor grad_fresh = grad_hy * (1 - update) * (1 - fresh * fresh);
-  Tensor grad_reset = grad_fresh * hidden * reset * (1 - reset);
-  Tensor input = at::cat({grad_reset, grad_update, grad_fresh}, 1);
-  Tensor hidden_gates = at::cat({grad_reset, grad_update, grad_fresh * reset}, 1);
-  return {input, hidden_gates, grad_hy * update, has_bias ? input.sum(0) : Tensor(), has_bias ? hidden_gates.sum(0) : Tensor()};
 }
 
 // With this, module.to("chip") keeps its Parameters, as between the CPU and CUDA, so that optimizers created before stay valid.
@@ -466,11 +399,6 @@ bool has_compatible_shallow_copy_type(const Tensor& self, const Tensor& from) {
 
 }  // namespace
 }  // namespace bringup
-
-// Chooses between the fused attention kernels without reading data.
-namespace at::native {
-REGISTER_PRIVATEUSE1_DISPATCH(_fused_sdp_choice_stub, &_fused_sdp_choice_cpp)
-}
 
 namespace bringup {
 
@@ -509,14 +437,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_local_scalar_dense", &local_scalar_dense);
   m.impl("record_stream", &record_stream);
   m.impl("_efficientzerotensor", &efficientzerotensor);
-  m.impl("native_dropout", &native_dropout);
   m.impl("histc", &histc);
-  m.impl("_thnn_fused_lstm_cell", &lstm_cell);
-  m.impl("_thnn_fused_lstm_cell_backward_impl", &lstm_cell_backward);
-  m.impl("_thnn_fused_gru_cell", &gru_cell);
-  m.impl("_thnn_fused_gru_cell_backward", &gru_cell_backward);
   m.impl("_has_compatible_shallow_copy_type", &has_compatible_shallow_copy_type);
-  m.impl("_fused_sdp_choice", &at::native::_fused_sdp_choice_cpp);
 }
 
 }  // namespace bringup

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from bringup.cost.matmul import allowed_tf32
-from bringup.cost.rules import Gemm, Work, rule
+from bringup.cost.rules import Gemm, Work, rule, streaming
 from bringup.cost.signature import Signature
 
 GATES = {"lstm": 4, "gru": 3}  # the other recurrent layers have one
@@ -49,3 +49,18 @@ def stack(signature: Signature) -> Work:
         cells=math.ceil(factor * parts * CELL_KERNELS * steps),
         tf32=allowed_tf32(signature, "rnn"),
     )
+
+
+# Per element of the results (states and workspace): the activations of the gates and of the state, from the definitions.
+CELL_SPECIAL = {
+    "_thnn_fused_lstm_cell": 5 / 6,
+    "_thnn_fused_lstm_cell_backward": 1 / 5,
+    "_thnn_fused_gru_cell": 3 / 6,
+    "_thnn_fused_gru_cell_backward": 0.0,
+}
+
+
+@rule("pointwise", *CELL_SPECIAL)
+def cell(signature: Signature) -> Work:
+    """Price the gates of one step, beside its products: one pointwise kernel over the results."""
+    return streaming(signature, "pointwise", flops=3, special=CELL_SPECIAL[signature.base])
