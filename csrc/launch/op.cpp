@@ -199,6 +199,8 @@ Op& find_op(const c10::OperatorHandle& handle) {
   return *slot;
 }
 
+Op& find_op(const char* name) { return find_op(c10::Dispatcher::singleton().findSchemaOrThrow(name, "")); }
+
 void for_each_op(const std::function<void(Op&)>& f) {
   std::lock_guard<std::mutex> lock(all_ops().mutex);
   for (auto& [name, op] : all_ops().ops) f(*op);

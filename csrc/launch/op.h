@@ -54,6 +54,7 @@ struct Op {
 };
 
 Op& find_op(const c10::OperatorHandle& handle);
+Op& find_op(const char* name);  // of an operator without overloads
 void for_each_op(const std::function<void(Op&)>& f);
 
 // True for an output that is on the host even if the inputs are on the device.

@@ -430,7 +430,7 @@ SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
   SignaturePtr& slot = slots.size() <= kRecentTensors ? recent[hash % recent.size()] : of_many;
   if (matches(slot, hash, key)) return slot;
   std::lock_guard<std::mutex> lock(table().mutex);
-  slot = table().find(hash, [&](const SignaturePtr& signature) { return matches(signature, hash, key); });
+  slot = table().find(hash, [hash, &key = key](const SignaturePtr& signature) { return matches(signature, hash, key); });
   if (!slot) {
     slot = new_signature(op, slots, hash, key);
     slot->tf32 = tf32;

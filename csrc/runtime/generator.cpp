@@ -63,7 +63,7 @@ uint64_t ChipGenerator::seed() {
   return seed;
 }
 
-void ChipGenerator::set_offset(uint64_t offset) {
+void ChipGenerator::set_offset(uint64_t) {
   TORCH_CHECK_NOT_IMPLEMENTED(false, "a chip generator has no offset: its state is that of torch's CPU generator");
 }
 

@@ -122,7 +122,8 @@ Tensor sum_of_groups(const Tensor& grad, const Tensor& shared) {
 
 // The scaled and masked products of queries and keys, in at least float32.
 Tensor attention_scores(const Tensor& query, const Tensor& key, const optional<Tensor>& bias, bool is_causal, double scale) {
-  Tensor scores = at::matmul(query * scale, key.transpose(-2, -1));
+  double root = std::sqrt(std::abs(scale));  // of both, as torch has it, against overflow
+  Tensor scores = at::matmul(query * root, key.transpose(-2, -1) * std::copysign(root, scale));
   if (is_causal) {
     Tensor seen = at::ones({scores.size(-2), scores.size(-1)}, scores.options().dtype(c10::kBool)).tril();
     scores = scores.masked_fill(seen.logical_not(), -INFINITY);
@@ -160,13 +161,13 @@ tuple<Tensor, Tensor, Tensor> attention_values(const Tensor& query, const Tensor
 
 tuple<Tensor, Tensor, Tensor> attention_backward_values(const Tensor& grad_out, const Tensor& query, const Tensor& key,
                                                         const Tensor& value, const optional<Tensor>& attn_bias,
-                                                        const Tensor& logsumexp, double dropout_p, bool is_causal,
+                                                        const Tensor& /*logsumexp*/, double dropout_p, bool is_causal,
                                                         const Tensor& state, optional<double> scale) {
   auto wide = at::toOpMathType(query.scalar_type());
   double factor = attention_scale(query, scale);
   Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), v = per_head(value, query.size(-3)).to(wide);
   Tensor grad = grad_out.to(wide);
-  Tensor weights = (attention_scores(q, k, attn_bias, is_causal, factor) - logsumexp.unsqueeze(-1)).exp();
+  Tensor weights = attention_scores(q, k, attn_bias, is_causal, factor).softmax(-1);
   optional<at::Generator> generator;
   if (!query.is_meta()) {
     generator = at::detail::createCPUGenerator();
@@ -229,12 +230,10 @@ Stack launch_fused(Op& op, Arguments&&... arguments) {
   return stack;
 }
 
-Op& fused(const char* name) { return find_op(c10::Dispatcher::singleton().findSchemaOrThrow(name, "")); }
-
 const c10::IValue kDefaultGenerator;
 
 tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optional<bool> train) {
-  static Op& op = fused("bringup_fused::native_dropout");
+  static Op& op = find_op("bringup_fused::native_dropout");
   if (input.numel() == 0 || !train.value_or(true))
     return {input.clone(), at::ones_like(input, input.options().dtype(c10::kBool))};
   TORCH_CHECK(input.is_floating_point(), "native_dropout(): not implemented for '", input.scalar_type(), "'");
@@ -244,14 +243,14 @@ tuple<Tensor, Tensor> native_dropout(const Tensor& input, double p, optional<boo
 
 tuple<Tensor, Tensor, Tensor> lstm_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& cx,
                                         const optional<Tensor>& input_bias, const optional<Tensor>& hidden_bias) {
-  static Op& op = fused("bringup_fused::_thnn_fused_lstm_cell");
+  static Op& op = find_op("bringup_fused::_thnn_fused_lstm_cell");
   Stack results = launch_fused(op, input_gates, hidden_gates, cx, input_bias, hidden_bias);
   return {results[0].toTensor(), results[1].toTensor(), results[2].toTensor()};
 }
 
 tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const optional<Tensor>& grad_hy, const optional<Tensor>& grad_cy,
                                                  const Tensor& cx, const Tensor& cy, const Tensor& workspace, bool has_bias) {
-  static Op& op = fused("bringup_fused::_thnn_fused_lstm_cell_backward");
+  static Op& op = find_op("bringup_fused::_thnn_fused_lstm_cell_backward");
   if (!(grad_hy && grad_hy->defined()) && !(grad_cy && grad_cy->defined())) return {};
   Stack results = launch_fused(op, grad_hy, grad_cy, cx, cy, workspace);
   Tensor gates = results[0].toTensor();
@@ -260,27 +259,27 @@ tuple<Tensor, Tensor, Tensor> lstm_cell_backward(const optional<Tensor>& grad_hy
 
 tuple<Tensor, Tensor> gru_cell(const Tensor& input_gates, const Tensor& hidden_gates, const Tensor& hx,
                                const optional<Tensor>& input_bias, const optional<Tensor>& hidden_bias) {
-  static Op& op = fused("bringup_fused::_thnn_fused_gru_cell");
+  static Op& op = find_op("bringup_fused::_thnn_fused_gru_cell");
   Stack results = launch_fused(op, input_gates, hidden_gates, hx, input_bias, hidden_bias);
   return {results[0].toTensor(), results[1].toTensor()};
 }
 
 tuple<Tensor, Tensor, Tensor, Tensor, Tensor> gru_cell_backward(const Tensor& grad_hy, const Tensor& workspace, bool has_bias) {
-  static Op& op = fused("bringup_fused::_thnn_fused_gru_cell_backward");
+  static Op& op = find_op("bringup_fused::_thnn_fused_gru_cell_backward");
   Stack results = launch_fused(op, grad_hy, workspace);
   Tensor input = results[0].toTensor(), hidden = results[1].toTensor();
   return {input, hidden, results[2].toTensor(), has_bias ? input.sum(0) : Tensor(), has_bias ? hidden.sum(0) : Tensor()};
 }
 
 tuple<Tensor, Tensor> rms_norm(const Tensor& input, at::IntArrayRef shape, const optional<Tensor>& weight, optional<double> eps) {
-  static Op& op = fused("bringup_fused::_fused_rms_norm");
+  static Op& op = find_op("bringup_fused::_fused_rms_norm");
   Stack results = launch_fused(op, input, shape, weight, eps);
   return {results[0].toTensor(), results[1].toTensor()};
 }
 
 tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& input, at::IntArrayRef shape, const Tensor& rstd,
                                         const optional<Tensor>& weight, std::array<bool, 2> output_mask) {
-  static Op& op = fused("bringup_fused::_fused_rms_norm_backward");
+  static Op& op = find_op("bringup_fused::_fused_rms_norm_backward");
   Stack results = launch_fused(op, grad, input, shape, rstd, weight, output_mask);
   return {results[0].toTensor(), results[1].toTensor()};
 }
@@ -299,7 +298,7 @@ using AttentionResults = tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10:
 
 AttentionResults attention(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& attn_bias,
                            double dropout_p, bool is_causal, bool return_debug_mask, optional<double> scale) {
-  static Op& op = fused("bringup_fused::_scaled_dot_product_flash_attention");
+  static Op& op = find_op("bringup_fused::_scaled_dot_product_flash_attention");
   Stack results = launch_fused(op, query, key, value, attn_bias, dropout_p, is_causal, scale, kDefaultGenerator);
   return {results[0].toTensor(), results[1].toTensor(), {}, {}, query.sym_size(-2),
           key.sym_size(-2),      results[2].toTensor(), {}, {}};
@@ -310,7 +309,7 @@ tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out,
                                                          const Tensor&, const Tensor& logsumexp, const Tensor&, const Tensor&,
                                                          c10::SymInt, c10::SymInt, double dropout_p, bool is_causal,
                                                          const Tensor& state, const Tensor&, optional<double> scale) {
-  static Op& op = fused("bringup_fused::_scaled_dot_product_flash_attention_backward");
+  static Op& op = find_op("bringup_fused::_scaled_dot_product_flash_attention_backward");
   optional<Tensor> bias = attn_bias.defined() ? optional<Tensor>(attn_bias) : std::nullopt;
   Stack results = launch_fused(op, grad_out, query, key, value, bias, logsumexp, dropout_p, is_causal, state, scale);
   return {results[0].toTensor(), results[1].toTensor(), results[2].toTensor(), Tensor()};

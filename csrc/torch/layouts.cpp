@@ -204,7 +204,7 @@ void run_on_host(const c10::OperatorHandle& handle, Stack* stack) {
 // Runs a copy between chips by `f`, whose own copies to the host get no rows, and records one row for it.
 template <class F>
 Tensor copied_on_chip(const char* name, std::vector<c10::IValue> arguments, c10::Device device, F f) {
-  const Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow(name, ""));
+  const Op& op = find_op(name);
   std::optional<PartsRow> row;
   if (C10_UNLIKELY(recording()) && !Unrecorded::on()) {
     arguments.resize(op.args.size());

@@ -161,7 +161,7 @@ constexpr size_t kStaged = 64 * 1024;
 bool upload_waits(bool pinned, bool non_blocking, size_t bytes) { return !non_blocking || (!pinned && bytes > kStaged); }
 
 void copy_on_device(const Tensor& to, const Tensor& from) {
-  static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::copy_", ""));
+  static Op& op = find_op("aten::copy_");
   Stack stack{to, from, false};
   launch_boxed(op, &stack);
 }
@@ -378,7 +378,7 @@ Tensor efficientzerotensor(c10::SymIntArrayRef size, optional<c10::ScalarType> d
 
 // CUDA's histc accepts integers, and programs rely on that. The CPU kernel only accepts floating-point numbers.
 Tensor histc(const Tensor& self, int64_t bins, const c10::Scalar& min, const c10::Scalar& max) {
-  static Op& op = find_op(c10::Dispatcher::singleton().findSchemaOrThrow("aten::histc", ""));
+  static Op& op = find_op("aten::histc");
   if (self.is_floating_point()) alert_nondeterministic("_histc_cuda with floating point input");
   bool integral = c10::isIntegralType(self.scalar_type(), /*includeBool=*/false);
   Stack stack{integral ? self.to(c10::kDouble) : self, bins, min, max};

@@ -44,7 +44,7 @@ def test_attention_with_dropout_draws_and_computes_as_the_cpu(form: str, dtype: 
         "added mask": {"attn_mask": torch.randn(16, 12, dtype=dtype)},
         "boolean mask": {"attn_mask": torch.rand(2, 1, 16, 12) > 0.3},
         "shared keys": {"enable_gqa": True},
-        "scaled": {"scale": 0.5},
+        "scaled": {"scale": -0.5},
     }[form]
     close = {torch.float32: 1e-5, torch.bfloat16: 2e-2}[dtype]
     computed, expected = attend("chip", inputs, **options), attend("cpu", inputs, **options)
