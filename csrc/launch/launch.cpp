@@ -66,13 +66,6 @@ void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides, tensor.storage_offset());
 }
 
-uint8_t host_index(const Call& call) {
-  const Signature& signature = *call.signature;
-  for (size_t i = 0; i < call.slots.size(); ++i)
-    if (signature.storage_of[i] < 0 && call.slots[i].tensor->defined() && call.slots[i].tensor->dim() > 0) return kHostIndex;
-  return 0;
-}
-
 namespace {
 
 using Storages = decltype(Launch::storages);
@@ -234,7 +227,7 @@ void record(const Call& call, const Promised& promised, const Line& line, const 
   find_storages(*call.signature, call.slots, &storages);
   LaunchRow row{*call.signature, call.arguments, *call.stream, line, std::move(storages), {}};
   for (const at::Tensor& output : promised.outputs) row.outputs.push_back(storage_of(output).address);
-  record_launch(row, uint8_t((placement.fallback ? kFallback : 0) | host_index(call)));
+  record_launch(row, uint8_t((placement.fallback ? kFallback : 0) | index_flags(call)));
 }
 
 // Captures the launch for a graph instead of running it.
@@ -246,7 +239,7 @@ void capture(const Call& call, const Placement& placement) {
     launch->outputs.push_back(storage_of(output));
     if (is_dry()) set_dry_content(output, Content::Unknown);
   }
-  capture_launch(std::move(launch), uint8_t((placement.fallback ? kFallback : 0) | host_index(call)));
+  capture_launch(std::move(launch), uint8_t((placement.fallback ? kFallback : 0) | index_flags(call)));
   return_results(call, std::move(promised.results));
 }
 

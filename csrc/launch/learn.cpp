@@ -25,6 +25,13 @@ void drop_masked(const Op& op, Results& promised, const IValue* arguments) {
     if (!mask[i].toBool()) promised.outputs[i] = TensorMeta();
 }
 
+// Corrects what torch's meta kernel promises for an encoder's attention: without weights, the second result is undefined.
+void correct_attention(const Signature& signature, Results& promised, const IValue* arguments) {
+  if (signature.op->name != "aten::_native_multi_head_attention" || promised.outputs.size() != 2) return;
+  const IValue* need_weights = argument_of(*signature.op, arguments, "need_weights");
+  if (need_weights && need_weights->isBool() && !need_weights->toBool()) promised.outputs[1] = TensorMeta();
+}
+
 // Corrects what torch's meta kernels promise for normalisations. In evaluation mode, the CPU's batch normalisation returns empty
 // statistics. Statistics have the input's dtype unless a parameter has a wider one.
 void correct_promise(const Signature& signature, Results& promised, const IValue* arguments) {
@@ -86,6 +93,7 @@ std::optional<Results> ask_meta(const Signature& signature, const Slots& slots, 
       if (!op.args[size_t(slots[size_t(slot)].argument)].out) return std::nullopt;
     drop_masked(op, *promised, arguments);
     correct_promise(signature, *promised, arguments);
+    correct_attention(signature, *promised, arguments);
     ++counters().learned_by_meta;
     return promised;
   } catch (const c10::NotImplementedError&) {

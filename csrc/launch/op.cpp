@@ -199,6 +199,11 @@ Op& find_op(const c10::OperatorHandle& handle) {
   return *slot;
 }
 
+const c10::IValue* argument_of(const Op& op, const c10::IValue* arguments, const char* name) {
+  auto index = op.handle.schema().argumentIndexWithName(name);
+  return index ? &arguments[*index] : nullptr;
+}
+
 Op& find_op(const char* name) { return find_op(c10::Dispatcher::singleton().findSchemaOrThrow(name, "")); }
 
 void for_each_op(const std::function<void(Op&)>& f) {

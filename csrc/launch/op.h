@@ -53,6 +53,9 @@ struct Op {
   explicit Op(const c10::OperatorHandle& handle);
 };
 
+// The argument of a call with this name; null if the operator has none.
+const c10::IValue* argument_of(const Op& op, const c10::IValue* arguments, const char* name);
+
 Op& find_op(const c10::OperatorHandle& handle);
 Op& find_op(const char* name);  // of an operator without overloads
 void for_each_op(const std::function<void(Op&)>& f);

@@ -13,10 +13,7 @@ using c10::IValue;
 
 namespace {
 
-const IValue* argument(const Call& call, const char* name) {
-  auto index = call.op.handle.schema().argumentIndexWithName(name);
-  return index ? &call.arguments[*index] : nullptr;
-}
+const IValue* argument(const Call& call, const char* name) { return argument_of(call.op, call.arguments, name); }
 
 bool always(const Call&) { return true; }
 
@@ -110,6 +107,15 @@ bool has_index_on_host(const Call& call) {
   return false;
 }
 
+// True for x[mask] = number, which torch turns into masked_fill. Under CUDA the number is on the host; here it is on the chip.
+bool fills_masked(const Call& call) {
+  const IValue* values = argument(call, "values");
+  if (!values || !values->isTensor()) return false;
+  const at::Tensor& value = values->toTensor();
+  const IValue* accumulate = argument(call, "accumulate");
+  return value.dim() == 0 && !(accumulate && accumulate->isBool() && accumulate->toBool());
+}
+
 // Operators that wait on the virtual chip because their sizes depend on host data or on an argument, which CUDA needs no wait
 // for.
 bool knows_its_sizes(const Call& call) {
@@ -119,6 +125,15 @@ bool knows_its_sizes(const Call& call) {
 }
 
 }  // namespace
+
+uint8_t index_flags(const Call& call) {
+  uint8_t flags = 0;
+  for (size_t i = 0; i < call.slots.size() && !flags; ++i)
+    if (call.signature->storage_of[i] < 0 && call.slots[i].tensor->defined() && call.slots[i].tensor->dim() > 0)
+      flags = kHostIndex;
+  bool waits = call.op.host_indices && ((has_mask_on_chip(call) && !fills_masked(call)) || has_index_on_host(call));
+  return uint8_t(flags | (waits ? kWaits : 0));
+}
 
 void alert_nondeterministic(const char* kernel) {
   if (named_cuda()) at::globalContext().alertNotDeterministic(kernel);
@@ -145,8 +160,7 @@ void alert_wait() {
 void alert_wait(const Call& call, bool fallback) {
   if (C10_LIKELY(sync_mode.load(std::memory_order_relaxed) == 0) || call.op.is_view) return;
   bool waits = call.op.synchronous && !(call.op.masks_decide && !has_mask_on_chip(call)) && !knows_its_sizes(call);
-  bool indexes = call.op.host_indices && (has_mask_on_chip(call) || has_index_on_host(call));
-  if (waits || indexes || fallback) alert_wait();
+  if (waits || index_flags(call) & kWaits || fallback) alert_wait();
 }
 
 }  // namespace bringup

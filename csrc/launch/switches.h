@@ -16,6 +16,9 @@ void set_sync_debug_mode(int64_t mode);
 int64_t sync_debug_mode();
 // Called before the host waits for the device on the program's behalf.
 void alert_wait();
+// Flags of the call's row: kHostIndex if an argument is a host tensor with dimensions, kWaits if CUDA waits for the indices: it
+// counts the elements of a mask first, and uploads an index of the host.
+uint8_t index_flags(const Call& call);
 void alert_wait(const Call& call, bool fallback);  // if CUDA would synchronise for this call
 
 }  // namespace bringup

@@ -133,7 +133,7 @@ void run(const Call& call, bool fallback) {
   if (C10_UNLIKELY(recording())) {
     for (const IValue& value : results)
       if (value.isTensor() && !value.isList()) row.outputs.push_back(storage_of(value.toTensor()).address);
-    record_launch(row, uint8_t((op.synchronous && !learning ? kWaits : 0) | (fallback ? kFallback : 0) | host_index(call)),
+    record_launch(row, uint8_t((op.synchronous && !learning ? kWaits : 0) | (fallback ? kFallback : 0) | index_flags(call)),
                   &results);
   }
   return_results(call, std::move(results));

@@ -137,6 +137,16 @@ Tensor attention_keeps(const Tensor& query, const Tensor& key, double p, optiona
   return at::empty(sizes, query.options().dtype(c10::kBool)).bernoulli_(1 - p, std::move(generator));
 }
 
+// Compiled code draws from the CPU's default generator.
+at::Generator or_default(optional<at::Generator> generator) {
+  return generator && generator->defined() ? *generator : at::detail::getDefaultCPUGenerator();
+}
+
+Tensor state_of(at::Generator generator) {
+  std::lock_guard<std::mutex> lock(generator.mutex());
+  return generator.get_state();
+}
+
 double attention_scale(const Tensor& query, optional<double> scale) {
   return scale.value_or(1 / std::sqrt(double(query.size(-1))));
 }
@@ -152,8 +162,9 @@ tuple<Tensor, Tensor, Tensor> attention_values(const Tensor& query, const Tensor
   Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), v = per_head(value, query.size(-3)).to(wide);
   Tensor scores = attention_scores(q, k, attn_bias, is_causal, attention_scale(query, scale));
   static const int64_t bytes = at::detail::createCPUGenerator().get_state().numel();
-  Tensor state = query.is_meta() ? at::empty({bytes}, query.options().dtype(c10::kByte)) : generator->get_state();
-  Tensor keeps = attention_keeps(query, key, dropout_p, std::move(generator));
+  at::Generator draws = or_default(std::move(generator));
+  Tensor state = query.is_meta() ? at::empty({bytes}, query.options().dtype(c10::kByte)) : state_of(draws);
+  Tensor keeps = attention_keeps(query, key, dropout_p, draws);
   Tensor weights = scores.softmax(-1).mul_(keeps).div_(1 - dropout_p);
   Tensor result = at::matmul(weights, v).to(query.scalar_type());
   return {heads_side_by_side(result), at::logsumexp(scores, {-1}), state};
@@ -183,7 +194,21 @@ tuple<Tensor, Tensor, Tensor> attention_backward_values(const Tensor& grad_out, 
   return {laid_out(to_query), laid_out(sum_of_groups(to_key, key)), laid_out(sum_of_groups(to_value, value))};
 }
 
+// Chooses between the kernels for attention without reading data. With dropout, the CPU has no fused kernel, and accelerators
+// have.
+int64_t attention_choice(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& attn_mask,
+                         double dropout_p, bool is_causal, optional<double> scale, bool enable_gqa) {
+  constexpr int64_t kMath = 0, kFlash = 1, kOverrideable = 4;  // of SDPBackend, whose namespace depends on the release
+  int64_t choice = at::native::_fused_sdp_choice_cpp(query, key, value, attn_mask, 0, is_causal, scale, enable_gqa);
+  if (dropout_p == 0 || choice != kFlash) return choice;
+  return dropout_p < 1 ? kOverrideable : kMath;
+}
+
 TORCH_LIBRARY(bringup_fused, m) {
+  m.def(
+      "_fused_sdp_choice(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, float dropout_p, bool is_causal,"
+      " float? scale, bool enable_gqa) -> int",
+      {at::Tag::pt2_compliant_tag});
   m.def("native_dropout(Tensor input, float p, Generator? generator) -> (Tensor, Tensor)");
   m.def(
       "_thnn_fused_lstm_cell(Tensor input_gates, Tensor hidden_gates, Tensor cx, Tensor? input_bias, Tensor? hidden_bias)"
@@ -207,6 +232,8 @@ TORCH_LIBRARY(bringup_fused, m) {
       " Tensor? attn_bias, Tensor logsumexp, float dropout_p, bool is_causal, Tensor philox_seed, float? scale)"
       " -> (Tensor, Tensor, Tensor)");
 }
+
+TORCH_LIBRARY_IMPL(bringup_fused, CompositeImplicitAutograd, m) { m.impl("_fused_sdp_choice", &attention_choice); }
 
 TORCH_LIBRARY_IMPL(bringup_fused, CompositeExplicitAutograd, m) {
   m.impl("native_dropout", &dropout_values);
@@ -282,16 +309,6 @@ tuple<Tensor, Tensor> rms_norm_backward(const Tensor& grad, const Tensor& input,
   static Op& op = find_op("bringup_fused::_fused_rms_norm_backward");
   Stack results = launch_fused(op, grad, input, shape, rstd, weight, output_mask);
   return {results[0].toTensor(), results[1].toTensor()};
-}
-
-// Chooses between the kernels for attention without reading data. With dropout, the CPU has no fused kernel, and accelerators
-// have.
-int64_t attention_choice(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& attn_mask,
-                         double dropout_p, bool is_causal, optional<double> scale, bool enable_gqa) {
-  constexpr int64_t kMath = 0, kFlash = 1, kOverrideable = 4;  // of SDPBackend, whose namespace depends on the release
-  int64_t choice = at::native::_fused_sdp_choice_cpp(query, key, value, attn_mask, 0, is_causal, scale, enable_gqa);
-  if (dropout_p == 0 || choice != kFlash) return choice;
-  return dropout_p < 1 ? kOverrideable : kMath;
 }
 
 using AttentionResults = tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Tensor, Tensor>;

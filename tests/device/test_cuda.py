@@ -152,6 +152,14 @@ assert torch.allclose(function(x).cpu(), x.cpu().relu() + 1)
 from bringup.compile.lines import breaks_since
 assert not breaks_since(0), breaks_since(0)
 """,
+    "compiled to a graph": """
+model = nn.Sequential(nn.Linear(8, 8), nn.GELU()).cuda().eval()
+compiled = torch.compile(model, mode="reduce-overhead")
+x = torch.randn(4, 8, device="cuda")
+with torch.no_grad():
+    for _ in range(4):
+        assert torch.allclose(compiled(x), model(x), atol=1e-6)
+""",
     "compiled with views": """
 buffer = torch.zeros(16, dtype=torch.long, device="cuda")
 model = nn.Sequential(nn.Embedding(8, 4), nn.Linear(4, 2)).cuda()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -149,3 +150,33 @@ def test_dropout_adds_only_its_own_launches_to_a_transformer_in_training() -> No
     more = train(0.1) - train(0.0)
     more = Counter({name: count for name, count in more.items() if "attention" not in name and "copy" not in name})
     assert more == {"aten::native_dropout": 3, "aten::native_dropout_backward": 3}  # outside of attention
+
+
+@pytest.mark.parametrize("form", ["plain", "causal", "boolean mask"])
+def test_compiled_attention_with_dropout_is_the_same_kernel(form: str) -> None:
+    mask = torch.rand(16, 16, device="chip") > 0.2
+    options: dict[str, Any] = {"plain": {}, "causal": {"is_causal": True}, "boolean mask": {"attn_mask": mask}}[form]
+
+    def attention(query: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, query, query, dropout_p=0.3, **options)
+
+    data, results = torch.randn(2, 4, 16, 8), []
+    compiled = torch.compile(attention)
+    for run in (attention, compiled):
+        query = data.to("chip").requires_grad_()
+        torch.manual_seed(5)
+        result = run(query)
+        result.square().sum().backward()
+        results.append((result.detach().cpu(), query.grad.cpu() if query.grad is not None else None))
+    torch.testing.assert_close(results[1], results[0])
+    query = data.to("chip")
+    names = operators(lambda: compiled(query))
+    assert sum("attention" in name for name in names) == 1 and not any("bmm" in name for name in names)
+
+
+def test_compiled_dropout_draws_and_compares_in_one_kernel() -> None:
+    layer = torch.compile(nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.Dropout(0.1)).to("chip"))
+    data = torch.randn(32, 64, device="chip")
+    names = operators(lambda: layer(data))
+    assert len(names) == 3 and sum("inductor_random" in name for name in names) == 1, names
+    assert not any(name.startswith("prims::") for name in names)

@@ -48,6 +48,11 @@ CASES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "synchronize": (lambda: torch.chip.synchronize(), ["synchronize"]),  # type: ignore[attr-defined]
     "nonzero": (lambda: on_chip(4).nonzero(), ["data_dependent"]),
     "a mask": (lambda: on_chip(4)[on_chip(4) > 0], ["data_dependent"]),
+    "tensors under a mask": (lambda: on_chip(4).__setitem__(on_chip(4) > 0, on_chip(4)), ["data_dependent"]),
+    "a number under a mask": (lambda: on_chip(4).__setitem__(on_chip(4) > 0, 0.0), []),
+    "an index on the host": (lambda: on_chip(4)[torch.tensor([0, 2])], ["upload"]),
+    "tensors at an index on the host": (lambda: on_chip(4).__setitem__(torch.tensor([0]), on_chip(1)), ["upload"]),
+    "an index on the chip": (lambda: on_chip(4)[torch.arange(2, device="chip")], []),
     "where": (lambda: torch.where(on_chip(4) > 0, on_chip(4), 0.0), []),
 }
 

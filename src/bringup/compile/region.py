@@ -52,6 +52,12 @@ def compile_region(index: int, replayed: bool, graph: fx.GraphModule, inputs: Se
     return compiled
 
 
+def _draws(node: fx.Node) -> bool:
+    """Return True if a node draws random numbers."""
+    seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+    return seeded or family_of(name_of(node)) == "random"
+
+
 class Region:
     """A compiled graph. A call allocates the results, records the kernels, and runs the code on the chip's memory."""
 
@@ -67,7 +73,7 @@ class Region:
         self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
         (outputs,) = next(node for node in graph.nodes if node.op == "output").args
         self.outputs: list[Any] = list(outputs)
-        self.random = any(family_of(name_of(node)) == "random" for node in computing_nodes(graph))
+        self.random = any(_draws(node) for node in computing_nodes(graph))
         self.sized: dict[tuple[Any, ...], list[Sized]] = {}
         self.tf32: tuple[str, ...] = TF32_DEFAULT  # torch's switches at the call
 

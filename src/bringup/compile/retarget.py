@@ -17,6 +17,7 @@ import torch
 from torch import fx
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass, transform_subclass
 
+from bringup.compile.attention import attend
 from bringup.device.torch_chip import real_device
 from bringup.device.torch_versions import fake_mode_for_inductor
 
@@ -72,6 +73,8 @@ def retarget(graph: fx.GraphModule) -> None:
         for node in module.graph.nodes:
             node.args = fx.node.map_aggregate(node.args, moved)
             node.kwargs = fx.node.map_aggregate(node.kwargs, moved)
+            if node.target is torch.nn.functional.scaled_dot_product_attention:
+                node.target = attend
             if node.target in (torch.histc, "histc"):
                 node.op, node.target = "call_function", _histc
             if node.op == "call_method" and node.target in ("cuda", "chip"):

@@ -141,6 +141,7 @@ def topk(signature: Signature) -> Work:
         rand rand_like randn randn_like randint randint_like randperm
         _standard_gamma _standard_gamma_grad _sample_dirichlet _dirichlet_grad
         native_dropout _fused_dropout alpha_dropout feature_dropout
+        inductor_random inductor_randint inductor_seeds inductor_lookup_seed
     """),
 )
 def random(signature: Signature) -> Work:

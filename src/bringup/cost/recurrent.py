@@ -51,7 +51,7 @@ def stack(signature: Signature) -> Work:
     )
 
 
-# Per element of the results (states and workspace): the activations of the gates and of the state, from the definitions.
+# Activations of the gates and of the state, from their definitions, per element of the results (states and workspace).
 CELL_SPECIAL = {
     "_thnn_fused_lstm_cell": 5 / 6,
     "_thnn_fused_lstm_cell_backward": 1 / 5,

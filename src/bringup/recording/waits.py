@@ -13,6 +13,7 @@ from bringup.recording.rows import (
     DEVICE_SYNC,
     EVENT_SYNC,
     H2D,
+    HOST_INDEX,
     LAUNCH,
     OF_DOWNLOAD,
     OF_UPLOAD,
@@ -48,7 +49,8 @@ SMALL_UPLOAD = (
     "a copy with non_blocking=True does not wait even for pageable memory"
 )
 REMEDIES = {
-    "upload": "copy with non_blocking=True from pinned memory (DataLoader(pin_memory=True), or pin_memory())",
+    "upload": "copy with non_blocking=True from pinned memory (DataLoader(pin_memory=True), or pin_memory()), "
+    "and keep indices of chip tensors on the chip",
     "download": "copy to pinned memory with non_blocking=True, and synchronize when the data is needed",
     "read": "read values less often: keep sums on the chip and read them every n steps; "
     "torch.where can replace a condition",
@@ -90,6 +92,7 @@ def find_waits(trace: Trace) -> Waits:
     """Return the waits of a trace.
 
     They are blocking copies in both directions, explicit synchronisations, and operators whose result the host needs.
+    An operator that is given an index on the host uploads it.
     """
     columns = trace.columns
     kind, flags = columns["kind"], columns["flags"]
@@ -105,6 +108,7 @@ def find_waits(trace: Trace) -> Waits:
     launched = waiting_launch[rows]
     gives_value = np.asarray([_gives_value(data) for data in trace.signature_data], dtype=bool)
     kinds[launched] = np.where(gives_value[columns["signature"][rows[launched]]], READ, DATA_DEPENDENT)
+    kinds[launched & ((flags[rows] & HOST_INDEX) != 0)] = UPLOAD  # of the index
     return Waits(rows, kinds, copy)
 
 
