@@ -6,6 +6,7 @@
 #include "launch/switches.h"
 #include "runtime/memory.h"
 #include "runtime/memory_history.h"
+#include "torch/layouts.h"
 #include "torch/profiler.h"
 #include "runtime/runtime.h"
 #include "torch/views.h"
@@ -20,6 +21,7 @@ namespace {
 void start() {
   register_device();
   register_kernels();
+  register_layouts();
   register_autocast();
   register_collectives();
   register_profiler();

@@ -251,6 +251,22 @@ Tensor to_copy_any(const Tensor& self, std::optional<c10::ScalarType> dtype, std
 
 Tensor place_on_chip(const Tensor& on_host, c10::DeviceIndex index) { return moved_to(on_host, c10::Device(kChip, index)); }
 
+// The fallbacks below are not enough: torch makes some kernels for every device, and these allocate dense results as sparse ones.
+void register_layouts() {
+  using c10::DispatchKey;
+  auto& dispatcher = c10::Dispatcher::singleton();
+  for (auto [on_cpu, on_chip] : {std::pair(DispatchKey::SparseCPU, DispatchKey::SparsePrivateUse1),
+                                 std::pair(DispatchKey::SparseCsrCPU, DispatchKey::SparseCsrPrivateUse1),
+                                 std::pair(DispatchKey::QuantizedCPU, DispatchKey::QuantizedPrivateUse1)}) {
+    auto* aten = new torch::Library(torch::Library::IMPL, "aten", on_chip, __FILE__, __LINE__);  // kept for good
+    for (const auto& name : dispatcher.getAllOpNames()) {
+      auto handle = name.name.compare(0, 6, "aten::") == 0 ? dispatcher.findSchema(name) : std::nullopt;
+      if (!handle || !handle->hasKernelForDispatchKey(on_cpu) || handle->hasKernelForDispatchKey(on_chip)) continue;
+      aten->impl(c10::toString(name).c_str(), torch::CppFunction::makeFromBoxedFunction<&run_on_host>());
+    }
+  }
+}
+
 TORCH_LIBRARY_IMPL(_, SparsePrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>()); }
 TORCH_LIBRARY_IMPL(_, SparseCsrPrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>()); }
 TORCH_LIBRARY_IMPL(_, QuantizedPrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_host>()); }

@@ -354,6 +354,25 @@ def test_sparse_tensors() -> None:
     assert torch.equal((csr @ torch.ones(4, device="chip")).cpu(), torch.ones(4))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse.*beta state")
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr])
+def test_products_of_sparse_and_dense_tensors_are_dense(layout: torch.layout) -> None:
+    sparse = (
+        torch.randn(4, 4).relu().to_sparse(layout=layout, **({"blocksize": (2, 2)} if "bsr" in str(layout) else {}))
+    )
+    dense = torch.randn(4, 3)
+    calls: list[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = [
+        lambda a, b: a @ b,
+        lambda a, b: torch.addmm(b, a, b),
+        lambda a, b: torch.sparse.mm(a, b),
+        lambda a, b: (a * 2).to_dense(),
+    ]
+    for call in calls:
+        computed = call(sparse.to("chip"), dense.to("chip"))
+        assert computed.layout == torch.strided and computed.device.type == "chip"
+        torch.testing.assert_close(computed.cpu(), call(sparse, dense))
+
+
 @pytest.mark.filterwarnings("ignore:.*deprecated.*")
 def test_quantized_tensors() -> None:
     x = torch.tensor([1.0, 2.0, -0.5])

@@ -93,8 +93,8 @@ def patch_torch() -> None:
 def _add_names_of_cuda() -> None:
     """Add the names that torch's own modules import from a build for CUDA, so that they can be imported.
 
-    torch.compiler.reset imports Inductor's CUDA graphs, which no graph of the chip uses, and mode="reduce-overhead" asks
-    whether memory is cached.
+    torch.compiler.reset imports Inductor's CUDA graphs, which no graph of the chip uses. Compilation with
+    mode="reduce-overhead" asks whether memory is cached.
     """
     core: Any = torch._C
     if not hasattr(core, "_cuda_CUDAAllocator_AllocatorState"):
