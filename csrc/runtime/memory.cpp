@@ -189,12 +189,15 @@ class Pool {
     ReleaseGil no_gil;
     std::lock_guard<std::mutex> one_at_a_time(release_mutex_);
     std::vector<Block*> unused;
+    bool holds_memory;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       unused = blocks_.unused();
+      holds_memory = stats_.reserved_bytes[0].current > 0;
     }
     if (unused.empty()) {  // the program's request is recorded all the same, since pages that expand would be released here
-      if (C10_UNLIKELY(recording()) && !flags) record_row(RowKind::Release, &current_stream(c10::DeviceIndex(device_)), {}, 0, 0);
+      if (C10_UNLIKELY(recording()) && holds_memory && !flags)
+        record_row(RowKind::Release, &current_stream(c10::DeviceIndex(device_)), {}, 0, 0);
       release_addresses(BRINGUP_OK);
       return;
     }
@@ -411,6 +414,7 @@ class Pool {
       std::lock_guard<std::mutex> lock(mutex_);
       empty = blocks_.empty_segments();
     }
+    if (empty.empty() && status == BRINGUP_OK) return;  // the device may not be open
     for (Block* segment : empty) {
       int freed = free_addresses(driver().range_release, segment->address, segment->bytes);
       status = std::max(status, freed);

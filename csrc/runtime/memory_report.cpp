@@ -76,8 +76,7 @@ std::string fragmentation(int device, const Shortage& shortage) {
   }
   text << "use expandable segments (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)";
   if (replayed)
-    text << ", with which the request fits: the same allocations and frees would have reserved " << human(replayed->reserved)
-         << " with it";
+    text << ", with which the request fits: the same allocations and frees would have reserved " << human(replayed->reserved);
   text << (replayed ? "; or " : ", or ") << kOrder;
   return text.str();
 }

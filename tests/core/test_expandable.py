@@ -276,3 +276,20 @@ def test_memory_from_before_the_recording_is_not_replayed() -> None:
     with bringup.record() as trace:
         block(30)
     assert "expandable_reserved_bytes" not in trace.about and first.numel() == 30 * MIB
+
+
+def test_a_release_of_nothing_is_recorded_where_memory_is_held(python: Run) -> None:
+    done = python(
+        """
+import torch, bringup
+from bringup.recording.rows import RELEASE
+with bringup.record() as trace:
+    x = torch.ones(8 << 20, device="chip:0")
+    torch.chip.empty_cache()
+columns = trace.columns
+print([(int(device), int(size)) for kind, device, size in zip(columns["kind"], columns["device"], columns["bytes"])
+       if kind == RELEASE])
+""",
+        BRINGUP_DEVICES="2",
+    )
+    assert done.stdout == "[(0, 0)]\n", done.stderr

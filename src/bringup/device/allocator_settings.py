@@ -5,7 +5,6 @@ torch's CUDA allocator knows more settings than the chip's: those that would cha
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 import warnings
@@ -184,11 +183,11 @@ def applied_settings() -> str:
 def install() -> None:
     """Make torch's function for the settings of the accelerator's allocator apply them to the chip's, too."""
     core: Any = torch._C
-    apply_to_others = core._accelerator_setAllocatorSettings
+    apply_to_others = getattr(core, "_accelerator_setAllocatorSettings", None)
 
-    @functools.wraps(apply_to_others)
     def set_both(env: str) -> None:
         set_allocator_settings(env)
-        apply_to_others(env)
+        if apply_to_others is not None:
+            apply_to_others(env)
 
     core._accelerator_setAllocatorSettings = set_both
