@@ -39,6 +39,7 @@
 #include "python/bindings.cpp"
 #include "record/recorder.cpp"
 #include "record/parts.cpp"
+#include "record/memory_replay.cpp"
 #include "launch/fallback.cpp"
 #include "python/handlers.cpp"
 #include "record/address_tables.cpp"

@@ -21,7 +21,7 @@
 extern "C" {
 #endif
 
-#define BRINGUP_DRIVER_ABI 1
+#define BRINGUP_DRIVER_ABI 2
 
 #define BRINGUP_MAX_DEVICES 64  // per process
 
@@ -55,6 +55,14 @@ typedef struct bringup_driver {
   // Device memory. Addresses are unique among all devices of the process, and aligned to at least 512 bytes.
   int (*alloc)(bringup_device* device, size_t bytes, void** address);
   int (*free)(bringup_device* device, void* address, size_t bytes);
+  // Optional (all or none): expandable segments (PYTORCH_ALLOC_CONF=expandable_segments:True). If absent, the allocator warns and
+  // takes every segment from `alloc`. A range of addresses is reserved without memory; pages in it get memory, which counts
+  // towards the capacity, and give it back. All sizes and offsets are multiples of 2 MiB. `range_map` may also return
+  // BRINGUP_OUT_OF_MEMORY, and `range_reserve` if there are no addresses. A range that is released has no memory.
+  int (*range_reserve)(bringup_device* device, size_t bytes, void** address);
+  int (*range_release)(bringup_device* device, void* address, size_t bytes);
+  int (*range_map)(bringup_device* device, void* address, size_t bytes);
+  int (*range_unmap)(bringup_device* device, void* address, size_t bytes);
   // Optional: called before a host function accesses the allocation that contains `address`. Returns a host pointer for that
   // address, or null on failure. If absent, device addresses are used as host pointers.
   void* (*map)(bringup_device* device, void* address);

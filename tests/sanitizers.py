@@ -25,7 +25,12 @@ ROOT = Path(__file__).parent.parent
 RANDOM_BITS = Path("/proc/sys/vm/mmap_rnd_bits")
 CORE = (
     *("tests/core/test_streams.py", "tests/core/test_memory.py", "tests/core/test_errors.py"),
-    *("tests/core/test_threads.py", "tests/timeline/test_replay.py", "tests/recording/test_trace.py"),
+    *(
+        "tests/core/test_threads.py",
+        "tests/core/test_expandable.py",
+        "tests/timeline/test_replay.py",
+        "tests/recording/test_trace.py",
+    ),
 )
 FORWARD = "tests/conformance/test_ops.py::test_op_forward_equals_cpu"
 # Of torch's database, what the core does with its own hands: memory, views, sizes that data decide, random numbers.

@@ -28,6 +28,7 @@
 namespace bringup_virtual {
 
 constexpr size_t kPage = 4096;
+constexpr int kMostAreas = 1024;      // ranges of addresses per device
 constexpr size_t kQueueDepth = 4096;  // if so much work is pending, the host waits
 // A worker checks this many times for new work before it sleeps, since waking a sleeping thread takes the host 5-20 us.
 constexpr int kSpins = 5000;
@@ -35,6 +36,8 @@ constexpr int kSpins = 5000;
 double now() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
 
 size_t round_up(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
+
+char* page_of(char* address) { return address - reinterpret_cast<uintptr_t>(address) % kPage; }
 
 }  // namespace bringup_virtual
 
@@ -45,13 +48,30 @@ using namespace bringup_virtual;
 // memory only when it is first accessed. In check mode, the same memory is mapped twice. The program's addresses stay protected,
 // and kernels use the second mapping, which lies at a constant distance. Host code that dereferences a device address then
 // faults. The handler notes the address and unprotects the page, so that the process continues, and the next synchronisation
-// fails.
-struct bringup_device {
-  int index = 0;
-  size_t capacity = 0, reserved = 0, used = 0;
+// fails. The first area of addresses serves `alloc`; each range that is reserved is an area of its own.
+namespace bringup_virtual {
+
+struct Area {
   char* base = nullptr;
   char* shadow = nullptr;  // the second mapping in check mode, else equal to `base`
-  int memory_fd = -1;
+  size_t bytes = 0;
+
+  bool contains(const void* address) const {
+    auto* at = static_cast<const char*>(address);
+    return at >= base && at < base + bytes;
+  }
+  bool is_checked() const { return shadow != base; }
+};
+
+}  // namespace bringup_virtual
+
+struct bringup_device {
+  int index = 0;
+  size_t capacity = 0, used = 0;
+  Area areas[kMostAreas];
+  std::atomic<int> area_count{0};
+  std::vector<Area> spare;  // ranges that were released
+  bool check = false;
   std::mutex mutex;
   std::map<size_t, size_t> holes;  // free address ranges: offset -> bytes
   std::string error, shown;
@@ -66,12 +86,18 @@ struct bringup_device {
     return BRINGUP_FAILED;
   }
 
+  // The area of an address; null if it is not the device's. The fault handler calls it.
+  const Area* area_of(const void* address) const {
+    for (int i = 0; i < area_count.load(std::memory_order_acquire); ++i)
+      if (areas[i].contains(address)) return &areas[i];
+    return nullptr;
+  }
+
   // Fails once if host code has dereferenced device memory, and protects the page again.
   int checked() {
     char* address = trespass.exchange(nullptr);
     if (!address) return BRINGUP_OK;
-    char* page = base + (address - base) / kPage * kPage;
-    mprotect(page, kPage, PROT_NONE);
+    mprotect(page_of(address), kPage, PROT_NONE);
     char text[96];
     snprintf(text, sizeof text, "host code dereferenced device memory at %p", static_cast<void*>(address));
     return fail(text, address);
@@ -95,9 +121,8 @@ void on_fault(int signal, siginfo_t* info, void* context) {
   char* address = static_cast<char*>(info->si_addr);
   for (int i = 0; i < fault_handler.count.load(); ++i) {
     bringup_device* device = fault_handler.devices[i];
-    if (address < device->base || address >= device->base + device->reserved) continue;
-    char* page = device->base + (address - device->base) / kPage * kPage;
-    if (mprotect(page, kPage, PROT_READ | PROT_WRITE) != 0) break;
+    if (!device->area_of(address)) continue;
+    if (mprotect(page_of(address), kPage, PROT_READ | PROT_WRITE) != 0) break;
     device->trespass.store(address);
     return;
   }
@@ -245,38 +270,42 @@ struct CopyWork {
 std::mutex devices_mutex;
 std::vector<bringup_device*> devices;
 
+// Reserves addresses, without pages.
+int new_area(const bringup_device& device, size_t bytes, Area& area) {
+  int flags = MAP_NORESERVE | (device.check ? MAP_SHARED : MAP_PRIVATE | MAP_ANONYMOUS), fd = -1;
+  if (device.check) {
+    fd = memfd_create("bringup-device", MFD_CLOEXEC);
+    if (fd < 0) return BRINGUP_FAILED;
+    if (ftruncate(fd, off_t(bytes)) != 0) return close(fd), BRINGUP_FAILED;
+  }
+  void* base = mmap(nullptr, bytes, PROT_NONE, flags, fd, 0);
+  void* shadow = device.check && base != MAP_FAILED ? mmap(nullptr, bytes, PROT_READ | PROT_WRITE, flags, fd, 0) : base;
+  if (fd >= 0) close(fd);  // the mappings keep the memory
+  if (shadow == MAP_FAILED) {
+    if (base != MAP_FAILED) munmap(base, bytes);
+    return BRINGUP_OUT_OF_MEMORY;
+  }
+  area = {static_cast<char*>(base), static_cast<char*>(shadow), bytes};
+  return BRINGUP_OK;
+}
+
+void add_area(bringup_device& device, const Area& area) {
+  int count = device.area_count.load();
+  device.areas[count] = area;
+  device.area_count.store(count + 1, std::memory_order_release);
+}
+
 int open_device(int index, const bringup_config* config, bringup_device** out) {
   auto device = std::make_unique<bringup_device>();
   device->index = index;
   device->capacity = config->device_bytes;
-  device->reserved = round_up(config->device_bytes * 2, size_t(2) << 20);
-  int flags = MAP_NORESERVE, fd = -1;
-  if (config->check) {
-    fd = memfd_create("bringup-device", MFD_CLOEXEC);
-    if (fd < 0) return BRINGUP_FAILED;
-    if (ftruncate(fd, off_t(device->reserved)) != 0) return close(fd), BRINGUP_FAILED;
-    flags |= MAP_SHARED;
-  } else {
-    flags |= MAP_PRIVATE | MAP_ANONYMOUS;
-  }
-  void* base = mmap(nullptr, device->reserved, PROT_NONE, flags, fd, 0);
-  if (base == MAP_FAILED) {
-    if (fd >= 0) close(fd);
-    return BRINGUP_OUT_OF_MEMORY;
-  }
-  device->base = device->shadow = static_cast<char*>(base);
-  if (config->check) {
-    void* shadow = mmap(nullptr, device->reserved, PROT_READ | PROT_WRITE, flags, fd, 0);
-    if (shadow == MAP_FAILED) {
-      munmap(base, device->reserved);
-      close(fd);
-      return BRINGUP_OUT_OF_MEMORY;
-    }
-    device->shadow = static_cast<char*>(shadow);
-    device->memory_fd = fd;
-    fault_handler.add(device.get());
-  }
-  device->holes[0] = device->reserved;
+  device->check = config->check != 0;
+  Area area;
+  int status = new_area(*device, round_up(config->device_bytes * 2, size_t(2) << 20), area);
+  if (status != BRINGUP_OK) return status;
+  add_area(*device, area);
+  if (device->check) fault_handler.add(device.get());
+  device->holes[0] = area.bytes;
   *out = device.release();
   std::lock_guard<std::mutex> lock(devices_mutex);
   devices.push_back(*out);
@@ -288,8 +317,8 @@ void close_device(bringup_device* device) {
     std::lock_guard<std::mutex> lock(devices_mutex);
     std::erase(devices, device);
   }
-  if (device->shadow != device->base) return;  // in check mode, the fault handler may still read it
-  munmap(device->base, device->reserved);
+  if (device->check) return;  // the fault handler may still read it
+  for (int i = 0; i < device->area_count; ++i) munmap(device->areas[i].base, device->areas[i].bytes);
   delete device;
 }
 
@@ -301,6 +330,20 @@ const char* last_error(bringup_device* device, const void** about) {
   return device->shown.c_str();
 }
 
+// Gives pages memory, or takes it back.
+bool open_pages(const Area& area, char* at, size_t bytes) {
+  return area.is_checked() || mprotect(at, bytes, PROT_READ | PROT_WRITE) == 0;
+}
+
+void close_pages(const Area& area, char* at, size_t bytes) {
+  if (area.is_checked()) {
+    madvise(area.shadow + (at - area.base), bytes, MADV_REMOVE);  // releases the pages of both mappings
+  } else {
+    madvise(at, bytes, MADV_DONTNEED);
+    mprotect(at, bytes, PROT_NONE);
+  }
+}
+
 int alloc(bringup_device* device, size_t bytes, void** address) {
   bytes = round_up(bytes, kPage);
   std::lock_guard<std::mutex> lock(device->mutex);
@@ -308,8 +351,8 @@ int alloc(bringup_device* device, size_t bytes, void** address) {
   for (auto hole = device->holes.begin(); hole != device->holes.end(); ++hole) {
     auto [offset, size] = *hole;
     if (size < bytes) continue;
-    char* at = device->base + offset;
-    if (device->shadow == device->base && mprotect(at, bytes, PROT_READ | PROT_WRITE) != 0) return BRINGUP_OUT_OF_MEMORY;
+    char* at = device->areas[0].base + offset;
+    if (!open_pages(device->areas[0], at, bytes)) return BRINGUP_OUT_OF_MEMORY;
     device->holes.erase(hole);
     if (size > bytes) device->holes[offset + bytes] = size - bytes;
     device->used += bytes;
@@ -322,13 +365,8 @@ int alloc(bringup_device* device, size_t bytes, void** address) {
 int release(bringup_device* device, void* address, size_t bytes) {
   bytes = round_up(bytes, kPage);
   std::lock_guard<std::mutex> lock(device->mutex);
-  size_t offset = size_t(static_cast<char*>(address) - device->base);
-  if (device->shadow == device->base) {
-    madvise(address, bytes, MADV_DONTNEED);
-    mprotect(address, bytes, PROT_NONE);
-  } else {
-    madvise(device->shadow + offset, bytes, MADV_REMOVE);  // releases the pages of both mappings
-  }
+  size_t offset = size_t(static_cast<char*>(address) - device->areas[0].base);
+  close_pages(device->areas[0], static_cast<char*>(address), bytes);
   device->used -= bytes;
   auto next = device->holes.lower_bound(offset);
   if (next != device->holes.end() && next->first == offset + bytes) {
@@ -346,8 +384,49 @@ int release(bringup_device* device, void* address, size_t bytes) {
   return BRINGUP_OK;
 }
 
+int range_reserve(bringup_device* device, size_t bytes, void** address) {
+  std::lock_guard<std::mutex> lock(device->mutex);
+  for (auto area = device->spare.begin(); area != device->spare.end(); ++area) {
+    if (area->bytes != bytes) continue;
+    *address = area->base;
+    device->spare.erase(area);
+    return BRINGUP_OK;
+  }
+  if (device->area_count == kMostAreas) return BRINGUP_OUT_OF_MEMORY;
+  Area area;
+  if (new_area(*device, bytes, area) != BRINGUP_OK) return BRINGUP_OUT_OF_MEMORY;
+  add_area(*device, area);
+  *address = area.base;
+  return BRINGUP_OK;
+}
+
+// The addresses stay the device's, because the fault handler reads its areas without a lock.
+int range_release(bringup_device* device, void* address, size_t) {
+  std::lock_guard<std::mutex> lock(device->mutex);
+  device->spare.push_back(*device->area_of(address));
+  return BRINGUP_OK;
+}
+
+int range_map(bringup_device* device, void* address, size_t bytes) {
+  std::lock_guard<std::mutex> lock(device->mutex);
+  if (device->used + bytes > device->capacity) return BRINGUP_OUT_OF_MEMORY;
+  if (!open_pages(*device->area_of(address), static_cast<char*>(address), bytes)) return BRINGUP_OUT_OF_MEMORY;
+  device->used += bytes;
+  return BRINGUP_OK;
+}
+
+int range_unmap(bringup_device* device, void* address, size_t bytes) {
+  std::lock_guard<std::mutex> lock(device->mutex);
+  close_pages(*device->area_of(address), static_cast<char*>(address), bytes);
+  device->used -= bytes;
+  return BRINGUP_OK;
+}
+
 char* mapped(bringup_device* device, const void* address) {
-  return device->shadow + (static_cast<const char*>(address) - device->base);
+  auto* at = static_cast<char*>(const_cast<void*>(address));
+  if (!device->check) return at;
+  const Area* area = device->area_of(address);
+  return area ? area->shadow + (at - area->base) : at;
 }
 
 void* map(bringup_device* device, void* address) { return mapped(device, address); }
@@ -395,9 +474,8 @@ int copy_d2h(bringup_stream* stream, void* host, const void* from, size_t bytes)
 
 char* mapped_anywhere(const void* address) {
   std::lock_guard<std::mutex> lock(devices_mutex);
-  auto* at = static_cast<const char*>(address);
   for (bringup_device* device : devices)
-    if (at >= device->base && at < device->base + device->reserved) return mapped(device, address);
+    if (device->area_of(address)) return mapped(device, address);
   return nullptr;
 }
 
@@ -483,6 +561,10 @@ extern "C" const bringup_driver* bringup_virtual_driver() {
       .last_error = last_error,
       .alloc = alloc,
       .free = release,
+      .range_reserve = range_reserve,
+      .range_release = range_release,
+      .range_map = range_map,
+      .range_unmap = range_unmap,
       .map = map,
       .unmap = nullptr,
       .host_alloc = nullptr,

@@ -82,6 +82,9 @@ TORCH_LIBRARY(bringup, m) {
   m.def("memory_metadata() -> str", &memory_metadata);
   m.def("set_memory_limit(int device, float fraction) -> ()",
         [](int64_t device, double fraction) { set_memory_limit(int(device), fraction); });
+  m.def("set_expandable_segments(bool on) -> ()", [](bool on) { set_expandable_segments(on); });
+  m.def("expandable_segments() -> bool", [] { return expandable_segments(); });
+  m.def("reserved_if_expandable() -> int[]", &reserved_if_expandable);
   m.def("set_sync_debug_mode(int mode) -> ()", [](int64_t mode) { set_sync_debug_mode(mode); });
   m.def("sync_debug_mode() -> int", [] { return sync_debug_mode(); });
   m.def("launch_stats() -> str", [] { return launch_stats_json(interned_signatures()); });

@@ -25,14 +25,14 @@ using c10::IValue;
 
 // At most 64 bytes, so that a million launches stay far below a gigabyte.
 struct TraceRow {
-  int64_t host_ns;     // CPU time of the launching thread since its previous row
+  int64_t host_ns;     // CPU time of the launching thread since its previous row; of an allocation, its arena
   int64_t bytes;       // size of a copy or an allocation
   int64_t object;      // event id, address of an allocation, module of a call
   uint64_t first_use;  // into `uses`
   int32_t signature;   // -1: not a launch
   int32_t line, module;
   uint32_t use_count;
-  int32_t views;  // view operators since the thread's previous row that carries time
+  int32_t views;  // view operators since the thread's previous row that carries time; of an allocation, bytes beyond the request
   int32_t thread;
   int16_t stream;
   int8_t device;
@@ -420,8 +420,34 @@ void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsiz
   add_row(state, row);
 }
 
-void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address, uint8_t flags) {
-  record_row(kind, &stream, line, bytes, int64_t(reinterpret_cast<uintptr_t>(address)), flags);
+void record_allocation(const Stream& stream, const Line& line, const AllocationRow& allocation, uint8_t flags) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  TraceRow row = new_row(state, RowKind::Alloc, &stream, line, flags);
+  row.bytes = allocation.bytes;
+  row.object = int64_t(reinterpret_cast<uintptr_t>(allocation.address));
+  row.views = narrow<int32_t>(uint64_t(allocation.bytes - allocation.rounded), "bytes of a block beyond its request");
+  row.host_ns = allocation.arena;
+  add_row(state, row);
+}
+
+std::vector<MemoryRow> recorded_memory(int device) {
+  Recording& state = recording_state();
+  std::lock_guard<std::mutex> lock(state.mutex);
+  std::vector<MemoryRow> memory;
+  for (const TraceRow& row : state.rows) {
+    bool allocates = row.kind == RowKind::Alloc;
+    if (row.device != device ||
+        (!allocates && row.kind != RowKind::Free && row.kind != RowKind::Reserve && row.kind != RowKind::Release))
+      continue;
+    memory.push_back({row.kind, row.flags, row.stream, allocates ? row.host_ns : 0, row.bytes - (allocates ? row.views : 0),
+                      uint64_t(row.object)});
+  }
+  return memory;
+}
+
+void record_free(const Stream& stream, int64_t bytes, const void* address) {
+  record_row(RowKind::Free, &stream, {}, bytes, int64_t(reinterpret_cast<uintptr_t>(address)));
 }
 
 // Records a kernel of a compiled graph. `read` and `written` are on the chip. The compiler provides the line ("": the caller's),
@@ -551,11 +577,13 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
       column<int8_t>(rows, first, ScalarType::Char, [](const TraceRow& row) { return row.device; }),
       column<int16_t>(rows, first, ScalarType::Short, [](const TraceRow& row) { return row.stream; }),
       column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.thread; }),
-      column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.views; }),
+      column<int32_t>(rows, first, ScalarType::Int,
+                      [](const TraceRow& row) { return row.kind == RowKind::Alloc ? 0 : row.views; }),
       column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.signature; }),
       column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.line; }),
       column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.module; }),
-      column<int64_t>(rows, first, ScalarType::Long, [](const TraceRow& row) { return row.host_ns; }),
+      column<int64_t>(rows, first, ScalarType::Long,
+                      [](const TraceRow& row) { return row.kind == RowKind::Alloc ? 0 : row.host_ns; }),
       column<int64_t>(rows, first, ScalarType::Long, [](const TraceRow& row) { return row.bytes; }),
   };
   StorageNumbers storages;

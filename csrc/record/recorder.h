@@ -30,7 +30,22 @@ void record_event(const Stream& stream, int64_t event, const void* keeps);  // `
 // Records a copy. `from` and `to` are its storages on the device, or null for host memory; `other` is the source device.
 void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
                  int64_t other = 0);
-void record_memory(RowKind kind, const Stream& stream, const Line& line, int64_t bytes, const void* address, uint8_t flags = 0);
+// A block that the allocator hands out. A block is larger than the request, rounded, if the rest is too small to be of use.
+struct AllocationRow {
+  int64_t bytes, rounded;
+  int64_t arena;  // of the graphs that use it (see launch/graph.cpp); 0: of all
+  const void* address;
+};
+void record_allocation(const Stream& stream, const Line& line, const AllocationRow& allocation, uint8_t flags);
+// A row about a device's memory. `bytes`: of an allocation, the rounded request.
+struct MemoryRow {
+  RowKind kind;
+  uint8_t flags;
+  int64_t stream, arena, bytes;
+  uint64_t address;
+};
+std::vector<MemoryRow> recorded_memory(int device);
+void record_free(const Stream& stream, int64_t bytes, const void* address);
 // Records a kernel of the program. Its counters are known after it has run; then its signature is amended.
 struct RecordedRow {
   int64_t recording = -1;

@@ -11,6 +11,7 @@
 
 #include "json.h"
 #include "launch/dry.h"
+#include "runtime/blocks.h"
 #include "runtime/capture.h"
 #include "python/python.h"
 #include "launch/unwritten.h"
@@ -21,6 +22,7 @@
 namespace bringup {
 
 thread_local Purpose purpose;
+std::atomic<bool> expandable_segments_on{false};
 
 void set_purpose(const char* op, c10::ScalarType dtype, c10::IntArrayRef sizes) {
   purpose.op = op;
@@ -34,14 +36,6 @@ namespace {
 using c10::CachingAllocator::StatType;
 using c10::CachingDeviceAllocator::DeviceStats;
 
-// The size classes of torch's CUDA allocator, so that programs fragment memory as they do with CUDA.
-constexpr size_t kRound = 512;              // block sizes are multiples of this
-constexpr size_t kSmall = size_t(1) << 20;  // larger blocks are not in the small pool
-constexpr size_t kSmallSegment = size_t(2) << 20;
-constexpr size_t kLargeSegment = size_t(20) << 20;  // for blocks from kSmall to kMiddle
-constexpr size_t kMiddle = size_t(10) << 20;
-constexpr size_t kRoundLarge = size_t(2) << 20;  // segments for blocks of kMiddle and more are multiples of this
-
 class Pool;
 
 // Work that the stream of a block's next owner waits for. Both parts of a block that is split share it.
@@ -53,27 +47,24 @@ struct Use {
 };
 using Uses = std::vector<std::shared_ptr<Use>>;
 
-struct Block : Held {
+struct Block : Held, BlockBase<Block> {
   Pool* pool = nullptr;
-  int64_t number = 0;  // allocation number
-  Stream* stream = nullptr;
-  int64_t arena = 0;  // of the graphs that use it (see launch/graph.cpp); 0: of all
-  bool small = false, allocated = false;
+  int64_t number = 0;       // allocation number
+  Stream* owner = nullptr;  // its stream
   Content content = Content::Unknown;
-  Block *previous = nullptr, *next = nullptr;  // neighbours in the segment
-  std::unordered_set<Stream*> users;           // other streams that use it, from record_stream
-  Uses pending;                                // their work at the time when it was freed
-  Traceback traceback;                         // of the allocation, if the history is recorded
+  std::unordered_set<Stream*> users;  // other streams that use it, from record_stream
+  Uses pending;                       // their work at the time when it was freed
+  Traceback traceback;                // of the allocation, if the history is recorded
   std::string metadata;
-};
 
-struct BySize {
-  bool operator()(const Block* a, const Block* b) const {
-    if (a->arena != b->arena) return a->arena < b->arena;
-    if (a->stream != b->stream) return a->stream->id.id() < b->stream->id.id();
-    if (a->bytes != b->bytes) return a->bytes < b->bytes;
-    return a->address < b->address;
+  Block* part() const {
+    auto* rest = new Block();
+    rest->pool = pool;
+    rest->owner = owner;
+    rest->pending = pending;
+    return rest;
   }
+  void absorb(const Block& other) { pending.insert(pending.end(), other.pending.begin(), other.pending.end()); }
 };
 
 // The segments of all devices, for `device_of`: address -> (bytes, device).
@@ -110,30 +101,31 @@ class Pool {
     Stream& stream = current_stream(c10::DeviceIndex(device_));
     Line line = current_line();
     Traceback traceback = traceback_for(MemoryAction::Alloc);
+    bool expandable = uses_expandable_segments();
     std::unique_lock<std::mutex> lock(mutex_);
-    size_t bytes = std::max(kRound, (requested + kRound - 1) / kRound * kRound);
-    Demand demand{stream, bytes, bytes <= kSmall, traceback};
+    size_t bytes = block_bytes(requested);
+    Demand demand{stream, {arena_of(stream), stream.id.id(), bytes <= kSmall}, bytes, expandable, traceback};
     Block* block = take_or_grow(demand, lock);
     if (!block) {
       ++stats_.num_alloc_retries;
       lock.unlock();
-      release_unused();
+      release_unused(kOfAllocator);
       lock.lock();
       block = take_or_grow(demand, lock);
       if (!block && config().past_capacity) {
-        block = grow(demand, lock, true);
+        demand.past_capacity = true;
+        block = grow(demand, lock);
         if (block) warn_past_capacity(requested, line, lock);
       }
     }
     if (!block) {
       note(MemoryAction::OutOfMemory, limit() - std::min(limit(), size_t(stats_.reserved_bytes[0].current)), requested, stream,
            traceback);
-      out_of_memory(requested, line, lock);
+      out_of_memory(demand, requested, line, lock);
     }
-    split(block, bytes);
+    blocks_.split(block, bytes, demand.expandable);
     static std::atomic<int64_t> next_number{1};
     block->number = next_number++;
-    block->allocated = true;
     block->requested = requested;
     block->line = line;
     block->purpose = purpose;
@@ -146,7 +138,8 @@ class Pool {
     Uses pending = block->pending;
     lock.unlock();
     if (C10_UNLIKELY(recording()))
-      record_memory(RowKind::Alloc, stream, line, int64_t(block->bytes), block->address, purpose.grows ? kInitialised : 0);
+      record_allocation(stream, line, {int64_t(block->bytes), int64_t(bytes), demand.group.arena, block->address},
+                        purpose.grows ? kInitialised : 0);
     try {
       for (const auto& use : pending) event_wait(use->event, stream, true);
     } catch (...) {
@@ -164,7 +157,7 @@ class Pool {
   void free(Block* block) noexcept {
     Traceback traceback = traceback_for(MemoryAction::FreeRequested), of_allocation;
     std::unique_lock<std::mutex> lock(mutex_);
-    note(MemoryAction::FreeRequested, block->address, block->requested, *block->stream, traceback);
+    note(MemoryAction::FreeRequested, block->address, block->requested, *block->owner, traceback);
     std::unordered_set<Stream*> users;
     users.swap(block->users);
     if (!users.empty()) {
@@ -174,80 +167,62 @@ class Pool {
       lock.lock();
       block->pending.insert(block->pending.end(), pending.begin(), pending.end());
     }
-    if (C10_UNLIKELY(recording())) record_memory(RowKind::Free, *block->stream, {}, int64_t(block->bytes), block->address);
-    note(MemoryAction::FreeCompleted, block->address, block->requested, *block->stream, traceback);
+    if (C10_UNLIKELY(recording())) record_free(*block->owner, int64_t(block->bytes), block->address);
+    note(MemoryAction::FreeCompleted, block->address, block->requested, *block->owner, traceback);
     of_allocation.swap(block->traceback);  // destroyed after the mutex is released
     if (C10_UNLIKELY(watching_unwritten())) note_freed(block->number);
     in_use_.erase(block->address);
     count(block, false);
-    block->allocated = false;
-    merge(block, block->previous);
-    merge(block, block->next);
-    if (block->previous || block->next) inactive_split(block, 1);
-    free_[block->small].insert(block);
+    blocks_.add(block);
   }
 
   void record_stream(void* address, Stream& stream) {
     std::lock_guard<std::mutex> lock(mutex_);
     auto entry = in_use_.find(static_cast<char*>(address));
-    if (entry != in_use_.end() && entry->second->stream != &stream) entry->second->users.insert(&stream);
+    if (entry != in_use_.end() && entry->second->owner != &stream) entry->second->users.insert(&stream);
   }
 
-  // Returns unused segments to the driver.
-  void release_unused() {
+  // Returns unused segments, and unused pages of expandable ones, to the driver. `flags` of the recording's rows: kOfAllocator if
+  // an allocation needs them.
+  void release_unused(uint8_t flags = 0) {
     Traceback traceback = traceback_for(MemoryAction::SegmentFree);
     ReleaseGil no_gil;
     std::lock_guard<std::mutex> one_at_a_time(release_mutex_);
     std::vector<Block*> unused;
+    bool holds_memory;
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      for (auto& pool : free_)
-        std::erase_if(pool, [&](Block* block) {
-          bool whole = !block->previous && !block->next && block->arena == 0;
-          if (whole) unused.push_back(block);
-          return whole;
-        });
+      unused = blocks_.unused();
+      holds_memory = stats_.reserved_bytes[0].current > 0;
     }
-    if (unused.empty()) return;
+    if (unused.empty()) {  // the program's request is recorded all the same, since pages that expand would be released here
+      if (C10_UNLIKELY(recording()) && holds_memory && !flags)
+        record_row(RowKind::Release, &current_stream(c10::DeviceIndex(device_)), {}, 0, 0);
+      release_addresses(BRINGUP_OK);
+      return;
+    }
     int status = drain(device_);
     for (Block* block : unused)
       for (const auto& use : block->pending) status = std::max(status, driver().event_synchronize(use->event->handle));
     if (status != BRINGUP_OK) {  // kernels may still be using them
       {
         std::lock_guard<std::mutex> lock(mutex_);
-        for (Block* block : unused) free_[block->small].insert(block);
+        for (Block* block : unused) blocks_.add(block);
       }
       throw_driver_error(device(device_), "a wait before memory is released");
     }
     std::vector<Block*> remaining, returned;
     for (Block* block : unused) {
-      decltype(segments().ranges)::node_type range;  // removed first: another thread may get this address from the driver
-      {
-        std::lock_guard<std::mutex> lock(segments().mutex);
-        range = segments().ranges.extract(block->address);
-      }
-      int freed = driver().free(device(device_).handle, block->address, block->bytes);
+      int freed = block->range ? driver().range_unmap(device(device_).handle, block->address, block->bytes)
+                               : free_addresses(driver().free, block->address, block->bytes);
       status = std::max(status, freed);
       (freed == BRINGUP_OK ? returned : remaining).push_back(block);
-      if (freed != BRINGUP_OK) {
-        std::lock_guard<std::mutex> lock(segments().mutex);
-        segments().ranges.insert(std::move(range));
-        continue;
-      }
-      if (C10_UNLIKELY(recording())) record_row(RowKind::Release, block->stream, {}, int64_t(block->bytes), 0);
+      if (freed == BRINGUP_OK && C10_UNLIKELY(recording()))
+        record_row(RowKind::Release, block->owner, {}, int64_t(block->bytes), 0, flags);
     }
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      for (Block* block : returned) {
-        note(MemoryAction::SegmentFree, block->address, block->bytes, *block->stream, traceback);
-        ++stats_.num_device_free;
-        change(stats_.segment, block, -1);
-        change(stats_.reserved_bytes, block, -int64_t(block->bytes));
-      }
-      for (Block* block : remaining) free_[block->small].insert(block);  // the driver could not free them; tried again later
-    }
-    for (Block* block : returned) delete block;  // outside the mutex: this destroys events
-    check_driver(status, device(device_), "the release of memory");
+    std::vector<Uses> past;  // destroyed outside the mutex: this destroys events
+    for (Block* block : leave(returned, remaining, traceback, past)) delete block;
+    release_addresses(status);
   }
 
   // Gives an arena's memory to all launches. `users`: the streams on which its graphs were replayed.
@@ -255,19 +230,9 @@ class Pool {
     Uses pending;
     bool is_known = note_uses(users, nullptr, pending);
     std::lock_guard<std::mutex> lock(mutex_);
-    for (auto& pool : free_) {
-      std::vector<Block*> blocks;
-      std::erase_if(pool, [&](Block* block) {
-        if (block->arena == arena) blocks.push_back(block);
-        return block->arena == arena;
-      });
-      if (!is_known) continue;  // the end of its use is unknown, so it is not used again
-      for (Block* block : blocks) {
-        block->arena = 0;
-        block->pending.insert(block->pending.end(), pending.begin(), pending.end());
-        pool.insert(block);
-      }
-    }
+    blocks_.retire(arena, is_known, [&](Block* block) {  // if the end of its use is unknown, it is not used again
+      block->pending.insert(block->pending.end(), pending.begin(), pending.end());
+    });
     for (auto& [address, block] : in_use_) {
       if (block->arena != arena) continue;
       block->arena = 0;
@@ -298,6 +263,11 @@ class Pool {
     for_each_stat([](auto& stat) { stat.reset_accumulated(); });
     std::lock_guard<std::mutex> lock(mutex_);
     stats_.num_alloc_retries = stats_.num_ooms = stats_.num_device_alloc = stats_.num_device_free = 0;
+  }
+
+  ReservedNow reserved_now() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return {device_, size_t(stats_.reserved_bytes[0].current), limit(), config().device_bytes};
   }
 
   size_t limit() const {
@@ -343,7 +313,7 @@ class Pool {
  private:
   int device_;
   std::mutex mutex_, release_mutex_;  // release_mutex_ is locked before mutex_
-  std::set<Block*, BySize> free_[2];  // large, small
+  FreeBlocks<Block, Pool> blocks_{*this};
   ska::flat_hash_map<char*, Block*> in_use_;
   DeviceStats stats_;
   std::atomic<size_t> limit_{0};
@@ -352,10 +322,14 @@ class Pool {
   // An allocation that is being served.
   struct Demand {
     Stream& stream;
+    BlockGroup group;
     size_t bytes;
-    bool small;
+    bool expandable;
     const Traceback& traceback;
+    bool past_capacity = false;  // memory may exceed the chip's capacity, but not a limit that the program has set
+    int status = BRINGUP_OK;     // of the driver
   };
+  Demand* growing_ = nullptr;  // by `blocks_.expand`
 
   template <class Address>
   void note(MemoryAction action, Address address, size_t bytes, const Stream& stream, const Traceback& traceback) {
@@ -381,9 +355,99 @@ class Pool {
     change(stats_.requested_bytes, block, sign * int64_t(block->requested));
   }
 
-  void inactive_split(const Block* block, int64_t sign) {
-    change(stats_.inactive_split, block, sign);
-    change(stats_.inactive_split_bytes, block, sign * int64_t(block->bytes));
+  // ---- what `blocks_` needs of the device
+
+  friend class FreeBlocks<Block, Pool>;
+
+  bool has_room(size_t bytes) const {
+    bool beyond = growing_->past_capacity && limit() == config().room();
+    return beyond || size_t(stats_.reserved_bytes[0].current) + bytes <= limit();
+  }
+
+  char* reserve(size_t bytes) {
+    void* address = nullptr;
+    growing_->status = driver().range_reserve(device(device_).handle, bytes, &address);
+    if (growing_->status != BRINGUP_OK) return nullptr;
+    std::lock_guard<std::mutex> lock(segments().mutex);
+    segments().ranges[static_cast<char*>(address)] = {bytes, device_};
+    return static_cast<char*>(address);
+  }
+
+  bool map(Block& pages, size_t bytes) {
+    growing_->status = driver().range_map(device(device_).handle, pages.address, bytes);
+    if (growing_->status != BRINGUP_OK) return false;
+    pages.pool = this;
+    pages.owner = &growing_->stream;
+    if (C10_UNLIKELY(recording())) record_row(RowKind::Reserve, &growing_->stream, {}, int64_t(bytes), 0);
+    ++stats_.num_device_alloc;
+    change(stats_.reserved_bytes, &pages, int64_t(bytes));
+    note(MemoryAction::SegmentMap, pages.address, bytes, growing_->stream, growing_->traceback);
+    return true;
+  }
+
+  void count_part(const Block& block, int n) {
+    change(stats_.inactive_split, &block, n);
+    change(stats_.inactive_split_bytes, &block, n * int64_t(block.bytes));
+  }
+
+  // ----
+
+  // Gives addresses back to the driver by one of its functions.
+  int free_addresses(int (*function)(bringup_device*, void*, size_t), char* address, size_t bytes) {
+    decltype(segments().ranges)::node_type range;  // removed first: another thread may get this address from the driver
+    {
+      std::lock_guard<std::mutex> lock(segments().mutex);
+      range = segments().ranges.extract(address);
+    }
+    int status = function(device(device_).handle, address, bytes);
+    if (status != BRINGUP_OK) {
+      std::lock_guard<std::mutex> lock(segments().mutex);
+      segments().ranges.insert(std::move(range));
+    }
+    return status;
+  }
+
+  // Releases the addresses of expandable segments without memory, and raises the driver's error, if there is or was one.
+  void release_addresses(int status) {
+    std::vector<Block*> empty;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      empty = blocks_.empty_segments();
+    }
+    if (empty.empty() && status == BRINGUP_OK) return;  // the device may not be open
+    for (Block* segment : empty) {
+      int freed = free_addresses(driver().range_release, segment->address, segment->bytes);
+      status = std::max(status, freed);
+      if (freed == BRINGUP_OK) {
+        delete segment;
+      } else {  // tried again later
+        std::lock_guard<std::mutex> lock(mutex_);
+        blocks_.keep(segment);
+      }
+    }
+    check_driver(status, device(device_), "the release of memory");
+  }
+
+  // Counts what the driver took back, and keeps what it could not take. Returns the segments, for the caller to delete, and
+  // collects in `past` the work that the pages of others waited for.
+  std::vector<Block*> leave(const std::vector<Block*>& returned, const std::vector<Block*>& remaining, const Traceback& traceback,
+                            std::vector<Uses>& past) {
+    std::vector<Block*> gone;
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (Block* block : returned) {
+      note(block->range ? MemoryAction::SegmentUnmap : MemoryAction::SegmentFree, block->address, block->bytes, *block->owner,
+           traceback);
+      ++stats_.num_device_free;
+      if (!block->range) change(stats_.segment, block, -1);
+      change(stats_.reserved_bytes, block, -int64_t(block->bytes));
+      past.emplace_back().swap(block->pending);
+      if (block->range)
+        blocks_.leave(block);
+      else
+        gone.push_back(block);
+    }
+    for (Block* block : remaining) blocks_.add(block);  // tried again later
+    return gone;
   }
 
   // Records an event on each stream. If the driver cannot, waits for the stream instead. False if that wait fails too.
@@ -407,46 +471,46 @@ class Pool {
     return capture ? capture->arena : 0;
   }
 
-  Block* take_or_grow(const Demand& demand, std::unique_lock<std::mutex>& lock) {
-    Block* block = take(demand);
+  static bool uses_expandable_segments() {
+    if (C10_LIKELY(!expandable_segments())) return false;
+    if (!driver().range_reserve)
+      TORCH_WARN_ONCE("expandable_segments has no effect: the ", driver().name,
+                      " driver cannot map memory into reserved addresses");
+    return driver().range_reserve;
+  }
+
+  Block* take_or_grow(Demand& demand, std::unique_lock<std::mutex>& lock) {
+    Block* block = blocks_.take(demand.group, demand.bytes, demand.expandable);
     return block ? block : grow(demand, lock);
   }
 
-  Block* take(const Demand& demand) {
-    Block key;
-    key.stream = &demand.stream;
-    key.arena = arena_of(demand.stream);
-    key.bytes = demand.bytes;
-    auto& free = free_[demand.small];
-    auto entry = free.lower_bound(&key);
-    if (entry == free.end() || (*entry)->stream != &demand.stream || (*entry)->arena != key.arena) return nullptr;
-    Block* block = *entry;
-    free.erase(entry);
-    if (block->previous || block->next) inactive_split(block, -1);
+  // Takes memory from the driver; null if there is none.
+  Block* grow(Demand& demand, std::unique_lock<std::mutex>& lock) {
+    growing_ = &demand;
+    Block* block = demand.expandable ? blocks_.expand(demand.group, demand.bytes, config().device_bytes) : new_segment(demand);
+    growing_ = nullptr;
+    if (demand.status == BRINGUP_FAILED) {
+      lock.unlock();  // the error's text may need the owner of an address
+      throw_driver_error(device(device_), "an allocation of " + human(demand.bytes));
+    }
     return block;
   }
 
-  // `anyway`: the segment may exceed the chip's capacity, but not a limit that the program has set.
-  Block* grow(const Demand& demand, std::unique_lock<std::mutex>& lock, bool anyway = false) {
-    size_t segment = demand.small             ? kSmallSegment
-                     : demand.bytes < kMiddle ? kLargeSegment
-                                              : (demand.bytes + kRoundLarge - 1) / kRoundLarge * kRoundLarge;
-    size_t reserved = size_t(stats_.reserved_bytes[0].current);
-    if (reserved + segment > limit() && !(anyway && limit() == config().room())) return nullptr;
+  Block* new_segment(Demand& demand) {
+    size_t segment = segment_bytes(demand.bytes);
+    if (!has_room(segment)) return nullptr;
     void* address = nullptr;
-    int status = driver().alloc(device(device_).handle, segment, &address);
-    if (status == BRINGUP_OUT_OF_MEMORY) return nullptr;
-    if (status != BRINGUP_OK) {
-      lock.unlock();  // the error's text may need the owner of an address
-      throw_driver_error(device(device_), "an allocation of " + human(segment));
-    }
+    demand.status = driver().alloc(device(device_).handle, segment, &address);
+    if (demand.status != BRINGUP_OK) return nullptr;
     auto* block = new Block();
     block->pool = this;
     block->address = static_cast<char*>(address);
     block->bytes = segment;
-    block->stream = &demand.stream;
-    block->arena = arena_of(demand.stream);
-    block->small = demand.small;
+    block->owner = &demand.stream;
+    block->arena = demand.group.arena;
+    block->stream = demand.group.stream;
+    block->small = demand.group.small;
+    block->state = BlockState::Allocated;
     {
       std::lock_guard<std::mutex> lock(segments().mutex);
       segments().ranges[block->address] = {segment, device_};
@@ -459,49 +523,12 @@ class Pool {
     return block;
   }
 
-  void split(Block* block, size_t bytes) {
-    size_t rest = block->bytes - bytes;
-    if (rest < kRound || (!block->small && rest <= kSmall)) return;
-    auto* tail = new Block();
-    tail->pool = this;
-    tail->address = block->address + bytes;
-    tail->bytes = rest;
-    tail->stream = block->stream;
-    tail->arena = block->arena;
-    tail->small = block->small;
-    tail->previous = block;
-    tail->next = block->next;
-    if (block->next) block->next->previous = tail;
-    block->next = tail;
-    block->bytes = bytes;
-    tail->pending = block->pending;
-    free_[tail->small].insert(tail);
-    inactive_split(tail, 1);
-  }
-
-  void merge(Block* block, Block* other) {
-    if (!other || other->allocated) return;
-    free_[other->small].erase(other);
-    inactive_split(other, -1);
-    block->address = std::min(block->address, other->address);
-    block->bytes += other->bytes;
-    if (other == block->previous) {
-      block->previous = other->previous;
-      if (block->previous) block->previous->next = block;
-    } else {
-      block->next = other->next;
-      if (block->next) block->next->previous = block;
-    }
-    block->pending.insert(block->pending.end(), other->pending.begin(), other->pending.end());
-    delete other;
-  }
-
   // Free blocks in segments that also hold live blocks, and the line whose live blocks beside them are the largest.
   Pieces pieces_locked() {
     Pieces pieces;
-    for (auto& pool : free_)
-      for (const Block* block : pool)
-        if (block->previous || block->next) {
+    for (bool small : {false, true})
+      for (const Block* block : blocks_.free(small))
+        if (block->is_part()) {
           ++pieces.count;
           pieces.largest = std::max(pieces.largest, block->bytes);
         }
@@ -510,7 +537,7 @@ class Pool {
     };
     std::map<std::pair<void*, int64_t>, Group> by_line;
     for (auto& [address, block] : in_use_) {
-      bool beside = (block->previous && !block->previous->allocated) || (block->next && !block->next->allocated);
+      bool beside = (block->previous && block->previous->is_free()) || (block->next && block->next->is_free());
       if (!beside) continue;
       Group& group = by_line[{block->line.code, block->line.instruction}];
       group.line = block->line;
@@ -532,19 +559,21 @@ class Pool {
   }
 
   std::vector<Held> largest_locked(size_t most) {
-    std::vector<Held> live;
-    for (auto& [address, block] : in_use_) live.push_back(*block);
+    std::vector<const Block*> live;
+    for (auto& [address, block] : in_use_) live.push_back(block);
     most = std::min(most, live.size());
-    std::partial_sort(live.begin(), live.begin() + std::ptrdiff_t(most), live.end(), [](const Held& a, const Held& b) {
-      return a.requested != b.requested ? a.requested > b.requested : a.address < b.address;
+    auto end = live.begin() + std::ptrdiff_t(most);
+    std::partial_sort(live.begin(), end, live.end(), [](const Block* a, const Block* b) {
+      return a->requested != b->requested ? a->requested > b->requested : a->address < b->address;
     });
-    live.resize(most);
-    return live;
+    std::vector<Held> held;
+    std::transform(live.begin(), end, std::back_inserter(held), [](const Block* block) -> Held { return *block; });
+    return held;
   }
 
   bool warned_ = false;
   void warn_past_capacity(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock);
-  [[noreturn]] void out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock);
+  [[noreturn]] void out_of_memory(const Demand& demand, size_t requested, const Line& line, std::unique_lock<std::mutex>& lock);
 };
 
 void Pool::warn_past_capacity(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
@@ -554,7 +583,7 @@ void Pool::warn_past_capacity(size_t requested, const Line& line, std::unique_lo
   lock.lock();
 }
 
-void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
+void Pool::out_of_memory(const Demand& demand, size_t requested, const Line& line, std::unique_lock<std::mutex>& lock) {
   ++stats_.num_ooms;
   Shortage shortage{requested,
                     size_t(stats_.allocated_bytes[0].current),
@@ -562,7 +591,8 @@ void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<st
                     limit(),
                     line,
                     largest_locked(5),
-                    pieces_locked()};
+                    pieces_locked(),
+                    {demand.group.arena, demand.group.stream, requested}};
   lock.unlock();  // describing lines acquires the GIL, whose holder may be waiting for this mutex
   throw_out_of_memory(device_, shortage);
 }
@@ -570,31 +600,35 @@ void Pool::out_of_memory(size_t requested, const Line& line, std::unique_lock<st
 void Pool::snapshot(SnapshotText& segments_out, SnapshotText& events_out) {
   std::lock_guard<std::mutex> lock(mutex_);
   std::vector<const Block*> heads;
+  auto has_memory = [](const Block* block) {
+    return block && (block->state == BlockState::Allocated || block->state == BlockState::Free);
+  };
   auto add = [&](const Block* block) {
-    if (!block->previous) heads.push_back(block);
+    if (!has_memory(block->previous)) heads.push_back(block);
   };
   for (auto& [address, block] : in_use_) add(block);
-  for (auto& pool : free_) std::for_each(pool.begin(), pool.end(), add);
+  for (bool small : {false, true}) std::for_each(blocks_.free(small).begin(), blocks_.free(small).end(), add);
   std::sort(heads.begin(), heads.end(), [](const Block* a, const Block* b) { return a->address < b->address; });
   Text& text = segments_out.text;
   size_t allocated = 0;
   for (const Block* head : heads) {
     size_t total = 0, in_use = 0, requested = 0;
     Text blocks;
-    for (const Block* block = head; block; block = block->next) {
+    for (const Block* block = head; has_memory(block); block = block->next) {
+      bool is_live = block->state == BlockState::Allocated;
       total += block->bytes;
-      in_use += block->allocated ? block->bytes : 0;
-      requested += block->allocated ? block->requested : 0;
+      in_use += is_live ? block->bytes : 0;
+      requested += is_live ? block->requested : 0;
       blocks << (block == head ? "" : ", ") << R"({"address": )" << uint64_t(block->address) << R"(, "size": )" << block->bytes
-             << R"(, "requested_size": )" << (block->allocated ? block->requested : 0) << R"(, "state": )"
-             << (block->allocated ? R"("active_allocated")" : R"("inactive")") << R"(, "user_metadata": )"
-             << json_text(block->allocated ? block->metadata : "") << R"(, "stack": )" << segments_out.number_of(block->traceback)
-             << "}";
+             << R"(, "requested_size": )" << (is_live ? block->requested : 0) << R"(, "state": )"
+             << (is_live ? R"("active_allocated")" : R"("inactive")") << R"(, "user_metadata": )"
+             << json_text(is_live ? block->metadata : "") << R"(, "stack": )" << segments_out.number_of(block->traceback) << "}";
     }
     text << (text.str().empty() ? "" : ", ") << R"({"device": )" << device_ << R"(, "address": )" << uint64_t(head->address)
          << R"(, "total_size": )" << total << R"(, "allocated_size": )" << in_use << R"(, "active_size": )" << in_use
-         << R"(, "requested_size": )" << requested << R"(, "stream": )" << int64_t(head->stream->id.id())
-         << R"(, "segment_type": )" << (head->small ? R"("small")" : R"("large")") << R"(, "blocks": [)" << blocks.str() << "]}";
+         << R"(, "requested_size": )" << requested << R"(, "stream": )" << head->stream << R"(, "is_expandable": )"
+         << (head->range ? "true" : "false") << R"(, "segment_type": )" << (head->small ? R"("small")" : R"("large")")
+         << R"(, "blocks": [)" << blocks.str() << "]}";
     allocated += in_use;
   }
   if (recording_history()) history_.add({MemoryAction::Snapshot, 0, allocated, 0, nullptr});
@@ -717,6 +751,19 @@ std::string memory_snapshot_json() {
   events.stacks();
   out << events.text.str() << "}}";
   return out.str();
+}
+
+void set_expandable_segments(bool on) { expandable_segments_on = on; }
+
+bool expandable_segments() { return expandable_segments_on.load(std::memory_order_relaxed); }
+
+std::vector<int64_t> reserved_if_expandable() {
+  std::vector<int64_t> peaks;
+  for (int i = 0; i < device_count(); ++i) {
+    auto replayed = expandable_segments() ? std::nullopt : replay_with_expandable_segments(pool(i).reserved_now());
+    peaks.push_back(replayed ? int64_t(replayed->peak) : -1);
+  }
+  return peaks;
 }
 
 void set_memory_limit(int device, double fraction) { pool(device).set_limit(fraction); }

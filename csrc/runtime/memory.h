@@ -43,6 +43,11 @@ void set_content(const c10::DataPtr& memory, Content content);
 // The segments and the history of all devices as JSON (see memory_history.py). Acquires the GIL.
 std::string memory_snapshot_json();
 void clear_memory_history();
+// From now on, memory is taken from segments that grow (see blocks.h) if the driver has them.
+void set_expandable_segments(bool on);
+bool expandable_segments();
+// What the recording's allocations would have reserved at most with expandable segments, per device; -1 if it is not known.
+std::vector<int64_t> reserved_if_expandable();
 void set_memory_limit(int device, double fraction);  // `fraction` of the capacity
 c10::DeviceIndex device_of(const void* address);     // -1 if the address is not in device memory
 

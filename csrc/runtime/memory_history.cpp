@@ -15,8 +15,9 @@ std::atomic<bool> history_now{false};
 
 namespace {
 
-constexpr const char* kActions[] = {"alloc", "free_requested", "free_completed", "segment_alloc", "segment_free",
-                                    "oom",   "snapshot"};
+constexpr const char* kActions[] = {"alloc",        "free_requested", "free_completed", "segment_alloc",
+                                    "segment_free", "segment_map",    "segment_unmap",  "oom",
+                                    "snapshot"};
 
 // What is recorded. Written under the mutex, and read without: a change beside allocations of other threads may reach them late.
 struct Settings {

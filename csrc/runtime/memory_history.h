@@ -13,7 +13,17 @@
 namespace bringup {
 
 // In the order of `kActions`, their names in a snapshot.
-enum class MemoryAction : uint8_t { Alloc, FreeRequested, FreeCompleted, SegmentAlloc, SegmentFree, OutOfMemory, Snapshot };
+enum class MemoryAction : uint8_t {
+  Alloc,
+  FreeRequested,
+  FreeCompleted,
+  SegmentAlloc,
+  SegmentFree,
+  SegmentMap,
+  SegmentUnmap,
+  OutOfMemory,
+  Snapshot
+};
 
 using Traceback = std::shared_ptr<torch::CapturedTraceback>;  // null if none was asked for
 

@@ -5,6 +5,7 @@
 
 #include "json.h"
 #include "python/python.h"
+#include "record/recorder.h"
 
 namespace bringup {
 
@@ -49,6 +50,39 @@ void say_past_capacity(int device, size_t requested, const Line& line) {
                human(config().room()).c_str());
 }
 
+namespace {
+
+// Says that the request would fit if free memory were in one piece, what keeps it apart, and what helps.
+std::string fragmentation(int device, const Shortage& shortage) {
+  const Pieces& pieces = shortage.pieces;
+  std::string where = describe(pieces.line);
+  Text text;
+  text << "fragmentation: the request would fit if free memory were in one piece; " << pieces.count
+       << " free pieces, the largest " << human(pieces.largest) << ", lie between live tensors, most of them "
+       << pieces.neighbours << " (" << human(pieces.neighbour_bytes) << ") "
+       << (where.empty() ? "without a Python line" : "made at " + where) << "; ";
+  constexpr const char* kOrder = "allocate the largest tensors first and in the same order in every step";
+  if (expandable_segments()) {
+    text << kOrder;
+    return text.str();
+  }
+  std::optional<ReplayedMemory> replayed;
+  if (recording())
+    replayed =
+        replay_with_expandable_segments({device, shortage.reserved, shortage.limit, config().device_bytes}, &shortage.wanted);
+  if (replayed && !replayed->fits) {
+    text << kOrder << " (expandable segments alone would not be enough)";
+    return text.str();
+  }
+  text << "use expandable segments (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True)";
+  if (replayed)
+    text << ", with which the request fits: the same allocations and frees would have reserved " << human(replayed->reserved);
+  text << (replayed ? "; or " : ", or ") << kOrder;
+  return text.str();
+}
+
+}  // namespace
+
 void throw_out_of_memory(int device, const Shortage& shortage) {
   {
     Gil gil;
@@ -71,16 +105,8 @@ void throw_out_of_memory(int device, const Shortage& shortage) {
     text << "\n  " << human(block.requested) << "  " << (what.empty() ? "?" : what) << "  "
          << (where.empty() ? "(no Python line)" : where);
   }
-  const Pieces& pieces = shortage.pieces;
-  if (pieces.count && shortage.requested <= shortage.limit - shortage.allocated) {
-    std::string where = describe(pieces.line);
-    text << "\nfragmentation: the request would fit if free memory were in one piece; " << pieces.count
-         << " free pieces, the largest " << human(pieces.largest) << ", lie between live tensors, most of them "
-         << pieces.neighbours << " (" << human(pieces.neighbour_bytes) << ") "
-         << (where.empty() ? "without a Python line" : "made at " + where)
-         << "; use expandable segments (PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True), or allocate the largest tensors first "
-            "and in the same order in every step";
-  }
+  if (shortage.pieces.count && shortage.requested <= shortage.limit - shortage.allocated)
+    text << "\n" << fragmentation(device, shortage);
   text << "\nfree tensors, lower the batch size, or choose a chip with more memory (reserved but free, in smaller pieces: "
        << human(shortage.reserved - shortage.allocated) << ")";
   TORCH_CHECK_WITH(OutOfMemoryError, false, text.str());

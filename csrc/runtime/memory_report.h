@@ -4,14 +4,14 @@
 #include <vector>
 
 #include "python/lines.h"
+#include "record/memory_replay.h"
 #include "runtime/memory.h"
 
 namespace bringup {
 
 // The properties of a block that reports show. Unlike the others, they may be copied under the pool's mutex and used later.
 struct Held {
-  char* address = nullptr;
-  size_t bytes = 0, requested = 0;
+  size_t requested = 0;  // bytes
   Line line;
   Purpose purpose;
 };
@@ -29,6 +29,7 @@ struct Shortage {
   Line line;
   std::vector<Held> largest;
   Pieces pieces;
+  Wanted wanted;
 };
 
 std::string human(size_t bytes);

@@ -9,6 +9,7 @@ problem and the remedy::
     +-- ChipInUseError       the chip was chosen after its first use
     +-- TraceError           a trace file is missing, truncated, not a trace, or has another version
     +-- VersionError         the C++ libraries do not fit this torch, or cannot be built
+    +-- AllocatorSettingsError   the allocator's settings are malformed; as in torch, also a ValueError
 
 Errors of torch and of kernels keep torch's types: ``IndexError``, ``RuntimeError``, ``torch.OutOfMemoryError``.
 """
@@ -36,6 +37,10 @@ class TraceError(BringupError):
 
 class VersionError(BringupError):
     """The C++ libraries do not fit this torch, or they cannot be built or loaded."""
+
+
+class AllocatorSettingsError(BringupError, ValueError):
+    """The allocator's settings (PYTORCH_ALLOC_CONF) are malformed."""
 
 
 class ChipWarning(UserWarning):

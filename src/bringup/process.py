@@ -82,6 +82,13 @@ def asked_driver() -> str:
     return os.environ.get("BRINGUP_DRIVER", "")
 
 
+def asked_allocator() -> tuple[str, str]:
+    """Return the allocator's settings, after the name of the variable that has them; torch reads the same ones."""
+    names = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
+    name = next((name for name in names if name in os.environ), names[0])
+    return name, os.environ.get(name, "")
+
+
 def asked_build() -> bool | None:
     """Return what ``BRINGUP_BUILD`` says about building the core: False never, True even if it has failed before.
 

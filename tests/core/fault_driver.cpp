@@ -23,7 +23,7 @@ struct Plan {
 Plan plan;
 
 struct Alive {
-  std::atomic<long> devices{0}, streams{0}, events{0}, bytes{0}, pinned{0}, mapped{0}, tasks{0};
+  std::atomic<long> devices{0}, streams{0}, events{0}, bytes{0}, pinned{0}, mapped{0}, tasks{0}, ranges{0};
 };
 Alive alive;
 
@@ -111,6 +111,26 @@ int alloc(bringup_device* device, size_t bytes, void** address) {
 }
 int free_(bringup_device* device, void* address, size_t bytes) {
   int status = with_fault("free", [&] { return real().free(device, address, bytes); });
+  if (status == BRINGUP_OK) alive.bytes -= long(bytes);
+  return status;
+}
+int range_reserve(bringup_device* device, size_t bytes, void** address) {
+  int status = with_fault("range_reserve", [&] { return real().range_reserve(device, bytes, address); });
+  alive.ranges += status == BRINGUP_OK;
+  return status;
+}
+int range_release(bringup_device* device, void* address, size_t bytes) {
+  int status = with_fault("range_release", [&] { return real().range_release(device, address, bytes); });
+  alive.ranges -= status == BRINGUP_OK;
+  return status;
+}
+int range_map(bringup_device* device, void* address, size_t bytes) {
+  int status = with_fault("range_map", [&] { return real().range_map(device, address, bytes); });
+  if (status == BRINGUP_OK) alive.bytes += long(bytes);
+  return status;
+}
+int range_unmap(bringup_device* device, void* address, size_t bytes) {
+  int status = with_fault("range_unmap", [&] { return real().range_unmap(device, address, bytes); });
   if (status == BRINGUP_OK) alive.bytes -= long(bytes);
   return status;
 }
@@ -226,6 +246,10 @@ const bringup_driver* bringup_driver_entry() {
       .last_error = faults::last_error,
       .alloc = faults::alloc,
       .free = faults::free_,
+      .range_reserve = faults::range_reserve,
+      .range_release = faults::range_release,
+      .range_map = faults::range_map,
+      .range_unmap = faults::range_unmap,
       .map = faults::map,
       .unmap = faults::unmap,
       .host_alloc = faults::host_alloc,
@@ -265,11 +289,11 @@ int fault_met() {
   std::lock_guard<std::mutex> lock(plan.mutex);
   return plan.met;
 }
-// The numbers of live devices, streams, events, bytes, pinned bytes, mapped addresses and tasks.
+// The numbers of live devices, streams, events, bytes, pinned bytes, mapped addresses, tasks and ranges of addresses.
 void fault_alive(long* counts) {
   using faults::alive;
   const std::atomic<long>* all[] = {&alive.devices, &alive.streams, &alive.events, &alive.bytes,
-                                    &alive.pinned,  &alive.mapped,  &alive.tasks};
+                                    &alive.pinned,  &alive.mapped,  &alive.tasks,  &alive.ranges};
   for (const auto* count : all) *counts++ = count->load();
 }
 }

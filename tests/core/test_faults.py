@@ -13,6 +13,7 @@ from tests.conftest import ROOT
 HERE = Path(__file__).parent
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 ENTRIES = (
+    *("range_reserve", "range_release", "range_map", "range_unmap"),
     *("open", "alloc", "free", "map", "unmap", "host_alloc", "host_free", "stream_create"),
     *("stream_synchronize", "stream_query", "copy_h2d", "copy_d2h", "copy_d2d", "launch_host"),
     *(
@@ -33,7 +34,7 @@ SCENARIO = """
 import ctypes, gc, sys, torch
 import bringup
 library, entry = ctypes.CDLL(sys.argv[1]), sys.argv[2]
-names = ("devices", "streams", "events", "bytes", "pinned", "mapped", "tasks")
+names = ("devices", "streams", "events", "bytes", "pinned", "mapped", "tasks", "ranges")
 
 def alive():
     counts = (ctypes.c_long * len(names))()
@@ -136,7 +137,8 @@ def environment(driver: str, **more: str) -> dict[str, str]:
 @pytest.mark.parametrize("entry", ENTRIES)
 def test_entry_that_fails_is_slow_or_late(fault_driver: str, tmp_path: Path, entry: str) -> None:
     modes = [SLOW, LATE] if entry in VOID else [FAIL, SLOW, LATE]
-    modes += [NO_MEMORY] if entry in ("alloc", "host_alloc") else []
+    modes += [NO_MEMORY] if entry in ("alloc", "range_reserve", "range_map", "host_alloc") else []
+    settings = {"PYTORCH_ALLOC_CONF": f"expandable_segments:{entry.startswith('range_')}"}
     script = tmp_path / "scenario.py"
     script.write_text(SCENARIO)
     at_once = [[mode] for mode in modes] if entry in ("open", "stream_create") else [modes]  # there are 64 devices
@@ -146,7 +148,7 @@ def test_entry_that_fails_is_slow_or_late(fault_driver: str, tmp_path: Path, ent
             capture_output=True,
             text=True,
             timeout=300,
-            env=environment(fault_driver, BRINGUP_DEVICES="64"),
+            env=environment(fault_driver, BRINGUP_DEVICES="64", **settings),
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stdout == "\nalive\n", done.stdout
@@ -175,7 +177,7 @@ def test_streams_memory_and_errors_are_the_same_over_another_driver(fault_driver
 
 @pytest.mark.slow
 @pytest.mark.parametrize("call", [1, 2, 10])
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("entry", [entry for entry in ENTRIES if not entry.startswith("range_")])
 def test_suites_survive_a_fault(fault_driver: str, entry: str, call: int) -> None:
     """Some tests fail where an error comes that they did not ask for; none ends the process or hangs."""
     for mode in (SLOW, LATE) if entry in VOID else (FAIL, SLOW, LATE):

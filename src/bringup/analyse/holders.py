@@ -77,6 +77,8 @@ class Memory:
         peak_bytes: of the blocks that tensors held, ``torch.chip.max_memory_allocated``.
         reserved_bytes: the most that the allocator took from the device, ``torch.chip.max_memory_reserved``.
         free_bytes: at the peak, memory that the allocator has reserved and no tensor holds.
+        expandable_bytes: the most that it would have taken for the same allocations and frees with expandable segments;
+            None if it had them, or if this is not known.
         at: the moment of the peak; None if nothing was allocated, or if the peak was before the recording.
         owners: the holders of the memory, the largest first; they add up to `peak_bytes`.
     """
@@ -86,6 +88,7 @@ class Memory:
     free_bytes: int
     at: Moment | None
     owners: list[Owner]
+    expandable_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -230,8 +233,9 @@ def usage(trace: Trace, steps: Array) -> Memory:
     """
     peak, held_bytes = memory_over_time(trace)
     reserved, reserved_bytes = reserved_over_time(trace)
+    expandable = max(trace.about.get("expandable_reserved_bytes", []), default=None)
     if not len(held_bytes) or held_bytes.max() == 0 or held_bytes.max() < peak:  # else, it was before the recording
-        return Memory(peak, reserved, 0, None, [Owner(OWNERS[BEFORE], "", peak)] if peak else [])
+        return Memory(peak, reserved, 0, None, [Owner(OWNERS[BEFORE], "", peak)] if peak else [], expandable)
     top = int(np.argmax(held_bytes))
     columns = trace.columns
     handed_out = storages(trace, int(columns["device"][top]))
@@ -253,7 +257,24 @@ def usage(trace: Trace, steps: Array) -> Memory:
         handed_out.device,
     )
     free = max(int(reserved_bytes[top] - held_bytes[top]), 0)  # both on the device of this row
-    return Memory(peak, reserved, free, at, sorted(owners, key=lambda item: (-item.bytes, item.kind, item.module)))
+    owners.sort(key=lambda item: (-item.bytes, item.kind, item.module))
+    return Memory(peak, reserved, free, at, owners, expandable)
+
+
+EXPANDABLE = "PYTORCH_ALLOC_CONF=expandable_segments:True"
+LEAST_GAIN, PAGE = 0.05, 20 << 20  # smaller savings than a page of an expandable segment come and go with the last page
+
+
+def expandable_gain(peak: Memory, room: int) -> int:
+    """Return the reserved bytes that expandable segments would save if they are worth a word, else 0.
+
+    They are if the program then fits the room (bytes), or if they save at least 5 % of the reserved peak, and a page.
+    """
+    if peak.expandable_bytes is None:
+        return 0
+    saved = peak.reserved_bytes - peak.expandable_bytes
+    would_fit = peak.expandable_bytes <= room < peak.reserved_bytes
+    return saved if would_fit or saved >= max(LEAST_GAIN * peak.reserved_bytes, PAGE) else 0
 
 
 FITS, CLOSE, TOO_LARGE = "yes", "within 5 %", "no"

@@ -76,6 +76,7 @@ def ways(timeline: Timeline, summary: Summary) -> list[Way]:
     sharded = list(_sharded(timeline, storages))
     alone = [judged(change) for change in [*program_changes, *_smaller_batch(timeline, summary, storages, free)]]
     alone += _enough([judged(change) for change in sharded])
+    alone += _expandable(trace, summary)
     candidates = [way for way in alone if way.saved_bytes > 0]
     candidates.sort(key=lambda way: (not way.fits, way.step_seconds if way.fits else -way.saved_bytes, way.change))
     if not any(way.fits for way in candidates) and program_changes and sharded:
@@ -84,6 +85,15 @@ def ways(timeline: Timeline, summary: Summary) -> list[Way]:
             together = together & change
         candidates[:0] = [way for way in _enough([judged(together & change) for change in sharded]) if way.fits]
     return candidates[:3]
+
+
+def _expandable(trace: Trace, summary: Summary) -> Iterator[Way]:
+    """Let segments grow, where what the allocator reserved on the chip of the recording decides that nothing fits."""
+    need = summary.memory.expandable_bytes
+    saved = memory.expandable_gain(summary.memory, summary.room_bytes)
+    if need is not None and saved > 0 and trace.about.get("chip") == summary.chip:
+        fits = need <= summary.room_bytes
+        yield Way(f"expandable segments ({memory.EXPANDABLE})", need, saved, fits, summary.step_seconds)
 
 
 def _enough(by_chip_count: list[Way]) -> list[Way]:

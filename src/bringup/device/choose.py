@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bringup.cost import family_of, named_family_of
+from bringup.device.allocator_settings import apply_environment
 from bringup.errors import BringupError, ChipInUseError
 from bringup.machine.files import load_chip
 from bringup.machine.vocabulary import ITEM_BYTES
@@ -57,6 +58,7 @@ def choose(
         )
     if not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
         raise BringupError(f"devices must be a whole number from 1 to {MAX_DEVICES}, got {devices!r}")
+    apply_environment()
     process.chip = described
     torch.ops.bringup.set_fallbacks(*_host_dtypes(described), asked_strict() if strict is None else strict)
     checking = asked_check() if check is None else check

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import torch
 
+from bringup.device.allocator_settings import applied_settings
 from bringup.device.devices import DeviceLike
 
 _ops = torch.ops.bringup
@@ -54,7 +55,7 @@ def snapshot() -> dict[str, Any]:
     segments, traces = data["segments"]["list"], data["traces"]["list"]
     _add_frames(data["segments"], [block for segment in segments for block in segment["blocks"]])
     for segment in segments:
-        segment |= {"segment_pool_id": (0, 0), "is_expandable": False, "frames": []}
+        segment |= {"segment_pool_id": (0, 0), "frames": []}
     _add_frames(data["traces"], [event for events in traces for event in events])
     for events in traces:
         for event in events:
@@ -62,14 +63,12 @@ def snapshot() -> dict[str, Any]:
     return {
         "segments": segments,
         "device_traces": traces,
-        "allocator_settings": {"PYTORCH_CUDA_ALLOC_CONF": _settings(), "expandable_segments": False},
+        "allocator_settings": {
+            "PYTORCH_CUDA_ALLOC_CONF": applied_settings(),
+            "expandable_segments": _ops.expandable_segments(),
+        },
         "external_annotations": [],
     }
-
-
-def _settings() -> str:
-    read = getattr(torch._C, "_accelerator_getAllocatorSettings", None)  # since torch 2.10
-    return str(read()) if read is not None else ""
 
 
 def _add_frames(part: dict[str, Any], entries: list[dict[str, Any]]) -> None:

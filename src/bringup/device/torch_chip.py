@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bringup.device import memory, memory_history
+from bringup.device import allocator_settings, memory, memory_history
 from bringup.device.choose import choose_from_environment
 from bringup.device.devices import (
     DeviceProperties,
@@ -174,6 +174,7 @@ class amp:
 
 def patch_torch() -> None:
     """Patch the functions of torch 2.13 that are wrong for a renamed device."""
+    allocator_settings.install()
     of_memory: Any = torch.accelerator.memory
     if hasattr(of_memory, "_snapshot"):  # since torch 2.13; it knows the devices xpu and cuda
         of_memory._snapshot = lambda device=None, **_: memory_history.snapshot()

@@ -100,6 +100,7 @@ class Recording:
             "program": as_text(Path(sys.argv[0]).name),
             "chip": ops.chip(),
             "torch": torch.__version__.split("+")[0],
+            **_if_expandable(),
             **self.about,
         }
         signatures = [_shown(*read_signature(text), self.places) for text in ops.recorded_signatures(0)]
@@ -114,6 +115,12 @@ class Recording:
         )
         trace.signatures = [signature for _, signature in signatures]
         return trace
+
+
+def _if_expandable() -> dict[str, list[int]]:
+    """Return what the devices would have reserved with expandable segments, if this is known of all of them."""
+    peaks = list(torch.ops.bringup.reserved_if_expandable())
+    return {"expandable_reserved_bytes": peaks} if peaks and min(peaks) >= 0 else {}
 
 
 _current: Recording | None = None

@@ -156,6 +156,7 @@ class _About(BaseModel):
     recompilations: Annotated[list[_Recompilation], Field(max_length=MOST["lines"])] = []
     held_bytes: Annotated[list[Count], Field(max_length=MOST["devices"])] = []
     held_reserved_bytes: Annotated[list[Count], Field(max_length=MOST["devices"])] = []
+    expandable_reserved_bytes: Annotated[list[Count], Field(max_length=MOST["devices"])] = []
     dry: StrictBool = False
     chip_time: StrictBool = False
     out_of_memory: StrictBool = False

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bringup.analyse.holders import EXPANDABLE, expandable_gain
 from bringup.recording.waits import HINTS, SMALL_HINT, WAIT_KINDS, count_text, noun
 from bringup.text import duration, quantity, size
 
@@ -67,6 +68,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     yield from step_lines(summary)
     yield from _input(summary)
     yield from _size(summary)
+    yield from _expandable(summary)
     yield from _waits(summary)
     if not summary.fits:
         yield from _memory(summary)
@@ -171,6 +173,21 @@ def _size(summary: Summary) -> Iterator[Line]:
     mfu = f"   MFU {used_peak(summary)}" if summary.mfu is not None else ""
     peak = f"  memory {size(summary.peak_bytes)} of {size(summary.capacity_bytes)}, "
     yield _line("memory", peak, verdict, f"{energy}{cost}{mfu}")
+
+
+def expandable_text(summary: Summary) -> str:
+    """Return what expandable segments would change; "" if that is not worth a word."""
+    memory = summary.memory
+    if memory.expandable_bytes is None or not expandable_gain(memory, summary.room_bytes):
+        return ""
+    fits = memory.expandable_bytes <= summary.room_bytes < memory.reserved_bytes
+    sizes = f"{size(memory.expandable_bytes)} instead of {size(memory.reserved_bytes)}{', which fits' if fits else ''}"
+    return f"expandable segments ({EXPANDABLE}) would reserve {sizes}"
+
+
+def _expandable(summary: Summary) -> Iterator[Line]:
+    if text := expandable_text(summary):
+        yield _line("expandable", f"  {text}")
 
 
 def _memory(summary: Summary) -> Iterator[Line | Row]:
