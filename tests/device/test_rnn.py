@@ -15,6 +15,7 @@ CHIP = torch.device("chip:0")
 
 @pytest.fixture
 def with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.ones(1, device=CHIP)  # the first use chooses the chip
     chip = process.chosen_chip()
     ops = chip.ops.model_copy(update={"groups": {**chip.ops.groups, "rnn": ["float32"]}})
     monkeypatch.setattr(process, "chip", chip.model_copy(update={"ops": ops}))
@@ -42,6 +43,29 @@ def test_values_and_gradients_are_those_of_the_cpu(kind: Any, options: dict[str,
     mode = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn_tanh"}[kind]
     assert names(trace).count(mode) == names(trace).count("rnn_backward") == 1
     assert not {"mm", "addmm", "sigmoid", "tanh", "bmm"} & set(names(trace))
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.usefixtures("with_kernels")
+def test_packed_sequences_are_one_launch_too(kind: Any, bidirectional: bool) -> None:
+    results: dict[str, list[torch.Tensor]] = {}
+    for device in ("cpu", "chip"):
+        torch.manual_seed(0)
+        layer = kind(6, 5, 2, bidirectional=bidirectional).to(device)
+        x = torch.randn(7, 3, 6).to(device).requires_grad_()
+        with bringup.record() as trace:
+            output, _ = layer(nn.utils.rnn.pack_padded_sequence(x, torch.tensor([7, 4, 2])))
+            padded, _ = nn.utils.rnn.pad_packed_sequence(output)
+            padded.square().sum().backward()
+        results[device] = [padded, x.grad, *(parameter.grad for parameter in layer.parameters())]
+    for here, there in zip(results["chip"], results["cpu"], strict=True):
+        torch.testing.assert_close(here.cpu(), there)
+    mode = {nn.LSTM: "lstm", nn.GRU: "gru", nn.RNN: "rnn_tanh"}[kind]
+    assert names(trace).count(mode) == names(trace).count("rnn_backward") == 1 and "addmm" not in names(trace)
+    (work,) = [signature.work for signature in trace.signatures if signature.base == mode]
+    parts = 4 if bidirectional else 2
+    assert work.kernels == parts * (2 * 7 + 8) and work.gemms[0].m == 7 + 4 + 2
 
 
 @pytest.mark.usefixtures("with_kernels")

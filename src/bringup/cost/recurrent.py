@@ -20,10 +20,15 @@ def stack(signature: Signature) -> Work:
     """Price a product with the inputs of all steps, and one with the state for every step, for each layer.
 
     A backward pass has two products for each of them: for the gradient of the data and that of the weights. Arguments:
-    ``mode``, ``num_layers``, ``bidirectional``, ``batch_first``.
+    ``mode``, ``num_layers``, ``bidirectional``, ``batch_first``, and ``steps`` if the sequences are packed.
     """
     data = signature.required("input")
-    steps, batch = data.shape[:2] if not signature.args.get("batch_first") else (data.shape[1], data.shape[0])
+    packed_steps = signature.args.get("steps")
+    if packed_steps:
+        rows, steps, batch = data.shape[0], int(packed_steps), max(data.shape[0] // int(packed_steps), 1)
+    else:
+        steps, batch = data.shape[:2] if not signature.args.get("batch_first") else (data.shape[1], data.shape[0])
+        rows = steps * batch
     directions = 2 if signature.args.get("bidirectional") else 1
     layers = int(signature.args["num_layers"])
     hidden = signature.required("state").shape[-1]
@@ -32,10 +37,10 @@ def stack(signature: Signature) -> Work:
     gemms = []
     for layer in range(layers):
         width = data.shape[-1] if layer == 0 else hidden * directions
-        gemms += [Gemm(1, steps * batch, gates * hidden, width)] * (directions * factor)
-        gemms += [Gemm(1, steps * batch, gates * hidden, hidden)] * (directions * factor)
+        gemms += [Gemm(1, rows, gates * hidden, width)] * (directions * factor)
+        gemms += [Gemm(1, rows, gates * hidden, hidden)] * (directions * factor)
     parts = layers * directions
-    cells = float(steps * batch * hidden * parts)
+    cells = float(rows * hidden * parts)
     return Work(
         family="rnn",
         dtype=signature.dtype,

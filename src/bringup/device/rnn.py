@@ -124,20 +124,56 @@ def _kernel(mode: str) -> Any:
         batch_first: bool,
     ) -> Any:
         numbers = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
-        states = list(hx) if mode == "lstm" else [hx]
-        tensors = [data, *states, *params]
-        if not _has_kernel(tensors):
-            return operator.decompose(data, hx, params, *numbers)
-
-        def cells(inputs: list[torch.Tensor]) -> Any:
-            state = inputs[1 : 1 + len(states)]
-            weights = inputs[1 + len(states) :]
-            return operator.decompose(inputs[0], state if mode == "lstm" else state[0], weights, *numbers)
-
         described = {"num_layers": num_layers, "bidirectional": bidirectional, "batch_first": batch_first}
-        return _Stack.apply(_Described(mode, data, states, described), cells, *tensors)  # type: ignore[no-untyped-call]
+
+        def cells(data: torch.Tensor, state: Any, weights: list[torch.Tensor]) -> Any:
+            return operator.decompose(data, state, weights, *numbers)
+
+        return _run(mode, cells, data, hx, params, described)
 
     return run
+
+
+def _packed_kernel(mode: str) -> Any:
+    """Return the implementation of torch's operator for packed sequences, whose rows lie one step after the other."""
+    operator = getattr(torch.ops.aten, mode).data
+
+    def run(
+        data: torch.Tensor,
+        batch_sizes: torch.Tensor,
+        hx: Any,
+        params: list[torch.Tensor],
+        has_biases: bool,
+        num_layers: int,
+        dropout: float,
+        train: bool,
+        bidirectional: bool,
+    ) -> Any:
+        numbers = (has_biases, num_layers, dropout, train, bidirectional)
+        described = {"num_layers": num_layers, "bidirectional": bidirectional, "steps": len(batch_sizes)}
+
+        def cells(data: torch.Tensor, state: Any, weights: list[torch.Tensor]) -> Any:
+            return operator.decompose(data, batch_sizes, state, weights, *numbers)
+
+        return _run(mode, cells, data, hx, params, described)
+
+    return run
+
+
+def _run(
+    mode: str, cells: Any, data: torch.Tensor, hx: Any, params: list[torch.Tensor], described: dict[str, Any]
+) -> Any:
+    """Run `cells(data, state, weights)`, as one launch if the chip has such a kernel."""
+    states = list(hx) if mode == "lstm" else [hx]
+    tensors = [data, *states, *params]
+    if not _has_kernel(tensors):
+        return cells(data, hx, params)
+
+    def of_tensors(inputs: list[torch.Tensor]) -> Any:
+        state = inputs[1 : 1 + len(states)]
+        return cells(inputs[0], state if mode == "lstm" else state[0], inputs[1 + len(states) :])
+
+    return _Stack.apply(_Described(mode, data, states, described), of_tensors, *tensors)  # type: ignore[no-untyped-call]
 
 
 _library: list[Any] = []  # torch forgets the kernels of a library that nothing refers to
@@ -149,4 +185,5 @@ def install() -> None:
     for mode in MODES:
         for key in ("AutogradPrivateUse1", "PrivateUse1"):
             library.impl(f"{mode}.input", _kernel(mode), key)
+            library.impl(f"{mode}.data", _packed_kernel(mode), key)
     _library.append(library)
