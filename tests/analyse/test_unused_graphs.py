@@ -397,8 +397,8 @@ def test_a_program_that_has_ended_keeps_no_graph_for_later(bringup_run: Run, tmp
     result = bringup_run("--chip", "t4", "<b>.py")
     assert result.returncode == 0, result.stderr
     shown = " ".join(result.stdout.split())
-    # A ReLU only keeps its result. At the peak the sixth is allocated, with the data, its linear layer's result and five
-    # others, of 4 MiB each. Without gradients, data and the results of two layers live together.
+    # A ReLU only keeps its result. When the sixth is allocated, the data, its linear layer's result and five others
+    # live, 4 MiB each. Without gradients, the data and the results of two layers live together.
     assert "memory: 20.00 MiB of the peak" in shown and "the forward pass at <b>.py:8 builds a graph" in shown
     (folder,) = tmp_path.glob("bringup-*")
     (item,) = json.loads((folder / "summary.json").read_text())["memory_advice"]

@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bringup.analyse.holders import Storages, memory_over_time, storages
 from bringup.analyse.lifetimes import held_until
 from bringup.analyse.summary import MemoryAdvice, Summary
-from bringup.recording.rows import FORWARD, IN_BACKWARD, LAUNCH, NEVER_RAN, NO_NODE, RAN, REBUILT, WITHIN
+from bringup.recording.rows import FORWARD, IN_BACKWARD, IN_FORWARD, LAUNCH, NEVER_RAN, NO_NODE, RAN, REBUILT, WITHIN
 from bringup.recording.trace import Trace
 from bringup.text import quantity, size
 
@@ -73,7 +73,7 @@ def without_graphs(trace: Trace, handed_out: Storages) -> tuple[Array, Array]:
 
     Also return the lines of the forward passes that make these activations; -1 for other storages.
     """
-    if not _has_backward(trace).any():
+    if not _products(trace, NEVER_RAN).any():
         return handed_out.freed, np.full(len(handed_out.freed), -1)
     number = trace.columns["object"][handed_out.allocated]
     row, storage, writes = _uses(trace)
@@ -125,33 +125,38 @@ def _runs(trace: Trace) -> Array:
     return runs
 
 
-def _has_backward(trace: Trace) -> Array:
-    """Return for every row True if it is a launch of a product with a node that no backward pass runs."""
-    products = np.append(trace.work.is_family(*ALWAYS_LAUNCH), False)[trace.columns["signature"]]
-    never: Array = products & (nodes_of(trace) == NEVER_RAN)
-    return never
+def _products(trace: Trace, node: int) -> Array:
+    """Return for every row True if it is a product of the forward pass with this part in autograd's graph."""
+    launched = (trace.columns["kind"] == LAUNCH) & (trace.columns["phase"] == IN_FORWARD)
+    is_product = np.append(trace.work.is_family(*ALWAYS_LAUNCH), False)[trace.columns["signature"]]
+    products: Array = is_product & launched & (nodes_of(trace) == node)
+    return products
 
 
 def _unused(trace: Trace, alive: Array) -> Array:
     """Return for every row True if it is a launch of a graph, or of a part of one, that no backward pass runs.
 
     Nodes that launch nothing in the backward pass, such as those of additions, never seem to run. So a part counts only
-    if it has a product, whose backward pass always launches. A graph that lives when the recording ends counts only if
-    the program has ended, without an error.
+    if it has a product, whose backward pass always launches. Compiled autograd runs other launches than the nodes': it
+    has products without a node that read what other launches of the graph read. A graph that lives when the recording
+    ends counts only if the program has ended, without an error.
 
     Args:
         trace: the recording.
         alive: True for every storage that lives when the recording ends.
     """
-    row, storage, _ = _uses(trace)
+    row, storage, writes = _uses(trace)
     edge = _in_graphs(trace, len(alive))[storage] & (nodes_of(trace) == NEVER_RAN)[row]
     launches, place = np.unique(row[edge], return_inverse=True)
     part = _connected(place, storage[edge], len(launches), len(alive))
     has_product, goes_on = (np.zeros(len(launches), dtype=bool) for _ in range(2))
-    has_product[part[_has_backward(trace)[launches]]] = True
+    has_product[part[_products(trace, NEVER_RAN)[launches]]] = True
     goes_on[part[place[alive[storage[edge]]]]] = trace.about.get("failed") is not False
+    by_others = _marked(storage[_products(trace, NO_NODE)[row] & ~writes], len(alive))[storage[edge]] & ~writes[edge]
+    runs_compiled = np.zeros(len(launches), dtype=bool)
+    runs_compiled[part[place[by_others]]] = True
     unused = np.zeros(len(trace), dtype=bool)
-    unused[launches] = (has_product & ~goes_on)[part]
+    unused[launches] = (has_product & ~goes_on & ~runs_compiled)[part]
     return unused
 
 
