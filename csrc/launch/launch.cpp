@@ -66,6 +66,13 @@ void resize_written(const at::Tensor& tensor, const TensorMeta& meta) {
   tensor.unsafeGetTensorImpl()->set_sizes_and_strides(meta.sizes, meta.strides, tensor.storage_offset());
 }
 
+bool in_graph(const Call& call) {
+  if (!c10::GradMode::is_enabled()) return false;
+  for (const Slot& slot : call.slots)
+    if (slot.tensor->defined() && slot.tensor->requires_grad()) return true;
+  return false;
+}
+
 namespace {
 
 using Storages = decltype(Launch::storages);
@@ -225,7 +232,7 @@ void resize_written(const Call& call, const Placement& placement) {
 void record(const Call& call, const Promised& promised, const Line& line, const Placement& placement) {
   Storages storages;
   find_storages(*call.signature, call.slots, &storages);
-  LaunchRow row{*call.signature, call.arguments, *call.stream, line, std::move(storages), {}};
+  LaunchRow row{*call.signature, call.arguments, *call.stream, line, std::move(storages), {}, in_graph(call)};
   for (const at::Tensor& output : promised.outputs) row.outputs.push_back(storage_of(output).address);
   record_launch(row, uint8_t((placement.fallback ? kFallback : 0) | index_flags(call)));
 }

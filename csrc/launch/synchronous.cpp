@@ -118,7 +118,7 @@ void run(const Call& call, bool fallback) {
   bool learning = signature.state == Signature::Unknown;
   Content content = C10_UNLIKELY(is_dry()) ? replace_unknown(*launch, slots, op.synchronous) : Content::Known;
   if (content != Content::Known && op.synchronous) notice_read(op.name + " of " + text_of(signature.inputs[0]));
-  LaunchRow row{signature, arguments, stream, launch->line, launch->storages, {}};
+  LaunchRow row{signature, arguments, stream, launch->line, launch->storages, {}, in_graph(call)};
   learning ? count_learning(op) : count_synchronous(op);
   run_and_wait(call, launch);
   if (op.synchronous) stream_reached(stream);

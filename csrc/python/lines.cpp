@@ -4,10 +4,12 @@
 #include <ATen/record_function.h>
 #include <c10/core/GradMode.h>
 #include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/graph_task.h>
 
 #include <array>
 #include <atomic>
 #include <filesystem>
+#include <limits>
 #include <vector>
 
 #include "python/frames.h"
@@ -197,12 +199,22 @@ Line kept_forward_line(uint64_t sequence, uint64_t thread) {
   return line;
 }
 
+// One number for a node: its sequence number is unique in the thread that made it.
+int64_t number_of_node(uint64_t sequence, uint64_t thread) { return int64_t((sequence + 1) << 16 | (thread & 0xffff)); }
+
+int64_t number_of_node(const torch::autograd::Node& node) {
+  constexpr uint64_t kAccumulates = std::numeric_limits<uint64_t>::max();  // into a gradient: no operator made the node
+  constexpr int64_t kNoOperator = 1;                                       // no operator's node has this number
+  return node.sequence_nr() == kAccumulates ? kNoOperator : number_of_node(node.sequence_nr(), node.thread_id());
+}
+
 Line backward_line() {
   auto node = torch::autograd::get_current_node();
   if (!node) return {};
   Line line = kept_forward_line(node->sequence_nr(), node->thread_id());
   line.backward = line.code != nullptr;
   line.phase = Phase::Backward;
+  line.runs = number_of_node(*node);
   return line;
 }
 
@@ -211,6 +223,10 @@ Line backward_line() {
 Line current_line() {
   Line line = python_line();
   if (!line.code) return backward_line();
+  if (C10_UNLIKELY(torch::autograd::get_current_graph_task_id() >= 0)) {  // Python code that a backward pass calls
+    auto node = torch::autograd::get_current_node();
+    if (node) line.runs = number_of_node(*node);
+  }
   if (c10::GradMode::is_enabled()) {
     uint64_t next = at::sequence_number::peek();
     if (next > 0) {
@@ -220,6 +236,11 @@ Line current_line() {
     }
   }
   return line;
+}
+
+int64_t latest_node() {
+  uint64_t next = at::sequence_number::peek();
+  return next > 0 ? number_of_node(next - 1, at::RecordFunction::currentThreadId()) : 0;
 }
 
 std::string describe(const Line& line) {

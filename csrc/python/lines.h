@@ -17,10 +17,12 @@ struct Line {
   // Set only while a program is recorded:
   Phase phase = Phase::Forward;
   int32_t module = -1;  // number of the innermost torch.nn.Module that is being called (bringup.recording.modules)
+  int64_t runs = 0;     // in a backward pass: the number of the node that runs; the phase of Python code in it is Forward
 };
 
 // Takes about 20 ns. The caller need not hold the GIL. Empty on threads without Python frames.
 Line current_line();
+int64_t latest_node();                   // The number of the node that autograd made most recently on this thread; 0: none yet.
 std::string describe(const Line& line);  // "train.py:12", or "" for an empty line. Acquires the GIL.
 
 // The frames that a signal handler interrupts, innermost first, as code objects and instructions. A handler can store these

@@ -23,10 +23,18 @@ namespace {
 
 using c10::IValue;
 
+// Note [Graphs of autograd]
+// Autograd makes a node just before it calls the operator, so the first launch after a node was made belongs to it, if one of its
+// tensors requires gradients: others follow nodes that launch nothing, such as those of views. Until the recording is read,
+// `bytes` of a launch is the number of the node that it made or, in the backward pass, runs. Python code in a backward pass is a
+// checkpoint that runs a part of the forward pass again, with gradients enabled, or a function or hook of the program; there,
+// `bytes` is minus twice the number of the node that runs, and one less for a checkpoint. In the columns, `bytes` is a GraphUse.
+enum GraphUse : int64_t { kNoNode, kNeverRan, kRan, kRebuilt, kWithin };
+
 // At most 64 bytes, so that a million launches stay far below a gigabyte.
 struct TraceRow {
   int64_t host_ns;     // CPU time of the launching thread since its previous row; of an allocation, its arena
-  int64_t bytes;       // size of a copy or an allocation
+  int64_t bytes;       // size of a copy or an allocation; of a launch: the node that it made or runs, see [Graphs of autograd]
   int64_t object;      // event id, address of an allocation, module of a call
   uint64_t first_use;  // into `uses`
   int32_t signature;   // -1: not a launch
@@ -280,6 +288,24 @@ void add_row(Recording& state, TraceRow& row) {
 
 thread_local int64_t launches = 0;
 
+// The node that autograd made for the launch under way; 0: none. Each node belongs to the first launch that asks.
+int64_t take_node() {
+  static thread_local int64_t taken = 0;
+  int64_t node = latest_node();
+  if (node == taken) return 0;
+  taken = node;
+  return node;
+}
+
+int64_t within_pass(int64_t runs, bool rebuilds) { return -2 * runs - int64_t(rebuilds); }
+
+int64_t node_of_launch(const Line& line, bool in_graph) {
+  int64_t made = take_node();
+  if (line.phase == Phase::Backward) return line.runs;
+  if (line.runs) return within_pass(line.runs, c10::GradMode::is_enabled());
+  return in_graph ? made : 0;
+}
+
 TraceRow new_row(Recording& state, RowKind kind, const Stream* stream, const Line& line, uint8_t flags = 0) {
   TraceRow row{};
   thread_clock.join(state);
@@ -367,6 +393,7 @@ void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results)
   TraceRow row = new_row(state, RowKind::Launch, &launch.stream, launch.line, flags);
   row.signature = intern_signature(state, launch, results);
   row.object = launch.replay;
+  row.bytes = node_of_launch(launch.line, launch.in_graph);
   const auto& written = launch.signature.storage_written;
   for (size_t i = 0; i < launch.storages.size(); ++i) add_use(state, launch.storages[i].address, written[i]);
   for (void* output : launch.outputs) add_use(state, output, true);
@@ -451,10 +478,11 @@ void record_free(const Stream& stream, int64_t bytes, const void* address) {
 }
 
 // Records a kernel of a compiled graph. `read` and `written` are on the chip. The compiler provides the line ("": the caller's),
-// the module (-1: none, -2: the caller's), and whether the graph is a backward graph.
-// `replay` numbers the replay of a graph that the kernel belongs to; 0 if the host launches it alone.
+// the module (-1: none, -2: the caller's), and whether the graph is a backward graph. `node` is autograd's node for a forward
+// graph that has a backward graph, the same for all its kernels; 0: none. `replay` numbers the replay of a graph that the kernel
+// belongs to; 0 if the host launches it alone.
 void record_compiled(const std::string& signature, at::TensorList read, at::TensorList written, const std::string& line,
-                     int64_t module, bool backward, int64_t replay) {
+                     int64_t module, bool backward, int64_t node, int64_t replay) {
   if (!recording()) return;
   Line here = current_line();
   const Stream& stream = current_stream((written.empty() ? read : written).front().device().index());
@@ -465,6 +493,7 @@ void record_compiled(const std::string& signature, at::TensorList read, at::Tens
   if (module != -2) row.module = int32_t(module);
   row.object = replay;
   if (backward) row.phase = Phase::Backward;
+  row.bytes = backward ? here.runs : here.runs ? within_pass(here.runs, true) : node;
   if (!line.empty()) {
     auto [entry, added] = state.line_texts.try_emplace(line, int32_t(state.lines.size()));
     if (added) state.lines.emplace_back(Line{}, line);
@@ -482,6 +511,7 @@ void record_described(const std::string& signature, const Stream& stream, const 
   std::lock_guard<std::mutex> lock(state.mutex);
   TraceRow row = new_row(state, RowKind::Launch, &stream, line, flags);
   row.signature = intern_text(state, signature);
+  row.bytes = node_of_launch(line, false);
   for (const auto& [memory, written] : uses) add_use(state, memory, written);
   add_row(state, row);
 }
@@ -493,6 +523,7 @@ RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::Sma
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
   TraceRow row = new_row(state, RowKind::Launch, &stream, line);
+  row.bytes = node_of_launch(line, false);
   for (size_t i = 0; i < storages.size(); ++i) add_use(state, storages[i].address, written[i] != 0);
   add_row(state, row);
   ++launches;
@@ -513,6 +544,7 @@ void drop_recorded(const RecordedRow& dropped) {
   TraceRow& row = state.rows[dropped.row];
   row.kind = RowKind::Host;
   row.stream = -1;
+  row.bytes = 0;
   row.use_count = 0;
 }
 
@@ -553,6 +585,23 @@ struct StorageNumbers {
   }
 };
 
+// The nodes that backward passes ran.
+ska::flat_hash_set<int64_t> nodes_that_ran(const std::deque<TraceRow>& rows) {
+  ska::flat_hash_set<int64_t> nodes;
+  for (const TraceRow& row : rows) {
+    if (row.kind != RowKind::Launch) continue;
+    if (row.bytes < 0) nodes.insert(-row.bytes / 2);
+    if (row.bytes > 0 && row.phase == Phase::Backward) nodes.insert(row.bytes);
+  }
+  return nodes;
+}
+
+int64_t graph_use(const TraceRow& row, const ska::flat_hash_set<int64_t>& ran) {
+  if (row.phase == Phase::Backward || !row.bytes) return kNoNode;
+  if (row.bytes < 0) return row.bytes % 2 ? kRebuilt : kWithin;
+  return ran.count(row.bytes) ? kRan : kNeverRan;
+}
+
 template <class T, class F>
 at::Tensor column(const std::deque<TraceRow>& rows, size_t first, c10::ScalarType dtype, F value) {
   at::Tensor tensor = at::empty({int64_t(rows.size() - first)}, at::TensorOptions(dtype).device(c10::kCPU));
@@ -570,6 +619,11 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
   const auto& rows = state.rows;
   size_t first = size_t(std::min<int64_t>(start, int64_t(rows.size())));
   using c10::ScalarType;
+  auto ran = first == 0 ? nodes_that_ran(rows) : ska::flat_hash_set<int64_t>();
+  auto bytes = [&](const TraceRow& row) {
+    if (row.kind != RowKind::Launch) return row.bytes;
+    return first == 0 ? graph_use(row, ran) : kNoNode;
+  };
   std::vector<at::Tensor> columns{
       column<uint8_t>(rows, first, ScalarType::Byte, [](const TraceRow& row) { return row.kind; }),
       column<uint8_t>(rows, first, ScalarType::Byte, [](const TraceRow& row) { return row.flags; }),
@@ -584,7 +638,7 @@ std::vector<at::Tensor> recorded_columns(int64_t start) {
       column<int32_t>(rows, first, ScalarType::Int, [](const TraceRow& row) { return row.module; }),
       column<int64_t>(rows, first, ScalarType::Long,
                       [](const TraceRow& row) { return row.kind == RowKind::Alloc ? 0 : row.host_ns; }),
-      column<int64_t>(rows, first, ScalarType::Long, [](const TraceRow& row) { return row.bytes; }),
+      column<int64_t>(rows, first, ScalarType::Long, bytes),
   };
   StorageNumbers storages;
   at::Tensor objects = at::empty({int64_t(rows.size() - first)}, at::kLong);
@@ -670,11 +724,12 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   });
   m.def("record_owner(int address, int kind, int module, int itemsize, int device) -> ()", &record_owner);
   m.def(
-      "record_compiled(str signature, Tensor[] read, Tensor[] written, str line, int module, bool backward, int replay) "
-      "-> ()",
+      "record_compiled(str signature, Tensor[] read, Tensor[] written, str line, int module, bool backward, int node, "
+      "int replay) -> ()",
       [](const std::string& signature, const std::vector<at::Tensor>& read, const std::vector<at::Tensor>& written,
-         const std::string& line, int64_t module, bool backward,
-         int64_t replay) { record_compiled(signature, read, written, line, module, backward, replay); });
+         const std::string& line, int64_t module, bool backward, int64_t node,
+         int64_t replay) { record_compiled(signature, read, written, line, module, backward, node, replay); });
+  m.def("latest_node() -> int", &latest_node);
   m.def("next_replay() -> int", &next_replay);
   m.def("skip_host_time() -> ()", &skip_host_time);
   m.def("be_quiet(bool quiet) -> ()", [](bool quiet) { quiet ? Unrecorded::enter() : Unrecorded::leave(); });

@@ -21,7 +21,8 @@ struct LaunchRow {
   Line line;
   c10::SmallVector<StorageRef, 6> storages;
   c10::SmallVector<void*, 2> outputs;
-  int64_t replay = 0;  // number of the replay of a graph that the launch belongs to
+  bool in_graph = false;  // autograd may have made a node for the launch
+  int64_t replay = 0;     // number of the replay of a graph that the launch belongs to
 };
 // `results` are the launch's results, if the signature does not tell them. The launch may already be running.
 void record_launch(const LaunchRow& row, uint8_t flags, const Stack* results = nullptr);

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bringup
-from bringup.recording.rows import LAUNCH
+from bringup.recording.rows import IN_FORWARD, LAUNCH
 from bringup.recording.steps import Steps
 from bringup.recording.trace import Trace
 
@@ -219,3 +220,25 @@ def test_two_different_loops_are_no_steps() -> None:
             (torch.ones(8, 8, device="chip") @ weights[0]).exp().tanh().sum()
 
     assert kind_and_count(recorded(program).steps) == ("whole", 1)
+
+
+def test_launches_in_a_checkpoint_are_not_the_optimizers() -> None:
+    x = torch.ones(8, 8, device="chip", requires_grad=True)
+    trace = recorded(lambda: checkpoint(lambda value: value.sin().cos(), x, use_reentrant=False))
+    assert trace.launches == 2
+    assert set(trace.columns["phase"][trace.columns["kind"] == LAUNCH].tolist()) == {IN_FORWARD}
+
+
+def test_a_backward_pass_that_rebuilds_a_part_is_one_step() -> None:
+    stack = layers(4)
+
+    def step(rows: int) -> None:
+        def run(x: torch.Tensor) -> torch.Tensor:
+            for layer in stack:
+                x = layer(x)
+            return x
+
+        checkpoint(run, torch.ones(rows, 8, device="chip"), use_reentrant=False).sum().backward()
+
+    # of different sizes, so that no series of launches repeats
+    assert kind_and_count(recorded(lambda: [step(rows) for rows in (2, 5, 3)]).steps) == ("backward", 3)

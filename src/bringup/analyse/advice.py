@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup import pricing
-from bringup.analyse import changes, input_bound, tf32, ways_to_fit
+from bringup.analyse import changes, checkpoints, input_bound, tf32, unused_graphs, ways_to_fit
 from bringup.analyse.changes import replayed
 from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
 from bringup.analyse.wait_advice import fits_in_graph, for_waits
@@ -56,7 +56,9 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
     if any(item.key == "link-bound" for item in ranked):  # its action is also that for the waits of copies
         ranked = [item for item in ranked if item.remedy not in ("non-blocking", "copy-later")]
     best = [_with_saving(item, summary) for item in ranked[:MOST_BOTTLENECKS]]
-    return replace(summary, bottlenecks=best, ways_to_fit=ways)
+    trace = timeline.trace
+    saving = [*unused_graphs.memory_advice(trace, summary), *checkpoints.memory_advice(trace, summary)]
+    return replace(summary, bottlenecks=best, ways_to_fit=ways, memory_advice=saving)
 
 
 def _worth_it(item: Bottleneck, summary: Summary) -> bool:

@@ -112,8 +112,8 @@ def _first_change(trace: Trace, before: _Step, after: _Step) -> int:
     count = min(len(before.rows), len(after.rows))
     ours, others = after.rows[:count], before.rows[:count]
     differs = after.signatures[:count] != before.signatures[:count]
-    for name in ("line", "bytes"):
-        differs |= columns[name][ours] != columns[name][others]
+    differs |= columns["line"][ours] != columns["line"][others]
+    differs |= (after.signatures[:count] < 0) & (columns["bytes"][ours] != columns["bytes"][others])
     return int(after.rows[int(np.argmax(differs)) if differs.any() else min(count, len(after.rows) - 1)])
 
 

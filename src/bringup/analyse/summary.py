@@ -98,6 +98,28 @@ class Bottleneck:
 
 
 @dataclass(frozen=True)
+class MemoryAdvice:
+    """Device memory at the peak that a change of the program saves: the condition, its cause, and the action.
+
+    Attributes:
+        line: the Python line to change; empty if it is not known.
+        bytes: held at the peak for this cause.
+        peak_bytes: the peak after the change.
+        saved_bytes: the difference to the present peak.
+        key: the kind of advice, such as ``unused-graph``.
+    """
+
+    condition: str
+    cause: str
+    action: str
+    line: str
+    bytes: int
+    peak_bytes: int
+    saved_bytes: int
+    key: str = field(metadata=OURS)
+
+
+@dataclass(frozen=True)
 class WhatIfResult:
     """A change of the machine or the program, and the step time after it.
 
@@ -222,6 +244,7 @@ class Summary:
     inputs: list[Input] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
+    memory_advice: list[MemoryAdvice] = field(default_factory=list)
     what_if: list[WhatIfResult] = field(default_factory=list)
     ways_to_fit: list[Way] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)

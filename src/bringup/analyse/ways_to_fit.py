@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bringup.analyse import holders as memory
+from bringup.analyse import unused_graphs
 from bringup.analyse.holders import Storages
 from bringup.analyse.summary import Summary, Way
 from bringup.recording.rows import (
@@ -38,12 +39,16 @@ STATE_BYTES = 1 + 4 / 2048
 
 @dataclass(frozen=True)
 class _Change:
-    """A change before it is judged: a scale for the size of every storage, extra bytes, and extra seconds per step."""
+    """A change before it is judged: a scale for the size of every storage, extra bytes, and extra seconds per step.
+
+    `freed` are the rows at which storages are freed, if the change frees some of them sooner.
+    """
 
     text: str
     scale: Array
     extra_bytes: float
     extra_seconds: float
+    freed: Array | None = None
 
     def __and__(self, other: _Change) -> _Change:
         return _Change(
@@ -51,6 +56,7 @@ class _Change:
             self.scale * other.scale,
             self.extra_bytes + other.extra_bytes,
             self.extra_seconds + other.extra_seconds,
+            self.freed if other.freed is None else other.freed,
         )
 
 
@@ -64,11 +70,13 @@ def ways(timeline: Timeline, summary: Summary) -> list[Way]:
     free = summary.memory.free_bytes
 
     def judged(change: _Change) -> Way:
-        need = int(storages.peak(change.scale) + change.extra_bytes + free)
+        held = storages if change.freed is None else replace(storages, freed=change.freed)
+        need = int(held.peak(change.scale) + change.extra_bytes + free)
         saved = summary.memory.peak_bytes + free - need
         return Way(change.text, need, saved, need <= chip.room_bytes, summary.step_seconds + change.extra_seconds)
 
     program_changes = [
+        *_without_graphs(trace, storages),
         *_smaller_state(trace, storages),
         *_checkpointed(timeline, summary, storages),
         *_half(trace, summary, storages),
@@ -130,6 +138,16 @@ def _smaller_batch(timeline: Timeline, summary: Summary, storages: Storages, fre
     often = f"with the gradients of {times:.3g} batches accumulated" if trains else f"{times:.3g} times as often"
     text = f"batch {low:,} instead of {batch:,}, {often}"
     yield _Change(text, scale(low), 0.0, (times - 1) * bound)
+
+
+def _without_graphs(trace: Trace, storages: Storages) -> Iterator[_Change]:
+    """Run forward passes under torch.no_grad() if no backward pass follows."""
+    freed, line = unused_graphs.without_graphs(trace, storages)
+    sooner = freed < storages.freed
+    if sooner.any():
+        where = unused_graphs.most_at(trace, line[sooner], storages.bytes[sooner])
+        at = f" at {where}" if where else ""
+        yield _Change(f"torch.no_grad() for the forward pass{at}", np.ones(len(freed)), 0.0, 0.0, freed)
 
 
 def _smaller_state(trace: Trace, storages: Storages) -> Iterator[_Change]:

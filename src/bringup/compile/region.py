@@ -41,7 +41,8 @@ def compile_region(index: int, replayed: bool, graph: fx.GraphModule, inputs: Se
 
     original = fx.Graph()  # a copy, because Inductor's passes change the graph
     original.output(original.graph_copy(graph.graph, {}))
-    region = Region(original, bool(options.get("is_backward", False)), index, replayed)
+    backward, inference = (bool(options.get(name, False)) for name in ("is_backward", "is_inference"))
+    region = Region(original, backward, not (backward or inference), index, replayed)
     compiled: Any = compile_fx_inner(graph, inputs, **options)
     if getattr(compiled, "current_callable", None) is None:
         raise BringupError(
@@ -63,8 +64,9 @@ class Region:
 
     run: Callable[[list[Any]], Any]
 
-    def __init__(self, graph: fx.Graph, backward: bool, index: int, replayed: bool) -> None:
+    def __init__(self, graph: fx.Graph, backward: bool, trains: bool, index: int, replayed: bool) -> None:
         self.backward = backward
+        self.trains = trains  # True if the graph is a forward graph with a backward graph
         self.replayed = replayed
         self.device = torch.device("chip", index)
         self.values: dict[fx.Node, Any] = {node: node.meta.get("val") for node in graph.nodes}
@@ -87,6 +89,7 @@ class Region:
             if isinstance(value, torch.Tensor) and ops.is_host_view(value)
         }
         replay = ops.next_replay() if self.replayed else 0
+        graph_node = ops.latest_node() if self.trains else 0
         for step in self._plan(sizes):
             kernel = step.kernel
             read = [memory[root] for root in kernel.reads if root in memory]
@@ -98,7 +101,7 @@ class Region:
             written = new + [memory[root] for root in kernel.changes if root in memory]
             if read or written:
                 module = modules.number(kernel.module) if kernel.module else -1
-                ops.record_compiled(step.text, read, written, kernel.line, module, self.backward, replay)
+                ops.record_compiled(step.text, read, written, kernel.line, module, self.backward, graph_node, replay)
             for root in kernel.frees:
                 memory.pop(root, None)
         if ops.is_dry():

@@ -49,9 +49,12 @@ class _Described:
         self.data = data
         self.states = states
         self.numbers = numbers
+        self.in_grad_mode = torch.is_grad_enabled()  # at the call: inside of an autograd function it is always off
 
-    def record(self, name: str, read: Sequence[torch.Tensor], written: Sequence[torch.Tensor], backward: bool) -> None:
-        """Record one launch."""
+    def record(
+        self, name: str, read: Sequence[torch.Tensor], written: Sequence[torch.Tensor], node: int | None
+    ) -> None:
+        """Record one launch; `node` is autograd's node of a forward pass (0 for none), None for a backward pass."""
         read = [tensor.detach() for tensor in read]
         written = [tensor.detach() for tensor in written]
         inputs = [
@@ -63,7 +66,7 @@ class _Described:
         switches = _ops.tf32_switches()
         if tuple(switches) != TF32_DEFAULT:
             data["tf32"] = switches
-        _ops.record_compiled(json.dumps(data), read, written, "", _CALLERS_MODULE, backward, 0)
+        _ops.record_compiled(json.dumps(data), read, written, "", _CALLERS_MODULE, node is None, node or 0, 0)
 
 
 class _Stack(torch.autograd.Function):
@@ -72,12 +75,14 @@ class _Stack(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, call: _Described, run: Any, *tensors: torch.Tensor) -> Any:
         needs = ctx.needs_input_grad[2:]
-        with _quiet(), torch.enable_grad():
+        has_backward = call.in_grad_mode and any(needs)
+        node = _ops.latest_node() if has_backward else 0  # before the cells make nodes of their own
+        with _quiet(), torch.set_grad_enabled(has_backward):
             inputs = [tensor.detach().requires_grad_(need) for tensor, need in zip(tensors, needs, strict=True)]
             ctx.results = list(run(inputs))
         results = [result.detach() for result in ctx.results]
         ctx.inputs, ctx.call = inputs, call
-        call.record(call.mode, tensors, results, False)
+        call.record(call.mode, tensors, results, node)
         ctx.set_materialize_grads(False)
         return tuple(results)
 
@@ -100,7 +105,7 @@ class _Stack(torch.autograd.Function):
                 allow_unused=True,
             )
         read = [*ctx.inputs, *(grad for _, grad in pairs)]
-        ctx.call.record("rnn_backward", read, [grad for grad in computed if grad is not None], True)
+        ctx.call.record("rnn_backward", read, [grad for grad in computed if grad is not None], None)
         gradients = iter(computed)
         result = [next(gradients) if tensor.requires_grad else None for tensor in ctx.inputs]
         if not keep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import weakref
 from collections.abc import Iterable, Iterator
@@ -111,7 +112,8 @@ def _dummy(*_: Any, **__: Any) -> None: ...
 
 def _optimizer_code() -> list[int]:
     optimizer = torch.optim.Optimizer
-    functions: list[Any] = [optimizer.profile_hook_step(_dummy), optimizer.zero_grad]
+    # Without its wrapper, whose code zero_grad shares with all functions that Dynamo skips, such as checkpoint.
+    functions: list[Any] = [optimizer.profile_hook_step(_dummy), inspect.unwrap(optimizer.zero_grad)]
     return [id(function.__code__) for function in functions]
 
 

@@ -19,8 +19,10 @@ from bringup.recording.rows import (
     IN_FORWARD,
     IN_OPTIMIZER,
     LAUNCH,
+    REBUILT,
     STEP,
     STREAM_SYNC,
+    WITHIN,
 )
 
 if TYPE_CHECKING:
@@ -169,9 +171,10 @@ def _with_data(trace: Trace, starts: Array) -> Array:
 
 
 def _backward_begins(trace: Trace) -> Array:
-    """Return the first launch of every backward pass."""
+    """Return the first launch of every backward pass; what a checkpoint runs again is a part of it."""
     launches = np.flatnonzero(trace.columns["kind"] == LAUNCH)
-    backward = trace.columns["phase"][launches] == IN_BACKWARD
+    within = np.isin(trace.columns["bytes"][launches], (REBUILT, WITHIN))
+    backward = (trace.columns["phase"][launches] == IN_BACKWARD) | within
     begins: Array = launches[backward & ~np.concatenate(([False], backward))[:-1]]
     return begins
 

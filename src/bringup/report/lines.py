@@ -80,6 +80,9 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     for number, item in enumerate(summary.bottlenecks, 1):
         yield _line("bottleneck", "  ", (f"{number}.", "bold"), f" {item.condition}; {item.cause}")
         yield _line("advice", f"     -> {item.action}")
+    for advice in summary.memory_advice:
+        yield _line("memory-advice", "  ", ("memory:", "bold"), f" {advice.condition}; {advice.cause}")
+        yield _line("advice", f"     -> {advice.action}")
     yield from _compiled(summary)
     yield from compilation_lines(summary)
     if summary.unpriced:
