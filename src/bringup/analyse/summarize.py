@@ -68,6 +68,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         total_seconds=timeline.total_seconds,
         steps=len(timeline.steps.ends),
         steps_by=timeline.steps.by,
+        evaluations=timeline.steps.evaluations,
         like_steps=int(trace.step_work.alike.sum()),
         unlike_steps=unlike_steps(timeline),
         before=before,
