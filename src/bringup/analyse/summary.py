@@ -147,6 +147,7 @@ class Summary:
         low_seconds, high_seconds: four fifths of the steps that do the same work take between these times.
         unequal: True if these steps take different times.
         evaluations: how often the optimizer evaluates its closure in a step; 1 without closures.
+        typical_share: the share of the run in steps that do the work of the typical one, with the first step.
         like_steps: the number of the steps that do the same work.
         unlike_steps: steps that do other work, such as evaluations.
         before, after: what comes before the first step and after the last one.
@@ -196,6 +197,7 @@ class Summary:
     steps: int
     steps_by: str
     evaluations: int
+    typical_share: float
     like_steps: int
     unlike_steps: list[UnlikeSteps]
     before: Outside
@@ -271,5 +273,5 @@ class Summary:
             "backward": "one per backward pass",
             "forward": "one per outermost module call",
             "program": "marked by the program",
-            "whole": "no steps found",
+            "whole": "recorded up to the error" if self.failed else "no steps found",
         }[self.steps_by]

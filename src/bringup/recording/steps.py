@@ -43,8 +43,19 @@ def find_steps(trace: Trace) -> Steps:
     """Return the steps that the program marks, else those of optimizers, or of graphs that contain optimizer steps.
 
     Without an optimizer they are repetitions of a series of launches, else replays of graphs if most launches are
-    replayed, else backward passes, else module calls.
+    replayed, else backward passes, else module calls. If the program ended with an error, the step that it interrupted
+    is left out.
     """
+    steps = _steps(trace)
+    if not trace.about.get("failed") or steps.by in ("program", "optimizer", "whole"):
+        return steps
+    if len(steps.ends) < 2:
+        return Steps("whole", 0, np.asarray([len(trace)]))
+    return replace(steps, ends=steps.ends[:-1])
+
+
+def _steps(trace: Trace) -> Steps:
+    """Return the steps of a program, as if it had come to its end."""
     kind, objects = trace.columns["kind"], trace.columns["object"]
     marks = np.flatnonzero((kind == STEP) & (objects == BY_PROGRAM))
     if len(marks):
