@@ -60,17 +60,18 @@ def _steps(trace: Trace) -> Steps:
     marks = np.flatnonzero((kind == STEP) & (objects == BY_PROGRAM))
     if len(marks):
         return Steps("program", 0, marks + 1)
-    replays, has_optimizer = _replays(trace)
+    replays, trains = _replays(trace)
     optimizers = np.flatnonzero(kind == STEP)
-    if 2 * has_optimizer.sum() >= max(len(optimizers), 1):
-        return _by_replays(trace, replays[has_optimizer])
+    # A captured step marks its end once, in the capture; a compiled optimizer marks every step.
+    if 2 * trains.sum() >= max(len(optimizers), 1) and (optimizers > replays[trains][0, 0]).sum() < trains.sum():
+        return _by_replays(trace, replays[trains])
     if len(optimizers):
         return _by_optimizers(trace, optimizers)
     period = find_period(trace)
     if period is not None and period.calls != 1:
         return Steps("period", int(period.starts[0]), np.append(period.starts[1:], period.end))
     launched = kind == LAUNCH
-    if len(replays) and 2 * np.count_nonzero(objects[launched]) >= launched.sum():
+    if period is None and len(replays) and 2 * np.count_nonzero(objects[launched]) >= launched.sum():
         return _by_replays(trace, replays)
     passes = find_passes(trace)
     if len(passes.firsts):
