@@ -172,6 +172,7 @@ def test_set_up_is_named_apart_from_a_single_step() -> None:
     assert prediction.before.launches == 50 * 4
     (text,) = shown(prediction, "outside")
     assert text.startswith("  before the first step: 200 launches, ")
+    assert text.endswith(f"longest at {prediction.before.file}:{line_of('program.model(torch.ones(1, 8')}")
     (text,) = shown(prediction, "launches")
     assert text.endswith("1 step, one per optimizer step")
 
@@ -188,3 +189,128 @@ def test_a_run_without_steps_says_nothing_of_steps() -> None:
     from bringup.report.lines import moment
 
     assert not moment(prediction.memory.at, prediction.summary).startswith("step")
+
+
+def test_typical_steps_that_are_little_of_the_run_are_called_so() -> None:
+    program = Program()
+
+    def train(rollout: int) -> None:
+        for _ in range(6):
+            for _ in range(4):
+                program.step()
+            for _ in range(rollout):
+                program.model(torch.ones(2, 8, device="chip"))
+
+    mostly_rollouts, mostly_steps = predicted(lambda: train(80)), predicted(lambda: train(5))
+    assert mostly_rollouts.typical_share < 0.5 < mostly_steps.typical_share < 1
+    (text,) = shown(mostly_rollouts, "typical-share")
+    assert text == f"  steps like the one shown are {mostly_rollouts.typical_share:.0%} of the run"
+    assert not shown(mostly_steps, "typical-share")
+
+
+def test_what_follows_the_steps_is_named_with_the_line_that_takes_longest() -> None:
+    program = Program()
+
+    def train() -> None:
+        for _ in range(3):
+            program.step()
+        torch.ones(8, device="chip").exp()
+        program.evaluate()
+
+    prediction = predicted(train)
+    (text,) = shown(prediction, "outside")
+    assert text.startswith("  after the last step: ") and text.endswith(f":{line_of('y = self.model(x)')}")
+
+
+def evaluations(batches: list[int]) -> bringup.Prediction:
+    """Predict a training with an evaluation of so many batches after every third step."""
+    program = Program()
+
+    def train() -> None:
+        for number in batches:
+            for _ in range(3):
+                program.step()
+            for _ in range(number):
+                program.model(torch.ones(50, 8, device="chip")).sum()
+        for _ in range(3):
+            program.step()
+
+    return predicted(train)
+
+
+def test_other_work_of_different_lengths_is_a_range() -> None:
+    (text,) = shown(evaluations([20, 30, 45, 70, 105]), "unlike")
+    (other,) = evaluations([20, 30, 45, 70, 105]).unlike_steps
+    assert other.count == 5 and other.high_seconds > 3 * other.low_seconds
+    assert " to " in text and text.endswith(" each") and "launches" not in text
+
+
+def test_other_work_of_two_kinds_is_listed_twice() -> None:
+    long, short = evaluations([20, 80, 20, 80]).unlike_steps
+    assert (long.line, long.count, short.count) == (short.line, 2, 2) and long.launches > 2 * short.launches
+    assert not long.is_unequal and not short.is_unequal
+
+
+def test_longer_inputs_are_no_other_work() -> None:
+    cell = nn.Linear(16, 8).to("chip")
+
+    def train() -> None:
+        for length in (6, 6, 5, 10, 6, 9, 6, 7, 6, 10):
+            state = torch.zeros(1, 8, device="chip")
+            for _ in range(length):
+                state = torch.tanh(cell(torch.cat((torch.ones(1, 8, device="chip"), state), 1)))
+            state.exp().tanh().sigmoid().sin().cos().tanh().sin().cos().square().sum().backward()
+            with torch.no_grad():
+                for parameter in cell.parameters():
+                    parameter.sub_(parameter.grad)
+
+    prediction = predicted(train)
+    assert prediction.like_steps == 9 and not prediction.unlike_steps and prediction.unequal
+
+
+def failed(program: Callable[[], object]) -> bringup.Prediction:
+    with bringup.record() as trace:
+        program()
+    trace.about["failed"] = True
+    return bringup.price(trace, "a100-sxm-80")
+
+
+def test_a_program_that_fails_in_its_first_step_has_no_steps() -> None:
+    program = Program()
+    prediction = failed(lambda: program.model(torch.ones(8, 8, device="chip")).sum().backward())
+    assert prediction.steps_by == "whole" and not shown(prediction, "outside")
+    (text,) = shown(prediction, "launches")
+    assert text.endswith(" launches, recorded up to the error")
+
+
+def test_a_program_that_fails_later_keeps_its_complete_steps() -> None:
+    program = Program()
+
+    def infer() -> None:
+        for rows in (8, 9, 10, 11):
+            program.model(torch.ones(rows, 8, device="chip"))
+
+    assert (predicted(infer).steps, failed(infer).steps) == (4, 3)
+    prediction = failed(lambda: [program.step() for _ in range(4)])
+    assert (prediction.steps, prediction.steps_by) == (4, "optimizer")
+
+
+def test_warm_up_and_capture_are_named_apart_from_replays() -> None:
+    program = Program()
+    x = torch.ones(8, 8, device="chip")
+
+    def infer() -> None:
+        graph = torch.chip.CUDAGraph()
+        with torch.no_grad():
+            for _ in range(3):
+                program.model(x)
+            with torch.chip.graph(graph):
+                program.model(x)
+        for _ in range(6):
+            graph.replay()
+
+    prediction = predicted(infer)
+    (text,) = shown(prediction, "outside")
+    assert text.startswith("  before the first step (warm-up and capture of the graph): 9 launches, ")
+    (text,) = shown(prediction, "launches")
+    assert "6 steps, one per replay of a captured graph" in text

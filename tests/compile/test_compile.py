@@ -345,6 +345,10 @@ def test_modes_with_graphs_replay_each_graph_by_one_call(mode: str, replayed: bo
             for _ in range(4):
                 function(x)
                 bringup.step()
+        with bringup.record() as unmarked:
+            for _ in range(4):
+                function(x)
+    assert (unmarked.steps.by, len(unmarked.steps.ends)) == ("forward", 4)  # a compiled graph is no captured one
     numbers = trace.columns["object"][trace.columns["kind"] == LAUNCH].reshape(4, -1)
     assert numbers.shape[1] >= 6
     assert [set(row) for row in numbers.tolist()] == [{i + 1 if replayed else 0} for i in range(4)]

@@ -35,6 +35,17 @@ def layers(depth: int) -> nn.ModuleList:
     return nn.ModuleList(nn.Linear(8, 8) for _ in range(depth)).to("chip")
 
 
+class Mlp(nn.Module):
+    """Its last product and its loss are no results that the backward pass reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = layers(2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layers[1](torch.relu(self.layers[0](x)))
+
+
 def call_layers(stack: nn.ModuleList, times: int) -> None:
     for _ in range(times):
         x = torch.ones(4, 8, device="chip")
@@ -100,7 +111,7 @@ def test_a_model_and_its_loss_are_one_step() -> None:
     assert kind_and_count(recorded(evaluate).steps) == ("period", 4)
 
 
-def test_calls_of_the_module_called_most_are_steps() -> None:
+def test_calls_of_the_module_that_does_most_are_steps() -> None:
     encoder, denoiser, decoder = layers(3)
 
     def sample() -> None:
@@ -242,3 +253,133 @@ def test_a_backward_pass_that_rebuilds_a_part_is_one_step() -> None:
 
     # of different sizes, so that no series of launches repeats
     assert kind_and_count(recorded(lambda: [step(rows) for rows in (2, 5, 3)]).steps) == ("backward", 3)
+
+
+def captured(work: Callable[[], object], warm_up: int = 2) -> torch.chip.CUDAGraph:
+    for _ in range(warm_up):
+        work()
+    graph = torch.chip.CUDAGraph()
+    with torch.chip.graph(graph):
+        work()
+    return graph
+
+
+def test_replays_of_a_graph_are_steps() -> None:
+    model, x = Mlp().to("chip"), torch.ones(4, 8, device="chip")
+
+    def infer() -> None:
+        with torch.no_grad():
+            graph = captured(lambda: model(x))
+        for _ in range(5):
+            graph.replay()
+
+    trace = recorded(infer)
+    assert kind_and_count(trace.steps) == ("replay", 5)
+    assert launches(trace) == [2 * 3, *[3] * 5, 0]
+
+
+def test_replays_that_train_are_steps_with_their_data() -> None:
+    model, x = Mlp().to("chip"), torch.ones(4, 8, device="chip")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    def train() -> None:
+        graph = captured(step, warm_up=3)
+        for number in range(4):
+            x.copy_(torch.full((4, 8), float(number), device="chip"))
+            graph.replay()
+
+    trace = recorded(train)
+    assert kind_and_count(trace.steps) == ("replay", 4)
+    before, *steps, after = launches(trace)
+    assert len(set(steps)) == 1 and before == 3 * (steps[0] - 2) and after == 0  # fill and copy
+
+
+def test_a_graph_inside_of_optimizer_steps_is_part_of_them() -> None:
+    model, x = Mlp().to("chip"), torch.ones(4, 8, device="chip")
+    target = nn.Linear(8, 1).to("chip")
+    optimizer = torch.optim.SGD(target.parameters(), lr=0.1)
+
+    def train() -> None:
+        with torch.no_grad():
+            graph = captured(lambda: model(x))
+        for _ in range(4):
+            graph.replay()
+            target(x).sum().backward()
+            optimizer.step()
+
+    assert kind_and_count(recorded(train).steps) == ("optimizer", 4)
+
+
+def test_optimizers_that_train_in_sequence_have_steps_each() -> None:
+    def train(model: nn.Module, steps: int) -> None:
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            model(torch.ones(2, 8, device="chip")).sum().backward()
+            optimizer.step()
+
+    first, second, third = layers(3)
+    trace = recorded(lambda: (train(first, 3), train(second, 5), train(third, 2)))
+    assert kind_and_count(trace.steps) == ("optimizer", 10)
+    before, *steps, after = launches(trace)
+    assert (before, after) == (0, 0) and len(set(steps[1:])) == 1
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
+def test_optimizers_that_take_turns_share_a_step(iterations: int) -> None:
+    generator, critic = layers(2)
+    optimizers = [torch.optim.SGD(model.parameters(), lr=0.1) for model in (critic, generator)]
+
+    def train() -> None:
+        for _ in range(iterations):
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+                critic(generator(torch.ones(2, 8, device="chip"))).sum().backward()
+                optimizer.step()
+
+    assert kind_and_count(recorded(train).steps) == ("optimizer", iterations)
+
+
+def test_several_critic_steps_for_each_generator_step_are_steps_of_the_critic() -> None:
+    generator, critic = layers(2)
+    of_critic, of_generator = (torch.optim.SGD(model.parameters(), lr=0.1) for model in (critic, generator))
+
+    def train() -> None:
+        for number in range(12):
+            critic(generator(torch.ones(2, 8, device="chip"))).sum().backward()
+            (of_generator if number % 4 == 3 else of_critic).step()
+
+    assert kind_and_count(recorded(train).steps) == ("optimizer", 9)
+
+
+def test_modules_that_do_most_of_the_work_are_steps_though_others_are_called_more() -> None:
+    small = nn.Linear(8, 8).to("chip")
+    large = nn.Sequential(*(nn.Linear(256, 256) for _ in range(8))).to("chip")
+
+    def program() -> None:
+        prompts = [small(torch.ones(1, 8, device="chip")) for _ in range(20)]
+        scores = torch.cat(prompts).sum()
+        for rows in range(1, 10):
+            (large(torch.ones(64, 256).to("chip")).sum() * scores).item()
+            for _ in range(rows):
+                scores = scores.exp()
+
+    assert kind_and_count(recorded(program).steps) == ("forward", 9)
+
+
+def test_a_large_module_that_is_called_once_is_no_step() -> None:
+    denoiser = nn.Linear(8, 8).to("chip")
+    decoder = nn.Sequential(*(nn.Linear(512, 512) for _ in range(8))).to("chip")
+
+    def sample() -> None:
+        x = torch.ones(2, 8, device="chip")
+        for number in range(6):
+            x = denoiser(x).relu() if number % 2 else denoiser(x).exp().tanh().abs()
+        decoder(torch.ones(64, 512, device="chip"))
+
+    assert kind_and_count(recorded(sample).steps) == ("forward", 6)

@@ -12,7 +12,7 @@ from bringup.analyse import holders as memory
 from bringup.analyse import input_bound, roofline
 from bringup.analyse.compilations import compilations
 from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
-from bringup.analyse.unlike import outside, unlike_steps
+from bringup.analyse.unlike import outside, typical_share, unlike_steps
 from bringup.analyse.utilisation import utilisation
 from bringup.cost import FAMILIES
 from bringup.pricing.bands import bound, error_band
@@ -68,6 +68,8 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         total_seconds=timeline.total_seconds,
         steps=len(timeline.steps.ends),
         steps_by=timeline.steps.by,
+        evaluations=timeline.steps.evaluations,
+        typical_share=typical_share(timeline),
         like_steps=int(trace.step_work.alike.sum()),
         unlike_steps=unlike_steps(timeline),
         before=before,

@@ -168,7 +168,9 @@ class Summary:
         host_seconds: the rest: the chip waits for the host.
         low_seconds, high_seconds: four fifths of the steps that do the same work take between these times.
         unequal: True if these steps take different times.
-        like_steps: their number.
+        evaluations: how often the optimizer evaluates its closure in a step; 1 without closures.
+        typical_share: the share of the run in steps that do the work of the typical one, with the first step.
+        like_steps: the number of the steps that do the same work.
         unlike_steps: steps that do other work, such as evaluations.
         before, after: what comes before the first step and after the last one.
         launches: launches of the typical step.
@@ -216,6 +218,8 @@ class Summary:
     total_seconds: float
     steps: int
     steps_by: str
+    evaluations: int
+    typical_share: float
     like_steps: int
     unlike_steps: list[UnlikeSteps]
     before: Outside
@@ -284,11 +288,13 @@ class Summary:
 
     def steps_text(self) -> str:
         """Return in words how the steps were recognised."""
+        passes = f", each with {self.evaluations:,} backward passes" if self.evaluations > 1 else ""
         return {
-            "optimizer": "one per optimizer step",
+            "optimizer": f"one per optimizer step{passes}",
+            "replay": "one per replay of a captured graph",
             "period": "one per repetition of the same launches",
             "backward": "one per backward pass",
             "forward": "one per outermost module call",
             "program": "marked by the program",
-            "whole": "no steps found",
+            "whole": "recorded up to the error" if self.failed else "no steps found",
         }[self.steps_by]

@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 OTHER_WORK = 0.25  # of a step's launches and copies: steps that differ by less do the same work
-MORE_CALLS = 1.5  # times as many outermost module calls are other work, such as an evaluation
+MORE_CALLS = 1.5  # times as many outermost module calls are other work, if the backward pass does not grow with them
+GROWS = (
+    0.5  # of the additional calls: a longer input has nearly as many additional backward launches, an evaluation none
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,7 @@ def _alike(trace: Trace, rows: Array, step: Array, line: Array, count: Array, us
     """Return for every step True if its work is that of most steps.
 
     Other work is launched at lines that most steps do not reach, leaves out lines that they reach, or calls modules
-    more often without as many backward launches, as an evaluation does.
+    more often without as many backward launches, as an evaluation does. Longer inputs have more of both.
     """
     steps, columns = len(rows) - 1, trace.columns
     is_usual = usual[line] > 0
@@ -75,7 +78,7 @@ def _alike(trace: Trace, rows: Array, step: Array, line: Array, count: Array, us
     missing = usual.sum() - np.bincount(step[is_usual], usual[line[is_usual]], steps)
     is_backward = (columns["kind"] == LAUNCH) & (columns["phase"] == IN_BACKWARD)
     calls, backward = (_times_usual(mask, rows) for mask in (columns["kind"] == FORWARD, is_backward))
-    evaluates = (calls > MORE_CALLS) & (backward <= MORE_CALLS) & (backward > 0)
+    evaluates = (calls > MORE_CALLS) & (backward - 1 <= GROWS * (calls - 1)) & (backward > 0)
     alike: Array = (other + missing <= OTHER_WORK * usual.sum()) & ~evaluates
     if 2 * alike.sum() >= steps:
         return alike

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bringup.recording.passes import Passes, evaluations, find_passes, forward_start, forward_starts
 from bringup.recording.period import find_period
-from bringup.recording.rows import (
-    ALLOC,
-    BY_PROGRAM,
-    FORWARD,
-    FREE,
-    H2D,
-    IN_BACKWARD,
-    IN_FORWARD,
-    IN_OPTIMIZER,
-    LAUNCH,
-    REBUILT,
-    STEP,
-    STREAM_SYNC,
-    WITHIN,
-)
+from bringup.recording.rows import BY_PROGRAM, FORWARD, H2D, IN_BACKWARD, IN_OPTIMIZER, LAUNCH, STEP
 
 if TYPE_CHECKING:
     from bringup.recording.trace import Trace
 
 Array = npt.NDArray[Any]
+FEW_STEPS = 4  # optimizer steps that say little of a program which works in the evaluations of their closures
+MANY_EVALUATIONS = 4  # per step: sharpness-aware optimizers evaluate twice, L-BFGS up to 25 times (torch's max_eval)
 
 
 @dataclass(frozen=True)
@@ -36,46 +25,116 @@ class Steps:
     """The program's steps. The rows before `start` are its set-up.
 
     Attributes:
-        by: the marks of the steps: ``program`` (bringup.step), ``optimizer``, ``period`` (a repeated series of launches
-            with several module calls or none), ``backward`` (backward passes), ``forward`` (calls of the module that is
-            called most often), or ``whole`` for none.
+        by: the marks of the steps: ``program`` (bringup.step), ``optimizer``, ``replay`` (replays of a captured graph),
+            ``period`` (a repeated series of launches with several module calls or none), ``backward`` (backward
+            passes), ``forward`` (calls of the module that does most of the work), or ``whole`` for none.
         start: the first row of the first step.
         ends: the row after the last row of each step.
+        evaluations: how often an optimizer evaluates its closure in one step; 1 without closures.
     """
 
     by: str
     start: int
     ends: Array
+    evaluations: int = 1
 
 
 def find_steps(trace: Trace) -> Steps:
-    """Return the steps that the program marks, else those of the optimizer that steps most often.
+    """Return the steps that the program marks, else those of optimizers, or of graphs that contain optimizer steps.
 
-    Without an optimizer they are repetitions of a series of launches, else backward passes, else module calls.
+    Without an optimizer they are repetitions of a series of launches, else replays of graphs if most launches are
+    replayed, else backward passes, else module calls. If the program ended with an error, the step that it interrupted
+    is left out.
     """
+    steps = _steps(trace)
+    if not trace.about.get("failed") or steps.by in ("program", "optimizer", "whole"):
+        return steps
+    if len(steps.ends) < 2:
+        return Steps("whole", 0, np.asarray([len(trace)]))
+    return replace(steps, ends=steps.ends[:-1])
+
+
+def _steps(trace: Trace) -> Steps:
+    """Return the steps of a program, as if it had come to its end."""
     kind, objects = trace.columns["kind"], trace.columns["object"]
     marks = np.flatnonzero((kind == STEP) & (objects == BY_PROGRAM))
     if len(marks):
         return Steps("program", 0, marks + 1)
+    replays, trains = _replays(trace)
     optimizers = np.flatnonzero(kind == STEP)
+    # A captured step marks its end once, in the capture; a compiled optimizer marks every step.
+    if 2 * trains.sum() >= max(len(optimizers), 1) and (optimizers > replays[trains][0, 0]).sum() < trains.sum():
+        return _by_replays(trace, replays[trains])
     if len(optimizers):
-        numbers, firsts, counts = np.unique(objects[optimizers], return_index=True, return_counts=True)
-        chosen = min(zip(-counts, firsts, numbers, strict=True))[2]
-        ends = optimizers[objects[optimizers] == chosen] + 1
-        again = set(trace.columns["line"][ends[0] : ends[1]].tolist()) if len(ends) > 1 else set()
-        return Steps("optimizer", _prepared(trace, _start(trace, int(ends[0])), again, len(trace)), ends)
-    calls = np.flatnonzero(kind == FORWARD)
+        return _by_optimizers(trace, optimizers)
     period = find_period(trace)
     if period is not None and period.calls != 1:
         return Steps("period", int(period.starts[0]), np.append(period.starts[1:], period.end))
-    passes = _with_data(trace, _passes(trace))
-    if len(passes):
-        return Steps("backward", int(passes[0]), np.append(passes[1:], len(trace)))
-    return _by_calls(trace, calls)
+    launched = kind == LAUNCH
+    if period is None and len(replays) and 2 * np.count_nonzero(objects[launched]) >= launched.sum():
+        return _by_replays(trace, replays)
+    passes = find_passes(trace)
+    if len(passes.firsts):
+        starts = _with_data(trace, forward_starts(trace, passes))
+        return Steps("backward", int(starts[0]), np.append(starts[1:], len(trace)))
+    return _by_calls(trace, np.flatnonzero(kind == FORWARD))
+
+
+def _replays(trace: Trace) -> tuple[Array, Array]:
+    """Return the first and last launch of every replay of a graph as pairs, and True for replays that train.
+
+    In these an optimizer changes parameters.
+    """
+    columns = trace.columns
+    replayed = np.flatnonzero((columns["kind"] == LAUNCH) & (columns["object"] > 0))
+    _, firsts, which = np.unique(columns["object"][replayed], return_index=True, return_inverse=True)
+    lasts = np.zeros(len(firsts), dtype=np.int64)
+    np.maximum.at(lasts, which, replayed)
+    written = trace.owned_storages[trace.uses >> 1] & ((trace.uses & 1) == 1)
+    writes = np.concatenate(([0], np.cumsum(written)))
+    changes = (columns["phase"][replayed] == IN_OPTIMIZER) & (
+        writes[trace.offsets[replayed + 1]] > writes[trace.offsets[replayed]]
+    )
+    return np.stack((replayed[firsts], lasts), axis=1), np.bincount(which[changes], minlength=len(firsts)) > 0
+
+
+def _by_replays(trace: Trace, replays: Array) -> Steps:
+    """Return replays of graphs as steps, each with the uploads and launches that prepare it."""
+    starts = _with_data(trace, replays[:, 0])
+    return Steps("replay", int(starts[0]), np.append(starts[1:], replays[-1, 1] + 1))
+
+
+def _by_optimizers(trace: Trace, marks: Array) -> Steps:
+    """Return the steps of the optimizer that steps most often, and of those that step before or after it.
+
+    Optimizers whose steps alternate, such as those of two networks that train each other, share one step.
+    """
+    numbers = trace.columns["object"][marks]
+    passes = find_passes(trace)
+    spans: list[tuple[int, int]] = []
+    ends = []
+    _, firsts, counts = np.unique(numbers, return_index=True, return_counts=True)
+    for count, first in sorted(zip((-counts).tolist(), firsts.tolist(), strict=True)):
+        own = marks[numbers == numbers[first]]
+        begin, end = int(own[0]), int(own[-1])
+        alone = all(end < since or begin > until for since, until in spans)
+        trains = ((passes.firsts > begin) & (passes.firsts < end)).any()
+        if not spans or (alone and count < -1 and trains):
+            spans.append((begin, end))
+            ends.append(own + 1)
+    of_all = np.sort(np.concatenate(ends))
+    evaluated = evaluations(trace, passes, of_all)
+    each = max(round(len(evaluated) / len(of_all)), 1)
+    if len(of_all) < FEW_STEPS and each >= MANY_EVALUATIONS:
+        starts = _with_data(trace, forward_starts(trace, replace(passes, firsts=evaluated)))
+        return Steps("backward", int(starts[0]), np.append(starts[1:], of_all[-1]))
+    again = set(trace.columns["line"][of_all[0] : of_all[1]].tolist()) if len(of_all) > 1 else set()
+    start = _start(trace, passes, int(of_all[0] if each == 1 else passes.firsts[passes.firsts > evaluated[0]][0]))
+    return Steps("optimizer", _prepared(trace, start, again, len(trace)), of_all, each)
 
 
 def _by_calls(trace: Trace, calls: Array) -> Steps:
-    """Return the calls of the module that is called most often; modules are told apart by their first parameter.
+    """Return the calls of the module that does most of the work; modules are told apart by their first parameter.
 
     If there are several calls and none is of the same module as another, they are parts of one step.
     """
@@ -89,34 +148,30 @@ def _by_calls(trace: Trace, calls: Array) -> Steps:
     inside = padded[first_use] < np.append(calls[1:], rows)
     parameter = np.append(trace.uses[owned] >> 1, -1)[first_use]
     modules = np.where(inside, parameter, -1 - trace.columns["object"][calls])
-    numbers, firsts, counts = np.unique(modules, return_index=True, return_counts=True)
-    most, _, chosen = min(zip(-counts, firsts, numbers, strict=True))
-    if len(calls) > 1 and most == -1:
+    numbers, firsts, which, counts = np.unique(modules, return_index=True, return_inverse=True, return_counts=True)
+    if len(calls) > 1 and counts.max() == 1:
         return Steps("whole", 0, np.asarray([rows]))
+    weights = np.where((counts > 1) | (len(calls) == 1), np.bincount(which, _weights(trace, calls)), 0.0)
+    _, _, chosen = min(zip(-weights, firsts, numbers, strict=True))
     starts = _with_data(trace, calls[modules == chosen])
     return Steps("forward", int(starts[0]), np.append(starts[1:], rows))
 
 
-def _fed(trace: Trace) -> tuple[Array, Array]:
-    """Return the rows of the backward passes that read results of a forward pass, and the launches of these results.
+def _weights(trace: Trace, calls: Array) -> Array:
+    """Return the share of each call, up to the next one, in the work of all.
 
-    Only launches of the forward pass that read a parameter count, because data may be older than the pass.
+    Half of it is the share of launches, for which the host takes time, half that of bytes, for which the chip does.
     """
-    columns = trace.columns
-    launched, phase = columns["kind"] == LAUNCH, columns["phase"]
-    row_of = np.repeat(np.arange(len(trace)), np.diff(trace.offsets))
-    numbers, written, owned = trace.uses >> 1, (trace.uses & 1) == 1, trace.owned_storages
-    reads_parameter = np.zeros(len(trace), dtype=bool)
-    reads_parameter[row_of[owned[numbers] & ~written]] = True
-    forward = launched & (phase == IN_FORWARD) & reads_parameter
-    writes = written & forward[row_of] & ~owned[numbers]
-    writer = np.full(len(owned), len(trace), dtype=np.int64)
-    np.minimum.at(writer, numbers[writes], row_of[writes])
-    reads = (launched & (phase == IN_BACKWARD))[row_of] & ~written & (writer[numbers] < row_of)
-    return row_of[reads], writer[numbers[reads]]
+    launches = np.flatnonzero(trace.columns["kind"] == LAUNCH)
+    which = np.searchsorted(calls, launches, side="right") - 1
+    launches, which = launches[which >= 0], which[which >= 0]
+    count = np.bincount(which, minlength=len(calls)).astype(np.float64)
+    moved = np.bincount(which, trace.work.bytes[trace.columns["signature"][launches]], len(calls))
+    shares: Array = count / max(count.sum(), 1.0) + moved / max(moved.sum(), 1.0)
+    return shares
 
 
-def _start(trace: Trace, end: int) -> int:
+def _start(trace: Trace, passes: Passes, end: int) -> int:
     """Return the first row of the step that ends at an optimizer's step: that of the forward pass that feeds it.
 
     The step may have several backward passes, which add up gradients. Passes before gradients were set to zero, or
@@ -125,8 +180,7 @@ def _start(trace: Trace, end: int) -> int:
     columns = trace.columns
     kind, phase = columns["kind"][:end], columns["phase"][:end]
     calls = np.flatnonzero(kind == FORWARD)
-    begins = _backward_begins(trace)
-    begins = begins[begins < end]
+    begins = passes.firsts[passes.firsts < end]
     if not len(begins):
         return int(calls[0]) if len(calls) else min(int(np.argmax(kind == LAUNCH)), end - 1)
     zeroing = np.asarray([item.base in ("zero", "_foreach_zero") for item in trace.signatures])
@@ -135,10 +189,9 @@ def _start(trace: Trace, end: int) -> int:
     since = int(zeroed[-1]) if len(zeroed) else -1
     gradient = max(_first_gradient(trace, int(begins[-1]), end), since + 1)
     first = int(begins[max(int(np.searchsorted(begins, gradient, side="right")) - 1, 0)])
-    readers, writers = _fed(trace)
-    feeds = (readers >= first) & (readers < end) & (writers > since)
-    if feeds.any():
-        return _with_uploads(trace, int(writers[feeds].min()))
+    start = forward_start(trace, passes, since, first, end)
+    if start >= 0:
+        return start
     before = calls[calls < first]
     return int(before[-1]) if len(before) else first
 
@@ -170,15 +223,6 @@ def _with_data(trace: Trace, starts: Array) -> Array:
     return np.asarray([_prepared(trace, int(start), lines, most) for start in starts])
 
 
-def _backward_begins(trace: Trace) -> Array:
-    """Return the first launch of every backward pass; what a checkpoint runs again is a part of it."""
-    launches = np.flatnonzero(trace.columns["kind"] == LAUNCH)
-    within = np.isin(trace.columns["bytes"][launches], (REBUILT, WITHIN))
-    backward = (trace.columns["phase"][launches] == IN_BACKWARD) | within
-    begins: Array = launches[backward & ~np.concatenate(([False], backward))[:-1]]
-    return begins
-
-
 def _first_gradient(trace: Trace, since: int, end: int) -> int:
     """Return the first backward launch that writes what an optimizer reads between the two rows; 0 if there is none."""
     columns, offsets = trace.columns, trace.offsets
@@ -189,38 +233,3 @@ def _first_gradient(trace: Trace, since: int, end: int) -> int:
     gradients = np.unique(uses[in_optimizer[row_of] & (row_of > since)] >> 1)
     writes = in_backward[row_of] & ((uses & 1) == 1) & np.isin(uses >> 1, gradients)
     return int(row_of[writes].min()) if writes.any() else 0
-
-
-def _passes(trace: Trace) -> Array:
-    """Return the first row of the forward pass of every backward pass."""
-    begins = _backward_begins(trace)
-    if not len(begins):
-        return begins
-    readers, writers = _fed(trace)
-    which = np.searchsorted(begins, readers, side="right") - 1
-    previous = np.concatenate(([0], begins[:-1]))
-    own = writers > previous[which]
-    starts = np.full(len(begins), len(trace), dtype=np.int64)
-    np.minimum.at(starts, which[own], writers[own])
-    starts = starts[starts < begins]
-    return np.unique([_with_uploads(trace, int(row)) for row in starts]) if len(starts) else begins
-
-
-def _with_uploads(trace: Trace, row: int) -> int:
-    """Return the first row of a forward pass from its first launch: that of its module call and its uploads of data."""
-    columns = trace.columns
-    kind = columns["kind"]
-    owned = trace.owned_storages
-    calls = np.flatnonzero(kind[:row] == FORWARD)
-    launched = np.flatnonzero(kind[:row] == LAUNCH)
-    if len(calls) and (not len(launched) or columns["module"][row] >= 0 or calls[-1] > launched[-1]):
-        row = int(calls[-1])
-    first = row
-    while first > 0 and kind[first - 1] in (H2D, STREAM_SYNC, ALLOC, FREE):
-        first -= 1
-        storages = trace.uses[trace.offsets[first] : trace.offsets[first + 1]] >> 1
-        if kind[first] == H2D:
-            if owned[storages].any():
-                break
-            row = first
-    return row

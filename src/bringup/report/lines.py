@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # the list of chips needs no summary
 
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
 MOST_UNLIKE, MOST_CHANGES = 3, 3
+MOST_OF_RUN = 0.5  # if the typical steps take less of the run, the summary says so
 FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
 LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
 _MEMBER = re.compile(r"(^|\.)\d+(?=\.|$)")  # the number of a member of a list
@@ -127,18 +128,30 @@ def step_lines(summary: Summary) -> Iterator[Line]:
         between = f"{duration(summary.low_seconds)} to {duration(summary.high_seconds)}"
         most = "they" if summary.like_steps <= FEW_STEPS else "four of five"
         yield _line("unequal", f"  steps that do the same work are unequal: {most} take {between}")
+    yield from _unlike(summary)
+    capture = " (warm-up and capture of the graph)" if summary.steps_by == "replay" else ""
+    for name, part in ((f"before the first step{capture}", summary.before), ("after the last step", summary.after)):
+        if part.seconds > summary.step_seconds:
+            launches = f"{quantity(part.launches, 'launch')}, " if part.launches else ""
+            where = f", longest at {part.file}:{part.line}" if part.file else ""
+            yield _line("outside", f"  {name}: {launches}{duration(part.seconds)}{where}")
+    if summary.typical_share < MOST_OF_RUN:
+        typical = "the step is" if summary.steps == 1 else "steps like the one shown are"
+        yield _line("typical-share", f"  {typical} {summary.typical_share:.0%} of the run")
+
+
+def _unlike(summary: Summary) -> Iterator[Line]:
+    """Yield the steps with other work; the range of their times if these differ."""
     for item in summary.unlike_steps[:MOST_UNLIKE]:
         where = f" at {item.file}:{item.line}" if item.file else ""
         each = " each" if item.count > 1 else ""
         cost = f"{quantity(item.launches, 'launch')}, {duration(item.seconds)}{each}"
+        if item.is_unequal:
+            cost = f"{duration(item.low_seconds)} to {duration(item.high_seconds)} each"
         yield _line("unlike", f"  {quantity(item.count, 'step')} with other work{where}: {cost}")
     if len(summary.unlike_steps) > MOST_UNLIKE:
         more = quantity(len(summary.unlike_steps) - MOST_UNLIKE, "more line")
         yield _line("more-unlike", f"  and other work at {more}: see the report")
-    for name, part in (("before the first", summary.before), ("after the last", summary.after)):
-        if part.seconds > summary.step_seconds:
-            launches = f"{quantity(part.launches, 'launch')}, " if part.launches else ""
-            yield _line("outside", f"  {name} step: {launches}{duration(part.seconds)}")
 
 
 def _shown(summary: Summary) -> str:
