@@ -40,6 +40,11 @@ def quantity(number: float, noun: str) -> str:
     return f"{number:,} {noun}{plural}" if isinstance(number, int) else f"{number:,.3g} {noun}{plural}"
 
 
+def figure(number: float) -> str:
+    """Write a number with three digits, or all digits before the point: ``0.0182``, ``1,740``."""
+    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+
+
 def duration(seconds: float) -> str:
     """Format a time with a fitting unit: ``412.3 ms``."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):

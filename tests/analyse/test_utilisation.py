@@ -50,3 +50,14 @@ def test_mfu_counts_every_chip_that_steps_use() -> None:
     both.columns["device"] = both.columns["device"].copy()
     both.columns["device"][launches[-1]] = 1
     assert bringup.price(both, chip="t4").mfu_peak_flops == 2 * one
+
+
+def test_products_in_tf32_have_the_peak_of_tf32() -> None:
+    x, weight = torch.ones(16, 64, 56, 56, device="chip"), torch.ones(64, 64, 3, 3, device="chip")
+    with bringup.record() as trace:
+        torch.nn.functional.conv2d(x, weight, padding=1)
+    peaks = load_chip("a100-sxm-80").matrix.tflops
+    priced = bringup.price(trace, chip="a100-sxm-80")
+    assert (priced.mfu_dtype, priced.mfu_peak_flops) == ("tf32", peaks["tf32"] * 1e12)
+    assert priced.mfu is not None and priced.mfu < 1
+    assert bringup.price(trace, chip="t4").mfu_dtype == "float32", "a T4 has no TF32"

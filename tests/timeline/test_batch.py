@@ -89,3 +89,37 @@ def test_recording_without_uses_is_priced() -> None:
             bringup.step()
     trace.uses, trace.offsets = trace.uses[:0], np.zeros_like(trace.offsets)
     assert bringup.price(trace, "t4").summary.step_seconds > 0
+
+
+def batches(program: Callable[[], object]) -> tuple[int, int]:
+    with bringup.record() as trace:
+        for _ in range(3):
+            program()
+            bringup.step()
+    summary = bringup.price(trace, "t4").summary
+    return summary.samples, summary.batches
+
+
+def test_accumulated_batches_are_counted() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4)).to("chip")
+
+    def train() -> None:
+        model(torch.ones(8, 16, device="chip")).square().mean().backward()
+
+    def accumulate() -> None:
+        for _ in range(4):
+            train()
+
+    assert batches(train) == (8, 1) and batches(accumulate) == (8, 4)
+    with torch.no_grad():
+        assert batches(lambda: [model(torch.ones(8, 16, device="chip")) for _ in range(4)])[1] == 1
+
+
+def test_passes_of_different_models_are_one_batch() -> None:
+    maker, judge = nn.Linear(4, 16).to("chip"), nn.Linear(16, 1).to("chip")
+
+    def adversarial() -> None:
+        judge(torch.ones(8, 16, device="chip")).mean().backward()
+        judge(maker(torch.ones(8, 4, device="chip"))).mean().backward()
+
+    assert batches(adversarial)[1] == 1

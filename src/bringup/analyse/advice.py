@@ -5,7 +5,6 @@ An advice is given only if a replay of the changed program shows that it saves s
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -13,26 +12,25 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup import pricing
-from bringup.analyse import changes, checkpoints, input_bound, tf32, unused_graphs, ways_to_fit
+from bringup.analyse import changes, checkpoints, compile_advice, input_bound, tf32, unused_graphs, ways_to_fit
 from bringup.analyse.changes import replayed
 from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
-from bringup.analyse.wait_advice import fits_in_graph, for_waits
+from bringup.analyse.wait_advice import for_waits
 from bringup.cost import FAMILIES
-from bringup.pricing import COMPUTE, MEMORY, WorkTable
+from bringup.pricing import COMPUTE, WorkTable
 from bringup.recording.rows import D2H, H2D, LAUNCH, PINNED
 from bringup.recording.trace import Trace
-from bringup.recording.waits import STAGED_BYTES, VALUE_BYTES, find_waits
+from bringup.recording.waits import REMEDIES, STAGED_BYTES, VALUE_BYTES, find_waits
 from bringup.text import duration, quantity, size
 from bringup.timeline.replay import Timeline, WhatIf
-from bringup.timeline.steady import finished, steady, step_seconds
+from bringup.timeline.steady import steady, step_seconds
 
 Array = npt.NDArray[Any]
-SHORT_KERNEL = 20e-6  # about the time in which the host launches the next kernel eagerly (see hosts/*.toml)
 MOST_BOTTLENECKS = 3  # fit on one screen
 # A predicted saving below these is noise, or not worth a change: a share of the step, and seconds of the whole run.
 LEAST_SHARE, LEAST_SECONDS = 0.02, 3e-3
-LEAST_HOST_SHARE = 0.05  # of a step: a shorter wait for launches is normal
-LEAST_BATCH_GAIN = 1.05  # a smaller increase of the batch is not worth advising
+ELSEWHERE = "use another dtype or operator, run this part on the host explicitly, or ask the vendor to add it"
+SPARSE = "use dense tensors: for gradients of embeddings, nn.Embedding(sparse=False) or nn.EmbeddingBag(sparse=False)"
 MOSTLY = 0.5  # of the copies: above this share, pinning is the advice
 
 
@@ -44,12 +42,11 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
         return replace(summary, ways_to_fit=ways)
     bottlenecks = [
         *input_bound.advice(timeline, summary),
-        *_host_bound(timeline, summary),
+        *compile_advice.bottlenecks(timeline, summary),
         *_fallbacks(timeline, summary),
         *_copies(timeline, summary),
         *for_waits(timeline, summary),
         *_float32(timeline, summary),
-        *_data_movement(timeline, summary),
         *tf32.bottlenecks(timeline, summary),
     ]
     ranked = sorted((item for item in bottlenecks if _worth_it(item, summary)), key=lambda item: -item.seconds)
@@ -70,13 +67,6 @@ def _with_saving(item: Bottleneck, summary: Summary) -> Bottleneck:
     per = "run" if summary.steps_by == "whole" else "step"
     saving = f"saves {duration(item.seconds)} per {per} ({item.seconds / input_bound.whole_step(summary):.0%})"
     return replace(item, action=f"{saving}: {item.action}")
-
-
-def _same_step_seconds(timeline: Timeline, other: Timeline) -> float:
-    """Return the seconds in another replay of the step that is the typical one here."""
-    first, last, *_ = steady(timeline)
-    done = finished(other)
-    return float(done[last - 1] - (done[first - 1] if first else 0.0))
 
 
 def _saving(summary: Summary, other: Timeline) -> float:
@@ -127,52 +117,6 @@ def _in_half(work: WorkTable, dtype: str) -> WorkTable:
     return replace(work, works=works, dtypes=dtypes, bytes=work.bytes * factor, item=item)
 
 
-def _can_compile(timeline: Timeline, summary: Summary) -> bool:
-    """Return True if torch.compile is an advice: the chip runs graphs, and the program does not compile yet."""
-    return {"eager", "graph"} <= set(timeline.chip.modes) and not summary.compiled_graphs
-
-
-def _host_bound(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
-    if summary.host_seconds < LEAST_HOST_SHARE * summary.step_seconds:
-        return []
-    first, last, *_ = steady(timeline)
-    launched = timeline.trace.columns["kind"][first:last] == LAUNCH
-    short = launched & (timeline.end[first:last] - timeline.start[first:last] < SHORT_KERNEL)
-    per_step = int(short.sum())
-    working = summary.device_seconds
-    times = summary.step_seconds / working if working else 0.0
-    samples = math.ceil(summary.samples * times)
-    numbers: dict[str, float] = {"waited_seconds": summary.host_seconds, "short_launches": per_step}
-    graph = summary.what_if_of("graph")
-    ways: list[tuple[float, str, str]] = []  # seconds saved, remedy, action
-    if graph and _can_compile(timeline, summary) and fits_in_graph(timeline):
-        numbers["graph_seconds"] = graph.step_seconds
-        action = f"fuse operators with torch.compile ({duration(graph.step_seconds)} if replayed as a graph)"
-        ways.append((summary.step_seconds - graph.step_seconds, "fuse", action))
-    if times > LEAST_BATCH_GAIN:
-        # The host's work is the same for a larger batch, so at most the host's share is saved for the same samples.
-        batch = f"batch {samples:,}" if samples else f"{times:.1f} times this batch"
-        saved = _saving(summary, replayed(timeline, WhatIf(dispatch_scale=0.0)))
-        ways.append((saved, "larger-batch", f"raise the batch: the chip is always busy from {batch}"))
-        numbers |= {"break_even_samples": samples} if samples else {}
-    least = LEAST_SHARE * summary.step_seconds
-    ways = [way for way in ways if way[0] >= least]
-    if not ways:
-        return []
-    return [
-        Bottleneck(
-            f"host-bound: the chip waits {duration(summary.host_seconds)} per step for launches",
-            f"{quantity(per_step, 'launch')} per step of less than {SHORT_KERNEL * 1e6:g} us, "
-            "each taking the host longer than the chip",
-            ", or ".join(action for _, _, action in ways),
-            ways[0][0],
-            key="host-bound",
-            remedy=ways[0][1],
-            numbers=numbers,
-        )
-    ]
-
-
 def _fallbacks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     bottlenecks = []
     for item in summary.fallbacks[:MOST_BOTTLENECKS]:
@@ -182,7 +126,7 @@ def _fallbacks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
                 f"fallback: {item.op} {item.dtype} runs on the host, {duration(item.seconds)} per step",
                 f"the chip file of {summary.chip} does not list it; "
                 f"{quantity(item.count, 'launch')} per step at {where or 'an unknown line'}",
-                "use another dtype or operator, run this part on the host explicitly, or ask the vendor to add it",
+                SPARSE if "sparse" in item.op or "coalesce" in item.op else ELSEWHERE,
                 _saving(summary, changes.supported(timeline, item.op, item.dtype)),
                 key="fallback",
                 remedy="replace",
@@ -208,8 +152,11 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     line = timeline.trace.longest_line(rows, timeline.seconds[rows])
     waits, large = find_waits(timeline.trace), _large_copies(timeline.trace)
     theirs = waits.where((waits.copy >= 0) & large[waits.copy])
+    down = kind[copies] == D2H
     remedy, action = (
-        (
+        ("copy-less", REMEDIES["download"])
+        if float(seconds[copies][down].sum()) > MOSTLY * float(seconds[copies].sum())
+        else (
             "pin",
             "pin the host memory (DataLoader(pin_memory=True)) and copy one batch ahead with non_blocking=True",
         )
@@ -263,7 +210,7 @@ def _float32(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     heavy = float(spent[product & full & (timeline.prices.bound[signature] == COMPUTE)].sum())
     if not heavy:
         return []
-    dtype, device = half.dtype, "cuda" if summary.redirected else "chip"
+    dtype, device = half.dtype, "cuda" if summary.named_cuda else "chip"
     return [
         Bottleneck(
             f"compute-bound in float32: products take {duration(heavy)} per step",
@@ -274,29 +221,6 @@ def _float32(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
             key="compute-bound",
             remedy="autocast",
             numbers={"product_seconds": heavy, "half_seconds": half.step_seconds},
-        )
-    ]
-
-
-def _data_movement(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
-    """Advise fusion if pointwise operators move the same tensors several times."""
-    rows, signature, spent = _launched(timeline)
-    if not len(rows) or not _can_compile(timeline, summary):
-        return []
-    light = timeline.work.is_family("pointwise")[signature] & (timeline.prices.bound[signature] == MEMORY)
-    moving = float(spent[light].sum())
-    if moving < LEAST_SHARE * summary.step_seconds:
-        return []
-    launches = int(light.sum())
-    return [
-        Bottleneck(
-            f"memory-bound: pointwise operators take {duration(moving)} per step",
-            f"{quantity(launches, 'launch')} per step; a chain of them moves every tensor several times",
-            "fuse them with torch.compile",
-            max(summary.step_seconds - _same_step_seconds(timeline, changes.fused(timeline)), 0.0),
-            key="memory-bound",
-            remedy="fuse",
-            numbers={"moving_seconds": moving, "launches": launches},
         )
     ]
 

@@ -1,4 +1,4 @@
-"""Chains of pointwise launches, which a compiler fuses to one kernel each."""
+"""Chains of launches without products, which a compiler fuses to one kernel each."""
 
 from __future__ import annotations
 
@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup import pricing
 from bringup.cost import Signature
-from bringup.recording.rows import LAUNCH, STREAM_SYNC
+from bringup.recording.rows import FREE, LAUNCH, STREAM_SYNC
 from bringup.timeline.replay import Timeline
 
 Array = npt.NDArray[Any]
+FUSED = ("pointwise", "copy", "random")
+BY_ROWS = (
+    *("_softmax", "_log_softmax", "_softmax_backward_data", "_log_softmax_backward_data"),
+    *("native_layer_norm", "_fused_rms_norm"),
+)
 
 
 @dataclass(frozen=True)
@@ -21,7 +27,8 @@ class Chains:
 
     Attributes:
         first: the first row of each.
-        seconds: the time of the fused kernel: that of the chain's launches, by the share of their bytes that is left.
+        seconds: the time of the fused kernel: one launch, and the longer of the chain's arithmetic and of its time in
+            memory by the share of the bytes that is left.
         others: the other rows of all chains.
     """
 
@@ -34,14 +41,14 @@ def chains(timeline: Timeline, first: int, last: int) -> Chains:
     """Find the chains in the rows from `first` to `last`, and price each as one kernel.
 
     Each launch of a chain shares memory with the one before. A fused kernel reads a tensor once, and only if the chain
-    does not write it first; it writes a tensor once.
+    does not write it first; it writes a tensor once, unless it is a temporary that is freed and nothing else uses.
     """
     trace = timeline.trace
     kind, signature = trace.columns["kind"], trace.columns["signature"]
     # Launches, copies, events and waits of streams end a chain; rows of the allocator and of modules do not.
     rows = np.flatnonzero(kind[first:last] <= STREAM_SYNC) + first
     light = (kind[rows] == LAUNCH) & (timeline.fallback[rows] < 0)
-    light[light] = timeline.work.is_family("pointwise")[signature[rows[light]]]
+    light[light] = _fusible(timeline)[signature[rows[light]]]
     place = np.stack([trace.columns[name][rows].astype(np.int64) for name in ("device", "stream", "thread", "phase")])
     begins = np.ones(len(rows), dtype=bool)
     begins[1:] = ~(light[1:] & light[:-1] & (place[:, 1:] == place[:, :-1]).all(axis=0))
@@ -53,9 +60,34 @@ def chains(timeline: Timeline, first: int, last: int) -> Chains:
     members, number_of = rows[inside], np.unique(chain[inside], return_inverse=True)[1]
     head = begins[inside]
     moved, least = _bytes(timeline, members, number_of)
-    spent = np.bincount(number_of, timeline.seconds[members], len(moved))
     share = np.divide(least, moved, out=np.ones_like(moved), where=moved > 0)
-    return Chains(members[head], spent * share, members[~head])
+    return Chains(members[head], _fused_seconds(timeline, members, number_of, share), members[~head])
+
+
+def _fusible(timeline: Timeline) -> Array:
+    """Return for every signature True if a compiler fuses it with its neighbours; see Note [Kernels] in compile/fusion.
+
+    Softmax and the normalisation of rows become pointwise operators around reductions of rows, all in one kernel.
+    The backward pass of a normalisation also sums over the rows, for its weights, and ends a kernel.
+    """
+    names = [item.base for item in timeline.trace.signatures]
+    by_rows = np.asarray([name in BY_ROWS for name in names], dtype=bool)
+    elsewhere = np.asarray([any(word in name for word in ("scatter", "index_put")) for name in names], dtype=bool)
+    fusible: Array = (timeline.work.is_family(*FUSED) & ~elsewhere) | by_rows
+    return fusible
+
+
+def _fused_seconds(timeline: Timeline, members: Array, number_of: Array, share: Array) -> Array:
+    launch = np.minimum(pricing.launch_seconds(timeline.chip), timeline.seconds[members])
+    by_engine = timeline.prices.engines[:, timeline.trace.columns["signature"][members]]
+    body = timeline.seconds[members] - launch
+    arithmetic = np.minimum(by_engine[:-1].sum(axis=0), body)  # the last engine is memory
+    count = len(share)
+    moving, computing = (np.bincount(number_of, values, count) for values in (body, arithmetic))
+    first = np.zeros(count)
+    np.maximum.at(first, number_of, launch)
+    seconds: Array = first + np.maximum(moving * share, computing)
+    return seconds
 
 
 def _storages(timeline: Timeline, row: int) -> set[int]:
@@ -70,6 +102,7 @@ def _bytes(timeline: Timeline, rows: Array, chain: Array) -> tuple[Array, Array]
     sizes = {
         number: _use_bytes(trace.signatures[number]) for number in np.unique(trace.columns["signature"][rows]).tolist()
     }
+    inside = _temporaries(timeline, rows, chain)
     storage, size, of_chain = [], [], []
     for row, number in zip(rows.tolist(), chain.tolist(), strict=True):
         uses = trace.uses[trace.offsets[row] : trace.offsets[row + 1]]
@@ -89,8 +122,31 @@ def _bytes(timeline: Timeline, rows: Array, chain: Array) -> tuple[Array, Array]
     largest = np.maximum.reduceat(amount, np.flatnonzero(new))
     written = np.bincount(group, uses & 1) > 0
     read_first = (uses[new] & 1) == 0
-    least = np.bincount(owner[new], largest * (written.astype(float) + read_first), count)
+    crosses = ~inside[uses[new] >> 1]
+    least = np.bincount(owner[new], largest * crosses * (written.astype(float) + read_first), count)
     return moved, np.minimum(least, moved)
+
+
+def _temporaries(timeline: Timeline, rows: Array, chain: Array) -> Array:
+    """Return for every storage True if it is freed and only one chain uses it, but False for the chain's results."""
+    trace = timeline.trace
+    kind, counts = trace.columns["kind"], np.diff(trace.offsets)
+    freed = trace.columns["object"][kind == FREE]
+    size = int(max((trace.uses >> 1).max(initial=-1), freed.max(initial=-1))) + 1
+    row_of_use = np.repeat(np.arange(len(kind)), counts)
+    chain_of_row = np.full(len(kind), -1)
+    chain_of_row[rows] = chain
+    lowest, highest = np.full(size, len(kind)), np.full(size, -2)
+    np.minimum.at(lowest, trace.uses >> 1, chain_of_row[row_of_use])
+    np.maximum.at(highest, trace.uses >> 1, chain_of_row[row_of_use])
+    inside = np.zeros(size, dtype=bool)
+    inside[freed] = True
+    inside &= (lowest == highest) & (lowest >= 0)
+    last = rows[np.append(chain[1:] != chain[:-1], True)] if len(rows) else rows
+    for row in last.tolist():
+        uses = trace.uses[trace.offsets[row] : trace.offsets[row + 1]]
+        inside[uses[(uses & 1) == 1] >> 1] = False
+    return inside
 
 
 def _use_bytes(signature: Signature) -> Array:

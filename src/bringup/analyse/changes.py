@@ -8,12 +8,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup import pricing
 from bringup.analyse.chains import chains
 from bringup.pricing import Prices
-from bringup.recording.rows import HOST, LAUNCH, PINNED, WAITS
+from bringup.recording.rows import (
+    DEVICE_SYNC,
+    EVENT_SYNC,
+    HOST,
+    IN_OPTIMIZER,
+    LAUNCH,
+    PINNED,
+    STREAM_SYNC,
+    WAITS,
+)
 from bringup.recording.waits import READ, Waits
 from bringup.timeline.replay import AS_IS, Timeline, WhatIf, replay
-from bringup.timeline.steady import steady
+from bringup.timeline.steady import finished, steady
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
@@ -48,6 +58,19 @@ def replayed(
         seconds=seconds,
     )
     return replace(other, steps=timeline.steps)
+
+
+def same_step(timeline: Timeline, other: Timeline) -> tuple[float, float]:
+    """Return the start and the end in another replay of the step that is the typical one in `timeline`."""
+    first, last, *_ = steady(timeline)
+    done = finished(other)
+    return float(done[first - 1]) if first else 0.0, float(done[last - 1])
+
+
+def same_step_seconds(timeline: Timeline, other: Timeline) -> float:
+    """Return the seconds in another replay of the step that is the typical one in `timeline`."""
+    since, until = same_step(timeline, other)
+    return until - since
 
 
 def without_waits(timeline: Timeline, waits: Waits) -> Timeline:
@@ -86,6 +109,29 @@ def fused(timeline: Timeline) -> Timeline:
     columns["flags"] = columns["flags"].copy()
     _as_nothing(columns, fusible.others)
     return replayed(timeline, columns=columns, seconds=seconds)
+
+
+def as_graph(timeline: Timeline) -> Timeline:
+    """Replay with the launches of forward and backward passes as those of recorded graphs, the optimizer's as they are.
+
+    A graph ends with the step, where the phase changes and where the host waits. Each costs the host one call.
+    """
+    columns = dict(timeline.trace.columns)
+    kind, phase, before = columns["kind"], columns["phase"], columns["object"]
+    launched = kind == LAUNCH
+    waits = (launched & ((columns["flags"] & WAITS) != 0)) | np.isin(kind, (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC))
+    rows = np.flatnonzero(launched)
+    changed = np.zeros(len(kind), dtype=bool)
+    changed[rows[1:]] = phase[rows[1:]] != phase[rows[:-1]]
+    ends = timeline.steps.ends
+    changed[ends[ends < len(changed)]] = True
+    number = np.cumsum(waits | changed) + 1 + int(before[launched].max(initial=0))
+    new = launched & (phase != IN_OPTIMIZER) & (before <= 0) & (timeline.fallback < 0) & ~waits
+    columns["object"] = np.where(new, number, before)
+    chip, kernels = timeline.chip, timeline.work.kernels[columns["signature"]] if len(timeline.work.kernels) else 0.0
+    saved = pricing.launch_seconds(chip) - pricing.launch_seconds(chip, graph=True)
+    seconds = np.where(new, timeline.seconds - saved * kernels, timeline.seconds)
+    return replayed(timeline, columns=columns, seconds=np.maximum(seconds, 0.0))
 
 
 def _leave_out(columns: dict[str, Array], waits: Waits) -> None:

@@ -21,7 +21,7 @@ from bringup.recording.rows import LAUNCH
 from bringup.recording.waits import WAIT_KINDS, find_waits, is_small
 from bringup.text import split_line
 from bringup.timeline import library
-from bringup.timeline.batch import samples
+from bringup.timeline.batch import batches, samples
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import steady, typical
 
@@ -76,6 +76,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         after=after,
         launches=launches,
         samples=samples(timeline, first, last),
+        batches=batches(timeline, first, last),
         peak_bytes=peak.peak_bytes,
         capacity_bytes=chip.device_bytes,
         context_bytes=chip.context_bytes,
@@ -102,6 +103,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         graph_breaks=[GraphBreak(str(b["line"]), str(b["reason"])) for b in trace.about.get("graph_breaks", [])],
         compilations=compilations(timeline),
         redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},
+        named_cuda=bool(trace.about.get("named_cuda", False)),
         chip_time=bool(trace.about.get("chip_time", False)),
         mfu=used.share if used else None,
         mfu_dtype=used.dtype if used else "",

@@ -175,6 +175,7 @@ class Summary:
         before, after: what comes before the first step and after the last one.
         launches: launches of the typical step.
         samples: the batch size on which the launches of the step and the loss agree; 0 if they do not.
+        batches: how many batches of this size a step works on; more than 1 if it accumulates their gradients.
         peak_bytes: the most device memory that tensors held at once, in blocks of the caching allocator.
         capacity_bytes, context_bytes: the device memory that the chip's driver reports, and the part of it that the
             driver's context and libraries take.
@@ -193,6 +194,7 @@ class Summary:
         compiled_graphs, graph_breaks: those of torch.compile in the whole program.
         compilations: the graphs of torch.compile, or of a chip that only runs graphs; None if nothing is compiled.
         redirected: the CUDA names that the program used, and how often.
+        named_cuda: True if the program says cuda and means the chip.
         chip_time: True if the program's clocks showed predicted time.
         ways_to_fit: changes that make the program fit, the cheapest first; empty if it already fits.
         error_band, error_band_of, error_band_rows, error_source: see `pricing.bands.Band`; the band for programs with
@@ -226,6 +228,7 @@ class Summary:
     after: Outside
     launches: int
     samples: int
+    batches: int = field(metadata=OURS)
     peak_bytes: int
     capacity_bytes: int
     context_bytes: int
@@ -256,6 +259,7 @@ class Summary:
     graph_breaks: list[GraphBreak] = field(default_factory=list)
     compilations: Compilations | None = None
     redirected: dict[str, int] = field(default_factory=dict)
+    named_cuda: bool = field(default=False, metadata=OURS)
     chip_time: bool = False
     mfu: float | None = None
     mfu_dtype: str = ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bringup.pricing.rates import matrix_peak
+from bringup.pricing.rates import engine_dtype, matrix_peak
 from bringup.recording.rows import LAUNCH
 from bringup.timeline.replay import Timeline
 
@@ -20,7 +20,7 @@ class Utilisation:
 
     Attributes:
         share: 0 to 1.
-        dtype: the inputs' dtype of most of the flops, whose peak is the denominator.
+        dtype: the dtype in which most of the flops are computed, ``tf32`` included. Its peak is the denominator.
         peak_flops: the peak in flop/s of all chips that the steps use.
     """
 
@@ -39,7 +39,8 @@ def utilisation(timeline: Timeline, first: int, last: int, seconds: float) -> Ut
     if total <= 0 or seconds <= 0:
         return None
     by_dtype: dict[str, float] = {}
-    for name, value in zip(work.dtypes, flops.tolist(), strict=True):
+    for dtype, item, value in zip(work.dtypes, work.works, flops.tolist(), strict=True):
+        name = engine_dtype(timeline.chip, dtype, item.tf32)
         by_dtype[name] = by_dtype.get(name, 0.0) + value
     dtype = max(sorted(by_dtype), key=lambda name: by_dtype[name])
     peak = matrix_peak(timeline.chip, dtype) * len(np.unique(columns["device"][rows]))

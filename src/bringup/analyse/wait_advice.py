@@ -2,18 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
-
 from bringup.analyse import changes
 from bringup.analyse.summary import Bottleneck, Summary
-from bringup.recording.rows import LAUNCH
 from bringup.recording.waits import (
-    DATA_DEPENDENT,
-    SYNCHRONIZE,
-    UPLOAD,
     WAIT_KINDS,
     Waits,
     count_text,
@@ -26,7 +17,6 @@ from bringup.text import duration
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import steady, step_seconds
 
-Array = npt.NDArray[Any]
 LEAST_PER_STEP = 1.0  # rarer waits are those that the advice asks for
 CODES = {  # `Bottleneck.remedy` of each kind
     "upload": "non-blocking",
@@ -72,19 +62,3 @@ def _bottleneck(timeline: Timeline, summary: Summary, waits: Waits, *, is_small:
             numbers={"waits": per_step},
         )
     ]
-
-
-def fits_in_graph(timeline: Timeline) -> bool:
-    """Return True if a step can be one graph.
-
-    It cannot if the result of an operator depends on data, or if the host reads values at several points of a step,
-    since a value may decide what is launched next. One such point can be the border between two steps.
-    """
-    first, last, *_ = steady(timeline)
-    waits = find_waits(timeline.trace).between(first, last)
-    if (waits.kind == DATA_DEPENDENT).any():
-        return False
-    reads = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]
-    launches = np.cumsum(timeline.trace.columns["kind"] == LAUNCH)
-    points: Array = np.unique(launches[reads])  # reads without a launch between them are one point
-    return len(points) <= 1

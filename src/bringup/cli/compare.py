@@ -22,7 +22,7 @@ from bringup.report.lines import memory_share, per_million, unit
 from bringup.report.prediction import read_trace
 from bringup.report.summary_json import as_dict
 from bringup.report.terminal import escaped
-from bringup.text import duration, plain
+from bringup.text import duration, figure, plain
 
 if TYPE_CHECKING:
     from bringup.analyse.compare import Row
@@ -98,7 +98,7 @@ def print_table(rows: list[Row], console: Console) -> None:
             f"{summary.device_seconds / total:.0%}",
             memory_share(summary),
             f"{sum(item.count for item in summary.fallbacks):,.0f}" if summary.fallbacks else "-",
-            "-" if summary.energy_joules is None else f"{summary.energy_joules:.3g} J",
+            "-" if summary.energy_joules is None else f"{figure(summary.energy_joules)} J",
             per_million(summary),
             "-" if summary.error_band is None else f"{summary.error_band:.0%}",
         )

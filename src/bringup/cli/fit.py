@@ -177,5 +177,5 @@ def _largest(fit: Fit) -> list[str]:
     if fit.largest is None or fit.at_largest is None:
         return ["none", "-", "-"]
     last = fit.at_largest
-    rate = f"{last.samples / last.step_seconds:,.4g}" if last.samples and last.step_seconds else "-"
+    rate = f"{last.samples * last.batches / last.step_seconds:,.4g}" if last.samples and last.step_seconds else "-"
     return [f"{fit.largest:,}" + (" or more" if fit.open_end else ""), duration(last.step_seconds), rate]

@@ -55,7 +55,7 @@ def redirect_cuda() -> None:
         )
     load.register()
     process.named_cuda = True
-    FACTS.append(lambda _: lambda: {"redirected": report()})
+    FACTS.append(lambda _: lambda: {"named_cuda": True, "redirected": report()})
     torch.ops.bringup.redirect_cuda()
     for name, knob in _KNOBS.items():
         _settings[name] = knob()

@@ -150,6 +150,7 @@ class _About(BaseModel):
     chip: Text = ""
     torch: Text = ""
     run: Annotated[str, Field(pattern="^[0-9a-f]*$", max_length=64)] = ""
+    named_cuda: StrictBool = False
     redirected: Annotated[dict[Text, Count], Field(max_length=MOST["lines"])] = {}
     compiled_graphs: Count = 0
     graph_breaks: Annotated[list[_GraphBreak], Field(max_length=MOST["lines"])] = []

@@ -40,7 +40,7 @@ NOUNS = {  # one, and several
 }
 HINTS = {  # the remedies in a few words
     "upload": "non_blocking=True from pinned memory does not wait",
-    "download": "non_blocking=True to pinned memory does not wait",
+    "download": "read less often, or keep it on the chip",
     "data_dependent": "not with torch.where",
 }
 SMALL_HINT = "non_blocking=True does not wait, nor does a value made on the chip"
@@ -51,7 +51,8 @@ SMALL_UPLOAD = (
 REMEDIES = {
     "upload": "copy with non_blocking=True from pinned memory (DataLoader(pin_memory=True), or pin_memory()), "
     "and keep indices of chip tensors on the chip",
-    "download": "copy to pinned memory with non_blocking=True, and synchronize when the data is needed",
+    "download": "copy to the host less often, or keep the data on the chip; only data that the host needs later can "
+    "be copied without a wait (non_blocking=True to pinned memory)",
     "read": "read values less often: keep sums on the chip and read them every n steps; "
     "torch.where can replace a condition",
     "synchronize": "synchronize only where a time is measured or another device needs the result",

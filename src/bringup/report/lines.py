@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bringup.analyse.holders import EXPANDABLE, expandable_gain
 from bringup.recording.waits import HINTS, SMALL_HINT, WAIT_KINDS, count_text, noun
-from bringup.text import duration, quantity, size
+from bringup.text import duration, figure, quantity, size
 
 if TYPE_CHECKING:  # the list of chips needs no summary
     from bringup.analyse.holders import Moment, Owner
@@ -21,6 +21,7 @@ MOST_OF_RUN = 0.5  # if the typical steps take less of the run, the summary says
 FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
 LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
 _MEMBER = re.compile(r"(^|\.)\d+(?=\.|$)")  # the number of a member of a list
+LEAST_MFU = 1e-4  # smaller ones are not written with their digits
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
@@ -121,7 +122,8 @@ def step_lines(summary: Summary) -> Iterator[Line]:
     if summary.steps_by == "whole":
         yield _line("launches", f"  {quantity(summary.launches, 'launch')}, {summary.steps_text()}")
     else:
-        batch = f", batch {summary.samples:,}" if summary.samples else ""
+        times = f"{summary.batches:,} times " if summary.batches > 1 else ""
+        batch = f", {times}batch {summary.samples:,}" if summary.samples else ""
         shown = f"{quantity(summary.steps, 'step')}, {summary.steps_text()}{_shown(summary)}"
         yield _line("launches", f"  {launches}{batch}; {shown}")
     if summary.unequal:
@@ -184,7 +186,7 @@ def compilation_lines(summary: Summary) -> Iterator[Line]:
 
 def _size(summary: Summary) -> Iterator[Line]:
     verdict = (summary.verdict_text(), "" if summary.fits else "bold red")
-    energy = "" if summary.energy_joules is None else f"   energy {summary.energy_joules:.3g} J per {unit(summary)}"
+    energy = "" if summary.energy_joules is None else f"   energy {figure(summary.energy_joules)} J per {unit(summary)}"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
     mfu = f"   MFU {used_peak(summary)}" if summary.mfu is not None else ""
     peak = f"  memory {size(summary.peak_bytes)} of {size(summary.capacity_bytes)}, "
@@ -324,15 +326,16 @@ def used_peak(summary: Summary) -> str:
     if summary.mfu is None or summary.mfu_peak_flops is None:
         return ""
     peak = f"{summary.mfu_peak_flops / 1e12:,.4g} Tflop/s"
-    return f"{100 * summary.mfu:.2g}% of {peak}, the {summary.mfu_dtype} peak"
+    share = f"{100 * summary.mfu:.2g}%" if summary.mfu >= LEAST_MFU else f"below {LEAST_MFU:.2%}"
+    return f"{share} of {peak}, the {summary.mfu_dtype} peak"
 
 
 def per_million(summary: Summary) -> str:
     """Write the cost of a million samples, or of a million steps if the batch is unknown."""
     if summary.cost_usd is None:
         return "-"
-    samples, noun = (summary.samples, "samples") if summary.samples else (1, f"{unit(summary)}s")
-    return f"{summary.cost_usd * 1e6 / samples:,.3g} USD per million {noun}"
+    samples, noun = (summary.samples * summary.batches, "samples") if summary.samples else (1, f"{unit(summary)}s")
+    return f"{figure(summary.cost_usd * 1e6 / samples)} USD per million {noun}"
 
 
 def redirected(summary: Summary) -> str:

@@ -62,6 +62,27 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
     return next(agreed, 0)
 
 
+def batches(timeline: Timeline, first: int, last: int) -> int:
+    """Return how many batches the rows from `first` to `last` accumulate the gradients of; 1 if they do not.
+
+    Each has a forward and a backward pass, and the forward passes have the same products at the same lines.
+    """
+    trace = timeline.trace
+    columns = trace.columns
+    rows = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
+    rows = rows[np.isin(columns["phase"][rows], (IN_FORWARD, IN_BACKWARD))]
+    forward = columns["phase"][rows] == IN_FORWARD
+    heavy = np.asarray([work.family in (*PRODUCTS, "gather") for work in timeline.work.works], dtype=bool)
+    begins = forward & np.concatenate(([True], ~forward[:-1]))
+    passes: list[list[tuple[int, int]]] = [[] for _ in range(int(begins.sum()))]
+    counted = forward & heavy[columns["signature"][rows]] if len(rows) else forward
+    for number, row in zip((np.cumsum(begins) - 1)[counted].tolist(), rows[counted].tolist(), strict=True):
+        passes[number].append((int(columns["signature"][row]), int(columns["line"][row])))
+    passes = [item for item in passes if item]  # between two passes, there may be launches of the program's own
+    trains = len(rows) and not forward.all()
+    return len(passes) if trains and len(passes) > 1 and all(item == passes[0] for item in passes) else 1
+
+
 def _looked_up(signature: Signature) -> Iterator[int]:
     """Yield the first axis of an embedding's indices, also inside of a fused kernel."""
     for item in (signature, *signature.inner):

@@ -1,0 +1,179 @@
+"""Advice for steps that wait for launches or move the same tensors several times: torch.compile, or a larger batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.analyse import changes
+from bringup.analyse.larger_batch import larger_batch
+from bringup.analyse.summary import Bottleneck, Summary
+from bringup.pricing import MEMORY
+from bringup.recording.rows import IN_OPTIMIZER, LAUNCH
+from bringup.recording.waits import DATA_DEPENDENT, SYNCHRONIZE, UPLOAD, find_waits
+from bringup.text import duration, quantity
+from bringup.timeline.replay import Timeline, WhatIf
+from bringup.timeline.steady import steady
+
+Array = npt.NDArray[Any]
+SHORT_KERNEL = 20e-6  # about the time in which the host launches the next kernel eagerly (see hosts/*.toml)
+LEAST_HOST_SHARE = 0.05  # of a step: a shorter wait for launches is normal
+LEAST_SHARE = 0.02  # of a step: a smaller saving is noise
+LEAST_BATCH_GAIN = 1.05  # a smaller increase of the batch is not worth advising
+REPEATED = 0.75  # of the steps: if so many have the same shapes, graphs that are recorded are replayed
+
+
+@dataclass(frozen=True)
+class Way:
+    """One action: the seconds per step that it saves, its code, its text, and the numbers in the text."""
+
+    seconds: float
+    remedy: str
+    action: str
+    numbers: dict[str, float] = field(default_factory=dict)
+
+
+def bottlenecks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
+    """Return at most one bottleneck for launches and data movement, because torch.compile is the action for both."""
+    if not summary.step_seconds:
+        return []
+    waits = summary.host_seconds >= LEAST_HOST_SHARE * summary.step_seconds
+    moving, launches = _data_movement(timeline)
+    moves = moving >= LEAST_SHARE * summary.step_seconds
+    if not (waits or moves):
+        return []
+    compiled = _compiled(timeline, summary, waits)
+    ways = [*compiled, *(_larger_batch(timeline, summary) if waits else [])]
+    ways = [way for way in ways if way.seconds >= LEAST_SHARE * summary.step_seconds]
+    if not ways:
+        return []
+    moves = moves and ways[0].remedy == "fuse"
+    conditions, causes = [], []
+    numbers: dict[str, float] = {}
+    if waits:
+        short = _short_launches(timeline)
+        conditions.append(f"host-bound: the chip waits {duration(summary.host_seconds)} per step for launches")
+        causes.append(
+            f"{quantity(short, 'launch')} per step of less than {SHORT_KERNEL * 1e6:g} us, "
+            "each taking the host longer than the chip"
+        )
+        numbers |= {"waited_seconds": summary.host_seconds, "short_launches": short}
+    if moves:
+        conditions.append(f"memory-bound: pointwise operators take {duration(moving)} per step")
+        causes.append(f"{quantity(launches, 'launch')} per step; a chain of them moves every tensor several times")
+        numbers |= {"moving_seconds": moving, "launches": launches}
+    if not conditions:
+        return []
+    for way in ways:
+        numbers |= way.numbers
+    return [
+        Bottleneck(
+            ", and ".join(conditions),
+            "; ".join(causes),
+            ", or ".join(way.action for way in ways),
+            ways[0].seconds,
+            key="host-bound" if waits else "memory-bound",
+            remedy=ways[0].remedy,
+            numbers=numbers,
+        )
+    ]
+
+
+def _short_launches(timeline: Timeline) -> int:
+    first, last, *_ = steady(timeline)
+    launched = timeline.trace.columns["kind"][first:last] == LAUNCH
+    return int((launched & (timeline.end[first:last] - timeline.start[first:last] < SHORT_KERNEL)).sum())
+
+
+def _data_movement(timeline: Timeline) -> tuple[float, int]:
+    """Return the seconds per step of memory-bound pointwise launches on the chip, and their number."""
+    first, last, *_ = steady(timeline)
+    kind = timeline.trace.columns["kind"][first:last]
+    rows = np.flatnonzero((kind == LAUNCH) & (timeline.fallback[first:last] < 0)) + first
+    signature = timeline.trace.columns["signature"][rows]
+    if not len(rows):
+        return 0.0, 0
+    light = timeline.work.is_family("pointwise")[signature] & (timeline.prices.bound[signature] == MEMORY)
+    return float((timeline.end[rows] - timeline.start[rows])[light].sum()), int(light.sum())
+
+
+def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
+    """Return what torch.compile saves, or its mode that replays a graph if the program is compiled already."""
+    if not {"eager", "graph"} <= set(timeline.chip.modes):
+        return []
+    step = summary.step_seconds
+    once = waits and fits_in_graph(timeline)
+    if summary.compiled_graphs:
+        if not once or _replays(timeline):
+            return []
+        graph = changes.same_step_seconds(timeline, changes.as_graph(timeline))
+        action = (
+            f'replay the compiled kernels as a graph: torch.compile(mode="reduce-overhead"), {duration(graph)} per step'
+        )
+        return [Way(max(step - graph, 0.0), "graph", action, {"graph_seconds": graph})]
+    fused = changes.fused(timeline)
+    alone = changes.same_step_seconds(timeline, fused)
+    ways = [Way(max(step - alone, 0.0), "fuse", "fuse operators with torch.compile", {"fused_seconds": alone})]
+    if once:
+        graph = changes.same_step_seconds(timeline, changes.as_graph(fused))
+        if alone - graph >= LEAST_SHARE * step:
+            action = (
+                'fuse operators with torch.compile(mode="reduce-overhead"), which also replays them as a graph: '
+                f"{duration(graph)} per step"
+            )
+            ways = [Way(max(step - graph, 0.0), "fuse", action, {"graph_seconds": graph})]
+    return ways
+
+
+def _larger_batch(timeline: Timeline, summary: Summary) -> list[Way]:
+    """Return what a larger batch saves for the same samples."""
+    if summary.step_seconds <= LEAST_BATCH_GAIN * summary.device_seconds:
+        return []
+    larger = larger_batch(timeline)
+    if larger is None or not larger.samples:
+        # The host's work is the same for a larger batch, so its share is the most that is saved for the same samples.
+        without = changes.same_step_seconds(timeline, changes.replayed(timeline, WhatIf(dispatch_scale=0.0)))
+        return [Way(max(summary.step_seconds - without, 0.0), "larger-batch", "raise the batch")]
+    at = f"raise the batch: at batch {larger.samples:,} the chip is busy {larger.busy:.0%} of the time"
+    return [Way(larger.saved_seconds, "larger-batch", at, {"busy_samples": larger.samples, "busy": larger.busy})]
+
+
+def _replays(timeline: Timeline) -> bool:
+    """Return True if the typical step replays a graph already."""
+    first, last, *_ = steady(timeline)
+    columns = timeline.trace.columns
+    return bool(((columns["kind"][first:last] == LAUNCH) & (columns["object"][first:last] > 0)).any())
+
+
+def fits_in_graph(timeline: Timeline) -> bool:
+    """Return True if a step can be one graph that the next steps replay.
+
+    It cannot if the result of an operator depends on data, or if the host reads values at several points of a step,
+    since a value may decide what is launched next. One such point can be the border between two steps. Nor is a graph
+    replayed if shapes change from step to step.
+    """
+    first, last, *_ = steady(timeline)
+    waits = find_waits(timeline.trace).between(first, last)
+    if (waits.kind == DATA_DEPENDENT).any():
+        return False
+    reads = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]
+    launches = np.cumsum(timeline.trace.columns["kind"] == LAUNCH)
+    points: Array = np.unique(launches[reads])  # reads without a launch between them are one point
+    return len(points) <= 1 and _repeats(timeline)
+
+
+def _repeats(timeline: Timeline) -> bool:
+    """Return True if most steps that do the work of the typical one launch the same signatures as it."""
+    columns, work = timeline.trace.columns, timeline.trace.step_work
+    first, last, *_ = steady(timeline)
+    counted = (columns["kind"] == LAUNCH) & (columns["phase"] != IN_OPTIMIZER)  # the first step creates its state
+
+    def launched(begin: int, end: int) -> bytes:
+        return bytes(columns["signature"][begin:end][counted[begin:end]].tobytes())
+
+    bounds = work.rows.tolist()
+    steps = [launched(*bounds[i : i + 2]) for i in np.flatnonzero(work.alike).tolist()]
+    return steps.count(launched(first, last)) >= REPEATED * len(steps)
