@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
@@ -10,7 +12,7 @@ from bringup.recording.rows import ALLOC, FALLBACK, FREE, IN_BACKWARD, LAUNCH, O
 from bringup.text import split_line
 from bringup.timeline.replay import Timeline
 
-Array = npt.NDArray[np.int64]
+Array = npt.NDArray[Any]
 LEAST_NS = 1_000_000  # a shorter time between launches is mostly that of launching, which the replay models
 WITHOUT_TIME = (ALLOC, FREE, RESERVE, RELEASE, OWNER)
 
