@@ -386,6 +386,11 @@ int recording_thread() {
   return thread_clock.id;
 }
 
+void skip_host_time() {
+  thread_clock.join(recording_state());
+  thread_clock.elapsed();
+}
+
 void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results) {
   if (C10_UNLIKELY(Unrecorded::on())) return;
   Recording& state = recording_state();
@@ -672,12 +677,6 @@ std::vector<std::string> recorded_signatures(int64_t start) {  // JSON
   return {state.signatures.begin() + std::min<int64_t>(start, int64_t(state.signatures.size())), state.signatures.end()};
 }
 
-// Leaves the host time since the thread's previous row out of the recording.
-void skip_host_time() {
-  thread_clock.join(recording_state());
-  thread_clock.elapsed();
-}
-
 std::vector<std::string> recorded_lines() {
   std::vector<std::pair<Line, std::string>> lines;
   {
@@ -716,6 +715,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
     settle_views(recording_state());
     return int64_t(recording_state().rows.size());
   });
+  m.def("row_count() -> int", &recorded_rows);  // unlike `recorded_rows`, adds no rows for views
   m.def("recorded_columns(int start) -> Tensor[]", &recorded_columns);
   m.def("recorded_signatures(int start) -> str[]", &recorded_signatures);
   m.def("recorded_lines() -> str[]", &recorded_lines);

@@ -73,4 +73,16 @@ int64_t recording_number();  // of the latest recording in this process
 void count_view();       // Views have no rows: the thread's next row that carries time includes them.
 int recording_thread();  // this thread's number in the recording
 
+void skip_host_time();  // Leaves the host time since the thread's previous row out of the recording.
+// The CPU time of a wait for the emulated chip is not the host's.
+class HostTimeAside {
+ public:
+  HostTimeAside() = default;
+  HostTimeAside(const HostTimeAside&) = delete;
+  HostTimeAside& operator=(const HostTimeAside&) = delete;
+  ~HostTimeAside() {
+    if (C10_UNLIKELY(recording())) skip_host_time();
+  }
+};
+
 }  // namespace bringup

@@ -301,6 +301,7 @@ void synchronize(Stream& stream, uint8_t flags) {
   refuse_capture(stream, "a wait for a stream", "read results after a replay");
   ++counters().synchronizations;
   if (C10_UNLIKELY(recording())) record_row(RowKind::StreamSync, &stream, current_line(), 0, 0, flags);
+  HostTimeAside aside;
   Device& on = device(stream.id.device_index());
   int status;
   {
@@ -330,6 +331,7 @@ void synchronize_device(int index) {
   ++counters().synchronizations;
   Device& on = device(index);
   if (C10_UNLIKELY(recording())) record_row(RowKind::DeviceSync, on.streams[0].load(), current_line(), 0, 0);
+  HostTimeAside aside;
   int status = BRINGUP_OK;
   {
     ReleaseGil no_gil;
@@ -493,6 +495,7 @@ void event_synchronize(Event* event) {
   ++counters().synchronizations;
   if (!latest.stream) return;
   if (C10_UNLIKELY(recording())) record_row(RowKind::EventSync, latest.stream, current_line(), 0, event->id);
+  HostTimeAside aside;
   int status;
   {
     ReleaseGil no_gil;

@@ -246,6 +246,7 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   if (C10_UNLIKELY(watching_unwritten())) note_overwritten(stream, to);
   if (!pinned && !waits) {
     std::shared_ptr<char[]> staged(new char[bytes]);
+    HostTimeAside aside;  // the emulation's
     std::memcpy(staged.get(), from.const_data_ptr(), bytes);
     check_driver(driver().copy_h2d(stream.handle, data_of(to), staged.get(), bytes), on, "a copy to the chip");
     return hold(stream, staged, unmarking(to));

@@ -17,12 +17,18 @@ def trace_with(*loaders: dict[str, Any]) -> bringup.Trace:
         for _ in range(10):
             (x @ x).relu()
             bringup.step()
-    trace.about["inputs"] = list(loaders)
+    feed(trace, *loaders)
     return trace
 
 
-def loader(seconds: float, *, workers: int = 0, batches: int = 10, line: str = "train.py:7") -> dict[str, Any]:
-    return {"line": line, "workers": workers, "batches": batches, "batch_seconds": seconds}
+def feed(trace: bringup.Trace, *loaders: dict[str, Any]) -> None:
+    """Let the steps after the first take the loaders' batches: one each, up to their number."""
+    starts = trace.steps.ends.tolist()
+    trace.about["inputs"] = [{**item, "rows": starts[: item["batches"]]} for item in loaders]
+
+
+def loader(seconds: float, *, batches: int = 10, **others: Any) -> dict[str, Any]:
+    return {"line": "train.py:7", "workers": 0, "batches": batches, "batch_seconds": seconds, **others}
 
 
 def shown(prediction: Prediction) -> dict[str, str]:
@@ -56,7 +62,7 @@ def test_enough_workers_are_advised_but_not_more() -> None:
             x @ x
             bringup.step()
     step = bringup.price(trace, "t4").summary.step_seconds
-    trace.about["inputs"] = [loader(3.5 * step, batches=4)]
+    feed(trace, loader(3.5 * step))
     (first, *_) = bringup.price(trace, "t4").summary.bottlenecks
     assert first.key == "input-bound" and first.numbers["workers"] == 4
 
@@ -77,3 +83,43 @@ def test_workers_are_not_advised_beyond_the_cores_of_the_host() -> None:
 def test_measured_input_does_not_change_the_id_of_a_run() -> None:
     first, second = (bringup.price(trace_with(loader(seconds)), "t4") for seconds in (0.05, 0.06))
     assert writer.run_id(first) == writer.run_id(second)
+
+
+def test_all_typical_steps_but_the_last_take_one_batch() -> None:
+    (item,) = bringup.price(trace_with(loader(0.05, batches=8)), "t4").summary.inputs
+    assert item.per_step == 1.0, "the loop has taken the batch of the step after the last"
+
+
+def test_batches_of_two_steps_count_half() -> None:
+    trace = trace_with(loader(0.05))
+    trace.about["inputs"][0]["rows"] = trace.steps.ends[::2].tolist()
+    (item,) = bringup.price(trace, "t4").summary.inputs
+    assert item.per_step == pytest.approx(5 / 9)
+
+
+def test_batches_of_an_evaluation_are_no_input_of_the_step() -> None:
+    model = torch.nn.Linear(64, 64).to("chip")
+    x = torch.ones(64, 64, device="chip")
+    rows = []
+    with bringup.record() as trace:
+        for _ in range(8):
+            model(x).sum().backward()
+            bringup.step()
+        for _ in range(16):
+            rows.append(torch.ops.bringup.row_count())
+            with torch.no_grad():
+                model(x)
+    trace.about["inputs"] = [{**loader(0.05), "rows": rows}]
+    assert bringup.price(trace, "t4").summary.inputs == []
+
+
+def test_the_line_that_makes_the_loader_is_in_the_advice() -> None:
+    prediction = bringup.price(trace_with(loader(0.05, maker="data.py:3")), "t4")
+    assert "at data.py:3" in prediction.summary.bottlenecks[0].action
+
+
+def test_workers_of_a_librarys_loader_are_not_advised() -> None:
+    prediction = bringup.price(trace_with(loader(0.05, maker="fit.py:3", by_library=True)), "t4")
+    assert prediction.summary.input_seconds == 0.05
+    assert "train.py:7 (made by fit.py:3)" in shown(prediction)["input"]
+    assert all(item.key != "input-bound" for item in prediction.summary.bottlenecks)

@@ -1,5 +1,8 @@
 """The time of a DataLoader's batches is measured if the chip uses them, in the program or in the loader's workers."""
 
+import itertools
+import os
+import sysconfig
 import time
 from typing import Any
 
@@ -37,11 +40,9 @@ def inputs(loader: "DataLoader[torch.Tensor]", *, on_chip: bool = True) -> list[
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_batch_has_the_time_that_one_process_takes_for_it(workers: int) -> None:
     (item,) = inputs(DataLoader(Slow(), batch_size=4, num_workers=workers))
-    assert item["workers"] == workers and item["batches"] == 8
+    assert item["workers"] == workers and len(item["rows"]) == 8 and item["rows"] == sorted(set(item["rows"]))
     assert item["batch_seconds"] >= 4 * SLEEP
-    with open(__file__, encoding="utf-8") as file:
-        here = next(number for number, line in enumerate(file, 1) if line.rstrip().endswith("# here"))
-    assert item["line"] == f"tests/recording/test_inputs.py:{here}"
+    assert item["line"] == line_of("here")
 
 
 def test_batches_that_the_chip_never_sees_do_not_count() -> None:
@@ -52,7 +53,53 @@ def test_loaders_are_as_before_when_the_recording_ends() -> None:
     from torch.utils.data import dataloader
     from torch.utils.data._utils import fetch
 
-    classes = (dataloader._BaseDataLoaderIter, dataloader._MultiProcessingDataLoaderIter, fetch._MapDatasetFetcher)
+    classes = (
+        DataLoader,
+        dataloader._BaseDataLoaderIter,
+        dataloader._MultiProcessingDataLoaderIter,
+        fetch._MapDatasetFetcher,
+    )
     before = [dict(vars(item)) for item in classes]
     inputs(DataLoader(Slow(), batch_size=16))
     assert [dict(vars(item)) for item in classes] == before
+
+
+class Named(DataLoader[torch.Tensor]):
+    def __init__(self, **options: int) -> None:
+        super().__init__(Slow(), **options)  # type: ignore[arg-type]
+
+
+def line_of(marker: str) -> str:
+    with open(__file__, encoding="utf-8") as file:
+        number = next(number for number, line in enumerate(file, 1) if line.rstrip().endswith(f"# {marker}"))
+    return f"tests/recording/test_inputs.py:{number}"
+
+
+def test_a_loader_has_the_line_that_makes_it() -> None:
+    weight = torch.ones(4, 4, device="chip")
+    with bringup.record() as trace:
+        for batch in Named(batch_size=16):  # made at this line
+            (batch.to("chip") @ weight).sum()
+    (item,) = trace.about["inputs"]
+    assert item["maker"] == line_of("made at this line") and not item["by_library"]
+
+
+def test_a_librarys_loader_is_told_apart() -> None:
+    weight = torch.ones(4, 4, device="chip")
+    library: dict[str, Any] = {"DataLoader": DataLoader}
+    code = "def make(data):\n    return DataLoader(data, batch_size=16)\n"
+    exec(compile(code, os.path.join(sysconfig.get_path("purelib"), "fit.py"), "exec"), library)
+    with bringup.record() as trace:
+        for batch in library["make"](Slow()):
+            (batch.to("chip") @ weight).sum()
+    (item,) = trace.about["inputs"]
+    assert item["maker"].endswith("fit.py:2") and item["by_library"]
+
+
+def test_two_loaders_of_one_loop_are_told_apart() -> None:
+    weight = torch.ones(4, 4, device="chip")
+    loaders = [DataLoader(Slow(), batch_size=16), DataLoader(Slow(), batch_size=8)]
+    with bringup.record() as trace:
+        for batch in itertools.chain(*loaders):
+            (batch.to("chip") @ weight).sum()
+    assert sorted(len(item["rows"]) for item in trace.about["inputs"]) == [2, 4]

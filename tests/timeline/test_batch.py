@@ -3,10 +3,12 @@
 from collections.abc import Callable
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
 import bringup
+from bringup.process import process
 
 
 def batch(program: Callable[[], object]) -> int:
@@ -123,3 +125,51 @@ def test_passes_of_different_models_are_one_batch() -> None:
         judge(maker(torch.ones(8, 4, device="chip"))).mean().backward()
 
     assert batches(adversarial)[1] == 1
+
+
+def test_a_recurrent_layer_knows_its_batch_axis(monkeypatch: pytest.MonkeyPatch) -> None:
+    chip = process.chosen_chip()
+    ops = chip.ops.model_copy(update={"groups": {**chip.ops.groups, "rnn": ["float32"]}})
+    monkeypatch.setattr(process, "chip", chip.model_copy(update={"ops": ops}))
+    words, head = nn.Embedding(16, 8).to("chip"), nn.Linear(8, 16).to("chip")
+    for batch_first in (False, True):
+        layer = nn.GRU(8, 8, batch_first=batch_first).to("chip")
+        shape = (6, 35) if batch_first else (35, 6)
+
+        def program(layer: nn.GRU = layer, shape: tuple[int, int] = shape) -> None:
+            x = torch.zeros(shape, dtype=torch.long, device="chip")
+            nn.functional.cross_entropy(head(layer(words(x))[0]).flatten(0, 1), x.flatten()).backward()
+
+        assert batch(program) == 6
+
+
+def test_packed_sequences_have_no_batch_axis() -> None:
+    layer = nn.GRU(8, 8).to("chip")
+    packed = nn.utils.rnn.pack_padded_sequence(torch.ones(5, 3, 8), torch.tensor([5, 4, 2])).to("chip")
+    assert batch(lambda: layer(packed)) == 0
+
+
+def test_samples_times_heads_are_no_batch() -> None:
+    query = torch.ones(4, 8, 16, 32, device="chip")
+    assert batch(lambda: (query @ query.transpose(-1, -2)).softmax(-1) @ query) == 4
+    one = torch.ones(1, 4, 16, 32, device="chip")
+    assert batch(lambda: (one @ one.transpose(-1, -2)).softmax(-1)) == 1
+    folded = torch.ones(32, 16, 16, device="chip")
+    assert batch(lambda: (folded @ folded).softmax(-1)) == 0, "samples, or samples times heads"
+
+
+def test_rows_of_tokens_are_no_batch() -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2)).to("chip")
+    assert batch(lambda: model(torch.ones(6, 10, 8, device="chip"))) == 0
+    assert batch(lambda: model(torch.ones(60, 8, device="chip"))) == 60
+
+
+def test_a_convolution_names_the_batch_beside_attention() -> None:
+    patches, query = nn.Conv2d(3, 32, 4, 4).to("chip"), nn.Linear(32, 32).to("chip")
+
+    def program() -> None:
+        tokens = patches(torch.ones(6, 3, 16, 16, device="chip")).flatten(2).transpose(1, 2)
+        heads = query(tokens).unflatten(-1, (4, 8)).transpose(1, 2)
+        (heads @ heads.transpose(-1, -2)).softmax(-1).square().mean().backward()
+
+    assert batch(program) == 6

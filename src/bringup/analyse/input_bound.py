@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bringup.analyse.summary import Bottleneck, Input, Summary
 from bringup.recording.rows import HOST, RESUME
@@ -12,26 +14,42 @@ from bringup.text import duration, quantity
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import steady
 
-LEAST_PER_STEP = 0.5  # batches: rarer ones are those of an evaluation
+Array = npt.NDArray[Any]
+LEAST_PER_STEP = 0.5  # batches: rarer ones are not those of the step
+MOSTLY = 0.75  # of the typical steps: if so many take the same number of batches, the others are at the ends
 
 
 def inputs(timeline: Timeline, step_seconds: float) -> list[Input]:
-    """Return the loaders whose batches take longer than a step, the slowest first; times are per step.
+    """Return the loaders whose batches take longer than a step, the slowest first; times are per typical step.
 
     Shorter ones are left out, since a measured time would make equal programs differ.
     """
-    steps = max(len(timeline.steps.ends), 1)
     listed = []
     for item in timeline.trace.about.get("inputs", []):
         file, _, line = str(item["line"]).rpartition(":")
         workers, seconds = int(item["workers"]), float(item["batch_seconds"])
-        batches = int(item["batches"])
-        per_step = 1.0 if abs(batches - steps) <= 1 < steps else batches / steps  # the last one is not always counted
+        per_step = _per_step(timeline, np.asarray(item.get("rows", []), dtype=np.int64))
         if per_step >= LEAST_PER_STEP:
             spent = seconds * per_step / max(workers, 1)
-            listed.append(Input(file, int(line) if line.isdigit() else 0, workers, per_step, seconds, spent))
+            maker, by_library = str(item.get("maker", "")), bool(item.get("by_library", False))
+            number = int(line) if line.isdigit() else 0
+            listed.append(Input(file, number, workers, per_step, seconds, spent, maker, by_library))
     total = sum(item.seconds for item in listed)
     return sorted(listed, key=lambda item: (-item.seconds, item.file)) if total > step_seconds - _idle(timeline) else []
+
+
+def _per_step(timeline: Timeline, rows: Array) -> float:
+    """Return how many batches a typical step takes. `rows` has the number of rows before each batch.
+
+    Steps with other work, such as evaluations, do not count.
+    """
+    work = timeline.trace.step_work
+    inside = rows[(rows >= work.rows[0]) & (rows < work.rows[-1])]
+    counts = np.bincount(np.searchsorted(work.rows, inside, side="right") - 1, minlength=len(work.alike))[work.alike]
+    if not len(counts):
+        return 0.0
+    frequent = np.bincount(counts)
+    return float(frequent.argmax()) if frequent.max() >= MOSTLY * len(counts) else float(counts.mean())
 
 
 def _idle(timeline: Timeline) -> float:
@@ -53,7 +71,7 @@ def whole_step(summary: Summary) -> float:
 
 def advice(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     """Advise workers, as many as keep up with the chip or as the host has cores."""
-    if not summary.inputs:
+    if not summary.inputs or summary.inputs[0].by_library:
         return []
     slowest = summary.inputs[0]
     others = summary.input_seconds - slowest.seconds
@@ -65,12 +83,14 @@ def advice(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     faster = max(busy, slowest.batch_seconds * slowest.per_step / workers) + others
     whole = whole_step(summary)
     where = f"{slowest.file}:{slowest.line}"
+    at_maker = f" at {slowest.maker}" if slowest.maker not in ("", where) else ""
     return [
         Bottleneck(
             f"input-bound: the chip waits for input {max(whole - busy, 0.0) / whole:.0%} of the time",
             f"the DataLoader at {where} gives {quantity(slowest.per_step, 'batch')} per step, and each takes "
             f"{duration(slowest.batch_seconds)} with num_workers={slowest.workers}",
-            f"load batches in processes of their own: DataLoader(num_workers={workers}), {duration(faster)} per step",
+            f"load batches in processes of their own: DataLoader(num_workers={workers}){at_maker}, "
+            f"{duration(faster)} per step",
             max(whole - faster, 0.0),
             key="input-bound",
             remedy="workers",

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bringup.analyse import holders as memory
 from bringup.analyse import input_bound, roofline
 from bringup.analyse.compilations import compilations
+from bringup.analyse.own_time import own_time
 from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
 from bringup.analyse.unlike import outside, typical_share, unlike_steps
 from bringup.analyse.utilisation import utilisation
@@ -48,6 +49,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     energy = _energy(timeline, step, busy)
     price = chip.price
     loaders = input_bound.inputs(timeline, step)
+    own_seconds, own = own_time(timeline, step)
     used = utilisation(timeline, first, last, step)
     launches = int(np.count_nonzero(trace.columns["kind"][first:last] == LAUNCH))
     all_steps = typical(timeline)
@@ -96,6 +98,8 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         fallbacks=fallbacks(timeline, first, last),
         input_seconds=sum(item.seconds for item in loaders),
         inputs=loaders,
+        own_seconds=own_seconds,
+        own=own,
         waits=waits(timeline, first, last),
         kernels=roofline.kernels(timeline, first, last),
         findings=[Finding(**{name: str(b[name]) for name in FINDING}) for b in trace.about.get("findings", [])],

@@ -58,6 +58,8 @@ class Input:
         per_step: batches per step.
         batch_seconds: time in which one process loads a batch, measured on the machine of the recording.
         seconds: time per step, divided by the number of workers.
+        maker: the line that makes it; empty if it was made before the recording.
+        by_library: True if a library makes it, so the program cannot set its workers there.
     """
 
     file: str
@@ -65,6 +67,23 @@ class Input:
     workers: int
     per_step: float
     batch_seconds: float
+    seconds: float
+    maker: str = field(default="", metadata=OURS)
+    by_library: bool = field(default=False, metadata=OURS)
+
+
+@dataclass(frozen=True)
+class OwnTime:
+    """Time per step between launches in which the program's own Python computes, or sleeps.
+
+    Attributes:
+        file, line: the line of the sleep, or that of the launch which follows.
+        sleeps: True for sleeps.
+    """
+
+    file: str
+    line: int
+    sleeps: bool
     seconds: float
 
 
@@ -188,6 +207,9 @@ class Summary:
         input_seconds: time per step in which batches are loaded, if this is more than the step; else 0. It is measured,
             so it differs between runs, and it is not part of the step.
         inputs: the loaders that take it, the slowest first.
+        own_seconds: time per step of the program's own Python between launches, if this is more than the step; else 0.
+            Like the time of input, it is measured and not part of the step.
+        own: its lines, the slowest first.
         waits: the host's waits for the chip by kind and line, the longest first.
         kernels: the kinds of launches that take longest.
         findings: the sanitizer's findings; empty if it was off.
@@ -249,6 +271,8 @@ class Summary:
     waits: list[Wait] = field(default_factory=list)
     input_seconds: float = 0.0
     inputs: list[Input] = field(default_factory=list)
+    own_seconds: float = 0.0
+    own: list[OwnTime] = field(default_factory=list)
     kernels: list[Kernel] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
     memory_advice: list[MemoryAdvice] = field(default_factory=list)

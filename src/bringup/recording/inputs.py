@@ -1,4 +1,4 @@
-"""The time that batches of a program's DataLoaders take, measured while it is recorded.
+"""The time that batches of a program's DataLoaders and its sleeps take, measured while it is recorded.
 
 The predicted time of a step is that of launches, copies and waits. What the program does to get its next batch is not
 in it, unless the program's clocks show chip time. So the time of a batch is measured here: the wall time of the process
@@ -16,9 +16,11 @@ import sys
 import sysconfig
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -34,12 +36,17 @@ _NO_PROGRAM = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "p
 
 @dataclass
 class _Loader:
-    """The batches taken from one kind of loader at one line, and the nanoseconds that one process takes for them."""
+    """The batches taken from one kind of loader at one line, and the nanoseconds that one process takes for them.
 
-    batches: int = 0
+    Attributes:
+        rows: for each batch, how many rows the recording had when the program took it.
+        slots: memory shared with workers, and their number.
+    """
+
+    rows: list[int] = field(default_factory=list)
     timed: int = 0
     nanoseconds: int = 0
-    slots: list[tuple[mmap.mmap, int]] = field(default_factory=list)  # shared with workers
+    slots: list[tuple[mmap.mmap, int]] = field(default_factory=list)
 
     def seconds(self) -> float:
         """Return the mean time of a batch."""
@@ -53,40 +60,93 @@ class _Loader:
 
 @dataclass(frozen=True)
 class _Batch:
-    """A batch: the uses of the chip before it was taken, and the nanoseconds that taking it took."""
+    """A batch: the rows and the uses of the chip before it was taken, and the nanoseconds that taking it took."""
 
+    row: int
     used: int
     nanoseconds: int
     is_first: bool
 
 
+@dataclass(frozen=True)
+class _Origin:
+    """Where a loader was made; `number` tells apart those made before the recording, whose line is not known."""
+
+    line: str = ""
+    by_library: bool = False
+    number: int = 0
+
+
 class Inputs:
-    """The loaders of one recording, by line and number of workers."""
+    """The loaders of one recording, by line, number of workers and origin."""
 
     def __init__(self, places: Places) -> None:
         self._places = places
-        self._loaders: dict[tuple[str, int], _Loader] = {}
+        self._loaders: dict[tuple[str, int, _Origin], _Loader] = {}
         self._latest: dict[int, _Batch] = {}  # id of an iterator -> the batch that the program took last
+        self._origins: weakref.WeakKeyDictionary[Any, _Origin] = weakref.WeakKeyDictionary()  # by loader
+        self._unknown = 0
+        self._sleeps: dict[str, dict[int, float]] = {}  # line -> rows before the sleep -> seconds
+        self._loading = False
 
     def facts(self) -> list[dict[str, Any]]:
         """Return the loaders whose batches the chip used, in the form of the trace's ``about``."""
+        items = sorted(self._loaders.items(), key=lambda pair: (*pair[0][:2], pair[0][2].line, pair[0][2].number))
         return [
-            {"line": line, "workers": workers, "batches": item.batches, "batch_seconds": item.seconds()}
-            for (line, workers), item in sorted(self._loaders.items())
-            if item.batches and item.seconds() > 0
+            {
+                "line": line,
+                "workers": workers,
+                "batch_seconds": item.seconds(),
+                "rows": item.rows,
+                "maker": origin.line,
+                "by_library": origin.by_library,
+            }
+            for (line, workers, origin), item in items
+            if item.rows and item.seconds() > 0
         ]
+
+    def sleeps(self) -> list[dict[str, Any]]:
+        """Return the main thread's sleeps outside of DataLoaders, in the form of the trace's ``about``."""
+        return [
+            {"line": line, "rows": list(by_row), "seconds": list(by_row.values())}
+            for line, by_row in sorted(self._sleeps.items())
+        ]
+
+    def slept(self, seconds: float, frame: Any) -> None:
+        """Note that the program asked for a sleep."""
+        if not self._loading:
+            by_row = self._sleeps.setdefault(self._places.line(_line(frame)), {})
+            row = int(torch.ops.bringup.row_count())
+            by_row[row] = by_row.get(row, 0.0) + seconds
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """Mark that a DataLoader makes a batch."""
+        outer, self._loading = self._loading, True
+        try:
+            yield
+        finally:
+            self._loading = outer
+
+    def note_maker(self, loader: Any, frame: Any) -> None:
+        """Note the line that makes a loader: that of the frame, or where the loader's subclasses were called."""
+        while frame is not None and frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is loader:
+            frame = frame.f_back
+        if frame is not None:
+            self._origins[loader] = _Origin(self._places.line(_text(frame)), _is_library(frame))
 
     def took(self, iterator: Any, nanoseconds: int, frame: Any) -> None:
         """Note that the program asked for a batch. The one before counts if the chip was used since it was taken."""
         stats = json.loads(torch.ops.bringup.launch_stats())
         used = sum(stats[name] for name in ("launches", "synchronous", "synchronizations"))
         before = self._latest.get(id(iterator))
-        self._latest[id(iterator)] = _Batch(used, nanoseconds, is_first=before is None)
+        row = int(torch.ops.bringup.row_count())
+        self._latest[id(iterator)] = _Batch(row, used, nanoseconds, is_first=before is None)
         if before is None or used == before.used:
             return
-        workers = int(iterator._num_workers)
-        loader = self._loaders.setdefault((self._places.line(_line(frame)), workers), _Loader())
-        loader.batches += 1
+        workers, origin = int(iterator._num_workers), iterator.__dict__.get("_bringup_origin", _Origin())
+        loader = self._loaders.setdefault((self._places.line(_line(frame)), workers, origin), _Loader())
+        loader.rows.append(before.row)
         if workers == 0 and not before.is_first:  # the first batch fills caches
             loader.timed += 1
             loader.nanoseconds += before.nanoseconds
@@ -94,18 +154,29 @@ class Inputs:
         if slots is not None and all(slots is not item for item, _ in loader.slots):
             loader.slots.append((slots, workers))
 
-    def forget(self, iterator: Any) -> None:
-        """Forget an iterator that is new: another one may have had its address."""
+    def begin(self, iterator: Any, loader: Any) -> None:
+        """Forget an iterator that is new, because another one may have had its address, and note its loader."""
         self._latest.pop(id(iterator), None)
+        if loader not in self._origins:
+            self._unknown += 1
+            self._origins[loader] = _Origin(number=self._unknown)
+        iterator._bringup_origin = self._origins[loader]
+
+
+def _is_library(frame: Any) -> bool:
+    return bool(frame.f_code.co_filename.startswith((*_NO_PROGRAM, "<")))
+
+
+def _text(frame: Any) -> str:
+    return f"{os.path.abspath(frame.f_code.co_filename)}:{frame.f_lineno}"
 
 
 def _line(frame: Any) -> str:
     """Return the line of the innermost frame that is the program's, ``/home/me/train.py:12``."""
     inner = frame
-    while frame is not None and frame.f_code.co_filename.startswith((*_NO_PROGRAM, "<")):
+    while frame is not None and _is_library(frame):
         frame = frame.f_back
-    frame = frame or inner
-    return f"{os.path.abspath(frame.f_code.co_filename)}:{frame.f_lineno}"
+    return _text(frame or inner)
 
 
 def _now() -> tuple[int, int]:
@@ -144,6 +215,7 @@ def _timed_fetch(original: Any) -> Any:
 @contextmanager
 def watched(inputs: Inputs) -> Iterator[None]:
     """Measure the batches that the main thread takes from DataLoaders inside the block."""
+    loaders: Any = dataloader.DataLoader
     base: Any = dataloader._BaseDataLoaderIter
     with_workers: Any = dataloader._MultiProcessingDataLoaderIter
     fetchers: list[Any] = [fetch._MapDatasetFetcher, fetch._IterableDatasetFetcher]
@@ -151,10 +223,11 @@ def watched(inputs: Inputs) -> Iterator[None]:
         (base, "__next__"),
         (base, "__init__"),
         (with_workers, "__init__"),
+        (loaders, "__init__"),
         *((item, "fetch") for item in fetchers),
     ]
     before = [(owner, name, getattr(owner, name)) for owner, name in patched]
-    (_, _, following), (_, _, begin), (_, _, start_workers), *fetches = before
+    (_, _, following), (_, _, begin), (_, _, start_workers), (_, _, make), *fetches = before
     parent = os.getpid()
 
     def __next__(self: Any) -> Any:
@@ -162,13 +235,19 @@ def watched(inputs: Inputs) -> Iterator[None]:
             return following(self)
         start = _now()
         try:
-            return following(self)
+            with inputs.loading():
+                return following(self)
         finally:  # also at the end of the loader
             inputs.took(self, _since(start), sys._getframe(1))
 
     def __init__(self: Any, loader: Any) -> None:
-        inputs.forget(self)
+        inputs.begin(self, loader)
         begin(self, loader)
+
+    @wraps(make)
+    def __make__(self: Any, *args: Any, **kwargs: Any) -> None:
+        inputs.note_maker(self, sys._getframe(1))
+        make(self, *args, **kwargs)
 
     def __init_with_workers__(self: Any, loader: Any) -> None:
         global _slots
@@ -179,10 +258,24 @@ def watched(inputs: Inputs) -> Iterator[None]:
             _slots = None
 
     base.__next__, base.__init__, with_workers.__init__ = __next__, __init__, __init_with_workers__
+    loaders.__init__ = __make__
+    real_sleep = time.sleep
+    is_real = not hasattr(real_sleep, "__code__")  # else the program's clocks show the chip's time
+
+    @wraps(real_sleep)
+    def sleep(seconds: Any) -> None:
+        real_sleep(seconds)
+        if os.getpid() == parent and threading.current_thread() is threading.main_thread():
+            inputs.slept(float(seconds), sys._getframe(1))
+
+    if is_real:
+        time.sleep = sleep
     for owner, name, original in fetches:
         setattr(owner, name, _timed_fetch(original))
     try:
         yield
     finally:
+        if time.sleep is sleep:
+            time.sleep = real_sleep
         for owner, name, original in before:
             setattr(owner, name, original)

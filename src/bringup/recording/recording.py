@@ -96,6 +96,8 @@ class Recording:
             about |= facts()
         if loaders := self.inputs.facts():
             about["inputs"] = loaders
+        if sleeps := self.inputs.sleeps():
+            about["sleeps"] = sleeps
         about |= {
             "program": as_text(Path(sys.argv[0]).name),
             "chip": ops.chip(),

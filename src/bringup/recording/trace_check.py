@@ -131,8 +131,22 @@ class _Recompilation(BaseModel):
 class _Input(BaseModel):
     line: Text
     workers: Annotated[int, Field(strict=True, ge=0, le=MOST["devices"] * 2**10)]
-    batches: Count
     batch_seconds: Annotated[float, Field(strict=True, ge=0, le=1e9, allow_inf_nan=False)]
+    rows: Annotated[list[Count], Field(max_length=MOST["rows"])] = []
+    maker: Text = ""
+    by_library: StrictBool = False
+
+
+class _Sleep(BaseModel):
+    line: Text
+    rows: Annotated[list[Count], Field(max_length=MOST["rows"])]
+    seconds: Annotated[list[Annotated[float, Field(strict=True, ge=0, le=1e9)]], Field(max_length=MOST["rows"])]
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> _Sleep:
+        if len(self.rows) != len(self.seconds):
+            raise ValueError(f"{len(self.rows)} rows and {len(self.seconds)} times")
+        return self
 
 
 class _Finding(BaseModel):
@@ -163,6 +177,7 @@ class _About(BaseModel):
     out_of_memory: StrictBool = False
     failed: StrictBool = False
     inputs: Annotated[list[_Input], Field(max_length=MOST["lines"])] = []
+    sleeps: Annotated[list[_Sleep], Field(max_length=MOST["lines"])] = []
     host: Text = ""
     host_clock: Literal["modelled", "measured"] = "modelled"
     findings: Annotated[list[_Finding], Field(max_length=MOST["lines"])] = []

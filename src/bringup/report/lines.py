@@ -69,6 +69,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     yield from _notes(summary)
     yield from step_lines(summary)
     yield from _input(summary)
+    yield from _own_time(summary)
     yield from _size(summary)
     yield from _expandable(summary)
     yield from _waits(summary)
@@ -257,11 +258,26 @@ def _input(summary: Summary) -> Iterator[Line]:
         return
     slowest = summary.inputs[0]
     beside = "whose waits are in" if summary.chip_time else "not part of"
+    maker = f" (made by {slowest.maker})" if slowest.by_library else ""
     yield _line(
         "input",
         (f"  waiting for input {duration(summary.input_seconds)} per {unit(summary)}", "bold"),
-        f", {beside} the {unit(summary)} above: the DataLoader at {slowest.file}:{slowest.line} takes "
+        f", {beside} the {unit(summary)} above: the DataLoader at {slowest.file}:{slowest.line}{maker} takes "
         f"{duration(slowest.batch_seconds)} for a batch, num_workers={slowest.workers} (measured on this machine)",
+    )
+
+
+def _own_time(summary: Summary) -> Iterator[Line]:
+    """Yield the time of the program's own Python, if it is more than the step."""
+    if not summary.own:
+        return
+    longest = summary.own[0]
+    place = "in the sleep at" if longest.sleeps else "before the launch at"
+    mostly = f": mostly {place} {longest.file}:{longest.line}" if longest.file else ""
+    yield _line(
+        "own-time",
+        (f"  waiting for the program's own Python {duration(summary.own_seconds)} per {unit(summary)}", "bold"),
+        f", not part of the {unit(summary)} above{mostly} (measured on this machine)",
     )
 
 

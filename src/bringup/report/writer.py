@@ -65,14 +65,16 @@ def run_id(prediction: Prediction) -> str:
     """
     trace, timeline = prediction.trace, prediction.timeline
     bottlenecks = [item for item in prediction.summary.bottlenecks if item.key != "input-bound"]
-    same = replace(prediction.summary, run="", input_seconds=0.0, inputs=[], bottlenecks=bottlenecks)
+    same = replace(
+        prediction.summary, run="", input_seconds=0.0, inputs=[], own_seconds=0.0, own=[], bottlenecks=bottlenecks
+    )
     digest = hashlib.sha256(summary_json.as_json(same).encode())
     for name, column in trace.columns.items():
         if name != "host_ns":
             digest.update(np.ascontiguousarray(column).data)
     for column in (trace.uses, trace.offsets):
         digest.update(np.ascontiguousarray(column).data)
-    about = {name: value for name, value in trace.about.items() if name not in ("run", "inputs")}
+    about = {name: value for name, value in trace.about.items() if name not in ("run", "inputs", "sleeps")}
     described = [about, trace.signature_data, trace.lines, trace.modules]
     described += [timeline.chip.model_dump(), timeline.host.model_dump()]
     digest.update(json.dumps(described, sort_keys=True).encode())

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,12 +22,21 @@ DATA = ("input", "mat1", "batch1", "query", "self")  # names of the argument who
 FACTORS = ("weight", "mat2")
 
 
+@dataclass(frozen=True)
+class _Result:
+    """The first axis of a product's data; `in_batches` for a product of batches of matrices."""
+
+    rows: int
+    in_batches: bool
+
+
 def samples(timeline: Timeline, first: int, last: int) -> int:
     """Return the batch of the rows from `first` to `last`; 0 if the launches of the forward pass do not agree on one.
 
-    It is the first axis of an embedding's indices or of the first product. That of every product and of the loss has to
-    be a multiple of it, as rows of tokens and heads are. Of an axis with time first, a graph's nodes, or calls with
-    different batches, not all are.
+    It is the first axis of an embedding's indices or of the first product, or the batch axis of a recurrent layer. That
+    of every product and of the loss has to be a multiple of it, as rows of tokens and heads are. Of an axis with time
+    first, a graph's nodes, or calls with different batches, not all are. A product of batches has heads times samples,
+    so its first axis counts only as a multiple; its result may be read as samples and heads.
     """
     trace = timeline.trace
     columns, owned = trace.columns, trace.owned_storages
@@ -33,6 +45,8 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
     multiples: set[int] = set()
     rows_of: dict[int, int] = {}  # storage of a factor -> first axis of the data that it multiplies
     casts: dict[int, int] = {}  # copy of a parameter, such as autocast makes -> the parameter
+    results: dict[int, _Result] = {}  # storage of a product's result
+    folded: set[int] = set()  # rows of products that are samples times something, such as tokens
     for row in launches[columns["phase"][launches] == IN_FORWARD].tolist():
         number = int(columns["signature"][row])
         signature = trace.signatures[number]
@@ -41,11 +55,20 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
         if len(sources) == 1 and owned[min(sources)]:
             casts |= dict.fromkeys((use >> 1 for use in uses if use & 1), min(sources))
         candidates += _looked_up(signature)
-        data = _first(signature, DATA) if timeline.work.works[number].family in PRODUCTS else None
+        for result, size in _unfolded(trace, row, signature, results):
+            folded.add(result.rows)
+            candidates += [size] if result.in_batches else []
+        family = timeline.work.works[number].family
+        if family == "rnn" and (size := _of_recurrent(signature)):
+            candidates.append(size)
+            multiples.add(size)
+        data = _first(signature, DATA) if family in PRODUCTS else None
         if data is None:
             continue
         size = data.shape[0]
-        candidates += [] if multiples else [size]
+        in_batches = len(data.shape) == 3 and family in ("matmul", "attention")
+        results |= {use >> 1: _Result(size, in_batches) for use in uses if use & 1}
+        candidates += [] if multiples or in_batches else [size]
         multiples.add(size)
         factor = _first(signature, FACTORS)
         if factor is None or factor.storage < 0:
@@ -58,7 +81,9 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
         if mixes or rows_of.setdefault(storage, size) != size:
             return 0
     multiples |= _loss(trace, launches, owned)
-    agreed = (size for size in candidates if size and not any(other % size for other in multiples))
+    agreed = (
+        size for size in candidates if size and size not in folded and not any(other % size for other in multiples)
+    )
     return next(agreed, 0)
 
 
@@ -81,6 +106,29 @@ def batches(timeline: Timeline, first: int, last: int) -> int:
     passes = [item for item in passes if item]  # between two passes, there may be launches of the program's own
     trains = len(rows) and not forward.all()
     return len(passes) if trains and len(passes) > 1 and all(item == passes[0] for item in passes) else 1
+
+
+def _of_recurrent(signature: Signature) -> int:
+    """Return the size of a recurrent layer's batch axis; 0 if its sequences are packed."""
+    shape = signature.required("input").shape
+    return shape[0 if signature.args.get("batch_first") else 1] if len(shape) == 3 else 0
+
+
+def _unfolded(
+    trace: Trace, row: int, signature: Signature, results: dict[int, _Result]
+) -> Iterator[tuple[_Result, int]]:
+    """Yield the products whose result the launch reads with its first axis split into several, and the first of them.
+
+    Of a product of batches, the axes are ``[samples, heads, rows, columns]``.
+    """
+    for tensor in signature.tensors:
+        if tensor.written or tensor.storage < 0 or len(tensor.shape) < 3:
+            continue
+        result = results.get(_storage(trace, row, tensor))
+        if result is None or tensor.shape[0] == result.rows or (result.in_batches and len(tensor.shape) != 4):
+            continue
+        if result.rows in itertools.accumulate(tensor.shape[:-1], operator.mul):
+            yield result, tensor.shape[0]
 
 
 def _looked_up(signature: Signature) -> Iterator[int]:

@@ -255,7 +255,7 @@ def shown() -> Iterator[None]:
             ops.end_backward(thread)
 
     shown_as: dict[int, Any] = {id(_real[name]): clock(name) for name in _real}
-    shown_as |= {id(_real_sleep): sleep, id(run_backward): _engine_run_backward}
+    shown_as |= {id(_real_sleep): sleep, id(time.sleep): sleep, id(run_backward): _engine_run_backward}
     changed: list[tuple[Any, str, Any]] = []
     for module in (time, timeit, *list(sys.modules.values())):
         outside = str(getattr(module, "__name__", "")).partition(".")[0] not in _REAL_FOR
