@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from bringup.device.cuda_names import shown
+from bringup.device.torch_versions import take_nccl_from
 
 _VERSION = (2, 28, 9)  # of NCCL in torch's builds for CUDA 13.0, which require nvidia-nccl-cu13==2.28.9
 
@@ -47,6 +48,7 @@ def patch_distributed() -> None:
         module.ProcessGroupNCCL = ProcessGroupNCCL
         module.is_nccl_available = lambda: True
     c10d._NCCL_AVAILABLE = True
+    take_nccl_from(c10d)
     torch.cuda.nccl.version = lambda: _VERSION
     c10d.default_pg_nccl_timeout = datetime.timedelta(minutes=10)  # NCCL's, in torch's documentation of `timeout`
 

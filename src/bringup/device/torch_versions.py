@@ -56,3 +56,12 @@ def mark_as_shared() -> None:
 
     space: Any = torch.UntypedStorage
     space.is_shared = is_shared
+
+
+def take_nccl_from(space: Any) -> None:
+    """Let the backend nccl be made of the ``ProcessGroupNCCL`` in torch.distributed's module of collectives.
+
+    Since 2.15, torch makes it of another class, with other arguments; the former one is called legacy.
+    """
+    if hasattr(space, "_register_builtin_nccl_as_legacy"):
+        space._register_builtin_nccl_as_legacy()
