@@ -49,6 +49,7 @@ RELEASES = {
     "2.15": ("2.15.0", "3.9.0"),
 }
 INSTALL_S = 600
+ROOM_BYTES = 15_000_000_000  # of a cell: torch's downloads, and what they unpack to
 PYTHONS = ("3.10", "3.11", "3.12", "3.13")
 NO_TORCH = {("2.15", "3.10")}  # torch itself is not there for this Python
 CELLS = [f"{torch}-{python}" for torch in RELEASES for python in PYTHONS if (torch, python) not in NO_TORCH]
@@ -155,7 +156,9 @@ class Environment:
 
 
 def interpreter(version: str) -> str | None:
-    """The newest Python of a version among pyenv's, or the one on the PATH (perhaps a shim that runs none)."""
+    """The running Python if it is of this version, else the newest of pyenv's, or the one on the PATH."""
+    if version == f"{sys.version_info.major}.{sys.version_info.minor}":
+        return getattr(sys, "_base_executable", sys.executable)
     pyenv = sorted(Path.home().glob(f".pyenv/versions/{version}.*/bin/python"), key=lambda path: path.parts[-3])
     return str(pyenv[-1]) if pyenv else shutil.which(f"python{version}")
 
@@ -187,6 +190,9 @@ def make_environment(cell: str, environment: Environment) -> None:
     python = interpreter(version)
     if python is None:
         raise SystemExit(f"{cell}: there is no Python {version} on the PATH, nor one of pyenv's")
+    free = shutil.disk_usage(environment.home.parent).free
+    if free < ROOM_BYTES:
+        raise NoTorch(f"{free / 1e9:.0f} GB are free in {environment.home.parent}, {ROOM_BYTES / 1e9:.0f} are needed")
     try:
         environment.run(find_uv_bin(), "venv", "--seed", "--python", python, str(environment.home))
         environment.uv("install", f"torch=={release}", "numpy")

@@ -201,7 +201,9 @@ def test_program_without_the_chip_is_told(bringup: Bringup, tmp_path: Path) -> N
     (tmp_path / "cpu.py").write_text("import torch\nprint(torch.ones(2).sum().item())\n")
     done = bringup("run", "cpu.py")
     assert done.returncode == 0
-    assert "launched nothing on the chip" in done.stderr
+    assert "launched nothing on the chip" in done.stderr and "use --cuda" in done.stderr
+    assert "chip busy" not in done.stdout and "report: " in done.stdout
+    assert "use --cuda" not in bringup("run", "--cuda", "cpu.py").stderr
 
 
 def test_mistakes_are_one_sentence(bringup: Bringup, tmp_path: Path) -> None:

@@ -359,11 +359,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
         print("bringup: the program ended with an error before it used the chip: there is no report", file=sys.stderr)
         return None
     if not trace.launches and not failed:
-        print(
-            "bringup: the program launched nothing on the chip: move its model and data to the device 'chip' "
-            "(torch.accelerator.current_accelerator() returns it), or use --cuda if the program uses the device cuda",
-            file=sys.stderr,
-        )
+        print(f"bringup: the program launched nothing on the chip: {_how_to_launch(options)}", file=sys.stderr)
     trace.about |= {"host": job.host.name, "host_clock": options.host_clock}  # for `bringup report`
     if job.checks:
         touched = (sanitize.shown(item, recorder.places) for item in sanitize.touched() if item.check in job.checks)
@@ -376,14 +372,24 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
         print(summary_json.as_json(prediction.summary, indent=None), flush=True)
         return prediction.summary
     console = terminal.console()
-    console.print()
-    terminal.print_summary(prediction.summary, console)
+    if len(trace):  # else there is nothing to sum up
+        console.print()
+        terminal.print_summary(prediction.summary, console)
     page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.npz", "timeline.json"))
     paths = f"report: {page}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
     console.print(terminal.escaped(paths), highlight=False, soft_wrap=True)
     if len(job.chips) > 1:
         print_table(compare(trace, job.chips, job.host, host_clock=options.host_clock), console)
     return prediction.summary
+
+
+def _how_to_launch(options: RunOptions) -> str:
+    if options.cuda:
+        return "move its model and data to the device 'cuda'"
+    return (
+        "move its model and data to the device 'chip' (torch.accelerator.current_accelerator() returns it), "
+        "or use --cuda if the program uses the device cuda"
+    )
 
 
 def _leave(code: int | None) -> None:
