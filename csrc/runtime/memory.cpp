@@ -473,9 +473,10 @@ class Pool {
 
   static bool uses_expandable_segments() {
     if (C10_LIKELY(!expandable_segments())) return false;
-    if (!driver().range_reserve)
+    if (!driver().range_reserve) {
       TORCH_WARN_ONCE("expandable_segments has no effect: the ", driver().name,
                       " driver cannot map memory into reserved addresses");
+    }
     return driver().range_reserve;
   }
 
