@@ -79,7 +79,7 @@ def ways(timeline: Timeline, summary: Summary) -> list[Way]:
         *_without_graphs(trace, storages),
         *_smaller_state(trace, storages),
         *_checkpointed(timeline, summary, storages),
-        *_half(trace, summary, storages),
+        *_half(timeline, summary, storages),
     ]
     sharded = list(_sharded(timeline, storages))
     alone = [judged(change) for change in [*program_changes, *_smaller_batch(timeline, summary, storages, free)]]
@@ -132,10 +132,11 @@ def _smaller_batch(timeline: Timeline, summary: Summary, storages: Storages, fre
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if storages.peak(scale(middle)) <= capacity else (low, middle - 1)
-    times = batch / low
+    low = next(size for size in range(low, 0, -1) if batch % size == 0)  # a whole number of batches can be accumulated
+    times = batch // low
     bound = max(summary.step_seconds - summary.device_seconds, 0.0)
     trains = _is_kind(storages, GRADIENTS).any()
-    often = f"with the gradients of {times:.3g} batches accumulated" if trains else f"{times:.3g} times as often"
+    often = f"with the gradients of {times:,} batches accumulated" if trains else f"{times:,} times as often"
     text = f"batch {low:,} instead of {batch:,}, {often}"
     yield _Change(text, scale(low), 0.0, (times - 1) * bound)
 
@@ -157,12 +158,16 @@ def _smaller_state(trace: Trace, storages: Storages) -> Iterator[_Change]:
         yield _Change("an 8-bit optimizer (such as bitsandbytes)", np.where(state, STATE_BYTES / width, 1.0), 0.0, 0.0)
 
 
-def _half(trace: Trace, summary: Summary, storages: Storages) -> Iterator[_Change]:
+def _half(timeline: Timeline, summary: Summary, storages: Storages) -> Iterator[_Change]:
     half = summary.what_if_of("half")
-    if half is None or _parameter_bytes(trace) != 4:
+    if half is None or _parameter_bytes(timeline.trace) != 4:
         return
     dtype = half.dtype
-    scale = np.where(_is_kind(storages, INPUTS), 1.0, 0.5)
+    halved = ~_is_kind(storages, INPUTS)
+    products = timeline.work.is_family("matmul", "convolution", "attention")
+    if (products & np.isin(timeline.work.dtypes, ("float16", "bfloat16"))).any():  # autocast: activations are short
+        halved = _is_kind(storages, PARAMETERS, GRADIENTS, OPTIMIZER_STATE)
+    scale = np.where(halved, 0.5, 1.0)
     extra = min(half.step_seconds - summary.step_seconds, 0.0)
     yield _Change(f"the model in {dtype} (model.to(torch.{dtype}))", scale, 0.0, extra)
 
