@@ -37,6 +37,7 @@ from xml.etree import ElementTree
 from uv import find_uv_bin
 
 ROOT = Path(__file__).parent.parent
+UV = find_uv_bin()  # once: it is not safe in several threads
 PAGE, RECORDS = ROOT / "docs" / "install.md", ROOT / "docs" / "install.json"
 BEGIN, END = "<!-- written by python -m tests.matrix -->\n", "<!-- end -->\n"
 # torch -> its last release, and the Triton that is made for it.
@@ -138,7 +139,7 @@ class Environment:
         return self.run(self.python, "-m", "pip", *arguments)
 
     def uv(self, command: str, *arguments: str) -> str:
-        return self.run(find_uv_bin(), "pip", command, "--python", self.python, *arguments)
+        return self.run(UV, "pip", command, "--python", self.python, *arguments)
 
     def packages(self) -> dict[str, str]:
         """The version of every package that is installed."""
@@ -194,7 +195,7 @@ def make_environment(cell: str, environment: Environment) -> None:
     if free < ROOM_BYTES:
         raise NoTorch(f"{free / 1e9:.0f} GB are free in {environment.home.parent}, {ROOM_BYTES / 1e9:.0f} are needed")
     try:
-        environment.run(find_uv_bin(), "venv", "--seed", "--python", python, str(environment.home))
+        environment.run(UV, "venv", "--seed", "--python", python, str(environment.home))
         environment.uv("install", f"torch=={release}", "numpy")
         environment.uv("install", "--no-deps", f"triton=={triton}")
     except subprocess.CalledProcessError as error:

@@ -27,7 +27,7 @@ CORE = (
     *("tests/core/test_streams.py", "tests/core/test_memory.py", "tests/core/test_errors.py"),
     *(
         "tests/core/test_threads.py",
-        "tests/core/expandable.py",
+        "tests/core/test_expandable.py",
         "tests/timeline/test_replay.py",
         "tests/recording/test_trace.py",
     ),

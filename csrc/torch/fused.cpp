@@ -8,7 +8,7 @@
 #include <ATen/native/transformers/attention.h>
 #include <ATen/ops/_fused_rms_norm.h>
 #include <ATen/ops/_fused_sdp_choice_native.h>
-#include <ATen/ops/_scaled_dot_product_attention_math.h>
+#include <ATen/ops/_safe_softmax.h>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
 #include <ATen/ops/empty_like.h>
@@ -120,7 +120,7 @@ Tensor sum_of_groups(const Tensor& grad, const Tensor& shared) {
   return grad.size(-3) == heads ? grad : grad.unflatten(-3, {heads, grad.size(-3) / heads}).sum(-3);
 }
 
-// The scaled and masked products of queries and keys, in at least float32.
+// The scaled and masked products of queries and keys, in at least float32. Rows that are masked as a whole have weights of zero.
 Tensor attention_scores(const Tensor& query, const Tensor& key, const optional<Tensor>& bias, bool is_causal, double scale) {
   double root = std::sqrt(std::abs(scale));  // of both, as torch has it, against overflow
   Tensor scores = at::matmul(query * root, key.transpose(-2, -1) * std::copysign(root, scale));
@@ -165,7 +165,7 @@ tuple<Tensor, Tensor, Tensor> attention_values(const Tensor& query, const Tensor
   at::Generator draws = or_default(std::move(generator));
   Tensor state = query.is_meta() ? at::empty({bytes}, query.options().dtype(c10::kByte)) : state_of(draws);
   Tensor keeps = attention_keeps(query, key, dropout_p, draws);
-  Tensor weights = scores.softmax(-1).mul_(keeps).div_(1 - dropout_p);
+  Tensor weights = at::_safe_softmax(scores, -1).mul_(keeps).div_(1 - dropout_p);
   Tensor result = at::matmul(weights, v).to(query.scalar_type());
   return {heads_side_by_side(result), at::logsumexp(scores, {-1}), state};
 }
@@ -178,7 +178,7 @@ tuple<Tensor, Tensor, Tensor> attention_backward_values(const Tensor& grad_out, 
   double factor = attention_scale(query, scale);
   Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), v = per_head(value, query.size(-3)).to(wide);
   Tensor grad = grad_out.to(wide);
-  Tensor weights = attention_scores(q, k, attn_bias, is_causal, factor).softmax(-1);
+  Tensor weights = at::_safe_softmax(attention_scores(q, k, attn_bias, is_causal, factor), -1);
   optional<at::Generator> generator;
   if (!query.is_meta()) {
     generator = at::detail::createCPUGenerator();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import unicodedata
 
 _JOINERS = "\u200c\u200d"  # harmless: they occur within Persian words and within emoji
@@ -41,8 +42,12 @@ def quantity(number: float, noun: str) -> str:
 
 
 def figure(number: float) -> str:
-    """Write a number with three digits, or all digits before the point: ``0.0182``, ``1,740``."""
-    return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
+    """Write a number with three digits, or all digits before the point: ``0.0182``, ``1,740``, ``0.0000121``."""
+    if abs(number) >= 999.5:
+        return f"{number:,.0f}"
+    if number == 0 or abs(number) >= 1e-4:
+        return f"{number:.3g}"
+    return f"{number:.{2 - math.floor(math.log10(abs(number)))}f}"
 
 
 def duration(seconds: float) -> str:

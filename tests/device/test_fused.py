@@ -70,6 +70,20 @@ def test_attention_is_one_launch_each_way_and_keeps_no_matrix_of_weights(dropout
     assert torch.chip.max_memory_allocated() - before < weights
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_row_that_is_masked_as_a_whole_is_zero(compiled: bool) -> None:
+    mask = torch.ones(4, 4, dtype=torch.bool, device="chip")
+    mask[2] = False
+    query = torch.randn(1, 2, 4, 8, device="chip", requires_grad=True)
+
+    def attention(query: torch.Tensor) -> torch.Tensor:
+        return F.scaled_dot_product_attention(query, query, query, mask, 0.1)
+
+    result = (torch.compile(attention) if compiled else attention)(query)
+    result.sum().backward()
+    assert query.grad is not None and query.grad.isfinite().all() and not result[:, :, 2].any()
+
+
 def test_attention_may_run_backward_twice_through_one_graph() -> None:
     query = torch.randn(1, 2, 8, 4, device="chip", requires_grad=True)
     result = F.scaled_dot_product_attention(query, query, query, dropout_p=0.5).sum()

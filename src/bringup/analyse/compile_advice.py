@@ -133,6 +133,8 @@ def _larger_batch(timeline: Timeline, summary: Summary) -> list[Way]:
     if summary.step_seconds <= LEAST_BATCH_GAIN * summary.device_seconds:
         return []
     larger = larger_batch(timeline)
+    if larger is None and 2 * summary.memory.peak_bytes > summary.room_bytes:
+        return []  # twice the batch may not fit
     if larger is None or not larger.samples:
         # The host's work is the same for a larger batch, so its share is the most that is saved for the same samples.
         without = changes.same_step_seconds(timeline, changes.replayed(timeline, WhatIf(dispatch_scale=0.0)))

@@ -282,17 +282,9 @@ VERDICTS = {FITS: "fits", CLOSE: "within 5 %: try it", TOO_LARGE: "does not fit"
 NEAR = 0.05  # predicted peaks are compared with measured ones only to a few percent: nearer, only a run decides
 
 
-def verdict(need: float, room: int, reserved: float = 0.0) -> str:
-    """Return `FITS`, `TOO_LARGE`, or `CLOSE` if only a run decides; all are in bytes.
-
-    Args:
-        need: what tensors hold at the peak.
-        room: what tensors can take.
-        reserved: what the allocator held for them, with the pieces between: it gives back whole segments only.
-    """
-    if need > (1 + NEAR) * room:
-        return TOO_LARGE
-    return FITS if max(need, reserved) < (1 - NEAR) * room else CLOSE
+def verdict(need: float, room: int) -> str:
+    """Return `FITS`, `TOO_LARGE` or, if the need is within 5 % of the room, `CLOSE`; both are in bytes."""
+    return CLOSE if abs(need - room) <= NEAR * room else FITS if need < room else TOO_LARGE
 
 
 def needed_bytes(trace: Trace, peak: Memory, chip: Chip) -> int:

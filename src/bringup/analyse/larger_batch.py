@@ -93,6 +93,8 @@ def larger_batch(timeline: Timeline) -> Larger | None:
     while times <= most:
         size = _two_digits(times * max(batch, 1))
         times = size / max(batch, 1)
+        if times > most:  # rounded up
+            break
         step, busy = _step(timeline, _replayed(timeline, growth, times))
         if busy >= BUSY * step:
             now, _ = _step(timeline, timeline)

@@ -20,7 +20,8 @@ WITHOUT_TIME = (ALLOC, FREE, RESERVE, RELEASE, OWNER)
 def own_time(timeline: Timeline, step_seconds: float) -> tuple[float, list[OwnTime]]:
     """Return the seconds per typical step of the program's own Python, and its lines, the slowest first.
 
-    It is the median over the steps, so compilers, imports and first calls do not count. It is CPU time and sleeps of
+    It is the median over the typical steps after the first, so compilers, imports and first calls do not count; without
+    two such steps, or after a failure, nothing is told. It is CPU time and sleeps of
     the thread that launches, so waits for the emulated chip do not count. It is 0 if it is less than the step.
     """
     work = timeline.trace.step_work
@@ -28,8 +29,9 @@ def own_time(timeline: Timeline, step_seconds: float) -> tuple[float, list[OwnTi
     inside = (rows >= work.rows[0]) & (rows < work.rows[-1])
     rows, line, seconds, sleeps = (values[inside] for values in (rows, line, seconds, sleeps))
     step = np.searchsorted(work.rows, rows, side="right") - 1
-    totals = np.bincount(step, seconds, len(work.alike))
-    total = float(np.median(totals[work.alike])) if work.alike.any() else 0.0
+    totals = np.bincount(step, seconds, len(work.alike))[work.alike][1:]
+    tells = len(totals) > 1 and not timeline.trace.about.get("failed", False)
+    total = float(np.median(totals)) if tells else 0.0
     if total == 0 or total <= step_seconds:
         return 0.0, []
     counted = work.alike[step]

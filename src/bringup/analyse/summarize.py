@@ -83,7 +83,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         capacity_bytes=chip.device_bytes,
         context_bytes=chip.context_bytes,
         fits=not out_of_memory and need <= chip.room_bytes,
-        verdict=memory.TOO_LARGE if out_of_memory else memory.verdict(need, chip.room_bytes, peak.reserved_bytes),
+        verdict=memory.TOO_LARGE if out_of_memory else memory.verdict(need, chip.room_bytes),
         out_of_memory=out_of_memory,
         failed=bool(trace.about.get("failed", False)),
         dry=bool(trace.about.get("dry", False)),

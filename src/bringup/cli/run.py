@@ -372,7 +372,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
         print(summary_json.as_json(prediction.summary, indent=None), flush=True)
         return prediction.summary
     console = terminal.console()
-    if len(trace):  # else there is nothing to sum up
+    if prediction.summary.step_seconds or failed:  # else there is nothing to sum up
         console.print()
         terminal.print_summary(prediction.summary, console)
     page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.npz", "timeline.json"))

@@ -84,10 +84,10 @@ class Inputs:
         self._places = places
         self._loaders: dict[tuple[str, int, _Origin], _Loader] = {}
         self._latest: dict[int, _Batch] = {}  # id of an iterator -> the batch that the program took last
-        self._origins: weakref.WeakKeyDictionary[Any, _Origin] = weakref.WeakKeyDictionary()  # by loader
+        self._origins: dict[int, _Origin] = {}  # by the id of a loader, which may have no hash
         self._unknown = 0
         self._sleeps: dict[str, dict[int, float]] = {}  # line -> rows before the sleep -> seconds
-        self._loading = False
+        self._loading = threading.local()  # a batch may be made in another thread
 
     def facts(self) -> list[dict[str, Any]]:
         """Return the loaders whose batches the chip used, in the form of the trace's ``about``."""
@@ -114,7 +114,7 @@ class Inputs:
 
     def slept(self, seconds: float, frame: Any) -> None:
         """Note that the program asked for a sleep."""
-        if not self._loading:
+        if not getattr(self._loading, "batch", False):
             by_row = self._sleeps.setdefault(self._places.line(_line(frame)), {})
             row = int(torch.ops.bringup.row_count())
             by_row[row] = by_row.get(row, 0.0) + seconds
@@ -122,18 +122,25 @@ class Inputs:
     @contextmanager
     def loading(self) -> Iterator[None]:
         """Mark that a DataLoader makes a batch."""
-        outer, self._loading = self._loading, True
+        outer = getattr(self._loading, "batch", False)
+        self._loading.batch = True
         try:
             yield
         finally:
-            self._loading = outer
+            self._loading.batch = outer
 
     def note_maker(self, loader: Any, frame: Any) -> None:
         """Note the line that makes a loader: that of the frame, or where the loader's subclasses were called."""
         while frame is not None and frame.f_code.co_name == "__init__" and frame.f_locals.get("self") is loader:
             frame = frame.f_back
         if frame is not None:
-            self._origins[loader] = _Origin(self._places.line(_text(frame)), _is_library(frame))
+            self._keep(loader, _Origin(self._places.line(_text(frame)), _is_library(frame)))
+
+    def _keep(self, loader: Any, origin: _Origin) -> None:
+        """Keep the origin of a loader while the loader lives."""
+        if id(loader) not in self._origins:
+            weakref.finalize(loader, self._origins.pop, id(loader), None)
+        self._origins[id(loader)] = origin
 
     def took(self, iterator: Any, nanoseconds: int, frame: Any) -> None:
         """Note that the program asked for a batch. The one before counts if the chip was used since it was taken."""
@@ -157,10 +164,10 @@ class Inputs:
     def begin(self, iterator: Any, loader: Any) -> None:
         """Forget an iterator that is new, because another one may have had its address, and note its loader."""
         self._latest.pop(id(iterator), None)
-        if loader not in self._origins:
+        if id(loader) not in self._origins:
             self._unknown += 1
-            self._origins[loader] = _Origin(number=self._unknown)
-        iterator._bringup_origin = self._origins[loader]
+            self._keep(loader, _Origin(number=self._unknown))
+        iterator._bringup_origin = self._origins[id(loader)]
 
 
 def _is_library(frame: Any) -> bool:

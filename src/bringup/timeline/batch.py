@@ -59,7 +59,7 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
             folded.add(result.rows)
             candidates += [size] if result.in_batches else []
         family = timeline.work.works[number].family
-        if family == "rnn" and (size := _of_recurrent(signature)):
+        if family == "rnn" and (size := _of_recurrent(signature)) > 1:  # one sequence may be a call without a batch
             candidates.append(size)
             multiples.add(size)
         data = _first(signature, DATA) if family in PRODUCTS else None
@@ -94,6 +94,8 @@ def batches(timeline: Timeline, first: int, last: int) -> int:
     """
     trace = timeline.trace
     columns = trace.columns
+    if timeline.steps.evaluations > 1:  # of one batch, by the optimizer
+        return 1
     rows = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
     rows = rows[np.isin(columns["phase"][rows], (IN_FORWARD, IN_BACKWARD))]
     forward = columns["phase"][rows] == IN_FORWARD
