@@ -24,7 +24,7 @@ void register_kernels();
 
 std::unique_ptr<Launch> new_launch(const SignaturePtr& interned, Stream& stream, const Slots& slots,
                                    const c10::IValue* arguments);
-bool in_graph(const Call& call);       // True if autograd may have made a node for the call
+bool in_graph(const Call& call);  // True if autograd may have made a node for the call
 void resize_written(const at::Tensor& tensor, const TensorMeta& meta);
 template <class Values>
 void return_results(const Call& call, Values results) {
