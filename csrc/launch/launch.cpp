@@ -342,7 +342,7 @@ void register_kernels() {
     auto handle = dispatcher.findSchema(op_name);
     if (!handle) continue;
     std::string name = c10::toString(op_name);
-    if (has_native_kernel(name) || handle->hasKernelForDispatchKey(DispatchKey::PrivateUse1)) continue;
+    if (handle->hasKernelForDispatchKey(DispatchKey::PrivateUse1)) continue;  // written by hand
     if (!handle->hasKernelForDispatchKey(DispatchKey::CPU) && !is_kept_whole(name)) continue;
     aten->impl(name.c_str(), torch::CppFunction::makeFromBoxedFunctor(std::make_unique<BoxedOp>(*handle)));
   }

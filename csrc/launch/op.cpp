@@ -213,30 +213,6 @@ void for_each_op(const std::function<void(Op&)>& f) {
 
 bool is_host_output(const std::string& name, size_t index) { return name == "aten::_pack_padded_sequence" && index == 1; }
 
-bool has_native_kernel(const std::string& name) {
-  static const auto* names = new std::unordered_set<std::string>{"aten::empty.memory_format",
-                                                                 "aten::empty_strided",
-                                                                 "aten::as_strided",
-                                                                 "aten::view",
-                                                                 "aten::_reshape_alias",
-                                                                 "aten::resize_",
-                                                                 "aten::set_.source_Storage_storage_offset",
-                                                                 "aten::set_.source_Storage",
-                                                                 "aten::set_.source_Tensor",
-                                                                 "aten::set_",
-                                                                 "aten::is_set_to",
-                                                                 "aten::copy_",
-                                                                 "aten::_copy_from",
-                                                                 "aten::_copy_from_and_resize",
-                                                                 "aten::_local_scalar_dense",
-                                                                 "aten::record_stream",
-                                                                 "aten::_efficientzerotensor",
-                                                                 "aten::histc",
-                                                                 "aten::native_dropout",
-                                                                 "aten::_fused_sdp_choice"};
-  return names->count(name) != 0;
-}
-
 bool is_kept_whole(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{
       "aten::convolution", "aten::convolution_backward", "aten::embedding",  "aten::conj_physical_",

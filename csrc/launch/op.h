@@ -62,8 +62,6 @@ void for_each_op(const std::function<void(Op&)>& f);
 
 // True for an output that is on the host even if the inputs are on the device.
 bool is_host_output(const std::string& name, size_t index);
-// True for the operators that ops.cpp implements.
-bool has_native_kernel(const std::string& name);
 // True for operators that would otherwise decompose into a vendor library's operators or into many launches, although the CPU has
 // one kernel for them.
 bool is_kept_whole(const std::string& name);
