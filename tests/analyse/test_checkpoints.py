@@ -8,20 +8,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint, checkpoint_sequential
 
-import bringup
-from bringup.analyse.summary import Summary
+from tests.analyse.programs import summary_of
 
 HERE = "tests/analyse/test_checkpoints.py:"
 MIB = 1 << 20
 WIDTH, ROWS, LAYERS = 256, 4096, 8
-
-
-def summary_of(function: Callable[[], object]) -> Summary:
-    torch.chip.synchronize()  # type: ignore[attr-defined]
-    with bringup.record() as trace:
-        function()
-    torch.chip.synchronize()  # type: ignore[attr-defined]
-    return bringup.price(trace, "t4").summary
 
 
 class Model(nn.Module):

@@ -9,6 +9,7 @@ import bringup
 from bringup.report import writer
 from bringup.report.lines import lines
 from bringup.report.prediction import Prediction
+from tests.analyse.programs import four_products
 
 
 def trace_with(*loaders: dict[str, Any]) -> bringup.Trace:
@@ -56,12 +57,7 @@ def test_workers_share_the_time_and_load_beside_the_step() -> None:
 
 
 def test_enough_workers_are_advised_but_not_more() -> None:
-    x = torch.ones(2048, 2048, device="chip")
-    with bringup.record() as trace:
-        for _ in range(4):
-            x @ x
-            bringup.step()
-    step = bringup.price(trace, "t4").summary.step_seconds
+    trace, step = four_products()
     feed(trace, loader(3.5 * step))
     (first, *_) = bringup.price(trace, "t4").summary.bottlenecks
     assert first.key == "input-bound" and first.numbers["workers"] == 4

@@ -12,6 +12,7 @@ from bringup.recording.rows import H2D, IN_BACKWARD, LAUNCH
 from bringup.report import writer
 from bringup.report.lines import lines
 from bringup.report.prediction import Prediction
+from tests.analyse.programs import four_products
 
 MS = 1_000_000
 
@@ -73,12 +74,7 @@ def test_time_of_launching_does_not_count(nanoseconds: int) -> None:
 
 
 def test_time_below_the_step_does_not_count() -> None:
-    x = torch.ones(2048, 2048, device="chip")
-    with bringup.record() as trace:
-        for _ in range(4):
-            x @ x
-            bringup.step()
-    step = bringup.price(trace, "t4").summary.step_seconds
+    trace, step = four_products()
     for share, is_shown in ((0.9, False), (1.1, True)):
         trace.columns["host_ns"][:] = 0
         trace.columns["host_ns"][trace.columns["kind"] == LAUNCH] = int(share * step * 1e9)

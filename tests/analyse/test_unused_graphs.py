@@ -12,22 +12,15 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bringup
-from bringup.analyse.summary import MemoryAdvice, Summary
+from bringup.analyse.summary import MemoryAdvice
 from bringup.recording.rows import LAUNCH, NEVER_RAN, NO_NODE, RAN, REBUILT, WITHIN
 from bringup.recording.trace import Trace
+from tests.analyse.programs import summary_of
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 HERE = "tests/analyse/test_unused_graphs.py:"
 MIB = 1 << 20
 WIDTH, ROWS = 256, 4096  # an activation in float32 has 4 MiB
-
-
-def summary_of(function: Callable[[], object]) -> Summary:
-    torch.chip.synchronize()  # type: ignore[attr-defined]
-    with bringup.record() as trace:
-        function()
-    torch.chip.synchronize()  # type: ignore[attr-defined]
-    return bringup.price(trace, "t4").summary
 
 
 def advice(function: Callable[[], object]) -> list[MemoryAdvice]:

@@ -21,24 +21,24 @@ def own_time(timeline: Timeline, step_seconds: float) -> tuple[float, list[OwnTi
     """Return the seconds per typical step of the program's own Python, and its lines, the slowest first.
 
     It is the median over the typical steps after the first, so compilers, imports and first calls do not count; without
-    two such steps, or after a failure, nothing is told. It is CPU time and sleeps of
-    the thread that launches, so waits for the emulated chip do not count. It is 0 if it is less than the step.
+    two such steps, or after a failure, nothing is told. It is CPU time and sleeps of the thread that launches, so waits
+    for the emulated chip do not count. It is 0 if it is less than the step.
     """
     work = timeline.trace.step_work
     rows, line, seconds, sleeps = _times(timeline)
     inside = (rows >= work.rows[0]) & (rows < work.rows[-1])
     rows, line, seconds, sleeps = (values[inside] for values in (rows, line, seconds, sleeps))
     step = np.searchsorted(work.rows, rows, side="right") - 1
-    totals = np.bincount(step, seconds, len(work.alike))[work.alike][1:]
+    counted = work.alike.copy()
+    counted[np.flatnonzero(counted)[:1]] = False
+    totals = np.bincount(step, seconds, len(counted))[counted]
     tells = len(totals) > 1 and not timeline.trace.about.get("failed", False)
     total = float(np.median(totals)) if tells else 0.0
     if total == 0 or total <= step_seconds:
         return 0.0, []
-    counted = work.alike[step]
     by_line: dict[tuple[int, bool], float] = {}
-    for number, slept, spent in zip(
-        line[counted].tolist(), sleeps[counted].tolist(), seconds[counted].tolist(), strict=True
-    ):
+    pieces = (values[counted[step]].tolist() for values in (line, sleeps, seconds))
+    for number, slept, spent in zip(*pieces, strict=True):
         by_line[number, slept] = by_line.get((number, slept), 0.0) + spent
     whole = sum(by_line.values())
     listed = []
