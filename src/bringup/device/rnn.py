@@ -115,52 +115,21 @@ class _Stack(torch.autograd.Function):
         return (None, None, *result)
 
 
-def _kernel(mode: str) -> Any:
-    """Return the implementation of torch's operator for padded sequences."""
-    operator = getattr(torch.ops.aten, mode).input
+def _kernel(mode: str, packed: bool) -> Any:
+    """Return the implementation of torch's operator for padded or packed sequences.
 
-    def run(
-        data: torch.Tensor,
-        hx: Any,
-        params: list[torch.Tensor],
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-        batch_first: bool,
-    ) -> Any:
-        numbers = (has_biases, num_layers, dropout, train, bidirectional, batch_first)
-        described = {"num_layers": num_layers, "bidirectional": bidirectional, "batch_first": batch_first}
+    Packed ones have the rows of one step after those of the step before, and the number of rows of every step.
+    """
+    operator = getattr(getattr(torch.ops.aten, mode), "data" if packed else "input")
+
+    def run(data: torch.Tensor, *arguments: Any) -> Any:
+        sizes, (hx, params, *numbers) = arguments[: int(packed)], arguments[int(packed) :]
+        _, num_layers, _, _, bidirectional, *batch_first = numbers
+        described = {"num_layers": num_layers, "bidirectional": bidirectional}
+        described |= {"steps": len(sizes[0])} if packed else {"batch_first": batch_first[0]}
 
         def cells(data: torch.Tensor, state: Any, weights: list[torch.Tensor]) -> Any:
-            return operator.decompose(data, state, weights, *numbers)
-
-        return _run(mode, cells, data, hx, params, described)
-
-    return run
-
-
-def _packed_kernel(mode: str) -> Any:
-    """Return the implementation of torch's operator for packed sequences, whose rows lie one step after the other."""
-    operator = getattr(torch.ops.aten, mode).data
-
-    def run(
-        data: torch.Tensor,
-        batch_sizes: torch.Tensor,
-        hx: Any,
-        params: list[torch.Tensor],
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-    ) -> Any:
-        numbers = (has_biases, num_layers, dropout, train, bidirectional)
-        described = {"num_layers": num_layers, "bidirectional": bidirectional, "steps": len(batch_sizes)}
-
-        def cells(data: torch.Tensor, state: Any, weights: list[torch.Tensor]) -> Any:
-            return operator.decompose(data, batch_sizes, state, weights, *numbers)
+            return operator.decompose(data, *sizes, state, weights, *numbers)
 
         return _run(mode, cells, data, hx, params, described)
 
@@ -191,6 +160,6 @@ def install() -> None:
     library: Any = torch.library.Library("aten", "IMPL")  # type: ignore[no-untyped-call]
     for mode in MODES:
         for key in ("AutogradPrivateUse1", "PrivateUse1"):
-            library.impl(f"{mode}.input", _kernel(mode), key)
-            library.impl(f"{mode}.data", _packed_kernel(mode), key)
+            library.impl(f"{mode}.input", _kernel(mode, packed=False), key)
+            library.impl(f"{mode}.data", _kernel(mode, packed=True), key)
     _library.append(library)
