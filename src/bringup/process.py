@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 DEFAULT_CHIP = "edge8"
 MAX_DEVICES = 64  # the core's limit
+EXPANDABLE = "PYTORCH_ALLOC_CONF=expandable_segments:True"
 
 
 @dataclass

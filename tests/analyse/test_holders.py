@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bringup.analyse.holders import Memory, expandable_gain
+from bringup.analyse.holders import Memory
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 MIB, GIB = 1 << 20, 1 << 30
@@ -42,7 +42,7 @@ large = block(4096)
     ],
 )
 def test_a_gain_makes_it_fit_or_saves_five_percent(reserved: int, expandable: int | None, room: int, gain: int) -> None:
-    assert expandable_gain(Memory(0, reserved, 0, None, [], expandable), room) == gain
+    assert Memory(0, reserved, 0, None, [], expandable).expandable_gain(room) == gain
 
 
 def summary_of(run: Run, folder: Path, program: str, *options: str) -> tuple[dict[str, object], str]:

@@ -14,21 +14,21 @@ import numpy.typing as npt
 from bringup import pricing
 from bringup.analyse import changes, checkpoints, compile_advice, input_bound, tf32, unused_graphs, ways_to_fit
 from bringup.analyse.changes import replayed
+from bringup.analyse.compile_advice import LEAST_SHARE
 from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
 from bringup.analyse.wait_advice import for_waits
 from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, WorkTable
 from bringup.recording.rows import D2H, H2D, LAUNCH, PINNED
 from bringup.recording.trace import Trace
-from bringup.recording.waits import REMEDIES, STAGED_BYTES, VALUE_BYTES, find_waits
+from bringup.recording.waits import REMEDIES, STAGED_BYTES, VALUE_BYTES
 from bringup.text import duration, quantity, size
 from bringup.timeline.replay import Timeline, WhatIf
 from bringup.timeline.steady import steady, step_seconds
 
 Array = npt.NDArray[Any]
 MOST_BOTTLENECKS = 3  # fit on one screen
-# A predicted saving below these is noise, or not worth a change: a share of the step, and seconds of the whole run.
-LEAST_SHARE, LEAST_SECONDS = 0.02, 3e-3
+LEAST_SECONDS = 3e-3  # of the whole run: a smaller saving is not worth a change
 ELSEWHERE = "use another dtype or operator, run this part on the host explicitly, or ask the vendor to add it"
 SPARSE = "use dense tensors: for gradients of embeddings, nn.Embedding(sparse=False) or nn.EmbeddingBag(sparse=False)"
 MOSTLY = 0.5  # of the copies: above this share, pinning is the advice
@@ -150,7 +150,7 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     moved = int(columns["bytes"][rows].sum())
     share = float(pageable.mean())
     line = timeline.trace.longest_line(rows, timeline.seconds[rows])
-    waits, large = find_waits(timeline.trace), _large_copies(timeline.trace)
+    waits, large = timeline.trace.waits, _large_copies(timeline.trace)
     theirs = waits.where((waits.copy >= 0) & large[waits.copy])
     down = kind[copies] == D2H
     remedy, action = (

@@ -130,15 +130,14 @@ def _bytes(timeline: Timeline, rows: Array, chain: Array) -> tuple[Array, Array]
 def _temporaries(timeline: Timeline, rows: Array, chain: Array) -> Array:
     """Return for every storage True if it is freed and only one chain uses it, but False for the chain's results."""
     trace = timeline.trace
-    kind, counts = trace.columns["kind"], np.diff(trace.offsets)
+    kind = trace.columns["kind"]
     freed = trace.columns["object"][kind == FREE]
     size = int(max((trace.uses >> 1).max(initial=-1), freed.max(initial=-1))) + 1
-    row_of_use = np.repeat(np.arange(len(kind)), counts)
     chain_of_row = np.full(len(kind), -1)
     chain_of_row[rows] = chain
     lowest, highest = np.full(size, len(kind)), np.full(size, -2)
-    np.minimum.at(lowest, trace.uses >> 1, chain_of_row[row_of_use])
-    np.maximum.at(highest, trace.uses >> 1, chain_of_row[row_of_use])
+    np.minimum.at(lowest, trace.uses >> 1, chain_of_row[trace.use_rows])
+    np.maximum.at(highest, trace.uses >> 1, chain_of_row[trace.use_rows])
     inside = np.zeros(size, dtype=bool)
     inside[freed] = True
     inside &= (lowest == highest) & (lowest >= 0)

@@ -23,7 +23,7 @@ from bringup.recording.rows import (
 )
 from bringup.recording.waits import READ, Waits
 from bringup.timeline.replay import AS_IS, Timeline, WhatIf, replay
-from bringup.timeline.steady import finished, steady
+from bringup.timeline.steady import steady
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
@@ -63,7 +63,7 @@ def replayed(
 def same_step(timeline: Timeline, other: Timeline) -> tuple[float, float]:
     """Return the start and the end in another replay of the step that is the typical one in `timeline`."""
     first, last, *_ = steady(timeline)
-    done = finished(other)
+    done = other.finished
     return float(done[first - 1]) if first else 0.0, float(done[last - 1])
 
 

@@ -184,8 +184,8 @@ def _split(trace: Trace, handed_out: Storages, regions: list[_Region], parts: li
         if not len(region.inside):
             continue
         until = int(min(handed_out.freed[region.inside].max() + 1, len(trace)))
-        row = np.repeat(np.arange(region.launches[0], until), np.diff(trace.offsets[region.launches[0] : until + 1]))
-        storage = trace.uses[trace.offsets[region.launches[0]] : trace.offsets[until]] >> 1
+        uses = slice(trace.offsets[region.launches[0]], trace.offsets[until])
+        row, storage = trace.use_rows[uses], trace.uses[uses] >> 1
         place = np.minimum(np.searchsorted(numbers[region.inside], storage), len(region.inside) - 1)
         ours = numbers[region.inside][place] == storage
         row, place = row[ours], place[ours]

@@ -13,7 +13,7 @@ from bringup.analyse.larger_batch import larger_batch
 from bringup.analyse.summary import Bottleneck, Summary
 from bringup.pricing import MEMORY
 from bringup.recording.rows import IN_OPTIMIZER, LAUNCH
-from bringup.recording.waits import DATA_DEPENDENT, SYNCHRONIZE, UPLOAD, find_waits
+from bringup.recording.waits import DATA_DEPENDENT, SYNCHRONIZE, UPLOAD
 from bringup.text import duration, quantity
 from bringup.timeline.replay import Timeline, WhatIf
 from bringup.timeline.steady import steady
@@ -65,8 +65,6 @@ def bottlenecks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
         conditions.append(f"memory-bound: pointwise operators take {duration(moving)} per step")
         causes.append(f"{quantity(launches, 'launch')} per step; a chain of them moves every tensor several times")
         numbers |= {"moving_seconds": moving, "launches": launches}
-    if not conditions:
-        return []
     for way in ways:
         numbers |= way.numbers
     return [
@@ -158,7 +156,7 @@ def fits_in_graph(timeline: Timeline) -> bool:
     replayed if shapes change from step to step.
     """
     first, last, *_ = steady(timeline)
-    waits = find_waits(timeline.trace).between(first, last)
+    waits = timeline.trace.waits.between(first, last)
     if (waits.kind == DATA_DEPENDENT).any():
         return False
     reads = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]

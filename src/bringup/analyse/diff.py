@@ -217,9 +217,8 @@ def _held_at_peak(timeline: Timeline) -> tuple[Array, Array]:
     live = (handed_out.allocated <= top) & (handed_out.freed > top)
     rows = handed_out.allocated[live]
     number = trace.columns["object"][rows]
-    user = np.repeat(np.arange(len(trace)), np.diff(trace.offsets))
     first_use = np.full(int(max(number.max(initial=-1), (trace.uses >> 1).max(initial=-1))) + 1, -1)
-    first_use[(trace.uses >> 1)[::-1]] = user[::-1]  # of equal storages, the last assignment stays
+    first_use[(trace.uses >> 1)[::-1]] = trace.use_rows[::-1]  # of equal storages, the last assignment stays
     users = first_use[number]
     return np.where(users >= 0, users, rows), handed_out.bytes[live]
 

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
 Array = npt.NDArray[Any]
+LEAST_GAIN, PAGE = 0.05, 20 << 20  # smaller savings than a page of an expandable segment come and go with the last page
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,18 @@ class Memory:
     at: Moment | None
     owners: list[Owner]
     expandable_bytes: int | None = None
+
+    def expandable_gain(self, room: int) -> int:
+        """Return the reserved bytes that expandable segments would save if they are worth a word, else 0.
+
+        They are if the program then fits the room (bytes), or if they save at least 5 % of the reserved peak, and a
+        page.
+        """
+        if self.expandable_bytes is None:
+            return 0
+        saved = self.reserved_bytes - self.expandable_bytes
+        would_fit = self.expandable_bytes <= room < self.reserved_bytes
+        return saved if would_fit or saved >= max(LEAST_GAIN * self.reserved_bytes, PAGE) else 0
 
 
 @dataclass(frozen=True)
@@ -259,22 +272,6 @@ def usage(trace: Trace, steps: Array) -> Memory:
     free = max(int(reserved_bytes[top] - held_bytes[top]), 0)  # both on the device of this row
     owners.sort(key=lambda item: (-item.bytes, item.kind, item.module))
     return Memory(peak, reserved, free, at, owners, expandable)
-
-
-EXPANDABLE = "PYTORCH_ALLOC_CONF=expandable_segments:True"
-LEAST_GAIN, PAGE = 0.05, 20 << 20  # smaller savings than a page of an expandable segment come and go with the last page
-
-
-def expandable_gain(peak: Memory, room: int) -> int:
-    """Return the reserved bytes that expandable segments would save if they are worth a word, else 0.
-
-    They are if the program then fits the room (bytes), or if they save at least 5 % of the reserved peak, and a page.
-    """
-    if peak.expandable_bytes is None:
-        return 0
-    saved = peak.reserved_bytes - peak.expandable_bytes
-    would_fit = peak.expandable_bytes <= room < peak.reserved_bytes
-    return saved if would_fit or saved >= max(LEAST_GAIN * peak.reserved_bytes, PAGE) else 0
 
 
 FITS, CLOSE, TOO_LARGE = "yes", "within 5 %", "no"

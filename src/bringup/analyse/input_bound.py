@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from bringup.analyse.summary import Bottleneck, Input, Summary
 from bringup.recording.rows import HOST, RESUME
-from bringup.text import duration, quantity
+from bringup.text import duration, quantity, split_line
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import steady
 
@@ -26,14 +26,12 @@ def inputs(timeline: Timeline, step_seconds: float) -> list[Input]:
     """
     listed = []
     for item in timeline.trace.about.get("inputs", []):
-        file, _, line = str(item["line"]).rpartition(":")
         workers, seconds = int(item["workers"]), float(item["batch_seconds"])
         per_step = _per_step(timeline, np.asarray(item.get("rows", []), dtype=np.int64))
         if per_step >= LEAST_PER_STEP:
             spent = seconds * per_step / max(workers, 1)
             maker, by_library = str(item.get("maker", "")), bool(item.get("by_library", False))
-            number = int(line) if line.isdigit() else 0
-            listed.append(Input(file, number, workers, per_step, seconds, spent, maker, by_library))
+            listed.append(Input(*split_line(str(item["line"])), workers, per_step, seconds, spent, maker, by_library))
     total = sum(item.seconds for item in listed)
     return sorted(listed, key=lambda item: (-item.seconds, item.file)) if total > step_seconds - _idle(timeline) else []
 

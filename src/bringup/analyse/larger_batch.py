@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from bringup import pricing
 from bringup.analyse.changes import replayed, same_step
-from bringup.analyse.holders import Storages, storages
+from bringup.analyse.holders import storages
 from bringup.cost import Signature
 from bringup.cost.signature import Tensor
 from bringup.pricing import WorkTable
@@ -21,7 +21,7 @@ from bringup.recording.trace import Trace
 from bringup.recording.waits import VALUE_BYTES
 from bringup.timeline import library
 from bringup.timeline.batch import samples
-from bringup.timeline.replay import Timeline, WhatIf
+from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import steady
 
 Array = npt.NDArray[Any]
@@ -123,8 +123,8 @@ def _smallest(chip_seconds: Callable[[float], float], host: float, most: float) 
 def _most_times(timeline: Timeline, growth: Growth) -> float:
     """Return the largest factor, at most `MOST_TIMES`, at which the memory of every device is large enough."""
     trace = timeline.trace
-    devices = np.unique(trace.columns["device"]).tolist()
-    held = [(item, growth.stored[trace.columns["object"][item.allocated]]) for item in _handed_out(trace, devices)]
+    handed_out = [storages(trace, device) for device in np.unique(trace.columns["device"]).tolist()]
+    held = [(item, growth.stored[trace.columns["object"][item.allocated]]) for item in handed_out]
 
     def fits(times: float) -> bool:
         return all(item.peak(np.where(grows, times, 1.0)) <= timeline.chip.room_bytes for item, grows in held)
@@ -136,10 +136,6 @@ def _most_times(timeline: Timeline, growth: Growth) -> float:
         middle = math.sqrt(low * high)
         low, high = (middle, high) if fits(middle) else (low, middle)
     return low
-
-
-def _handed_out(trace: Trace, devices: list[int]) -> list[Storages]:
-    return [storages(trace, device) for device in devices]
 
 
 def _step(timeline: Timeline, other: Timeline) -> tuple[float, float]:
@@ -165,7 +161,7 @@ def _replayed(timeline: Timeline, growth: Growth, times: float) -> Timeline:
     copies = np.isin(columns["kind"], (H2D, D2H)) & (columns["bytes"] > VALUE_BYTES)
     latency = timeline.chip.link.latency_us * 1e-6
     seconds[copies] = latency + (seconds[copies] - latency) * times
-    return replayed(timeline, WhatIf(), seconds=seconds)
+    return replayed(timeline, seconds=seconds)
 
 
 def grown(work: WorkTable, growth: Growth, times: float) -> WorkTable:

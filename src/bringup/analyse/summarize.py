@@ -19,7 +19,7 @@ from bringup.cost import FAMILIES
 from bringup.pricing.bands import bound, error_band
 from bringup.recording.findings import Finding
 from bringup.recording.rows import LAUNCH
-from bringup.recording.waits import WAIT_KINDS, find_waits, is_small
+from bringup.recording.waits import WAIT_KINDS, is_small
 from bringup.text import split_line
 from bringup.timeline import library
 from bringup.timeline.batch import batches, samples
@@ -157,7 +157,7 @@ def fallbacks(timeline: Timeline, first: int, last: int) -> list[Fallback]:
 def waits(timeline: Timeline, first: int, last: int) -> list[Wait]:
     """List the host's waits for the chip in the rows from `first` to `last`, by kind and line, the longest first."""
     trace = timeline.trace
-    steady_waits = find_waits(trace).between(first, last)
+    steady_waits = trace.waits.between(first, last)
     lines = trace.columns["line"][steady_waits.rows]
     small = is_small(trace, steady_waits)
     groups, place, counts = np.unique(

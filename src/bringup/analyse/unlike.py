@@ -13,7 +13,7 @@ from bringup.recording.rows import FORWARD, LAUNCH
 from bringup.recording.trace import Trace
 from bringup.text import split_line
 from bringup.timeline.replay import Timeline
-from bringup.timeline.steady import HIGHEST, UNEQUAL, finished, typical
+from bringup.timeline.steady import HIGHEST, UNEQUAL, typical
 
 Array = npt.NDArray[Any]
 MOST_GROUPS = 3  # of steps at one line that are listed apart; more of them are a range
@@ -126,7 +126,7 @@ def outside(timeline: Timeline) -> tuple[Outside, Outside]:
     steps, rows = timeline.steps, len(timeline.trace)
     if steps.by == "whole" or not rows:
         return Outside(0, 0.0), Outside(0, 0.0)
-    took = np.diff(np.concatenate(([0.0], finished(timeline))))
+    took = np.diff(np.concatenate(([0.0], timeline.finished)))
     trace, columns = timeline.trace, timeline.trace.columns
     launches = columns["kind"] == LAUNCH
     calls = np.flatnonzero(columns["kind"] == FORWARD)
@@ -148,7 +148,7 @@ def typical_share(timeline: Timeline) -> float:
     steps, rows = timeline.steps, len(timeline.trace)
     if steps.by == "whole" or not rows:
         return 1.0
-    done = np.concatenate(([0.0], finished(timeline)))
+    done = np.concatenate(([0.0], timeline.finished))
     alike = typical(timeline).seconds[timeline.trace.step_work.alike].sum()
     warm_up = done[steps.ends[0]] - done[steps.start] if len(steps.ends) > 1 else 0.0
     return float((alike + warm_up) / done[-1]) if done[-1] else 1.0

@@ -102,8 +102,7 @@ def without_graphs(trace: Trace, handed_out: Storages) -> tuple[Array, Array]:
 
 def _uses(trace: Trace) -> tuple[Array, Array, Array]:
     """Return the rows, storages and directions (True: written) of all uses."""
-    row = np.repeat(np.arange(len(trace)), np.diff(trace.offsets))
-    return row, trace.uses >> 1, (trace.uses & 1) == 1
+    return trace.use_rows, trace.uses >> 1, (trace.uses & 1) == 1
 
 
 def _marked(storages_: Array, count: int) -> Array:

@@ -8,7 +8,6 @@ from bringup.recording.waits import (
     WAIT_KINDS,
     Waits,
     count_text,
-    find_waits,
     is_small,
     noun,
     remedy,
@@ -29,7 +28,7 @@ CODES = {  # `Bottleneck.remedy` of each kind
 
 def for_waits(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     """Return a bottleneck for each kind of wait that happens in every step; small uploads are a kind of their own."""
-    waits = find_waits(timeline.trace)
+    waits = timeline.trace.waits
     small = is_small(timeline.trace, waits)
     groups = [waits.where((waits.kind == kind) & ~small) for kind in range(len(WAIT_KINDS))]
     return [

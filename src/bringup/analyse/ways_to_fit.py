@@ -14,6 +14,7 @@ from bringup.analyse import holders as memory
 from bringup.analyse import unused_graphs
 from bringup.analyse.holders import Storages
 from bringup.analyse.summary import Summary, Way
+from bringup.process import EXPANDABLE
 from bringup.recording.rows import (
     ACTIVATIONS,
     GRADIENTS,
@@ -98,10 +99,10 @@ def ways(timeline: Timeline, summary: Summary) -> list[Way]:
 def _expandable(trace: Trace, summary: Summary) -> Iterator[Way]:
     """Let segments grow, where what the allocator reserved on the chip of the recording decides that nothing fits."""
     need = summary.memory.expandable_bytes
-    saved = memory.expandable_gain(summary.memory, summary.room_bytes)
+    saved = summary.memory.expandable_gain(summary.room_bytes)
     if need is not None and saved > 0 and trace.about.get("chip") == summary.chip:
         fits = need <= summary.room_bytes
-        yield Way(f"expandable segments ({memory.EXPANDABLE})", need, saved, fits, summary.step_seconds)
+        yield Way(f"expandable segments ({EXPANDABLE})", need, saved, fits, summary.step_seconds)
 
 
 def _enough(by_chip_count: list[Way]) -> list[Way]:

@@ -42,7 +42,7 @@ def find_passes(trace: Trace) -> Passes:
     of_launch = inside[launches]
     firsts: Array = launches[of_launch & ~np.concatenate(([False], of_launch))[:-1]]
     born = np.full(len(trace.owned_storages), len(trace), dtype=np.int64)
-    np.minimum.at(born, trace.uses >> 1, np.repeat(np.arange(len(trace)), np.diff(trace.offsets)))
+    np.minimum.at(born, trace.uses >> 1, trace.use_rows)
     return Passes(firsts[~_joined(trace, firsts)], inside, born)
 
 
@@ -94,13 +94,9 @@ def evaluations(trace: Trace, passes: Passes, marks: Array) -> Array:
     Evaluations are told from passes that add up gradients by the optimizer, which changes parameters between them. If
     every step has one evaluation, there is none to return.
     """
-    columns, offsets, firsts = trace.columns, trace.offsets, passes.firsts
-    written = trace.owned_storages[trace.uses >> 1] & ((trace.uses & 1) == 1)
-    writes = np.concatenate(([0], np.cumsum(written)))
-    changes = (columns["kind"] == LAUNCH) & (columns["phase"] == IN_OPTIMIZER)
-    changes &= writes[offsets[1:]] > writes[offsets[:-1]]
+    columns, firsts = trace.columns, passes.firsts
     before, after = firsts[:-1], firsts[1:]
-    changed = np.concatenate(([0], np.cumsum(changes)))
+    changed = np.concatenate(([0], np.cumsum(changes_parameters(trace))))
     stepped = np.concatenate(([0], np.cumsum(columns["kind"] == STEP)))
     again = (changed[after] > changed[before]) & (stepped[after] == stepped[before]) & (after < marks[-1])
     if not again.any():
@@ -111,6 +107,15 @@ def evaluations(trace: Trace, passes: Passes, marks: Array) -> Array:
     is_first[1:] |= interval[1:] != interval[:-1]
     evaluated: Array = firsts[(is_first | np.concatenate(([False], again))) & (interval < len(marks))]
     return evaluated
+
+
+def changes_parameters(trace: Trace) -> Array:
+    """Return for every row True if it is a launch by which an optimizer changes parameters."""
+    columns = trace.columns
+    changes = np.zeros(len(trace), dtype=bool)
+    changes[trace.use_rows[trace.owned_storages[trace.uses >> 1] & ((trace.uses & 1) == 1)]] = True
+    changes &= (columns["kind"] == LAUNCH) & (columns["phase"] == IN_OPTIMIZER)
+    return changes
 
 
 def _in_pass(trace: Trace) -> Array:
@@ -135,7 +140,7 @@ def _joined(trace: Trace, firsts: Array) -> Array:
         return np.zeros(len(firsts), dtype=bool)
     columns = trace.columns
     backward = (columns["kind"] == LAUNCH) & (columns["phase"] == IN_BACKWARD)
-    row_of = np.repeat(np.arange(len(trace)), np.diff(trace.offsets))
+    row_of = trace.use_rows
     uses = np.flatnonzero(backward[row_of])
     numbers, written = trace.uses[uses] >> 1, (trace.uses[uses] & 1) == 1
     which = np.searchsorted(firsts, row_of[uses], side="right") - 1

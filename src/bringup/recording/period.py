@@ -87,7 +87,7 @@ def _shares(trace: Trace, period: Period) -> bool:
     """Return True if repetitions read the same tensors, or none from before. Layers of one pass read different ones."""
     since = int(trace.offsets[period.starts[0]])
     uses = trace.uses[since : trace.offsets[period.end]]
-    row_of = np.repeat(np.arange(len(trace)), np.diff(trace.offsets))[since : since + len(uses)]
+    row_of = trace.use_rows[since : since + len(uses)]
     read = np.flatnonzero((uses & 1) == 0)
     older = ~np.isin(uses >> 1, uses[(uses & 1) == 1] >> 1)[read]
     repetition = np.searchsorted(period.starts, row_of[read][older], side="right")
@@ -110,7 +110,7 @@ def _tokens(trace: Trace) -> Array:
     columns, rows = trace.columns, len(trace)
     ops = {op: number for number, op in enumerate(dict.fromkeys(item.op for item in trace.signatures))}
     op_of = np.asarray([*(ops[item.op] for item in trace.signatures), -1], dtype=np.int64)
-    row_of = np.repeat(np.arange(rows), np.diff(trace.offsets))
+    row_of = trace.use_rows
     is_constant = _constants(trace, row_of)
     with np.errstate(over="ignore"):
         mixed = np.zeros(rows, dtype=np.uint64)

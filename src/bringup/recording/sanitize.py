@@ -32,7 +32,7 @@ from bringup.recording.rows import (
     WAITS,
 )
 from bringup.recording.trace import Trace
-from bringup.recording.waits import NOUNS, WAIT_KINDS, find_waits, is_small, remedy
+from bringup.recording.waits import NOUNS, WAIT_KINDS, is_small, remedy
 from bringup.text import size
 
 if TYPE_CHECKING:
@@ -49,8 +49,6 @@ class _Rows:
         self.trace = trace
         self.kind = trace.columns["kind"]
         self.line_of = trace.columns["line"]
-        counts = np.diff(trace.offsets)
-        self.use_row = np.repeat(np.arange(len(trace)), counts)
         self.storage = trace.uses >> 1
         self.written = (trace.uses & 1).astype(bool)
 
@@ -237,12 +235,12 @@ def _uninitialised(rows: _Rows) -> Iterator[Finding]:
     columns = rows.trace.columns
     allocations = np.flatnonzero((rows.kind == ALLOC) & ((columns["flags"] & INITIALISED) == 0))
     allocated = {int(columns["object"][row]): int(row) for row in allocations}
-    uses = np.flatnonzero(np.isin(rows.kind[rows.use_row], _WORKS))
+    uses = np.flatnonzero(np.isin(rows.kind[rows.trace.use_rows], _WORKS))
     storages, first = np.unique(rows.storage[uses], return_index=True)
     for storage, place in zip(storages.tolist(), uses[first].tolist(), strict=True):
         if storage not in allocated:
             continue
-        row = int(rows.use_row[place])
+        row = int(rows.trace.use_rows[place])
         is_launch = int(rows.kind[row]) == LAUNCH
         data = rows.trace.signature_data[int(columns["signature"][row])] if is_launch else {"op": "", "inputs": []}
         op = data["op"]
@@ -321,7 +319,7 @@ def waits(trace: Trace) -> list[tuple[str, int]]:
     """
     rows = _Rows(trace)
     counts: dict[str, int] = {}
-    for row in find_waits(trace).implicit.rows.tolist():
+    for row in trace.waits.implicit.rows.tolist():
         counts[rows.line(row)] = counts.get(rows.line(row), 0) + 1
     return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
 
@@ -329,7 +327,7 @@ def waits(trace: Trace) -> list[tuple[str, int]]:
 def _hot_waits(rows: _Rows) -> Iterator[Finding]:
     """Find lines that make the host wait in most steps, or often if the program has no steps."""
     steps = rows.trace.steps
-    implicit = find_waits(rows.trace).implicit
+    implicit = rows.trace.waits.implicit
     lines = rows.line_of[implicit.rows]
     step = np.searchsorted(steps.ends, implicit.rows, side="right")
     for line in np.unique(lines[lines >= 0]):

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 OTHER_WORK = 0.25  # of a step's launches and copies: steps that differ by less do the same work
 MORE_CALLS = 1.5  # times as many outermost module calls are other work, if the backward pass does not grow with them
-GROWS = (
-    0.5  # of the additional calls: a longer input has nearly as many additional backward launches, an evaluation none
-)
+# Of the additional calls: a longer input has nearly as many additional backward launches, an evaluation none.
+GROWS = 0.5
 
 
 @dataclass(frozen=True)

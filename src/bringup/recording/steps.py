@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup.recording.passes import Passes, evaluations, find_passes, forward_start, forward_starts
+from bringup.recording.passes import Passes, changes_parameters, evaluations, find_passes, forward_start, forward_starts
 from bringup.recording.period import find_period
 from bringup.recording.rows import BY_PROGRAM, FORWARD, H2D, IN_BACKWARD, IN_OPTIMIZER, LAUNCH, STEP
 
@@ -90,12 +90,8 @@ def _replays(trace: Trace) -> tuple[Array, Array]:
     _, firsts, which = np.unique(columns["object"][replayed], return_index=True, return_inverse=True)
     lasts = np.zeros(len(firsts), dtype=np.int64)
     np.maximum.at(lasts, which, replayed)
-    written = trace.owned_storages[trace.uses >> 1] & ((trace.uses & 1) == 1)
-    writes = np.concatenate(([0], np.cumsum(written)))
-    changes = (columns["phase"][replayed] == IN_OPTIMIZER) & (
-        writes[trace.offsets[replayed + 1]] > writes[trace.offsets[replayed]]
-    )
-    return np.stack((replayed[firsts], lasts), axis=1), np.bincount(which[changes], minlength=len(firsts)) > 0
+    trains = changes_parameters(trace)[replayed]
+    return np.stack((replayed[firsts], lasts), axis=1), np.bincount(which[trains], minlength=len(firsts)) > 0
 
 
 def _by_replays(trace: Trace, replays: Array) -> Steps:
@@ -228,8 +224,7 @@ def _first_gradient(trace: Trace, since: int, end: int) -> int:
     columns, offsets = trace.columns, trace.offsets
     in_optimizer = (columns["kind"] == LAUNCH) & (columns["phase"] == IN_OPTIMIZER)
     in_backward = (columns["kind"] == LAUNCH) & (columns["phase"] == IN_BACKWARD)
-    row_of = np.repeat(np.arange(end), np.diff(offsets[: end + 1]))
-    uses = trace.uses[: offsets[end]]
+    row_of, uses = trace.use_rows[: offsets[end]], trace.uses[: offsets[end]]
     gradients = np.unique(uses[in_optimizer[row_of] & (row_of > since)] >> 1)
     writes = in_backward[row_of] & ((uses & 1) == 1) & np.isin(uses >> 1, gradients)
     return int(row_of[writes].min()) if writes.any() else 0

@@ -21,6 +21,7 @@ from bringup.recording import archive, trace_check
 from bringup.recording.rows import KINDS, LAUNCH, OWNER, PHASES
 from bringup.recording.step_work import StepWork, find_work
 from bringup.recording.steps import Steps, find_steps
+from bringup.recording.waits import Waits, find_waits
 from bringup.text import short
 
 VERSION = 3
@@ -70,6 +71,17 @@ class Trace:
         is_owned: Column = np.zeros(size, dtype=bool)
         is_owned[owned] = True
         return is_owned
+
+    @cached_property
+    def use_rows(self) -> Column:
+        """For every use, its row."""
+        rows: Column = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        return rows
+
+    @cached_property
+    def waits(self) -> Waits:
+        """The host's waits for the chip."""
+        return find_waits(self)
 
     @cached_property
     def steps(self) -> Steps:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bringup.process import EXPANDABLE
 from bringup.recording.waits import HINTS, SMALL_HINT, WAIT_KINDS, count_text, noun
 from bringup.text import duration, figure, quantity, size
 
@@ -195,10 +196,8 @@ def _size(summary: Summary) -> Iterator[Line]:
 
 def expandable_text(summary: Summary) -> str:
     """Return what expandable segments would change; "" if that is not worth a word."""
-    from bringup.analyse.holders import EXPANDABLE, expandable_gain  # imports the trace, which a list of chips has not
-
     memory = summary.memory
-    if memory.expandable_bytes is None or not expandable_gain(memory, summary.room_bytes):
+    if memory.expandable_bytes is None or not memory.expandable_gain(summary.room_bytes):
         return ""
     fits = memory.expandable_bytes <= summary.room_bytes < memory.reserved_bytes
     sizes = f"{size(memory.expandable_bytes)} instead of {size(memory.reserved_bytes)}{', which fits' if fits else ''}"

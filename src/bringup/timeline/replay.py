@@ -7,6 +7,7 @@ equal traces have equal reports. Measured time is that of the program's threads,
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,6 +28,8 @@ from bringup.recording.rows import (
     IN_BACKWARD,
     LAUNCH,
     PINNED,
+    RESUME,
+    SIGNAL,
     STEP,
     STREAM_SYNC,
     WAITS,
@@ -74,6 +77,17 @@ class Timeline:
     fallback: Array
     fallback_parts: Array
     host_clock: HostClock = "modelled"
+
+    @cached_property
+    def finished(self) -> Array:
+        """When the host has issued each row and all before it, and every device has finished them.
+
+        Other waits of a thread do not count, because they may belong to a monitor thread. They delay only the later
+        rows of their thread.
+        """
+        ours = ~np.isin(self.trace.columns["kind"], (HOST, SIGNAL, RESUME))
+        done: Array = np.maximum.accumulate(np.maximum(self.end, self.issued + self.waited) * ours)
+        return done
 
     @property
     def total_seconds(self) -> float:

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup.recording.rows import HOST, RESUME, SIGNAL
 from bringup.timeline.replay import Timeline
 
 Array = npt.NDArray[Any]
@@ -37,21 +36,10 @@ class Typical:
         return self.high - self.low > UNEQUAL * float(self.seconds[self.chosen])
 
 
-def finished(timeline: Timeline) -> Array:
-    """Return for every row when the host has issued it and all before it, and every device has finished them.
-
-    Other waits of a thread do not count, because they may belong to a monitor thread. They delay only the later rows of
-    their thread.
-    """
-    ours = ~np.isin(timeline.trace.columns["kind"], (HOST, SIGNAL, RESUME))
-    done: Array = np.maximum.accumulate(np.maximum(timeline.end, timeline.issued + timeline.waited) * ours)
-    return done
-
-
 def typical(timeline: Timeline) -> Typical:
     """Find the typical step of a timeline."""
     work = timeline.trace.step_work
-    seconds = np.diff(np.concatenate(([0.0], finished(timeline)))[work.rows])
+    seconds = np.diff(np.concatenate(([0.0], timeline.finished))[work.rows])
     members = np.flatnonzero(work.alike)
     # Picoseconds, so that equal steps stay equal on machines whose arithmetic differs; of equal steps, the last counts.
     order = members[np.lexsort((-members, np.round(seconds[members] * 1e12)))]
@@ -66,7 +54,7 @@ def steady(timeline: Timeline) -> tuple[int, int, float, float]:
         return 0, 0, 0.0, 0.0
     chosen = typical(timeline).chosen
     first, last = map(int, timeline.trace.step_work.rows[chosen : chosen + 2])
-    done = finished(timeline)
+    done = timeline.finished
     return first, last, float(done[first - 1]) if first else 0.0, float(done[last - 1])
 
 
