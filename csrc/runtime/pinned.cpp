@@ -1,6 +1,8 @@
 #include "runtime/pinned.h"
 
+#include <ATen/Context.h>
 #include <ATen/core/CachingHostAllocator.h>
+#include <ATen/detail/CUDAHooksInterface.h>
 
 #include <cstdlib>
 #include <map>
@@ -128,7 +130,11 @@ PinnedAllocator& the_pinned_allocator() {
 }  // namespace
 
 c10::Allocator* pinned_allocator() { return &the_pinned_allocator(); }
-bool is_pinned(const void* pointer) { return the_pinned_allocator().contains(pointer); }
+bool is_pinned(const void* pointer) {
+  // Where there is a CUDA device, torch pins memory with CUDA's allocator for every accelerator (ATen/EmptyTensor.cpp).
+  static const bool beside_cuda = at::globalContext().hasCUDA();
+  return the_pinned_allocator().contains(pointer) || (beside_cuda && at::detail::getCUDAHooks().isPinnedPtr(pointer));
+}
 void register_pinned_allocator() { at::setHostAllocator(kChip, &the_pinned_allocator()); }
 
 }  // namespace bringup

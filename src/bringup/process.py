@@ -55,6 +55,7 @@ process = Process()
 Facts = Callable[[Places], Callable[[], dict[str, Any]]]
 FACTS: list[Facts] = []
 
+ON_USE: list[Callable[[], None]] = []  # called by `use`, after a chip is chosen
 ON_REDIRECT: list[Callable[[], None]] = []  # called by `redirect_cuda`
 
 

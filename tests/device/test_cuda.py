@@ -422,3 +422,25 @@ if torch.cuda.is_available():
     assert "backends.cuda.matmul.allow_tf32" in (tmp_path / "bringup-program" / "report.html").read_text()
     done = bringup_run("program.py")
     assert "use --cuda if the program uses the device cuda" in done.stderr
+
+
+PRETENDED = """
+import os, torch
+from bringup.device import load
+load.visible_gpus = lambda: 1
+{before}
+import bringup
+bringup.redirect_cuda()
+print(repr(os.environ["CUDA_VISIBLE_DEVICES"]), torch.ones(2, device="cuda").device)
+"""
+
+
+def test_gpus_of_the_machine_are_hidden(python: Run) -> None:
+    done = python(PRETENDED.format(before=""), BRINGUP_CHIP="edge8")
+    assert done.stdout == "'' cuda:0\n", done.stderr
+
+
+def test_gpus_that_the_process_uses_already_are_refused(python: Run) -> None:
+    program = PRETENDED.format(before="torch.cuda.is_available = lambda: True") + "assert False"
+    done = python(program, BRINGUP_CHIP="edge8", CUDA_VISIBLE_DEVICES="0")
+    assert "in a process that uses this machine's CUDA device already: call bringup.redirect_cuda()" in done.stderr

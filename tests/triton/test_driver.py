@@ -4,6 +4,7 @@ import gc
 import inspect
 import re
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,3 +32,20 @@ def test_dropped_kernels_are_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     if hasattr(kernels[0], "__del__"):  # since 3.9
         kernels[0].__del__()
     assert not ignored
+
+
+PRETENDED = """
+import torch, triton
+from bringup.device import load
+load.visible_gpus = lambda: 1
+from triton.backends import backends
+backends["nvidia"].driver.is_active = staticmethod(lambda: True)
+import bringup
+bringup.use("edge8")
+print(type(triton.runtime.driver.active).__name__)
+"""
+
+
+def test_a_chosen_chip_is_tritons_device_beside_a_gpu(python: Callable[..., Any]) -> None:
+    done = python(PRETENDED)
+    assert done.stdout == "ChipDriver\n", done.stderr

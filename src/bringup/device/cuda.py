@@ -9,6 +9,7 @@ registers kernels under the dispatch key CUDA, which no tensor has. Nothing is p
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from typing import Any
 
@@ -44,15 +45,15 @@ def redirect_cuda() -> None:
     Device properties come from the chip file. Features that only CUDA has (its driver, raw kernels, NCCL)
     raise an error that names the feature. The report lists the CUDA names that the program used.
 
+    The CUDA devices of this machine are hidden from the program and from the processes that it starts.
+
     Raises:
-        BringupError: this machine has a CUDA device.
+        BringupError: the process has already asked CUDA for its devices.
     """
     if process.named_cuda:
         return
-    if torch._C._has_cuda and torch.cuda.is_available():
-        raise BringupError(
-            "cuda cannot mean the chip on a machine with a CUDA device: hide that device with CUDA_VISIBLE_DEVICES="
-        )
+    if load.visible_gpus():
+        _hide_gpus()
     load.register()
     process.named_cuda = True
     FACTS.append(lambda _: lambda: {"named_cuda": True, "redirected": report()})
@@ -67,6 +68,20 @@ def redirect_cuda() -> None:
     patch_cuda()
     for choose in ON_REDIRECT:
         choose()
+
+
+def _hide_gpus() -> None:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if torch.cuda.is_available():  # the first call in a process asks CUDA; later calls return the same
+        if visible is None:
+            del os.environ["CUDA_VISIBLE_DEVICES"]
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = visible
+        raise BringupError(
+            "cuda cannot mean the chip in a process that uses this machine's CUDA device already: call "
+            "bringup.redirect_cuda() right after import torch, or hide the device with CUDA_VISIBLE_DEVICES="
+        )
 
 
 def report() -> dict[str, int]:

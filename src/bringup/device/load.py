@@ -16,7 +16,7 @@ from bringup import core
 from bringup.device import overrides, torch_versions
 from bringup.device.choose import choose
 from bringup.errors import BringupError
-from bringup.process import asked_chip, asked_devices
+from bringup.process import ON_USE, asked_chip, asked_devices
 
 # Folders to the right of the device that also patch torch. Each has a function `install`, called by `register`.
 ROOMS = ("bringup.compile", "bringup.triton")
@@ -24,7 +24,20 @@ ROOMS = ("bringup.compile", "bringup.triton")
 _registered = False
 
 
+def visible_gpus() -> int:
+    """Return the number of CUDA devices that torch can use. The redirected chip does not count.
+
+    CUDA is not initialised by it where NVML answers: until then ``CUDA_VISIBLE_DEVICES`` can still hide the devices.
+    """
+    if not torch._C._has_cuda:
+        return 0
+    counted = torch.cuda._device_count_nvml() if torch.version.hip is None else -1  # -1: NVML does not answer
+    return counted if counted >= 0 else torch._C._cuda_getDeviceCount()
+
+
 def _another_accelerator() -> str | None:
+    if visible_gpus():
+        return "cuda"
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     return accelerator.type if accelerator is not None and accelerator.type != "chip" else None
 
@@ -98,6 +111,8 @@ def use(
     """
     register()
     choose(chip, devices=devices, check=check, driver=driver, strict=strict, past_capacity=past_capacity)
+    for follow in ON_USE:
+        follow()
 
 
 def use_unless_chosen(chip: str | os.PathLike[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -11,14 +12,19 @@ from typing import Any
 
 from bringup.compile import compilers
 from bringup.errors import BringupError
-from bringup.process import ON_REDIRECT
+from bringup.process import ON_REDIRECT, ON_USE, asked_chip
 from bringup.recording.findings import Finding, Watch, watches
 
 
 def install() -> None:
     """Register Triton with torch.compile, the redirect and the sanitizer. Triton itself is not imported."""
+    from bringup.device.load import visible_gpus  # imports torch
+
     compilers["triton"] = _compile
     ON_REDIRECT.append(choose_for_triton)
+    ON_USE.append(_choose_beside_gpus)
+    if asked_chip() and visible_gpus():
+        choose_for_triton()
     watches.append(Watch(_watched, _take))
 
 
@@ -44,18 +50,33 @@ def _take() -> list[Finding]:
 
 
 def choose_for_triton() -> None:
-    """Make the chip Triton's device, although torch reports a GPU, which is the redirected chip."""
+    """Make the chip Triton's device in this process and its children, although torch or Triton sees a GPU."""
     os.environ["TRITON_DEFAULT_BACKEND"] = "chip"
     try:
         version = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
         return
     if "triton" in sys.modules or tuple(map(int, version.split(".")[:2])) < (3, 7):  # older versions do not read it
-        import triton.runtime
+        _activate()
 
-        from bringup.triton.driver import ChipDriver  # imports Triton
 
-        triton.runtime.driver.set_active(ChipDriver())
+def _choose_beside_gpus() -> None:
+    """Make the chip Triton's device where Triton sees a GPU, too: it refuses to choose between two.
+
+    The environment stays as it is, so that torch.compile finds Triton's driver for the GPU.
+    """
+    from bringup.device.load import visible_gpus  # imports torch
+
+    if visible_gpus() and importlib.util.find_spec("triton") is not None:
+        _activate()
+
+
+def _activate() -> None:
+    import triton.runtime
+
+    from bringup.triton.driver import ChipDriver  # imports Triton
+
+    triton.runtime.driver.set_active(ChipDriver())
 
 
 def require_triton(option: str) -> None:
@@ -64,7 +85,5 @@ def require_triton(option: str) -> None:
     Raises:
         BringupError: Triton is missing; the message names the extra to install.
     """
-    import importlib.util
-
     if importlib.util.find_spec("triton") is None:
         raise BringupError(f'{option} needs Triton, which is not installed: pip install "bringup[triton]"')

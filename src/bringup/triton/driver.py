@@ -14,6 +14,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.backends.driver import DriverBase
 
+from bringup.device.load import visible_gpus
 from bringup.process import asked_chip, process
 from bringup.triton import benchmark, launcher
 
@@ -61,7 +62,7 @@ class ChipDriver(DriverBase):  # type: ignore[misc]
     def is_active() -> bool:
         """Return True if kernels run on the chip: the user has chosen it, or there is no GPU."""
         is_requested = asked_chip() or os.environ.get("TRITON_DEFAULT_BACKEND") == "chip"
-        return hasattr(torch, "chip") and bool(is_requested or not _has_gpu())
+        return hasattr(torch, "chip") and bool(is_requested or not visible_gpus())
 
     def get_current_stream(self, device: int) -> int:
         """Return the current stream's id."""
@@ -93,12 +94,3 @@ class ChipDriver(DriverBase):  # type: ignore[misc]
 
     def clear_cache(self, cache: torch.Tensor) -> None:
         """Do nothing, because times are predicted for cold caches."""
-
-
-def _has_gpu() -> bool:
-    """Return True if torch sees a GPU for which Triton has a driver; the redirected chip does not count."""
-    return bool(
-        (torch._C._has_cuda and torch._C._cuda_getDeviceCount() > 0)
-        if hasattr(torch._C, "_cuda_getDeviceCount")
-        else False
-    )
