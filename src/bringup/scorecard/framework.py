@@ -67,8 +67,8 @@ def opinfos(dtype: torch.dtype) -> Iterator[Any]:
 def full_float32() -> AbstractContextManager[None]:
     """Compute convolutions of float32 in float32: torch lets a CUDA device use TF32 in them, but not in products."""
     cudnn: Any = torch.backends.cudnn
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    return cudnn.flags(**kept, allow_tf32=False)  # type: ignore[no-any-return]
+    settings = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    return cudnn.flags(**settings, allow_tf32=False)  # type: ignore[no-any-return]
 
 
 def full_name(op: Any) -> str:
