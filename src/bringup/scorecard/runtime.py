@@ -126,6 +126,8 @@ def events(device: torch.device) -> str:
     start, end = torch.Event(device, enable_timing=True), torch.Event(device, enable_timing=True)
     side = torch.Stream(device)
     x, count = work(device)
+    y = x + 1  # once before: a device may wait for its kernels while it loads another
+    y * 2
     start.record()
     for _ in range(count):
         x @ x

@@ -7,7 +7,7 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from bringup.compile import compilers
@@ -24,7 +24,10 @@ def install() -> None:
     ON_REDIRECT.append(choose_for_triton)
     ON_USE.append(_choose_beside_gpus)
     if asked_chip() and visible_gpus():
-        choose_for_triton()
+        with suppress(
+            ImportError
+        ):  # a circle, if one of our modules is imported before torch
+            choose_for_triton()
     watches.append(Watch(_watched, _take))
 
 
