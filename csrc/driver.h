@@ -74,10 +74,12 @@ enum {
   BRINGUP_TENSOR,   // `first` is its index in the call's tensors
   BRINGUP_TENSORS,  // `count` tensors from `first`
   BRINGUP_SCALAR,   // a number that may change with each launch, such as a learning rate
+  BRINGUP_SCALARS,  // `count` such numbers, in the values of each launch from index `first`
   BRINGUP_INT,
   BRINGUP_DOUBLE,
   BRINGUP_BOOL_VALUE,
-  BRINGUP_INTS,  // `count` numbers
+  BRINGUP_INTS,     // `count` numbers
+  BRINGUP_DOUBLES,  // `count` numbers
   BRINGUP_STRING,
   BRINGUP_OTHER
 };
@@ -87,6 +89,7 @@ typedef struct bringup_argument {
   int64_t integer;  // INT, BOOL_VALUE
   double number;    // DOUBLE
   const int64_t* integers;
+  const double* doubles;
   const char* string;
 } bringup_argument;
 

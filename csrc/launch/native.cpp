@@ -41,6 +41,7 @@ struct Description {
   std::vector<bringup_tensor> tensors, outputs;
   std::vector<bringup_argument> arguments;
   std::deque<std::vector<int64_t>> integers;
+  std::deque<std::vector<double>> doubles;
   std::deque<std::string> strings;
   std::string refused;  // why the driver is not asked
 };
@@ -57,12 +58,13 @@ void describe_tensors(const Signature& signature, Description& description) {
     if (meta.defined && signature.storage_of[i] < 0 && !meta.sizes.empty()) description.refused = "an argument is on the host";
     description.tensors.push_back(describe(meta, signature.storage_of[i], signature.written[i]));
   }
+  for (const auto& [slot, meta] : signature.resized)
+    description.tensors[size_t(slot)] = describe(meta, signature.storage_of[size_t(slot)], true);
   for (const TensorMeta& meta : signature.outputs) description.outputs.push_back(describe(meta, -1, true));
-  if (!signature.resized.empty()) description.refused = "out= is resized";
 }
 
 bringup_argument describe_list(const IValue& value, const Signature& signature, int& slot, Description& description) {
-  bringup_argument argument{BRINGUP_TENSORS, 0, slot, 0, 0, nullptr, nullptr};
+  bringup_argument argument{BRINGUP_TENSORS, 0, slot, 0, 0, nullptr, nullptr, nullptr};
   for (const IValue& element : value.toListRef()) {
     if (!element.isTensor()) argument.kind = BRINGUP_OTHER;
     if (!element.isTensor()) continue;
@@ -75,7 +77,7 @@ bringup_argument describe_list(const IValue& value, const Signature& signature, 
 }
 
 bringup_argument describe_value(const IValue& value, Description& description) {
-  bringup_argument argument{BRINGUP_OTHER, 0, 0, 0, 0, nullptr, nullptr};
+  bringup_argument argument{BRINGUP_OTHER, 0, 0, 0, 0, nullptr, nullptr, nullptr};
   if (value.isNone()) {
     argument.kind = BRINGUP_NONE;
   } else if (value.isBool()) {
@@ -97,6 +99,15 @@ bringup_argument describe_value(const IValue& value, Description& description) {
     argument.kind = BRINGUP_INTS;
     argument.count = int32_t(integers.size());
     argument.integers = integers.data();
+  } else if (value.isList()) {
+    auto& doubles = description.doubles.emplace_back();
+    for (const IValue& element : value.toListRef()) {
+      if (!element.isInt() && !element.isDouble()) return argument;
+      doubles.push_back(element.isInt() ? double(element.toInt()) : element.toDouble());
+    }
+    argument.kind = BRINGUP_DOUBLES;
+    argument.count = int32_t(doubles.size());
+    argument.doubles = doubles.data();
   }
   return argument;
 }
@@ -106,10 +117,11 @@ Description describe_call(const Launch& launch) {
   Description description;
   describe_tensors(signature, description);
   int slot = 0;
+  size_t listed = signature.op->args.size();  // where the next list of scalars begins in the values of a launch
   for (size_t i = 0; i < signature.op->args.size(); ++i) {
     const IValue& value = launch.arguments[i];
     ArgKind kind = signature.op->args[i].kind;
-    bringup_argument argument{BRINGUP_NONE, 0, 0, 0, 0, nullptr, nullptr};
+    bringup_argument argument{BRINGUP_NONE, 0, 0, 0, 0, nullptr, nullptr, nullptr};
     if (kind == ArgKind::Generator) {
       description.refused = "it draws random numbers";
     } else if (kind == ArgKind::Tensor) {
@@ -123,6 +135,13 @@ Description describe_call(const Launch& launch) {
     } else if (kind == ArgKind::Scalar && value.isScalar()) {
       argument.kind = BRINGUP_SCALAR;
       if (value.isComplexDouble()) description.refused = "an argument is a complex number";
+    } else if (kind == ArgKind::Scalar && value.isList()) {
+      argument.kind = BRINGUP_SCALARS;
+      argument.first = int32_t(listed);
+      argument.count = int32_t(value.toListRef().size());
+      listed += value.toListRef().size();
+      for (const IValue& element : value.toListRef())
+        if (element.isComplexDouble()) description.refused = "an argument is a complex number";
     } else {
       argument = describe_value(value, description);
     }
@@ -291,6 +310,9 @@ void enqueue_kernel(const Launch& launch) {
     if ((kind == ArgKind::Tensors || kind == ArgKind::OptionalTensors) && value.isList())
       for (const IValue& element : value.toListRef()) slot += element.isTensor();
   }
+  for (size_t i = 0; i < signature.op->args.size(); ++i)
+    if (signature.op->args[i].kind == ArgKind::Scalar && launch.arguments[i].isList())
+      for (const IValue& element : launch.arguments[i].toListRef()) values.push_back(element.toScalar().toDouble());
   remember(launch);
   bringup_launch request = {sizeof request, launch.number, addresses.data(), values.data()};
   int status = driver().launch(launch.stream->handle, launch.kernel, &request);

@@ -202,7 +202,7 @@ def test_driver_of_version_2_on_the_callers_thread_leaves_autograd_on(
 ) -> None:
     done = python(
         """
-import torch
+import os, torch
 torch.set_num_threads(1)
 x = torch.ones(3).to("chip").requires_grad_()
 y = (x * 2).sum()
@@ -211,7 +211,8 @@ y.backward()
 with torch.no_grad():
     x.grad + 1
     print(torch.is_grad_enabled())
-print(torch.is_grad_enabled(), torch.get_num_threads(), x.grad.tolist(), torch.ops.bringup.driver_name())
+print(torch.is_grad_enabled(), torch.get_num_threads(), x.grad.tolist(), torch.ops.bringup.driver_name(), flush=True)
+os._exit(0)  # torch's thread of the backward pass may still end, and must not meet a Python that is gone
 """,
         BRINGUP_DRIVER=driver("caller"),
     )
