@@ -114,7 +114,7 @@ def core_library(torch: Torch) -> Library:
     """Return the core for a torch, these sources and this Python."""
     replay = sources() / "record" / "timeline.cpp"
     files = [path for path in sources().rglob("*") if path.suffix in SOURCES or path.name in FLAGS]
-    drivers = set((sources() / "drivers").iterdir()) - {sources() / "drivers" / "virtual.cpp"}
+    drivers = set((sources() / "drivers").glob("*")) - {sources() / "drivers" / "virtual.cpp"}
     files = sorted(set(files) - {replay} - drivers)
     prefix = f"_core.torch-{torch.release}."
     return Library(

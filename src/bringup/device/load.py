@@ -16,7 +16,7 @@ from bringup import core
 from bringup.device import overrides, torch_versions
 from bringup.device.choose import choose
 from bringup.errors import BringupError
-from bringup.process import asked_chip, asked_devices
+from bringup.process import asked_chip, asked_devices, asked_driver
 
 # Folders to the right of the device that also patch torch. Each has a function `install`, called by `register`.
 ROOMS = ("bringup.compile", "bringup.triton")
@@ -37,7 +37,7 @@ def autoload() -> None:
     """
     try:
         core.refuse_another_device()
-        if asked_chip() or _another_accelerator() is None:
+        if asked_chip() or asked_driver() or _another_accelerator() is None:
             register()
     except BringupError as error:
         warnings.warn(str(error), stacklevel=2)
