@@ -17,6 +17,7 @@
 #include "launch/learn.cpp"
 #include "launch/probe.cpp"
 #include "launch/worker.cpp"
+#include "launch/native.cpp"
 #include "launch/unwritten.cpp"
 #include "launch/dry.cpp"
 #include "launch/place.cpp"

@@ -323,6 +323,8 @@ void close_device(bringup_device* device) {
 }
 
 const char* last_error(bringup_device* device, const void** about) {
+  *about = nullptr;
+  if (!device) return "there is no range of addresses for its memory; choose a smaller chip, or check the machine's limits";
   std::lock_guard<std::mutex> lock(device->mutex);
   *about = device->error_about;
   device->shown.swap(device->error);
@@ -555,6 +557,7 @@ int event_elapsed(bringup_event* start, bringup_event* end, double* seconds) {
 extern "C" const bringup_driver* bringup_virtual_driver() {
   static const bringup_driver driver = {
       .abi = BRINGUP_DRIVER_ABI,
+      .size = sizeof(bringup_driver),
       .name = "virtual",
       .open = open_device,
       .close = close_device,
@@ -584,6 +587,10 @@ extern "C" const bringup_driver* bringup_virtual_driver() {
       .event_query = event_query,
       .event_synchronize = event_synchronize,
       .event_elapsed = event_elapsed,
+      .prepare = nullptr,
+      .launch = nullptr,
+      .release = nullptr,
+      .failed_launch = nullptr,
   };
   return &driver;
 }

@@ -6,6 +6,7 @@
 #include <unordered_set>
 
 #include "launch/dry.h"
+#include "launch/native.h"
 #include "runtime/generator.h"
 #include "runtime/memory.h"
 
@@ -121,8 +122,7 @@ void replay_graph(int64_t id) {
     launch->number = counters().launches;
     if (launch->draws_from.defined())
       launch->generator = static_cast<ChipGenerator*>(launch->draws_from.unsafeGetGeneratorImpl())->draw_on(stream);
-    const char* name = launch->signature->op->name.c_str();
-    bringup::launch(stream, run_launch, launch.release(), name);
+    start_launch(std::move(launch));
   }
   if (C10_UNLIKELY(launch_blocking())) synchronize(stream);
 }

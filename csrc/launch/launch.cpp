@@ -8,6 +8,7 @@
 
 #include "launch/dry.h"
 #include "launch/graph.h"
+#include "launch/native.h"
 #include "launch/place.h"
 #include "launch/switches.h"
 #include "launch/synchronous.h"
@@ -130,6 +131,7 @@ void take_arguments(Launch& launch, const IValue* arguments) {
 std::unique_ptr<Launch> new_launch(const SignaturePtr& interned, Stream& stream, const Slots& slots, const IValue* arguments) {
   const Signature& signature = *interned;
   auto launch = std::make_unique<Launch>();
+  launches_in_this_thread = true;
   launch->signature = interned;
   launch->stream = &stream;
   launch->number = counters().launches.load(std::memory_order_relaxed);
@@ -229,34 +231,42 @@ void resize_written(const Call& call, const Placement& placement) {
   }
 }
 
-void record(const Call& call, const Promised& promised, const Line& line, const Placement& placement) {
+void record(const Call& call, const Promised& promised, const Line& line, bool on_host) {
   Storages storages;
   find_storages(*call.signature, call.slots, &storages);
   LaunchRow row{*call.signature, call.arguments, *call.stream, line, std::move(storages), {}, in_graph(call)};
   for (const at::Tensor& output : promised.outputs) row.outputs.push_back(storage_of(output).address);
-  record_launch(row, uint8_t((placement.fallback ? kFallback : 0) | index_flags(call)));
+  record_launch(row, uint8_t((on_host ? kFallback : 0) | index_flags(call)));
+}
+
+// True if the chip does not support the launch, or if the driver has no kernel for it though it has kernels.
+bool runs_on_host(const Launch& launch, const Placement& placement) {
+  return placement.fallback || (C10_UNLIKELY(native_driver()) && !launch.kernel && !is_dry());
 }
 
 // Captures the launch for a graph instead of running it.
 void capture(const Call& call, const Placement& placement) {
   if (!call.signature->resized.empty()) refuse_capture(*call.stream, call.op.name + " with a result that grows", "warm up first");
   auto launch = new_launch(call.signature, *call.stream, call.slots, call.arguments);
+  if (!is_dry()) launch->kernel = driver_kernel(*launch);
+  bool on_host = runs_on_host(*launch, placement);
   Promised promised = promise(call);
   for (const at::Tensor& output : promised.outputs) {
     launch->outputs.push_back(storage_of(output));
     if (is_dry()) set_dry_content(output, Content::Unknown);
   }
-  capture_launch(std::move(launch), uint8_t((placement.fallback ? kFallback : 0) | index_flags(call)));
+  capture_launch(std::move(launch), uint8_t((on_host ? kFallback : 0) | index_flags(call)));
   return_results(call, std::move(promised.results));
 }
 
 void launch_on_chip(const Call& call, const Placement& placement) {
   resize_written(call, placement);
   auto launch = new_launch(call.signature, *call.stream, call.slots, call.arguments);
+  launch->kernel = driver_kernel(*launch);
   Promised promised = promise(call);
-  if (C10_UNLIKELY(recording())) record(call, promised, launch->line, placement);
+  if (C10_UNLIKELY(recording())) record(call, promised, launch->line, runs_on_host(*launch, placement));
   for (const at::Tensor& output : promised.outputs) launch->outputs.push_back(storage_of(output));
-  bringup::launch(*call.stream, run_launch, launch.release(), call.op.name.c_str());
+  start_launch(std::move(launch));
   return_results(call, std::move(promised.results));
   if (C10_UNLIKELY(launch_blocking())) synchronize(*call.stream);
 }
@@ -264,7 +274,7 @@ void launch_on_chip(const Call& call, const Placement& placement) {
 void launch_dry(const Call& call, const Placement& placement) {
   resize_written(call, placement);
   Promised promised = promise(call);
-  if (C10_UNLIKELY(recording())) record(call, promised, current_line(), placement);
+  if (C10_UNLIKELY(recording())) record(call, promised, current_line(), placement.fallback);
   compute_known(call.signature, *call.stream, call.slots, call.arguments, promised.outputs);
   return_results(call, std::move(promised.results));
   if (C10_UNLIKELY(launch_blocking())) synchronize(*call.stream);

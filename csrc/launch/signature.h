@@ -37,6 +37,8 @@ struct Results {
   std::vector<std::pair<int, TensorMeta>> resized;  // the written inputs whose size changes
 };
 
+struct DriverKernels;  // see native.cpp
+
 // Note [The signature is the hinge]
 // A signature holds everything that decides an operation's output metadata, its work and its price: operator, dtypes, sizes,
 // strides, shared memory between arguments, and the non-tensor arguments. It is interned, so the second launch of a signature
@@ -66,6 +68,9 @@ struct Signature : c10::intrusive_ptr_target, Results {
   mutable std::atomic<int64_t> recorded{0};  // recording << 32 | number in the recording
   std::atomic<int> state{Unknown};           // when it is Known, the results are set and do not change any more
   std::atomic<bool> doubtful{false};         // true if the kernel may refuse the call (see probe.cpp)
+  mutable std::atomic<DriverKernels*> driver_kernels{nullptr};  // null until the driver has been asked (see native.cpp)
+
+  ~Signature() override;
 };
 
 using SignaturePtr = c10::intrusive_ptr<Signature>;

@@ -2,6 +2,7 @@
 
 #include "launch/dry.h"
 #include "launch/learn.h"
+#include "launch/native.h"
 #include "launch/probe.h"
 #include "launch/unwritten.h"
 #include "launch/view.h"
@@ -36,6 +37,10 @@ at::Tensor take_over(const at::Tensor& result, const Launch& launch, const Slots
   if (meta.nbytes == 0 || (is_dry() && !dry_computes(placed))) return placed;
   if (is_dry()) set_dry_content(placed, std::max(content, Content::Guessed));
   void* home = placed.mutable_data_ptr();
+  if (separate_memory()) {
+    put(stream, home, meta, result);
+    return placed;
+  }
   enqueue(stream, "a copy of a result", [result, home, meta, index = stream.id.device_index()](bool should_execute) {
     if (!should_execute) return;
     Mapped memory(index, home);
@@ -56,6 +61,11 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
     int64_t offset = tensor.storage_offset();
     size_t bytes = tensor.storage().nbytes();
     if (meta.nbytes == 0 || (is_dry() && !dry_computes(tensor))) continue;
+    if (separate_memory()) {
+      bool staged = after.storage().data() == launch.storages[size_t(launch.signature->storage_of[i])].address;
+      if (!staged) put(stream, static_cast<char*>(home) + size_t(offset) * tensor.dtype().itemsize(), meta, after);
+      continue;
+    }
     enqueue(stream, "a copy of a result",
             [after, home, offset, bytes, meta, index = stream.id.device_index()](bool should_execute) {
               if (!should_execute) return;
@@ -68,7 +78,12 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
 // Runs the launch and waits for it. If the wait fails, the launch may still run, so the stream keeps it alive.
 void run_and_wait(const Call& call, std::unique_ptr<Launch>& launch) {
   Stream& stream = *call.stream;
-  bringup::launch(stream, run_launch, launch.get(), call.op.name.c_str());
+  {
+    Staging staging(*launch);
+    if (!separate_memory()) count_on_host(*launch, 0, 0);
+    bringup::launch(stream, run_launch, launch.get(), call.op.name.c_str());
+    staging.write_back();
+  }
   int status;
   {
     ReleaseGil no_gil;

@@ -21,6 +21,8 @@ using c10::DispatchKey;
 using c10::DispatchKeySet;
 using c10::IValue;
 
+thread_local bool launches_in_this_thread = false;
+
 namespace {
 
 struct Promise {
@@ -115,19 +117,23 @@ FailurePtr launch_failed(Stream& stream, int64_t launch, const std::string& what
   }
 }
 
-namespace {
-
-std::string describe_launch(const Launch& launch) {
+std::string describe_call(const Signature& signature, int device, const Line& line) {
   Text text;
-  text << launch.signature->op->name << "(";
+  text << signature.op->name << "(";
   constexpr size_t kNamed = 8;
-  const auto& inputs = launch.signature->inputs;
+  const auto& inputs = signature.inputs;
   for (size_t i = 0; i < std::min(inputs.size(), kNamed); ++i)
     text << (i ? ", " : "") << (inputs[i].defined ? text_of(inputs[i]) : "none");
   if (inputs.size() > kNamed) text << " and " << inputs.size() - kNamed << " more";
-  text << ") on chip:" << int(launch.stream->id.device_index());
-  if (std::string where = describe(launch.line); !where.empty()) text << ", launched at " << where;
+  text << ") on chip:" << device;
+  if (std::string where = describe(line); !where.empty()) text << ", launched at " << where;
   return text.str();
+}
+
+namespace {
+
+std::string describe_launch(const Launch& launch) {
+  return describe_call(*launch.signature, int(launch.stream->id.device_index()), launch.line);
 }
 
 // torch's meta kernel was wrong. The host already uses tensors of the wrong size, so this launch fails. From now on, what the
@@ -210,10 +216,10 @@ void execute(Launch& launch) {
   const Signature& signature = *launch.signature;
   c10::DeviceIndex device = launch.stream->id.device_index();
   c10::SmallVector<Mapped, 8> mapped;  // outlives every tensor of the call
+  auto on_host = [&](void* address) { return launch.staged ? address : mapped.emplace_back(device, address).host(); };
   c10::SmallVector<c10::intrusive_ptr<c10::StorageImpl>, 6> storages;
-  for (const StorageRef& ref : launch.storages)
-    storages.push_back(borrow(mapped.emplace_back(device, ref.address).host(), ref.bytes));
-  for (StorageRef& output : launch.outputs) output.address = mapped.emplace_back(device, output.address).host();
+  for (const StorageRef& ref : launch.storages) storages.push_back(borrow(on_host(ref.address), ref.bytes));
+  for (StorageRef& output : launch.outputs) output.address = on_host(output.address);
   c10::SmallVector<Promise, 4> steering;  // outlives every tensor of the call
   if (!launch.waited && signature.op->steered)
     for (size_t i = 0; i < launch.outputs.size(); ++i)
@@ -232,12 +238,12 @@ void execute(Launch& launch) {
   auto input = [&](int slot) {
     int storage = signature.storage_of[size_t(slot)];
     int same = signature.same_as[size_t(slot)];
-    bool on_host = storage < 0 || (!launch.host_tensors.empty() && launch.host_tensors[size_t(slot)].defined());
-    bool again = !on_host && same >= 0 && built[size_t(same)].defined();
-    at::Tensor tensor = on_host ? launch.host_tensors[size_t(slot)]
-                        : again ? built[size_t(same)]
-                                : alias(storages[size_t(storage)], meta_of_input(slot), launch.offsets[size_t(slot)]);
-    if (!on_host && !built.empty()) built[size_t(slot)] = tensor;
+    bool host_tensor = storage < 0 || (!launch.host_tensors.empty() && launch.host_tensors[size_t(slot)].defined());
+    bool again = !host_tensor && same >= 0 && built[size_t(same)].defined();
+    at::Tensor tensor = host_tensor ? launch.host_tensors[size_t(slot)]
+                        : again     ? built[size_t(same)]
+                                    : alias(storages[size_t(storage)], meta_of_input(slot), launch.offsets[size_t(slot)]);
+    if (!host_tensor && !built.empty()) built[size_t(slot)] = tensor;
     if (launch.waited)
       launch.inputs.push_back(tensor);
     else if (storage >= 0 && signature.op->writes && signature.written[size_t(slot)])
@@ -298,32 +304,51 @@ void unmark_overwritten(const Launch& launch) {
   }
 }
 
-// Sets the state that torch keeps per thread.
-void prepare_worker(int threads) {
-  static thread_local int current = 0;
-  if (current == 0) c10::GradMode::set_enabled(false);
-  if (current != threads) {
-    at::set_num_threads(threads);
+// Sets the state that torch keeps per thread. A driver may run host functions on a thread of the program, which gets its state
+// back. A thread of the driver keeps it, since setting it takes time.
+class WorkerState {
+ public:
+  explicit WorkerState(int threads) : restores_(launches_in_this_thread), grad_(restores_ && c10::GradMode::is_enabled()) {
+    static thread_local int current = 0;
+    if (restores_) threads_ = at::get_num_threads();
+    if (restores_ || current == 0) c10::GradMode::set_enabled(false);
+    if ((restores_ ? threads_ : current) != threads) at::set_num_threads(threads);
+    changed_ = restores_ && threads_ != threads;
     current = threads;
   }
-}
+  WorkerState(const WorkerState&) = delete;
+  ~WorkerState() {
+    if (!restores_) return;
+    c10::GradMode::set_enabled(grad_);
+    if (changed_) at::set_num_threads(threads_);
+  }
+
+ private:
+  bool restores_, grad_, changed_ = false;
+  int threads_ = 0;
+};
 
 }  // namespace
+
+bool skip_if_marked(Launch& launch) {
+  if (C10_LIKELY(!any_marked())) return false;
+  launch.cause = mark_of(read_by(launch), launch.number);
+  if (!launch.cause) return false;
+  ++launch.cause->skipped;
+  mark(written_by(launch), launch.cause);
+  return true;
+}
 
 void run_launch(void* argument, int should_execute) {
   WaitsAside aside;
   auto* launch = static_cast<Launch*>(argument);
   bool waited = launch->waited;  // if true, the caller owns the launch
-  if (should_execute && any_marked()) launch->cause = mark_of(read_by(*launch), launch->number);
-  if (launch->cause) {
-    ++launch->cause->skipped;
-    mark(written_by(*launch), launch->cause);
-  } else if (should_execute) {
+  if (should_execute && !skip_if_marked(*launch)) {
     int64_t start = profiling() ? profiler_now() : 0;
     try {
-      prepare_worker(launch->threads);
+      WorkerState state(launch->threads);
       at::AutoDispatchBelowADInplaceOrView below;
-      if (C10_UNLIKELY(watching_unwritten()))
+      if (C10_UNLIKELY(watching_unwritten() && !launch->staged))
         run_watched(*launch, [launch] { execute(*launch); });
       else
         execute(*launch);

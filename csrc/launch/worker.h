@@ -31,7 +31,9 @@ struct Launch {
   c10::SmallVector<at::Tensor, 1> host_tensors;  // per input: a host tensor, or a stand-in for unknown memory
   c10::SmallVector<StorageRef, 2> outputs;       // per new output
   at::Generator generator;
-  at::Generator draws_from;  // in a graph: the chip's generator, which gives another `generator` at every replay
+  at::Generator draws_from;          // in a graph: the chip's generator, which gives another `generator` at every replay
+  bringup_kernel* kernel = nullptr;  // the driver's; null: it runs on the host
+  bool staged = false;               // its addresses are the host's (see native.h)
   int threads;
   int64_t correlation = 0;
   bool guesses = false;  // a dry run computes on stand-ins: if the kernel fails, its outputs become zero
@@ -44,6 +46,15 @@ struct Launch {
   FailurePtr cause;                                                             // the failure due to which it did not run
   std::vector<std::pair<const void*, std::shared_ptr<Marked>>> marked_results;  // by address
 };
+
+// Says in words what was launched: "aten::mm(float32[3, 4], float32[4, 5]) on chip:0, launched at train.py:12".
+std::string describe_call(const Signature& signature, int device, const Line& line);
+
+// True in a thread of the program, once it has launched.
+extern thread_local bool launches_in_this_thread;
+
+// True if a failed launch did not compute what this one reads. Its results are then marked, and it must not run.
+bool skip_if_marked(Launch& launch);
 
 // The host function that runs a Launch. Deletes the launch unless a caller waits for it.
 void run_launch(void* launch, int should_execute);

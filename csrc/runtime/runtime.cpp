@@ -20,6 +20,9 @@
 extern "C" const bringup_driver* bringup_virtual_driver();
 
 namespace bringup {
+
+std::atomic<bool> driver_prepares{false}, memory_is_separate{false};
+
 namespace {
 
 std::mutex config_mutex;
@@ -29,10 +32,25 @@ std::atomic<int> asked_devices{1};
 std::atomic<const bringup_driver*> the_driver{nullptr};
 std::array<std::atomic<Device*>, kMaxDevices> devices;
 std::atomic<bool> is_forked{false}, is_shut_down{false};
+std::atomic<std::string (*)(int64_t)> native_launches{nullptr};
 
 thread_local c10::DeviceIndex this_device = 0;
 // The current stream of each device; null for the default stream.
 thread_local std::array<Stream*, kMaxDevices> this_stream{};
+
+constexpr uint32_t kVersion2 = 2;  // without a size, and without the entries after event_elapsed
+
+void* same_address(bringup_device*, void* address) { return address; }
+
+// Returns what the runtime knows of a loaded driver: entries that an older driver does not have are null.
+const bringup_driver* adapted(const bringup_driver& loaded) {
+  auto* known = new bringup_driver{};
+  bool old = loaded.abi == kVersion2;
+  std::memcpy(known, &loaded, old ? offsetof(bringup_driver, prepare) : std::min<size_t>(loaded.size, sizeof *known));
+  if (old && !known->map) known->map = &same_address;
+  if (!known->launch || !known->release) known->prepare = nullptr;
+  return known;
+}
 
 const bringup_driver* load_driver(const std::string& path) {
   if (path.empty()) return bringup_virtual_driver();
@@ -41,9 +59,10 @@ const bringup_driver* load_driver(const std::string& path) {
   auto entry = reinterpret_cast<bringup_driver_entry_fn>(dlsym(library, "bringup_driver_entry"));
   TORCH_CHECK(entry, "driver ", path, " does not export bringup_driver_entry (see csrc/driver.h)");
   const bringup_driver* loaded = entry();
-  TORCH_CHECK(loaded && loaded->abi == BRINGUP_DRIVER_ABI, "driver ", path, " was built for driver ABI ",
-              loaded ? loaded->abi : 0, "; this bringup needs ABI ", BRINGUP_DRIVER_ABI, ": rebuild it against csrc/driver.h");
-  return loaded;
+  TORCH_CHECK(loaded && (loaded->abi == BRINGUP_DRIVER_ABI || loaded->abi == kVersion2), "driver ", path,
+              " was built for driver ABI ", loaded ? loaded->abi : 0, "; this bringup needs ABI ", BRINGUP_DRIVER_ABI,
+              ": rebuild it against csrc/driver.h");
+  return adapted(*loaded);
 }
 
 // Returns the driver's status. Throwing an error needs the GIL, whose holder may be waiting for this mutex, so the caller throws
@@ -65,21 +84,29 @@ Stream& open_stream(Device& device, size_t id, int priority) {
   return *slot.load();
 }
 
+std::string describe_native_launch(int64_t number) {
+  auto* describe = native_launches.load();
+  return number && describe ? describe(number) : "";
+}
+
 struct DriverError {
   std::string sentence;
   const void* address = nullptr;  // the device address that the sentence is about
+  int64_t launch = 0;             // the number of the launch that it is about
 };
 
 DriverError last_error(Device& device) {
   DriverError error;
+  if (driver().failed_launch) error.launch = driver().failed_launch(device.handle);
   error.sentence = driver().last_error(device.handle, &error.address);
   return error;
 }
 
 [[noreturn]] void raise(int device, const DriverError& error, const std::string& about) {
   std::string owner = error.address ? describe_owner(device, error.address) : "", where = describe(current_line());
-  TORCH_CHECK(false, "chip:", device, ": ", error.sentence, owner.empty() ? "" : ", which belongs to ", owner, " (in ", about,
-              where.empty() ? "" : " at ", where, ")");
+  std::string launched = describe_native_launch(error.launch);
+  TORCH_CHECK(false, "chip:", device, ": ", error.sentence, owner.empty() ? "" : ", which belongs to ", owner,
+              launched.empty() ? "" : ", in ", launched, " (in ", about, where.empty() ? "" : " at ", where, ")");
 }
 
 // The first use chooses the chip, in any thread. Other threads wait for the choice.
@@ -110,7 +137,10 @@ Device& open_device(int index) {
   std::unique_lock<std::mutex> lock(config_mutex);
   if (Device* device = devices[index].load()) return *device;
   if (!the_driver.load()) {
-    the_driver.store(load_driver(the_config.driver));
+    const bringup_driver* loaded = load_driver(the_config.driver);
+    driver_prepares = loaded->prepare != nullptr;
+    memory_is_separate = loaded->map == nullptr;
+    the_driver.store(loaded);
     pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
   }
   // This takes only a range of addresses, a hundred times as large as the largest chip's memory.
@@ -118,9 +148,14 @@ Device& open_device(int index) {
   bringup_config request = {room, the_config.check ? 1 : 0};
   bringup_device* handle = nullptr;
   int status = driver().open(index, &request, &handle);
-  TORCH_CHECK(status == BRINGUP_OK, "chip:", index, " (", the_config.chip, ") cannot be opened: the ", driver().name,
-              " driver could not reserve ", the_config.device_bytes,
-              " bytes of memory; choose a smaller chip, or check the device");
+  if (status != BRINGUP_OK) {
+    std::string why = "could not reserve " + std::to_string(the_config.device_bytes) +
+                      " bytes of memory; choose a smaller chip, or check the device";
+    const void* about = nullptr;
+    if (driver().abi >= BRINGUP_DRIVER_ABI) why = "says: " + std::string(driver().last_error(nullptr, &about));
+    lock.unlock();
+    TORCH_CHECK(false, "chip:", index, " (", the_config.chip, ") cannot be opened: the ", driver().name, " driver ", why);
+  }
   auto device = std::make_unique<Device>(index, handle);
   if (make_stream(*device, 0, 0) != BRINGUP_OK) {
     DriverError error = last_error(*device);
@@ -160,6 +195,8 @@ void set_device_count(int count) { asked_devices = count; }
 const bringup_driver& driver() { return *the_driver.load(); }
 bool forked() { return is_forked.load(std::memory_order_relaxed); }
 
+void describe_launches_with(std::string (*describe)(int64_t)) { native_launches = describe; }
+
 void check_index(c10::DeviceIndex index) {
   TORCH_CHECK(index >= 0 && index < device_count(), "chip:", int(index), " does not exist: this process has ", device_count(),
               device_count() == 1 ? " chip" : " chips", " (chip:0",
@@ -179,7 +216,9 @@ Device& device(int index) {
 void throw_driver_error(Device& device, const std::string& about) { raise(device.index, last_error(device), about); }
 
 Mapped::Mapped(int device_index, void* address) : device_(device_index), address_(address), host_(address) {
-  if (!address || !driver().map) return;
+  if (!address) return;
+  TORCH_CHECK(!separate_memory(), "the host cannot address the memory of the ", driver().name,
+              " driver's device, which this needs; run it on the virtual chip");
   Device& on = device(device_index);
   host_ = driver().map(on.handle, address);
   if (!host_) address_ = nullptr;  // nothing to unmap

@@ -82,6 +82,13 @@ int device_count() noexcept;
 void set_device_count(int count);  // The count that the environment requests; `configure` replaces it.
 
 const bringup_driver& driver();
+// Set when the driver is loaded.
+extern std::atomic<bool> driver_prepares, memory_is_separate;
+inline bool native_driver() { return driver_prepares.load(std::memory_order_relaxed); }  // It has kernels of its own.
+// Host functions cannot address the device's memory: what they read and write is copied.
+inline bool separate_memory() { return memory_is_separate.load(std::memory_order_relaxed); }
+// `describe` says in words what a driver's kernel with this launch number was.
+void describe_launches_with(std::string (*describe)(int64_t));
 Device& device(int index);  // Opens the device at its first use.
 void check_index(c10::DeviceIndex index);
 // Throws the driver's sentence with the failed action ("a launch of aten::add") and the Python line. Acquires the GIL.

@@ -189,6 +189,7 @@ struct Overwritten {
   template <class F>
   void look(F f) {
     if (device < 0) return f(static_cast<char*>(address));
+    if (separate_memory()) return;  // a host function cannot save it: it keeps what the copy wrote, and stays marked
     Mapped memory(device, address);
     f(static_cast<char*>(memory.host()));
   }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -56,6 +58,20 @@ def compiled(library: Library) -> Path:
 def core_path() -> Path:
     """Return the path of the core that fits this torch; the errors are those of `torch_here` and `compiled`."""
     return compiled(core_build.core_library(torch_here()))
+
+
+def driver_path(name: str) -> str:
+    """Return the path of a driver library: a driver of bringup by its name, any other as it is.
+
+    Raises:
+        VersionError: the driver is not built, and cannot be built.
+    """
+    if name not in core_build.DRIVERS:
+        return name
+    if name == "cuda":  # pip's packages of NVIDIA's libraries
+        folders = [folder for path in sys.path for folder in Path(path or ".").glob("nvidia/*/lib")]
+        os.environ.setdefault("BRINGUP_CUDA_LIBRARIES", ":".join(map(str, folders)))
+    return str(compiled(core_build.driver_library(name)))
 
 
 @contextmanager

@@ -29,6 +29,7 @@ TORCH_RANGE = f"torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} to {NEWEST_TESTED[0]}.
 NEEDS_TORCH = f"this needs PyTorch ({TORCH_RANGE}), and this environment has none: pip install torch"
 SOURCES, FLAGS = (".h", ".cpp", ".inc"), ("flags", "link_flags")
 LIBRARIES = ("-lc10", "-ltorch_cpu", "-ltorch")
+DRIVERS = {"cuda": ("-ldl",), "opencl": ("-lOpenCL",)}  # csrc/drivers: libraries of their own, and what they link
 
 
 class BuildError(RuntimeError):
@@ -113,7 +114,8 @@ def core_library(torch: Torch) -> Library:
     """Return the core for a torch, these sources and this Python."""
     replay = sources() / "record" / "timeline.cpp"
     files = [path for path in sources().rglob("*") if path.suffix in SOURCES or path.name in FLAGS]
-    files = sorted(set(files) - {replay})
+    drivers = set((sources() / "drivers").glob("*")) - {sources() / "drivers" / "virtual.cpp"}
+    files = sorted(set(files) - {replay} - drivers)
     prefix = f"_core.torch-{torch.release}."
     return Library(
         f"{prefix}{_digest(files, f'abi={torch.abi}')}{SUFFIX}",
@@ -135,6 +137,21 @@ def replay_library() -> Library:
         lambda target: [
             *(*compiler(), *_flags("flags"), "-fPIC", "-shared", str(source)),
             *(*_flags("link_flags"), "-o", str(target)),
+        ],
+    )
+
+
+def driver_library(name: str) -> Library:
+    """Return a driver of `DRIVERS`, which needs neither torch nor Python."""
+    folder = sources() / "drivers"
+    files = sorted([*folder.glob("*.h"), folder / f"{name}.cpp", sources() / "driver.h", sources() / "flags"])
+    return Library(
+        f"_driver-{name}.{_digest(files)}.{sysconfig.get_platform()}.so",
+        f"the {name} driver",
+        f"_driver-{name}.*.{sysconfig.get_platform()}.so",
+        lambda target: [
+            *(*compiler(), *_flags("flags"), "-DNDEBUG", "-fPIC", "-shared", str(folder / f"{name}.cpp")),
+            *(*DRIVERS[name], *_flags("link_flags"), "-o", str(target)),
         ],
     )
 

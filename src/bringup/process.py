@@ -80,8 +80,9 @@ def asked_devices() -> int:
 
 
 def asked_driver() -> str:
-    """Return the path of the driver library named by ``BRINGUP_DRIVER``; "" is the virtual chip."""
-    return os.environ.get("BRINGUP_DRIVER", "")
+    """Return the driver named by ``BRINGUP_DRIVER``: a name such as ``cuda``, or a path; "" is the virtual chip."""
+    name = os.environ.get("BRINGUP_DRIVER", "")
+    return "" if name == "virtual" else name
 
 
 def asked_allocator() -> tuple[str, str]:

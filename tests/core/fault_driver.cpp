@@ -240,6 +240,7 @@ extern "C" {
 const bringup_driver* bringup_driver_entry() {
   static const bringup_driver driver = {
       .abi = BRINGUP_DRIVER_ABI,
+      .size = sizeof(bringup_driver),
       .name = "fault-injecting",
       .open = faults::open_device,
       .close = faults::close_device,
@@ -269,6 +270,10 @@ const bringup_driver* bringup_driver_entry() {
       .event_query = faults::event_query,
       .event_synchronize = faults::event_synchronize,
       .event_elapsed = faults::event_elapsed,
+      .prepare = nullptr,
+      .launch = nullptr,
+      .release = nullptr,
+      .failed_launch = nullptr,
   };
   return &driver;
 }

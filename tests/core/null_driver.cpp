@@ -72,6 +72,7 @@ static int event_elapsed(bringup_event*, bringup_event*, double* seconds) {
 extern "C" const bringup_driver* bringup_driver_entry() {
   static const bringup_driver driver = {
       .abi = BRINGUP_DRIVER_ABI,
+      .size = sizeof(bringup_driver),
       .name = "null",
       .open = open_device,
       .close = close_device,
@@ -101,6 +102,10 @@ extern "C" const bringup_driver* bringup_driver_entry() {
       .event_query = event_done,
       .event_synchronize = event_ok,
       .event_elapsed = event_elapsed,
+      .prepare = nullptr,
+      .launch = nullptr,
+      .release = nullptr,
+      .failed_launch = nullptr,
   };
   return &driver;
 }

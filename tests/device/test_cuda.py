@@ -440,6 +440,11 @@ def test_gpus_of_the_machine_are_hidden(python: Run) -> None:
     assert done.stdout == "'' cuda:0\n", done.stderr
 
 
+def test_the_cuda_driver_keeps_its_gpu(python: Run) -> None:
+    done = python(PRETENDED.format(before=""), BRINGUP_CHIP="edge8", BRINGUP_DRIVER="cuda")
+    assert "cuda cannot mean the chip if the driver is cuda" in done.stderr
+
+
 def test_gpus_that_the_process_uses_already_are_refused(python: Run) -> None:
     program = PRETENDED.format(before="torch.cuda.is_available = lambda: True") + "assert False"
     done = python(program, BRINGUP_CHIP="edge8", CUDA_VISIBLE_DEVICES="0")

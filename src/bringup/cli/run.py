@@ -54,6 +54,7 @@ class RunOptions:
     compiler: str
     ops: str
     kernel_debug: bool
+    driver: str | None
     max_step: float | None
     max_memory: int | None
     out: str | None
@@ -162,6 +163,12 @@ class Outcome:
     help="Run Triton kernels in Triton's interpreter: print and breakpoint() work in them. Times are then not valid.",
 )
 @click.option(
+    "--driver",
+    default=None,
+    metavar="NAME|FILE",
+    help="Run on real hardware: cuda, opencl, or the path of a driver library (default: BRINGUP_DRIVER).",
+)
+@click.option(
     "--max-step",
     callback=quantity(parse_time),
     default=None,
@@ -204,6 +211,10 @@ def prepare(options: RunOptions) -> Job:
         BringupError: an option is invalid.
     """
     chips, script, module = options.chips, options.script, options.module
+    if options.driver is not None:  # also for processes that the program starts
+        os.environ["BRINGUP_DRIVER"] = absolute_driver(options.driver)
+    if asked_driver() and (options.dry is not None or options.sanitize is not None):
+        raise BringupError("--dry and --sanitize need the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
     names = chip_names(chips or asked_chip() or DEFAULT_CHIP, "--chip" if chips else "BRINGUP_CHIP")
     described = [load_chip(name) for name in names]
     machine = load_host(options.host)
@@ -216,6 +227,11 @@ def prepare(options: RunOptions) -> Job:
     sys.argv = [program.file if module else script, *options.arguments]
     prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
     return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton)
+
+
+def absolute_driver(name: str) -> str:
+    """Return a driver's name, or its absolute path if it is a file: the program may change its working directory."""
+    return os.path.abspath(name) if os.sep in name else name
 
 
 def _dry(mode: str | None, value: str) -> AbstractContextManager[None]:
@@ -272,6 +288,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
     import torch  # imported late, like the modules below: invalid options are refused before
 
     from bringup.device.load import use
+    from bringup.recording.measured import measured
     from bringup.recording.recording import recorded
     from bringup.timeline import clock, library
 
@@ -289,7 +306,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
     watch = watched("init" in job.checks) if {"race", "init"} & set(job.checks) else nullcontext()
     summary: Summary | None = None
-    with job.dry, watch, recorded(job.host, options.host_clock) as recorder:
+    on_driver = measured() if asked_driver() else nullcontext()
+    with job.dry, watch, on_driver as measurement, recorded(job.host, options.host_clock) as recorder:
         parent = os.getpid()
 
         def finish() -> None:
@@ -298,6 +316,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
                 return
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
+                if measurement is not None:
+                    recorder.about["driver"] = measurement.facts()
             summary = report(recorder, job, options)
 
         _report_before_termination(finish)
@@ -350,6 +370,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
 
     A program that failed before it used the chip has none.
     """
+    from bringup.recording.measured import sentences
     from bringup.report import writer  # imports torch
     from bringup.report.prediction import price
 
@@ -375,6 +396,9 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     if prediction.summary.step_seconds or failed:  # else there is nothing to sum up
         console.print()
         terminal.print_summary(prediction.summary, console)
+    if "driver" in trace.about:
+        for sentence in sentences(trace.about["driver"], prediction.summary.step_seconds):
+            console.print(terminal.escaped(sentence), highlight=False, soft_wrap=True)
     page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.npz", "timeline.json"))
     paths = f"report: {page}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
     console.print(terminal.escaped(paths), highlight=False, soft_wrap=True)

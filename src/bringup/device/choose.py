@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from bringup import core
 from bringup.cost import family_of, named_family_of
 from bringup.device.allocator_settings import apply_environment
 from bringup.errors import BringupError, ChipInUseError
@@ -62,7 +63,7 @@ def choose(
     process.chip = described
     torch.ops.bringup.set_fallbacks(*_host_dtypes(described), asked_strict() if strict is None else strict)
     checking = asked_check() if check is None else check
-    library = asked_driver() if driver is None else driver
+    library = core.driver_path(asked_driver() if driver is None else driver)
     torch.ops.bringup.configure(
         described.name,
         described.description,

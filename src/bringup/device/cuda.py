@@ -22,7 +22,7 @@ from bringup.device.cuda_names import used
 from bringup.device.cuda_tensors import patch_tensors
 from bringup.device.cuda_torch import patch_amp, patch_files, patch_torch
 from bringup.errors import BringupError
-from bringup.process import FACTS, ON_REDIRECT, process
+from bringup.process import FACTS, ON_REDIRECT, asked_driver, process
 
 _settings: dict[str, Any] = {}  # values of the knobs before the program changed them
 
@@ -71,6 +71,11 @@ def redirect_cuda() -> None:
 
 
 def _hide_gpus() -> None:
+    if asked_driver() == "cuda":
+        raise BringupError(
+            "cuda cannot mean the chip if the driver is cuda: the GPU would be hidden from the driver, too; let the "
+            "program use the device 'chip' (torch.accelerator.current_accelerator()), or leave out --driver"
+        )
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if torch.cuda.is_available():  # the first call in a process asks CUDA; later calls return the same

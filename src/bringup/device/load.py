@@ -16,7 +16,7 @@ from bringup import core
 from bringup.device import overrides, torch_versions
 from bringup.device.choose import choose
 from bringup.errors import BringupError
-from bringup.process import ON_USE, asked_chip, asked_devices
+from bringup.process import ON_USE, asked_chip, asked_devices, asked_driver
 
 # Folders to the right of the device that also patch torch. Each has a function `install`, called by `register`.
 ROOMS = ("bringup.compile", "bringup.triton")
@@ -50,7 +50,7 @@ def autoload() -> None:
     """
     try:
         core.refuse_another_device()
-        if asked_chip() or _another_accelerator() is None:
+        if asked_chip() or asked_driver() or _another_accelerator() is None:
             register()
     except BringupError as error:
         warnings.warn(str(error), stacklevel=2)
@@ -100,7 +100,8 @@ def use(
         chip: the name of a chip (`available_chips`) or the path of a chip file.
         devices: the number of such chips, ``chip:0`` to ``chip:{devices - 1}``.
         check: raise an error where the host dereferences device memory (default: ``BRINGUP_CHECK``). This is slower.
-        driver: path of a driver library (csrc/driver.h; default: ``BRINGUP_DRIVER``, else the virtual chip).
+        driver: ``cuda``, ``opencl``, or the path of a driver library (csrc/driver.h; default: ``BRINGUP_DRIVER``, else
+            the virtual chip).
         strict: raise where an operator would run on the host because the chip does not list it (default:
             ``BRINGUP_STRICT``).
         past_capacity: allow more memory than the chip's capacity; the report states the excess.
