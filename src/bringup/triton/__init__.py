@@ -24,9 +24,7 @@ def install() -> None:
     ON_REDIRECT.append(choose_for_triton)
     ON_USE.append(_choose_beside_gpus)
     if asked_chip() and visible_gpus():
-        with suppress(
-            ImportError
-        ):  # a circle, if one of our modules is imported before torch
+        with suppress(ImportError):  # a circle, if one of our modules is imported before torch
             choose_for_triton()
     watches.append(Watch(_watched, _take))
 
