@@ -42,11 +42,11 @@ class Measured:
 @contextmanager
 def measured() -> Iterator[Measured]:
     """Measure the steps of the program, and count its launches from now on."""
-    found = Measured()
+    measurement = Measured()
     torch.ops.bringup.clear_driver_ledger()
-    hook = register_optimizer_step_post_hook(lambda *_: found.ends.append(time.perf_counter()))
+    hook = register_optimizer_step_post_hook(lambda *_: measurement.ends.append(time.perf_counter()))
     try:
-        yield found
+        yield measurement
     finally:
         hook.remove()
 
