@@ -111,7 +111,7 @@ def tables(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Errors]]:
     Programs that were measured again, and the operators of a set, are figures of their own.
     """
     rows = list(comparisons)
-    found: dict[str, dict[str, Errors]] = {}
+    by_title: dict[str, dict[str, Errors]] = {}
     for source, figure in sorted({(row.source, row.figure) for row in rows}, key=lambda item: FIGURES.index(item[1])):
         of_figure = [row for row in rows if (row.source, row.figure) == (source, figure)]
         title = figure + (" (measured again)" if source == AGAIN else "")
@@ -119,8 +119,8 @@ def tables(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Errors]]:
         for grouping, key in GROUPINGS.items():
             by_key = {row: row.error for row in of_figure if key(row)}
             groups |= {f"{grouping} {name}": errors for name, errors in summarize(by_key, key).items()}
-        found[title] = {**groups, "all": Errors.from_values(row.error for row in of_figure)}
-    return found
+        by_title[title] = {**groups, "all": Errors.from_values(row.error for row in of_figure)}
+    return by_title
 
 
 def band_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, str, str, float]]:
@@ -154,8 +154,8 @@ def read_measured(folder: Path) -> MeasuredSet:
     for path in sorted(item for item in folder.rglob("*") if item.name in _READERS):
         machine = MACHINES.get(path.parent.resolve().name)
         if machine is None:
-            known = ", ".join(MACHINES)
-            skipped.append(f"{path} is skipped, because the machine of its folder is not known (known: {known})")
+            names = ", ".join(MACHINES)
+            skipped.append(f"{path} is skipped, because the machine of its folder is not known (known: {names})")
             continue
         missing: Counter[str] = Counter()
         try:

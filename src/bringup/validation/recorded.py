@@ -82,9 +82,9 @@ def recordings() -> dict[str, Recorded]:
     """Read the recordings that ship with bringup: ``program/ID``, ``operator/ID`` and ``host/NAME``."""
     with gzip.open(TABLE, "rt", encoding="utf-8") as file:
         table = json.load(file)
-    found = {}
+    by_name = {}
     for name, item in table["recordings"].items():
         count = len(item["columns"]["kind"])
         columns = {key: np.broadcast_to(np.asarray(value), (count,)) for key, value in item["columns"].items()}
-        found[name] = Recorded(columns, item["peak_allocated"], item["peak_reserved"], table["signatures"])
-    return found
+        by_name[name] = Recorded(columns, item["peak_allocated"], item["peak_reserved"], table["signatures"])
+    return by_name
