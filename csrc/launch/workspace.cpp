@@ -88,21 +88,21 @@ bool uses_blas_lt(const Call& call) {
   return bias.dim() == 1 && right.dim() == 2 && bias.size(0) == right.size(1) && right.size(0) > 1 && right.size(1) > 1;
 }
 
-void keep(Handle& handle, const Call& call, Library library, uint64_t bytes) {
+void keep(Handle& handle, const Stream& stream, Library library, uint64_t bytes) {
   const Stream*& ready = handle.ready[size_t(library)];
-  if (C10_LIKELY(ready == call.stream) || bytes == 0) return;
-  auto key = std::make_tuple(handle.number, static_cast<const Stream*>(call.stream), library);
+  if (C10_LIKELY(ready == &stream) || bytes == 0) return;
+  auto key = std::make_tuple(handle.number, &stream, library);
   std::unique_lock<std::mutex> lock(workspaces().mutex);
   if (!workspaces().held.count(key)) {
     lock.unlock();  // no other thread has this handle; see Note [No waiting under the allocator's mutex]
     set_purpose(kWorkspace, c10::ScalarType::Undefined, {});
-    auto device = call.stream->id.device_index();
+    auto device = stream.id.device_index();
     c10::DataPtr memory = allocate_on(device, bytes);
     record_owner(int64_t(reinterpret_cast<uintptr_t>(memory.get())), kOwnedByBlas, -1, 1, device);
     lock.lock();
     workspaces().held.emplace(key, std::move(memory));
   }
-  ready = call.stream;
+  ready = &stream;
 }
 
 }  // namespace
@@ -114,14 +114,28 @@ bool uses_blas(const std::string& name) {
   return name.compare(0, 6, "aten::") == 0 && names->count(base_name(name)) != 0;
 }
 
-void keep_workspaces(const Call& call) {
-  if (C10_LIKELY(!config().blas_bytes && !config().blas_lt_bytes)) return;
+// The handle of this thread, which forgets what it has used when all workspaces are freed.
+Handle& current_handle() {
   thread_local Handle handle;
   int64_t age = cleared.load(std::memory_order_acquire);
   if (C10_UNLIKELY(handle.age != age)) handle.ready[0] = handle.ready[1] = nullptr;
   handle.age = age;
-  keep(handle, call, Library::Blas, handle.ready[0] == call.stream ? 0 : blas_bytes());
-  if (handle.ready[1] != call.stream && uses_blas_lt(call)) keep(handle, call, Library::BlasLt, config().blas_lt_bytes);
+  return handle;
+}
+
+void keep_workspaces(const Call& call) {
+  if (C10_LIKELY(!config().blas_bytes && !config().blas_lt_bytes)) return;
+  Handle& handle = current_handle();
+  keep(handle, *call.stream, Library::Blas, handle.ready[0] == call.stream ? 0 : blas_bytes());
+  if (handle.ready[1] != call.stream && uses_blas_lt(call)) keep(handle, *call.stream, Library::BlasLt, config().blas_lt_bytes);
+}
+
+void keep_workspaces_of(const std::string& op, bool has_bias, c10::DeviceIndex device) {
+  if (!uses_blas(op) || (!config().blas_bytes && !config().blas_lt_bytes)) return;
+  const Stream& stream = current_stream(device);
+  Handle& handle = current_handle();
+  keep(handle, stream, Library::Blas, blas_bytes());
+  if (has_bias) keep(handle, stream, Library::BlasLt, config().blas_lt_bytes);
 }
 
 void clear_workspaces() {

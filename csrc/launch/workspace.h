@@ -8,6 +8,8 @@ namespace bringup {
 bool uses_blas(const std::string& name);
 // Allocates the workspaces of a product, unless its thread and stream have them.
 void keep_workspaces(const Call& call);
+// The same for a product of a compiled graph, which is not launched as an operator.
+void keep_workspaces_of(const std::string& op, bool has_bias, c10::DeviceIndex device);
 // Frees the workspaces of all threads and streams, as torch._C._cuda_clearCublasWorkspaces does.
 void clear_workspaces();
 

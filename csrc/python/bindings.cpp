@@ -48,6 +48,8 @@ TORCH_LIBRARY(bringup, m) {
       "configure(str chip, str description, int devices, int device_bytes, int context_bytes, int blas_bytes, "
       "int blas_lt_bytes, bool check, str driver, bool past_capacity) -> ()",
       &configure_chip);
+  m.def("keep_workspaces(str op, bool has_bias, int device) -> ()",
+        [](const std::string& op, bool has_bias, int64_t device) { keep_workspaces_of(op, has_bias, c10::DeviceIndex(device)); });
   m.def("clear_workspaces() -> ()", &clear_workspaces);
   m.def("set_device_count(int count) -> ()", [](int64_t count) { set_device_count(int(count)); });
   m.def("max_devices() -> int", [] { return int64_t(kMaxDevices); });

@@ -62,6 +62,17 @@ def test_environment_sets_the_size(python: Run, asked: str, kib: int) -> None:
     assert done.stdout.split() == [str(kib)], done.stderr
 
 
+def test_products_of_compiled_graphs_keep_workspaces(python: Run) -> None:
+    body = """
+torch.compile(lambda x: x @ x + 1)(x); held()
+torch.compile(lambda x: torch.addmm(x[0], x, x))(x); held()
+torch.compile(lambda x: x + 1)(x); held()
+"""
+    dry = "dry = bringup.dry(); dry.__enter__()  # until the program ends\n"
+    done = python("import bringup\n" + dry + PROGRAM + body, BRINGUP_CHIP="h100-sxm")
+    assert done.stdout.split() == list(map(str, [32 * 1024, 33 * 1024, 33 * 1024])), done.stderr
+
+
 def test_report_names_the_workspace(python: Run) -> None:
     body = """
 torch.ops.bringup.clear_workspaces()
