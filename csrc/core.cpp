@@ -24,6 +24,7 @@
 #include "launch/switches.cpp"
 #include "launch/view.cpp"
 #include "launch/synchronous.cpp"
+#include "launch/workspace.cpp"
 #include "launch/launch.cpp"
 #include "launch/graph.cpp"
 #include "torch/views.cpp"

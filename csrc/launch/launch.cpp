@@ -13,6 +13,7 @@
 #include "launch/switches.h"
 #include "launch/synchronous.h"
 #include "launch/view.h"
+#include "launch/workspace.h"
 #include "record/recorder.h"
 #include "runtime/generator.h"
 #include "runtime/memory.h"
@@ -299,6 +300,7 @@ void launch_boxed(Op& op, Stack* stack) {
   if (C10_UNLIKELY(at::globalContext().deterministicAlgorithms())) refuse_nondeterministic(call);
   Placement placement = place(call);
   alert_wait(call, placement.answer == Answer::Host);
+  if (C10_UNLIKELY(op.uses_blas) && (placement.answer == Answer::Chip || placement.answer == Answer::Dry)) keep_workspaces(call);
   if (C10_UNLIKELY(op.bumps_versions)) bump_versions(call);
   if (C10_UNLIKELY(call.stream->capture != nullptr)) {
     if (placement.answer == Answer::Chip || placement.answer == Answer::Dry) return capture(call, placement);

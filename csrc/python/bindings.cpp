@@ -4,6 +4,7 @@
 #include "runtime/generator.h"
 #include "launch/launch.h"
 #include "launch/switches.h"
+#include "launch/workspace.h"
 #include "runtime/memory.h"
 #include "runtime/memory_history.h"
 #include "torch/layouts.h"
@@ -28,9 +29,9 @@ void start() {
 }
 
 void configure_chip(std::string chip, std::string description, int64_t devices, int64_t device_bytes, int64_t context_bytes,
-                    bool check, std::string driver, bool past_capacity) {
-  configure({std::move(chip), std::move(description), int(devices), uint64_t(device_bytes), uint64_t(context_bytes), check,
-             std::move(driver), past_capacity});
+                    int64_t blas_bytes, int64_t blas_lt_bytes, bool check, std::string driver, bool past_capacity) {
+  configure({std::move(chip), std::move(description), int(devices), uint64_t(device_bytes), uint64_t(context_bytes),
+             uint64_t(blas_bytes), uint64_t(blas_lt_bytes), check, std::move(driver), past_capacity});
 }
 
 const at::Generator& generator(int64_t device) { return default_generator(c10::DeviceIndex(device)); }
@@ -44,9 +45,12 @@ TORCH_LIBRARY(bringup, m) {
   using namespace bringup;
   m.def("start() -> ()", &start);
   m.def(
-      "configure(str chip, str description, int devices, int device_bytes, int context_bytes, bool check, str driver, "
-      "bool past_capacity) -> ()",
+      "configure(str chip, str description, int devices, int device_bytes, int context_bytes, int blas_bytes, "
+      "int blas_lt_bytes, bool check, str driver, bool past_capacity) -> ()",
       &configure_chip);
+  m.def("keep_workspaces(str op, bool has_bias, int device) -> ()",
+        [](const std::string& op, bool has_bias, int64_t device) { keep_workspaces_of(op, has_bias, c10::DeviceIndex(device)); });
+  m.def("clear_workspaces() -> ()", &clear_workspaces);
   m.def("set_device_count(int count) -> ()", [](int64_t count) { set_device_count(int(count)); });
   m.def("max_devices() -> int", [] { return int64_t(kMaxDevices); });
   m.def("device_count() -> int", [] { return int64_t(device_count()); });

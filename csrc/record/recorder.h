@@ -46,6 +46,8 @@ struct MemoryRow {
   uint64_t address;
 };
 std::vector<MemoryRow> recorded_memory(int device);
+// The owner of a storage, as a kind of recording/rows.py and the number of a module (-1: none).
+void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsize, int64_t device);
 void record_free(const Stream& stream, int64_t bytes, const void* address);
 // Records a kernel of the program. Its counters are known after it has run; then its signature is amended.
 struct RecordedRow {

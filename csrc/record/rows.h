@@ -18,4 +18,7 @@ static_assert((0
 #include "record/rows.inc"
                ) == 0xFF);  // eight flags, each with a bit of its own; a ninth needs a wider column
 
+// Kinds of owners that the core records; recording/rows.py has all of them.
+constexpr int64_t kOwnedByBlas = 10;
+
 }  // namespace bringup

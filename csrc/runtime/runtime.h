@@ -29,6 +29,8 @@ struct Config {
   int devices = 1;
   uint64_t device_bytes = 0;
   uint64_t context_bytes = 0;  // of them, what the driver's context and the libraries take
+  uint64_t blas_bytes = 0;     // workspace of a handle and stream for products; see launch/workspace.cpp
+  uint64_t blas_lt_bytes = 0;  // its second workspace, for products with a bias
   bool check = false;
   std::string driver;          // path of a driver library; empty for the virtual chip
   bool past_capacity = false;  // allocations may exceed room(); only for the virtual chip

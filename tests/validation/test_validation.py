@@ -98,8 +98,9 @@ def test_readers_understand_every_publisher(sets: Path) -> None:
 
 def test_a_damaged_set_is_named(sets: Path) -> None:
     (sets / "neusight" / "test_ln.csv").write_text("OPName,Device,Latency,B,H\nln,Tesla P4,soon,4096,1024\n")
-    with pytest.raises(bringup.BringupError, match=r"test_ln\.csv is not in the format of neusight"):
-        read_folder(sets)
+    found = read_folder(sets)
+    assert len(found.skipped) == 1 and "test_ln.csv is not in the format of neusight" in found.skipped[0]
+    assert {"t4", "a40"} <= {row.chip for row in found.rows}, "the rest is read"
 
 
 TPU = "pytorchsim_tpuv6e/tpuv6e.csv"
@@ -134,15 +135,13 @@ CONVOLUTION = "OPName,Device,Latency,B,Input_Channel,Output_Channel,Kernel_Szie,
 )
 def test_row_that_is_no_measurement_is_named(sets: Path, name: str, text: str | bytes, problem: str) -> None:
     (sets / name).write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(bringup.BringupError) as caught:
-        read_folder(sets)
-    assert problem in str(caught.value) and "\n" not in str(caught.value)
+    sentences = read_folder(sets).skipped
+    assert any(problem in sentence for sentence in sentences) and not any("\n" in text for text in sentences)
 
 
 def test_pipe_among_the_sets_is_told(sets: Path) -> None:
     os.mkfifo(sets / "neusight" / "test_pipe.csv")
-    with pytest.raises(bringup.BringupError, match=r"test_pipe\.csv: is a pipe"):
-        read_folder(sets)
+    assert "test_pipe.csv: is a pipe" in read_folder(sets).skipped[0]
 
 
 def test_a_folder_without_sets_is_told(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from bringup.recording.rows import (
     ACTIVATIONS,
     ALLOC,
     BEFORE,
+    BLAS_WORKSPACE,
     FORWARD,
     FREE,
     GRADIENTS,
@@ -196,7 +197,9 @@ def storages(trace: Trace, device: int) -> Storages:
     alive = freed == rows
     calls = np.flatnonzero(kind == FORWARD)
     if len(calls):  # storages allocated before the first call of a model are the model's own or its inputs
-        rest = np.where(allocated > calls[0], ACTIVATIONS, INPUTS if len(marks) else OUTSIDE)
+        rest = np.where(
+            allocated > calls[0], ACTIVATIONS, INPUTS if np.any(columns["bytes"][marks] != BLAS_WORKSPACE) else OUTSIDE
+        )
     else:
         backward = np.flatnonzero((kind == LAUNCH) & (columns["phase"] == IN_BACKWARD))
         rest = np.where((_next(backward, allocated, rows) < freed) & ~alive, ACTIVATIONS, OUTSIDE)

@@ -20,6 +20,7 @@ from bringup.errors import BringupError
 from bringup.recording.recording import record
 from bringup.recording.rows import (
     ACTIVATIONS,
+    BLAS_WORKSPACE,
     BUFFERS,
     GRADIENTS,
     INPUTS,
@@ -41,7 +42,7 @@ PARTS = {
     "gradients": (GRADIENTS,),
     "optimizer": (OPTIMIZER_STATE,),
     "activations": (ACTIVATIONS, KEPT, INPUTS),
-    "workspace": (WORKSPACE, OUTSIDE),
+    "workspace": (WORKSPACE, OUTSIDE, BLAS_WORKSPACE),
 }
 
 
@@ -177,5 +178,6 @@ def recorded(model: Model, work: Work, batch: int, tokens: int) -> Trace:
 def _clean() -> Iterator[None]:
     """Free what earlier recordings left behind, so that every recording begins with no memory."""
     gc.collect()
+    torch.ops.bringup.clear_workspaces()
     torch.chip.empty_cache()  # type: ignore[attr-defined]
     yield

@@ -12,6 +12,7 @@ from bringup.analyse import holders as memory
 from bringup.analyse import input_bound, roofline
 from bringup.analyse.compilations import compilations
 from bringup.analyse.own_time import own_time
+from bringup.analyse.program_class import program_class
 from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
 from bringup.analyse.unlike import outside, typical_share, unlike_steps
 from bringup.analyse.utilisation import utilisation
@@ -45,7 +46,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     step = until - since
     peak = peak or memory.usage(trace, timeline.steps.ends)
     need, out_of_memory = memory.needed_bytes(trace, peak, chip), bool(trace.about.get("out_of_memory", False))
-    band = error_band(chip, bound(busy, step))
+    band = error_band(chip, bound(busy, step), program_class(trace))
     energy = _energy(timeline, step, busy)
     price = chip.price
     loaders = input_bound.inputs(timeline, step)

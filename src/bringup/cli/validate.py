@@ -21,8 +21,9 @@ from bringup.pricing.bands import write_table
 from bringup.report import terminal
 from bringup.report.validation import page
 from bringup.text import duration, quantity
-from bringup.validation import Errors, errors, grouped, measurements, read_folder, summarize
+from bringup.validation import Errors, MeasurementSet, errors, grouped, measurements, read_folder, summarize
 from bringup.validation.constants_fit import fit, generation, is_fitted
+from bringup.validation.measured import TIMES, Comparison, MeasuredSet, band_rows, read_measured, tables
 
 if TYPE_CHECKING:
     from bringup.validation import Errors, Measurement
@@ -85,8 +86,8 @@ def command(
     Without --data, the measurements that ship with bringup are used. With --data, all rows of the sets in DIR are used.
     The model's constants were fitted on a part of these rows, so errors of fitted and of unseen rows are separate.
     """
-    if bands and (not programs or chips):
-        raise BringupError("--bands writes the errors of all programs: give --programs, and no --chip")
+    if bands and (not (programs or data) or chips):
+        raise BringupError("--bands writes the errors of all programs: give --programs or --data, and no --chip")
     for file in filter(None, (html, bands)):
         refuse_unwritable(file)
     if live:
@@ -96,7 +97,23 @@ def command(
         _programs(chips, worst, html, bands, as_json)
         return
 
-    data_sets = read_folder(Path(data)) if data else None
+    own = read_measured(Path(data)) if data else MeasuredSet((), ())
+    data_sets = read_folder(Path(data), may_be_empty=bool(own.comparisons)) if data else None
+    if bands:
+        if not own.comparisons:
+            raise BringupError(f"--bands needs whole programs, and {data} has none that bringup can read")
+        write_table(Path(bands), band_rows(own.comparisons))
+    listed = [row for row in own.comparisons if _is_listed(row.chip, chips) and _is_listed(row.kind, families)]
+    own_tables: dict[str, Groups] = {
+        title: {name: {"all": total} for name, total in groups.items()} for title, groups in tables(listed).items()
+    }
+    if data_sets and not data_sets.rows:
+        timed = {row: row.error for row in listed if row.figure in TIMES}
+        if html:
+            write_text(html, page({row: row.measured for row in timed}, timed, own_tables, True))
+        _show_own(own_tables, timed, worst, as_json)
+        _say_skipped(own, data_sets, as_json)
+        return
     rows = data_sets.rows if data_sets else measurements()
     selected = [row for row in rows if _is_listed(row.chip, chips) and _is_listed_operator(row, families)]
     if not selected:
@@ -107,8 +124,10 @@ def command(
         )
     row_errors = errors(selected)
     left_out = _left_out(list(rows), selected, bool(data)) if leave_one_out else {}
-    tables = _tables(row_errors, left_out, sets=bool(data))
-    console = _show(row_errors, tables, html, as_json, sets=data is not None)
+    all_tables = {**_tables(row_errors, left_out, sets=bool(data)), **own_tables}
+    console = _show(row_errors, all_tables, html, as_json, sets=data is not None)
+    if data_sets:
+        _say_skipped(own, data_sets, as_json)
     if console is None:
         return
     for row, error in sorted(row_errors.items(), key=lambda item: -abs(item[1]))[:worst]:
@@ -118,9 +137,32 @@ def command(
             f"predicted {duration(row.seconds * (1 + error))}  [dim]{terminal.escaped(row.source)}[/]",
             highlight=False,
         )
-    if data_sets and data_sets.unread:
-        names = terminal.escaped(", ".join(data_sets.unread[:3]))
-        count = quantity(len(data_sets.unread), "file")
+
+
+def _show_own(tables: dict[str, Groups], row_errors: dict[Comparison, float], worst: int, as_json: bool) -> None:
+    """Print the errors of our own measurements, and the worst predictions of times."""
+    if as_json:
+        click.echo(json.dumps(_plain(tables), indent=2))
+        return
+    console = terminal.console()
+    for title, groups in tables.items():
+        _print(console, title, groups)
+    for row, error in sorted(row_errors.items(), key=lambda item: -abs(item[1]))[:worst]:
+        console.print(
+            f"{error:+.0%}  {row.chip} {terminal.escaped(row.text)}: measured {duration(row.measured)}, "
+            f"predicted {duration(row.predicted)}",
+            highlight=False,
+        )
+
+
+def _say_skipped(own: MeasuredSet, sets: MeasurementSet, as_json: bool) -> None:
+    """Name the files that were skipped or not read; on the error stream, if the other is JSON."""
+    console = Console(stderr=True) if as_json else terminal.console()
+    for sentence in (*own.skipped, *sets.skipped):
+        console.print(terminal.escaped(sentence), highlight=False)
+    if sets.unread:
+        names = terminal.escaped(", ".join(sets.unread[:3]))
+        count = quantity(len(sets.unread), "file")
         console.print(f"{count} not read, because bringup has no reader or no chip file for them: {names}, ...")
 
 
@@ -233,7 +275,9 @@ def _programs(chips: str | None, worst: int, html: str | None, bands: str | None
         for run in bar.track(rows, description="recording programs in dry form"):
             run_errors |= programs.errors([run])
     if bands:
-        by_bound = [(run.chip, programs.bound_of(run), error) for run, error in run_errors.items()]
+        by_bound = [
+            (run.chip, programs.bound_of(run), programs.class_of(run), error) for run, error in run_errors.items()
+        ]
         write_table(Path(bands), by_bound)
     scaled = programs.with_one_run(run_errors)
     tables: dict[str, Groups] = {}

@@ -20,11 +20,16 @@ from bringup.recording import modules
 
 @dataclass(frozen=True)
 class Sized:
-    """A kernel for one set of sizes: its signature as the recorder's JSON, and its allocations."""
+    """A kernel for one set of sizes: its signature as the recorder's JSON, and its allocations.
+
+    A product has the name of its operator, and a bias if one has an element per column.
+    """
 
     kernel: Kernel
     text: str
     outputs: list[tuple[list[int], list[int], torch.dtype]]  # sizes and strides of `kernel.makes`
+    product: str = ""
+    has_bias: bool = False
 
 
 def compile_region(index: int, replayed: bool, graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) -> Any:
@@ -92,6 +97,8 @@ class Region:
         graph_node = ops.latest_node() if self.trains else 0
         for step in self._plan(sizes):
             kernel = step.kernel
+            if step.product:
+                ops.keep_workspaces(step.product, step.has_bias, self.device.index)
             read = [memory[root] for root in kernel.reads if root in memory]
             new = [
                 torch.empty_strided(size, stride, dtype=dtype, device=self.device)
@@ -200,7 +207,9 @@ class Region:
         for node, result in kernel.makes:
             value = part(self.values[node], result)
             outputs.append((_resolve(list(value.size()), sizes), _resolve(list(value.stride()), sizes), value.dtype))
-        return Sized(kernel, json.dumps(data), outputs)
+        product = "" if kernel.fused or family_of(data["op"]) != "matmul" else data["op"]
+        has_bias = product == "aten::addmm" and len(data["inputs"][0][1]) == 1
+        return Sized(kernel, json.dumps(data), outputs, product, has_bias)
 
     def _meta(self, node: fx.Node, result: int, sizes: dict[Any, int]) -> list[Any]:
         value = part(self.values[node], result)

@@ -70,6 +70,8 @@ def choose(
         devices,
         described.device_bytes,
         described.context_bytes,
+        described.blas_bytes,
+        described.blas_lt_bytes,
         checking,
         library,
         past_capacity,

@@ -145,6 +145,7 @@ def _patch_history() -> None:
 
     core._cuda_record_memory_history, core._cuda_record_memory_history_legacy = record, record_as_before
     core._cuda_memorySnapshot = lambda *_: memory_history.snapshot()
+    core._cuda_clearCublasWorkspaces = ops.clear_workspaces
     core._cuda_isHistoryEnabled = ops.is_history_recorded
     core._cuda_allocationTraceback = memory_history.allocation_traceback
     core._cuda_setMemoryMetadata, core._cuda_getMemoryMetadata = ops.set_memory_metadata, ops.memory_metadata

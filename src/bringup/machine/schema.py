@@ -115,6 +115,12 @@ class Memory(_Table):
     device_gib: Annotated[float, Field(gt=0, le=4096, description="capacity in GiB (2**30 bytes)"), _at_least(1e-5)]
     usable_gib: Annotated[float | None, Field(gt=0, le=4096, description="total that the driver reports")] = None
     context_mib: Annotated[float, Field(ge=0, le=1e6, description="taken by the driver's context and libraries")] = 0
+    blas_workspace_mib: Annotated[
+        float, Field(ge=0, le=1e5, description="kept by torch for products, per host thread and stream (cuBLAS)")
+    ] = 0
+    blas_lt_workspace_mib: Annotated[
+        float, Field(ge=0, le=1e5, description="kept beside it for products with a bias (cublasLt)")
+    ] = 0
     bandwidth_gb_s: Rate
     sustained: Annotated[Fraction | None, Field(description="streaming read over peak")] = None
     fresh_gb_s: Annotated[Rate | None, Field(description="first write to a fresh page of the host")] = None
@@ -288,6 +294,16 @@ class Chip(_Sourced):
     def context_bytes(self) -> int:
         """The part of `device_bytes` that the driver's context and its libraries take."""
         return int(self.memory.context_mib * 2**20)
+
+    @property
+    def blas_bytes(self) -> int:
+        """The workspace that torch keeps for the products of one host thread and stream."""
+        return int(self.memory.blas_workspace_mib * 2**20)
+
+    @property
+    def blas_lt_bytes(self) -> int:
+        """The workspace that torch keeps beside `blas_bytes` for products with a bias."""
+        return int(self.memory.blas_lt_workspace_mib * 2**20)
 
     @property
     def room_bytes(self) -> int:

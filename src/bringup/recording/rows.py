@@ -20,14 +20,14 @@ WAITS_FOR = ("sleep", "descriptor", "process", "lock")  # flags of a host row; s
 # ran; run again by a checkpoint in a backward pass; launched by other Python code in a backward pass.
 NO_NODE, NEVER_RAN, RAN, REBUILT, WITHIN = range(5)
 BY_PROGRAM = -1  # the object column of a step row recorded by bringup.step()
-# The owners of storages. Owner rows hold the first two, in the column bytes; `analyse.holders` derives the others.
+# The owners of storages. Owner rows hold the first two and the last, in the column bytes; `analyse.holders` derives the
+# others.
 OWNERS = (
     *("parameters", "buffers", "gradients", "optimizer state", "activations", "kept between calls", "inputs"),
-    *("workspace", "held before the recording", "tensors outside modules"),
+    *("workspace", "held before the recording", "tensors outside modules", "cuBLAS workspace"),
 )
-PARAMETERS, BUFFERS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, KEPT, INPUTS, WORKSPACE, BEFORE, OUTSIDE = range(
-    len(OWNERS)
-)
+PARAMETERS, BUFFERS, GRADIENTS, OPTIMIZER_STATE, ACTIVATIONS, KEPT, INPUTS, WORKSPACE, *_ = range(len(OWNERS))
+BEFORE, OUTSIDE, BLAS_WORKSPACE = range(8, len(OWNERS))
 
 COLUMNS = {
     "kind": np.uint8,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bringup.analyse.program_class import program_class
 from bringup.device.dry import dry
 from bringup.device.load import use_unless_chosen
 from bringup.errors import BringupError
@@ -212,6 +213,11 @@ def with_one_run(run_errors: dict[Run, float]) -> dict[Run, float]:
 def errors(rows: Iterable[Run]) -> dict[Run, float]:
     """Return the relative error of the prediction for every run."""
     return {run: predicted(run).step_seconds / run.seconds - 1 for run in rows}
+
+
+def class_of(run: Run) -> str:
+    """Return the class of a run's program."""
+    return program_class(recorded(*run.program))
 
 
 def bound_of(run: Run) -> str:

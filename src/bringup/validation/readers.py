@@ -22,6 +22,7 @@ from bringup.files import read_text
 from bringup.machine.files import available_chips
 from bringup.pricing.measurements import Measurement
 from bringup.text import short
+from bringup.validation.measured import MACHINES
 
 Row = dict[str, str]
 
@@ -63,10 +64,17 @@ MOST_ROWS = 1_000_000  # in one file and in all of them; the sets of seven publi
 
 @dataclass(frozen=True)
 class MeasurementSet:
-    """The rows of one or more publishers. ``unread`` lists files without a reader or without a chip file."""
+    """The rows of one or more publishers.
+
+    Attributes:
+        rows: the measurements.
+        unread: files without a reader or without a chip file.
+        skipped: a sentence for every file that is not in the format of its publisher.
+    """
 
     rows: tuple[Measurement, ...]
     unread: tuple[str, ...]
+    skipped: tuple[str, ...] = ()
 
 
 _readers: list[tuple[str, str, Reader]] = []
@@ -82,29 +90,41 @@ def reader(publisher: str, pattern: str) -> Callable[[Reader], Reader]:
     return register
 
 
-def read_folder(folder: Path) -> MeasurementSet:
-    """Read every known file below a folder.
+def read_folder(folder: Path, *, may_be_empty: bool = False) -> MeasurementSet:
+    """Read every known file below a folder. A file that is not in its publisher's format is skipped.
+
+    Args:
+        folder: the folder.
+        may_be_empty: return an empty set if nothing can be read.
 
     Raises:
-        BringupError: the folder is missing, or a file is not in the format of its publisher.
+        BringupError: the folder is missing, or nothing below it can be read.
     """
     if not os.path.isdir(folder):
         raise BringupError(f"{folder} is not a directory: give one with measurement sets, see docs/validation.md")
     chips = set(available_chips())
     rows: list[Measurement] = []
-    unread = {path.relative_to(folder) for path in folder.rglob("*.csv")}
+    skipped: list[str] = []
+    unread = {path.relative_to(folder) for path in folder.rglob("*.csv") if path.resolve().parent.name not in MACHINES}
     for publisher, pattern, function in _readers:
         for path in sorted(folder.rglob(f"{publisher}/{pattern}")):
-            file_rows = _read(path, publisher, function)
+            try:
+                file_rows = _read(path, publisher, function)
+            except BringupError as error:
+                skipped.append(f"{error}; it is skipped")
+                unread.discard(path.relative_to(folder))
+                continue
             rows += (row for row in file_rows if row.chip in chips)
             if len(rows) > MOST_ROWS:
                 raise BringupError(f"{folder} has more than {MOST_ROWS:,} measurements: give a folder with fewer sets")
             if any(row.chip in chips for row in file_rows):
                 unread.discard(path.relative_to(folder))
-    if not rows:
+    if not rows and not may_be_empty:
+        if skipped:
+            raise BringupError(skipped[0])
         publishers = ", ".join(sorted({publisher for publisher, _, _ in _readers}))
         raise BringupError(f"{folder} has no measurement set that bringup can read: it reads those of {publishers}")
-    return MeasurementSet(tuple(rows), tuple(sorted(map(str, unread))))
+    return MeasurementSet(tuple(rows), tuple(sorted(map(str, unread))), tuple(skipped))
 
 
 def _read(path: Path, publisher: str, function: Reader) -> list[Measurement]:

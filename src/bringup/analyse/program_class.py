@@ -1,0 +1,43 @@
+"""The class of a program, by which the error band of its prediction is chosen."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bringup.cost import FAMILIES
+from bringup.recording.rows import LAUNCH
+from bringup.recording.trace import Trace
+
+LANGUAGE, TRANSFORMER, CNN, RNN = "language model", "transformer", "CNN", "RNN"
+RECOMMENDER, GRAPH, OTHER = "recommender", "graph network", "other"
+CLASSES = (LANGUAGE, TRANSFORMER, CNN, RNN, RECOMMENDER, GRAPH, OTHER)
+_EMBEDDINGS, _CELLS = ("embedding", "index_select"), ("lstm", "gru", "rnn_tanh", "rnn_relu", "_thnn_fused")
+_SCATTERS = ("index_add", "scatter_add", "scatter_reduce")
+
+
+def program_class(trace: Trace) -> str:
+    """Return the class of a program, one of `CLASSES`, by what its launches compute.
+
+    Attention, fused or as a softmax of a batched product, makes a transformer; with an embedding, a language model.
+    Convolutions without attention make a CNN, and gates (sigmoid and tanh) beside products an RNN.
+    """
+    columns = trace.columns
+    launched = columns["signature"][columns["kind"] == LAUNCH]
+    count = np.bincount(launched, minlength=len(trace.signatures))
+    families = {name: int(count[trace.work.is_family(name)].sum()) for name in FAMILIES}
+    names = [signature.op.removeprefix("aten::") for signature in trace.signatures]
+
+    def launches(*begins: str) -> int:
+        return sum(int(number) for name, number in zip(names, count, strict=True) if name.startswith(begins))
+
+    if launches(*_CELLS):
+        return RNN
+    if families["attention"] or (families["softmax"] and launches("bmm", "baddbmm")):
+        return LANGUAGE if launches("embedding") else TRANSFORMER
+    if families["convolution"] + families["depthwise"]:
+        return CNN
+    if launches("sigmoid") and launches("tanh") and families["matmul"]:
+        return RNN  # cells written by hand
+    if launches(*_SCATTERS):
+        return GRAPH
+    return RECOMMENDER if launches("embedding") else OTHER

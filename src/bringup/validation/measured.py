@@ -1,0 +1,259 @@
+"""Our own measurements of one machine: whole programs, single operators, and the host's issue times.
+
+A set is a folder with ``programs.csv``, ``operators.csv``, ``host.jsonl`` or ``repeats.csv``; docs/validation.md has
+their columns. Rows are matched by name with recordings that ship with bringup; the folder's own code is never run.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from bringup.analyse.program_class import program_class
+from bringup.errors import BringupError
+from bringup.files import read_text
+from bringup.machine.files import load_chip, load_host
+from bringup.pricing.bands import bound
+from bringup.pricing.errors import Errors, summarize
+from bringup.recording.rows import LAUNCH
+from bringup.report.prediction import Prediction, price
+from bringup.text import short
+from bringup.timeline.replay import WhatIf, replay
+from bringup.validation.recorded import Recorded, recordings
+
+# The machine of a set, by the name of its folder: a chip file and the host file that is nearest.
+MACHINES = {"h100_bringup": ("h100-sxm", "xeon-8480")}
+LOOPS = 20  # steps that are launched before the host waits, in a measured round and in the prediction of it
+AGAIN = "repeats.csv"  # programs that were measured on a second machine
+LARGE = 1 << 30  # bytes: smaller peaks are mostly what libraries try out at their first use
+# What a figure measures, in the order of tables.
+STEP, BUSY, LAUNCHES, ALLOCATED, RESERVED, GRAPH, EAGER, KERNELS, ISSUE = FIGURES = (
+    *("step", "chip busy", "kernels", "peak allocated", "peak reserved"),
+    *("operator in a graph", "operator, eager", "kernels of an operator", "host issue"),
+)
+TIMES = (STEP, BUSY, GRAPH, EAGER, ISSUE)  # figures in seconds
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "tf32": "TF32", "default": "TF32 in convolutions"}
+DTYPES |= {"amp": "autocast bfloat16", "amp16": "autocast float16", "fp8": "float8"}
+MODES = {"infer": "inference", "train": "training", "decode": "decode", "generate": "decode"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One measured figure beside its prediction, both in seconds, bytes or launches.
+
+    Attributes:
+        chip: name of the chip file.
+        name: the program or operator.
+        figure: what was measured, one of `FIGURES`.
+        kind: class of the program, family of the operator, or kind of the host's call.
+        mode: ``inference``, ``training`` or ``decode``; empty for operators.
+        dtype: precision of the program or operator.
+        bound: predicted bound of a program; empty otherwise.
+        source: the file.
+    """
+
+    chip: str
+    name: str
+    figure: str
+    kind: str
+    mode: str
+    dtype: str
+    bound: str
+    measured: float
+    predicted: float
+    source: str
+
+    @property
+    def error(self) -> float:
+        """Predicted over measured, less one."""
+        return self.predicted / self.measured - 1
+
+    @property
+    def text(self) -> str:
+        """The name and the figure."""
+        return f"{self.name}: {self.figure}"
+
+    @property
+    def family(self) -> str:
+        """The group of the comparison in a chart."""
+        return self.kind
+
+
+@dataclass(frozen=True)
+class MeasuredSet:
+    """The comparisons of all sets of a folder. ``skipped`` has a sentence for every file or row that was left out."""
+
+    comparisons: tuple[Comparison, ...]
+    skipped: tuple[str, ...]
+
+
+GROUPINGS: dict[str, Callable[[Comparison], str]] = {  # of tables: what the rows have in common
+    "class": lambda row: row.kind,
+    "mode": lambda row: row.mode,
+    "dtype": lambda row: row.dtype,
+    "bound": lambda row: row.bound,
+    "size": lambda row: "over 1 GiB" if row.figure in (ALLOCATED, RESERVED) and row.measured >= LARGE else "",
+}
+
+
+def tables(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Errors]]:
+    """Return the errors of every figure by class, mode, dtype, bound and size, with ``all`` last.
+
+    Programs that were measured again, and the operators of a set, are figures of their own.
+    """
+    rows = list(comparisons)
+    by_title: dict[str, dict[str, Errors]] = {}
+    for source, figure in sorted({(row.source, row.figure) for row in rows}, key=lambda item: FIGURES.index(item[1])):
+        of_figure = [row for row in rows if (row.source, row.figure) == (source, figure)]
+        title = figure + (" (measured again)" if source == AGAIN else "")
+        groups: dict[str, Errors] = {}
+        for grouping, key in GROUPINGS.items():
+            by_key = {row: row.error for row in of_figure if key(row)}
+            groups |= {f"{grouping} {name}": errors for name, errors in summarize(by_key, key).items()}
+        by_title[title] = {**groups, "all": Errors.from_values(row.error for row in of_figure)}
+    return by_title
+
+
+def band_rows(comparisons: Iterable[Comparison]) -> list[tuple[str, str, str, float]]:
+    """Return chip, bound, class and error of every program's step, for `pricing.bands.write_table`."""
+    steps = (row for row in comparisons if row.figure == STEP and row.source != AGAIN)
+    return [(row.chip, row.bound, row.kind, row.error) for row in steps]
+
+
+Row = dict[str, str]
+
+
+class _Machine:
+    """What a set was measured on, and how its recordings are priced there."""
+
+    def __init__(self, chip: str, host: str) -> None:
+        self.chip, self.host = load_chip(chip), load_host(host)
+
+    @cache  # noqa: B019 - lives as long as the reading of one folder
+    def step(self, item: Recorded, steps: int, *, wait_each: bool) -> Prediction:
+        return price(item.trace(steps, wait_each=wait_each), self.chip, self.host)
+
+    def graph_seconds(self, item: Recorded) -> float:
+        timeline = replay(item.trace(1), self.chip, self.host, what_if=WhatIf(graph=True))
+        return float(timeline.seconds[timeline.trace.columns["kind"] == LAUNCH].sum())
+
+
+def read_measured(folder: Path) -> MeasuredSet:
+    """Read all sets below a folder. Files that cannot be read are named in `MeasuredSet.skipped`."""
+    comparisons: list[Comparison] = []
+    skipped: list[str] = []
+    for path in sorted(item for item in folder.rglob("*") if item.name in _READERS):
+        machine = MACHINES.get(path.parent.resolve().name)
+        if machine is None:
+            names = ", ".join(MACHINES)
+            skipped.append(f"{path} is skipped, because the machine of its folder is not known (known: {names})")
+            continue
+        missing: Counter[str] = Counter()
+        try:
+            comparisons += _READERS[path.name](path, _Machine(*machine), missing)
+        except (BringupError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, csv.Error) as error:
+            skipped.append(f"{path} is skipped, because it is not in the format of our measurements: {_reason(error)}")
+        skipped += [f"{path}: {count:,} rows are skipped, because {reason}" for reason, count in missing.items()]
+    return MeasuredSet(tuple(comparisons), tuple(skipped))
+
+
+def _reason(error: Exception) -> str:
+    named = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+    return short(named, 200)
+
+
+def _table(path: Path, *needed: str) -> Iterator[Row]:
+    rows = csv.DictReader(io.StringIO(read_text(path, "measurement file"), newline=""))
+    absent = [name for name in needed if name not in (rows.fieldnames or ())]
+    if absent:
+        raise ValueError(f"it has no column {absent[0]}")
+    yield from rows
+
+
+def _number(text: str | float, unit: float) -> float:
+    value = float(text) * unit
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{text} is no measured time or size")
+    return value
+
+
+def _programs(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[Comparison]:
+    """Compare whole programs: a step, the chip's share of it, its kernels, and the peaks of memory.
+
+    ``free_us`` is a step of a loop in which the host runs ahead. In decode, these steps have lengths that cuDNN sees
+    for the first time; the steady step is ``sync_first2_us``, with a wait in each.
+    """
+    columns = ("id", "mode", "precision", "compile", "free_us", "sync_first2_us", "busy_union_us", "kernels", "copies")
+    for row in _table(path, *columns, "peak_allocated", "peak_reserved"):
+        item = recordings().get(f"program/{row['id']}")
+        if row["compile"] or item is None:
+            missing["torch.compile is not recorded" if row["compile"] else "their programs are not recorded"] += 1
+            continue
+        decodes = row["mode"] == "decode"
+        once = machine.step(item, 1, wait_each=True)
+        looped = once if decodes else machine.step(item, LOOPS, wait_each=False)
+        kind = program_class(once.trace)
+        its_bound = bound(looped.device_seconds, looped.step_seconds)
+        figures = (
+            (STEP, _number(row["sync_first2_us" if decodes else "free_us"], 1e-6), looped.step_seconds),
+            (BUSY, _number(row["busy_union_us"], 1e-6), once.device_seconds),
+            (LAUNCHES, float(row["kernels"]), once.trace.launches),
+            (ALLOCATED, _number(row["peak_allocated"], 1), item.peak_allocated),
+            (RESERVED, _number(row["peak_reserved"], 1), item.peak_reserved),
+        )
+        about = kind, MODES.get(row["mode"], row["mode"]), DTYPES.get(row["precision"], row["precision"]), its_bound
+        for figure, measured, predicted in figures:
+            if measured > 0:
+                yield Comparison(machine.chip.name, row["id"], figure, *about, measured, float(predicted), path.name)
+
+
+def _operators(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[Comparison]:
+    """Compare single operators: replayed from a CUDA graph where they can be captured, else launched in a loop."""
+    for row in _table(path, "id", "family", "dtype", "eager_us", "graph_us", "kernels"):
+        item = recordings().get(f"operator/{row['id']}")
+        if item is None:
+            missing["their operators are not recorded"] += 1
+            continue
+        about = row["family"], "", DTYPES.get(row["dtype"], row["dtype"]), ""
+        if row["graph_us"]:
+            pair = GRAPH, _number(row["graph_us"], 1e-6), machine.graph_seconds(item)
+        else:
+            pair = EAGER, _number(row["eager_us"], 1e-6), machine.step(item, LOOPS, wait_each=False).step_seconds
+        for figure, measured, predicted in (pair, (KERNELS, float(row["kernels"] or 0), item.launches)):
+            if measured > 0 and predicted > 0:
+                yield Comparison(machine.chip.name, row["id"], figure, *about, measured, float(predicted), path.name)
+
+
+def _host(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[Comparison]:
+    """Compare the host's time to issue calls whose kernels are too short to hold it back."""
+    for line in read_text(path, "measurement file").splitlines():
+        row = json.loads(line)
+        names = {"tiny": f"tiny/{row.get('op')}", "optimizer": f"optimizer/{row.get('op')}/{row.get('parameters')}"}
+        name, is_other = names.get(row["kind"]), row.get("grad") or row.get("size", 16) != 16 or "issue_us" not in row
+        item = recordings().get(f"host/{name}")
+        if name is None or is_other or item is None:
+            missing["they are no issue times of recorded calls"] += 1
+            continue
+        timeline = replay(item.trace(LOOPS), machine.chip, machine.host)
+        predicted = float(np.max(timeline.issued)) / LOOPS
+        measured = _number(row["issue_us"], 1e-6)
+        yield Comparison(
+            machine.chip.name, f"host {name}", ISSUE, row["kind"], "", "float32", "", measured, predicted, path.name
+        )
+
+
+_READERS: dict[str, Callable[[Path, _Machine, Counter[str]], Iterator[Comparison]]] = {
+    "programs.csv": _programs,
+    AGAIN: _programs,
+    "operators.csv": _operators,
+    "host.jsonl": _host,
+}
