@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import bringup
+from bringup.machine.schema import Host
 from tests.conftest import ROOT
 
 EDGE8 = (ROOT / "src" / "bringup" / "machine" / "chips" / "edge8.toml").read_text(encoding="utf-8")
@@ -120,3 +121,10 @@ def test_chip_file_that_is_none_is_told(tmp_path: Path) -> None:
 def test_missing_chip_file_is_told() -> None:
     with pytest.raises(bringup.ChipFileError, match=r"^nowhere\.toml: there is no such chip file"):
         bringup.load_chip("./nowhere.toml")
+
+
+def test_host_file_with_an_unknown_family_is_refused() -> None:
+    data = bringup.load_host().model_dump()
+    data["dispatch"]["families"] = {"matmuls": 3.0}
+    with pytest.raises(ValueError, match="matmuls is no operator family"):
+        Host.model_validate({**data, "invented": True})

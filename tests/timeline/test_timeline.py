@@ -431,3 +431,57 @@ def test_what_ifs_never_make_a_step_slower() -> None:
     assert {item.key for item in summary.what_if} == {"graph", "host", "link", "half", "bandwidth", "matrix"}
     assert {item.key: item.dtype for item in summary.what_if if item.dtype} == {"half": "float16"}
     assert all(item.step_seconds <= summary.step_seconds * 1.001 for item in summary.what_if)
+
+
+def dispatching(**changes: Any) -> Host:
+    """The default host with other times of launches."""
+    data = host().model_dump()
+    data["dispatch"] = {**data["dispatch"], "pointwise_us": 10.0, "matmul_us": 20.0, "view_us": 1.0, **changes}
+    return Host.model_validate({**data, "invented": True})
+
+
+def issued_us(function: Any, on: Host) -> float:
+    """Microseconds until the host has issued what the function launches."""
+    return float(replay(record(function), chip(launch={"queue_depth": 1000}), on).issued.max()) * 1e6
+
+
+def test_launch_between_others_takes_longer_than_one_in_a_loop() -> None:
+    x = torch.ones(16, device="chip")
+    on = dispatching(launch_us=4.0, program=2.0)
+    assert issued_us(lambda: [x + 1 for _ in range(3)], on) == pytest.approx(2 * 14 + 14 + 14)
+    assert issued_us(lambda: (x + 1, x * 2, x + 1), on) == pytest.approx(3 * 2 * 14)
+
+
+def test_families_have_their_own_times() -> None:
+    x = torch.ones(16, 16, device="chip")
+    on = dispatching(families={"softmax": 7.0, "reduction": 3.0})
+    assert issued_us(lambda: (x.softmax(0), x.sum(), x @ x, x + 1), on) == pytest.approx(7 + 3 + 20 + 10)
+
+
+def test_backward_launch_takes_its_node_too() -> None:
+    x = torch.ones(16, device="chip", requires_grad=True)
+    y, gradient = x * 2, torch.ones(16, device="chip")
+    on = dispatching(backward=1.0, node_us=8.0, launch_us=4.0)
+    assert issued_us(lambda: torch.autograd.grad(y, x, gradient), on) == pytest.approx(10 + 4 + 8)
+
+
+def test_backward_of_a_family_has_its_own_time() -> None:
+    x = torch.ones(1, 1, 8, 8, device="chip", requires_grad=True)
+    y = torch.nn.functional.conv2d(x, torch.ones(1, 1, 3, 3, device="chip"))
+    gradient = torch.ones_like(y)
+    on = dispatching(backward=1.0, node_us=8.0, backward_families={"convolution": 145.0})
+    assert issued_us(lambda: torch.autograd.grad(y, x, gradient), on) == pytest.approx(145 + 8)
+
+
+def test_optimizer_takes_time_for_every_tensor() -> None:
+    tensors = [torch.ones(16, device="chip") for _ in range(5)]
+    on = dispatching(tensor_us=0.5)
+    assert issued_us(lambda: torch._foreach_mul_(tensors, 2.0), on) == pytest.approx(10 + 5 * 0.5)
+
+
+def test_event_takes_the_host_time() -> None:
+    def three_events() -> None:
+        for _ in range(3):
+            torch.Event("chip").record()
+
+    assert issued_us(three_events, dispatching(event_us=8.0)) == pytest.approx(3 * 8)

@@ -15,6 +15,7 @@ import torch
 
 import bringup
 from bringup import pricing
+from bringup.machine.schema import Host
 from bringup.pricing import bands
 from bringup.pricing.errors import BEFORE_LAUNCH
 from bringup.validation import (
@@ -366,6 +367,40 @@ def test_calibrate_writes_two_files_that_load(tmp_path: Path, capsys: pytest.Cap
         (x @ x).relu()
         bringup.step()
     assert bringup.price(trace, tmp_path / "mine.toml", tmp_path / "this-host.toml").step_seconds > 0
+
+
+def test_calibration_times_without_the_host_where_graphs_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in calibration.suite("float32") if row.op == "add"][:2]
+    monkeypatch.setattr(calibration, "replayed", lambda call, device: 3e-6)
+    measured = calibration.measure(rows, torch.device("cpu"), "mine", lambda: None)
+    assert [(row.dims, row.seconds, row.graph) for row in measured] == [(row.dims, 3e-6, True) for row in rows]
+
+
+def test_calibration_leaves_out_what_a_device_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in calibration.suite("float32") if row.op in ("add", "softmax")]
+    ticks: list[int] = []
+
+    def runner(row: Measurement, device: torch.device) -> Any:
+        if row.op == "softmax":
+            raise RuntimeError("out of memory")
+        return lambda: None
+
+    monkeypatch.setattr(calibration, "_runner", runner)
+    monkeypatch.setattr(calibration, "replayed", lambda call, device: 3e-6)
+    measured = calibration.measure(rows, torch.device("meta"), "mine", lambda: ticks.append(1))
+    assert {row.op for row in measured} == {"add"}
+    assert len(ticks) == len(rows) * calibration.PASSES
+
+
+def test_calibrated_host_of_an_accelerator_has_the_times_of_backward_passes() -> None:
+    small = dict.fromkeys(("launch", "views", "pointwise", "norm", "product", "host_launch"), 1e-5)
+    rates = dict.fromkeys(("stream", "cached", "special", "upload", "download", "host_stream"), 1e11)
+    times = {"copy_us": 9e-6, "synchronize_us": 6e-6, "event_us": 8e-6, "node_us": 8.5e-6, "convolution": 145e-6}
+    base = calibration._Base(**small, **rates, of_host=times, node=2e-6, fresh=None)
+    data = calibration._host_file(calibration.Machine("mine", 8, 2.0, 16.0, 32.0), base, "measured")
+    dispatch = Host.model_validate({"name": "mine", **data}).dispatch
+    assert (dispatch.node_us, dispatch.event_us, dispatch.synchronize_us, dispatch.backward) == (8.5, 8.0, 6.0, 1.0)
+    assert dispatch.backward_families == {"convolution": 145.0}
 
 
 def test_suite_runs_what_it_describes() -> None:

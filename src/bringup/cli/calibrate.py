@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import click
 import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from bringup import pricing
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
 from bringup.machine.files import load_chip, load_host
@@ -46,7 +48,14 @@ def command(device: str, name: str | None, out: str) -> None:
 
         def begin(total: int, description: str) -> Callable[[], Any]:
             task = progress.add_task(description, total=total)
-            return lambda: progress.advance(task)
+            done = itertools.count(1)
+
+            def advance() -> None:
+                progress.advance(task)
+                if (count := next(done)) % max(total // 10, 1) == 0 and not console.is_terminal:
+                    click.echo(f"{description}: {count} of {total}", err=True)
+
+            return advance
 
         calibrated = calibrate(device, chip_name, begin)
     write_text(chip_file, tomli_w.dumps(calibrated.chip))
@@ -55,7 +64,7 @@ def command(device: str, name: str | None, out: str) -> None:
     row_errors = errors(calibrated.rows, chip)
     console.print(
         f"{terminal.escaped(chip.description)}: {chip.matrix.tflops['float32'] * 1e3:,.0f} GFLOP/s float32, "
-        f"{chip.memory.bandwidth_gb_s:,.1f} GB/s, {chip.launch.eager_us:.2g} us per launch",
+        f"{chip.memory.bandwidth_gb_s:,.1f} GB/s, {pricing.launch_seconds(chip) * 1e6:.2g} us per launch",
         highlight=False,
     )
     console.print("mean error of the model on the measured operators:")

@@ -49,6 +49,15 @@ Cores = Annotated[int, Field(ge=1, le=10**7)]  # a wafer has a million
 Side = Annotated[int, Field(ge=1, le=10**5)]  # rows or columns of a systolic array; the largest built have 256
 
 
+def _is_family(name: str) -> str:
+    if name not in FAMILIES:
+        raise ValueError(f"{name} is no operator family: {', '.join(FAMILIES)}")
+    return name
+
+
+OperatorFamily = Annotated[str, AfterValidator(_is_family), Field(json_schema_extra={"enum": list(FAMILIES)})]
+
+
 class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -330,7 +339,12 @@ class Chip(_Sourced):
 
 
 class HostDispatch(_Table):
-    """Host time of one eager launch, by class of operator."""
+    """Host time of one eager launch, by class of operator.
+
+    A launch takes its class's time and ``launch_us``, in a backward pass also ``node_us``, and each of its views
+    ``view_us``. All of it is multiplied by ``program`` where the launch before was another one, and by ``backward`` in
+    a backward pass.
+    """
 
     pointwise_us: Microseconds
     norm_us: Microseconds
@@ -339,6 +353,21 @@ class HostDispatch(_Table):
     copy_us: Microseconds
     synchronize_us: Microseconds
     backward: Annotated[Fraction, Field(description="of the above, for launches by autograd")]
+    families: Annotated[
+        dict[OperatorFamily, Microseconds],
+        Field(description="of families that take another time than their class of the above"),
+    ] = {}
+    backward_families: Annotated[
+        dict[OperatorFamily, Microseconds],
+        Field(description="of families whose launches by autograd take another time"),
+    ] = {}
+    launch_us: Annotated[Microseconds | None, Field(description="the driver's call, beside the times above")] = None
+    node_us: Annotated[Microseconds | None, Field(description="one node of autograd, beside its launch")] = None
+    tensor_us: Annotated[Microseconds | None, Field(description="one tensor of an optimizer's launch over lists")] = (
+        None
+    )
+    event_us: Annotated[Microseconds | None, Field(description="recording an event, or a stream's wait for it")] = None
+    program: Annotated[float, Field(ge=1, le=100, description="a launch between others over one in a loop")] = 1.0
 
 
 class HostCompute(_Table):

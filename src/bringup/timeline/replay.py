@@ -21,7 +21,9 @@ from bringup.recording.rows import (
     D2D,
     D2H,
     DEVICE_SYNC,
+    EVENT_RECORD,
     EVENT_SYNC,
+    EVENT_WAIT,
     FORWARD,
     H2D,
     HOST,
@@ -39,7 +41,7 @@ from bringup.recording.trace import Trace
 from bringup.timeline import library
 
 if TYPE_CHECKING:
-    from bringup.machine.schema import Chip, Host
+    from bringup.machine.schema import Chip, Host, HostDispatch
 
 Array = npt.NDArray[Any]
 HostClock = Literal["modelled", "measured"]
@@ -275,22 +277,47 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Arr
     columns = trace.columns
     dispatch, kind = host.dispatch, columns["kind"]
     cost = np.zeros(len(kind))
-    by_family = np.full(len(FAMILIES), dispatch.pointwise_us)
-    by_family[[FAMILIES.index(name) for name in ("normalization", "softmax", "attention")]] = dispatch.norm_us
-    by_family[[FAMILIES.index(name) for name in ("matmul", "convolution")]] = dispatch.matmul_us
-    if len(work.family):
-        by_signature = by_family[work.family]
-        cost = np.where(kind == LAUNCH, 0.0 if graph else by_signature[columns["signature"]], cost)
+    in_backward = columns["phase"] == IN_BACKWARD
+    if len(work.family) and not graph:
+        tensors = [len(signature.tensors) for signature in trace.signatures]
+        lists = np.where(work.is_family("optimizer"), tensors, 0) * (dispatch.tensor_us or 0.0)
+        forward, backward = (
+            _by_family(dispatch, in_backward=which)[work.family] + lists + (dispatch.launch_us or 0.0)
+            for which in (False, True)
+        )
+        signature = columns["signature"]
+        by_row = np.where(in_backward, backward[signature] + (dispatch.node_us or 0.0), forward[signature])
+        cost = np.where(kind == LAUNCH, by_row, cost)
     cost[np.isin(kind, (H2D, D2H, D2D))] = dispatch.copy_us
     cost[np.isin(kind, (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC))] = dispatch.synchronize_us
+    cost[np.isin(kind, (EVENT_RECORD, EVENT_WAIT))] = dispatch.event_us or 0.0
     # Allocations and frees stay 0, because a cached block takes no notable time beside its launch.
     if not graph:
         cost += columns["views"] * dispatch.view_us
-        cost *= np.where(columns["phase"] == IN_BACKWARD, dispatch.backward, 1.0)
+        cost *= np.where(in_backward, dispatch.backward, 1.0)
+        cost[_between_others(columns)] *= dispatch.program
     else:
-        cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us  # one launch of a compiled graph each
-    _price_replays(cost, columns, dispatch.matmul_us)
+        cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us + (dispatch.launch_us or 0.0)  # a compiled graph each
+    _price_replays(cost, columns, dispatch.matmul_us + (dispatch.launch_us or 0.0))
     return cost * 1e-6
+
+
+def _by_family(dispatch: HostDispatch, *, in_backward: bool) -> Array:
+    """Return the microseconds of a launch of every family, without the driver's call."""
+    cost = np.full(len(FAMILIES), dispatch.pointwise_us)
+    cost[[FAMILIES.index(name) for name in ("normalization", "softmax", "attention")]] = dispatch.norm_us
+    cost[[FAMILIES.index(name) for name in ("matmul", "convolution")]] = dispatch.matmul_us
+    for name, value in (dispatch.families | (dispatch.backward_families if in_backward else {})).items():
+        cost[FAMILIES.index(name)] = value
+    return cost
+
+
+def _between_others(columns: dict[str, Array]) -> Array:
+    """Return the launches whose preceding launch was another one: none of their code is in the host's inner caches."""
+    rows = np.flatnonzero(columns["kind"] == LAUNCH)
+    signature = columns["signature"][rows]
+    others: Array = rows[np.append(True, signature[1:] != signature[:-1])] if len(rows) else rows
+    return others
 
 
 def _price_replays(cost: Array, columns: dict[str, Array], launch_us: float) -> None:

@@ -13,6 +13,7 @@ import math
 import os
 import platform
 import statistics
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ LADDER = (1 << 14, 1 << 16, 1 << 18, 1 << 19, 1 << 20, 1 << 21)
 WIDTHS = (512, 1024, 2048)
 SECONDS = 0.05  # per operator and pass
 PASSES = 5  # over the suite; the median of the passes is used
+LONGEST = 100.0  # seconds after which no further pass begins; a device's graphs repeat within some percent
+CALLS = 50  # in a graph, so that starting it takes no notable part
 PARAMETER_BYTES = 128 << 20  # larger than the caches of most machines
 # Shares of the bandwidth that are tried for families whose kernels reorder their operands.
 SHARES = tuple(0.02 * 1.35**i for i in range(14))
@@ -194,23 +197,66 @@ def timed(call: Callable[[], Any]) -> float:
     return float(timer.blocked_autorange(min_run_time=SECONDS).median)
 
 
+def replayed(call: Callable[[], Any], device: torch.device) -> float | None:
+    """Return the median seconds of a call replayed in a CUDA graph, so without the host; None if that is impossible."""
+    import torch
+
+    if device.type != "cuda":
+        return None
+    with torch.cuda.device(device), torch.cuda.stream(torch.cuda.Stream(device)):  # type: ignore[no-untyped-call]
+        try:
+            torch.cuda.synchronize()  # the inputs were written on another stream
+            for _ in range(3):  # libraries choose kernels and allocate at first
+                call()
+            torch.cuda.synchronize()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+                for _ in range(CALLS):
+                    call()
+            first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+            seconds: list[float] = []
+            while len(seconds) < 3 or (sum(seconds) * CALLS < SECONDS and len(seconds) < 100):
+                graph.replay()  # the second replay waits in the queue, so the host's launch is hidden
+                first.record()
+                graph.replay()
+                last.record()
+                last.synchronize()
+                seconds.append(first.elapsed_time(last) / 1e3 / CALLS)
+        except RuntimeError:
+            return None
+    return statistics.median(seconds)
+
+
 def measure(
     rows: Sequence[Measurement], device: torch.device, chip: str, progress: Callable[[], None]
 ) -> list[Measurement]:
-    """Time every row of a suite in several passes."""
+    """Time every row of a suite in several passes, as graphs where the device has them.
+
+    Rows that the device cannot run, for want of memory or of the operator, are left out.
+    """
     from dataclasses import replace
 
     import torch
 
-    seconds: list[list[float]] = [[] for _ in rows]
+    seconds: dict[tuple[Measurement, bool], list[float]] = defaultdict(list)
+    begun = time.perf_counter()
     with torch.no_grad():
         for _ in range(PASSES):
-            for row, values in zip(rows, seconds, strict=True):
-                values.append(timed(_runner(row, device)))
+            in_time = time.perf_counter() - begun < LONGEST
+            for row in rows:
+                if in_time:
+                    try:
+                        call = _runner(row, device)
+                        in_graph = replayed(call, device)
+                        value = timed(call) if in_graph is None else in_graph
+                        seconds[row, in_graph is not None].append(value)
+                    except RuntimeError as error:
+                        if device.type == "cpu":
+                            raise BringupError(f"{row.op} of {row.dims} failed: {error}") from None
                 progress()
     return [
-        replace(row, chip=chip, seconds=statistics.median(values), source="this machine", warm=True)
-        for row, values in zip(rows, seconds, strict=True)
+        replace(row, chip=chip, seconds=statistics.median(values), source="this machine", warm=True, graph=in_graph)
+        for (row, in_graph), values in seconds.items()
     ]
 
 
@@ -332,6 +378,8 @@ class _Base:
     download: float
     host_stream: float
     host_launch: float
+    of_host: dict[str, float]  # further seconds of the host of an accelerator, by key of `HostDispatch`
+    node: float | None  # seconds of the smallest operator in a graph
     fresh: float | None  # bytes/s of writing a result into pages that the operating system maps on first use
 
     @classmethod
@@ -346,7 +394,10 @@ class _Base:
         def stream(where: torch.device, elements: int) -> float:
             a = torch.randn(elements, device=where)
             out = torch.empty_like(a)
-            return 8 * elements / typical(lambda: torch.mul(a, 1.5, out=out))
+            return 8 * elements / kernel(lambda: torch.mul(a, 1.5, out=out), where)
+
+        def kernel(call: Callable[[], Any], where: torch.device) -> float:
+            return replayed(call, where) or typical(call)
 
         cpu, is_cpu = torch.device("cpu"), device.type == "cpu"
         small, image = torch.randn(16, device=device), torch.randn(1, 4, 4, 4, device=device)
@@ -355,7 +406,7 @@ class _Base:
         exponents = torch.randn(1 << 16 if is_cpu else 1 << 24, device=device)
         out = torch.empty_like(exponents)
         beyond, within = stream(device, STREAM_ELEMENTS), stream(device, 1 << 18 if is_cpu else 1 << 20)
-        rates = (beyond, within, exponents.numel() / typical(lambda: torch.exp(exponents, out=out)))
+        rates = (beyond, within, exponents.numel() / kernel(lambda: torch.exp(exponents, out=out), device))
         smallest = (
             typical(lambda: torch.add(small, small)),
             typical(lambda: small.view(4, 4)),
@@ -366,14 +417,50 @@ class _Base:
         if is_cpu:
             large = torch.zeros(1 << 24)  # 64 MiB
             fresh = large.nbytes / max(typical(lambda: torch.neg(large)) - 2 * large.nbytes / beyond, 1e-9)
-            return cls(*rates, *smallest, within, within, beyond, smallest[0], fresh)
+            return cls(*rates, *smallest, within, within, beyond, smallest[0], {}, None, fresh)
         pinned = torch.empty(1 << 26, dtype=torch.uint8, pin_memory=True)
         on_device = torch.empty_like(pinned, device=device)
         upload = pinned.numel() / typical(lambda: on_device.copy_(pinned))
         download = pinned.numel() / typical(lambda: pinned.copy_(on_device))
         host = torch.randn(16)
         launch = typical(lambda: torch.add(host, host))
-        return cls(*rates, *smallest, upload, download, stream(cpu, STREAM_ELEMENTS), launch, None)
+        of_host = _of_host(device, small, image, product, typical)
+        node = replayed(lambda: torch.add(small, small), device)
+        return cls(*rates, *smallest, upload, download, stream(cpu, STREAM_ELEMENTS), launch, of_host, node, None)
+
+
+def _of_host(
+    device: torch.device,
+    small: torch.Tensor,
+    image: torch.Tensor,
+    product: torch.nn.Module,
+    typical: Callable[[Callable[[], Any]], float],
+) -> dict[str, float]:
+    """Time what the host of an accelerator does beside launches of forward passes."""
+    import torch
+
+    module = torch.get_device_module(device)
+    on_host, event = torch.ones(16), torch.Event(device.type)
+    chain = start = small.clone().requires_grad_()
+    for _ in range(100):
+        chain = chain + small  # its gradient is passed on, so a node launches nothing
+    one, gradient, wide = start + small, torch.ones_like(small), image.clone().requires_grad_()
+    result = product(wide)
+    whole = torch.ones_like(result)
+
+    def backward(of: torch.Tensor, to: Sequence[torch.Tensor], given: torch.Tensor) -> float:
+        return typical(lambda: torch.autograd.grad(of, to, given, retain_graph=True))
+
+    single = backward(one, [start], gradient)
+    node = max((backward(chain, [start], gradient) - single) / 99, 1e-7)
+    product_backward = backward(result, [wide, *product.parameters()], whole) - single
+    return {
+        "copy_us": typical(lambda: small.copy_(on_host)),
+        "synchronize_us": typical(module.synchronize),
+        "event_us": typical(event.record),
+        "node_us": node,
+        "convolution": max(product_backward, node),
+    }
 
 
 def _rate(rows: Iterable[Measurement], dtype: str) -> float:
@@ -413,11 +500,15 @@ def _chip_file(
         "numerics": {"matmul_input": "as given", "accumulate": "float32"},
     }
     tables = [key for key, value in data.items() if isinstance(value, dict) and key not in ("ops", "numerics")]
+    if base.node is not None:
+        data["launch"] = {"graph_us": _round(max(base.node - pricing.DEFAULT.kernel_seconds, 1e-7) * 1e6)}
     if base.fresh is not None:
         data["memory"]["fresh_gb_s"] = _round(base.fresh / 1e9)
     described_by = "the operating system (2.5 GHz and 8 MiB of cache where it is silent)" if is_cpu else "torch"
     data["sources"] = {**dict.fromkeys(tables, source), "compute": f"{described_by}: {_device_name(device, machine)}"}
-    if not is_cpu:
+    if not is_cpu and base.node is not None:
+        data["sources"]["launch"] = f"{source}; nodes of a graph"
+    elif not is_cpu:
         data["sources"]["launch"] = f"{source}; as fast as this host issues them, so an upper bound"
     described = Chip.model_validate({"name": name, **data})
     tuned = fitted(described, rows)
@@ -442,7 +533,7 @@ def _properties(device: torch.device, machine: Machine) -> tuple[int, float, flo
 
 def _host_file(machine: Machine, base: _Base, source: str) -> dict[str, Any]:
     micro = 1e6
-    return {
+    data: dict[str, Any] = {
         "vendor": "this machine",
         "description": f"{machine.name}, {machine.cores} cores",
         "compute": {
@@ -473,6 +564,13 @@ def _host_file(machine: Machine, base: _Base, source: str) -> dict[str, Any]:
             "dispatch.backward": "assumed: autograd launches from C++, without Python",
         },
     }
+    if base.of_host:
+        further = {name: _round(value * micro) for name, value in base.of_host.items()}
+        convolution = further.pop("convolution")
+        data["dispatch"] |= {**further, "backward": 1.0, "backward_families": {"convolution": convolution}}
+        for name in ("copy_us", "synchronize_us", "backward"):
+            del data["sources"][f"dispatch.{name}"]
+    return data
 
 
 def _round(value: float) -> float:
