@@ -57,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
 def test_every_figure_is_compared_with_its_prediction(folder: Path) -> None:
     found = {row.figure: row for row in read_measured(folder).comparisons}
     h100, item = bringup.load_chip("h100-sxm"), recordings()[f"operator/{OPERATOR['id']}"]
-    once = replay(item.trace(1), h100, bringup.load_host("xeon-8480"), what_if=WhatIf(graph=True))
+    once = replay(item.trace(1), h100, bringup.load_host("emerald-rapids-vm"), what_if=WhatIf(graph=True))
     assert found[GRAPH].predicted == pytest.approx(float(once.seconds.sum()))
     assert found[GRAPH].measured == pytest.approx(200e-6)
     assert found[GRAPH].error == pytest.approx(found[GRAPH].predicted / 200e-6 - 1)
@@ -155,7 +155,7 @@ def test_band_is_that_of_the_class() -> None:
     own = bands.error_band(h100, bands.CHIP_BOUND, CNN)
     assert own.error == rows[bands.CHIP_BOUND, CNN].error and own.text.endswith("chip-bound CNNs")
     few = bands.error_band(h100, bands.CHIP_BOUND, "recommender")  # one was measured, which is too few
-    assert few.text.endswith("chip-bound programs") and few.rows > 40
+    assert few.text.endswith("chip-bound programs") and few.rows > 30
     unmeasured = bands.error_band(bringup.load_chip("rngd"), bands.CHIP_BOUND, CNN)
     assert unmeasured.error is None and unmeasured.text.startswith("not validated")
     spread = [round(100 * row.error) for row in bands.table() if (row.bound, row.kind) == (bands.CHIP_BOUND, CNN)]

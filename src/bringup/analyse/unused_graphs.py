@@ -11,7 +11,19 @@ import numpy.typing as npt
 from bringup.analyse.holders import Storages, memory_over_time, storages
 from bringup.analyse.lifetimes import held_until
 from bringup.analyse.summary import MemoryAdvice, Summary
-from bringup.recording.rows import FORWARD, IN_BACKWARD, IN_FORWARD, LAUNCH, NEVER_RAN, NO_NODE, RAN, REBUILT, WITHIN
+from bringup.recording.rows import (
+    BLAS_WORKSPACE,
+    FORWARD,
+    IN_BACKWARD,
+    IN_FORWARD,
+    LAUNCH,
+    NEVER_RAN,
+    NO_NODE,
+    OWNER,
+    RAN,
+    REBUILT,
+    WITHIN,
+)
 from bringup.recording.trace import Trace
 from bringup.text import quantity, size
 
@@ -92,7 +104,9 @@ def without_graphs(trace: Trace, handed_out: Storages) -> tuple[Array, Array]:
     until = until[number]
     by = writer[number]
     inside = _next_launch(trace, handed_out.allocated)
-    only_for_backward = (last_use[number] < 0) & np.append(unused, False)[inside]
+    owner = trace.columns["kind"] == OWNER
+    of_library = _marked(trace.columns["object"][owner & (trace.columns["bytes"] == BLAS_WORKSPACE)], count)[number]
+    only_for_backward = (last_use[number] < 0) & np.append(unused, False)[inside] & ~of_library
     until = np.where(only_for_backward, handed_out.allocated, until)
     by = np.where(only_for_backward, inside, by)
     sooner = until < handed_out.freed

@@ -448,8 +448,8 @@ def _of_host(
     result = product(wide)
     whole = torch.ones_like(result)
 
-    def backward(of: torch.Tensor, to: Sequence[torch.Tensor], given: torch.Tensor) -> float:
-        return typical(lambda: torch.autograd.grad(of, to, given, retain_graph=True))
+    def backward(output: torch.Tensor, inputs: Sequence[torch.Tensor], gradient: torch.Tensor) -> float:
+        return typical(lambda: torch.autograd.grad(output, inputs, gradient, retain_graph=True))
 
     single = backward(one, [start], gradient)
     node = max((backward(chain, [start], gradient) - single) / 99, 1e-7)

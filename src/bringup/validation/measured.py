@@ -31,7 +31,7 @@ from bringup.timeline.replay import WhatIf, replay
 from bringup.validation.recorded import Recorded, recordings
 
 # The machine of a set, by the name of its folder: a chip file and the host file that is nearest.
-MACHINES = {"h100_bringup": ("h100-sxm", "xeon-8480")}
+MACHINES = {"h100_bringup": ("h100-sxm", "emerald-rapids-vm")}
 LOOPS = 20  # steps that are launched before the host waits, in a measured round and in the prediction of it
 AGAIN = "repeats.csv"  # programs that were measured on a second machine
 LARGE = 1 << 30  # bytes: smaller peaks are mostly what libraries try out at their first use
