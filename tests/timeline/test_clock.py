@@ -264,13 +264,17 @@ def clocked(bringup_run: Run, folder: Path, calls: dict[str, str], *options: str
 
 def test_what_the_program_asks_to_wait_for_passes(bringup_run: Run, tmp_path: Path) -> None:
     for name, (wall, own) in clocked(bringup_run, tmp_path, WAITS).items():
-        assert wall == pytest.approx(0.2, abs=1e-5), name
+        # asyncio rounds what is left of a time-out up to a millisecond (selectors): 0.2 s from some starts is 0.201 s.
+        rounding = 1.1e-3 if "asyncio" in name else 1e-5
+        assert wall == pytest.approx(0.2, abs=rounding), name
         assert own == pytest.approx(0, abs=1e-5), name
 
 
 def test_late_receivers_wait_as_on_the_predicted_machine(bringup_run: Run, tmp_path: Path) -> None:
     for name, (wall, own) in clocked(bringup_run, tmp_path, LATE).items():
-        assert wall == pytest.approx(0.2, abs=1e-5), name
+        # asyncio rounds what is left of a time-out up to a millisecond (selectors): 0.2 s from some starts is 0.201 s.
+        rounding = 1.1e-3 if "asyncio" in name else 1e-5
+        assert wall == pytest.approx(0.2, abs=rounding), name
         assert own == pytest.approx(0, abs=1e-5), name
 
 
