@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from models import Block
 from torch import nn
 from torch.nn import functional
 
@@ -18,31 +19,13 @@ import bringup
 BATCH, CONTEXT, WIDTH, HEADS, LAYERS, VOCABULARY, STEPS = 8, 128, 256, 8, 4, 256, 8
 
 
-class Block(nn.Module):
-    """Attention and a perceptron, each after a norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.attention, self.project = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
-        self.mlp = nn.Sequential(nn.Linear(WIDTH, 4 * WIDTH), nn.GELU(), nn.Linear(4 * WIDTH, WIDTH))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Map (batch, length, WIDTH) to the same."""
-        batch, length, _ = x.shape
-        heads = self.attention(self.norm1(x)).view(batch, length, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
-        mixed = functional.scaled_dot_product_attention(*heads.unbind(), is_causal=True)
-        x = x + self.project(mixed.transpose(1, 2).reshape(batch, length, WIDTH))
-        return x + self.mlp(self.norm2(x))
-
-
 class GPT(nn.Module):
     """Radford et al. 2019, small."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tokens, self.places = nn.Embedding(VOCABULARY, WIDTH), nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.Sequential(*(Block() for _ in range(LAYERS)))
+        self.blocks = nn.Sequential(*(Block(WIDTH, HEADS) for _ in range(LAYERS)))
         self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, VOCABULARY, bias=False)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:

@@ -114,28 +114,17 @@ const Cublas& blas() {
   return *functions;
 }
 
-std::mutex open_mutex;
-std::string open_problem;  // why the last `open` failed
-
 }  // namespace
 
-struct bringup_device {
+struct bringup_device : kit::Failures {
   Handle context = nullptr, products = nullptr;  // the latter is cuBLAS's
   std::string architecture;
   size_t capacity = 0, used = 0;
   uint64_t* fault = nullptr;  // page-locked memory that kernels can address
-  int64_t failed = 0;
-  std::mutex mutex, products_mutex;
-  std::string error, shown;
+  std::mutex products_mutex;
   std::unordered_map<std::string, Handle> modules;
 
   void enter() { cu().cuCtxSetCurrent(context); }
-  int fail(const std::string& sentence, int64_t launch = 0) {
-    std::lock_guard<std::mutex> lock(mutex);
-    error = sentence;
-    failed = launch;
-    return BRINGUP_FAILED;
-  }
   int check(int code, const char* what) {
     if (code == 0) return BRINGUP_OK;
     const char* text = "an unknown error";
@@ -157,36 +146,27 @@ struct bringup_event {
   Handle event;
   bool recorded = false;
 };
-struct bringup_kernel {
-  bringup_device* device;
-  kit::Plan plan;
-};
 
 namespace {
 
 Address address_of(const void* pointer) { return Address(reinterpret_cast<uintptr_t>(pointer)); }
 
-int refuse_open(const std::string& why) {
-  std::lock_guard<std::mutex> lock(open_mutex);
-  open_problem = why;
-  return BRINGUP_FAILED;
-}
-
 int open_device(int index, const bringup_config* config, bringup_device** out) {
-  if (!cu().problem.empty()) return refuse_open(cu().problem);
-  if (!nvidia::nvrtc().usable) return refuse_open("libnvrtc is missing: pip install nvidia-cuda-nvrtc");
+  if (!cu().problem.empty()) return kit::refuse_open(cu().problem);
+  if (!nvidia::nvrtc().usable) return kit::refuse_open("libnvrtc is missing: pip install nvidia-cuda-nvrtc");
   int id = 0, major = 0, minor = 0;
-  if (int code = cu().cuInit(0)) return refuse_open("cuInit failed with error " + std::to_string(code));
-  if (cu().cuDeviceGet(&id, index)) return refuse_open("this machine has no NVIDIA GPU with the number " + std::to_string(index));
+  if (int code = cu().cuInit(0)) return kit::refuse_open("cuInit failed with error " + std::to_string(code));
+  if (cu().cuDeviceGet(&id, index))
+    return kit::refuse_open("this machine has no NVIDIA GPU with the number " + std::to_string(index));
   auto device = std::make_unique<bringup_device>();
-  if (cu().cuDevicePrimaryCtxRetain(&device->context, id)) return refuse_open("the GPU gives no context: is it in use?");
+  if (cu().cuDevicePrimaryCtxRetain(&device->context, id)) return kit::refuse_open("the GPU gives no context: is it in use?");
   cu().cuDeviceGetAttribute(&major, kMajor, id);
   cu().cuDeviceGetAttribute(&minor, kMinor, id);
   device->architecture = "sm_" + std::to_string(major) + std::to_string(minor);
   device->capacity = config->device_bytes;
   device->enter();
   void* fault = nullptr;
-  if (cu().cuMemHostAlloc(&fault, sizeof(uint64_t), kPortableMapped)) return refuse_open("there is no page-locked memory");
+  if (cu().cuMemHostAlloc(&fault, sizeof(uint64_t), kPortableMapped)) return kit::refuse_open("there is no page-locked memory");
   device->fault = static_cast<uint64_t*>(fault);
   *device->fault = 0;
   if (blas().usable && blas().cublasCreate_v2(&device->products)) device->products = nullptr;
@@ -195,19 +175,6 @@ int open_device(int index, const bringup_config* config, bringup_device** out) {
 }
 
 void close_device(bringup_device* device) { delete device; }
-
-const char* last_error(bringup_device* device, const void** about) {
-  *about = nullptr;
-  std::lock_guard<std::mutex> lock(device ? device->mutex : open_mutex);
-  if (!device) return open_problem.c_str();
-  device->shown = std::exchange(device->error, "");
-  return device->shown.c_str();
-}
-
-int64_t failed_launch(bringup_device* device) {
-  std::lock_guard<std::mutex> lock(device->mutex);
-  return std::exchange(device->failed, 0);
-}
 
 int alloc(bringup_device* device, size_t bytes, void** address) {
   device->enter();
@@ -352,19 +319,10 @@ int event_elapsed(bringup_event* start, bringup_event* end, double* seconds) {
   return status;
 }
 
-int prepare(bringup_device* device, const bringup_call* call, bringup_kernel** kernel, const char** why) {
-  auto made = std::make_unique<bringup_kernel>(bringup_kernel{device, {}});
-  int status = kit::plan_of(device, call, getenv("BRINGUP_CUDA_OPERATORS"), &made->plan, why);
-  if (status == BRINGUP_OK) *kernel = made.release();
-  return status;
-}
-
 int launch(bringup_stream* stream, bringup_kernel* kernel, const bringup_launch* launch) {
   stream->device->enter();
   return kit::run(kernel->device, stream, kernel->plan, *launch);
 }
-
-void release(bringup_kernel* kernel) { delete kernel; }
 
 // The leading dimension of a row-major matrix (rows, columns) with these strides, for cuBLAS; 0 if it has none. `transposed` is
 // set if the columns are contiguous instead.
@@ -387,6 +345,10 @@ int leading(long rows, long columns, const long* strides, bool* transposed) {
 }  // namespace
 
 // ---- what the kit asks for
+
+kit::Failures& kit::failures(bringup_device* device) { return *device; }
+
+const char* kit::listed_operators() { return getenv("BRINGUP_CUDA_OPERATORS"); }
 
 kit::Code kit::compile(bringup_device* device, const char* source, const std::string& options, const char* name) {
   std::string key = options + (source == kPoint ? "point" : "");
@@ -445,7 +407,7 @@ extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_
       .name = "cuda",
       .open = open_device,
       .close = close_device,
-      .last_error = last_error,
+      .last_error = kit::last_error,
       .alloc = alloc,
       .free = release_memory,
       .range_reserve = nullptr,
@@ -471,10 +433,10 @@ extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_
       .event_query = event_query,
       .event_synchronize = event_synchronize,
       .event_elapsed = event_elapsed,
-      .prepare = prepare,
+      .prepare = kit::prepare,
       .launch = launch,
-      .release = release,
-      .failed_launch = failed_launch,
+      .release = kit::release,
+      .failed_launch = kit::failed_launch,
   };
   return &driver;
 }

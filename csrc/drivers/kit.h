@@ -1,13 +1,15 @@
 // The kit: how a call of an operator becomes launches of the kernels in kit_kernels.h. A driver that includes it provides memory,
-// copies, streams and events, and the functions declared here. `plan_of` and `run` are then its `prepare` and `launch`.
+// copies, streams and events, and the functions declared here. The entries at the end are then its own, and `run` its `launch`.
 #pragma once
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <limits>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "../driver.h"
@@ -28,7 +30,25 @@ struct Product {
 };
 using RunProduct = std::function<int(bringup_stream*, float* c, const float* a, const float* b, float alpha, float beta)>;
 
+// What failed last. The mutex also guards what a driver adds to it.
+struct Failures {
+  std::mutex mutex;
+  std::string error, shown;
+  int64_t failed = 0;  // the number of the launch that failed, if it is known
+
+  int fail(const std::string& sentence, int64_t launch = 0) {
+    std::lock_guard<std::mutex> lock(mutex);
+    error = sentence;
+    failed = launch;
+    return BRINGUP_FAILED;
+  }
+};
+
 // ---- what the driver provides
+
+Failures& failures(bringup_device* device);
+// The operators that the user limits the device to: "all", "none" or "aten::mm,aten::add.Tensor"; null without a limit.
+const char* listed_operators();
 
 // Compiles a kernel of `source` with these options ("-DF=x"); null if it does not compile.
 Code compile(bringup_device* device, const char* source, const std::string& options, const char* name);
@@ -791,5 +811,46 @@ inline int run(bringup_device* device, bringup_stream* stream, const Plan& plan,
     if (int status = run(device, stream, step, launch)) return status;
   return BRINGUP_OK;
 }
+
+}  // namespace kit
+
+struct bringup_kernel {
+  bringup_device* device;
+  kit::Plan plan;
+};
+
+// ---- entries of the driver
+
+namespace kit {
+
+// `last_error` of no device: why the last `open` failed.
+inline Failures& failures_of_open() {
+  static auto* failures = new Failures();
+  return *failures;
+}
+
+inline int refuse_open(const std::string& why) { return failures_of_open().fail(why); }
+
+inline const char* last_error(bringup_device* device, const void** about) {
+  *about = nullptr;
+  Failures& from = device ? failures(device) : failures_of_open();
+  std::lock_guard<std::mutex> lock(from.mutex);
+  from.shown = std::exchange(from.error, "");
+  return from.shown.c_str();
+}
+
+inline int64_t failed_launch(bringup_device* device) {
+  std::lock_guard<std::mutex> lock(failures(device).mutex);
+  return std::exchange(failures(device).failed, 0);
+}
+
+inline int prepare(bringup_device* device, const bringup_call* call, bringup_kernel** kernel, const char** why) {
+  auto made = std::make_unique<bringup_kernel>(bringup_kernel{device, {}});
+  int status = plan_of(device, call, listed_operators(), &made->plan, why);
+  if (status == BRINGUP_OK) *kernel = made.release();
+  return status;
+}
+
+inline void release(bringup_kernel* kernel) { delete kernel; }
 
 }  // namespace kit

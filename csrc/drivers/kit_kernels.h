@@ -1,5 +1,5 @@
-// Kernels in the common subset of OpenCL C and CUDA C. Each pointer comes with an offset in elements, since OpenCL has no addresses
-// within a buffer. Kernels over rows have a group of LANES threads per row.
+// Kernels in the common subset of OpenCL C and CUDA C. Each pointer comes with an offset in elements, since OpenCL has no
+// addresses within a buffer. Kernels over rows have a group of LANES threads per row.
 #pragma once
 
 namespace kit {

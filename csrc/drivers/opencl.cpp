@@ -17,9 +17,6 @@
 
 namespace {
 
-std::mutex open_mutex;
-std::string open_problem;  // why the last `open` failed
-
 struct Buffer {
   cl_mem memory;
   size_t bytes;
@@ -31,24 +28,15 @@ size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
 }  // namespace
 
-struct bringup_device {
+struct bringup_device : kit::Failures {
   cl_device_id id = nullptr;
   cl_context context = nullptr;
   size_t capacity = 0, used = 0, reserved = 0;
   char *base = nullptr, *next = nullptr;
   void* fault = nullptr;  // the address of a buffer that kernels write a launch's number to
-  int64_t failed = 0;
-  std::mutex mutex;
   std::map<char*, Buffer> buffers;
-  std::string error, shown;
   std::unordered_map<std::string, cl_program> programs;
 
-  int fail(const std::string& sentence, int64_t launch = 0) {
-    std::lock_guard<std::mutex> lock(mutex);
-    error = sentence;
-    failed = launch;
-    return BRINGUP_FAILED;
-  }
   int check(cl_int code, const char* what) {
     return code == CL_SUCCESS ? int(BRINGUP_OK) : fail(std::string(what) + " failed with OpenCL error " + std::to_string(code));
   }
@@ -117,18 +105,7 @@ struct bringup_event {
   }
 };
 
-struct bringup_kernel {
-  bringup_device* device;
-  kit::Plan plan;
-};
-
 namespace {
-
-int refuse_open(const std::string& why) {
-  std::lock_guard<std::mutex> lock(open_mutex);
-  open_problem = why;
-  return BRINGUP_FAILED;
-}
 
 std::vector<cl_device_id> all_devices() {
   cl_uint count = 0;
@@ -170,18 +147,18 @@ int free_memory(bringup_device* device, void* address, size_t bytes) {
 
 int open_device(int index, const bringup_config* config, bringup_device** out) {
   std::vector<cl_device_id> found = all_devices();
-  if (index >= int(found.size())) return refuse_open("there are " + std::to_string(found.size()) + " OpenCL devices");
+  if (index >= int(found.size())) return kit::refuse_open("there are " + std::to_string(found.size()) + " OpenCL devices");
   auto device = std::make_unique<bringup_device>();
   cl_int code = CL_SUCCESS;
   device->id = found[size_t(index)];
   device->context = clCreateContext(nullptr, 1, &device->id, nullptr, nullptr, &code);
-  if (code != CL_SUCCESS) return refuse_open("clCreateContext failed with OpenCL error " + std::to_string(code));
+  if (code != CL_SUCCESS) return kit::refuse_open("clCreateContext failed with OpenCL error " + std::to_string(code));
   device->capacity = config->device_bytes + sizeof(uint64_t);
   device->reserved = config->device_bytes * 64;  // addresses are not used again
   void* range = mmap(nullptr, device->reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (range == MAP_FAILED) return refuse_open("there is no range of addresses for its memory");
+  if (range == MAP_FAILED) return kit::refuse_open("there is no range of addresses for its memory");
   device->base = device->next = static_cast<char*>(range);
-  if (alloc(device.get(), sizeof(uint64_t), &device->fault) != BRINGUP_OK) return refuse_open("it has no memory");
+  if (alloc(device.get(), sizeof(uint64_t), &device->fault) != BRINGUP_OK) return kit::refuse_open("it has no memory");
   *out = device.release();
   return BRINGUP_OK;
 }
@@ -190,19 +167,6 @@ void close_device(bringup_device* device) {
   munmap(device->base, device->reserved);
   clReleaseContext(device->context);
   delete device;
-}
-
-const char* last_error(bringup_device* device, const void** about) {
-  *about = nullptr;
-  std::lock_guard<std::mutex> lock(device ? device->mutex : open_mutex);
-  if (!device) return open_problem.c_str();
-  device->shown = std::exchange(device->error, "");
-  return device->shown.c_str();
-}
-
-int64_t failed_launch(bringup_device* device) {
-  std::lock_guard<std::mutex> lock(device->mutex);
-  return std::exchange(device->failed, 0);
 }
 
 int stream_create(bringup_device* device, int, bringup_stream** out) {
@@ -348,22 +312,17 @@ int event_elapsed(bringup_event* start, bringup_event* end, double* seconds) {
   return start->device->check(code, "the time of an event");
 }
 
-int prepare(bringup_device* device, const bringup_call* call, bringup_kernel** kernel, const char** why) {
-  auto made = std::make_unique<bringup_kernel>(bringup_kernel{device, {}});
-  int status = kit::plan_of(device, call, getenv("BRINGUP_OPENCL_OPERATORS"), &made->plan, why);
-  if (status == BRINGUP_OK) *kernel = made.release();
-  return status;
-}
-
 int launch(bringup_stream* stream, bringup_kernel* kernel, const bringup_launch* launch) {
   return kit::run(kernel->device, stream, kernel->plan, *launch);
 }
 
-void release(bringup_kernel* kernel) { delete kernel; }
-
 }  // namespace
 
 // ---- what the kit asks for
+
+kit::Failures& kit::failures(bringup_device* device) { return *device; }
+
+const char* kit::listed_operators() { return getenv("BRINGUP_OPENCL_OPERATORS"); }
 
 kit::Code kit::compile(bringup_device* device, const char* source, const std::string& options, const char* name) {
   std::lock_guard<std::mutex> lock(device->mutex);
@@ -417,7 +376,7 @@ extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_
       .name = "opencl",
       .open = open_device,
       .close = close_device,
-      .last_error = last_error,
+      .last_error = kit::last_error,
       .alloc = alloc,
       .free = free_memory,
       .range_reserve = nullptr,
@@ -443,10 +402,10 @@ extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_
       .event_query = event_query,
       .event_synchronize = event_synchronize,
       .event_elapsed = event_elapsed,
-      .prepare = prepare,
+      .prepare = kit::prepare,
       .launch = launch,
-      .release = release,
-      .failed_launch = failed_launch,
+      .release = kit::release,
+      .failed_launch = kit::failed_launch,
   };
   return &driver;
 }

@@ -51,11 +51,6 @@ at::Generator next_generator() {
 
 bool is_integer(c10::ScalarType dtype) { return c10::isIntegralType(dtype, /*includeBool=*/true); }
 
-std::string base_name(const Op& op) {
-  size_t start = op.name.find("::") + 2;
-  return op.name.substr(start, op.name.find('.', start) - start);
-}
-
 const at::Tensor* first_tensor(const Slots& slots) { return slots.empty() ? nullptr : slots[0].tensor; }
 
 int64_t size_along(const at::Tensor& tensor, int64_t dim) {
@@ -67,7 +62,7 @@ int64_t size_along(const at::Tensor& tensor, int64_t dim) {
 int64_t index_bound(const Op& op, const Slots& slots, const IValue* arguments) {
   const at::Tensor* data = first_tensor(slots);
   if (!data || !data->defined()) return 0;
-  std::string name = base_name(op);
+  std::string name = base_name(op.name);
   if (name == "multinomial") return size_along(*data, -1);
   if (name == "searchsorted" || name == "bucketize") return size_along(*(name[0] == 's' ? data : slots.back().tensor), -1) + 1;
   if (name.find("max_pool") != std::string::npos) {
@@ -88,7 +83,7 @@ int64_t index_bound(const Op& op, const Slots& slots, const IValue* arguments) {
 // True for operators that may be computed on stand-ins.
 bool is_comparison(const Op& op) {
   if (op.handle.hasTag(at::Tag::pointwise)) return true;
-  std::string name = base_name(op);
+  std::string name = base_name(op.name);
   return name == "copy_" || name == "_to_copy" || name == "all" || name == "any" || name == "count_nonzero";
 }
 
@@ -189,7 +184,7 @@ void compute_known(const SignaturePtr& interned, Stream& stream, const Slots& sl
 Content replace_unknown(Launch& launch, const Slots& slots, bool replaced) {
   const Signature& signature = *launch.signature;
   Content worst = Content::Known;
-  bool distinct = base_name(*signature.op).find("unique") != std::string::npos;
+  bool distinct = base_name(signature.op->name).find("unique") != std::string::npos;
   for (size_t i = 0; i < slots.size(); ++i) {
     const at::Tensor& tensor = *slots[i].tensor;
     Content content = signature.written[i] ? Content::Known : dry_content(tensor);

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <unordered_map>
 
+#include "json.h"
 #include "launch/launch.h"
 #include "text.h"
 
@@ -247,31 +248,20 @@ Ledger& ledger() {
   return *all;
 }
 
-void write_text(Text& out, const std::string& text) {
-  out << '"';
-  for (char c : text) out << (c == '"' || c == '\\' ? "\\" : "") << std::string(1, c);
-  out << '"';
-}
-
 std::string ledger_json() {
   std::lock_guard<std::mutex> lock(ledger().mutex);
   Text text;
   text << "{\"on_device\": {";
   const char* comma = "";
   for (auto& [op, launches] : ledger().on_device) {
-    text << comma;
-    write_text(text, op);
-    text << ": " << launches;
+    text << comma << json_text(op) << ": " << launches;
     comma = ", ";
   }
   text << "}, \"on_host\": [";
   comma = "";
   for (auto& [key, tally] : ledger().on_host) {
-    text << comma << "{\"op\": ";
-    write_text(text, key.first);
-    text << ", \"reason\": ";
-    write_text(text, key.second);
-    text << ", \"launches\": " << tally.launches << ", \"bytes_down\": " << tally.bytes_down
+    text << comma << "{\"op\": " << json_text(key.first) << ", \"reason\": " << json_text(key.second)
+         << ", \"launches\": " << tally.launches << ", \"bytes_down\": " << tally.bytes_down
          << ", \"bytes_up\": " << tally.bytes_up << "}";
     comma = ", ";
   }

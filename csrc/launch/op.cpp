@@ -12,6 +12,12 @@
 #include "text.h"
 
 namespace bringup {
+
+std::string base_name(const std::string& name) {
+  size_t start = name.find("::") + 2;
+  return name.substr(start, name.find('.', start) - start);
+}
+
 namespace {
 
 // These take indices or lengths from the host, as torch's CUDA kernels do.
@@ -88,8 +94,7 @@ bool has_products(const std::string& name) {
   static const auto* names = new std::unordered_set<std::string>{
       "mm",   "addmm", "_addmm_activation", "bmm",      "baddbmm", "addbmm", "mv",       "addmv", "linear",  "matmul",
       "lstm", "gru",   "rnn_tanh",          "rnn_relu", "addmm_",  "addmv_", "baddbmm_", "dot",   "addbmm_", "bilinear"};
-  size_t start = name.find("::") + 2;
-  std::string base = name.substr(start, name.find('.', start) - start);
+  std::string base = base_name(name);
   return names->count(base) != 0 || base.find("conv") != std::string::npos || base.find("_rnn") != std::string::npos;
 }
 

@@ -61,6 +61,8 @@ Op& find_op(const c10::OperatorHandle& handle);
 Op& find_op(const char* name);  // of an operator without overloads
 void for_each_op(const std::function<void(Op&)>& f);
 
+// The name without namespace and overload: "add" of "aten::add.Tensor".
+std::string base_name(const std::string& name);
 // True for an output that is on the host even if the inputs are on the device.
 bool is_host_output(const std::string& name, size_t index);
 // True for operators that would otherwise decompose into a vendor library's operators or into many launches, although the CPU has

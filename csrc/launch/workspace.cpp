@@ -56,9 +56,9 @@ struct Handle {
   }
 };
 
-std::string base_name(const std::string& name) {
-  size_t start = name.find("::") + 2;
-  std::string base = name.substr(start, name.find('.', start) - start);
+// The name without namespace and overload, of an operator in place without its underscore.
+std::string product_name(const std::string& name) {
+  std::string base = base_name(name);
   if (base.size() > 1 && base.back() == '_') base.pop_back();
   return base;
 }
@@ -81,16 +81,18 @@ uint64_t blas_bytes() {
 
 // True if torch's CUDA build computes a product with cublasLt: a bias with one element per column, or narrow elements.
 bool uses_blas_lt(const Call& call) {
-  std::string base = base_name(call.op.name);
+  std::string base = product_name(call.op.name);
   if (base == "_addmm_activation" || base == "_scaled_mm" || base == "_int_mm") return true;
   if (base != "addmm" || call.slots.size() < 3) return false;
   const at::Tensor &bias = *call.slots[0].tensor, &right = *call.slots[2].tensor;
   return bias.dim() == 1 && right.dim() == 2 && bias.size(0) == right.size(1) && right.size(0) > 1 && right.size(1) > 1;
 }
 
-void keep(Handle& handle, const Stream& stream, Library library, uint64_t bytes) {
+void keep(Handle& handle, const Stream& stream, Library library) {
   const Stream*& ready = handle.ready[size_t(library)];
-  if (C10_LIKELY(ready == &stream) || bytes == 0) return;
+  if (C10_LIKELY(ready == &stream)) return;
+  uint64_t bytes = library == Library::Blas ? blas_bytes() : config().blas_lt_bytes;
+  if (bytes == 0) return;
   auto key = std::make_tuple(handle.number, &stream, library);
   std::unique_lock<std::mutex> lock(workspaces().mutex);
   if (!workspaces().held.count(key)) {
@@ -111,7 +113,7 @@ bool uses_blas(const std::string& name) {
   static const auto* names =
       new std::set<std::string>{"mm",  "addmm", "_addmm_activation", "bmm",     "baddbmm", "addbmm", "mv", "addmv",
                                 "dot", "vdot",  "_scaled_mm",        "_int_mm", "linear"};
-  return name.compare(0, 6, "aten::") == 0 && names->count(base_name(name)) != 0;
+  return name.compare(0, 6, "aten::") == 0 && names->count(product_name(name)) != 0;
 }
 
 // The handle of this thread, which forgets what it has used when all workspaces are freed.
@@ -126,16 +128,16 @@ Handle& current_handle() {
 void keep_workspaces(const Call& call) {
   if (C10_LIKELY(!config().blas_bytes && !config().blas_lt_bytes)) return;
   Handle& handle = current_handle();
-  keep(handle, *call.stream, Library::Blas, handle.ready[0] == call.stream ? 0 : blas_bytes());
-  if (handle.ready[1] != call.stream && uses_blas_lt(call)) keep(handle, *call.stream, Library::BlasLt, config().blas_lt_bytes);
+  keep(handle, *call.stream, Library::Blas);
+  if (handle.ready[1] != call.stream && uses_blas_lt(call)) keep(handle, *call.stream, Library::BlasLt);
 }
 
 void keep_workspaces_of(const std::string& op, bool has_bias, c10::DeviceIndex device) {
   if (!uses_blas(op) || (!config().blas_bytes && !config().blas_lt_bytes)) return;
   const Stream& stream = current_stream(device);
   Handle& handle = current_handle();
-  keep(handle, stream, Library::Blas, blas_bytes());
-  if (has_bias) keep(handle, stream, Library::BlasLt, config().blas_lt_bytes);
+  keep(handle, stream, Library::Blas);
+  if (has_bias) keep(handle, stream, Library::BlasLt);
 }
 
 void clear_workspaces() {

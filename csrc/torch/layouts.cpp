@@ -171,8 +171,7 @@ bool returns_counts(const Op& op) {
                                                                  "_sparse_sum",
                                                                  "mul",
                                                                  "_local_scalar_dense"};
-  size_t start = op.name.find("::") + 2;
-  return names->count(op.name.substr(start, op.name.find('.', start) - start)) != 0;
+  return names->count(base_name(op.name)) != 0;
 }
 
 void run_on_host(const c10::OperatorHandle& handle, Stack* stack) {

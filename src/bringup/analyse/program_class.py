@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from bringup.cost import FAMILIES
 from bringup.recording.rows import LAUNCH
 from bringup.recording.trace import Trace
 
@@ -24,19 +23,21 @@ def program_class(trace: Trace) -> str:
     columns = trace.columns
     launched = columns["signature"][columns["kind"] == LAUNCH]
     count = np.bincount(launched, minlength=len(trace.signatures))
-    families = {name: int(count[trace.work.is_family(name)].sum()) for name in FAMILIES}
     names = [signature.op.removeprefix("aten::") for signature in trace.signatures]
 
     def launches(*begins: str) -> int:
         return sum(int(number) for name, number in zip(names, count, strict=True) if name.startswith(begins))
 
+    def of_family(*families: str) -> int:
+        return int(count[trace.work.is_family(*families)].sum())
+
     if launches(*_CELLS):
         return RNN
-    if families["attention"] or (families["softmax"] and launches("bmm", "baddbmm")):
+    if of_family("attention") or (of_family("softmax") and launches("bmm", "baddbmm")):
         return LANGUAGE if launches("embedding") else TRANSFORMER
-    if families["convolution"] + families["depthwise"]:
+    if of_family("convolution", "depthwise"):
         return CNN
-    if launches("sigmoid") and launches("tanh") and families["matmul"]:
+    if launches("sigmoid") and launches("tanh") and of_family("matmul"):
         return RNN  # cells written by hand
     if launches(*_SCATTERS):
         return GRAPH

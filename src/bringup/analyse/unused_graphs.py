@@ -19,7 +19,6 @@ from bringup.recording.rows import (
     LAUNCH,
     NEVER_RAN,
     NO_NODE,
-    OWNER,
     RAN,
     REBUILT,
     WITHIN,
@@ -104,9 +103,8 @@ def without_graphs(trace: Trace, handed_out: Storages) -> tuple[Array, Array]:
     until = until[number]
     by = writer[number]
     inside = _next_launch(trace, handed_out.allocated)
-    owner = trace.columns["kind"] == OWNER
-    of_library = _marked(trace.columns["object"][owner & (trace.columns["bytes"] == BLAS_WORKSPACE)], count)[number]
-    only_for_backward = (last_use[number] < 0) & np.append(unused, False)[inside] & ~of_library
+    of_program = handed_out.kind != BLAS_WORKSPACE
+    only_for_backward = (last_use[number] < 0) & np.append(unused, False)[inside] & of_program
     until = np.where(only_for_backward, handed_out.allocated, until)
     by = np.where(only_for_backward, inside, by)
     sooner = until < handed_out.freed

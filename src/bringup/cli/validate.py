@@ -23,7 +23,7 @@ from bringup.report.validation import page
 from bringup.text import duration, quantity
 from bringup.validation import Errors, MeasurementSet, errors, grouped, measurements, read_folder, summarize
 from bringup.validation.constants_fit import fit, generation, is_fitted
-from bringup.validation.measured import TIMES, Comparison, MeasuredSet, band_rows, read_measured, tables
+from bringup.validation.measured import TIMES, MeasuredSet, band_rows, read_measured, tables
 
 if TYPE_CHECKING:
     from bringup.validation import Errors, Measurement
@@ -109,9 +109,9 @@ def command(
     }
     if data_sets and not data_sets.rows:
         timed = {row: row.error for row in listed if row.figure in TIMES}
-        if html:
-            write_text(html, page({row: row.measured for row in timed}, timed, own_tables, True))
-        _show_own(own_tables, timed, worst, as_json)
+        console = _show(timed, own_tables, html, as_json, sets=True)
+        if console is not None:
+            _print_worst(console, timed, worst, lambda row: row.text, with_source=False)
         _say_skipped(own, data_sets, as_json)
         return
     rows = data_sets.rows if data_sets else measurements()
@@ -128,31 +128,8 @@ def command(
     console = _show(row_errors, all_tables, html, as_json, sets=data is not None)
     if data_sets:
         _say_skipped(own, data_sets, as_json)
-    if console is None:
-        return
-    for row, error in sorted(row_errors.items(), key=lambda item: -abs(item[1]))[:worst]:
-        dims = "x".join(map(str, row.dims))
-        console.print(
-            f"{error:+.0%}  {row.chip} {row.op} {row.dtype} {dims}: measured {duration(row.seconds)}, "
-            f"predicted {duration(row.seconds * (1 + error))}  [dim]{terminal.escaped(row.source)}[/]",
-            highlight=False,
-        )
-
-
-def _show_own(tables: dict[str, Groups], row_errors: dict[Comparison, float], worst: int, as_json: bool) -> None:
-    """Print the errors of our own measurements, and the worst predictions of times."""
-    if as_json:
-        click.echo(json.dumps(_plain(tables), indent=2))
-        return
-    console = terminal.console()
-    for title, groups in tables.items():
-        _print(console, title, groups)
-    for row, error in sorted(row_errors.items(), key=lambda item: -abs(item[1]))[:worst]:
-        console.print(
-            f"{error:+.0%}  {row.chip} {terminal.escaped(row.text)}: measured {duration(row.measured)}, "
-            f"predicted {duration(row.predicted)}",
-            highlight=False,
-        )
+    if console is not None:
+        _print_worst(console, row_errors, worst, lambda row: f"{row.op} {row.dtype} {'x'.join(map(str, row.dims))}")
 
 
 def _say_skipped(own: MeasuredSet, sets: MeasurementSet, as_json: bool) -> None:
@@ -263,6 +240,24 @@ def _show(
     return console
 
 
+def _print_worst(
+    console: Console,
+    row_errors: dict[Any, float],
+    worst: int,
+    text: Callable[[Any], str],
+    *,
+    with_source: bool = True,
+) -> None:
+    """Print the worst predictions of times; `text` names a row."""
+    for row, error in sorted(row_errors.items(), key=lambda item: -abs(item[1]))[:worst]:
+        source = f"  [dim]{terminal.escaped(row.source)}[/]" if with_source else ""
+        console.print(
+            f"{error:+.0%}  {row.chip} {terminal.escaped(text(row))}: measured {duration(row.seconds)}, "
+            f"predicted {duration(row.seconds * (1 + error))}{source}",
+            highlight=False,
+        )
+
+
 def _programs(chips: str | None, worst: int, html: str | None, bands: str | None, as_json: bool) -> None:
     from bringup.validation import programs  # imports torch
 
@@ -294,14 +289,8 @@ def _programs(chips: str | None, worst: int, html: str | None, bands: str | None
         names = [*sorted(name for name in columns["all"] if name != "all"), "all"]
         tables[title] = {name: {kind: part[name] for kind, part in columns.items() if name in part} for name in names}
     console = _show(run_errors, tables, html, as_json, sets=True)
-    if console is None:
-        return
-    for run, error in sorted(run_errors.items(), key=lambda item: -abs(item[1]))[:worst]:
-        console.print(
-            f"{error:+.0%}  {run.chip} {run.text}: measured {duration(run.seconds)}, "
-            f"predicted {duration(run.seconds * (1 + error))}  [dim]{terminal.escaped(run.source)}[/]",
-            highlight=False,
-        )
+    if console is not None:
+        _print_worst(console, run_errors, worst, lambda run: run.text)
 
 
 def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bool) -> None:

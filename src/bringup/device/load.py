@@ -120,7 +120,7 @@ def use_unless_chosen(chip: str | os.PathLike[str]) -> None:
     """Choose the chip of this process, unless it has one."""
     register()
     if not torch.ops.bringup.is_open() and not torch.ops.bringup.is_configured():
-        choose(chip)
+        use(chip)
 
 
 def launch_stats() -> dict[str, Any]:

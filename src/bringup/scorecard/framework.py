@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,11 +64,17 @@ def opinfos(dtype: torch.dtype) -> Iterator[Any]:
             yield op
 
 
-def full_float32() -> AbstractContextManager[None]:
-    """Compute convolutions of float32 in float32: torch lets a CUDA device use TF32 in them, but not in products."""
+@contextmanager
+def comparing() -> Iterator[None]:
+    """Compare devices in it: without warnings, and with convolutions of float32 in float32.
+
+    torch lets a CUDA device use TF32 in convolutions, but not in products.
+    """
     cudnn: Any = torch.backends.cudnn
     settings = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    return cudnn.flags(**settings, allow_tf32=False)  # type: ignore[no-any-return]
+    with warnings.catch_warnings(), cudnn.flags(**settings, allow_tf32=False):
+        warnings.simplefilter("ignore")
+        yield
 
 
 def full_name(op: Any) -> str:
@@ -87,8 +93,7 @@ def share(names: list[str], failed: list[str], noun: str) -> str:
 def compare_ops(device: torch.device, dtype: torch.dtype, tolerance: float, *, stride: int, grad: bool = False) -> str:
     """Compare every n-th operator of the database with the CPU."""
     names, failed = [], []
-    with warnings.catch_warnings(), full_float32():
-        warnings.simplefilter("ignore")
+    with comparing():
         for op in list(opinfos(dtype))[::stride]:
             if grad and not (op.supports_autograd and dtype in op.supported_backward_dtypes("cpu")):
                 continue
@@ -210,8 +215,7 @@ def modules(device: torch.device) -> str:
     from torch.testing._internal.common_modules import module_db
 
     names, failed = [], []
-    with warnings.catch_warnings(), full_float32():
-        warnings.simplefilter("ignore")
+    with comparing():
         for info in module_db:
             # Some modules draw their own samples, others create their parameters at the first call.
             if torch.float32 not in info.dtypes or any(word in info.name for word in ("Dropout", "Fractional", "Lazy")):

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import torch
 
 import bringup
 from bringup.recording.rows import FALLBACK, LAUNCH
-from bringup.scorecard.framework import close, full_float32, full_name, moved, opinfos
+from bringup.scorecard.framework import close, comparing, full_name, moved, opinfos
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64)
 LOOSE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -24,8 +23,7 @@ def support(
         operator -> dtype -> ``native``, ``fallback`` (right, but computed on the host) or ``fails``.
     """
     support_by_op: dict[str, dict[str, str]] = {}
-    with warnings.catch_warnings(), full_float32():
-        warnings.simplefilter("ignore")
+    with comparing():
         for dtype in dtypes:
             for op in list(opinfos(dtype))[::stride]:
                 support_by_op.setdefault(full_name(op), {})[str(dtype).split(".")[-1]] = _try(op, dtype, device)

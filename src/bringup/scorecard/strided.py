@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
-from bringup.scorecard.framework import close, full_float32, full_name, moved, opinfos, samples
+from bringup.scorecard.framework import close, comparing, full_name, moved, opinfos, samples
 from bringup.scorecard.registry import Partial, item
 
 Layout = Callable[[torch.Tensor], torch.Tensor]
@@ -95,8 +94,7 @@ def failures(device: torch.device, stride: int = 1) -> tuple[int, dict[str, list
     """
     failed: dict[str, list[str]] = {}
     tried = 0
-    with warnings.catch_warnings(), full_float32():
-        warnings.simplefilter("ignore")
+    with comparing():
         for op in list(opinfos(torch.float32))[::stride]:
             for sample in list(samples(op, torch.float32, False))[:1]:
                 for name, way in _ways(op, sample):

@@ -278,13 +278,15 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Arr
     dispatch, kind = host.dispatch, columns["kind"]
     cost = np.zeros(len(kind))
     in_backward = columns["phase"] == IN_BACKWARD
+    launch_us = dispatch.launch_us or 0.0
     if len(work.family) and not graph:
-        tensors = [len(signature.tensors) for signature in trace.signatures]
-        lists = np.where(work.is_family("optimizer"), tensors, 0) * (dispatch.tensor_us or 0.0)
         forward, backward = (
-            _by_family(dispatch, in_backward=which)[work.family] + lists + (dispatch.launch_us or 0.0)
-            for which in (False, True)
+            _by_family(dispatch, in_backward=which)[work.family] + launch_us for which in (False, True)
         )
+        if dispatch.tensor_us:
+            tensors = [len(signature.tensors) for signature in trace.signatures]
+            lists = np.where(work.is_family("optimizer"), tensors, 0) * dispatch.tensor_us
+            forward, backward = forward + lists, backward + lists
         signature = columns["signature"]
         by_row = np.where(in_backward, backward[signature] + (dispatch.node_us or 0.0), forward[signature])
         cost = np.where(kind == LAUNCH, by_row, cost)
@@ -295,10 +297,11 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Arr
     if not graph:
         cost += columns["views"] * dispatch.view_us
         cost *= np.where(in_backward, dispatch.backward, 1.0)
-        cost[_between_others(columns)] *= dispatch.program
+        if dispatch.program != 1:
+            cost[_between_others(columns)] *= dispatch.program
     else:
-        cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us + (dispatch.launch_us or 0.0)  # a compiled graph each
-    _price_replays(cost, columns, dispatch.matmul_us + (dispatch.launch_us or 0.0))
+        cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us + launch_us  # one launch of a compiled graph each
+    _price_replays(cost, columns, dispatch.matmul_us + launch_us)
     return cost * 1e-6
 
 

@@ -18,12 +18,10 @@ from bringup.recording.findings import Finding, Watch, watches
 
 def install() -> None:
     """Register Triton with torch.compile, the redirect and the sanitizer. Triton itself is not imported."""
-    from bringup.device.load import visible_gpus  # imports torch
-
     compilers["triton"] = _compile
     ON_REDIRECT.append(choose_for_triton)
     ON_USE.append(_choose_beside_gpus)
-    if asked_chip() and visible_gpus():
+    if asked_chip() and _is_beside_gpus():
         with suppress(ImportError):  # a circle, if one of our modules is imported before torch
             choose_for_triton()
     watches.append(Watch(_watched, _take))
@@ -66,10 +64,14 @@ def _choose_beside_gpus() -> None:
 
     The environment stays as it is, so that torch.compile finds Triton's driver for the GPU.
     """
+    if _is_beside_gpus() and importlib.util.find_spec("triton") is not None:
+        _activate()
+
+
+def _is_beside_gpus() -> bool:
     from bringup.device.load import visible_gpus  # imports torch
 
-    if visible_gpus() and importlib.util.find_spec("triton") is not None:
-        _activate()
+    return visible_gpus() > 0
 
 
 def _activate() -> None:

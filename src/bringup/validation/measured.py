@@ -78,6 +78,11 @@ class Comparison:
         return self.predicted / self.measured - 1
 
     @property
+    def seconds(self) -> float:
+        """The measured figure, where it is a time."""
+        return self.measured
+
+    @property
     def text(self) -> str:
         """The name and the figure."""
         return f"{self.name}: {self.figure}"

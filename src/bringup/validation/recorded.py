@@ -46,15 +46,14 @@ class Recorded:
     def trace(self, steps: int, *, wait_each: bool = False) -> Trace:
         """Return a trace of equal steps: the host waits for the chip after each of them, or after the last one."""
         count = len(self.columns["kind"])
-        wait, end = {"kind": DEVICE_SYNC, "object": 0}, {"kind": STEP, "object": BY_PROGRAM}
+        none = {"line": -1, "module": -1, "signature": -1, "stream": -1}  # of columns that say nothing of a row
+        wait, end = none | {"kind": DEVICE_SYNC}, none | {"kind": STEP, "object": BY_PROGRAM}
         step = [wait, end] if wait_each else [end]
         columns = {}
         for name, dtype in COLUMNS.items():
-            rows = self.columns.get(name, np.zeros(count, dtype=np.int64))
-            missing = -1 if name in ("line", "module") else 0
-            rows = rows if name in self.columns else np.full(count, missing)
-            marks = [mark.get(name, -1 if name in ("line", "module", "signature", "stream") else 0) for mark in step]
-            last = [] if wait_each else [wait.get(name, marks[0])]
+            rows = self.columns[name] if name in self.columns else np.full(count, none.get(name, 0))
+            marks = [mark.get(name, 0) for mark in step]
+            last = [] if wait_each else [wait.get(name, 0)]
             columns[name] = np.concatenate([np.tile(np.concatenate([rows, marks]), steps), last]).astype(dtype)
         used = np.unique(columns["signature"])
         used = used[used >= 0]
