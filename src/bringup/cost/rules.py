@@ -15,12 +15,16 @@ from bringup.text import short
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """``batch`` products of [m, k] by [k, n], computed by a tuned library or inside a fused kernel."""
+    """``batch`` products of [m, k] by [k, n], computed by a tuned library or inside a fused kernel.
+
+    ``gathers`` is True if the elements along k are gathered one by one, as for the gradient of a convolution's filter.
+    """
 
     batch: int
     m: int
     n: int
     k: int
+    gathers: bool = False
 
     @property
     def flops(self) -> int:
@@ -46,7 +50,11 @@ class Work:
         cells: number of launches on a chip without a kernel for the whole, cell by cell; 0 if there is no such form.
         winograd: True if the products may use Winograd's minimal filtering.
         tf32: the switch of torch that allowed float32 products in TF32, of `vocabulary.TF32`; "" if none did.
-        converted_bytes, conversions: bytes and kernels that change layouts around the products if they run in TF32.
+        converted_bytes, conversions: bytes and kernels that change layouts around the products if the library wants
+            channels last, as for TF32.
+        aligned: False if a row of a product's matrices does not start at a multiple of 16 bytes.
+        hides_softmax: True for attention whose products can run while the softmax does; a mask prevents it.
+        channels_first: True for convolutions whose data does not have channels last.
     """
 
     family: str
@@ -67,6 +75,9 @@ class Work:
     tf32: str = ""
     converted_bytes: float = 0.0
     conversions: int = 0
+    aligned: bool = True
+    hides_softmax: bool = False
+    channels_first: bool = False
 
     @property
     def flops(self) -> float:

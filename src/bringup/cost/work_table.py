@@ -48,6 +48,9 @@ class WorkTable:
     winograd: Array
     converted_bytes: Array
     conversions: Array
+    aligned: Array
+    hides_softmax: Array
+    channels_first: Array
     flops: Array
     owner: Array
     batch: Array
@@ -55,6 +58,7 @@ class WorkTable:
     n: Array
     k: Array
     item: Array
+    gathers: Array
 
     @classmethod
     def from_signatures(cls, signatures: Sequence[Signature]) -> WorkTable:
@@ -86,6 +90,9 @@ class WorkTable:
             winograd=column("winograd"),
             converted_bytes=column("converted_bytes"),
             conversions=column("conversions"),
+            aligned=column("aligned"),
+            hides_softmax=column("hides_softmax"),
+            channels_first=column("channels_first"),
             flops=column("flops"),
             owner=np.asarray([i for i, _ in gemms], dtype=np.int64),
             batch=batch,
@@ -93,6 +100,7 @@ class WorkTable:
             n=n,
             k=k,
             item=np.asarray([works[i].bytes / max(_elements(works[i]), 1) for i, _ in gemms], dtype=np.float64),
+            gathers=np.asarray([gemm.gathers for _, gemm in gemms], dtype=bool),
         )
 
     def is_family(self, *names: str) -> Array:
