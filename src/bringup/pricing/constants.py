@@ -51,7 +51,7 @@ class Constants:
     # Least time of a fold, as a share of the array's height: loading the weights, which few rows cannot hide. Fitted.
     systolic_fill: float = 0.1
     # Share of the matrix engine's peak inside fused attention. Fitted.
-    attention: float = 0.562
+    attention: float = 0.624
     # Rate of products in a program's own kernels over that of a tuned library, on GPUs. Ratio of the medians of vLLM's
     # Triton kernel (33 products) and CUTLASS's (36), for float8 products over 1 ms on the L40S (aiconfigurator at
     # 095f58a).
@@ -64,7 +64,7 @@ class Constants:
     # Fitted, except for convolutions, whose share is assumed.
     streams_matmul: float = 0.96
     streams_convolution: float = 0.8
-    streams_attention: float = 0.6
+    streams_attention: float = 0.75
     streams_pointwise: float = 0.923
     streams_normalization: float = 0.903
     streams_softmax: float = 0.899

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from bringup.machine.vocabulary import matrix_dtype
 from bringup.pricing.classes import class_of
@@ -19,7 +23,8 @@ VECTOR_RATE = {"float64": 0.5, "complex128": 0.125, "complex64": 0.25, "int64": 
 
 def matrix_rate(chip: Chip, dtype: str, constants: Constants = DEFAULT) -> float:
     """Return the sustained flop/s of products with inputs of a dtype."""
-    return matrix_peak(chip, dtype) * matrix_sustained(chip, constants)
+    share = chip.library.sustained.get(matrix_dtype(dtype), matrix_sustained(chip, constants))
+    return matrix_peak(chip, dtype) * share
 
 
 def matrix_sustained(chip: Chip, constants: Constants = DEFAULT) -> float:
@@ -53,6 +58,11 @@ def engine_dtype(chip: Chip, dtype: str, switch: str) -> str:
         switch: the switch of torch that allowed TF32, see `Work.tf32`.
     """
     return "tf32" if dtype == "float32" and switch in chip.ops.tf32 and "tf32" in chip.matrix.tflops else dtype
+
+
+def in_half(dtypes: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Return a mask: True for floats of 16 bits."""
+    return np.asarray([dtype in ("float16", "bfloat16") for dtype in dtypes], dtype=bool)
 
 
 def vector_rate(chip: Chip, dtype: str) -> float:
