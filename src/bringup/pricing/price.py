@@ -102,7 +102,7 @@ def price_table(
     special = table.special / special_rate(chip) / reached
     matrix, share = _matrix_seconds(replace(table, dtypes=tuple(engine_dtypes)), chip, reached, constants)
     memory = _memory_seconds(table, signatures, chip, share, warm, constants)
-    compute = vector + special + matrix
+    compute = vector + special + matrix + chip_class.core_seconds(table, chip, reached, constants)
     p = chip_class.overlap(constants)
     body = (compute**p + memory**p) ** (1 / p) + chip_class.exposed_seconds(table, chip, constants)
     body += in_tf32 * table.converted_bytes / memory_rate(chip, constants)
@@ -173,7 +173,7 @@ def _memory_seconds(
     if len(table.owner):
         memory += _reread_seconds(table, chip, constants)
     memory += chip_class.pass_seconds(table, chip, constants)
-    return memory
+    return np.maximum(memory, chip_class.sector_seconds(table, chip, constants))
 
 
 def _bandwidth(table: WorkTable, chip: Chip, warm: Array | None, constants: Constants) -> Array:
