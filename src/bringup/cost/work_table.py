@@ -44,6 +44,10 @@ class WorkTable:
     again_bytes: Array
     in_flight: Array
     passes: Array
+    offsets: Array
+    sectors: Array
+    waits: Array
+    chain: Array
     cells: Array
     winograd: Array
     converted_bytes: Array
@@ -86,6 +90,10 @@ class WorkTable:
             again_bytes=column("again_bytes"),
             in_flight=column("in_flight"),
             passes=column("passes"),
+            offsets=column("offsets"),
+            sectors=column("sectors"),
+            waits=column("waits"),
+            chain=column("chain"),
             cells=column("cells"),
             winograd=column("winograd"),
             converted_bytes=column("converted_bytes"),

@@ -117,6 +117,15 @@ class Cache(_Table):
     bandwidth_tb_s: Rate | None = None
 
 
+class Irregular(_Table):
+    """Access to memory that is neither streamed nor tiled: transposed copies, gather, scans, sorting."""
+
+    latency_ns: Annotated[float | None, Field(gt=0, le=1e6, description="an access that waits for the one before")] = (
+        None
+    )
+    sectors_tb_s: Annotated[Rate | None, Field(description="last cache, one element used of each sector")] = None
+
+
 class Memory(_Table):
     """Device memory."""
 
@@ -318,6 +327,7 @@ class Chip(_Sourced):
     scratchpad: Scratchpad | None = None
     cache: Cache | None = None
     memory: Memory
+    irregular: Irregular = Irregular()
     link: Link
     interconnect: Interconnect | None = None
     launch: Launch = Launch()

@@ -21,6 +21,11 @@ class Constants:
     memory_sustained: float = 0.87
     # Bandwidth of the last cache over that of memory: 3.4 on the H100 PCIe, 2.8 on the MI210 (gpu-benches at 1c36d50).
     cache_speedup: float = 3.0
+    # Latency of an access to memory (Mei & Chu, TPDS 2017).
+    memory_cycles: float = 600.0
+    # Bandwidth of the last cache in single sectors over that of memory. Transposed copies of two and four bytes per
+    # element move 4.3 to 4.7 TB/s of sectors on the H100, our own measurement.
+    sector_speedup: float = 1.4
     # Time between queued kernels: 2.05 to 2.62 us on five GPUs, 0.94 to 2.05 us in a graph (gpu-benches at 1c36d50).
     launch_seconds: float = 2.5e-6
     graph_launch_seconds: float = 1.3e-6

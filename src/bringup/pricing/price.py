@@ -105,7 +105,9 @@ def price_table(
     matrix, share = _matrix_seconds(replace(table, dtypes=tuple(engine_dtypes)), chip, reached, constants)
     memory = _memory_seconds(table, signatures, chip, share, warm, constants)
     q = np.where((table.hides_softmax > 0) & in_half(table.dtypes), chip.library.softmax_overlap or 1.0, 1.0)
-    compute = ((vector + special) ** q + matrix**q) ** (1 / q)
+    compute = ((vector + special) ** q + matrix**q) ** (1 / q) + chip_class.core_seconds(
+        table, chip, reached, constants
+    )
     p = chip_class.overlap(constants)
     body = (compute**p + memory**p) ** (1 / p) + chip_class.exposed_seconds(table, chip, constants)
     converted = np.where(conversion > 0, table.converted_bytes, 0.0) / np.where(conversion > 0, conversion, 1.0)
@@ -184,7 +186,7 @@ def _memory_seconds(
     if len(table.owner):
         memory += _reread_seconds(table, chip, constants)
     memory += chip_class.pass_seconds(table, chip, constants)
-    return memory
+    return np.maximum(memory, chip_class.sector_seconds(table, chip, constants))
 
 
 def _bandwidth(table: WorkTable, chip: Chip, warm: Array | None, constants: Constants) -> Array:

@@ -90,6 +90,20 @@ def cache_rate(chip: Chip, constants: Constants = DEFAULT) -> float:
     return bandwidth * 1e12 if bandwidth is not None else memory_rate(chip, constants) * constants.cache_speedup
 
 
+def memory_latency(chip: Chip, constants: Constants = DEFAULT) -> float:
+    """Return the seconds of one access to device memory that waits for the access before."""
+    if chip.irregular.latency_ns is not None:
+        return chip.irregular.latency_ns * 1e-9
+    return constants.memory_cycles * 1e-9 / chip.compute.clock_ghz
+
+
+def sector_rate(chip: Chip, constants: Constants = DEFAULT) -> float:
+    """Return the bytes/s of the last cache in sectors of which a kernel uses one element each."""
+    if chip.irregular.sectors_tb_s is not None:
+        return chip.irregular.sectors_tb_s * 1e12
+    return memory_rate(chip, constants) * constants.sector_speedup
+
+
 def launch_seconds(chip: Chip, *, graph: bool = False, constants: Constants = DEFAULT) -> float:
     """Return the seconds between the starts of queued empty kernels."""
     microseconds = chip.launch.graph_us if graph else chip.launch.eager_us

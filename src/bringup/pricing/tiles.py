@@ -9,11 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup.cost.rules import SECTOR
 from bringup.cost.work_table import WorkTable
 from bringup.machine.vocabulary import matrix_dtype
 from bringup.pricing.classes import ChipClass, register
 from bringup.pricing.constants import Constants
-from bringup.pricing.rates import cache_rate, in_half, matrix_sustained, memory_rate
+from bringup.pricing.rates import (
+    cache_rate,
+    in_half,
+    matrix_sustained,
+    memory_latency,
+    memory_rate,
+    sector_rate,
+)
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
@@ -28,10 +36,11 @@ TILES = [
     if m * n <= 256 * 128 or (m, n) == (256, 256)
 ]
 SPLITS = (1, 2, 3, 4, 6, 8, 16)
-SPLITS_WITH_LATENCY = (
-    *SPLITS,
-    64,
-)  # for products whose steps along k take long: cuBLAS divides k = 100,000 into over 60
+# For products whose steps along k take long: cuBLAS divides k = 100,000 into over 60.
+SPLITS_WITH_LATENCY = (*SPLITS, 64)
+# Integer instructions of a GPU's core per clock, from Volta to Hopper and on AMD's compute units (CUDA C++ Programming
+# Guide, throughput of arithmetic instructions; AMD CDNA architecture: 4 units of 16 lanes).
+INTEGER = 64
 
 
 def best_tiles(
@@ -184,12 +193,39 @@ def pass_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
     return latency
 
 
+def core_seconds(table: WorkTable, chip: Chip, reached: Array, constants: Constants) -> Array:
+    """Return the seconds in which a GPU's cores compute offsets of elements, or wait for single accesses."""
+    instructions = INTEGER * chip.compute.cores * chip.compute.clock_ghz * 1e9
+    waits = table.waits * memory_latency(chip, constants) / chip.compute.cores
+    seconds: Array = table.offsets / instructions / reached + waits
+    return seconds
+
+
+def sector_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
+    """Return the seconds in which a GPU's last cache moves sectors of scattered elements."""
+    seconds: Array = table.sectors * SECTOR / sector_rate(chip, constants)
+    return seconds
+
+
+def exposed_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
+    """Return the seconds of accesses in sequence that nothing hides."""
+    seconds: Array = table.chain * memory_latency(chip, constants)
+    return seconds
+
+
 TILED = ChipClass(
     products=_products,
     sustained=lambda constants: constants.matrix_sustained,
     overlap=lambda constants: constants.overlap,
 )
-GPU = replace(TILED, products=_gpu_products, pass_seconds=pass_seconds)
+GPU = replace(
+    TILED,
+    products=_gpu_products,
+    pass_seconds=pass_seconds,
+    core_seconds=core_seconds,
+    sector_seconds=sector_seconds,
+    exposed_seconds=exposed_seconds,
+)
 
 register(GPU, "gpu", matrix="tile")
 register(TILED, "npu", "ipu", "tpu", matrix="tile")
