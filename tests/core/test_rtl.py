@@ -249,7 +249,7 @@ print(torch._int_mm(a, a).sum().item())
         **rtl,
     )
     error, total = output(done)
-    assert "Tried to allocate 9.00 GiB" in error
+    assert "chip:0 (edge8) is out of memory: requested 9.00 GiB" in error
     assert total == str(8 * 8 * 8)
 
 
