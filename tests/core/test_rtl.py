@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bringup import core, core_build
-from tests.conftest import NO_VERILATOR, without_bringup
+from tests.conftest import NO_VERILATOR, ROOT, without_bringup
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 needs_verilator = pytest.mark.skipif(shutil.which("verilator") is None, reason=NO_VERILATOR)
@@ -251,6 +251,27 @@ print(torch._int_mm(a, a).sum().item())
     error, total = output(done)
     assert "chip:0 (edge8) is out of memory: requested 9.00 GiB" in error
     assert total == str(8 * 8 * 8)
+
+
+def test_prediction_for_the_array_is_its_cycles_if_rows_hide_the_loading(python: Run) -> None:
+    done = python(
+        f"N = 8\n{PRODUCTS}"
+        f"CHIP = {str(ROOT / 'examples' / 'rtl8.toml')!r}"
+        """
+import bringup
+bringup.use(CHIP)
+shapes = [(128, 128, 128), (1024, 64, 64), (256, 300, 500)]
+with bringup.record() as trace:
+    for m, k, n in shapes:
+        torch._int_mm(numbers(m, k).to("chip"), numbers(k, n).to("chip"))
+timeline = bringup.price(trace, chip=CHIP).timeline
+predicted = [float(s) * 1e9 for s, row in zip(timeline.seconds, trace.columns["signature"])
+             if row >= 0 and "_int_mm" in str(trace.signatures[row])]
+for shape, number in zip(shapes, predicted, strict=True):
+    assert abs(number / cycles(*shape) - 1) < 0.02, (shape, number)
+"""
+    )
+    output(done)
 
 
 def refusal(tmp_path: Path, **environment: str) -> tuple[int, str]:
