@@ -1,4 +1,4 @@
-"""What a driver's device did during a recording: the measured step, and which launches ran on the host."""
+"""What a driver's device did during a recording: measured steps, their parts, and what ran on the host."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from bringup.text import duration, plain, size
 
 MOST_OPERATORS = 5  # that the summary names
+PARTS = ("down_seconds", "host_seconds", "up_seconds")  # of a launch on the host
+COUNTS = ("launches", "bytes_down", "bytes_up", "kernel_seconds", *PARTS, "between_seconds")
+KEY = ("op", "on_device", "reason", "kernel_possible")
 
 
 @dataclass
@@ -34,21 +37,55 @@ class Measured:
         return median(steps) if steps else None
 
     def facts(self) -> dict[str, Any]:
-        """Return the driver's name, the measured step and the ledger, for the trace."""
+        """Return the driver's name, the measured step, the ledger, and the parts of a step, for the trace."""
         ledger = json.loads(torch.ops.bringup.driver_ledger())
-        return {"name": str(torch.ops.bringup.driver_name()), "step_seconds": self.step_seconds(), **ledger}
+        steps = json.loads(torch.ops.bringup.driver_steps())
+        measured_steps = [steps.get(str(number), []) for number in range(1, len(self.ends))]
+        return {
+            "name": str(torch.ops.bringup.driver_name()),
+            "step_seconds": self.step_seconds(),
+            "step_rows": typical(measured_steps[-len(steps) + 1 :]) if measured_steps else steps["total"],
+            **ledger,
+        }
+
+
+def typical(steps: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the rows of a typical step: for each kind of row, the median of each of its numbers over the steps."""
+    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for rows in steps:
+        for row in rows:
+            kinds.setdefault(tuple(row[name] for name in KEY), []).append(row)
+    medians = []
+    for key, rows in kinds.items():
+        absent = [0.0] * (len(steps) - len(rows))
+        numbers = {name: median([*(row[name] for row in rows), *absent]) for name in COUNTS}
+        if any(numbers.values()):
+            medians.append({**dict(zip(KEY, key, strict=True)), **numbers})
+    return medians
 
 
 @contextmanager
 def measured() -> Iterator[Measured]:
-    """Measure the steps of the program, and count its launches from now on."""
+    """Measure the steps of the program and the parts of its launches, and count them from now on."""
     measurement = Measured()
     torch.ops.bringup.clear_driver_ledger()
-    hook = register_optimizer_step_post_hook(lambda *_: measurement.ends.append(time.perf_counter()))
+    torch.ops.bringup.measure_driver(True)
+
+    def end_step(*_: Any) -> None:
+        measurement.ends.append(time.perf_counter())
+        torch.ops.bringup.next_driver_step()
+
+    hook = register_optimizer_step_post_hook(end_step)
     try:
         yield measurement
     finally:
         hook.remove()
+        torch.ops.bringup.measure_driver(False)
+
+
+def seconds_of(row: dict[str, Any]) -> float:
+    """Return the measured seconds of a row of launches on the host."""
+    return float(sum(row[part] for part in PARTS))
 
 
 def sentences(facts: dict[str, Any], predicted_seconds: float) -> Iterator[str]:
@@ -57,12 +94,19 @@ def sentences(facts: dict[str, Any], predicted_seconds: float) -> Iterator[str]:
     if seconds is not None:
         steps = f"{duration(seconds)} a step   predicted: {duration(predicted_seconds)}"
         yield f"measured on {facts['name']}: {steps}"
+        parts = {"on the device": 0.0, "on the host": 0.0, "between launches": 0.0}
+        for row in facts["step_rows"]:
+            parts["on the device"] += row["kernel_seconds"]
+            parts["on the host"] += seconds_of(row)
+            parts["between launches"] += row["between_seconds"]
+        yield "of a step: " + ", ".join(f"{duration(value)} {name}" for name, value in parts.items())
     down, up = (size(sum(row[key] for row in on_host)) for key in ("bytes_down", "bytes_up"))
     launches = sum(row["launches"] for row in on_host)
     yield (
         f"on the device {sum(facts['on_device'].values()):,} launches, on the host {launches:,} "
-        f"({len({row['op'] for row in on_host})} operators): {down} down, {up} up"
+        f"({len({row['op'] for row in on_host})} operators): {down} down, {up} up, "
+        f"{duration(sum(map(seconds_of, on_host)))}"
     )
     for row in sorted(on_host, key=lambda row: (-row["launches"], row["op"]))[:MOST_OPERATORS]:
         moved = size(row["bytes_down"] + row["bytes_up"])
-        yield plain(f"  {row['op']}  {row['launches']:,}x  {moved}  ({row['reason']})")
+        yield plain(f"  {row['op']}  {row['launches']:,}x  {moved}  {duration(seconds_of(row))}  ({row['reason']})")
