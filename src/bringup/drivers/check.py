@@ -19,11 +19,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bringup.drivers.basics import CHECKS
+from bringup.drivers.compared import ByOperator, add_rows, rows_of
 from bringup.drivers.names import VIRTUAL
 from bringup.drivers.worker import MARK
 from bringup.errors import BringupError
@@ -32,32 +33,6 @@ from bringup.text import quantity
 KERNEL_SECONDS = 60.0  # after which a call of the driver counts as endless; compilers take seconds
 CASE_SECONDS = 600.0  # the same for a whole case
 MOST_CRASHES = 50  # of one share: then the rest is not run
-
-
-@dataclass
-class _Operator:
-    """What was found about an operator in one dtype."""
-
-    compared: int = 0
-    wrong: int = 0
-    worst_error: float = 0.0
-    first: str = ""
-    refused: Counter[str] = field(default_factory=Counter)
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.compared += row["compared"]
-        self.wrong += row["wrong"]
-        self.worst_error = max(self.worst_error, row["worst_error"])
-        self.first = self.first or row["first"]
-        self.refused.update(row["refused"])
-
-    def line(self, op: str, dtype: str) -> dict[str, Any]:
-        """Return its line of the report. A right operator may have a reason, too: for forms that run on the host."""
-        verdict = "wrong" if self.wrong else "right" if self.compared else "refused"
-        common = self.refused.most_common(1)
-        reason = self.first if self.wrong else common[0][0] if common else ""
-        counts = {"verdict": verdict, "reason": reason, "worst_error": self.worst_error, "samples": self.compared}
-        return {"op": op, "dtype": dtype, **counts}
 
 
 @dataclass(frozen=True)
@@ -97,18 +72,14 @@ def run(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
     if options.driver == VIRTUAL:
         raise BringupError("the virtual chip has no kernels of its own: give opencl, cuda, or a driver's library")
     lines: list[dict[str, Any]] = []
-    operators: dict[tuple[str, str], _Operator] = {}
-    first, *rest = CHECKS
-    lines.append(_basic(options, first, must_open=True))
+    operators: ByOperator = {}
     with ThreadPoolExecutor(max_workers=options.jobs) as pool:
-        if not options.only:
-            lines += pool.map(lambda name: _basic(options, name), rest)
         shares = [_Share(options, number, report) for number in range(options.jobs)]
         for share in pool.map(_Share.run, shares):
-            for key, operator in share.operators.items():
-                together = operators.setdefault(key, _Operator())
-                together.add(vars(operator))
+            add_rows(operators, rows_of(share.operators))
             lines += share.lines
+        if not options.only:
+            lines += pool.map(lambda name: _basic(options, name), CHECKS)
     rows = [operator.line(*key) for key, operator in sorted(operators.items())]
     return {"driver": options.driver, "operators": rows, "checks": lines}
 
@@ -149,7 +120,7 @@ def _ending(process: subprocess.Popen[str], errors: str) -> str:
     return lines[-1] if lines else f"the process ended with exit code {process.returncode}"
 
 
-def _basic(options: Options, name: str, *, must_open: bool = False) -> dict[str, Any]:
+def _basic(options: Options, name: str) -> dict[str, Any]:
     process = subprocess.Popen(
         _command(options, "--basic", name),
         stdout=subprocess.PIPE,
@@ -168,10 +139,7 @@ def _basic(options: Options, name: str, *, must_open: bool = False) -> dict[str,
     if line is not None:
         answer: dict[str, Any] = json.loads(line[len(MARK) :])
         return answer
-    ending = _ending(process, errors)
-    if must_open and process.returncode > 0:
-        raise BringupError(f"{options.driver} cannot be checked: {ending.partition(': ')[2] or ending}")
-    return {"check": name, "verdict": "wrong", "evidence": ending}
+    return {"check": name, "verdict": "wrong", "evidence": _ending(process, errors)}
 
 
 class _Share:
@@ -179,7 +147,7 @@ class _Share:
 
     def __init__(self, options: Options, number: int, report: Callable[[str], None]) -> None:
         self.options, self.number, self.report = options, number, report
-        self.operators: dict[tuple[str, str], _Operator] = {}
+        self.operators: ByOperator = {}
         self.lines: list[dict[str, Any]] = []
         self.left_out: list[str] = []
 
@@ -210,11 +178,12 @@ class _Share:
             start_new_session=True,
         )
         threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True).start()
-        at, name = first, "the first case"
+        at, name, began = first, "the first case", False
         try:
             for line in _lines(process, named, self.options.seconds):
                 if isinstance(line, str):  # it does not end
                     return self._crashed(line, at, name, _named(named))
+                began = True
                 if "end" in line:
                     return None
                 at, name = line["case"], line["name"]
@@ -229,11 +198,13 @@ class _Share:
                     os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         time.sleep(0.1)  # the rest of its errors
-        return self._crashed(_ending(process, "".join(errors)), at, name, activity)
+        ending = _ending(process, "".join(errors))
+        if not began and process.returncode > 0:
+            raise BringupError(f"{self.options.driver} cannot be checked: {ending.partition(': ')[2] or ending}")
+        return self._crashed(ending, at, name, activity)
 
     def _add(self, line: dict[str, Any]) -> None:
-        for row in line["rows"]:
-            self.operators.setdefault((row["op"], row["dtype"]), _Operator()).add(row)
+        add_rows(self.operators, line["rows"])
         for error in line["errors"]:
             self.lines.append({"check": line["name"], "verdict": "wrong", "evidence": error})
 
@@ -242,9 +213,8 @@ class _Share:
             self.lines.append({"check": name, "verdict": "wrong", "evidence": f"{ending}, outside of its kernels"})
             return at + 1
         op, dtype, _, call = activity
-        self.operators.setdefault((op, dtype), _Operator()).add(
-            {"compared": 0, "wrong": 1, "worst_error": 0.0, "first": f"{ending} in {call}", "refused": {}}
-        )
+        row = {"compared": 0, "wrong": 1, "worst_error": 0.0, "first": f"{ending} in {call}", "refused": {}}
+        add_rows(self.operators, [{"op": op, "dtype": dtype, **row}])
         self.left_out.append(op)
         return at
 

@@ -11,7 +11,8 @@ import torch
 from bringup.device.load import use
 from bringup.drivers import shadow
 from bringup.drivers.basics import CHECKS
-from bringup.drivers.cases import DTYPES, cases
+from bringup.drivers.cases import DTYPES, Case, cases
+from bringup.drivers.compared import Compared, add_rows, rows_of
 from bringup.scorecard.framework import comparing
 from bringup.scorecard.registry import Failed, NotApplicable, Partial
 
@@ -47,8 +48,8 @@ def main() -> None:
     _print({"end": True})
 
 
-def _run(number: int, case: Any) -> None:
-    rows: list[dict[str, Any]] = []
+def _run(number: int, case: Case) -> None:
+    operators: dict[tuple[str, str], Compared] = {}
     errors: list[str] = []
     for error in case.run():
         for _ in range(10):  # errors that the launches of this use left; a device that is lost keeps failing
@@ -58,10 +59,10 @@ def _run(number: int, case: Any) -> None:
             except Exception:
                 continue
         report = shadow.report()["rows"]
-        rows += report
+        add_rows(operators, report)
         if error and not any(row["wrong"] for row in report):
             errors.append(error)
-    _print({"case": number, "name": case.name, "rows": rows, "errors": errors[:1]})
+    _print({"case": number, "name": case.name, "rows": rows_of(operators), "errors": errors[:1]})
 
 
 def _basic(name: str) -> dict[str, Any]:
