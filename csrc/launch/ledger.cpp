@@ -8,6 +8,7 @@
 #include <mutex>
 #include <set>
 #include <unordered_map>
+#include <utility>
 
 #include "json.h"
 #include "launch/native.h"
@@ -53,6 +54,7 @@ struct Ledger {
   std::map<int64_t, TalliesByKey> steps;
   TalliesByKey earlier;  // of steps before them
   int64_t step = 0;
+  std::deque<bringup_event*> step_ends;  // of the latest steps, on the stream that was current then
   std::atomic<bool> measures{false};
   std::unordered_map<Stream*, std::deque<StreamPoint>> points;  // the first of each is reached, and has been counted
 
@@ -85,6 +87,19 @@ struct Ledger {
     for (auto& [stream, of_stream] : points)
       for (const StreamPoint& point : of_stream) driver().event_destroy(point.event);
     points.clear();
+    for (bringup_event* event : step_ends) driver().event_destroy(event);
+    step_ends.clear();
+  }
+  void end_step() {
+    ++step;
+    bringup_event* event = nullptr;
+    Stream& stream = current_stream(current_device());
+    if (!measures || driver().event_create(device(current_device()).handle, &event) != BRINGUP_OK) return;
+    if (driver().event_record(event, stream.handle) != BRINGUP_OK) return driver().event_destroy(event);
+    step_ends.push_back(event);
+    if (step_ends.size() <= kSteps) return;
+    driver().event_destroy(step_ends.front());
+    step_ends.pop_front();
   }
 };
 
@@ -126,7 +141,15 @@ std::string steps_json() {
   std::lock_guard<std::mutex> lock(ledger().mutex);
   for (auto& [stream, points] : ledger().points) ledger().reap(points);
   Text text;
-  text << "{\"total\": " << rows_json(ledger().total());
+  text << "{\"total\": " << rows_json(ledger().total()) << ", \"step_seconds\": [";
+  const char* comma = "";
+  for (size_t i = 1; i < ledger().step_ends.size(); ++i) {
+    double seconds = 0;
+    bool is_timed = driver().event_query(ledger().step_ends[i]) == 1 &&
+                    driver().event_elapsed(ledger().step_ends[i - 1], ledger().step_ends[i], &seconds) == BRINGUP_OK;
+    if (is_timed) text << std::exchange(comma, ", ") << seconds;
+  }
+  text << "]";
   for (auto& [step, tallies] : ledger().steps) text << ", \"" << step << "\": " << rows_json(tallies);
   text << "}";
   return text.str();
@@ -209,7 +232,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("measure_driver(bool measures) -> ()", [](bool measures) { ledger().measures = measures; });
   m.def("next_driver_step() -> ()", [] {
     std::lock_guard<std::mutex> lock(ledger().mutex);
-    ++ledger().step;
+    ledger().end_step();
   });
 }
 

@@ -31,20 +31,25 @@ class Measured:
 
     ends: list[float] = field(default_factory=list)
 
-    def step_seconds(self) -> float | None:
-        """Return the median time from the end of a step to the end of the next one, None if there are not two."""
-        steps = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+    def step_seconds(self, on_device: list[float]) -> float | None:
+        """Return the median time from the end of a step to the end of the next one, None if there are not two.
+
+        The device's clock counts if the driver has one: the host may have launched many steps before they run.
+        """
+        on_host = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+        steps = on_device if any(on_device) else on_host
         return median(steps) if steps else None
 
     def facts(self) -> dict[str, Any]:
         """Return the driver's name, the measured step, the ledger, and the parts of a step, for the trace."""
         ledger = json.loads(torch.ops.bringup.driver_ledger())
         steps = json.loads(torch.ops.bringup.driver_steps())
+        total, seconds = steps.pop("total"), steps.pop("step_seconds")
         measured_steps = [steps.get(str(number), []) for number in range(1, len(self.ends))]
         return {
             "name": str(torch.ops.bringup.driver_name()),
-            "step_seconds": self.step_seconds(),
-            "step_rows": typical(measured_steps[-len(steps) + 1 :]) if measured_steps else steps["total"],
+            "step_seconds": self.step_seconds(seconds),
+            "step_rows": typical(measured_steps[-len(steps) :]) if measured_steps else total,
             **ledger,
         }
 
@@ -72,8 +77,9 @@ def measured() -> Iterator[Measured]:
     torch.ops.bringup.measure_driver(True)
 
     def end_step(*_: Any) -> None:
-        measurement.ends.append(time.perf_counter())
-        torch.ops.bringup.next_driver_step()
+        if torch.ops.bringup.is_open():  # an optimizer on the host alone opens no device
+            measurement.ends.append(time.perf_counter())
+            torch.ops.bringup.next_driver_step()
 
     hook = register_optimizer_step_post_hook(end_step)
     try:
