@@ -9,7 +9,7 @@ import pytest
 from bringup.drivers import next as next_kernel
 from bringup.drivers.next import ranked
 from bringup.errors import BringupError
-from bringup.recording.measured import typical
+from bringup.recording.driver_rows import typical
 from bringup.recording.rows import LAUNCH
 
 PARTS = {"kernel_seconds": 0.0, "down_seconds": 0.0, "host_seconds": 0.0, "up_seconds": 0.0, "between_seconds": 0.0}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -53,4 +53,4 @@ def add_rows(operators: ByOperator, rows: Iterable[dict[str, Any]]) -> None:
 
 def rows_of(operators: ByOperator) -> list[dict[str, Any]]:
     """Return such rows."""
-    return [{"op": op, "dtype": dtype, **asdict(compared)} for (op, dtype), compared in sorted(operators.items())]
+    return [{"op": op, "dtype": dtype, **vars(compared)} for (op, dtype), compared in sorted(operators.items())]

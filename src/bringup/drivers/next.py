@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.errors import BringupError
-from bringup.recording.measured import seconds_of
+from bringup.recording.driver_rows import seconds_of
 from bringup.recording.rows import LAUNCH
 from bringup.recording.trace import Trace
 

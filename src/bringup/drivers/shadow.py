@@ -11,7 +11,7 @@ import torch
 from bringup.device.choose import SCALAR_TYPES
 
 # The largest |a - b| / (1 + |a|) of right results; integers are equal. Chosen: results of sums in another order are
-# right, also of long ones.
+# right, also of long ones. The core adds a few times the CPU's own rounding, which it finds by computing in float64.
 TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 TOLERANCES |= {torch.complex64: 2e-5, torch.complex128: 1e-9}
 

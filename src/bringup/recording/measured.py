@@ -13,12 +13,10 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from bringup.recording.driver_rows import seconds_of, typical
 from bringup.text import duration, plain, size
 
 MOST_OPERATORS = 5  # that the summary names
-PARTS = ("down_seconds", "host_seconds", "up_seconds")  # of a launch on the host
-COUNTS = ("launches", "bytes_down", "bytes_up", "kernel_seconds", *PARTS, "between_seconds")
-KEY = ("op", "on_device", "reason", "kernel_possible")
 
 
 @dataclass
@@ -54,21 +52,6 @@ class Measured:
         }
 
 
-def typical(steps: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the rows of a typical step: for each kind of row, the median of each of its numbers over the steps."""
-    kinds: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for rows in steps:
-        for row in rows:
-            kinds.setdefault(tuple(row[name] for name in KEY), []).append(row)
-    medians = []
-    for key, rows in kinds.items():
-        absent = [0.0] * (len(steps) - len(rows))
-        numbers = {name: median([*(row[name] for row in rows), *absent]) for name in COUNTS}
-        if any(numbers.values()):
-            medians.append({**dict(zip(KEY, key, strict=True)), **numbers})
-    return medians
-
-
 @contextmanager
 def measured() -> Iterator[Measured]:
     """Measure the steps of the program and the parts of its launches, and count them from now on."""
@@ -87,11 +70,6 @@ def measured() -> Iterator[Measured]:
     finally:
         hook.remove()
         torch.ops.bringup.measure_driver(False)
-
-
-def seconds_of(row: dict[str, Any]) -> float:
-    """Return the measured seconds of a row of launches on the host."""
-    return float(sum(row[part] for part in PARTS))
 
 
 def sentences(facts: dict[str, Any], predicted_seconds: float) -> Iterator[str]:
