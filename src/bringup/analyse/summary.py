@@ -232,8 +232,8 @@ class Summary:
         mfu_dtype, mfu_peak_flops: its denominator: the dtype of most of the flops, and the peak in flop/s.
         driver: the driver of the run; ``virtual`` for the virtual chip, which computes without a device.
         measured_step_seconds: the step as measured on the driver; None on the virtual chip, or without steps.
-        launches_on_chip, launches_on_host, bytes_down, bytes_up: launches of the driver's kernels and of host functions in
-            the whole run, and the bytes copied for the latter.
+        launches_on_chip, launches_on_host, bytes_down, bytes_up: launches of the driver's kernels and of host
+            functions in the whole run, and the bytes copied for the latter.
         energy_joules, cost_usd: per step; None if the chip file has no power or no price.
         run: the id of the run, the same in all files of its report; empty outside a report.
     """

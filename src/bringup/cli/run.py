@@ -19,6 +19,7 @@ from bringup.analyse.compare import compare
 from bringup.cli.compare import print_table
 from bringup.cli.options import DryCommand, host_clock_option, host_option, json_option, quantity
 from bringup.cli.program import FAILED, OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
+from bringup.drivers.names import resolve
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_compiler, asked_devices, asked_driver, process
@@ -223,7 +224,7 @@ def prepare(options: RunOptions) -> Job:
     """
     chips, script, module = options.chips, options.script, options.module
     if options.driver is not None:  # also for processes that the program starts
-        os.environ["BRINGUP_DRIVER"] = absolute_driver(options.driver)
+        os.environ["BRINGUP_DRIVER"] = resolve(options.driver)
     if asked_driver() and (options.dry is not None or options.sanitize is not None):
         raise BringupError("--dry and --sanitize need the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
     if options.shadow and not asked_driver():
@@ -240,11 +241,6 @@ def prepare(options: RunOptions) -> Job:
     sys.argv = [program.file if module else script, *options.arguments]
     prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
     return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton)
-
-
-def absolute_driver(name: str) -> str:
-    """Return a driver's name, or its absolute path if it is a file: the program may change its working directory."""
-    return os.path.abspath(name) if os.sep in name else name
 
 
 def _dry(mode: str | None, value: str) -> AbstractContextManager[None]:

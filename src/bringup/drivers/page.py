@@ -20,7 +20,7 @@ def page(result: dict[str, Any]) -> str:
         driver=result["driver"],
         counts=sentence(result),
         checks=result["checks"],
-        taken=[line for line in rows if line["verdict"] != "refused"],
+        on_device=[line for line in rows if line["verdict"] != "refused"],
         refused=[line for line in rows if line["verdict"] == "refused"],
     )
 
