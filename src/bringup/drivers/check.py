@@ -78,8 +78,8 @@ def run(options: Options, report: Callable[[str], None]) -> dict[str, Any]:
         for share in pool.map(_Share.run, shares):
             add_rows(operators, rows_of(share.operators))
             lines += share.lines
-        if not options.only:
-            lines += pool.map(lambda name: _basic(options, name), CHECKS)
+    if not options.only:
+        lines += _basics(options)
     rows = [operator.line(*key) for key, operator in sorted(operators.items())]
     return {"driver": options.driver, "operators": rows, "checks": lines}
 
@@ -105,41 +105,53 @@ def sentence(result: dict[str, Any]) -> str:
 # ---- processes
 
 
-def _command(options: Options, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "bringup.drivers.worker", "--chip", options.chip, *arguments]
+class _Process:
+    """A worker, whose errors are read while it runs."""
+
+    def __init__(self, options: Options, *arguments: str) -> None:
+        self.errors: list[str] = []
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "bringup.drivers.worker", "--chip", options.chip, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "BRINGUP_DRIVER": options.driver, "BRINGUP_DEVICES": "1"},
+            start_new_session=True,
+        )
+        self._reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr or ()), daemon=True)
+        self._reader.start()
+
+    def end(self) -> str:
+        """End it, and return how it ended."""
+        if self.process.poll() is None:
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)  # it may be about to end
+        if self.process.poll() is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        code = self.process.wait()
+        self._reader.join(1)
+        if code < 0:
+            return f"the process died of {signal.Signals(-code).name}"
+        lines = [line for line in "".join(self.errors).splitlines() if line.strip()]
+        return lines[-1] if lines else f"the process ended with exit code {code}"
 
 
-def _environment(options: Options) -> dict[str, str]:
-    return {**os.environ, "BRINGUP_DRIVER": options.driver, "BRINGUP_DEVICES": "1"}
-
-
-def _ending(process: subprocess.Popen[str], errors: str) -> str:
-    if process.returncode < 0:
-        return f"the process died of {signal.Signals(-process.returncode).name}"
-    lines = [line for line in errors.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else f"the process ended with exit code {process.returncode}"
-
-
-def _basic(options: Options, name: str) -> dict[str, Any]:
-    process = subprocess.Popen(
-        _command(options, "--basic", name),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=_environment(options),
-        start_new_session=True,
-    )
-    try:
-        output, errors = process.communicate(timeout=CASE_SECONDS)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-        return {"check": name, "verdict": "wrong", "evidence": f"it did not end within {CASE_SECONDS:.0f} s"}
-    line = next((line for line in output.splitlines() if line.startswith(MARK)), None)
-    if line is not None:
-        answer: dict[str, Any] = json.loads(line[len(MARK) :])
-        return answer
-    return {"check": name, "verdict": "wrong", "evidence": _ending(process, errors)}
+def _basics(options: Options) -> list[dict[str, Any]]:
+    """Run the checks beside the kernels; a crash is the verdict of one of them."""
+    names = list(CHECKS)
+    lines: list[dict[str, Any]] = []
+    while len(lines) < len(names):
+        worker, hangs = _Process(options, "--basics", str(len(lines))), ""
+        for line in _lines(worker.process, None, CASE_SECONDS):
+            if isinstance(line, str):
+                hangs = line
+            else:
+                lines.append(line)
+        ending = worker.end()
+        if len(lines) < len(names):
+            lines.append({"check": names[len(lines)], "verdict": "wrong", "evidence": hangs or ending})
+    return lines
 
 
 class _Share:
@@ -168,40 +180,26 @@ class _Share:
         arguments = ["--share", str(self.number), "--shares", str(self.options.jobs), "--first", str(first)]
         lists = {"--leave-out": self.left_out, "--only": self.options.only, "--dtype": self.options.dtypes}
         arguments += [part for option, values in lists.items() for value in values for part in (option, value)]
-        errors: list[str] = []
-        process = subprocess.Popen(
-            _command(self.options, *arguments, "--named", str(named)),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=_environment(self.options),
-            start_new_session=True,
-        )
-        threading.Thread(target=lambda: errors.extend(process.stderr or ()), daemon=True).start()
+        worker = _Process(self.options, *arguments, "--named", str(named))
         at, name, began = first, "the first case", False
-        try:
-            for line in _lines(process, named, self.options.seconds):
-                if isinstance(line, str):  # it does not end
-                    return self._crashed(line, at, name, _named(named))
-                began = True
-                if "end" in line:
-                    return None
-                at, name = line["case"], line["name"]
-                if "rows" in line:
-                    self._add(line)
-                else:
-                    self.report(name)
-        finally:
-            activity = _named(named)
-            if process.poll() is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        time.sleep(0.1)  # the rest of its errors
-        ending = _ending(process, "".join(errors))
-        if not began and process.returncode > 0:
+        for line in _lines(worker.process, named, self.options.seconds):
+            if isinstance(line, str):  # it does not end
+                activity = _named(named)
+                worker.end()
+                return self._crashed(line, at, name, activity)
+            began = True
+            if "end" in line:
+                worker.end()
+                return None
+            at, name = line["case"], line["name"]
+            if "rows" in line:
+                self._add(line)
+            else:
+                self.report(name)
+        ending = worker.end()
+        if not began and worker.process.returncode > 0:
             raise BringupError(f"{self.options.driver} cannot be checked: {ending.partition(': ')[2] or ending}")
-        return self._crashed(ending, at, name, activity)
+        return self._crashed(ending, at, name, _named(named))
 
     def _add(self, line: dict[str, Any]) -> None:
         add_rows(self.operators, line["rows"])
@@ -219,17 +217,17 @@ class _Share:
         return at
 
 
-def _named(file: Path) -> list[str]:
+def _named(file: Path | None) -> list[str]:
     """Return operator, dtype, number and call of the launch that the driver is at work on; empty if it is at none."""
     try:
-        text = file.read_bytes().split(b"\0", 1)[0].decode(errors="replace")
+        text = "" if file is None else file.read_bytes().split(b"\0", 1)[0].decode(errors="replace")
     except OSError:
         return []
     parts = text.split("\n", 3)
     return parts if len(parts) == 4 else []
 
 
-def _lines(process: subprocess.Popen[str], named: Path, seconds: float) -> Iterator[dict[str, Any] | str]:
+def _lines(process: subprocess.Popen[str], named: Path | None, seconds: float) -> Iterator[dict[str, Any] | str]:
     """Yield what a process prints, until it ends. Yield a sentence if the driver, or a case, does not end."""
     lines: queue.Queue[str | None] = queue.Queue()
 

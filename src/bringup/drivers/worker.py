@@ -20,10 +20,10 @@ MARK = "BRINGUP-CASE "  # precedes a line of JSON, because operators may print o
 
 
 def main() -> None:
-    """Run the cases of a share, or one of the other checks; print what was found after each."""
+    """Run the cases of a share, or the other checks; print the result of each."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--chip", required=True)
-    parser.add_argument("--basic", help="one of the checks beside the kernels")
+    parser.add_argument("--basics", type=int, help="run the checks beside the kernels, from this one on")
     parser.add_argument("--share", type=int, default=0)
     parser.add_argument("--shares", type=int, default=1)
     parser.add_argument("--first", type=int, default=0, help="the first case of the share to run")
@@ -34,8 +34,9 @@ def main() -> None:
     arguments = parser.parse_args()
     use(arguments.chip)
     torch.empty(1, device="chip")  # a device that does not open ends it here
-    if arguments.basic:
-        _print(_basic(arguments.basic))
+    if arguments.basics is not None:
+        for name in list(CHECKS)[arguments.basics :]:
+            _print(_basic(name))
         return
     torch.ops.bringup.leave_out_kernels(arguments.leave_out)
     shadow.begin(thorough=True, file=arguments.named)
