@@ -59,7 +59,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> str:
 def checked(driver: str, mistake: str, only: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setenv("BRINGUP_PLANTED", mistake)
     try:
-        options = check.Options(driver, "edge8", 1, (only,), ("torch.float32",), seconds=20.0)
+        options = check.Options(driver, "edge8", 1, (only,), ("torch.float32",), seconds=60.0)
         return check.run(options, lambda name: None)
     except BringupError as error:
         if "OpenCL devices" in str(error):
