@@ -182,9 +182,14 @@ at::Tensor comparable(at::Tensor tensor) {
   return tensor;
 }
 
-at::Tensor are_same(const at::Tensor& a, const at::Tensor& b) { return (a == b).logical_or((a != a).logical_and(b != b)); }
+// Equal, or not finite where the CPU's result is not: for infinite inputs, the CPU's vector and scalar code differ in NaN and
+// infinity. Two infinities have to be equal.
+at::Tensor are_same(const at::Tensor& a, const at::Tensor& b) {
+  at::Tensor is_finite = a.isfinite().logical_or(b.isfinite());
+  return (a == b).logical_or(is_finite.logical_or(a.isinf().logical_and(b.isinf())).logical_not());
+}
 
-// Returns the largest difference of two tensors beyond `rounding`: |a - b| / (1 + |a|), DBL_MAX where one alone is NaN.
+// Returns the largest difference of two tensors beyond `rounding`: |a - b| / (1 + |a|), DBL_MAX where one alone is not finite.
 double error_of(const at::Tensor& right, const at::Tensor& tested, double rounding) {
   at::Tensor a = comparable(right), b = comparable(tested);
   if (a.numel() == 0) return 0;

@@ -95,10 +95,11 @@ def sentence(result: dict[str, Any]) -> str:
     samples = sum(line["samples"] for line in result["operators"])
     wrong = sum(line["verdict"] == "wrong" for line in result["checks"])
     checks = f"; {len(result['checks']) - wrong} of {quantity(len(result['checks']), 'other check')} right"
+    others = checks if result["checks"] else ""
     on_device = {line["op"] for line in result["operators"] if line["verdict"] != "refused"}
     return (
         f"{quantity(len(on_device), 'operator')} on the device; with their dtypes {counts['right']} right, "
-        f"{counts['wrong']} wrong ({samples:,} launches compared), {counts['refused']} on the host{checks if result['checks'] else ''}"
+        f"{counts['wrong']} wrong ({samples:,} launches compared), {counts['refused']} on the host{others}"
     )
 
 
