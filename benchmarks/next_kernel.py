@@ -1,4 +1,4 @@
-"""`bringup driver next` against what a kernel saves: five operators of the OpenCL driver are switched off, and on again.
+"""`bringup driver next` against what a kernel saves: five operators of the OpenCL driver are off, then on again.
 
 ``python benchmarks/next_kernel.py [PROGRAM]``, on a machine that does nothing else.
 """
