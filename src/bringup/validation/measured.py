@@ -38,11 +38,11 @@ LOOPS = 20  # steps that are launched before the host waits, in a measured round
 AGAIN = "repeats.csv"  # programs that were measured on a second machine
 LARGE = 1 << 30  # bytes: smaller peaks are mostly what libraries try out at their first use
 # What a figure measures, in the order of tables.
-STEP, COMPILED, NEW_LENGTH, BUSY, LAUNCHES, ALLOCATED, RESERVED, GRAPH, EAGER, KERNELS, ISSUE = FIGURES = (
-    *("step", "step, compiled", "step of a new length", "chip busy", "kernels", "peak allocated", "peak reserved"),
+STEP, NEW_LENGTH, BUSY, LAUNCHES, ALLOCATED, RESERVED, GRAPH, EAGER, KERNELS, ISSUE = FIGURES = (
+    *("step", "step of a new length", "chip busy", "kernels", "peak allocated", "peak reserved"),
     *("operator in a graph", "operator, eager", "kernels of an operator", "host issue"),
 )
-TIMES = (STEP, COMPILED, NEW_LENGTH, BUSY, GRAPH, EAGER, ISSUE)  # figures in seconds
+TIMES = (STEP, NEW_LENGTH, BUSY, GRAPH, EAGER, ISSUE)  # figures in seconds
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "tf32": "TF32", "default": "TF32 in convolutions"}
 DTYPES |= {"amp": "autocast bfloat16", "amp16": "autocast float16", "fp8": "float8"}
 MODES = {"infer": "inference", "train": "training", "decode": "decode", "generate": "decode"}
@@ -215,8 +215,8 @@ def _programs(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[
     columns = ("id", "mode", "precision", "compile", "free_us", "sync_us", "sync_first2_us", "busy_union_us")
     for row in _table(path, *columns, "kernels", "copies", "peak_allocated", "peak_reserved"):
         item = recordings().get(f"program/{row['id']}")
-        if item is None:
-            missing["their programs are not recorded"] += 1
+        if row["compile"] or item is None:
+            missing["torch.compile is not recorded" if row["compile"] else "their programs are not recorded"] += 1
             continue
         decodes = row["mode"] == "decode"
         once = machine.step(item, 1, wait_each=True)
@@ -232,8 +232,6 @@ def _programs(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[
             (RESERVED, _number(row["peak_reserved"], 1), item.peak_reserved),
         )
         about = kind, MODES.get(row["mode"], row["mode"]), DTYPES.get(row["precision"], row["precision"]), its_bound
-        if row["compile"]:
-            figures = ((COMPILED, *figures[0][1:]),)
         for figure, measured, predicted in figures:
             if measured > 0:
                 yield Comparison(machine.chip.name, row["id"], figure, *about, measured, float(predicted), path.name)
