@@ -1,130 +1,22 @@
 // The driver of NVIDIA GPUs. libcuda, NVRTC and cuBLAS are opened by name when a device is opened; the kernels are the kit's.
 // BRINGUP_CUDA_OPERATORS limits the operators that run on the GPU: all, none, or a list such as aten::mm,aten::add.Tensor.
-#include <algorithm>
 #include <cstdio>
 #include <mutex>
 #include <utility>
 
 #include "kit.h"
-#include "nvrtc.h"
+#include "nvidia.h"
 
-namespace {
+using nvidia::Address;
+using nvidia::blas;
+using nvidia::cu;
+using nvidia::Handle;
 
-// Declarations as in cuda.h and cublas_api.h, of the functions that are used.
-using Handle = void*;
-using Address = unsigned long long;
-constexpr int kNotReady = 600, kDeviceOutOfMemory = 2, kNonBlocking = 1, kPortableMapped = 3;
-constexpr int kMajor = 75, kMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
-
-struct Cuda {
-  int (*cuInit)(unsigned);
-  int (*cuDeviceGet)(int*, int);
-  int (*cuDeviceGetAttribute)(int*, int, int);
-  int (*cuDeviceGetName)(char*, int, int);
-  int (*cuDevicePrimaryCtxRetain)(Handle*, int);
-  int (*cuCtxSetCurrent)(Handle);
-  int (*cuGetErrorString)(int, const char**);
-  int (*cuMemAlloc_v2)(Address*, size_t);
-  int (*cuMemFree_v2)(Address);
-  int (*cuMemHostAlloc)(void**, size_t, unsigned);
-  int (*cuMemFreeHost)(void*);
-  int (*cuStreamCreateWithPriority)(Handle*, unsigned, int);
-  int (*cuStreamDestroy_v2)(Handle);
-  int (*cuStreamSynchronize)(Handle);
-  int (*cuStreamQuery)(Handle);
-  int (*cuMemcpyHtoDAsync_v2)(Address, const void*, size_t, Handle);
-  int (*cuMemcpyDtoHAsync_v2)(void*, Address, size_t, Handle);
-  int (*cuMemcpyAsync)(Address, Address, size_t, Handle);
-  int (*cuLaunchHostFunc)(Handle, void (*)(void*), void*);
-  int (*cuEventCreate)(Handle*, unsigned);
-  int (*cuEventDestroy_v2)(Handle);
-  int (*cuEventRecord)(Handle, Handle);
-  int (*cuStreamWaitEvent)(Handle, Handle, unsigned);
-  int (*cuEventQuery)(Handle);
-  int (*cuEventSynchronize)(Handle);
-  int (*cuEventElapsedTime)(float*, Handle, Handle);
-  int (*cuModuleLoadData)(Handle*, const void*);
-  int (*cuModuleGetFunction)(Handle*, Handle, const char*);
-  int (*cuLaunchKernel)(Handle, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, unsigned, Handle, void**, void**);
-  std::string problem;
-
-  Cuda() {
-    void* library = dlopen("libcuda.so.1", RTLD_NOW);
-    if (!library) problem = "libcuda.so.1 is missing: this machine has no NVIDIA driver";
-#define BRINGUP_LOAD(name)                                                                  \
-  if (problem.empty() && !(name = reinterpret_cast<decltype(name)>(dlsym(library, #name)))) \
-  problem = "libcuda.so.1 has no " #name ": the NVIDIA driver is too old"
-    BRINGUP_LOAD(cuInit);
-    BRINGUP_LOAD(cuDeviceGet);
-    BRINGUP_LOAD(cuDeviceGetAttribute);
-    BRINGUP_LOAD(cuDeviceGetName);
-    BRINGUP_LOAD(cuDevicePrimaryCtxRetain);
-    BRINGUP_LOAD(cuCtxSetCurrent);
-    BRINGUP_LOAD(cuGetErrorString);
-    BRINGUP_LOAD(cuMemAlloc_v2);
-    BRINGUP_LOAD(cuMemFree_v2);
-    BRINGUP_LOAD(cuMemHostAlloc);
-    BRINGUP_LOAD(cuMemFreeHost);
-    BRINGUP_LOAD(cuStreamCreateWithPriority);
-    BRINGUP_LOAD(cuStreamDestroy_v2);
-    BRINGUP_LOAD(cuStreamSynchronize);
-    BRINGUP_LOAD(cuStreamQuery);
-    BRINGUP_LOAD(cuMemcpyHtoDAsync_v2);
-    BRINGUP_LOAD(cuMemcpyDtoHAsync_v2);
-    BRINGUP_LOAD(cuMemcpyAsync);
-    BRINGUP_LOAD(cuLaunchHostFunc);
-    BRINGUP_LOAD(cuEventCreate);
-    BRINGUP_LOAD(cuEventDestroy_v2);
-    BRINGUP_LOAD(cuEventRecord);
-    BRINGUP_LOAD(cuStreamWaitEvent);
-    BRINGUP_LOAD(cuEventQuery);
-    BRINGUP_LOAD(cuEventSynchronize);
-    BRINGUP_LOAD(cuEventElapsedTime);
-    BRINGUP_LOAD(cuModuleLoadData);
-    BRINGUP_LOAD(cuModuleGetFunction);
-    BRINGUP_LOAD(cuLaunchKernel);
-#undef BRINGUP_LOAD
-  }
-};
-
-const Cuda& cu() {
-  static const auto* functions = new Cuda();
-  return *functions;
-}
-
-struct Cublas {
-  int (*cublasCreate_v2)(Handle*);
-  int (*cublasSetStream_v2)(Handle, Handle);
-  int (*cublasSgemmStridedBatched)(Handle, int, int, int, int, int, const float*, const float*, int, long long, const float*, int,
-                                   long long, const float*, float*, int, long long, int);
-  bool usable = false;
-
-  Cublas() {
-    nvidia::open_library("libcublasLt.so.");
-    void* library = nvidia::open_library("libcublas.so.");
-    usable = library != nullptr;
-#define BRINGUP_LOAD(name) usable = usable && (name = reinterpret_cast<decltype(name)>(dlsym(library, #name)))
-    BRINGUP_LOAD(cublasCreate_v2);
-    BRINGUP_LOAD(cublasSetStream_v2);
-    BRINGUP_LOAD(cublasSgemmStridedBatched);
-#undef BRINGUP_LOAD
-  }
-};
-
-const Cublas& blas() {
-  static const auto* functions = new Cublas();
-  return *functions;
-}
-
-}  // namespace
-
-struct bringup_device : kit::Failures {
+struct bringup_device : kit::DeviceState {
   Handle context = nullptr, products = nullptr;  // the latter is cuBLAS's
   std::string architecture;
-  size_t capacity = 0, used = 0;
   uint64_t* fault = nullptr;  // page-locked memory that kernels can address
   std::mutex products_mutex;
-  std::unordered_map<std::string, Handle> modules;
 
   void enter() { cu().cuCtxSetCurrent(context); }
   int check(int code, const char* what) {
@@ -139,7 +31,7 @@ struct bringup_device : kit::Failures {
     return number ? fail("an index is out of range", int64_t(number)) : int(BRINGUP_OK);
   }
 };
-struct bringup_stream {
+struct bringup_stream : kit::StreamState {
   bringup_device* device;
   Handle stream;
 };
@@ -153,6 +45,13 @@ namespace {
 
 Address address_of(const void* pointer) { return Address(reinterpret_cast<uintptr_t>(pointer)); }
 
+const char* device_name(int index) {
+  thread_local char name[256];
+  int device = 0;
+  if (!cu().problem.empty() || cu().cuInit(0) != 0 || cu().cuDeviceGet(&device, index) != 0) return nullptr;
+  return cu().cuDeviceGetName(name, sizeof name, device) == 0 ? name : "unnamed";
+}
+
 int open_device(int index, const bringup_config* config, bringup_device** out) {
   if (!cu().problem.empty()) return kit::refuse_open(cu().problem);
   if (!nvidia::nvrtc().usable) return kit::refuse_open("libnvrtc is missing: pip install nvidia-cuda-nvrtc");
@@ -162,13 +61,14 @@ int open_device(int index, const bringup_config* config, bringup_device** out) {
     return kit::refuse_open("this machine has no NVIDIA GPU with the number " + std::to_string(index));
   auto device = std::make_unique<bringup_device>();
   if (cu().cuDevicePrimaryCtxRetain(&device->context, id)) return kit::refuse_open("the GPU gives no context: is it in use?");
-  cu().cuDeviceGetAttribute(&major, kMajor, id);
-  cu().cuDeviceGetAttribute(&minor, kMinor, id);
+  cu().cuDeviceGetAttribute(&major, nvidia::kMajor, id);
+  cu().cuDeviceGetAttribute(&minor, nvidia::kMinor, id);
   device->architecture = "sm_" + std::to_string(major) + std::to_string(minor);
   device->capacity = config->device_bytes;
   device->enter();
   void* fault = nullptr;
-  if (cu().cuMemHostAlloc(&fault, sizeof(uint64_t), kPortableMapped)) return kit::refuse_open("there is no page-locked memory");
+  if (cu().cuMemHostAlloc(&fault, sizeof(uint64_t), nvidia::kPortableMapped))
+    return kit::refuse_open("there is no page-locked memory");
   device->fault = static_cast<uint64_t*>(fault);
   *device->fault = 0;
   if (blas().usable && blas().cublasCreate_v2(&device->products)) device->products = nullptr;
@@ -178,40 +78,9 @@ int open_device(int index, const bringup_config* config, bringup_device** out) {
 
 void close_device(bringup_device* device) { delete device; }
 
-const char* device_name(int index) {
-  thread_local char name[256];
-  int device = 0;
-  if (!cu().problem.empty() || cu().cuInit(0) != 0 || cu().cuDeviceGet(&device, index) != 0) return nullptr;
-  return cu().cuDeviceGetName(name, sizeof name, device) == 0 ? name : "unnamed";
-}
-
-int alloc(bringup_device* device, size_t bytes, void** address) {
-  device->enter();
-  {
-    std::lock_guard<std::mutex> lock(device->mutex);
-    if (device->used + bytes > device->capacity) return BRINGUP_OUT_OF_MEMORY;
-    device->used += bytes;
-  }
-  Address at = 0;
-  int code = cu().cuMemAlloc_v2(&at, bytes);
-  *address = reinterpret_cast<void*>(uintptr_t(at));
-  if (code == 0) return BRINGUP_OK;
-  std::lock_guard<std::mutex> lock(device->mutex);
-  device->used -= bytes;
-  return BRINGUP_OUT_OF_MEMORY;
-}
-
-int release_memory(bringup_device* device, void* address, size_t bytes) {
-  device->enter();
-  int status = device->check(cu().cuMemFree_v2(address_of(address)), "freeing memory");
-  std::lock_guard<std::mutex> lock(device->mutex);
-  if (status == BRINGUP_OK) device->used -= bytes;
-  return status;
-}
-
 int host_alloc(bringup_device* device, size_t bytes, void** pointer) {
   device->enter();
-  return cu().cuMemHostAlloc(pointer, bytes, kPortableMapped) == 0 ? BRINGUP_OK : BRINGUP_OUT_OF_MEMORY;
+  return cu().cuMemHostAlloc(pointer, bytes, nvidia::kPortableMapped) == 0 ? BRINGUP_OK : BRINGUP_OUT_OF_MEMORY;
 }
 
 void host_free(bringup_device* device, void* pointer, size_t) {
@@ -222,13 +91,15 @@ void host_free(bringup_device* device, void* pointer, size_t) {
 int stream_create(bringup_device* device, int priority, bringup_stream** out) {
   device->enter();
   Handle stream = nullptr;
-  int status = device->check(cu().cuStreamCreateWithPriority(&stream, kNonBlocking, priority), "the creation of a stream");
-  if (status == BRINGUP_OK) *out = new bringup_stream{device, stream};
+  int status =
+      device->check(cu().cuStreamCreateWithPriority(&stream, nvidia::kNonBlocking, priority), "the creation of a stream");
+  if (status == BRINGUP_OK) *out = new bringup_stream{{}, device, stream};
   return status;
 }
 
 void stream_destroy(bringup_stream* stream) {
   stream->device->enter();
+  kit::release_workspaces(stream->device, stream);
   cu().cuStreamDestroy_v2(stream->stream);
   delete stream;
 }
@@ -242,7 +113,7 @@ int stream_synchronize(bringup_stream* stream) {
 int stream_query(bringup_stream* stream) {
   stream->device->enter();
   int code = cu().cuStreamQuery(stream->stream);
-  if (code == kNotReady) return 0;
+  if (code == nvidia::kNotReady) return 0;
   return stream->device->check(code, "work on a stream") == BRINGUP_OK ? 1 : -1;
 }
 
@@ -310,7 +181,7 @@ int event_query(bringup_event* event) {
   if (!event->recorded) return 1;
   event->device->enter();
   int code = cu().cuEventQuery(event->event);
-  if (code == kNotReady) return 0;
+  if (code == nvidia::kNotReady) return 0;
   return event->device->check(code, "work before an event") == BRINGUP_OK ? 1 : -1;
 }
 
@@ -328,53 +199,38 @@ int event_elapsed(bringup_event* start, bringup_event* end, double* seconds) {
   return status;
 }
 
-int launch(bringup_stream* stream, bringup_kernel* kernel, const bringup_launch* launch) {
-  stream->device->enter();
-  return kit::run(kernel->device, stream, kernel->plan, *launch);
-}
-
-// The leading dimension of a row-major matrix (rows, columns) with these strides, for cuBLAS; 0 if it has none. `transposed` is
-// set if the columns are contiguous instead.
-int leading(long rows, long columns, const long* strides, bool* transposed) {
-  constexpr long kMost = std::numeric_limits<int>::max();
-  *transposed = false;
-  if ((strides[2] == 1 || columns == 1) && (rows == 1 || strides[1] >= columns)) {
-    long value = rows == 1 ? columns : strides[1];
-    if (columns == 1 && rows > 1 && strides[1] < 1) return 0;
-    return value <= kMost ? int(std::max(value, 1l)) : 0;
-  }
-  *transposed = true;
-  if ((strides[1] == 1 || rows == 1) && (columns == 1 || strides[2] >= rows)) {
-    long value = columns == 1 ? rows : strides[2];
-    return value <= kMost ? int(std::max(value, 1l)) : 0;
-  }
-  return 0;
-}
-
 }  // namespace
 
 // ---- what the kit asks for
 
-kit::Failures& kit::failures(bringup_device* device) { return *device; }
+kit::DeviceState& kit::state(bringup_device* device) { return *device; }
+kit::StreamState& kit::state(bringup_stream* stream) { return *stream; }
 
 const char* kit::listed_operators() { return getenv("BRINGUP_CUDA_OPERATORS"); }
 
-kit::Code kit::compile(bringup_device* device, const char* source, const std::string& options, const char* name) {
-  std::string key = options + (source == kPoint ? "point" : "");
-  std::unique_lock<std::mutex> lock(device->mutex);
-  Handle& module = device->modules[key];
-  if (!module) {
-    device->enter();
-    std::string log;
-    std::string code = nvidia::compile(std::string(kDialect) + source, options, device->architecture, &log);
-    if (code.empty() || cu().cuModuleLoadData(&module, code.data())) {
-      std::fprintf(stderr, "bringup: a kernel of the cuda driver does not compile (%s): %s\n", options.c_str(), log.c_str());
-      module = nullptr;
-      return nullptr;
-    }
-  }
+int kit::allocate(bringup_device* device, size_t bytes, void** address) {
+  device->enter();
+  Address at = 0;
+  int code = cu().cuMemAlloc_v2(&at, bytes);
+  *address = reinterpret_cast<void*>(uintptr_t(at));
+  return code == 0 ? BRINGUP_OK : BRINGUP_OUT_OF_MEMORY;
+}
+
+int kit::release(bringup_device* device, void* address) {
+  device->enter();
+  return device->check(cu().cuMemFree_v2(address_of(address)), "freeing memory");
+}
+
+kit::Code kit::build(bringup_device* device, const std::string& source, std::string* log) {
+  device->enter();
+  Handle module = nullptr;
+  std::string code = nvidia::compile(source, device->architecture, log);
+  return code.empty() || cu().cuModuleLoadData(&module, code.data()) ? nullptr : module;
+}
+
+kit::Code kit::kernel_of(Code program, const char* name) {
   Handle function = nullptr;
-  return cu().cuModuleGetFunction(&function, module, name) ? nullptr : function;
+  return cu().cuModuleGetFunction(&function, program, name) ? nullptr : function;
 }
 
 void kit::append_address(bringup_stream*, Arguments& arguments, void* address, size_t) {
@@ -385,6 +241,7 @@ void kit::append_address(bringup_stream*, Arguments& arguments, void* address, s
 int kit::enqueue(bringup_stream* stream, Code kernel, Arguments& arguments, const Grid& grid) {
   std::vector<void*> pointers;
   for (auto& argument : arguments) pointers.push_back(argument.data());
+  stream->device->enter();
   int code =
       cu().cuLaunchKernel(kernel, unsigned(grid.groups[0]), unsigned(grid.groups[1]), unsigned(grid.groups[2]),
                           unsigned(grid.lanes[0]), unsigned(grid.lanes[1]), 1, 0, stream->stream, pointers.data(), nullptr);
@@ -393,60 +250,15 @@ int kit::enqueue(bringup_stream* stream, Code kernel, Arguments& arguments, cons
 
 void* kit::fault_word(bringup_device* device) { return device->fault; }
 
-// cuBLAS takes columns first: the transposed product, with the factors exchanged.
 kit::RunProduct kit::library_product(bringup_device* device, const Product& p) {
-  bool a_transposed, b_transposed;
-  int lda = leading(p.m, p.k, p.a, &a_transposed), ldb = leading(p.k, p.n, p.b, &b_transposed);
-  constexpr long kMost = std::numeric_limits<int>::max();
-  if (!device->products || !lda || !ldb || std::max({p.m, p.n, p.k, p.batch}) > kMost) return {};
-  return [=](bringup_stream* stream, float* c, const float* a, const float* b, float alpha, float beta) {
+  nvidia::Gemm gemm(p.dtype, p.batch, p.m, p.n, p.k, p.a, p.b);
+  if (!device->products || !gemm.possible) return {};
+  return [=](bringup_stream* stream, void* c, const void* a, const void* b, double alpha, double beta) {
     std::lock_guard<std::mutex> lock(device->products_mutex);  // the stream is a state of the handle
     int code = blas().cublasSetStream_v2(device->products, stream->stream);
-    if (code == 0)
-      code = blas().cublasSgemmStridedBatched(device->products, b_transposed, a_transposed, int(p.n), int(p.m), int(p.k), &alpha,
-                                              b, ldb, p.b[0], a, lda, p.a[0], &beta, c, int(p.n), p.m * p.n, int(p.batch));
+    if (code == 0) code = gemm.run(device->products, c, a, b, alpha, beta);
     return code == 0 ? int(BRINGUP_OK) : device->fail("cuBLAS failed with error " + std::to_string(code));
   };
 }
 
-extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_driver_entry() {
-  static const bringup_driver driver = {
-      .abi = BRINGUP_DRIVER_ABI,
-      .size = sizeof(bringup_driver),
-      .name = "cuda",
-      .open = open_device,
-      .close = close_device,
-      .last_error = kit::last_error,
-      .alloc = alloc,
-      .free = release_memory,
-      .range_reserve = nullptr,
-      .range_release = nullptr,
-      .range_map = nullptr,
-      .range_unmap = nullptr,
-      .map = nullptr,
-      .unmap = nullptr,
-      .host_alloc = host_alloc,
-      .host_free = host_free,
-      .stream_create = stream_create,
-      .stream_destroy = stream_destroy,
-      .stream_synchronize = stream_synchronize,
-      .stream_query = stream_query,
-      .copy_h2d = copy_h2d,
-      .copy_d2h = copy_d2h,
-      .copy_d2d = copy_d2d,
-      .launch_host = launch_host,
-      .event_create = event_create,
-      .event_destroy = event_destroy,
-      .event_record = event_record,
-      .event_wait = event_wait,
-      .event_query = event_query,
-      .event_synchronize = event_synchronize,
-      .event_elapsed = event_elapsed,
-      .prepare = kit::prepare,
-      .launch = launch,
-      .release = kit::release,
-      .failed_launch = kit::failed_launch,
-      .device_name = device_name,
-  };
-  return &driver;
-}
+BRINGUP_KIT_DRIVER("cuda", host_alloc, host_free)

@@ -17,25 +17,38 @@
 
 namespace {
 
-struct Buffer {
-  cl_mem memory;
-  size_t bytes;
-};
-
 constexpr size_t kPage = 4096;
 
 size_t pages(size_t bytes) { return (bytes + kPage - 1) / kPage * kPage; }
 
+using Event = std::shared_ptr<std::remove_pointer_t<cl_event>>;
+
+Event own(cl_event event) {
+  return Event(event, [](cl_event released) {
+    if (released) clReleaseEvent(released);
+  });
+}
+
+cl_int wait_for(const Event& event) {
+  cl_event one = event.get();
+  return one ? clWaitForEvents(1, &one) : CL_SUCCESS;
+}
+
+bool is_done(const Event& event) {
+  cl_int status = CL_COMPLETE;
+  if (event) clGetEventInfo(event.get(), CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof status, &status, nullptr);
+  return status <= CL_COMPLETE;
+}
+
 }  // namespace
 
-struct bringup_device : kit::Failures {
+struct bringup_device : kit::DeviceState {
   cl_device_id id = nullptr;
   cl_context context = nullptr;
-  size_t capacity = 0, used = 0, reserved = 0;
+  size_t reserved = 0;
   char *base = nullptr, *next = nullptr;
   void* fault = nullptr;  // the address of a buffer that kernels write a launch's number to
-  std::map<char*, Buffer> buffers;
-  std::unordered_map<std::string, cl_program> programs;
+  std::map<char*, cl_mem> buffers;
 
   int check(cl_int code, const char* what) {
     return code == CL_SUCCESS ? int(BRINGUP_OK) : fail(std::string(what) + " failed with OpenCL error " + std::to_string(code));
@@ -46,49 +59,50 @@ struct bringup_device : kit::Failures {
     auto* at = static_cast<char*>(const_cast<void*>(address));
     auto after = buffers.upper_bound(at);
     if (after == buffers.begin()) return {nullptr, 0};
-    auto& [start, buffer] = *std::prev(after);
-    return {buffer.memory, size_t(at - start)};
+    auto& [start, memory] = *std::prev(after);
+    return {memory, size_t(at - start)};
   }
 };
 
 // OpenCL has no host functions in stream order: a thread waits until the queue reaches a marker, runs the function, and lets the
 // queue go on.
-struct bringup_stream {
+struct bringup_stream : kit::StreamState {
   struct Call {
-    cl_event reached, done;
+    Event reached, done;
     bringup_host_fn fn;
     void* arg;
   };
   bringup_device* device;
   cl_command_queue queue = nullptr;
-  std::mutex mutex;
-  cl_event last = nullptr;
+  std::mutex calls_mutex;  // also of `last`
+  Event last;
   std::deque<Call> calls;
   std::condition_variable ready;
   bool stop = false;
   std::thread thread;
 
-  int enqueued(cl_int code, cl_event event, const char* what) {
-    if (int status = device->check(code, what)) return status;
-    std::lock_guard<std::mutex> lock(mutex);
-    if (last) clReleaseEvent(last);
-    last = event;
+  // Enqueues a command, and keeps its event as that of the last one.
+  template <class Enqueue>
+  int add(const char* what, Enqueue enqueue, Event* added = nullptr) {
+    cl_event event = nullptr;
+    if (int status = device->check(enqueue(&event), what)) return status;
+    std::lock_guard<std::mutex> lock(calls_mutex);
+    last = own(event);
+    if (added) *added = last;
     clFlush(queue);  // another thread may wait for the event
     return BRINGUP_OK;
   }
   void run() {
     for (;;) {
-      std::unique_lock<std::mutex> lock(mutex);
+      std::unique_lock<std::mutex> lock(calls_mutex);
       ready.wait(lock, [&] { return stop || !calls.empty(); });
       if (calls.empty()) return;
       Call call = calls.front();
       calls.pop_front();
       lock.unlock();
-      clWaitForEvents(1, &call.reached);
+      wait_for(call.reached);
       call.fn(call.arg, 1);
-      clSetUserEventStatus(call.done, CL_COMPLETE);
-      clReleaseEvent(call.reached);
-      clReleaseEvent(call.done);
+      clSetUserEventStatus(call.done.get(), CL_COMPLETE);
     }
   }
 };
@@ -96,11 +110,10 @@ struct bringup_stream {
 struct bringup_event {
   bringup_device* device;
   std::mutex mutex;
-  cl_event event = nullptr;
+  Event event;
 
-  cl_event take() {  // released by the caller
+  Event latest() {
     std::lock_guard<std::mutex> lock(mutex);
-    if (event) clRetainEvent(event);
     return event;
   }
 };
@@ -108,17 +121,14 @@ struct bringup_event {
 namespace {
 
 std::vector<cl_device_id> all_devices() {
-  cl_uint count = 0;
+  cl_platform_id platforms[BRINGUP_MAX_DEVICES];
+  cl_device_id ids[BRINGUP_MAX_DEVICES];
+  cl_uint platform_count = 0, count = 0;
   std::vector<cl_device_id> found;
-  if (clGetPlatformIDs(0, nullptr, &count) != CL_SUCCESS) return found;
-  std::vector<cl_platform_id> platforms(count);
-  clGetPlatformIDs(count, platforms.data(), nullptr);
-  for (cl_platform_id platform : platforms) {
-    if (clGetDeviceIDs(platform, CL_DEVICE_TYPE_ALL, 0, nullptr, &count) != CL_SUCCESS) continue;
-    size_t before = found.size();
-    found.resize(before + count);
-    clGetDeviceIDs(platform, CL_DEVICE_TYPE_ALL, count, found.data() + before, nullptr);
-  }
+  if (clGetPlatformIDs(BRINGUP_MAX_DEVICES, platforms, &platform_count) != CL_SUCCESS) return found;
+  for (cl_uint p = 0; p < std::min<cl_uint>(platform_count, BRINGUP_MAX_DEVICES); ++p)
+    if (clGetDeviceIDs(platforms[p], CL_DEVICE_TYPE_ALL, BRINGUP_MAX_DEVICES, ids, &count) == CL_SUCCESS)
+      found.insert(found.end(), ids, ids + std::min<cl_uint>(count, BRINGUP_MAX_DEVICES));
   return found;
 }
 
@@ -129,29 +139,6 @@ const char* device_name(int index) {
   return clGetDeviceInfo(found[size_t(index)], CL_DEVICE_NAME, sizeof name, name, nullptr) == CL_SUCCESS ? name : "unnamed";
 }
 
-int alloc(bringup_device* device, size_t bytes, void** address) {
-  std::lock_guard<std::mutex> lock(device->mutex);
-  if (device->used + bytes > device->capacity) return BRINGUP_OUT_OF_MEMORY;
-  if (device->next + pages(bytes) > device->base + device->reserved) return BRINGUP_OUT_OF_MEMORY;
-  cl_int code = CL_SUCCESS;
-  cl_mem memory = clCreateBuffer(device->context, CL_MEM_READ_WRITE, bytes, nullptr, &code);
-  if (code != CL_SUCCESS) return BRINGUP_OUT_OF_MEMORY;
-  *address = device->next;
-  device->buffers[device->next] = {memory, bytes};
-  device->next += pages(bytes);
-  device->used += bytes;
-  return BRINGUP_OK;
-}
-
-int free_memory(bringup_device* device, void* address, size_t bytes) {
-  std::lock_guard<std::mutex> lock(device->mutex);
-  auto entry = device->buffers.find(static_cast<char*>(address));
-  clReleaseMemObject(entry->second.memory);
-  device->buffers.erase(entry);
-  device->used -= bytes;
-  return BRINGUP_OK;
-}
-
 int open_device(int index, const bringup_config* config, bringup_device** out) {
   std::vector<cl_device_id> found = all_devices();
   if (index >= int(found.size())) return kit::refuse_open("there are " + std::to_string(found.size()) + " OpenCL devices");
@@ -160,12 +147,15 @@ int open_device(int index, const bringup_config* config, bringup_device** out) {
   device->id = found[size_t(index)];
   device->context = clCreateContext(nullptr, 1, &device->id, nullptr, nullptr, &code);
   if (code != CL_SUCCESS) return kit::refuse_open("clCreateContext failed with OpenCL error " + std::to_string(code));
-  device->capacity = config->device_bytes + sizeof(uint64_t);
+  device->capacity = config->device_bytes;
   device->reserved = config->device_bytes * 64;  // addresses are not used again
   void* range = mmap(nullptr, device->reserved, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (range == MAP_FAILED) return kit::refuse_open("there is no range of addresses for its memory");
   device->base = device->next = static_cast<char*>(range);
-  if (alloc(device.get(), sizeof(uint64_t), &device->fault) != BRINGUP_OK) return kit::refuse_open("it has no memory");
+  uint64_t none = 0;
+  cl_mem fault = clCreateBuffer(device->context, CL_MEM_READ_WRITE | CL_MEM_COPY_HOST_PTR, sizeof none, &none, &code);
+  if (code != CL_SUCCESS) return kit::refuse_open("it has no memory");
+  device->fault = device->next, device->buffers[device->next] = fault, device->next += kPage;
   *out = device.release();
   return BRINGUP_OK;
 }
@@ -182,8 +172,6 @@ int stream_create(bringup_device* device, int, bringup_stream** out) {
   stream->device = device;
   stream->queue = clCreateCommandQueue(device->context, device->id, CL_QUEUE_PROFILING_ENABLE, &code);
   if (int status = device->check(code, "the creation of a stream")) return status;
-  const uint64_t none = 0;
-  clEnqueueWriteBuffer(stream->queue, device->find(device->fault).first, CL_TRUE, 0, sizeof none, &none, 0, nullptr, nullptr);
   stream->thread = std::thread([stream = stream.get()] { stream->run(); });
   *out = stream.release();
   return BRINGUP_OK;
@@ -191,11 +179,12 @@ int stream_create(bringup_device* device, int, bringup_stream** out) {
 
 void stream_destroy(bringup_stream* stream) {
   {
-    std::lock_guard<std::mutex> lock(stream->mutex);
+    std::lock_guard<std::mutex> lock(stream->calls_mutex);
     stream->stop = true;
   }
   stream->ready.notify_one();
   stream->thread.join();
+  kit::release_workspaces(stream->device, stream);
   clReleaseCommandQueue(stream->queue);
   delete stream;
 }
@@ -211,144 +200,125 @@ int stream_synchronize(bringup_stream* stream) {
   return device->fail("an index is out of range", int64_t(number));
 }
 
-bool is_done(cl_event event) {
-  cl_int status = CL_COMPLETE;
-  clGetEventInfo(event, CL_EVENT_COMMAND_EXECUTION_STATUS, sizeof status, &status, nullptr);
-  return status <= CL_COMPLETE;
-}
-
 int stream_query(bringup_stream* stream) {
-  std::lock_guard<std::mutex> lock(stream->mutex);
-  return !stream->last || is_done(stream->last);
+  std::lock_guard<std::mutex> lock(stream->calls_mutex);
+  return is_done(stream->last);
 }
 
 int copy_h2d(bringup_stream* stream, void* to, const void* host, size_t bytes) {
   auto [memory, offset] = stream->device->find(to);
-  cl_event event = nullptr;
-  cl_int code = clEnqueueWriteBuffer(stream->queue, memory, CL_FALSE, offset, bytes, host, 0, nullptr, &event);
-  return stream->enqueued(code, event, "a copy to the device");
+  return stream->add("a copy to the device", [&, memory = memory, offset = offset](cl_event* event) {
+    return clEnqueueWriteBuffer(stream->queue, memory, CL_FALSE, offset, bytes, host, 0, nullptr, event);
+  });
 }
 
 int copy_d2h(bringup_stream* stream, void* host, const void* from, size_t bytes) {
   auto [memory, offset] = stream->device->find(from);
-  cl_event event = nullptr;
-  cl_int code = clEnqueueReadBuffer(stream->queue, memory, CL_FALSE, offset, bytes, host, 0, nullptr, &event);
-  return stream->enqueued(code, event, "a copy to the host");
+  return stream->add("a copy to the host", [&, memory = memory, offset = offset](cl_event* event) {
+    return clEnqueueReadBuffer(stream->queue, memory, CL_FALSE, offset, bytes, host, 0, nullptr, event);
+  });
 }
 
 int copy_d2d(bringup_stream* stream, void* to, const void* from, size_t bytes) {
-  auto [target, at] = stream->device->find(to);
-  auto [source, offset] = stream->device->find(from);
-  cl_event event = nullptr;
-  cl_int code = clEnqueueCopyBuffer(stream->queue, source, target, offset, at, bytes, 0, nullptr, &event);
-  return stream->enqueued(code, event, "a copy on the device");
+  std::pair<cl_mem, size_t> target = stream->device->find(to), source = stream->device->find(from);
+  return stream->add("a copy on the device", [&](cl_event* event) {
+    return clEnqueueCopyBuffer(stream->queue, source.first, target.first, source.second, target.second, bytes, 0, nullptr, event);
+  });
 }
 
 int launch_host(bringup_stream* stream, bringup_host_fn fn, void* arg) {
   cl_int code = CL_SUCCESS;
-  cl_event reached = nullptr, last = nullptr, done = clCreateUserEvent(stream->device->context, &code);
-  if (int status = stream->device->check(code, "a host function")) return status;
-  code = clEnqueueMarkerWithWaitList(stream->queue, 0, nullptr, &reached);
-  if (code == CL_SUCCESS) code = clEnqueueBarrierWithWaitList(stream->queue, 1, &done, &last);
-  if (int status = stream->enqueued(code, last, "a host function")) return status;
+  cl_event reached = nullptr, wait = clCreateUserEvent(stream->device->context, &code);
+  Event done = own(wait);
+  auto enqueue = [&](cl_event* last) {
+    if (code == CL_SUCCESS) code = clEnqueueMarkerWithWaitList(stream->queue, 0, nullptr, &reached);
+    return code == CL_SUCCESS ? clEnqueueBarrierWithWaitList(stream->queue, 1, &wait, last) : code;
+  };
+  if (int status = stream->add("a host function", enqueue)) return status;
   {
-    std::lock_guard<std::mutex> lock(stream->mutex);
-    stream->calls.push_back({reached, done, fn, arg});
+    std::lock_guard<std::mutex> lock(stream->calls_mutex);
+    stream->calls.push_back({own(reached), done, fn, arg});
   }
   stream->ready.notify_one();
   return BRINGUP_OK;
 }
 
-int event_create(bringup_device* device, bringup_event** event) {
-  *event = new bringup_event{device, {}, nullptr};
+int event_create(bringup_device* device, bringup_event** event) { return *event = new bringup_event{device, {}, {}}, BRINGUP_OK; }
+
+void event_destroy(bringup_event* event) { delete event; }
+
+int event_record(bringup_event* event, bringup_stream* stream) {
+  Event marker;
+  auto enqueue = [&](cl_event* last) { return clEnqueueMarkerWithWaitList(stream->queue, 0, nullptr, last); };
+  if (int status = stream->add("the record of an event", enqueue, &marker)) return status;
+  std::lock_guard<std::mutex> lock(event->mutex);
+  event->event = marker;
   return BRINGUP_OK;
 }
 
-void event_destroy(bringup_event* event) {
-  if (event->event) clReleaseEvent(event->event);
-  delete event;
-}
-
-int event_record(bringup_event* event, bringup_stream* stream) {
-  cl_event marker = nullptr;
-  cl_int code = clEnqueueMarkerWithWaitList(stream->queue, 0, nullptr, &marker);
-  if (int status = stream->device->check(code, "the record of an event")) return status;
-  clRetainEvent(marker);
-  {
-    std::lock_guard<std::mutex> lock(event->mutex);
-    if (event->event) clReleaseEvent(event->event);
-    event->event = marker;
-  }
-  return stream->enqueued(code, marker, "the record of an event");
-}
-
 int event_wait(bringup_event* event, bringup_stream* stream) {
-  cl_event reached = event->take(), last = nullptr;
-  if (!reached) return BRINGUP_OK;
-  cl_int code = clEnqueueBarrierWithWaitList(stream->queue, 1, &reached, &last);
-  clReleaseEvent(reached);
-  return stream->enqueued(code, last, "a wait for an event");
+  Event latest = event->latest();
+  cl_event reached = latest.get();
+  auto enqueue = [&](cl_event* last) { return clEnqueueBarrierWithWaitList(stream->queue, 1, &reached, last); };
+  return reached ? stream->add("a wait for an event", enqueue) : int(BRINGUP_OK);
 }
 
-int event_query(bringup_event* event) {
-  cl_event reached = event->take();
-  if (!reached) return 1;
-  bool done = is_done(reached);
-  clReleaseEvent(reached);
-  return done;
-}
+int event_query(bringup_event* event) { return is_done(event->latest()); }
 
-int event_synchronize(bringup_event* event) {
-  cl_event reached = event->take();
-  if (!reached) return BRINGUP_OK;
-  cl_int code = clWaitForEvents(1, &reached);
-  clReleaseEvent(reached);
-  return event->device->check(code, "work before an event");
-}
+int event_synchronize(bringup_event* event) { return event->device->check(wait_for(event->latest()), "work before an event"); }
 
 int event_elapsed(bringup_event* start, bringup_event* end, double* seconds) {
-  cl_event events[] = {start->take(), end->take()};
   cl_ulong times[2] = {};
   cl_int code = CL_SUCCESS;
-  for (int i = 0; i < 2; ++i) {
-    if (code == CL_SUCCESS)
-      code = clGetEventProfilingInfo(events[i], CL_PROFILING_COMMAND_END, sizeof times[i], &times[i], nullptr);
-    clReleaseEvent(events[i]);
+  for (int i = 0; i < 2 && code == CL_SUCCESS; ++i) {
+    Event event = (i == 0 ? start : end)->latest();
+    code = clGetEventProfilingInfo(event.get(), CL_PROFILING_COMMAND_END, sizeof times[i], &times[i], nullptr);
   }
   *seconds = (double(times[1]) - double(times[0])) * 1e-9;
   return start->device->check(code, "the time of an event");
-}
-
-int launch(bringup_stream* stream, bringup_kernel* kernel, const bringup_launch* launch) {
-  return kit::run(kernel->device, stream, kernel->plan, *launch);
 }
 
 }  // namespace
 
 // ---- what the kit asks for
 
-kit::Failures& kit::failures(bringup_device* device) { return *device; }
+kit::DeviceState& kit::state(bringup_device* device) { return *device; }
+kit::StreamState& kit::state(bringup_stream* stream) { return *stream; }
 
 const char* kit::listed_operators() { return getenv("BRINGUP_OPENCL_OPERATORS"); }
 
-kit::Code kit::compile(bringup_device* device, const char* source, const std::string& options, const char* name) {
+int kit::allocate(bringup_device* device, size_t bytes, void** address) {
   std::lock_guard<std::mutex> lock(device->mutex);
-  cl_program& program = device->programs[options + (source == kPoint ? "point" : "")];
+  if (device->next + pages(bytes) > device->base + device->reserved) return BRINGUP_OUT_OF_MEMORY;
   cl_int code = CL_SUCCESS;
-  if (!program) {
-    const char* sources[] = {kDialect, source};
-    program = clCreateProgramWithSource(device->context, 2, sources, nullptr, &code);
-    code = clBuildProgram(program, 1, &device->id, options.c_str(), nullptr, nullptr);
-    if (code != CL_SUCCESS) {
-      char log[4096] = "";
-      clGetProgramBuildInfo(program, device->id, CL_PROGRAM_BUILD_LOG, sizeof log - 1, log, nullptr);
-      std::fprintf(stderr, "bringup: a kernel of the opencl driver does not compile (%s): %s\n", options.c_str(), log);
-      clReleaseProgram(std::exchange(program, nullptr));
-      return nullptr;
-    }
-  }
-  cl_kernel kernel = clCreateKernel(program, name, &code);
-  return code == CL_SUCCESS ? kernel : nullptr;
+  cl_mem memory = clCreateBuffer(device->context, CL_MEM_READ_WRITE, bytes, nullptr, &code);
+  if (code != CL_SUCCESS) return BRINGUP_OUT_OF_MEMORY;
+  *address = device->next;
+  device->buffers[device->next] = memory;
+  device->next += pages(bytes);
+  return BRINGUP_OK;
+}
+
+int kit::release(bringup_device* device, void* address) {
+  std::lock_guard<std::mutex> lock(device->mutex);
+  auto entry = device->buffers.find(static_cast<char*>(address));
+  clReleaseMemObject(entry->second);
+  device->buffers.erase(entry);
+  return BRINGUP_OK;
+}
+
+kit::Code kit::build(bringup_device* device, const std::string& source, std::string* log) {
+  const char* text = source.c_str();
+  cl_program program = clCreateProgramWithSource(device->context, 1, &text, nullptr, nullptr);
+  if (clBuildProgram(program, 1, &device->id, "-w", nullptr, nullptr) == CL_SUCCESS) return program;
+  log->resize(4096);  // of what the compiler says, the beginning
+  clGetProgramBuildInfo(program, device->id, CL_PROGRAM_BUILD_LOG, log->size(), log->data(), nullptr);
+  clReleaseProgram(program);
+  return nullptr;
+}
+
+kit::Code kit::kernel_of(Code program, const char* name) {
+  return clCreateKernel(static_cast<cl_program>(program), name, nullptr);
 }
 
 void kit::append_address(bringup_stream* stream, Arguments& arguments, void* address, size_t item) {
@@ -367,53 +337,13 @@ int kit::enqueue(bringup_stream* stream, Code code, Arguments& arguments, const 
       return status;
   size_t local[] = {size_t(grid.lanes[0]), size_t(grid.lanes[1]), 1};
   size_t global[] = {size_t(grid.groups[0]) * local[0], size_t(grid.groups[1]) * local[1], size_t(grid.groups[2])};
-  cl_event event = nullptr;
-  cl_int status = clEnqueueNDRangeKernel(stream->queue, kernel, 3, nullptr, global, local, 0, nullptr, &event);
-  return stream->enqueued(status, event, "the launch of a kernel");
+  return stream->add("the launch of a kernel", [&](cl_event* event) {
+    return clEnqueueNDRangeKernel(stream->queue, kernel, 3, nullptr, global, local, 0, nullptr, event);
+  });
 }
 
 void* kit::fault_word(bringup_device* device) { return device->fault; }
 
 kit::RunProduct kit::library_product(bringup_device*, const Product&) { return {}; }
 
-extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_driver_entry() {
-  static const bringup_driver driver = {
-      .abi = BRINGUP_DRIVER_ABI,
-      .size = sizeof(bringup_driver),
-      .name = "opencl",
-      .open = open_device,
-      .close = close_device,
-      .last_error = kit::last_error,
-      .alloc = alloc,
-      .free = free_memory,
-      .range_reserve = nullptr,
-      .range_release = nullptr,
-      .range_map = nullptr,
-      .range_unmap = nullptr,
-      .map = nullptr,
-      .unmap = nullptr,
-      .host_alloc = nullptr,
-      .host_free = nullptr,
-      .stream_create = stream_create,
-      .stream_destroy = stream_destroy,
-      .stream_synchronize = stream_synchronize,
-      .stream_query = stream_query,
-      .copy_h2d = copy_h2d,
-      .copy_d2h = copy_d2h,
-      .copy_d2d = copy_d2d,
-      .launch_host = launch_host,
-      .event_create = event_create,
-      .event_destroy = event_destroy,
-      .event_record = event_record,
-      .event_wait = event_wait,
-      .event_query = event_query,
-      .event_synchronize = event_synchronize,
-      .event_elapsed = event_elapsed,
-      .prepare = kit::prepare,
-      .launch = launch,
-      .release = kit::release,
-      .failed_launch = kit::failed_launch,
-      .device_name = device_name,
-  };
-  return &driver;
-}
+BRINGUP_KIT_DRIVER("opencl", nullptr, nullptr)
