@@ -12,7 +12,7 @@ from bringup.analyse import changes
 from bringup.analyse.larger_batch import larger_batch
 from bringup.analyse.summary import Bottleneck, Summary
 from bringup.pricing import MEMORY
-from bringup.recording.rows import IN_OPTIMIZER, LAUNCH
+from bringup.recording.rows import DIFFERENTIABLE, IN_OPTIMIZER, LAUNCH
 from bringup.recording.waits import DATA_DEPENDENT, SYNCHRONIZE, UPLOAD
 from bringup.text import duration, quantity
 from bringup.timeline.replay import Timeline, WhatIf
@@ -103,11 +103,18 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
     if not {"eager", "graph"} <= set(timeline.chip.modes):
         return []
     step = summary.step_seconds
-    once = waits and fits_in_graph(timeline)
+    covered = changes.in_passes(timeline)
+    once = waits and fits_in_graph(timeline, covered)
+    if _differentiates_gradients(timeline):  # AOTAutograd, which torch.compile uses, "does not support double backward"
+        graph = changes.same_step_seconds(timeline, changes.as_graph(timeline, _outside_optimizers(timeline)))
+        by_hand = f"replay the step as a graph that the program captures (torch.{_module(summary)}.graph)"
+        action = f"{by_hand}, {duration(graph)} per step; torch.compile cannot differentiate gradients again"
+        by_graph = Way(max(step - graph, 0.0), "graph", action, {"graph_seconds": graph})
+        return [by_graph] if once and not _replays(timeline) else []
     if summary.compiled_graphs:
         if not once or _replays(timeline):
             return []
-        graph = changes.same_step_seconds(timeline, changes.as_graph(timeline))
+        graph = changes.same_step_seconds(timeline, changes.as_graph(timeline, covered))
         action = (
             f'replay the compiled kernels as a graph: torch.compile(mode="reduce-overhead"), {duration(graph)} per step'
         )
@@ -116,7 +123,7 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
     alone = changes.same_step_seconds(timeline, fused)
     ways = [Way(max(step - alone, 0.0), "fuse", "fuse operators with torch.compile", {"fused_seconds": alone})]
     if once:
-        graph = changes.same_step_seconds(timeline, changes.as_graph(fused))
+        graph = changes.same_step_seconds(timeline, changes.as_graph(fused, covered))
         if alone - graph >= LEAST_SHARE * step:
             action = (
                 'fuse operators with torch.compile(mode="reduce-overhead"), which also replays them as a graph: '
@@ -124,6 +131,22 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
             )
             ways = [Way(max(step - graph, 0.0), "fuse", action, {"graph_seconds": graph})]
     return ways
+
+
+def _differentiates_gradients(timeline: Timeline) -> bool:
+    """Return True if a backward pass of the typical step can be differentiated: ``create_graph=True``."""
+    first, last, *_ = steady(timeline)
+    columns = timeline.trace.columns
+    return bool(((columns["kind"][first:last] == LAUNCH) & (columns["bytes"][first:last] == DIFFERENTIABLE)).any())
+
+
+def _outside_optimizers(timeline: Timeline) -> Array:
+    outside: Array = timeline.trace.columns["phase"] != IN_OPTIMIZER
+    return outside
+
+
+def _module(summary: Summary) -> str:
+    return "cuda" if summary.named_cuda else "chip"
 
 
 def _larger_batch(timeline: Timeline, summary: Summary) -> list[Way]:
@@ -148,31 +171,33 @@ def _replays(timeline: Timeline) -> bool:
     return bool(((columns["kind"][first:last] == LAUNCH) & (columns["object"][first:last] > 0)).any())
 
 
-def fits_in_graph(timeline: Timeline) -> bool:
-    """Return True if a step can be one graph that the next steps replay.
+def fits_in_graph(timeline: Timeline, covered: Array) -> bool:
+    """Return True if what torch.compile covers in a step can be graphs that the next steps replay.
 
-    It cannot if the result of an operator depends on data, or if the host reads values at several points of a step,
-    since a value may decide what is launched next. One such point can be the border between two steps. Nor is a graph
-    replayed if shapes change from step to step.
+    It cannot if a module needs a result on the host: the size of an operator's result, or a value, which may decide
+    what is launched next. A step without modules can read values at one point, the border between two steps. Nor is a
+    graph replayed if its shapes change from step to step.
     """
     first, last, *_ = steady(timeline)
+    columns = timeline.trace.columns
     waits = timeline.trace.waits.between(first, last)
+    rows = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]
+    launched = columns["kind"] == LAUNCH
+    if (launched & (columns["module"] >= 0))[first:last].any():
+        return not (columns["module"][rows] >= 0).any() and _repeats(timeline, covered)
     if (waits.kind == DATA_DEPENDENT).any():
         return False
-    reads = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]
-    launches = np.cumsum(timeline.trace.columns["kind"] == LAUNCH)
-    points: Array = np.unique(launches[reads])  # reads without a launch between them are one point
-    return len(points) <= 1 and _repeats(timeline)
+    points: Array = np.unique(np.cumsum(launched)[rows])  # reads without a launch between them are one point
+    return len(points) <= 1 and _repeats(timeline, covered)
 
 
-def _repeats(timeline: Timeline) -> bool:
+def _repeats(timeline: Timeline, covered: Array) -> bool:
     """Return True if most steps that do the work of the typical one launch the same signatures as it."""
     columns, work = timeline.trace.columns, timeline.trace.step_work
     first, last, *_ = steady(timeline)
-    counted = (columns["kind"] == LAUNCH) & (columns["phase"] != IN_OPTIMIZER)  # the first step creates its state
 
     def launched(begin: int, end: int) -> bytes:
-        return bytes(columns["signature"][begin:end][counted[begin:end]].tobytes())
+        return bytes(columns["signature"][begin:end][covered[begin:end]].tobytes())
 
     bounds = work.rows.tolist()
     steps = [launched(*bounds[i : i + 2]) for i in np.flatnonzero(work.alike).tolist()]

@@ -83,7 +83,7 @@ def patch_tensors() -> None:
     def as_type(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
         if dtype is None:
             return type_(self).replace("torch.chip.", "torch.cuda.")
-        name = dtype if isinstance(dtype, str) else getattr(dtype, "name", "")
+        name = f"torch.cuda.{dtype.name}" if isinstance(dtype, Legacy) else dtype if isinstance(dtype, str) else ""
         if name in kinds:
             return to(self, torch.device("chip"), kinds[name], non_blocking=non_blocking)
         return type_(self, dtype, non_blocking, **kwargs)
