@@ -149,7 +149,8 @@ void run(const Call& call, bool fallback) {
   if (C10_UNLIKELY(recording())) {
     for (const IValue& value : results)
       if (value.isTensor() && !value.isList()) row.outputs.push_back(storage_of(value.toTensor()).address);
-    record_launch(row, uint8_t((waits_for_result(call) && !learning ? kWaits : 0) | (fallback ? kFallback : 0) | index_flags(call)),
+    record_launch(row,
+                  uint8_t((waits_for_result(call) && !learning ? kWaits : 0) | (fallback ? kFallback : 0) | index_flags(call)),
                   &results);
   }
   return_results(call, std::move(results));

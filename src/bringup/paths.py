@@ -20,6 +20,11 @@ _HOMES = ("/", "/home", "/Users")  # a path relative to one of these would still
 MOST_LETTERS = 4096  # in one name; the limit of trace files
 
 
+def is_library(line: str) -> bool:
+    """Return True if a line such as ``/home/me/train.py:12`` is in a package or in Python's standard library."""
+    return line.startswith(("<", sysconfig.get_path("stdlib") + os.sep)) or _PACKAGE.fullmatch(line) is not None
+
+
 class Places:
     """Shortens the paths of one recording. Different files get different names, even if their base names are equal.
 
