@@ -12,7 +12,7 @@ from bringup.analyse import changes
 from bringup.analyse.larger_batch import larger_batch
 from bringup.analyse.summary import Bottleneck, Summary
 from bringup.pricing import MEMORY
-from bringup.recording.rows import DIFFERENTIABLE, IN_OPTIMIZER, LAUNCH
+from bringup.recording.rows import DIFFERENTIABLE, IN_BACKWARD, IN_OPTIMIZER, LAUNCH, RAN
 from bringup.recording.waits import DATA_DEPENDENT, SYNCHRONIZE, UPLOAD
 from bringup.text import duration, quantity
 from bringup.timeline.replay import Timeline, WhatIf
@@ -104,11 +104,13 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
         return []
     step = summary.step_seconds
     covered = changes.in_passes(timeline)
+    if _has_modules(timeline):
+        covered &= timeline.trace.columns["module"] >= 0
     once = waits and fits_in_graph(timeline, covered)
     if _differentiates_gradients(timeline):  # AOTAutograd, which torch.compile uses, "does not support double backward"
         graph = changes.same_step_seconds(timeline, changes.as_graph(timeline, _outside_optimizers(timeline)))
         by_hand = f"replay the step as a graph that the program captures (torch.{_module(summary)}.graph)"
-        action = f"{by_hand}, {duration(graph)} per step; torch.compile cannot differentiate gradients again"
+        action = f"torch.compile cannot differentiate gradients again, so {by_hand}: {duration(graph)} per step"
         by_graph = Way(max(step - graph, 0.0), "graph", action, {"graph_seconds": graph})
         return [by_graph] if once and not _replays(timeline) else []
     if summary.compiled_graphs:
@@ -185,12 +187,26 @@ def fits_in_graph(timeline: Timeline, covered: Array) -> bool:
     waits = timeline.trace.waits.between(first, last)
     rows = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]
     launched = columns["kind"] == LAUNCH
-    if (launched & (columns["module"] >= 0))[first:last].any():
+    if _has_modules(timeline):
         return not (columns["module"][rows] >= 0).any() and _repeats(timeline, covered)
     if (waits.kind == DATA_DEPENDENT).any():
         return False
     points: Array = np.unique(np.cumsum(launched)[rows])  # reads without a launch between them are one point
     return len(points) <= 1 and _repeats(timeline, covered)
+
+
+def _has_modules(timeline: Timeline) -> bool:
+    """Return True if the typical step calls modules that the program compiles as such.
+
+    A function that torch.func differentiates has a backward pass, but no graph of autograd. It is compiled as a whole.
+    """
+    first, last, *_ = steady(timeline)
+    kind, phase, module, nodes = (
+        timeline.trace.columns[name][first:last] for name in ("kind", "phase", "module", "bytes")
+    )
+    launched = kind == LAUNCH
+    by_function = (launched & (phase == IN_BACKWARD)).any() and not (launched & (nodes == RAN)).any()
+    return bool((launched & (module >= 0)).any()) and not by_function
 
 
 def _repeats(timeline: Timeline, covered: Array) -> bool:

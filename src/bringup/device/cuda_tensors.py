@@ -27,8 +27,8 @@ class Legacy(type):
 
     def __call__(cls, *args: Any) -> torch.Tensor:
         """Create a tensor from sizes or from data, as the old types do."""
-        if args and isinstance(args[0], (list, tuple)) and not isinstance(args[0], torch.Size):
-            return torch.tensor(args[0], dtype=cls.dtype, device="cuda")
+        if args and not isinstance(args[0], (int, torch.Size)):  # a list, an array or a tensor
+            return torch.as_tensor(args[0], dtype=cls.dtype, device="cuda")
         return torch.empty(*(args or (0,)), dtype=cls.dtype, device="cuda")
 
     def __instancecheck__(cls, instance: object) -> bool:
