@@ -116,16 +116,10 @@ bool fills_masked(const Call& call) {
   return value.dim() == 0 && !(accumulate && accumulate->isBool() && accumulate->toBool());
 }
 
-bool on_host(const Call& call, const char* name) {
-  const IValue* value = argument(call, name);
-  return value && value->isTensor() && value->toTensor().device().is_cpu();
-}
-
 // Operators that wait on the virtual chip because their sizes depend on host data or on an argument, which CUDA needs no wait
 // for.
 bool knows_its_sizes(const Call& call) {
-  if (call.op.name == "aten::_pack_padded_sequence") return true;
-  if (call.op.name == "aten::_ctc_loss.Tensor") return on_host(call, "input_lengths") && on_host(call, "target_lengths");
+  if (call.op.name == "aten::_pack_padded_sequence" || call.op.name == "aten::_ctc_loss") return true;
   const IValue* size = argument(call, "output_size");
   return call.op.name == "aten::repeat_interleave.Tensor" && size && !size->isNone();
 }
