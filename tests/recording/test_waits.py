@@ -37,7 +37,8 @@ def sequence_loss(lengths_on: str) -> torch.Tensor:
     return nn.functional.ctc_loss(scores, targets, *lengths)
 
 
-SPARSE = torch.sparse_coo_tensor(torch.tensor([[0, 2]]), torch.ones(2), (4,)).coalesce()
+def sparse() -> torch.Tensor:
+    return torch.sparse_coo_tensor(torch.arange(0, 4, 2, device="chip")[None], on_chip(2), (4,), is_coalesced=True)
 
 
 CASES: dict[str, tuple[Callable[[], object], list[str]]] = {
@@ -63,9 +64,9 @@ CASES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "tensors at an index on the host": (lambda: on_chip(4).__setitem__(torch.tensor([0]), on_chip(1)), ["upload"]),
     "an index on the chip": (lambda: on_chip(4)[torch.arange(2, device="chip")], []),
     "the state of random numbers": (lambda: (on_chip(4).normal_(), torch.chip.get_rng_state()), []),  # type: ignore[attr-defined]
-    "a loss of sequences whose lengths are on the host": (lambda: sequence_loss("cpu"), []),
-    "a loss of sequences whose lengths are on the chip": (lambda: sequence_loss("chip"), ["read", "read"]),
-    "a dense tensor at the places of a sparse one": (lambda: on_chip(4).sparse_mask(SPARSE.to("chip")), []),
+    "a loss of sequences whose lengths are on the host": (lambda: sequence_loss("cpu"), ["upload"]),
+    "a loss of sequences whose lengths are on the chip": (lambda: sequence_loss("chip"), ["read", "read", "upload"]),
+    "a dense tensor at the places of a sparse one": (lambda: on_chip(4).sparse_mask(sparse()), []),
     "where": (lambda: torch.where(on_chip(4) > 0, on_chip(4), 0.0), []),
 }
 
