@@ -14,6 +14,7 @@ from bringup.pricing import Prices
 from bringup.recording.rows import (
     DEVICE_SYNC,
     EVENT_SYNC,
+    FORWARD,
     HOST,
     IN_BACKWARD,
     IN_FORWARD,
@@ -104,15 +105,18 @@ def supported(timeline: Timeline, op: str, dtype: str) -> Timeline:
 def in_passes(timeline: Timeline) -> Array:
     """Return for every row True if it is a launch of a forward or a backward pass, which torch.compile covers.
 
-    In a step that trains, launches outside of modules are part of the forward pass if autograd made a node for them. So
-    moving averages of weights, metrics and the sums of gradients over batches, which have no line, are not.
+    In a step that trains, launches are part of the forward pass if autograd made a node for them, or for others of the
+    same outermost module call. So augmentations, moving averages of weights and metrics are not. Nor are the sums of
+    gradients over batches, which have no line.
     """
     columns = timeline.trace.columns
     phase, launched = columns["phase"], columns["kind"] == LAUNCH
     step = np.searchsorted(timeline.trace.step_work.rows, np.arange(len(phase)), side="right")
     node = launched & (phase == IN_FORWARD) & (columns["bytes"] != NO_NODE)
     trains = np.bincount(step, node & (columns["bytes"] == RAN), len(timeline.trace.step_work.rows) + 1) > 0
-    forward = launched & (phase == IN_FORWARD) & ((columns["module"] >= 0) | node | ~trains[step])
+    call = np.cumsum(columns["kind"] == FORWARD)
+    trained = (columns["module"] >= 0) & (np.bincount(call, node) > 0)[call]
+    forward = launched & (phase == IN_FORWARD) & (trained | node | ~trains[step])
     passes: Array = forward | (launched & (phase == IN_BACKWARD) & (columns["line"] >= 0))
     return passes
 
