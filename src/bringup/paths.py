@@ -13,6 +13,7 @@ import sys
 import sysconfig
 
 _LINE = re.compile(r"(.*?)((?::\d+)?(?: \(backward\))?)", re.S)
+_NO_FILE = re.compile(r"<[^<>]*>(?=:|$)")  # <string>, <frozen runpy>
 _PACKAGE = re.compile(r".*/(?:site|dist)-packages/(.+)", re.S)
 # An absolute path within a text. The path of a URL does not match, except after ``file:``.
 _ABSOLUTE = re.compile(r"(?:(?<![\w./:])(?:/+|[A-Za-z]:\\+|(?:\.\./)+)|(?<=file:)/+)[^\s'\"(),:;<>]+")
@@ -22,7 +23,8 @@ MOST_LETTERS = 4096  # in one name; the limit of trace files
 
 def is_library(line: str) -> bool:
     """Return True if a line such as ``/home/me/train.py:12`` is in a package or in Python's standard library."""
-    return line.startswith(("<", sysconfig.get_path("stdlib") + os.sep)) or _PACKAGE.fullmatch(line) is not None
+    in_python = _NO_FILE.match(line) is not None or line.startswith(sysconfig.get_path("stdlib") + os.sep)
+    return in_python or _PACKAGE.fullmatch(line) is not None
 
 
 class Places:
