@@ -68,6 +68,12 @@ def test_the_points_of_a_kernel_matrix_are_no_batch() -> None:
     assert batch(lambda: layer(torch.ones(20, 4, device="chip")).sum().backward()) == 20
 
 
+def test_the_nodes_of_a_sparse_matrix_are_no_batch() -> None:
+    layer = nn.Linear(4, 8).to("chip")
+    matrix = torch.eye(20).to_sparse().to("chip")
+    assert batch(lambda: torch.sparse.mm(matrix, layer(torch.ones(20, 4, device="chip"))).sum().backward()) == 0
+
+
 def test_a_batch_of_one_product_has_its_rows() -> None:
     layer, codes = nn.Conv2d(1, 8, 3).to("chip"), torch.ones(1, 16, 8, device="chip")
 

@@ -60,7 +60,7 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
             folded.add(result.rows)
             candidates += [size] if result.in_batches else []
         family = timeline.work.works[number].family
-        if family == "linalg":  # samples are not independent of each other where a matrix has a row for each
+        if family in ("linalg", "sparse"):  # samples depend on each other where a matrix has a row for each
             related |= {size for tensor in signature.tensors for size in tensor.shape[-2:]}
         if family == "rnn" and (size := _of_recurrent(signature)) > 1:  # one sequence may be a call without a batch
             candidates.append(size)
