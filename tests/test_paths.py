@@ -1,5 +1,6 @@
 """What a report says of the machine that it was made on: nothing."""
 
+import inspect
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import bringup
-from bringup.paths import Places
+from bringup.paths import Places, is_library
 from tests.conftest import without_bringup
 
 PROGRAM = """
@@ -119,3 +120,9 @@ def test_files_of_a_report_hold_no_path_of_the_machine(tmp_path: Path, start: st
 def test_no_form_of_a_path_names_a_user(path: str, shown: str) -> None:
     assert Places("/work/project", "train.py").line(f"{path}:1") == f"{shown}:1"
     assert Places("/work/project", "train.py").within("at http://a.org/b/c") == "at http://a.org/b/c"
+
+
+def test_lines_of_libraries_are_told_from_the_programs() -> None:
+    inside = sysconfig.get_path("purelib") + "/some_package/trainer.py:3"
+    assert all(map(is_library, (inside, inspect.getfile(inspect) + ":3", "<string>:1", "<frozen runpy>:88")))
+    assert not any(map(is_library, ("/home/me/train.py:12", "train.py:12", "<b>.py:8")))

@@ -119,7 +119,7 @@ bool fills_masked(const Call& call) {
 // Operators that wait on the virtual chip because their sizes depend on host data or on an argument, which CUDA needs no wait
 // for.
 bool knows_its_sizes(const Call& call) {
-  if (call.op.name == "aten::_pack_padded_sequence") return true;
+  if (call.op.name == "aten::_pack_padded_sequence" || call.op.name == "aten::_ctc_loss") return true;
   const IValue* size = argument(call, "output_size");
   return call.op.name == "aten::repeat_interleave.Tensor" && size && !size->isNone();
 }
@@ -133,6 +133,10 @@ uint8_t index_flags(const Call& call) {
       flags = kHostIndex;
   bool waits = call.op.host_indices && ((has_mask_on_chip(call) && !fills_masked(call)) || has_index_on_host(call));
   return uint8_t(flags | (waits ? kWaits : 0));
+}
+
+bool waits_for_result(const Call& call) {
+  return call.op.synchronous && !(call.op.masks_decide && !has_mask_on_chip(call)) && !knows_its_sizes(call);
 }
 
 void alert_nondeterministic(const char* kernel) {
@@ -159,8 +163,7 @@ void alert_wait() {
 
 void alert_wait(const Call& call, bool fallback) {
   if (C10_LIKELY(sync_mode.load(std::memory_order_relaxed) == 0) || call.op.is_view) return;
-  bool waits = call.op.synchronous && !(call.op.masks_decide && !has_mask_on_chip(call)) && !knows_its_sizes(call);
-  if (waits || index_flags(call) & kWaits || fallback) alert_wait();
+  if (waits_for_result(call) || index_flags(call) & kWaits || fallback) alert_wait();
 }
 
 }  // namespace bringup

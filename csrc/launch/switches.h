@@ -19,6 +19,7 @@ void alert_wait();
 // Flags of the call's row: kHostIndex if an argument is a host tensor with dimensions, kWaits if CUDA waits for the indices: it
 // counts the elements of a mask first, and uploads an index of the host.
 uint8_t index_flags(const Call& call);
+bool waits_for_result(const Call& call);  // True if CUDA waits for the kernel, because its result has a size or value to read
 void alert_wait(const Call& call, bool fallback);  // if CUDA would synchronise for this call
 
 }  // namespace bringup

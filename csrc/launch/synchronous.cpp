@@ -5,6 +5,7 @@
 #include "launch/ledger.h"
 #include "launch/native.h"
 #include "launch/probe.h"
+#include "launch/switches.h"
 #include "launch/unwritten.h"
 #include "launch/view.h"
 #include "python/python.h"
@@ -153,7 +154,8 @@ void run(const Call& call, bool fallback) {
   if (C10_UNLIKELY(recording())) {
     for (const IValue& value : results)
       if (value.isTensor() && !value.isList()) row.outputs.push_back(storage_of(value.toTensor()).address);
-    record_launch(row, uint8_t((op.synchronous && !learning ? kWaits : 0) | (fallback ? kFallback : 0) | index_flags(call)),
+    record_launch(row,
+                  uint8_t((waits_for_result(call) && !learning ? kWaits : 0) | (fallback ? kFallback : 0) | index_flags(call)),
                   &results);
   }
   return_results(call, std::move(results));

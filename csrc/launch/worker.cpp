@@ -212,6 +212,20 @@ void clear_outputs(const Launch& launch) {
     if (size_t bytes = launch.signature->outputs[i].nbytes) std::memset(launch.outputs[i].address, 0, bytes);
 }
 
+// The first index outside of a dimension, in words: "index 500 at [3, 5] is outside of 0 to 499"; empty if all are inside.
+std::string outside(const at::Tensor& index, int64_t size) {
+  at::Tensor flat = index.to(c10::kLong).contiguous().view(-1);
+  const auto* values = flat.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < flat.numel(); ++i) {
+    if (values[i] >= 0 && values[i] < size) continue;
+    std::vector<int64_t> place(index.sizes().size());
+    int64_t rest = i;
+    for (size_t d = place.size(); d-- > 0; rest /= index.size(int64_t(d))) place[d] = rest % index.size(int64_t(d));
+    return c10::str("index ", values[i], " at ", c10::IntArrayRef(place), " is outside of 0 to ", size - 1);
+  }
+  return "";
+}
+
 void execute(Launch& launch) {
   const Signature& signature = *launch.signature;
   c10::DeviceIndex device = launch.stream->id.device_index();
@@ -253,6 +267,18 @@ void execute(Launch& launch) {
   Stack stack = rebuild(*signature.op, launch.arguments.data(), c10::kCPU, &launch.generator, input);
   try {
     signature.op->handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
+  } catch (c10::IndexError& error) {  // look-ups in a table say only that an index is "out of range in self"
+    promises = nullptr;
+    if (launch.guesses) clear_outputs(launch);
+    if (std::strstr(error.msg().c_str(), "index out of range in self") && signature.inputs.size() > 1) {
+      bool of_dimension = base_name(signature.op->name) == "index_select";
+      int64_t dimension = of_dimension ? launch.arguments[1].toInt() : 0;
+      const auto& sizes = signature.inputs[0].sizes;
+      size_t place = size_t(dimension < 0 ? dimension + int64_t(sizes.size()) : dimension);
+      if (place < sizes.size())
+        if (std::string text = outside(input(1), sizes[place]); !text.empty()) error.add_context(text);
+    }
+    throw;
   } catch (...) {
     if (launch.guesses) clear_outputs(launch);
     throw;

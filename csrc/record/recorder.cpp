@@ -29,7 +29,8 @@ using c10::IValue;
 // `bytes` of a launch is the number of the node that it made or, in the backward pass, runs. Python code in a backward pass is a
 // checkpoint that runs a part of the forward pass again, with gradients enabled, or a function or hook of the program; there,
 // `bytes` is minus twice the number of the node that runs, and one less for a checkpoint. In the columns, `bytes` is a GraphUse.
-enum GraphUse : int64_t { kNoNode, kNeverRan, kRan, kRebuilt, kWithin };
+enum GraphUse : int64_t { kNoNode, kNeverRan, kRan, kRebuilt, kWithin, kDifferentiable };
+constexpr int64_t kInGraph = int64_t(1) << 62;  // of a backward pass's launch, beside the node that it runs
 
 // At most 64 bytes, so that a million launches stay far below a gigabyte.
 struct TraceRow {
@@ -302,7 +303,7 @@ int64_t within_pass(int64_t runs, bool rebuilds) { return -2 * runs - int64_t(re
 
 int64_t node_of_launch(const Line& line, bool in_graph) {
   int64_t made = take_node();
-  if (line.phase == Phase::Backward) return line.runs;
+  if (line.phase == Phase::Backward) return line.runs | (in_graph ? kInGraph : 0);
   if (line.runs) return within_pass(line.runs, c10::GradMode::is_enabled());
   return in_graph ? made : 0;
 }
@@ -597,13 +598,14 @@ ska::flat_hash_set<int64_t> nodes_that_ran(const std::deque<TraceRow>& rows) {
   for (const TraceRow& row : rows) {
     if (row.kind != RowKind::Launch) continue;
     if (row.bytes < 0) nodes.insert(-row.bytes / 2);
-    if (row.bytes > 0 && row.phase == Phase::Backward) nodes.insert(row.bytes);
+    if (row.bytes > 0 && row.phase == Phase::Backward) nodes.insert(row.bytes & ~kInGraph);
   }
   return nodes;
 }
 
 int64_t graph_use(const TraceRow& row, const ska::flat_hash_set<int64_t>& ran) {
-  if (row.phase == Phase::Backward || !row.bytes) return kNoNode;
+  if (row.phase == Phase::Backward) return row.bytes & kInGraph ? kDifferentiable : kNoNode;
+  if (!row.bytes) return kNoNode;
   if (row.bytes < 0) return row.bytes % 2 ? kRebuilt : kWithin;
   return ran.count(row.bytes) ? kRan : kNeverRan;
 }

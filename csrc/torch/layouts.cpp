@@ -158,8 +158,9 @@ void compute_on_host(const c10::OperatorHandle& handle, const Op& op, Stack* sta
   }
 }
 
-// True if the host needs the number of elements that the result has, as with CUDA: the operator waits.
-bool returns_counts(const Op& op) {
+// True if the host needs the number of elements that the result has, as with CUDA: the operator waits. The product of a sparse
+// and a dense tensor, and a dense tensor at the places of a sparse one, have as many elements as the sparse one.
+bool returns_counts(const Op& op, const std::vector<c10::IValue>& arguments) {
   static const auto* names = new std::unordered_set<std::string>{"_coalesce",
                                                                  "_to_sparse",
                                                                  "_to_sparse_csr",
@@ -171,7 +172,13 @@ bool returns_counts(const Op& op) {
                                                                  "_sparse_sum",
                                                                  "mul",
                                                                  "_local_scalar_dense"};
-  return names->count(base_name(op.name)) != 0;
+  std::string name = base_name(op.name);
+  auto is_dense = [](const c10::IValue& value) {
+    return value.isTensor() && value.toTensor().defined() && value.toTensor().layout() == c10::kStrided;
+  };
+  bool intersects = name == "mul" || name == "sparse_mask";
+  if (intersects && std::any_of(arguments.begin(), arguments.end(), is_dense)) return false;
+  return names->count(name) != 0;
 }
 
 void run_on_host(const c10::OperatorHandle& handle, Stack* stack) {
@@ -192,7 +199,7 @@ void run_on_host(const c10::OperatorHandle& handle, Stack* stack) {
   for (const c10::IValue& value : originals)
     if (value.isTensor() && value.toTensor().defined() && value.toTensor().layout() != c10::kStrided)
       refuse_sparse_if_strict(op.name, value.toTensor().scalar_type(), config().chip);
-  bool waits = returns_counts(op);
+  bool waits = returns_counts(op, originals);
   {
     Unrecorded unrecorded;
     compute_on_host(handle, op, stack, originals, device);

@@ -13,11 +13,18 @@ import sys
 import sysconfig
 
 _LINE = re.compile(r"(.*?)((?::\d+)?(?: \(backward\))?)", re.S)
+_NO_FILE = re.compile(r"<[^<>]*>(?=:|$)")  # <string>, <frozen runpy>
 _PACKAGE = re.compile(r".*/(?:site|dist)-packages/(.+)", re.S)
 # An absolute path within a text. The path of a URL does not match, except after ``file:``.
 _ABSOLUTE = re.compile(r"(?:(?<![\w./:])(?:/+|[A-Za-z]:\\+|(?:\.\./)+)|(?<=file:)/+)[^\s'\"(),:;<>]+")
 _HOMES = ("/", "/home", "/Users")  # a path relative to one of these would still contain a user's name
 MOST_LETTERS = 4096  # in one name; the limit of trace files
+
+
+def is_library(line: str) -> bool:
+    """Return True if a line such as ``/home/me/train.py:12`` is in a package or in Python's standard library."""
+    in_python = _NO_FILE.match(line) is not None or line.startswith(sysconfig.get_path("stdlib") + os.sep)
+    return in_python or _PACKAGE.fullmatch(line) is not None
 
 
 class Places:

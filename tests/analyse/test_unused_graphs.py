@@ -70,6 +70,16 @@ def test_validation_with_gradients_is_told_to_use_no_grad() -> None:
     assert "torch.no_grad()" in item.action and "32.00 MiB" in item.condition
 
 
+def test_parts_of_a_librarys_forward_pass_are_no_advice() -> None:
+    model, x = layers(), data()
+    with bringup.record() as trace:
+        train(model)
+        validate(model, x)
+    assert bringup.price(trace, "t4").summary.memory_advice
+    trace.about["library_lines"] = list(range(len(trace.lines)))
+    assert not bringup.price(trace, "t4").summary.memory_advice
+
+
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_validation_without_gradients_is_silent(context: Callable[[], Any]) -> None:
     model, x = layers(), data()

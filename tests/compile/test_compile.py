@@ -162,6 +162,21 @@ def test_second_backward_needs_retain_graph() -> None:
         made.backward()
 
 
+def test_a_normalisation_over_the_batch_is_two_launches_each_way() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)).to(CHIP)
+    function, x = torch.compile(model), torch.randn(4, 3, 8, 8, device=CHIP)
+    function(x).sum().backward()
+    with bringup.record() as trace:
+        function(x).sum().backward()
+    launched = trace.columns["signature"][trace.columns["kind"] == LAUNCH]
+    bases = [{item.base for item in trace.signatures[number].inner} for number in launched]
+    # Forward: mean and variance with the running ones, then the rest with the activation.
+    assert sum("var_mean" in names for names in bases) == 1 and sum("relu" in names for names in bases) == 1
+    # Backward: both sums with the activation's mask, then the rest.
+    assert [sorted(names & {"where", "sum"}) for names in bases if "where" in names] == [["sum", "where"]]
+    assert len([names for names in bases if names]) <= 5  # and the count of batches
+
+
 def test_what_lies_between_products_is_one_launch() -> None:
     model = nn.Sequential(nn.Linear(64, 64), nn.GELU(), nn.LayerNorm(64), nn.Linear(64, 64)).to(CHIP)
     x = torch.randn(32, 64, device=CHIP)

@@ -47,6 +47,22 @@ def test_error_keeps_its_type() -> None:
         torch.chip.synchronize()
 
 
+@pytest.mark.parametrize(
+    ("look_up", "text"),
+    [
+        (lambda table, index: torch.nn.functional.embedding(index, table), "index 7 at [1, 0] is outside of 0 to 4"),
+        (lambda table, index: table.index_select(1, index[1]), "index 7 at [0] is outside of 0 to 2"),
+    ],
+)
+def test_a_look_up_names_the_index_that_is_out_of_range(
+    look_up: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], text: str
+) -> None:
+    result = look_up(torch.ones(5, 3, device="chip"), torch.tensor([[0, 2], [7, 9]], device="chip"))
+    with pytest.raises(IndexError) as raised:
+        result.sum().item()
+    assert text in str(raised.value)
+
+
 @pytest.mark.parametrize("read", [lambda y: y.item(), lambda y: y.cpu(), str], ids=["item", "cpu", "print"])
 def test_reading_raises_too(read: Callable[[torch.Tensor], object]) -> None:
     y = bad_gather()

@@ -28,6 +28,9 @@ g = torch.Generator(device="cuda").manual_seed(1)
 assert torch.randn(2, device="cuda", generator=g).is_cuda and isinstance(g, torch.Generator)
 assert torch.zeros(2).type() == "torch.FloatTensor" and y.type() == "torch.cuda.FloatTensor"
 assert torch.zeros(2).type("torch.cuda.HalfTensor").dtype == torch.half
+assert torch.zeros(2).type(torch.cuda.HalfTensor).is_cuda and y.type(torch.FloatTensor).device.type == "cpu"
+a = torch.zeros(2, dtype=torch.float64).numpy()
+assert torch.cuda.FloatTensor(a).dtype == torch.float and torch.cuda.FloatTensor(a).is_cuda
 t = torch.cuda.FloatTensor(2, 3)
 assert isinstance(t, torch.cuda.FloatTensor) and not isinstance(t, torch.cuda.HalfTensor)
 try:
@@ -422,6 +425,20 @@ if torch.cuda.is_available():
     assert "backends.cuda.matmul.allow_tf32" in (tmp_path / "bringup-program" / "report.html").read_text()
     done = bringup_run("program.py")
     assert "use --cuda if the program uses the device cuda" in done.stderr
+
+
+def test_new_names_of_tf32_leave_a_report(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        """
+import torch
+torch.backends.cuda.matmul.fp32_precision = "tf32"
+x = torch.randn(64, 64, device="cuda")
+for _ in range(4):
+    x @ x
+"""
+    )
+    done = bringup_run("--cuda", "--chip", "a100-sxm-80", "program.py")
+    assert "the tf32 peak" in done.stdout, done.stderr
 
 
 PRETENDED = """

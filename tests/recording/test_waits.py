@@ -9,7 +9,7 @@ from torch import nn
 
 import bringup
 from bringup.recording import sanitize
-from bringup.recording.waits import DATA_DEPENDENT, WAIT_KINDS, count_text, find_waits, is_small, noun
+from bringup.recording.waits import DATA_DEPENDENT, WAIT_KINDS, count_text, find_waits, is_small, noun, places
 from bringup.report.lines import lines
 
 HERE = "tests/recording/test_waits.py"
@@ -29,6 +29,17 @@ def kinds_in(function: Callable[[], object]) -> list[str]:
 
 def on_chip(*shape: int) -> torch.Tensor:
     return torch.ones(*shape, device="chip")
+
+
+def sequence_loss(lengths_on: str) -> torch.Tensor:
+    scores, targets = on_chip(6, 2, 4).log_softmax(-1), torch.ones(2, 3, dtype=torch.long, device="chip")
+    lengths = torch.full((2,), 6, device=lengths_on), torch.full((2,), 3, device=lengths_on)
+    return nn.functional.ctc_loss(scores, targets, *lengths)
+
+
+def sparse() -> torch.Tensor:
+    places = torch.arange(0, 4, 2, device="chip")[None]
+    return torch.sparse_coo_tensor(places, on_chip(2), (4,), is_coalesced=True, check_invariants=False)
 
 
 CASES: dict[str, tuple[Callable[[], object], list[str]]] = {
@@ -53,6 +64,10 @@ CASES: dict[str, tuple[Callable[[], object], list[str]]] = {
     "an index on the host": (lambda: on_chip(4)[torch.tensor([0, 2])], ["upload"]),
     "tensors at an index on the host": (lambda: on_chip(4).__setitem__(torch.tensor([0]), on_chip(1)), ["upload"]),
     "an index on the chip": (lambda: on_chip(4)[torch.arange(2, device="chip")], []),
+    "the state of random numbers": (lambda: (on_chip(4).normal_(), torch.chip.get_rng_state()), []),  # type: ignore[attr-defined]
+    "a loss of sequences whose lengths are on the host": (lambda: sequence_loss("cpu"), ["upload"]),
+    "a loss of sequences whose lengths are on the chip": (lambda: sequence_loss("chip"), ["read", "read", "upload"]),
+    "a dense tensor at the places of a sparse one": (lambda: on_chip(4).sparse_mask(sparse()), []),
     "where": (lambda: torch.where(on_chip(4) > 0, on_chip(4), 0.0), []),
 }
 
@@ -128,6 +143,24 @@ def test_one_wait_is_told_in_the_singular() -> None:
     assert "once per step: 1 read of a value at" in line
     assert noun("read", 2.0) == "2 reads of values" and noun("upload", 0.25) == "0.25 blocking uploads"
     assert count_text(1200.4) == "1,200"
+
+
+def test_lines_of_waits_are_listed_if_they_are_few() -> None:
+    assert places([("a.py", 3, 1.0)]) == " at a.py:3"
+    assert places([("a.py", 5, 1.0), ("a.py", 3, 2.0)]) == " at a.py:3 and 5"
+    assert places([("a.py", 3, 1.0), ("b.py", 4, 3.0)]) == ", mostly at b.py:4"
+    assert places([("b.py", 4, 1.0), ("a.py", 3, 1.0)]) == " at 2 lines, such as b.py:4"
+    assert places([("", 0, 2.0)]) == ""
+
+
+def test_operators_whose_results_depend_on_data_are_named() -> None:
+    def step() -> None:
+        on_chip(64).unique()
+        bringup.step()
+
+    summary = bringup.price(record(lambda: [step() for _ in range(4)]), "t4").summary
+    (line,) = [line.text for line in lines(summary) if line.role == "waits"]
+    assert "1 operator whose result depends on data (unique2) at" in line and "torch.where" not in line
 
 
 def test_a_program_that_never_waits_shows_no_waits() -> None:

@@ -56,6 +56,34 @@ def test_the_nodes_of_a_graph_are_no_batch() -> None:
     assert batch(lambda: model(torch.ones(50, 16, device="chip"))[labelled].square().mean().backward()) == 0
 
 
+def test_the_points_of_a_kernel_matrix_are_no_batch() -> None:
+    layer = nn.Linear(4, 8).to("chip")
+
+    def program() -> None:
+        features = layer(torch.ones(20, 4, device="chip"))
+        covariance = features @ features.t() + 20 * torch.eye(20, device="chip")
+        torch.linalg.cholesky(covariance).diagonal().log().sum().backward()
+
+    assert batch(program) == 0
+    assert batch(lambda: layer(torch.ones(20, 4, device="chip")).sum().backward()) == 20
+
+
+def test_the_nodes_of_a_sparse_matrix_are_no_batch() -> None:
+    layer = nn.Linear(4, 8).to("chip")
+    matrix = torch.eye(20).to_sparse().to("chip")
+    assert batch(lambda: torch.sparse.mm(matrix, layer(torch.ones(20, 4, device="chip"))).sum().backward()) == 0
+
+
+def test_a_batch_of_one_product_has_its_rows() -> None:
+    layer, codes = nn.Conv2d(1, 8, 3).to("chip"), torch.ones(1, 16, 8, device="chip")
+
+    def program() -> None:
+        rows = layer(torch.ones(6, 1, 5, 5, device="chip")).permute(0, 2, 3, 1).reshape(1, 54, 8)
+        (rows @ codes.transpose(1, 2)).reshape(6, -1).square().mean().backward()
+
+    assert batch(program) == 6
+
+
 def test_a_square_layer_is_no_graph() -> None:
     model = nn.Linear(32, 32).to("chip")
     assert batch(lambda: model(torch.ones(32, 32, device="chip")).square().mean().backward()) == 32

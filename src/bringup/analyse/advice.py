@@ -30,7 +30,7 @@ from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, WorkTable
 from bringup.recording.rows import D2H, H2D, LAUNCH, PINNED
 from bringup.recording.trace import Trace
-from bringup.recording.waits import REMEDIES, STAGED_BYTES, VALUE_BYTES
+from bringup.recording.waits import REMEDIES, SPARSE_REMEDY, STAGED_BYTES, VALUE_BYTES
 from bringup.text import duration, quantity, size
 from bringup.timeline.replay import Timeline, WhatIf
 from bringup.timeline.steady import steady, step_seconds
@@ -39,7 +39,6 @@ Array = npt.NDArray[Any]
 MOST_BOTTLENECKS = 3  # fit on one screen
 LEAST_SECONDS = 3e-3  # of the whole run: a smaller saving is not worth a change
 ELSEWHERE = "use another dtype or operator, run this part on the host explicitly, or ask the vendor to add it"
-SPARSE = "use dense tensors: for gradients of embeddings, nn.Embedding(sparse=False) or nn.EmbeddingBag(sparse=False)"
 MOSTLY = 0.5  # of the copies: above this share, pinning is the advice
 
 
@@ -137,7 +136,7 @@ def _fallbacks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
                 f"fallback: {item.op} {item.dtype} runs on the host, {duration(item.seconds)} per step",
                 f"the chip file of {summary.chip} does not list it; "
                 f"{quantity(item.count, 'launch')} per step at {where or 'an unknown line'}",
-                SPARSE if "sparse" in item.op or "coalesce" in item.op else ELSEWHERE,
+                SPARSE_REMEDY if "sparse" in item.op or "coalesce" in item.op else ELSEWHERE,
                 _saving(summary, changes.supported(timeline, item.op, item.dtype)),
                 key="fallback",
                 remedy="replace",

@@ -37,8 +37,8 @@ class Chains:
     others: Array
 
 
-def chains(timeline: Timeline, first: int, last: int) -> Chains:
-    """Find the chains in the rows from `first` to `last`, and price each as one kernel.
+def chains(timeline: Timeline, first: int, last: int, covered: Array) -> Chains:
+    """Find the chains in the rows from `first` to `last` that a compiler covers, and price each as one kernel.
 
     Each launch of a chain shares memory with the one before. A fused kernel reads a tensor once, and only if the chain
     does not write it first; it writes a tensor once, unless it is a temporary that is freed and nothing else uses.
@@ -48,6 +48,7 @@ def chains(timeline: Timeline, first: int, last: int) -> Chains:
     # Launches, copies, events and waits of streams end a chain; rows of the allocator and of modules do not.
     rows = np.flatnonzero(kind[first:last] <= STREAM_SYNC) + first
     light = (kind[rows] == LAUNCH) & (timeline.fallback[rows] < 0)
+    light &= covered[rows]
     light[light] = _fusible(timeline)[signature[rows[light]]]
     place = np.stack([trace.columns[name][rows].astype(np.int64) for name in ("device", "stream", "thread", "phase")])
     begins = np.ones(len(rows), dtype=bool)

@@ -14,10 +14,14 @@ from bringup.pricing import Prices
 from bringup.recording.rows import (
     DEVICE_SYNC,
     EVENT_SYNC,
+    FORWARD,
     HOST,
-    IN_OPTIMIZER,
+    IN_BACKWARD,
+    IN_FORWARD,
     LAUNCH,
+    NO_NODE,
     PINNED,
+    RAN,
     STREAM_SYNC,
     WAITS,
 )
@@ -98,11 +102,30 @@ def supported(timeline: Timeline, op: str, dtype: str) -> Timeline:
     return replayed(timeline, prices=replace(timeline.prices, supported=timeline.prices.supported | new))
 
 
+def in_passes(timeline: Timeline) -> Array:
+    """Return for every row True if it is a launch of a forward or a backward pass, which torch.compile covers.
+
+    In a step that trains, launches are part of the forward pass if autograd made a node for them, or for others of the
+    same outermost module call. So augmentations, moving averages of weights and metrics are not. Nor are the sums of
+    gradients over batches, which have no line.
+    """
+    columns = timeline.trace.columns
+    phase, launched = columns["phase"], columns["kind"] == LAUNCH
+    step = np.searchsorted(timeline.trace.step_work.rows, np.arange(len(phase)), side="right")
+    node = launched & (phase == IN_FORWARD) & (columns["bytes"] != NO_NODE)
+    trains = np.bincount(step, node & (columns["bytes"] == RAN), len(timeline.trace.step_work.rows) + 1) > 0
+    call = np.cumsum(columns["kind"] == FORWARD)
+    trained = (columns["module"] >= 0) & (np.bincount(call, node) > 0)[call]
+    forward = launched & (phase == IN_FORWARD) & (trained | node | ~trains[step])
+    passes: Array = forward | (launched & (phase == IN_BACKWARD) & (columns["line"] >= 0))
+    return passes
+
+
 def fused(timeline: Timeline) -> Timeline:
-    """Replay with each chain of pointwise launches of the typical step as one kernel; see `chains`."""
+    """Replay with each chain of pointwise launches of the typical step's passes as one kernel; see `chains`."""
     columns = dict(timeline.trace.columns)
     first, last, *_ = steady(timeline)
-    fusible = chains(timeline, first, last)
+    fusible = chains(timeline, first, last, in_passes(timeline))
     seconds = timeline.seconds.copy()
     seconds[fusible.first], seconds[fusible.others] = fusible.seconds, 0.0
     columns["kind"], columns["object"] = columns["kind"].copy(), columns["object"].copy()
@@ -111,10 +134,14 @@ def fused(timeline: Timeline) -> Timeline:
     return replayed(timeline, columns=columns, seconds=seconds)
 
 
-def as_graph(timeline: Timeline) -> Timeline:
-    """Replay with the launches of forward and backward passes as those of recorded graphs, the optimizer's as they are.
+def as_graph(timeline: Timeline, covered: Array) -> Timeline:
+    """Replay with some launches as those of recorded graphs, and the others as they are.
 
     A graph ends with the step, where the phase changes and where the host waits. Each costs the host one call.
+
+    Args:
+        timeline: the replayed trace.
+        covered: for every row, True if a graph may have it.
     """
     columns = dict(timeline.trace.columns)
     kind, phase, before = columns["kind"], columns["phase"], columns["object"]
@@ -126,7 +153,7 @@ def as_graph(timeline: Timeline) -> Timeline:
     ends = timeline.steps.ends
     changed[ends[ends < len(changed)]] = True
     number = np.cumsum(waits | changed) + 1 + int(before[launched].max(initial=0))
-    new = launched & (phase != IN_OPTIMIZER) & (before <= 0) & (timeline.fallback < 0) & ~waits
+    new = launched & covered & (before <= 0) & (timeline.fallback < 0) & ~waits
     columns["object"] = np.where(new, number, before)
     chip, kernels = timeline.chip, timeline.work.kernels[columns["signature"]] if len(timeline.work.kernels) else 0.0
     saved = pricing.launch_seconds(chip) - pricing.launch_seconds(chip, graph=True)

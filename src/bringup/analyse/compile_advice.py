@@ -12,7 +12,7 @@ from bringup.analyse import changes
 from bringup.analyse.larger_batch import larger_batch
 from bringup.analyse.summary import Bottleneck, Summary
 from bringup.pricing import MEMORY
-from bringup.recording.rows import IN_OPTIMIZER, LAUNCH
+from bringup.recording.rows import DIFFERENTIABLE, IN_BACKWARD, IN_OPTIMIZER, LAUNCH, RAN
 from bringup.recording.waits import DATA_DEPENDENT, SYNCHRONIZE, UPLOAD
 from bringup.text import duration, quantity
 from bringup.timeline.replay import Timeline, WhatIf
@@ -103,11 +103,20 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
     if not {"eager", "graph"} <= set(timeline.chip.modes):
         return []
     step = summary.step_seconds
-    once = waits and fits_in_graph(timeline)
+    covered = changes.in_passes(timeline)
+    if _has_modules(timeline):
+        covered &= timeline.trace.columns["module"] >= 0
+    once = waits and fits_in_graph(timeline, covered)
+    if _differentiates_gradients(timeline):  # AOTAutograd, which torch.compile uses, "does not support double backward"
+        graph = changes.same_step_seconds(timeline, changes.as_graph(timeline, _outside_optimizers(timeline)))
+        by_hand = f"replay the step as a graph that the program captures (torch.{_module(summary)}.graph)"
+        action = f"torch.compile cannot differentiate gradients again, so {by_hand}: {duration(graph)} per step"
+        by_graph = Way(max(step - graph, 0.0), "graph", action, {"graph_seconds": graph})
+        return [by_graph] if once and not _replays(timeline) else []
     if summary.compiled_graphs:
         if not once or _replays(timeline):
             return []
-        graph = changes.same_step_seconds(timeline, changes.as_graph(timeline))
+        graph = changes.same_step_seconds(timeline, changes.as_graph(timeline, covered))
         action = (
             f'replay the compiled kernels as a graph: torch.compile(mode="reduce-overhead"), {duration(graph)} per step'
         )
@@ -116,7 +125,7 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
     alone = changes.same_step_seconds(timeline, fused)
     ways = [Way(max(step - alone, 0.0), "fuse", "fuse operators with torch.compile", {"fused_seconds": alone})]
     if once:
-        graph = changes.same_step_seconds(timeline, changes.as_graph(fused))
+        graph = changes.same_step_seconds(timeline, changes.as_graph(fused, covered))
         if alone - graph >= LEAST_SHARE * step:
             action = (
                 'fuse operators with torch.compile(mode="reduce-overhead"), which also replays them as a graph: '
@@ -126,6 +135,22 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
     return ways
 
 
+def _differentiates_gradients(timeline: Timeline) -> bool:
+    """Return True if a backward pass of the typical step can be differentiated: ``create_graph=True``."""
+    first, last, *_ = steady(timeline)
+    columns = timeline.trace.columns
+    return bool(((columns["kind"][first:last] == LAUNCH) & (columns["bytes"][first:last] == DIFFERENTIABLE)).any())
+
+
+def _outside_optimizers(timeline: Timeline) -> Array:
+    outside: Array = timeline.trace.columns["phase"] != IN_OPTIMIZER
+    return outside
+
+
+def _module(summary: Summary) -> str:
+    return "cuda" if summary.named_cuda else "chip"
+
+
 def _larger_batch(timeline: Timeline, summary: Summary) -> list[Way]:
     """Return what a larger batch saves for the same samples."""
     if summary.step_seconds <= LEAST_BATCH_GAIN * summary.device_seconds:
@@ -133,6 +158,8 @@ def _larger_batch(timeline: Timeline, summary: Summary) -> list[Way]:
     larger = larger_batch(timeline)
     if larger is None and 2 * summary.memory.peak_bytes > summary.room_bytes:
         return []  # twice the batch may not fit
+    if not summary.samples:  # what would grow is not known: a graph, or points that depend on each other
+        return []
     if larger is None or not larger.samples:
         # The host's work is the same for a larger batch, so its share is the most that is saved for the same samples.
         without = changes.same_step_seconds(timeline, changes.replayed(timeline, WhatIf(dispatch_scale=0.0)))
@@ -148,31 +175,47 @@ def _replays(timeline: Timeline) -> bool:
     return bool(((columns["kind"][first:last] == LAUNCH) & (columns["object"][first:last] > 0)).any())
 
 
-def fits_in_graph(timeline: Timeline) -> bool:
-    """Return True if a step can be one graph that the next steps replay.
+def fits_in_graph(timeline: Timeline, covered: Array) -> bool:
+    """Return True if what torch.compile covers in a step can be graphs that the next steps replay.
 
-    It cannot if the result of an operator depends on data, or if the host reads values at several points of a step,
-    since a value may decide what is launched next. One such point can be the border between two steps. Nor is a graph
-    replayed if shapes change from step to step.
+    It cannot if a module needs a result on the host: the size of an operator's result, or a value, which may decide
+    what is launched next. A step without modules can read values at one point, the border between two steps. Nor is a
+    graph replayed if its shapes change from step to step.
     """
     first, last, *_ = steady(timeline)
+    columns = timeline.trace.columns
     waits = timeline.trace.waits.between(first, last)
+    rows = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]
+    launched = columns["kind"] == LAUNCH
+    if _has_modules(timeline):
+        return not (columns["module"][rows] >= 0).any() and _repeats(timeline, covered)
     if (waits.kind == DATA_DEPENDENT).any():
         return False
-    reads = waits.rows[(waits.kind != UPLOAD) & (waits.kind != SYNCHRONIZE)]
-    launches = np.cumsum(timeline.trace.columns["kind"] == LAUNCH)
-    points: Array = np.unique(launches[reads])  # reads without a launch between them are one point
-    return len(points) <= 1 and _repeats(timeline)
+    points: Array = np.unique(np.cumsum(launched)[rows])  # reads without a launch between them are one point
+    return len(points) <= 1 and _repeats(timeline, covered)
 
 
-def _repeats(timeline: Timeline) -> bool:
+def _has_modules(timeline: Timeline) -> bool:
+    """Return True if the typical step calls modules that the program compiles as such.
+
+    A function that torch.func differentiates has a backward pass, but no graph of autograd. It is compiled as a whole.
+    """
+    first, last, *_ = steady(timeline)
+    kind, phase, module, nodes = (
+        timeline.trace.columns[name][first:last] for name in ("kind", "phase", "module", "bytes")
+    )
+    launched = kind == LAUNCH
+    by_function = (launched & (phase == IN_BACKWARD)).any() and not (launched & (nodes == RAN)).any()
+    return bool((launched & (module >= 0)).any()) and not by_function
+
+
+def _repeats(timeline: Timeline, covered: Array) -> bool:
     """Return True if most steps that do the work of the typical one launch the same signatures as it."""
     columns, work = timeline.trace.columns, timeline.trace.step_work
     first, last, *_ = steady(timeline)
-    counted = (columns["kind"] == LAUNCH) & (columns["phase"] != IN_OPTIMIZER)  # the first step creates its state
 
     def launched(begin: int, end: int) -> bytes:
-        return bytes(columns["signature"][begin:end][counted[begin:end]].tobytes())
+        return bytes(columns["signature"][begin:end][covered[begin:end]].tobytes())
 
     bounds = work.rows.tolist()
     steps = [launched(*bounds[i : i + 2]) for i in np.flatnonzero(work.alike).tolist()]

@@ -21,7 +21,7 @@ from bringup.pricing.bands import bound, error_band
 from bringup.recording.driver_rows import seconds_of
 from bringup.recording.findings import Finding
 from bringup.recording.rows import LAUNCH
-from bringup.recording.waits import WAIT_KINDS, is_small
+from bringup.recording.waits import WAIT_KINDS, is_small, waiting_ops
 from bringup.text import split_line
 from bringup.timeline import library
 from bringup.timeline.batch import batches, samples
@@ -204,11 +204,14 @@ def waits(timeline: Timeline, first: int, last: int) -> list[Wait]:
     seconds = np.bincount(place.ravel(), timeline.waited[steady_waits.rows], len(groups))
     listed = []
     all_small = np.bincount(place.ravel(), small, len(groups)) == counts
-    for (kind, line), number, total, one in zip(
-        groups.tolist(), counts.tolist(), seconds.tolist(), all_small.tolist(), strict=True
+    ops: list[set[str]] = [set() for _ in groups]
+    for group, op in zip(place.ravel().tolist(), waiting_ops(trace, steady_waits.rows), strict=True):
+        ops[group] |= {op} if op else set()
+    for (kind, line), number, total, one, names in zip(
+        groups.tolist(), counts.tolist(), seconds.tolist(), all_small.tolist(), ops, strict=True
     ):
         file, place_in_file = split_line(trace.lines[line] if line >= 0 else "")
-        listed.append(Wait(WAIT_KINDS[kind], file, place_in_file, float(number), total, one))
+        listed.append(Wait(WAIT_KINDS[kind], file, place_in_file, float(number), total, one, tuple(sorted(names))))
     return sorted(listed, key=lambda item: (-item.seconds, -item.per_step, item.kind, item.file, item.line))
 
 

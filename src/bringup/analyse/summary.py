@@ -46,6 +46,7 @@ class Wait:
         kind: ``upload``, ``download``, ``read``, ``synchronize`` or ``data_dependent``, see `recording.waits`.
         seconds: time per step for which the host stood still in them.
         small: True if they are uploads that need no pinned memory, see `waits.is_small`.
+        ops: the operators that wait, if they are no copies.
     """
 
     kind: str
@@ -54,6 +55,7 @@ class Wait:
     per_step: float
     seconds: float
     small: bool = field(default=False, metadata=OURS)
+    ops: tuple[str, ...] = field(default=(), metadata=OURS)
 
 
 @dataclass(frozen=True)

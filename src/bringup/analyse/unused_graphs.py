@@ -33,11 +33,16 @@ LEAST_BYTES = 2 << 20  # the smallest segment that the caching allocator takes f
 
 
 def memory_advice(trace: Trace, summary: Summary) -> list[MemoryAdvice]:
-    """Advise torch.no_grad() if the peak of device memory falls without the graphs that no backward pass runs."""
+    """Advise torch.no_grad() if the peak of device memory falls without the graphs that no backward pass runs.
+
+    Parts of a library's forward pass are left out: the program cannot put torch.no_grad() around them.
+    """
     if summary.memory.at is None:
         return []
     handed_out = storages(trace, summary.memory.at.device)
     freed, line = without_graphs(trace, handed_out)
+    ours = ~np.isin(line, trace.about.get("library_lines", []))
+    freed = np.where(ours, freed, handed_out.freed)
     _, held_bytes = memory_over_time(trace)
     top = int(np.argmax(held_bytes))
     idle = (handed_out.allocated <= top) & (handed_out.freed > top) & (freed <= top)

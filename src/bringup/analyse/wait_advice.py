@@ -10,7 +10,9 @@ from bringup.recording.waits import (
     count_text,
     is_small,
     noun,
+    places,
     remedy,
+    waiting_ops,
 )
 from bringup.text import duration
 from bringup.timeline.replay import Timeline
@@ -48,12 +50,15 @@ def _bottleneck(timeline: Timeline, summary: Summary, waits: Waits, *, is_small:
     saved = summary.step_seconds - step_seconds(changes.without_waits(timeline, waits))
     stood = float(timeline.waited[rows].sum())
     line = timeline.trace.longest_line(rows, timeline.waited[rows] + 1e-12)
+    ops = sorted(set(waiting_ops(timeline.trace, rows)) - {""})
+    of_line = [item for item in summary.waits if item.kind == kind and item.small == is_small]
+    at = places([(item.file, item.line, item.per_step) for item in of_line])
     times = "once" if count_text(per_step) == "1" else f"{count_text(per_step)} times"
     return [
         Bottleneck(
             f"the host waits for the chip {times} per step, {duration(stood)} in all",
-            f"{noun(kind, per_step)}{f', mostly at {line}' if line else ''}; until its next launch the chip idles",
-            remedy(kind, small=is_small),
+            f"{noun(kind, per_step, ops)}{at}; until its next launch the chip idles",
+            remedy(kind, small=is_small, ops=ops),
             max(saved, 0.0),
             key="waits",
             remedy="make-on-chip" if is_small else CODES[kind],

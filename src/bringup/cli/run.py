@@ -386,6 +386,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     A program that failed before it used the chip has none.
     """
     from bringup.drivers import shadow
+    from bringup.recording.keepers import with_keeper
     from bringup.recording.measured import sentences
     from bringup.report import writer  # imports torch
     from bringup.report.prediction import price
@@ -401,7 +402,9 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     if job.checks:
         touched = (sanitize.shown(item, recorder.places) for item in sanitize.touched() if item.check in job.checks)
         noticed = {str(item): item for item in touched}
-        findings = [*sanitize.findings(trace, job.checks), *noticed.values()]
+        variables = vars(sys.modules["__main__"])  # the program's
+        findings = [with_keeper(item, trace, variables) for item in sanitize.findings(trace, job.checks)]
+        findings += noticed.values()
         trace.about["findings"] = [vars(item) for item in findings]
     prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
     writer.write(prediction, job.target, progress=sys.stderr.isatty())

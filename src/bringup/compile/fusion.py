@@ -2,8 +2,9 @@
 
 Note [Kernels]
 The graph is cut after decompositions. Products, convolutions, attention and sorting each become one kernel. So does a
-reduction over other than the last dimensions, together with elementwise operators on its result. All other nodes are
-fused if they are connected. A fused kernel reads its inputs once and writes only results that other kernels need.
+reduction over other than the last dimensions, together with elementwise operators before it, and with those on its
+result that have as many elements. All other nodes are fused if they are connected, and computed as late as possible. A
+fused kernel reads its inputs once and writes only results that other kernels need.
 The cut does not depend on the chip, so a recording can be priced on any chip. The only exception are operators that the
 recording's chip does not support, which end a fusion. Each kernel is one launch. Its results are allocated and freed
 as by a compiled program.
@@ -150,22 +151,44 @@ def cut(graph: fx.Graph, roots: dict[Root, Root]) -> list[Kernel]:
     depth: dict[fx.Node, int] = {}
     group: dict[fx.Node, fx.Node] = {}
     reductions: dict[tuple[int, Root, Any], fx.Node] = {}
+    before = {
+        node: [node_of[roots[source, 0]] for source in tensors_of(node) if roots[source, 0] in node_of]
+        for node in computing
+    }
+    after: dict[fx.Node, list[fx.Node]] = {node: [] for node in computing}
 
-    def joins(node: fx.Node, b: fx.Node) -> bool:
-        """Return True if a node can join the kernel of its input `b`: if both can be fused, or after a reduction."""
-        return fusible[node] and (fusible[b] or (_is_reduction(b) and _elements(node) == _elements(b)))
+    def joins(node: fx.Node, b: fx.Node, reduced: set[fx.Node]) -> bool:
+        """Return True if a node can join the kernel of its input `b`; `reduced` are results of reductions in it."""
+        if b in reduced:
+            return fusible[node] and _elements(node) == _elements(b)
+        into_reduction = _is_reduction(node) and _elements(b) == tensors_of(node)[0].meta["val"].numel()
+        return fusible[b] and (fusible[node] or into_reduction)
+
+    def add_reduced(node: fx.Node, reduced: set[fx.Node]) -> None:
+        same = (b for b in before[node] if b in reduced and depth[b] == depth[node])
+        if (_is_reduction(node) and not fusible[node]) or any(joins(node, b, reduced) for b in same):
+            reduced.add(node)
 
     def leader(node: fx.Node) -> fx.Node:
         while group[node] is not node:
             node = group[node]
         return node
 
+    reduced: set[fx.Node] = set()
     for node in computing:
+        depth[node] = max((depth[b] + (not joins(node, b, reduced)) for b in before[node]), default=0)
+        add_reduced(node, reduced)
+        for b in before[node]:
+            after[b].append(node)
+    for node in reversed(computing):  # what only later kernels read is computed there
+        if fusible[node] and after[node]:
+            depth[node] = min(depth[a] - (not joins(a, node, set())) for a in after[node])
+    reduced = set()
+    for node in computing:
+        add_reduced(node, reduced)
         group[node] = node
-        before = [node_of[roots[source, 0]] for source in tensors_of(node) if roots[source, 0] in node_of]
-        depth[node] = max((depth[b] + (not joins(node, b)) for b in before), default=0)
-        for b in before:
-            if joins(node, b) and depth[b] == depth[node]:
+        for b in before[node]:
+            if joins(node, b, reduced) and depth[b] == depth[node]:
                 group[leader(node)] = leader(b)
         if not fusible[node] and _is_reduction(node):  # two reductions over the same tensor share a kernel
             source = tensors_of(node)[0]

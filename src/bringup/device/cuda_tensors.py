@@ -27,8 +27,8 @@ class Legacy(type):
 
     def __call__(cls, *args: Any) -> torch.Tensor:
         """Create a tensor from sizes or from data, as the old types do."""
-        if args and isinstance(args[0], (list, tuple)) and not isinstance(args[0], torch.Size):
-            return torch.tensor(args[0], dtype=cls.dtype, device="cuda")
+        if args and not isinstance(args[0], (int, torch.Size)):  # a list, an array or a tensor
+            return torch.as_tensor(args[0], dtype=cls.dtype, device="cuda")
         return torch.empty(*(args or (0,)), dtype=cls.dtype, device="cuda")
 
     def __instancecheck__(cls, instance: object) -> bool:
@@ -83,7 +83,7 @@ def patch_tensors() -> None:
     def as_type(self: torch.Tensor, dtype: Any = None, non_blocking: bool = False, **kwargs: Any) -> Any:
         if dtype is None:
             return type_(self).replace("torch.chip.", "torch.cuda.")
-        name = dtype if isinstance(dtype, str) else getattr(dtype, "name", "")
+        name = f"torch.cuda.{dtype.name}" if isinstance(dtype, Legacy) else dtype if isinstance(dtype, str) else ""
         if name in kinds:
             return to(self, torch.device("chip"), kinds[name], non_blocking=non_blocking)
         return type_(self, dtype, non_blocking, **kwargs)

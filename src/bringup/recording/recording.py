@@ -18,7 +18,7 @@ from bringup.cost.signature import Signature
 from bringup.device import load
 from bringup.device.choose import choose_from_environment
 from bringup.errors import BringupError
-from bringup.paths import Places, as_text
+from bringup.paths import Places, as_text, is_library
 from bringup.process import FACTS, Facts, process
 from bringup.recording import inputs, modules
 from bringup.recording.rows import BY_PROGRAM, COLUMNS, STEP
@@ -85,7 +85,8 @@ class Recording:
         ops = torch.ops.bringup
         *values, uses, offsets = (column.numpy() for column in ops.recorded_columns(0))
         columns = dict(zip(COLUMNS, values, strict=True))
-        texts = [self.places.line(text) for text in ops.recorded_lines()]
+        recorded = ops.recorded_lines()
+        texts = [self.places.line(text) for text in recorded]
         lines = list(dict.fromkeys(texts))  # the core numbers instructions, and a source line may have several
         place = {text: number for number, text in enumerate(lines)}
         to_line = np.asarray([*(place[text] for text in texts), -1], dtype=np.int32)
@@ -94,6 +95,10 @@ class Recording:
         about: dict[str, Any] = {"redirected": {}}
         for facts in self._facts.values():
             about |= facts()
+        if of_libraries := sorted(
+            {place[text] for text, line in zip(texts, recorded, strict=True) if is_library(line)}
+        ):
+            about["library_lines"] = of_libraries
         if loaders := self.inputs.facts():
             about["inputs"] = loaders
         if sleeps := self.inputs.sleeps():

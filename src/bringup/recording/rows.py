@@ -18,7 +18,7 @@ PINNED, WAITS, FALLBACK, HOST_INDEX, INITIALISED, OF_ALLOCATOR, OF_UPLOAD, OF_DO
 WAITS_FOR = ("sleep", "descriptor", "process", "lock")  # flags of a host row; see csrc/record/waits.h
 # The column bytes of a launch, its part in autograd's graph: none; a node that no backward pass ran; a node that one
 # ran; run again by a checkpoint in a backward pass; launched by other Python code in a backward pass.
-NO_NODE, NEVER_RAN, RAN, REBUILT, WITHIN = range(5)
+NO_NODE, NEVER_RAN, RAN, REBUILT, WITHIN, DIFFERENTIABLE = range(6)
 BY_PROGRAM = -1  # the object column of a step row recorded by bringup.step()
 # The owners of storages. Owner rows hold the first two and the last, in the column bytes; `analyse.holders` derives the
 # others.

@@ -32,7 +32,7 @@ from bringup.recording.rows import (
     WAITS,
 )
 from bringup.recording.trace import Trace
-from bringup.recording.waits import NOUNS, WAIT_KINDS, is_small, remedy
+from bringup.recording.waits import NOUNS, WAIT_KINDS, is_small, remedy, waiting_ops
 from bringup.text import size
 
 if TYPE_CHECKING:
@@ -341,13 +341,14 @@ def _hot_waits(rows: _Rows) -> Iterator[Finding]:
         kind = int(np.bincount(implicit.kind[members]).argmax())
         of_kind = implicit.where((lines == line) & (implicit.kind == kind))
         name = WAIT_KINDS[kind]
+        ops = [op for op in waiting_ops(rows.trace, of_kind.rows) if op]
         cause = NOUNS[name][0]
         yield Finding(
             "sync",
             f"{text} makes the host wait for the chip {how}: {'an' if cause[0] in 'aeiou' else 'a'} {cause}",
             text,
             "",
-            remedy(name, small=bool(is_small(rows.trace, of_kind).all())),
+            remedy(name, small=bool(is_small(rows.trace, of_kind).all()), ops=ops),
         )
 
 

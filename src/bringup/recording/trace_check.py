@@ -177,6 +177,7 @@ class _About(BaseModel):
     chip_time: StrictBool = False
     out_of_memory: StrictBool = False
     failed: StrictBool = False
+    library_lines: Annotated[list[Count], Field(max_length=MOST["lines"])] = []
     inputs: Annotated[list[_Input], Field(max_length=MOST["lines"])] = []
     sleeps: Annotated[list[_Sleep], Field(max_length=MOST["lines"])] = []
     host: Text = ""
@@ -241,7 +242,7 @@ def check_rows(trace: Rows) -> None:
     for kinds, (name, low, high) in of_kind.items():
         _check_range(name, columns["object"][np.isin(kind, kinds)], low, high)
     _check_range("kind of a host's wait", columns["flags"][kind == rows.HOST], 0, len(rows.WAITS_FOR))
-    _check_range("part in a graph", columns["bytes"][launched], rows.NO_NODE, rows.WITHIN + 1)
+    _check_range("part in a graph", columns["bytes"][launched], rows.NO_NODE, rows.DIFFERENTIABLE + 1)
     _check_range("kind of an owner", columns["bytes"][kind == rows.OWNER], 0, len(rows.OWNERS))
     for name, amounts in (
         ("bytes", columns["bytes"]),

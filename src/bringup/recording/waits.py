@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +42,17 @@ NOUNS = {  # one, and several
 HINTS = {  # the remedies in a few words
     "upload": "non_blocking=True from pinned memory does not wait",
     "download": "read less often, or keep it on the chip",
-    "data_dependent": "not with torch.where",
 }
+BY_MASK = (
+    "index",
+    "index_put",
+    "index_put_",
+    "_index_put_impl_",
+    "nonzero",
+    "masked_select",
+)  # torch.where needs no size
+MASK_HINT = "not with torch.where"
+MOST_LINES = 4  # so many lines of a file are listed
 SMALL_HINT = "non_blocking=True does not wait, nor does a value made on the chip"
 SMALL_UPLOAD = (
     "create the value on the chip (torch.full((), value, device=...)) or keep it there; up to 64 KiB, "
@@ -56,9 +66,15 @@ REMEDIES = {
     "read": "read values less often: keep sums on the chip and read them every n steps; "
     "torch.where can replace a condition",
     "synchronize": "synchronize only where a time is measured or another device needs the result",
-    "data_dependent": "use operators whose result has a fixed size, such as torch.where or masked_fill, "
-    "in place of boolean masks and nonzero",
+    "data_dependent": "use operators whose result has a fixed size, or call them less often",
 }
+MASK_REMEDY = (
+    "use operators whose result has a fixed size, such as torch.where or masked_fill, "
+    "in place of boolean masks and nonzero"
+)
+SPARSE_REMEDY = (
+    "use dense tensors: for gradients of embeddings, nn.Embedding(sparse=False) or nn.EmbeddingBag(sparse=False)"
+)
 
 
 @dataclass(frozen=True)
@@ -142,15 +158,64 @@ def is_small(trace: Trace, waits: Waits) -> Array:
     return small
 
 
-def remedy(kind: str, *, small: bool = False) -> str:
-    """Return what avoids a wait of this kind; `small` is for uploads, see `is_small`."""
+def waiting_ops(trace: Trace, rows: Array) -> list[str]:
+    """Return the operator of each of these rows; empty for a row that is no launch."""
+    launched, signature = trace.columns["kind"][rows] == LAUNCH, trace.columns["signature"][rows]
+    return [
+        str(trace.signature_data[number]["op"]) if is_launch else ""
+        for is_launch, number in zip(launched.tolist(), signature.tolist(), strict=True)
+    ]
+
+
+def remedy(kind: str, *, small: bool = False, ops: Sequence[str] = ()) -> str:
+    """Return what avoids a wait of this kind; `small` is for uploads, see `is_small`, and `ops` for operators."""
+    if kind == "data_dependent" and ops:
+        if all(op.startswith("sparse::") for op in ops):
+            return SPARSE_REMEDY
+        if all(short_name(op) in BY_MASK for op in ops):
+            return MASK_REMEDY
     return SMALL_UPLOAD if small else REMEDIES[kind]
 
 
-def noun(kind: str, number: float) -> str:
-    """Write a number of waits: ``1 blocking upload``, ``2.5 reads of values``."""
+def hint(kind: str, *, small: bool, ops: Sequence[str]) -> str:
+    """Return the remedy in a few words; empty if it needs more."""
+    if kind == "data_dependent":
+        return MASK_HINT if ops and all(short_name(op) in BY_MASK for op in ops) else ""
+    return SMALL_HINT if small else HINTS.get(kind, "")
+
+
+def short_name(op: str) -> str:
+    """Return ``index`` for ``aten::index.Tensor``."""
+    return op.split("::")[-1].split(".")[0]
+
+
+def places(counts: Sequence[tuple[str, int, float]]) -> str:
+    """Write where waits are: `` at train.py:3``, `` at train.py:3 and 5``, ``, mostly at train.py:3``.
+
+    Args:
+        counts: file, line and number of each line with waits, the most important first; unknown lines have no file.
+    """
+    named = [item for item in counts if item[0]]
+    if not named:
+        return ""
+    file, line, count = max(named, key=lambda item: item[2])
+    if len(counts) == len(named) <= MOST_LINES and len({item[0] for item in named}) == 1:
+        numbers = [str(item[1]) for item in sorted(named)]
+        last = numbers.pop()
+        return f" at {file}:{', '.join(numbers)}{' and ' if numbers else ''}{last}"
+    if 2 * count > sum(item[2] for item in counts):
+        return f", mostly at {file}:{line}"
+    return f" at {len(counts):,} lines, such as {named[0][0]}:{named[0][1]}"
+
+
+def noun(kind: str, number: float, ops: Sequence[str] = ()) -> str:
+    """Write a number of waits: ``1 blocking upload``, ``2.5 reads of values``; with the names of operators."""
     one, several = NOUNS[kind]
-    return f"{count_text(number)} {one if count_text(number) == '1' else several}"
+    names = ", ".join(dict.fromkeys(short_name(op).strip("_") for op in ops))
+    return (
+        f"{count_text(number)} {one if count_text(number) == '1' else several}"
+        f"{f' ({names})' if kind == 'data_dependent' and names else ''}"
+    )
 
 
 def count_text(number: float) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bringup.process import EXPANDABLE
-from bringup.recording.waits import HINTS, SMALL_HINT, WAIT_KINDS, count_text, noun
+from bringup.recording.waits import WAIT_KINDS, count_text, hint, noun, places
 from bringup.text import duration, figure, quantity, size
 
 if TYPE_CHECKING:  # the list of chips needs no summary
@@ -289,11 +289,10 @@ def _waits(summary: Summary) -> Iterator[Line]:
         count = sum(item.per_step for item in of_kind)
         if count >= LEAST_WAITS:
             total += count
-            most = max(of_kind, key=lambda item: (item.per_step, item.seconds))
-            at = f" at {most.file}:{most.line}" if most.file else ""
-            mostly = "mostly" if at and len(of_kind) > 1 else ""
-            hint = SMALL_HINT if all(item.small for item in of_kind) else HINTS.get(kind)
-            kinds.append(f"{noun(kind, count)}{', ' if mostly else ''}{mostly}{at}{f' ({hint})' if hint else ''}")
+            ops = sorted({op for item in of_kind for op in item.ops})
+            words = hint(kind, small=all(item.small for item in of_kind), ops=ops)
+            at = places([(item.file, item.line, item.per_step) for item in of_kind])
+            kinds.append(f"{noun(kind, count, ops)}{at}{f' ({words})' if words else ''}")
     if not kinds:
         return
     times = "once" if count_text(total) == "1" else f"{count_text(total)} times"

@@ -46,6 +46,7 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
     rows_of: dict[int, int] = {}  # storage of a factor -> first axis of the data that it multiplies
     casts: dict[int, int] = {}  # copy of a parameter, such as autocast makes -> the parameter
     results: dict[int, _Result] = {}  # storage of a product's result
+    related: set[int] = set()  # sizes of matrices that are decomposed or solved
     folded: set[int] = set()  # rows of products that are samples times something, such as tokens
     for row in launches[columns["phase"][launches] == IN_FORWARD].tolist():
         number = int(columns["signature"][row])
@@ -59,14 +60,16 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
             folded.add(result.rows)
             candidates += [size] if result.in_batches else []
         family = timeline.work.works[number].family
+        if family in ("linalg", "sparse"):  # samples depend on each other where a matrix has a row for each
+            related |= {size for tensor in signature.tensors for size in tensor.shape[-2:]}
         if family == "rnn" and (size := _of_recurrent(signature)) > 1:  # one sequence may be a call without a batch
             candidates.append(size)
             multiples.add(size)
         data = _first(signature, DATA) if family in PRODUCTS else None
         if data is None:
             continue
-        size = data.shape[0]
-        in_batches = len(data.shape) == 3 and family in ("matmul", "attention")
+        in_batches = len(data.shape) == 3 and data.shape[0] > 1 and family in ("matmul", "attention")
+        size = data.shape[1] if data.shape[0] == 1 and len(data.shape) == 3 and family == "matmul" else data.shape[0]
         results |= {use >> 1: _Result(size, in_batches) for use in uses if use & 1}
         candidates += [] if multiples or in_batches else [size]
         multiples.add(size)
@@ -82,7 +85,9 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
             return 0
     multiples |= _loss(trace, launches, owned)
     agreed = (
-        size for size in candidates if size and size not in folded and not any(other % size for other in multiples)
+        size
+        for size in candidates
+        if size and size not in folded | related and not any(other % size for other in multiples)
     )
     return next(agreed, 0)
 

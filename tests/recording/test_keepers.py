@@ -1,0 +1,61 @@
+"""A leak's finding names the variable that keeps what leaks."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import bringup
+from bringup.recording.findings import Finding
+from bringup.recording.keepers import with_keeper
+
+LEAK = Finding("leak", "train.py:3 allocates 4 bytes per step", "train.py:3", "", "")
+STEPS = 8
+
+
+def keeper(step: Callable[[dict[str, object], nn.Module, torch.Tensor], None]) -> str:
+    """Return what the finding says after some steps, which may change the program's variables."""
+    model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 8)).to("chip")
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    variables: dict[str, object] = {"model": model, "optimizer": optimizer, "torch": torch, "seen": [], "running": 0.0}
+    with bringup.record() as trace:
+        for _ in range(STEPS):
+            loss = model(torch.ones(4, 8, device="chip")).square().mean()
+            optimizer.zero_grad()
+            loss.backward(retain_graph=True)
+            optimizer.step()
+            variables["loss"] = loss
+            step(variables, model, loss)
+    assert with_keeper(LEAK, trace, {}) == LEAK
+    return with_keeper(LEAK, trace, variables).what.removeprefix(LEAK.what)
+
+
+def collect(variables: dict[str, object], _: nn.Module, loss: torch.Tensor) -> None:
+    seen = variables["seen"]
+    assert isinstance(seen, list)
+    seen.append({"loss": loss.detach()})
+
+
+def add(variables: dict[str, object], _: nn.Module, loss: torch.Tensor) -> None:
+    variables["running"] = variables["running"] + loss  # type: ignore[operator]
+
+
+def test_a_list_of_tensors_is_named() -> None:
+    assert keeper(collect) == f"; the variable seen keeps {STEPS} tensors"
+
+
+def test_a_sum_with_the_graphs_of_all_steps_is_named() -> None:
+    assert keeper(add).startswith("; the variable running keeps the graph of ")
+
+
+def test_the_last_step_alone_is_no_keeper() -> None:
+    assert keeper(lambda *_: None) == ""
+
+
+@pytest.mark.parametrize("check", ["race", "sync"])
+def test_other_findings_have_no_keeper(check: str) -> None:
+    finding = Finding(check, "", "", "", "")
+    with bringup.record() as trace:
+        seen = [torch.ones(1, device="chip") for _ in range(8)]
+    assert with_keeper(finding, trace, {"seen": seen}) is finding
