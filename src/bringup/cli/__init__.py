@@ -16,6 +16,7 @@ VERBS = {
     "diff": "Compare two runs: what became slower or faster, what is new, what is gone.",
     "compare": "Compare the predictions for one recording on several chips.",
     "chips": "List, show and check chip files.",
+    "clusters": "List, show and check clusters and the nodes that they consist of.",
     "calibrate": "Measure a real device and write its chip file and host file.",
     "check": "Check how complete an accelerator's software is (the scorecard).",
     "validate": "Compare predictions with published or own measurements.",
