@@ -333,7 +333,7 @@ class Chip(_Sourced):
         group = "convolution" if family == "depthwise" else family
         if family == "sparse":
             return dtype in self.ops.groups.get(family, [])
-        if family == "copy" or name in CASTS or dtype in self.ops.groups.get(group, self.ops.dtypes):
+        if family in ("copy", "collective") or name in CASTS or dtype in self.ops.groups.get(group, self.ops.dtypes):
             return True
         return group in PRODUCTS and group not in self.ops.groups and matrix_dtype(dtype) in self.matrix.tflops
 

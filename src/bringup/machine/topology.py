@@ -22,7 +22,7 @@ from bringup.machine.files import (
 from bringup.text import quantity, short
 
 if TYPE_CHECKING:
-    from bringup.machine.schema import Network, Node
+    from bringup.machine.schema import Chip, Network, Node
 
 _REPEATED = re.compile(r"(.+)x(\d{1,6})")  # dgx-h100x32: 32 nodes
 
@@ -101,6 +101,29 @@ def load_cluster(name_or_file: str | Path) -> Topology:
     raise UnknownChipError(
         f"no cluster or node is named {short(text)!r}: {hint} For 32 nodes write dgx-h100x32, for a file its path"
     )
+
+
+def cluster_of(chip: Chip, ranks: int) -> Topology:
+    """Return a cluster for this many ranks: of the first node that ships with the chip, else over the chip's link."""
+    from bringup.machine.schema import Links, Network, Node  # imports pydantic
+
+    for name in available_nodes():
+        node = load_node(name)
+        nodes = -(-ranks // node.chips)
+        if node.chip == chip.name and (nodes == 1 or node.network is not None):
+            return Topology(name if nodes == 1 else f"{name}x{nodes}", node.description, node, nodes, Network())
+    rate = chip.interconnect.gb_s if chip.interconnect else min(chip.link.h2d_gb_s, chip.link.d2h_gb_s)
+    size = max(ranks, 2)
+    node = Node(
+        name=f"{chip.name}-link",
+        vendor=chip.vendor,
+        description=f"{size} {chip.name} over the links of the chip file",
+        invented=True,
+        chip=chip.name,
+        chips=size,
+        links=Links(kind="pcie", gb_s={str(size): rate}),
+    )
+    return Topology(node.name, node.description, node, 1, Network())
 
 
 def _of_cluster(path: Path) -> Topology:

@@ -16,14 +16,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bringup.cost.collective import ranks_of
+from bringup.cost.signature import Signature
 from bringup.errors import BringupError
-from bringup.machine.topology import Group, Topology, load_cluster
+from bringup.machine.topology import Group, Topology, cluster_of, load_cluster
+from bringup.pricing.price import NETWORK, Prices
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip
 
 Array = npt.NDArray[Any]
 
@@ -227,3 +233,28 @@ def _latency_factor(topology: Topology, library: Library) -> float:
         return 1.0
     first = library.ring[0]
     return node.links.all_gather_us * 1e-6 / (first.start + (node.chips - 1) * first.hop)
+
+
+def is_collective(signature: Signature) -> bool:
+    """Return True if a launch is a collective."""
+    return signature.op.startswith("c10d::")
+
+
+def with_collectives(prices: Prices, signatures: Sequence[Signature], chip: Chip, cluster: Topology | None) -> Prices:
+    """Return the prices with those of collectives on a cluster; without one, on the nearest cluster of the chip.
+
+    A collective takes no cores: its share is 0, and the replay runs one at a time on the chip's network. A send takes
+    no time of the sender's stream, since the receiver's row has it.
+    """
+    rows = [i for i, signature in enumerate(signatures) if is_collective(signature)]
+    if not rows:
+        return prices
+    groups = {i: ranks_of(signatures[i]) for i in rows}
+    topology = cluster or cluster_of(chip, 1 + max(max(ranks) for ranks in groups.values()))
+    spent, share, bound = prices.seconds.copy(), prices.share.copy(), prices.bound.copy()
+    for i in rows:
+        kind, nbytes = signatures[i].name, float(signatures[i].args["bytes"])
+        free = kind == "send"
+        spent[i] = 0.0 if free else collective_seconds(kind, nbytes, cluster=topology, ranks=groups[i])
+        share[i], bound[i] = 0.0, NETWORK
+    return replace(prices, seconds=spent, share=share, bound=bound)
