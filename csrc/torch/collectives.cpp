@@ -267,7 +267,7 @@ void note_wait(const Stream& on, const std::string& text) {
 struct CollectiveWork final : c10d::Work {
   CollectiveWork(const Collective& call, Stream& on, bool host_waits) : on(on), host_waits(host_waits) {
     for (const Tensors* tensors : {&call.written, &call.read}) used.insert(used.end(), tensors->begin(), tensors->end());
-    results = call.written;
+    results = call.written.empty() ? call.read : call.written;  // a future without tensors of the chip would not wait for it
     future = c10::make_intrusive<c10::ivalue::Future>(c10::ListType::create(c10::TensorType::get()),
                                                       std::vector<c10::Device>{on.id.device()});
     c10::StreamGuard on_its_stream(on.id);

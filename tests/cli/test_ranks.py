@@ -49,6 +49,53 @@ def test_two_ranks_report_each_and_as_a_whole(bringup_run: Run, tmp_path: Path) 
         assert summary["ranks"] == 2 and summary["collectives"][0]["kind"] == "all_reduce"
 
 
+PIPELINE = """
+import os
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
+dist.init_process_group()
+rank, ranks = dist.get_rank(), dist.get_world_size()
+cpu = dist.new_group(backend="gloo")
+
+
+def step(device, group, schedule):
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(2 * ranks)]
+    x, target = torch.randn(8 * ranks, 32), torch.randn(8 * ranks, 32)
+    if schedule is ScheduleInterleaved1F1B:
+        parts = [layers[rank].to(device), layers[rank + ranks].to(device)]
+    else:
+        parts = [nn.Sequential(*layers[2 * rank : 2 * rank + 2]).to(device)]
+    count = len(parts) * ranks
+    stages = [PipelineStage(part, rank + i * ranks, count, device, group=group) for i, part in enumerate(parts)]
+    pipeline = schedule(stages if len(stages) > 1 else stages[0], 2 * ranks, loss_fn=nn.functional.mse_loss)
+    losses = [] if rank == ranks - 1 else None
+    first = [x.to(device)] if rank == 0 else []
+    pipeline.step(*first, target=None if losses is None else target.to(device), losses=losses)
+    gradients = [parameter.grad.cpu() for part in parts for parameter in part.parameters()]
+    return [loss.item() for loss in losses or []], gradients
+
+
+for schedule in (ScheduleGPipe, Schedule1F1B, ScheduleInterleaved1F1B):
+    losses, gradients = step(torch.device("chip", int(os.environ["LOCAL_RANK"])), dist.group.WORLD, schedule)
+    expected, expected_gradients = step(torch.device("cpu"), cpu, schedule)
+    assert losses == expected, schedule
+    assert all(map(torch.equal, gradients, expected_gradients)), schedule
+dist.barrier()
+print(f"rank {rank} is equal")
+"""
+
+
+def test_pipelines_of_four_ranks_compute_what_the_cpu_does(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PIPELINE)
+    done = bringup_run("--nproc", "4", "--out", "out", "train.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [f"rank {rank} is equal" in done.stdout for rank in range(4)] == [True] * 4
+
+
 @pytest.mark.parametrize(
     ("program", "code", "problem"),
     [
