@@ -1,9 +1,11 @@
 """Record the programs and operators that were measured on an H100, for `bringup validate --data FOLDER`.
 
-    python benchmarks/record_measured.py FOLDER [recorded.json.gz]
+    python benchmarks/record_measured.py FOLDER              # all
+    python benchmarks/record_measured.py FOLDER --compiled   # only those that torch.compile compiles; the others stay
 
 FOLDER holds programs.py and ops.py, which define them (set h100_bringup); they are executed. Needs transformers and
-torchvision. Nothing is computed: 97 programs, 1,394 operators and 60 host calls take two minutes.
+torchvision. Nothing is computed: 97 programs, 1,394 operators and 60 host calls take two minutes, and the 15 programs
+that are compiled a minute each.
 """
 
 from __future__ import annotations
@@ -33,6 +35,14 @@ class Table:
     def __init__(self) -> None:
         self.numbers: dict[str, int] = {}
         self.recordings: dict[str, Any] = {}
+
+    @classmethod
+    def read(cls, path: Path) -> Table:
+        """Read a table that was written."""
+        table, data = cls(), json.loads(gzip.decompress(path.read_bytes()))
+        table.numbers = {json.dumps(item, sort_keys=True): number for number, item in enumerate(data["signatures"])}
+        table.recordings = data["recordings"]
+        return table
 
     def add(self, name: str, call: Callable[[], Any], *, warm_ups: int, reset: Callable[[], Any] | None = None) -> None:
         """Record one call after others have warmed it up."""
@@ -83,14 +93,16 @@ def clean() -> None:
     torch.chip.empty_cache()
 
 
-def record_programs(programs: Any, table: Table) -> None:
-    """Record every eager program."""
-    for config in programs.configurations():
+def record_programs(configurations: list[dict[str, Any]], programs: Any, table: Table) -> None:
+    """Record programs; compiled ones are called more often before, since graphs are recorded in their third call."""
+    for config in configurations:
         step = None
         clean()
+        torch._dynamo.reset()
         with bringup.dry():
             step = programs.build(config, "chip")
-            table.add(f"program/{config['id']}", step, warm_ups=3, reset=getattr(step, "reset", None))
+            warm_ups = 5 if config["compile"] else 3
+            table.add(f"program/{config['id']}", step, warm_ups=warm_ups, reset=getattr(step, "reset", None))
         print(config["id"], flush=True)
 
 
@@ -188,7 +200,7 @@ def record_host(table: Table) -> None:
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    folder, out = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else TABLE
+    folder, alone = Path(sys.argv[1]), "--compiled" in sys.argv
     sys.path.insert(0, str(folder))
     for name in ("nms", "qnms"):  # torchvision's meta kernels are for operators of its library, which may be missing
         try:
@@ -197,14 +209,17 @@ def main() -> None:
             break
     programs, ops = importlib.import_module("programs"), importlib.import_module("ops")
     bringup.use(CHIP, past_capacity=True)
-    table = Table()
+    table = Table.read(TABLE) if alone else Table()
     with bringup.dry():
         two_threads()
-    record_programs(programs, table)
-    record_operators(ops, table)
-    record_host(table)
-    table.write(out)
-    print(f"{out}: {out.stat().st_size:,} bytes, {len(table.recordings)} recordings, {len(table.numbers)} signatures")
+    if not alone:
+        record_programs(programs.configurations(), programs, table)
+        record_operators(ops, table)
+        record_host(table)
+    record_programs(programs.compiled_configurations(), programs, table)
+    table.write(TABLE)
+    about = f"{len(table.recordings)} recordings, {len(table.numbers)} signatures"
+    print(f"{TABLE}: {TABLE.stat().st_size:,} bytes, {about}")
 
 
 if __name__ == "__main__":

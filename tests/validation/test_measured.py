@@ -15,16 +15,28 @@ from bringup.analyse.program_class import CLASSES, CNN, LANGUAGE, program_class
 from bringup.pricing import bands
 from bringup.recording.rows import DEVICE_SYNC, LAUNCH, STEP
 from bringup.timeline.replay import WhatIf, replay
-from bringup.validation.measured import ALLOCATED, BUSY, GRAPH, RESERVED, band_rows, read_measured, tables
+from bringup.validation.measured import (
+    ALLOCATED,
+    BUSY,
+    COMPILED,
+    GRAPH,
+    NEW_LENGTH,
+    RESERVED,
+    band_rows,
+    read_measured,
+    tables,
+)
 from bringup.validation.measured import STEP as STEP_TIME
 from bringup.validation.recorded import TABLE, recordings
 from tests.conftest import ROOT
 
 GPT2 = "gpt2/infer/fp32/b1/s128"
 PROGRAM = {
-    **{"id": GPT2, "mode": "infer", "precision": "fp32", "compile": "", "free_us": "4000", "sync_first2_us": "9"},
-    **{"busy_union_us": "3000", "kernels": "300", "copies": "0", "peak_allocated": str(2**30), "peak_reserved": "1e9"},
+    **{"id": GPT2, "mode": "infer", "precision": "fp32", "compile": "", "free_us": "4000", "sync_us": "9"},
+    **{"sync_first2_us": "9", "busy_union_us": "3000", "kernels": "300", "copies": "0"},
+    **{"peak_allocated": str(2**30), "peak_reserved": "1e9"},
 }
+COMPILED_BERT = {"id": "bert-base/infer/fp32/b1/s128/compile=reduce-overhead", "compile": "reduce-overhead"}
 OPERATOR = {
     **{"id": "mm/square/bf16/4096x4096x4096", "family": "mm", "dtype": "bf16", "eager_us": "210"},
     **{"graph_us": "200", "kernels": "1"},
@@ -47,7 +59,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     ours = tmp_path / "h100_bringup"
-    write(ours / "programs.csv", PROGRAM, {**PROGRAM, "compile": "default"})
+    write(ours / "programs.csv", PROGRAM, {**PROGRAM, "id": "another"}, {**PROGRAM, **COMPILED_BERT})
     write(ours / "operators.csv", OPERATOR, {**OPERATOR, "id": "mm/new/bf16/1x1x1"})
     lines = [TINY, {**TINY, "grad": True}, {"kind": "python", "loop_ns": 75.0}]
     (ours / "host.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
@@ -69,6 +81,31 @@ def test_every_figure_is_compared_with_its_prediction(folder: Path) -> None:
     assert found["kernels of an operator"].predicted == 1
 
 
+def test_decoding_at_a_new_length_has_the_plan_of_its_attention(folder: Path) -> None:
+    name = next(name.removeprefix("program/") for name in recordings() if name.startswith("program/llama1b/decode"))
+    times = {"mode": "decode", "sync_us": "50000", "sync_first2_us": "14000"}
+    write(folder / "h100_bringup" / "programs.csv", {**PROGRAM, "id": name, **times})
+    found = {row.figure: row for row in read_measured(folder).comparisons if row.source == "programs.csv"}
+    plan = bringup.load_chip("h100-sxm").launch.attention_plan_ms
+    assert (found[STEP_TIME].measured, found[NEW_LENGTH].measured) == pytest.approx((14e-3, 50e-3))
+    assert plan is not None
+    assert found[NEW_LENGTH].predicted - found[STEP_TIME].predicted == pytest.approx(plan * 1e-3, rel=0.01)
+
+
+def test_compiled_programs_are_figures_of_their_own(folder: Path) -> None:
+    (compiled,) = (row for row in read_measured(folder).comparisons if row.name == COMPILED_BERT["id"])
+    assert (compiled.figure, compiled.measured) == (COMPILED, pytest.approx(4e-3))
+    assert len(band_rows(read_measured(folder).comparisons)) == 1  # the eager one's
+
+
+def test_graphs_are_replayed_in_every_step() -> None:
+    item = recordings()[f"program/{COMPILED_BERT['id']}"]
+    chip, host = bringup.load_chip("h100-sxm"), bringup.load_host("emerald-rapids-vm")
+    one, three = (replay(item.trace(steps), chip, host).issued.max() for steps in (1, 3))
+    launch = (host.dispatch.matmul_us + (host.dispatch.launch_us or 0)) * 1e-6  # one call replays a graph
+    assert three - one >= 2 * launch
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_is_read(folder: Path) -> None:
     (folder / "h100_bringup" / "operators.csv").write_text("id,family\nmm,1\n")
     write(folder / "other" / "programs.csv", PROGRAM)
@@ -79,7 +116,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(folder: Path) -> None
         "operators.csv is skipped, because it is not in the format of our measurements: it has no column dtype" in text
     )
     assert "the machine of its folder is not known (known: h100_bringup)" in text
-    assert "1 rows are skipped, because torch.compile is not recorded" in text
+    assert "1 rows are skipped, because their programs are not recorded" in text
 
 
 @pytest.mark.parametrize("cell", ["nan", "-1", "soon", "inf"])
@@ -153,7 +190,7 @@ def test_band_is_that_of_the_class() -> None:
     h100 = bringup.load_chip("h100-sxm")
     rows = {(row.bound, row.kind): row for row in bands.table() if row.chip == "h100-sxm"}
     own = bands.error_band(h100, bands.CHIP_BOUND, CNN)
-    assert own.error == rows[bands.CHIP_BOUND, CNN].error and own.text.endswith("chip-bound CNNs")
+    assert own.error == pytest.approx(rows[bands.CHIP_BOUND, CNN].error) and own.text.endswith("chip-bound CNNs")
     few = bands.error_band(h100, bands.CHIP_BOUND, "recommender")  # one was measured, which is too few
     assert few.text.endswith("chip-bound programs") and few.rows > 30
     unmeasured = bands.error_band(bringup.load_chip("rngd"), bands.CHIP_BOUND, CNN)

@@ -17,6 +17,8 @@ VERBS = {
     "compare": "Compare the predictions for one recording on several chips.",
     "chips": "List, show and check chip files.",
     "clusters": "List, show and check clusters and the nodes that they consist of.",
+    "driver": "Write a driver for a chip, check it, and find the kernel to write next.",
+    "drivers": "List the drivers of real devices, and whether this machine can use them.",
     "calibrate": "Measure a real device and write its chip file and host file.",
     "check": "Check how complete an accelerator's software is (the scorecard).",
     "validate": "Compare predictions with published or own measurements.",
