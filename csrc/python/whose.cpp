@@ -20,11 +20,16 @@ bool starts_with_any(const std::string& text, const std::vector<std::string>& pr
   return false;
 }
 
-// The folder of an importable package, with a trailing slash; empty if the package is missing.
-std::string folder_of(const char* package) {
-  Ref module(PyImport_ImportModule(package));
+std::string file_of(const char* module_name) {
+  Ref module(PyImport_ImportModule(module_name));
   std::string file = module ? text_of(module.get(), "__file__") : "";
   PyErr_Clear();
+  return file;
+}
+
+// The folder of an importable package, with a trailing slash; empty if the package is missing.
+std::string folder_of(const char* package) {
+  std::string file = file_of(package);
   return file.substr(0, file.rfind('/') + 1);
 }
 
@@ -38,6 +43,8 @@ Folders find_folders() {
   Folders folders{{"<frozen", "<__array_function__", "<@beartype"}, {"<frozen importlib"}};
   for (const char* package : {"torch", "bringup", "numpy", "triton"})
     if (std::string folder = folder_of(package); !folder.empty()) folders.libraries.push_back(folder);
+  // Its decorator `deprecated` calls functions of torch.distributed.
+  if (std::string file = file_of("typing_extensions"); !file.empty()) folders.libraries.push_back(file);
   if (std::string torch = folder_of("torch"); !torch.empty())
     for (const char* part : {"_inductor/", "_dynamo/", "_functorch/"}) folders.machinery.push_back(torch + part);
   if (std::string triton = folder_of("triton"); !triton.empty()) folders.machinery.push_back(triton);

@@ -66,6 +66,7 @@ struct DeviceClock {
   std::deque<double> ends;        // sorted ends of the other launches that the queue holds
   double link[2] = {0, 0};        // time from which each direction is free: host to device, device to host
   std::map<int, double> between;  // the same for the link from another chip
+  double network = 0;             // the same for collectives
 };
 
 struct HostThread {
@@ -137,6 +138,7 @@ struct Replay {
   double* lane_of(DeviceClock& on, const Pending& item) const {
     if (item.fallback) return item.phase == 1 ? nullptr : &link(on, item.phase == 0);
     if (item.kind == RowKind::D2D) return &on.between[item.source];
+    if (item.kind == RowKind::Launch && item.share == 0) return &on.network;  // a collective
     if (item.kind == RowKind::H2D || item.kind == RowKind::D2H) return &link(on, item.kind == RowKind::D2H);
     return nullptr;
   }

@@ -14,8 +14,17 @@ if TYPE_CHECKING:
         UnknownChipError,
         VersionError,
     )
-    from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
+    from bringup.machine.files import (
+        available_chips,
+        available_clusters,
+        available_hosts,
+        available_nodes,
+        load_chip,
+        load_host,
+    )
     from bringup.machine.schema import Chip, Host
+    from bringup.machine.topology import load_cluster
+    from bringup.pricing.collective import collective_seconds
     from bringup.recording.recording import record, step
     from bringup.recording.trace import Trace
     from bringup.report.predict import predict
@@ -34,10 +43,14 @@ __all__ = [
     "UnknownChipError",
     "VersionError",
     "available_chips",
+    "available_clusters",
     "available_hosts",
+    "available_nodes",
+    "collective_seconds",
     "dry",
     "launch_stats",
     "load_chip",
+    "load_cluster",
     "load_host",
     "predict",
     "price",
@@ -52,6 +65,9 @@ __version__ = "0.1.0"
 _HOMES = {
     **dict.fromkeys(("Chip", "Host"), "machine.schema"),
     **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "machine.files"),
+    **dict.fromkeys(("available_clusters", "available_nodes"), "machine.files"),
+    "load_cluster": "machine.topology",
+    "collective_seconds": "pricing.collective",
     **dict.fromkeys(("launch_stats", "use"), "device.load"),
     **dict.fromkeys(("Prediction", "price"), "report.prediction"),
     "predict": "report.predict",

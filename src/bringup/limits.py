@@ -21,6 +21,8 @@ class Limit(NamedTuple):
 BYTES = {
     "chip file": Limit(1 << 20, "the longest that ships has 4 KiB"),
     "host file": Limit(1 << 20, "the longest that ships has 2 KiB"),
+    "node file": Limit(1 << 20, "the longest that ships has 2 KiB"),
+    "cluster file": Limit(1 << 20, "the longest that ships has 2 KiB"),
     "trace file": Limit(1 << 29, "the rows below, at 32 bytes each"),
     "scorecard": Limit(16 << 20, "56 items, and a matrix of 700 operators"),
     "measurement file": Limit(64 << 20, "the measurements of seven publishers have 67,000 rows together"),

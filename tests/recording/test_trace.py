@@ -1,5 +1,6 @@
 """The recorder and its files."""
 
+import functools
 import gc
 import itertools
 import json
@@ -454,3 +455,18 @@ def test_dry_nests_and_ends_with_an_error() -> None:
         1 / 0  # noqa: B018
     assert torch.ones(2, device="chip").add_(1).tolist() == [2, 2]
     assert x.shape == (2,)
+
+
+def test_marks_are_unseen_by_a_selective_checkpoint() -> None:
+    from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+    def policy(_: object, op: object, *args: object, **kwargs: object) -> CheckpointPolicy:
+        saved = op is torch.ops.aten.mm.default
+        return CheckpointPolicy.MUST_SAVE if saved else CheckpointPolicy.PREFER_RECOMPUTE
+
+    inner = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU()).to("chip")
+    contexts = functools.partial(create_selective_checkpoint_contexts, policy)
+    x = torch.randn(4, 8, device="chip", requires_grad=True)
+    with bringup.record() as trace:  # the recomputed module is an outermost call in the backward pass
+        checkpoint(inner, x, use_reentrant=False, context_fn=contexts).sum().backward()
+    assert trace.launches and x.grad is not None

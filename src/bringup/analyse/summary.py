@@ -105,6 +105,19 @@ class GraphBreak:
 
 
 @dataclass(frozen=True)
+class Collective:
+    """The collectives of one kind, group size, bytes and line in a step."""
+
+    kind: str
+    group_size: int
+    bytes: int
+    count: int
+    seconds: float
+    file: str
+    line: int
+
+
+@dataclass(frozen=True)
 class Bottleneck:
     """A limit of the step time: its condition, cause, action, and what the action saves in seconds per step.
 
@@ -230,6 +243,11 @@ class Summary:
         ways_to_fit: changes that make the program fit, the cheapest first; empty if it already fits.
         error_band, error_band_of, error_band_rows, error_source: see `pricing.bands.Band`; the band for programs with
             the bound of this one.
+        cluster: the cluster on which collectives are priced; empty without collectives.
+        ranks: the number of ranks of the program.
+        communication_seconds: the part of a step in which a collective runs.
+        exposed_communication_seconds: the part of it in which the chip computes nothing.
+        collectives: by kind, group size, bytes and line, those with most time first.
         mfu: the share of the chip's peak that products use, see `utilisation`; None without products.
         mfu_dtype, mfu_peak_flops: its denominator: the dtype of most of the flops, and the peak in flop/s.
         driver: the driver of the run; ``virtual`` for the virtual chip, which computes without a device.
@@ -301,6 +319,11 @@ class Summary:
     mfu: float | None = None
     mfu_dtype: str = ""
     mfu_peak_flops: float | None = None
+    cluster: str = ""
+    ranks: int = 1
+    communication_seconds: float = 0.0
+    exposed_communication_seconds: float = 0.0
+    collectives: list[Collective] = field(default_factory=list)
     driver: str = "virtual"
     measured_step_seconds: float | None = None
     launches_on_chip: int = 0

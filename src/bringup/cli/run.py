@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,15 @@ import click
 
 from bringup import triton as kernels
 from bringup.analyse.compare import compare
+from bringup.cli import ranks
 from bringup.cli.compare import print_table
 from bringup.cli.options import DryCommand, host_clock_option, host_option, json_option, quantity
 from bringup.cli.program import FAILED, OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.drivers.names import resolve
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
-from bringup.process import DEFAULT_CHIP, asked_chip, asked_compiler, asked_devices, asked_driver, process
+from bringup.machine.topology import cluster_of, load_cluster
+from bringup.process import DEFAULT_CHIP, MAX_DEVICES, asked_chip, asked_compiler, asked_devices, asked_driver, process
 from bringup.recording import sanitize
 from bringup.recording.sanitize import CHECKS, watched
 from bringup.report import directory, exceeded, summary_json, terminal
@@ -32,6 +34,7 @@ from bringup.units import parse_size, parse_time
 if TYPE_CHECKING:
     from bringup.analyse.summary import Summary
     from bringup.machine.schema import Chip, Host
+    from bringup.machine.topology import Topology
     from bringup.recording.recording import Recording
     from bringup.timeline.replay import HostClock
 
@@ -59,6 +62,10 @@ class RunOptions:
     shadow: bool
     max_step: float | None
     max_memory: int | None
+    nproc: int | None
+    ranks: int | None
+    rank: int | None
+    cluster: str | None
     out: str | None
     as_json: bool
     module: bool
@@ -194,6 +201,23 @@ class Outcome:
     metavar="SIZE",
     help="End with exit code 3 if tensors hold more device memory at once than a size such as 14GiB.",
 )
+@click.option(
+    "--nproc",
+    type=int,
+    default=None,
+    metavar="N",
+    help="Run N ranks, one process and chip each, with the environment of torchrun.",
+)
+@click.option(
+    "--ranks", type=int, default=None, metavar="N", help="With --dry: record one rank of N, without the others."
+)
+@click.option("--rank", type=int, default=None, metavar="R", help="The rank that --ranks records (default: 0).")
+@click.option(
+    "--cluster",
+    default=None,
+    metavar="NAME|FILE",
+    help="Predict collectives on this cluster, such as dgx-h100x32 (default: the chip's first node).",
+)
 @click.option("--out", default=None, metavar="DIR", help="Directory for the report (default: bringup-SCRIPT).")
 @json_option
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
@@ -205,7 +229,16 @@ def command(**values: Any) -> None:
     The program runs as under python: arguments, input, signals and exit code are unchanged.
     """
     options = RunOptions(**values)
+    topology = _cluster(options)
+    out = options.out or f"bringup-{stem(options.script, options.module)}"
+    if options.nproc is not None and ranks.rank_here() is None:
+        prepare_ranks(options)
+        _leave(ranks.run_ranks(options.nproc, out))
+    if ranks.rank_here() is not None:
+        options = replace(options, out=str(Path(out, f"rank{ranks.rank_here()}")))
     job = prepare(options)
+    if options.ranks is not None:
+        pretend(options, topology)
     outcome = record(job, options)
     code = 1 if outcome.code in (OUT_OF_MEMORY, FAILED) else outcome.code
     if code == 0 and outcome.summary:
@@ -214,6 +247,47 @@ def command(**values: Any) -> None:
             print(f"bringup: {plain(sentence)}", file=sys.stderr)
         code = EXCEEDED if sentences else 1 if outcome.summary.findings or outcome.diverged else 0
     _leave(code)
+
+
+def _cluster(options: RunOptions) -> Topology | None:
+    """Read the cluster that the options name, and refuse options that contradict it."""
+    if options.ranks is None and options.rank is not None:
+        raise BringupError("--rank says which rank --ranks records: give both")
+    if options.ranks is not None:
+        if options.dry is None or options.nproc is not None:
+            raise BringupError("--ranks records one rank without the others: give --dry, and no --nproc")
+        if not 1 <= options.ranks <= 10**6 or not 0 <= (options.rank or 0) < options.ranks:
+            raise BringupError(f"--rank must be from 0 to {options.ranks - 1}, got {options.rank or 0}")
+    topology = load_cluster(options.cluster) if options.cluster else None
+    number = options.ranks or options.nproc
+    if topology is not None and number:
+        topology.group(number)  # raises if the cluster has too few chips
+    return topology
+
+
+def prepare_ranks(options: RunOptions) -> None:
+    """Refuse options of ranks that cannot run, before any of them starts."""
+    if asked_driver() or options.driver:
+        raise BringupError("--nproc needs the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
+    if options.as_json:
+        raise BringupError("--nproc writes the summary of all ranks to summary.json in --out: leave out --json")
+    for name in chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip"):
+        load_chip(name)
+    load_host(options.host)
+    if options.module:
+        module_program(options.script)
+    else:
+        script_program(options.script)
+
+
+def pretend(options: RunOptions, topology: Topology | None) -> None:
+    """Set the environment of one rank of many, on a node of the cluster."""
+    number, rank = options.ranks or 1, options.rank or 0
+    topology = topology or cluster_of(load_chip((options.chips or asked_chip() or DEFAULT_CHIP).split(",")[0]), number)
+    here = min(topology.node.chips, number, MAX_DEVICES)
+    os.environ.setdefault("BRINGUP_DEVICES", str(here))
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_RANK": str(rank % here)}
+    os.environ |= {"LOCAL_WORLD_SIZE": str(here), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
 def prepare(options: RunOptions) -> Job:
@@ -313,6 +387,12 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         redirect_cuda()
     job.prepare_triton()
+    if options.ranks is not None:
+        from bringup.device.distributed import pretend_ranks  # only for --ranks
+
+        pretend_ranks(options.rank or 0, options.ranks)
+    if ranks.rank_here() is not None:
+        torch.ops.bringup.watch_ranks(ranks.state_file())
     if options.shadow:
         shadow.begin()
 
@@ -336,6 +416,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         _report_before_termination(finish)
         recorder.about["chip_time"] = options.chip_time
+        recorder.about |= _of_ranks(options)
         gc.freeze()  # what is imported by now needs no collection, which would take half a second at the exit
         with clock.shown() if options.chip_time else nullcontext():
             code = execute(job.program)
@@ -350,6 +431,15 @@ def record(job: Job, options: RunOptions) -> Outcome:
         finish()
     diverged = bool(options.shadow and recorder.about.get("driver", {}).get("shadow", {}).get("first"))
     return Outcome(code, summary, diverged)
+
+
+def _of_ranks(options: RunOptions) -> dict[str, Any]:
+    """Return what a recording says of ranks and their cluster."""
+    about: dict[str, Any] = {}
+    if options.cluster:
+        about["cluster"] = os.path.abspath(options.cluster) if os.sep in options.cluster else options.cluster
+    number, rank = options.ranks or options.nproc, options.rank or ranks.rank_here() or 0
+    return {**about, "ranks": number, "rank": rank} if number else about
 
 
 def _report_before_termination(finish: Callable[[], None]) -> None:
@@ -407,7 +497,10 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
         findings += noticed.values()
         trace.about["findings"] = [vars(item) for item in findings]
     prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
-    writer.write(prediction, job.target, progress=sys.stderr.isatty())
+    in_ranks = ranks.rank_here() is not None
+    writer.write(prediction, job.target, progress=sys.stderr.isatty() and not in_ranks)
+    if in_ranks:  # the process that started the ranks prints their summary
+        return prediction.summary
     if options.as_json:
         print(summary_json.as_json(prediction.summary, indent=None), flush=True)
         return prediction.summary

@@ -21,7 +21,17 @@ from bringup.pricing.bands import write_table
 from bringup.report import terminal
 from bringup.report.validation import page
 from bringup.text import duration, quantity
-from bringup.validation import Errors, MeasurementSet, errors, grouped, measurements, read_folder, summarize
+from bringup.validation import (
+    Errors,
+    MeasurementSet,
+    collectives,
+    errors,
+    grouped,
+    measurements,
+    read_folder,
+    summarize,
+)
+from bringup.validation.collectives import read_collectives
 from bringup.validation.constants_fit import fit, generation, is_fitted
 from bringup.validation.measured import TIMES, MeasuredSet, band_rows, read_measured, tables
 
@@ -98,7 +108,10 @@ def command(
         return
 
     own = read_measured(Path(data)) if data else MeasuredSet((), ())
-    data_sets = read_folder(Path(data), may_be_empty=bool(own.comparisons)) if data else None
+    systems, unusable = read_collectives(Path(data)) if data and _has_collectives(chips, families) else ([], [])
+    data_sets = read_folder(Path(data), may_be_empty=bool(own.comparisons or systems)) if data else None
+    if data_sets:
+        data_sets = dataclasses.replace(data_sets, skipped=(*data_sets.skipped, *unusable))
     if bands:
         if not own.comparisons:
             raise BringupError(f"--bands needs whole programs, and {data} has none that bringup can read")
@@ -107,15 +120,17 @@ def command(
     own_tables: dict[str, Groups] = {
         title: {name: {"all": total} for name, total in groups.items()} for title, groups in tables(listed).items()
     }
-    if data_sets and not data_sets.rows:
+    if systems:
+        own_tables["collectives"] = collectives.summary(systems, leave_one_out=leave_one_out)
+    rows = data_sets.rows if data_sets else measurements()
+    selected = [row for row in rows if _is_listed(row.chip, chips) and _is_listed_operator(row, families)]
+    if data_sets and not selected and (own_tables or not rows):
         timed = {row: row.error for row in listed if row.figure in TIMES}
         console = _show(timed, own_tables, html, as_json, sets=True)
         if console is not None:
             _print_worst(console, timed, worst, lambda row: row.text, with_source=False)
         _say_skipped(own, data_sets, as_json)
         return
-    rows = data_sets.rows if data_sets else measurements()
-    selected = [row for row in rows if _is_listed(row.chip, chips) and _is_listed_operator(row, families)]
     if not selected:
         chip_names, operators = sorted({row.chip for row in rows}), sorted({row.op for row in rows})
         raise BringupError(
@@ -141,6 +156,10 @@ def _say_skipped(own: MeasuredSet, sets: MeasurementSet, as_json: bool) -> None:
         names = terminal.escaped(", ".join(sets.unread[:3]))
         count = quantity(len(sets.unread), "file")
         console.print(f"{count} not read, because bringup has no reader or no chip file for them: {names}, ...")
+
+
+def _has_collectives(chips: str | None, families: str | None) -> bool:
+    return chips is None and (families is None or "collective" in families.split(","))
 
 
 def _is_listed(name: str, names: str | None) -> bool:

@@ -156,7 +156,7 @@ def streaming(signature: Signature, family: str, *, flops: float = 1.0, special:
 def _load_families() -> None:
     """Import the modules of all families, which register their rules."""
     families = "matmul convolution attention normalization pointwise reduction memory algebra fused own_kernel"
-    for name in names(f"{families} sparse recurrent"):
+    for name in names(f"{families} sparse recurrent collective"):
         importlib.import_module(f"bringup.cost.{name}")
 
 
@@ -200,6 +200,8 @@ def _rule_of(op: str, tag: str) -> tuple[str, Rule]:
         return _rules["triton"]
     if op.startswith("sparse::"):
         return _rules["sparse"]
+    if op.startswith("c10d::"):
+        return _rules["collective"]
     if base in _rules:
         return _rules[base]
     for prefix in ("_foreach_", "_fused_", "_fft_", "linalg_"):

@@ -1,7 +1,6 @@
 """``init_process_group("nccl")`` in a program that says cuda: a group whose collectives are gloo's.
 
-The core runs the collectives of chip tensors on CPU tensors over the same memory (csrc/torch/collectives.cpp). A group
-called nccl has no backend for CPU tensors, as on CUDA. A second group, which has one, stands in for it below torch.
+A group called nccl has no backend for CPU tensors, as on CUDA; `distributed` describes it to the core as one of chip.
 """
 
 from __future__ import annotations
@@ -57,21 +56,9 @@ def patch_distributed() -> None:
     @functools.wraps(helper)
     def _new_process_group_helper(*args: Any, **kwargs: Any) -> Any:
         _patch_fsdp()
-        group, store = helper(*args, **kwargs)
-        if isinstance(group, torch.distributed.ProcessGroup) and (gloo := _backend_of_chip_only(group)):
-            stand_in = torch.distributed.ProcessGroup(store, group.rank(), group.size())
-            kind = torch.distributed.ProcessGroup.BackendType.GLOO
-            stand_in._set_default_backend(kind)
-            stand_in._register_backend(torch.device("cpu"), kind, gloo)
-            torch.ops.bringup.set_stand_in(group.boxed(), stand_in.boxed())
-        return group, store
+        return helper(*args, **kwargs)
 
     c10d._new_process_group_helper = _new_process_group_helper
-
-
-def _backend_of_chip_only(group: Any) -> Any:
-    devices = {device.type for device in group._device_types}
-    return group._get_backend(torch.device("cuda")) if "cuda" in devices and "cpu" not in devices else None
 
 
 @functools.cache

@@ -66,7 +66,7 @@ def register() -> None:
     from torch.utils import backend_registration
 
     core.load()
-    from bringup.device import rnn, torch_chip  # they take the core's operators
+    from bringup.device import distributed, rnn, torch_chip  # they take the core's operators
 
     torch.ops.bringup.start()
     backend_registration.rename_privateuse1_backend("chip")
@@ -78,6 +78,7 @@ def register() -> None:
         torch.ops.bringup.set_device_count(asked_devices())
     torch_chip.patch_torch()
     rnn.install()
+    distributed.install()
     overrides.patch_library()
     atexit.register(torch.ops.bringup.shutdown)
     _registered = True

@@ -1,4 +1,4 @@
-"""Reading of chip and host files, by name or by path."""
+"""Reading of the files of chips, hosts, nodes and clusters, by name or by path."""
 
 from __future__ import annotations
 
@@ -19,10 +19,12 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
-    from bringup.machine.schema import Chip, Host, _Sourced
+    from bringup.machine.schema import Chip, Cluster, Host, Node, _Sourced
 
 CHIPS = Path(__file__).parent / "chips"
 HOSTS = Path(__file__).parent / "hosts"
+NODES = Path(__file__).parent / "nodes"
+CLUSTERS = Path(__file__).parent / "clusters"
 DEFAULT_HOST = "xeon-8275cl"
 
 
@@ -38,6 +40,18 @@ def available_hosts() -> list[str]:
     return sorted(path.stem for path in HOSTS.glob("*.toml"))
 
 
+@cache
+def available_nodes() -> list[str]:
+    """Return the names of the nodes that ship with bringup, sorted."""
+    return sorted(path.stem for path in NODES.glob("*.toml"))
+
+
+@cache
+def available_clusters() -> list[str]:
+    """Return the names of the clusters that ship with bringup, sorted. A node is a cluster of one, too."""
+    return sorted(path.stem for path in CLUSTERS.glob("*.toml"))
+
+
 def chip_names(text: str, option: str) -> list[str]:
     """Split a comma-separated list of chips, the value of a command-line option.
 
@@ -48,6 +62,9 @@ def chip_names(text: str, option: str) -> list[str]:
     if not names:
         raise BringupError(f"{option} names no chip: give one or more, separated by commas")
     return names
+
+
+_LISTED = {"chip": "chips", "host": "chips", "node": "clusters", "cluster": "clusters"}  # the verbs that list files
 
 
 def load_chip(name_or_file: str | Path) -> Chip:
@@ -77,14 +94,32 @@ def load_host(name_or_file: str | Path | None = None) -> Host:
     return _read(_find(str(name_or_file or DEFAULT_HOST), "host", HOSTS, available_hosts()), Host)
 
 
+def load_node(name_or_file: str | Path) -> Node:
+    """Read a node by its name or from a TOML file."""
+    from bringup.machine.schema import Node  # imports pydantic
+
+    return _read(_find(str(name_or_file), "node", NODES, available_nodes()), Node)
+
+
+def load_cluster_file(name_or_file: str | Path) -> Cluster:
+    """Read a cluster by its name or from a TOML file; `topology.load_cluster` also accepts nodes."""
+    from bringup.machine.schema import Cluster  # imports pydantic
+
+    return _read(_find(str(name_or_file), "cluster", CLUSTERS, available_clusters()), Cluster)
+
+
+def describes_cluster(path: Path) -> bool:
+    """Return True if a TOML file is one of a cluster, False if it is one of a node."""
+    return "node" in _parsed(path, read_text(path, "cluster file", ChipFileError))
+
+
 def _find(text: str, what: str, folder: Path, names: list[str]) -> Path:
     if text.endswith(".toml") or "/" in text:
         return Path(text)
     if text not in names:
         nearest = difflib.get_close_matches(text[:80], names, n=3, cutoff=0.4)
-        hint = (
-            f"did you mean {' or '.join(nearest)}?" if nearest else f"`bringup chips` lists the {len(names)} {what}s."
-        )
+        listed = f"`bringup {_LISTED[what]}` lists the {len(names)} {what}s."
+        hint = f"did you mean {' or '.join(nearest)}?" if nearest else listed
         name = repr(short(text))
         raise UnknownChipError(f"no {what} is named {name}: {hint} For a file give its path, for example ./mine.toml")
     return folder / f"{text}.toml"

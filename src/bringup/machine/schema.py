@@ -1,4 +1,4 @@
-"""The validated contents of a chip file and a host file.
+"""The validated contents of the files of chips, hosts, nodes and clusters.
 
 Anyone may have written such a file, so every number is finite and bounded, and so is the length of every text and
 table. The bounds lie far beyond real chips. Within them no price overflows and no count exceeds the core's `int`.
@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from bringup.machine.vocabulary import CASTS, DTYPES, FAMILIES, PRODUCTS, TF32, matrix_dtype
-from bringup.text import plain
+from bringup.text import plain, short
 
 
 def _shown(text: str) -> str:
@@ -380,7 +380,7 @@ class Chip(_Sourced):
         group = "convolution" if family == "depthwise" else family
         if family == "sparse":
             return dtype in self.ops.groups.get(family, [])
-        if family == "copy" or name in CASTS or dtype in self.ops.groups.get(group, self.ops.dtypes):
+        if family in ("copy", "collective") or name in CASTS or dtype in self.ops.groups.get(group, self.ops.dtypes):
             return True
         return group in PRODUCTS and group not in self.ops.groups and matrix_dtype(dtype) in self.matrix.tflops
 
@@ -435,6 +435,87 @@ class Host(_Sourced):
     compute: HostCompute
     dispatch: HostDispatch
     idle_w: Watts | None = None
+
+
+Chips = Annotated[int, Field(ge=1, le=10**6)]  # of a node or cluster; the largest have some 100,000
+
+
+class Links(_Table):
+    """What connects the chips of a node.
+
+    Attributes:
+        kind: decides which protocols of `pricing.collective` apply.
+        gb_s: by size of the group, what one chip sends to the others, in one direction. A group has the rate of the
+            smallest size that it fits into. For ``nvlink`` and ``ici`` it is the data sheet's, else what large
+            collectives reach.
+        all_gather_us: measured time of an all-gather of 512 bytes over all chips of the node.
+        reduction: True if the switches add, so that an all-reduce sends its data once.
+        dimensions: of a torus.
+    """
+
+    kind: Literal["nvlink", "pcie", "xgmi", "ethernet", "ici"]
+    gb_s: Annotated[dict[Key, Rate], Field(min_length=1, max_length=64)]
+    all_gather_us: Microseconds | None = None
+    reduction: bool = False
+    dimensions: Annotated[int, Field(ge=1, le=6)] = 1
+
+    @model_validator(mode="after")
+    def _sizes_are_numbers(self) -> Links:
+        for size in self.gb_s:
+            if not size.isascii() or not size.isdigit() or len(size) > 7 or int(size) < 2:
+                raise ValueError(f"gb_s names {short(size)}: write a number of chips from 2, in quotes")
+        return self
+
+    @property
+    def rates(self) -> list[tuple[int, float]]:
+        """Size of the group and bytes per second of one chip, from the smallest group to the largest."""
+        return sorted((int(size), rate * 1e9) for size, rate in self.gb_s.items())
+
+
+class Nics(_Table):
+    """The network cards of a node: their number, and the rate of each in one direction."""
+
+    nics: Annotated[int, Field(ge=1, le=10**4)]
+    gb_s: Rate
+
+
+class Node(_Sourced):
+    """A node file: chips that share fast links, from two cards in a workstation to a pod of thousands."""
+
+    chip: Key
+    host: Key | None = None
+    chips: Chips
+    links: Links
+    network: Nics | None = None
+
+    @model_validator(mode="after")
+    def _every_size_has_a_rate(self) -> Node:
+        largest = self.links.rates[-1][0]
+        if self.chips > 1 and largest != self.chips:
+            raise ValueError(f"links.gb_s ends at {largest} chips, but the node has {self.chips}")
+        return self
+
+
+class Network(_Table):
+    """The network between nodes.
+
+    Attributes:
+        sustained: what large collectives reach of the cards' rate.
+        pod_nodes: number of nodes that the network connects at full rate.
+        oversubscription: between pods, the sum of the cards' rates over that of the uplinks.
+    """
+
+    sustained: Fraction | None = None
+    pod_nodes: Chips | None = None
+    oversubscription: Annotated[float, Field(ge=1, le=1e3)] = 1.0
+
+
+class Cluster(_Sourced):
+    """A cluster file: equal nodes and the network between them."""
+
+    node: Key
+    nodes: Chips
+    network: Network = Network()
 
 
 def _numbers(table: BaseModel, prefix: str = "") -> Iterator[str]:

@@ -28,5 +28,5 @@ def matrix_dtype(dtype: str) -> str:
 FAMILIES = (
     *("matmul", "convolution", "attention", "normalization", "softmax", "pointwise", "reduction", "pooling"),
     *("gather", "sort", "copy", "random", "optimizer", "fft", "linalg", "other", "depthwise", "kernel"),
-    *("sparse", "rnn"),
+    *("sparse", "rnn", "collective"),
 )

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-COMPUTE, MEMORY, LAUNCH = range(3)
-BOUNDS = ("compute", "memory", "launch")
+COMPUTE, MEMORY, LAUNCH, NETWORK = range(4)
+BOUNDS = ("compute", "memory", "launch", "network")
 
 FRESH_BYTES = 32 << 20  # glibc maps larger allocations afresh each time (mallopt(3), M_MMAP_THRESHOLD)
 CACHE_KEPT = 0.7  # share of the last cache that keeps its contents between repetitions; no published source

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
 import weakref
@@ -11,6 +12,7 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from bringup.device.devices import real_device
 from bringup.recording.rows import BUFFERS, FORWARD, PARAMETERS, STEP
@@ -52,7 +54,7 @@ class Names:
             address, module = item.untyped_storage().data_ptr(), name.rpartition(".")[0] or type(owner).__name__
             self._marked.add(address)
             number = self.number(module)
-            torch.ops.bringup.record_owner(address, kind, number, item.element_size(), item.device.index)
+            _unseen(torch.ops.bringup.record_owner, address, kind, number, item.element_size(), item.device.index)
         return True
 
     def loose(self, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
@@ -61,6 +63,15 @@ class Names:
             for item in group["params"]:
                 if _has_own_memory(item) and item.untyped_storage().data_ptr() not in self._marked:
                     yield "", item
+
+
+def _unseen(operator: Any, *arguments: int) -> None:
+    """Call an operator of the core that the program's dispatch modes do not see, such as those of a checkpoint."""
+    if not torch._C._len_torch_dispatch_stack():
+        operator(*arguments)
+        return
+    with _disable_current_modes():
+        operator(*arguments)
 
 
 def _has_own_memory(tensor: torch.Tensor) -> bool:
@@ -124,7 +135,7 @@ def watched(names: Names) -> Iterator[None]:
 
     global _names
     _names = names
-    mark = torch.ops.bringup.record_mark
+    mark = functools.partial(_unseen, torch.ops.bringup.record_mark)
     original: Any = torch.nn.Module.__call__
     calls = threading.local()
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from bringup.cost.signature import Signature
 from bringup.cost.work_table import WorkTable
 from bringup.errors import TraceError
+from bringup.machine.topology import Topology, load_cluster
 from bringup.recording import archive, trace_check
 from bringup.recording.rows import KINDS, LAUNCH, OWNER, PHASES
 from bringup.recording.step_work import StepWork, find_work
@@ -38,7 +39,7 @@ class Trace:
         about: program, chip and torch version; ``redirected``, the CUDA names that it used; ``compiled_graphs``,
             ``recompilations`` and ``graph_breaks`` of torch.compile; ``dry``, True if nothing was computed;
             ``held_bytes`` and ``held_reserved_bytes``, the bytes that tensors and the allocator held on each device at
-            the beginning.
+            the beginning; ``cluster`` and ``ranks`` of a program on several chips, and the ``rank`` of this recording.
     """
 
     columns: dict[str, Column]
@@ -52,6 +53,11 @@ class Trace:
     def __len__(self) -> int:
         """Count the rows."""
         return len(self.columns["kind"])
+
+    @cached_property
+    def cluster(self) -> Topology | None:
+        """The cluster on which collectives are priced; None if the recording names none."""
+        return load_cluster(str(self.about["cluster"])) if self.about.get("cluster") else None
 
     @cached_property
     def signatures(self) -> list[Signature]:

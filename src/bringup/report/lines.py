@@ -66,6 +66,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
         yield _line("failed", ("the program ended with an error; this is what it did up to there", "bold"))
     if summary.step_seconds or not summary.failed:
         yield from _times(summary)
+    yield from _communication(summary)
     yield from _notes(summary)
     yield from step_lines(summary)
     yield from _input(summary)
@@ -105,6 +106,18 @@ def _times(summary: Summary) -> Iterator[Line]:
     total = summary.step_seconds or 1.0
     shares = "   ".join(f"{name} {seconds / total:.0%}" for name, seconds in summary.parts().items())
     yield _line("shares", f"  {shares}")
+
+
+def _communication(summary: Summary) -> Iterator[Line]:
+    if not summary.collectives:
+        return
+    spent, exposed = duration(summary.communication_seconds), duration(summary.exposed_communication_seconds)
+    first = summary.collectives[0]
+    where = f" at {first.file}:{first.line}" if first.file else ""
+    most = f"{first.count:,}x {first.kind} of {size(first.bytes)} among {first.group_size:,}{where}"
+    who = f"{quantity(summary.ranks, 'rank')} on {summary.cluster}"
+    times = f"  communication {spent}, of which {exposed} are exposed ({who})"
+    yield _line("communication", f"{times}; most: {most}, {duration(first.seconds)}")
 
 
 def _notes(summary: Summary) -> Iterator[Line]:

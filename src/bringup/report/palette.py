@@ -18,6 +18,7 @@ FAMILY = {
     **{"gather": PAGE["memory"], "sort": "#a85d1a", "copy": PAGE["host"], "random": "#6f5fa8"},
     **{"optimizer": PAGE["special"], "fft": "#b0558a", "kernel": "#1f9fb5", "depthwise": "#5a86b5"},
     **{"linalg": "#c0397b", "other": "#333333", "sparse": "#8c6d1f", "rnn": "#4f6fb0"},
+    "collective": "#0b7285",
     **{"fallback": PAGE["fallback"], "link": PAGE["link"], "between chips": PAGE["between"]},
 }
 # Chips, operators and roofs: series that belong to no family.

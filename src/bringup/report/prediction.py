@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ def price(
     host: str | os.PathLike[str] | Host | None = None,
     *,
     host_clock: HostClock = "modelled",
+    cluster: str | os.PathLike[str] | None = None,
 ) -> Prediction:
     """Price a trace on a chip. Nothing is run, so this takes milliseconds.
 
@@ -63,7 +65,10 @@ def price(
         chip: name, file or loaded chip.
         host: name, file or loaded host (default: see `load_host`).
         host_clock: ``modelled`` (times from the host file) or ``measured`` (CPU times of the recorded program).
+        cluster: name or file of the cluster for collectives (default: that of the recording, or the chip's nearest).
     """
+    if cluster is not None:
+        trace = replace(trace, about={**trace.about, "cluster": os.fspath(cluster)})
     described = chip if isinstance(chip, Chip) else load_chip(os.fspath(chip))
     machine = host if isinstance(host, Host) else load_host(None if host is None else os.fspath(host))
     timeline = replay(trace, described, machine, host_clock=host_clock)

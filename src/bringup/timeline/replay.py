@@ -17,6 +17,7 @@ from bringup import pricing
 from bringup.cost import FAMILIES
 from bringup.errors import BringupError
 from bringup.pricing import Prices, WorkTable
+from bringup.pricing.collective import with_collectives
 from bringup.recording.rows import (
     D2D,
     D2H,
@@ -196,6 +197,7 @@ def row_inputs(
     graph = "eager" not in chip.modes if what_if.graph is None else what_if.graph
     work = trace.work
     prices = prices or pricing.price_table(work, trace.signatures, chip, graph=graph)
+    prices = with_collectives(prices, trace.signatures, chip, trace.cluster)
     columns = trace.columns
     kind, signature = columns["kind"], columns["signature"]
     is_launch = kind == LAUNCH

@@ -1,8 +1,8 @@
 """Reads published measurement sets in their original formats.
 
-There is one reader per format. A reader yields `Measurement`s and leaves out rows that it cannot express (collectives,
-mixtures of experts, quantised products with scales). A row that is too short or has invalid numbers raises an error
-that names the file and the row.
+There is one reader per format. A reader yields `Measurement`s and leaves out rows that it cannot express (mixtures
+of experts, quantised products with scales); `collectives` reads those of several chips. A row that is too short or has
+invalid numbers raises an error that names the file and the row.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from bringup.files import read_text
 from bringup.machine.files import available_chips
 from bringup.pricing.measurements import Measurement
 from bringup.text import short
+from bringup.validation.collectives import PATTERNS
 from bringup.validation.measured import MACHINES
 
 Row = dict[str, str]
@@ -106,6 +107,7 @@ def read_folder(folder: Path, *, may_be_empty: bool = False) -> MeasurementSet:
     rows: list[Measurement] = []
     skipped: list[str] = []
     unread = {path.relative_to(folder) for path in folder.rglob("*.csv") if path.resolve().parent.name not in MACHINES}
+    unread -= {path.relative_to(folder) for pattern in PATTERNS for path in folder.rglob(pattern)}
     for publisher, pattern, function in _readers:
         for path in sorted(folder.rglob(f"{publisher}/{pattern}")):
             try:

@@ -1,0 +1,63 @@
+"""The collectives of a step: their time, and how much of it no kernel hides."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.analyse.summary import Collective
+from bringup.cost.collective import ranks_of
+from bringup.machine.topology import cluster_of
+from bringup.recording.rows import LAUNCH
+from bringup.text import split_line
+from bringup.timeline.replay import Timeline
+
+Array = npt.NDArray[Any]
+
+
+def communication(timeline: Timeline, first: int, last: int, since: float, until: float) -> dict[str, Any]:
+    """Return the fields of a summary that speak of collectives, for the rows of a step and its time."""
+    trace, columns = timeline.trace, timeline.trace.columns
+    ranks = int(trace.about.get("ranks", 1))
+    launches = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
+    is_collective = timeline.work.is_family("collective")
+    if not is_collective.any():
+        return {"ranks": ranks}
+    rows = launches[is_collective[columns["signature"][launches]]]
+    everything = np.flatnonzero(columns["kind"] == LAUNCH)
+    together = is_collective[columns["signature"][everything]]
+    spans = np.stack([timeline.start, timeline.end], axis=1).clip(since, until)
+    network, kernels = (_union(spans[everything[which]]) for which in (together, ~together))
+    both = _union(np.concatenate([spans[everything]]))
+    groups: dict[tuple[str, int, int, str], list[float]] = defaultdict(list)
+    for row in rows:
+        signature = trace.signatures[columns["signature"][row]]
+        line = trace.lines[columns["line"][row]] if columns["line"][row] >= 0 else ""
+        key = signature.name, len(ranks_of(signature)), int(signature.args["bytes"]), line
+        groups[key].append(float(timeline.seconds[row]))
+    collectives = [
+        Collective(kind, size, nbytes, len(seconds), sum(seconds), *split_line(line))
+        for (kind, size, nbytes, line), seconds in groups.items()
+    ]
+    largest = 1 + max(max(ranks_of(s)) for s, which in zip(trace.signatures, is_collective, strict=True) if which)
+    return {
+        "cluster": (trace.cluster or cluster_of(timeline.chip, largest)).name,
+        "ranks": max(ranks, largest),
+        "communication_seconds": network,
+        "exposed_communication_seconds": max(both - kernels, 0.0),
+        "collectives": sorted(collectives, key=lambda item: -item.seconds),
+    }
+
+
+def _union(spans: Array) -> float:
+    """Return the length of the union of intervals."""
+    spans = spans[spans[:, 1] > spans[:, 0]]
+    if not len(spans):
+        return 0.0
+    spans = spans[np.argsort(spans[:, 0])]
+    reached = np.maximum.accumulate(spans[:, 1])
+    before = np.append(spans[0, 0], reached[:-1])
+    return float(np.maximum(spans[:, 1] - np.maximum(spans[:, 0], before), 0.0).sum())

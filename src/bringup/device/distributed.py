@@ -1,0 +1,96 @@
+"""torch.distributed on the chip: the backend ``chip``, and what the core has to know of a process group.
+
+The core runs collectives (csrc/torch/collectives.cpp): on the group's stream, by gloo on CPU tensors over the chip's
+memory. A group whose backend is for devices only has no gloo for CPU tensors. A second group, which has, stands in for
+it below torch.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+
+
+def install() -> None:
+    """Make ``chip`` the backend of groups on the chip, and describe each new group to the core."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        return
+    c10d: Any = torch.distributed.distributed_c10d
+
+    class ProcessGroupChip(c10d.ProcessGroupGloo):  # type: ignore[misc]
+        """The backend of a group called chip."""
+
+        def name(self) -> str:
+            return "chip"
+
+    def create(options: Any, _: Any) -> Any:
+        backend = ProcessGroupChip(options.store, options.group_rank, options.group_size, timeout=options.timeout)
+        backend._set_sequence_number_for_group()
+        return backend
+
+    c10d.Backend.register_backend("chip", create, extended_api=True, devices=["chip"])
+    helper = c10d._new_process_group_helper
+
+    @functools.wraps(helper)
+    def _new_process_group_helper(*args: Any, **kwargs: Any) -> Any:
+        if _pretended:
+            args, kwargs = (*args[:3], "fake", *args[4:]), {**kwargs, "backend_options": None}
+        group, store = helper(*args, **kwargs)
+        if isinstance(group, torch.distributed.ProcessGroup):
+            ranks = kwargs["global_ranks_in_group"] if "global_ranks_in_group" in kwargs else args[2]
+            _describe(group, store, list(ranks))
+        return group, store
+
+    c10d._new_process_group_helper = _new_process_group_helper
+
+
+_pretended: list[int] = []  # the number of ranks, of which only this one runs
+
+
+def pretend_ranks(rank: int, ranks: int) -> None:
+    """Make every process group one of torch's fake groups, whose other ranks do not exist."""
+    from torch.testing._internal.distributed.fake_pg import FakeStore  # registers the backend fake
+
+    def meet(*_: Any, **__: Any) -> Any:
+        yield FakeStore(), rank, ranks
+
+    from torch.distributed.rendezvous import _rendezvous_handlers as handlers
+
+    handlers.update(dict.fromkeys(("env", "tcp", "file"), meet))
+    _pretended.append(ranks)
+
+
+def _describe(group: Any, store: Any, ranks: list[int]) -> None:
+    """Tell the core the group's ranks, and which group runs its collectives."""
+    if type(group) is not torch.distributed.ProcessGroup:  # a program's own group, written in Python
+        return
+    devices = {device.type for device in group._device_types}
+    chip = torch.device("chip")
+    if "cpu" in devices:
+        backend = group._get_backend(torch.device("cpu"))
+        if "chip" not in devices:  # point-to-point operations look for it
+            group._register_backend(chip, _kind("CUSTOM"), backend)
+            stand_in, alone = group, backend.name() == "fake"
+        else:
+            stand_in, alone = _gloo(group, store, group._get_backend(chip)), False
+    else:
+        backend = group._get_backend(chip if "chip" in devices else next(iter(group._device_types)))
+        if "chip" in devices:  # torch takes a group without a named backend for one of gloo
+            group._set_default_backend(_kind("CUSTOM"))
+        alone = backend.name() == "fake"
+        stand_in = group if alone else _gloo(group, store, backend)
+    torch.ops.bringup.describe_group(group.boxed(), stand_in.boxed(), ranks, alone)
+
+
+def _kind(name: str) -> Any:
+    return getattr(torch.distributed.ProcessGroup.BackendType, name)
+
+
+def _gloo(group: Any, store: Any, backend: Any) -> Any:
+    """Return a group whose backend for CPU tensors is this one."""
+    stand_in = torch.distributed.ProcessGroup(store, group.rank(), group.size())
+    stand_in._set_default_backend(_kind("GLOO"))
+    stand_in._register_backend(torch.device("cpu"), _kind("GLOO"), backend)
+    return stand_in

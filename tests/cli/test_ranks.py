@@ -1,0 +1,148 @@
+"""``bringup run --nproc``: ranks, the summary of the whole, exit codes, and the watch for deadlocks."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bringup.cli.ranks import deadlock
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+PROGRAM = """
+import os, sys
+import torch
+import torch.distributed as dist
+from torch import nn
+
+dist.init_process_group()
+rank, device = dist.get_rank(), torch.device("chip", int(os.environ["LOCAL_RANK"]))
+assert dist.get_world_size() == int(os.environ["LOCAL_WORLD_SIZE"]) == 2
+torch.chip.set_device(device)
+x = torch.ones(4, device=device)
+"""
+TRAIN = """
+torch.manual_seed(0)
+model = nn.parallel.DistributedDataParallel(nn.Linear(64, 8).to(device))
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for _ in range(3):
+    optimizer.zero_grad()
+    model(torch.randn(32, 64, device=device)).sum().backward()
+    optimizer.step()
+print("rank", rank, "of", sys.argv[1])
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_report_each_and_as_a_whole(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM + TRAIN)
+    done = bringup_run("--chip", "h100-sxm", "--nproc", "2", "--out", "out", "train.py", "two")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "rank 0 of two" in done.stdout and "rank 1 of two" in done.stdout
+    assert "2 ranks of h100-sxm on dgx-h100: a step takes" in done.stdout
+    whole = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (whole["ranks"], whole["exit_code"], whole["cluster"]) == (2, 0, "dgx-h100")
+    assert len(whole["by_rank"]) == 2 and whole["communication_seconds"] > 0
+    for rank in range(2):
+        summary = json.loads((tmp_path / "out" / f"rank{rank}" / "summary.json").read_text())
+        assert summary["ranks"] == 2 and summary["collectives"][0]["kind"] == "all_reduce"
+
+
+PIPELINE = """
+import os
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
+
+dist.init_process_group()
+rank, ranks = dist.get_rank(), dist.get_world_size()
+cpu = dist.new_group(backend="gloo")
+
+
+def step(device, group, schedule):
+    torch.manual_seed(0)
+    layers = [nn.Sequential(nn.Linear(32, 32), nn.ReLU()) for _ in range(2 * ranks)]
+    x, target = torch.randn(8 * ranks, 32), torch.randn(8 * ranks, 32)
+    if schedule is ScheduleInterleaved1F1B:
+        parts = [layers[rank].to(device), layers[rank + ranks].to(device)]
+    else:
+        parts = [nn.Sequential(*layers[2 * rank : 2 * rank + 2]).to(device)]
+    count = len(parts) * ranks
+    stages = [PipelineStage(part, rank + i * ranks, count, device, group=group) for i, part in enumerate(parts)]
+    pipeline = schedule(stages if len(stages) > 1 else stages[0], 2 * ranks, loss_fn=nn.functional.mse_loss)
+    losses = [] if rank == ranks - 1 else None
+    first = [x.to(device)] if rank == 0 else []
+    pipeline.step(*first, target=None if losses is None else target.to(device), losses=losses)
+    gradients = [parameter.grad.cpu() for part in parts for parameter in part.parameters()]
+    return [loss.item() for loss in losses or []], gradients
+
+
+for schedule in (ScheduleGPipe, Schedule1F1B, ScheduleInterleaved1F1B):
+    losses, gradients = step(torch.device("chip", int(os.environ["LOCAL_RANK"])), dist.group.WORLD, schedule)
+    expected, expected_gradients = step(torch.device("cpu"), cpu, schedule)
+    assert losses == expected, schedule
+    assert all(map(torch.equal, gradients, expected_gradients)), schedule
+dist.barrier()
+print(f"rank {rank} is equal")
+"""
+
+
+def test_pipelines_of_four_ranks_compute_what_the_cpu_does(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PIPELINE)
+    done = bringup_run("--nproc", "4", "--out", "out", "train.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [f"rank {rank} is equal" in done.stdout for rank in range(4)] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "problem"),
+    [
+        (
+            "y = torch.empty(8, device=device)\n"
+            "dist.all_reduce(x) if rank == 0 else dist.all_gather_into_tensor(y, x)\nx.tolist()",
+            1,
+            "rank 0 of it calls all_reduce of 16 bytes in float32 at train.py:13, "
+            "rank 1 calls all_gather of 32 bytes in float32 at train.py:13",
+        ),
+        (
+            "dist.all_reduce(torch.ones(4 + rank, device=device))\ndist.barrier()",
+            1,
+            "rank 0 of it calls all_reduce of 16 bytes in float32 at train.py:12, "
+            "rank 1 calls all_reduce of 20 bytes in float32 at train.py:12",
+        ),
+        (
+            "dist.recv(x, 1 - rank)\nx.tolist()",
+            1,
+            "deadlock: rank 0 waits in recv of 16 bytes in float32 from rank 1 at train.py:12; "
+            "rank 1 waits in recv of 16 bytes in float32 from rank 0 at train.py:12",
+        ),
+        (
+            "if rank == 0:\n    dist.all_reduce(x)\n    x.tolist()",
+            1,
+            "deadlock: rank 0 waits in all_reduce of 16 bytes in float32 at train.py:13; rank 1 has ended",
+        ),
+        (
+            "if rank == 1:\n    os._exit(7)\ndist.all_reduce(x)\nx.tolist()",
+            7,
+            "rank 1 ended with exit code 7, while rank 0 waited in all_reduce of 16 bytes in float32 at train.py:14",
+        ),
+    ],
+    ids=["another collective", "another size", "both receive", "one has ended", "one dies"],
+)
+def test_ranks_that_cannot_go_on_are_named_with_lines(
+    bringup_run: Run, tmp_path: Path, program: str, code: int, problem: str
+) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM + program + "\n")
+    done = bringup_run("--nproc", "2", "--out", "out", "train.py")
+    assert problem in done.stderr, done.stderr[-3000:]
+    assert done.returncode == code
+
+
+def test_deadlock_groups_ranks_that_wait_alike() -> None:
+    waits = {0: ("barrier at a.py:1",), 1: ("recv from rank 0 at a.py:2",), 2: ("barrier at a.py:1",), 3: ()}
+    (sentence,) = deadlock(waits, {0, 1, 2})
+    assert sentence.startswith(
+        "deadlock: ranks 0, 2 wait in barrier at a.py:1; rank 1 waits in recv from rank 0 at a.py:2; rank 3 has ended: "
+    )
