@@ -47,7 +47,6 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     peak = peak or memory.usage(trace, timeline.steps.ends)
     need, out_of_memory = memory.needed_bytes(trace, peak, chip), bool(trace.about.get("out_of_memory", False))
     band = error_band(chip, bound(busy, step), program_class(trace))
-    energy = _energy(timeline, step, busy)
     price = chip.price
     loaders = input_bound.inputs(timeline, step)
     own_seconds, own = own_time(timeline, step)
@@ -89,7 +88,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         failed=bool(trace.about.get("failed", False)),
         dry=bool(trace.about.get("dry", False)),
         memory=peak,
-        energy_joules=energy,
+        energy_joules=chip.joules(step, busy),
         cost_usd=price.usd_per_hour * step / 3600 if price and price.usd_per_hour else None,
         error_band=band.error,
         error_band_of=band.measured,
@@ -116,18 +115,6 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     )
 
 
-def _energy(timeline: Timeline, step: float, busy: float) -> float | None:
-    """Return joules per step, an upper bound: idle power all the time, the rest of the TDP while the chip computes.
-
-    Idle power is a tenth of the TDP unless the chip file has it.
-    """
-    power = timeline.chip.power
-    if power is None:
-        return None
-    idle = power.idle_w if power.idle_w is not None else power.tdp_w * 0.1
-    return idle * step + (power.tdp_w - idle) * busy
-
-
 def unpriced(timeline: Timeline) -> list[str]:
     """List the operators without a cost rule, whose time is estimated from the bytes that they move."""
     other = FAMILIES.index("other")
@@ -139,7 +126,8 @@ def unpriced(timeline: Timeline) -> list[str]:
 def fallbacks(timeline: Timeline, first: int, last: int) -> list[Fallback]:
     """List the fallbacks in the rows from `first` to `last`, the longest first; counts and seconds are per step."""
     trace = timeline.trace
-    rows = np.flatnonzero(timeline.fallback[first:last] >= 0) + first
+    fallback = timeline.fallback[first:last]
+    rows = np.flatnonzero((fallback >= 0) & (fallback != timeline.placed)) + first
     groups: dict[tuple[str, str, int], list[int]] = {}
     for row in rows:
         signature = trace.signatures[trace.columns["signature"][row]]

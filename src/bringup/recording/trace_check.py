@@ -235,7 +235,8 @@ def check_rows(trace: Rows) -> None:
         (rows.HOST,): ("nanoseconds", 0, 2**62),
         (rows.SIGNAL, rows.RESUME): ("signal", 0, 2**62),
         (rows.STEP,): ("optimizer", rows.BY_PROGRAM, 2**62),
-        (rows.LAUNCH,): ("replay of a graph", 0, 2**62),
+        (rows.LAUNCH,): ("replay of a graph", rows.ON_HOST, 2**62),
+        (rows.H2D, rows.D2H): ("place of a copy", rows.ON_HOST, 1),
     }
     for kinds, (name, low, high) in of_kind.items():
         _check_range(name, columns["object"][np.isin(kind, kinds)], low, high)
