@@ -318,7 +318,10 @@ bringup_kernel* driver_kernel(const Launch& launch) { return C10_LIKELY(!native_
 void count_on_host(const Launch& launch, int64_t bytes_down, int64_t bytes_up) {
   if (C10_LIKELY(!native_driver() && !separate_memory())) return;
   std::string why = "the driver has no kernels";
-  if (native_driver()) why = launch.waited ? "the host waits for its result" : answer_of(launch).why;
+  if (launch.planned)
+    why = "the plan puts it there";
+  else if (native_driver())
+    why = launch.waited ? "the host waits for its result" : answer_of(launch).why;
   std::lock_guard<std::mutex> lock(ledger().mutex);
   Tally& tally = ledger().on_host[{launch.signature->op->name, why}];
   ++tally.launches;

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     )
     from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
     from bringup.machine.schema import Chip, Host
+    from bringup.placement.apply import placed
+    from bringup.placement.place import place
+    from bringup.placement.plan import Plan
     from bringup.recording.recording import record, step
     from bringup.recording.trace import Trace
     from bringup.report.predict import predict
@@ -28,6 +31,7 @@ __all__ = [
     "ChipInUseError",
     "DryWarning",
     "Host",
+    "Plan",
     "Prediction",
     "Trace",
     "TraceError",
@@ -39,6 +43,8 @@ __all__ = [
     "launch_stats",
     "load_chip",
     "load_host",
+    "place",
+    "placed",
     "predict",
     "price",
     "record",
@@ -54,6 +60,9 @@ _HOMES = {
     **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "machine.files"),
     **dict.fromkeys(("launch_stats", "use"), "device.load"),
     **dict.fromkeys(("Prediction", "price"), "report.prediction"),
+    "place": "placement.place",
+    "placed": "placement.apply",
+    "Plan": "placement.plan",
     "predict": "report.predict",
     "Trace": "recording.trace",
     **dict.fromkeys(("record", "step"), "recording.recording"),

@@ -13,7 +13,7 @@ from bringup.analyse import input_bound, roofline
 from bringup.analyse.compilations import compilations
 from bringup.analyse.own_time import own_time
 from bringup.analyse.program_class import program_class
-from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
+from bringup.analyse.summary import Fallback, GraphBreak, Placement, Summary, Wait
 from bringup.analyse.unlike import outside, typical_share, unlike_steps
 from bringup.analyse.utilisation import utilisation
 from bringup.cost import FAMILIES
@@ -112,7 +112,16 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         mfu=used.share if used else None,
         mfu_dtype=used.dtype if used else "",
         mfu_peak_flops=used.peak_flops if used else None,
+        placement=_placement(timeline, step),
     )
+
+
+def _placement(timeline: Timeline, step: float) -> Placement | None:
+    about = timeline.trace.about.get("placement")
+    if about is None:
+        return None
+    counts = {name: int(about[name]) for name in about if name.startswith("launches_")}
+    return Placement(float(about["planned_seconds"]), step, **counts)
 
 
 def unpriced(timeline: Timeline) -> list[str]:

@@ -173,6 +173,22 @@ class Way:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """A placed run: the planned step, the replay of what the run recorded, and its launches.
+
+    Attributes:
+        launches_elsewhere: launches that ran on another side than planned.
+        launches_without_plan: launches that the plan does not name, of the whole run.
+    """
+
+    planned_seconds: float
+    replayed_seconds: float
+    launches_as_planned: int
+    launches_elsewhere: int
+    launches_without_plan: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """The predicted cost of one recording on one machine. Times are seconds of the typical step.
 
@@ -224,6 +240,7 @@ class Summary:
         mfu: the share of the chip's peak that products use, see `utilisation`; None without products.
         mfu_dtype, mfu_peak_flops: its denominator: the dtype of most of the flops, and the peak in flop/s.
         energy_joules, cost_usd: per step; None if the chip file has no power or no price.
+        placement: the plan that was in force; None without one.
         run: the id of the run, the same in all files of its report; empty outside a report.
     """
 
@@ -288,6 +305,7 @@ class Summary:
     mfu: float | None = None
     mfu_dtype: str = ""
     mfu_peak_flops: float | None = None
+    placement: Placement | None = None
     run: str = ""
 
     @property

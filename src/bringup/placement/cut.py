@@ -49,13 +49,13 @@ def overlapped(step: Step, weight: float, busy_price: float = 0.0) -> Costs:
     """
     thread, stream = weight, 1.0 - weight
     up, down = step.link_seconds
-    wait = step.copy_seconds + step.sync_seconds + down
+    # The host's wait overlaps with the call that waits, and several copies may share one: only calls count for sure.
     return _with_downloads(
         step,
         chip=thread * (step.issue + step.waits) + (stream + busy_price) * step.chip,
         host=thread * (step.call + step.host),
         up=thread * step.copy_seconds + stream * up,
-        down=thread * wait + stream * down,
+        down=thread * step.copy_seconds + stream * down,
         of_download=thread * (step.issue + step.waits) + stream * step.chip,
         on_host=thread * (step.call + step.host),
     )
@@ -66,11 +66,11 @@ def serial(step: Step, weight: float, busy_price: float = 0.0) -> Costs:
     up, down = step.link_seconds
     return _with_downloads(
         step,
-        chip=weight * step.issue + (1.0 - weight + busy_price) * step.chip + step.waits,
+        chip=weight * step.issue + (1.0 - weight + busy_price) * step.chip + step.waits + step.lag,
         host=step.call + step.host,
         up=step.copy_seconds + up,
         down=step.copy_seconds + step.sync_seconds + down,
-        of_download=step.issue + step.chip + step.waits,
+        of_download=step.issue + step.chip + step.waits + step.lag,
         on_host=step.call + step.host,
     )
 

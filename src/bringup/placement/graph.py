@@ -33,7 +33,8 @@ from bringup.timeline.replay import LAUNCH_LATENCY, RowInputs, Timeline, calls_o
 from bringup.timeline.steady import steady
 
 Array = npt.NDArray[Any]
-OUTSIDE, ALWAYS_ON_CHIP = -1, -2  # makers of values: nothing in a step writes it; the step before has made it on the chip
+# Makers of values that no node of the step makes: nothing in a step writes it; the step before has made it on the chip.
+OUTSIDE, ALWAYS_ON_CHIP = -1, -2
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Step:
         rows: the row of every node.
         issue, chip: seconds of the host's call, and of the chip or link.
         call, host: seconds of the host's call, and of its work, if the node runs on the host.
-        waits: seconds that the host waits beside them if the node runs on the chip.
+        waits, lag: seconds of the host's call that waits for a node on the chip, and of the chip's latency in it.
         must_be_host, must_be_chip: nodes without a choice.
         sync: the row of the wait that ends a blocking copy; -1 for none.
         maker: per value, its node, `OUTSIDE` or `ALWAYS_ON_CHIP`.
@@ -67,6 +68,7 @@ class Step:
     call: Array
     host: Array
     waits: Array
+    lag: Array
     must_be_host: Array
     must_be_chip: Array
     sync: Array
@@ -104,7 +106,7 @@ class Step:
 
     @property
     def sync_seconds(self) -> float:
-        """The host's call of a wait, and the way to an idle chip that it waits for."""
+        """The host's call of a wait, and the latency of the copy that it waits for."""
         return self.timeline.host.dispatch.synchronize_us * 1e-6 + LAUNCH_LATENCY
 
     def resident_bytes(self, on_chip: Array) -> int:
@@ -135,6 +137,8 @@ def step_graph(timeline: Timeline) -> Step:
     if len(devices) > 1:
         raise BringupError(f"the recording uses {len(devices)} chips: placement plans for one chip and its host")
     inputs = row_inputs(trace, chip, host, host_clock=timeline.host_clock, prices=timeline.prices)
+    if min(inputs.host_seconds[rows].min(), inputs.seconds[rows].min()) < 0:
+        raise BringupError("the recording has negative times, so nothing can be placed: record the program again")
     launched = columns["kind"][rows] == LAUNCH
     unsupported = inputs.fallback[rows] >= 0
     measured = timeline.host_clock == "measured"
@@ -152,7 +156,8 @@ def step_graph(timeline: Timeline) -> Step:
         chip=np.where(unsupported, 0.0, inputs.seconds[rows]),
         call=inputs.host_seconds[rows] if measured else calls_of_placed(trace, host, rows),
         host=on_host_seconds(trace, host)[rows],
-        waits=np.where(waits, LAUNCH_LATENCY, 0.0) + np.where(sync >= 0, synchronize + LAUNCH_LATENCY, 0.0),
+        waits=np.where(sync >= 0, synchronize, 0.0),
+        lag=np.where(waits | (sync >= 0), LAUNCH_LATENCY, 0.0),
         must_be_host=unsupported,
         must_be_chip=launched & (columns["object"][rows] > 0),
         sync=sync,
@@ -169,18 +174,20 @@ def step_graph(timeline: Timeline) -> Step:
 
 def _syncs(columns: dict[str, Array], first: int, last: int, rows: Array) -> Array:
     """Return for every node the row of the wait that ends it, if it is a blocking copy; else -1."""
-    found = np.full(len(rows), -1)
+    wait_of = np.full(len(rows), -1)
     for which, flag in ((H2D, OF_UPLOAD), (D2H, OF_DOWNLOAD)):
         copies = np.flatnonzero(columns["kind"][rows] == which)
-        waits = np.flatnonzero((columns["kind"][first:last] == STREAM_SYNC) & (columns["flags"][first:last] & flag != 0))
+        waits = np.flatnonzero(
+            (columns["kind"][first:last] == STREAM_SYNC) & (columns["flags"][first:last] & flag != 0)
+        )
         waits += first
         place = np.searchsorted(waits, rows[copies])
         following = np.append(waits, last)[place]
         until = np.append(rows[copies][1:], last)  # the wait of a copy comes before the next copy
         blocking = following < until
         same_thread = columns["thread"][np.minimum(following, last - 1)] == columns["thread"][rows[copies]]
-        found[copies] = np.where(blocking & same_thread, following, -1)
-    return found
+        wait_of[copies] = np.where(blocking & same_thread, following, -1)
+    return wait_of
 
 
 @dataclass(frozen=True)
@@ -236,9 +243,7 @@ class _Uses:
         reader, read = np.unique(np.stack([node[real], value[real]]), axis=1)
         held = persists[storage]
         number = np.cumsum(persists) - 1
-        return cls(
-            maker, size[owner], reader, read, node[held], number[storage[held]], size[persists], names[persists]
-        )
+        return cls(maker, size[owner], reader, read, node[held], number[storage[held]], size[persists], names[persists])
 
 
 def _last_of(keys: Array, values: Array, names: Array) -> Array:

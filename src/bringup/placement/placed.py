@@ -139,9 +139,7 @@ class Replayer:
         chosen = order[firsts]
         return edges[chosen], reader[chosen], value[chosen], side[edges[chosen]]
 
-    def _on_host_already(
-        self, on_chip: Array, copies: Array, before: Array, values: Array, goes_down: Array
-    ) -> Array:
+    def _on_host_already(self, on_chip: Array, copies: Array, before: Array, values: Array, goes_down: Array) -> Array:
         """Return the program's downloads whose value the host has: it made it, or has copied it for a launch."""
         step = self.step
         on_host = np.zeros(len(step), dtype=bool)

@@ -157,6 +157,15 @@ class _Finding(BaseModel):
     advice: Sentence
 
 
+class _Placement(BaseModel):
+    planned_seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+    launches_as_planned: Count
+    launches_elsewhere: Count
+    launches_without_plan: Count
+    unused_entries: Count
+    unused: Annotated[list[Text], Field(max_length=MOST["lines"])]
+
+
 class _About(BaseModel):
     """The entries of `Trace.about` that bringup reads; there may be others."""
 
@@ -181,6 +190,7 @@ class _About(BaseModel):
     host: Text = ""
     host_clock: Literal["modelled", "measured"] = "modelled"
     findings: Annotated[list[_Finding], Field(max_length=MOST["lines"])] = []
+    placement: _Placement | None = None
 
 
 class _Description(BaseModel):

@@ -236,7 +236,7 @@ def row_inputs(
 
 
 def calls_of_placed(trace: Trace, host: Host, rows: Array) -> Array:
-    """Return the seconds of the host's call in these rows if a plan puts them on the host: views, and autograd's node."""
+    """Return the seconds of the host's call in these rows if a plan puts them on the host."""
     columns = {**trace.columns, "object": trace.columns["object"].copy()}
     columns["object"][rows] = ON_HOST
     placed = replace(trace, columns=columns)
