@@ -187,7 +187,12 @@ def operators() -> bool:
     return not wrong
 
 
-if __name__ == "__main__":
+def main() -> int:
+    """Run the comparison that the command line names; return the exit code."""
     bringup.use(sys.argv[2] if len(sys.argv) > 2 else "h100-sxm", driver=os.environ.get("BRINGUP_DRIVER"))
     print("driver", torch.ops.bringup.driver_name())
-    sys.exit(0 if {"losses": losses, "operators": operators}[sys.argv[1]]() else 1)
+    return 0 if {"losses": losses, "operators": operators}[sys.argv[1]]() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

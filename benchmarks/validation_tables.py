@@ -21,6 +21,7 @@ from bringup.validation.measured import (
     GRAPH,
     ISSUE,
     LAUNCHES,
+    NEW_LENGTH,
     RESERVED,
     STEP,
     band_rows,
@@ -84,9 +85,9 @@ def programs(errors: dict[str, dict[str, Errors]]) -> list[str]:
 
 
 def operators(errors: dict[str, dict[str, Errors]]) -> list[str]:
-    """Return the rows of the table of operators and host calls."""
+    """Return the rows of the table of decoding at new lengths, operators and host calls."""
     lines = []
-    for figure in (GRAPH, EAGER, ISSUE):
+    for figure in (NEW_LENGTH, GRAPH, EAGER, ISSUE):
         for name, of in errors[figure].items():
             if name.startswith("class ") or name == "all":
                 shares = percent(of.mean), percent(of.median), signed(of.bias)

@@ -172,6 +172,7 @@ Op::Op(const c10::OperatorHandle& handle) : handle(handle), name(c10::toString(h
   masks_decide = name == "aten::index.Tensor" || name == "aten::index.Tensor_out" || name == "aten::_unsafe_index.Tensor";
   host_indices = takes_host_tensors(name);
   multiplies = name.compare(0, 6, "aten::") == 0 && has_products(name);
+  attends = name.find("::_scaled_dot_product_") != std::string::npos;
   uses_blas = bringup::uses_blas(name);
   takes_indices = host_indices && name.find("index") != std::string::npos && name.find("tensor_indices") == std::string::npos;
   trust_meta = !has_other_meta(name);

@@ -39,6 +39,7 @@ struct Op {
   bool synchronous = false;              // the shape of a result, or a returned value, depends on data
   bool host_indices = false;             // accepts CPU tensors beside device tensors
   bool multiplies = false;               // has products that TF32 may compute, so its signature has torch's switches
+  bool attends = false;                  // attention, which cuDNN computes unless torch's switches say otherwise
   bool uses_blas = false;                // a product of cuBLAS on CUDA, which keeps workspaces
   bool takes_indices = false;            // indexes its first argument: only the indices may be CPU tensors
   bool by_value = false;                 // the values of scalars decide output sizes

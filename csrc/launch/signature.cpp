@@ -7,6 +7,7 @@
 #include <c10/util/TypeCast.h>
 
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <mutex>
 #include <unordered_map>
@@ -376,6 +377,12 @@ uint8_t tf32_switches() {
 
 namespace {
 
+uint8_t attention_switches() {
+  static const char* last = std::getenv("TORCH_CUDNN_SDPA_DEPRIORITIZED");  // torch also reads it once
+  bool deprioritized = last && last == std::string("1");
+  return deprioritized || !at::globalContext().userEnabledCuDNNSDP() ? kNoCudnnAttention : uint8_t(0);
+}
+
 SignaturePtr new_signature(Op& op, const Slots& slots, uint64_t hash, KeyBuilder& key) {
   auto signature = c10::make_intrusive<Signature>();
   signature->op = &op;
@@ -413,9 +420,9 @@ SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
   key.words.clear();
   key.storages.clear();
   key.add(reinterpret_cast<uintptr_t>(&op));
-  uint8_t tf32 = op.multiplies ? tf32_switches() : 0;
+  uint8_t switches = op.multiplies ? tf32_switches() : op.attends ? attention_switches() : uint8_t(0);
   key.add(uint64_t(c10::get_default_dtype_as_scalartype()) | uint64_t(at::globalContext().deterministicAlgorithms()) << 8 |
-          uint64_t(tf32) << 16);
+          uint64_t(switches) << 16);
   c10::ScalarType first = slots.empty() ? c10::ScalarType::Undefined : slots[0].tensor->scalar_type();
   for (size_t i = 0; i < op.args.size(); ++i) {
     if (op.args[i].kind == ArgKind::Tensor && arguments[i].isTensor())
@@ -433,7 +440,7 @@ SignaturePtr intern(Op& op, const Slots& slots, const IValue* arguments) {
   slot = table().find(hash, [hash, &key = key](const SignaturePtr& signature) { return matches(signature, hash, key); });
   if (!slot) {
     slot = new_signature(op, slots, hash, key);
-    slot->tf32 = tf32;
+    slot->switches = switches;
     slot->id = table().next_id++;
     table().add(slot);
   }

@@ -13,8 +13,9 @@
 
 namespace bringup {
 
-// Which products torch allows in TF32: torch.backends.cuda.matmul, torch.backends.cudnn.conv and .rnn.
-enum Tf32 : uint8_t { kTf32Matmul = 1, kTf32Convolution = 2, kTf32Rnn = 4 };
+// torch's switches for CUDA's libraries: the products allowed in TF32 (torch.backends.cuda.matmul, torch.backends.cudnn.conv and
+// .rnn), and attention without cuDNN (torch.nn.attention.sdpa_kernel).
+enum Switch : uint8_t { kTf32Matmul = 1, kTf32Convolution = 2, kTf32Rnn = 4, kNoCudnnAttention = 8 };
 constexpr uint8_t kTf32Default = kTf32Convolution | kTf32Rnn;
 uint8_t tf32_switches();
 
@@ -63,7 +64,7 @@ struct Signature : c10::intrusive_ptr_target, Results {
   // are int64.
   c10::ScalarType dtype = c10::ScalarType::Undefined;
 
-  uint8_t tf32 = 0;  // torch's switches at the launch, as bits of `Tf32`; 0 for operators without products
+  uint8_t switches = 0;  // torch's at the launch, as bits of `Switch`; 0 for operators that have none
 
   mutable std::atomic<int64_t> recorded{0};  // recording << 32 | number in the recording
   std::atomic<int> state{Unknown};           // when it is Known, the results are set and do not change any more

@@ -226,10 +226,11 @@ std::string text_of(const Signature& signature, const IValue* arguments, const S
     write_value(out, arguments[i], op.by_value || op.args[i].kind != ArgKind::Scalar, slot);
   }
   out << "}";
-  if (op.multiplies && signature.tf32 != kTf32Default) {
+  if (signature.switches & kNoCudnnAttention) out << ",\"cudnn\":false";
+  if (op.multiplies && signature.switches != kTf32Default) {
     out << ",\"tf32\":[";
     const char* separator = "";
-    for (const std::string& name : names_of(signature.tf32)) {
+    for (const std::string& name : names_of(signature.switches)) {
       out << separator << json_text(name);
       separator = ",";
     }

@@ -194,11 +194,20 @@ tuple<Tensor, Tensor, Tensor> attention_backward_values(const Tensor& grad_out, 
   return {laid_out(to_query), laid_out(sum_of_groups(to_key, key)), laid_out(sum_of_groups(to_value, value))};
 }
 
+// True if the program has turned off the one fused kernel that the CPU has, but not all that accelerators have.
+bool wants_another_fused_kernel(const Tensor& query, const optional<Tensor>& mask) {
+  const at::Context& context = at::globalContext();
+  bool wants = !context.userEnabledFlashSDP() && (context.userEnabledMemEfficientSDP() || context.userEnabledCuDNNSDP());
+  bool takes = query.dim() == 4 && query.layout() == c10::kStrided && c10::isFloatingType(query.scalar_type());
+  return wants && takes && !(mask && mask->defined() && mask->requires_grad());
+}
+
 // Chooses between the kernels for attention without reading data. With dropout, the CPU has no fused kernel, and accelerators
 // have.
 int64_t attention_choice(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& attn_mask,
                          double dropout_p, bool is_causal, optional<double> scale, bool enable_gqa) {
   constexpr int64_t kMath = 0, kFlash = 1, kOverrideable = 4;  // of SDPBackend, whose namespace depends on the release
+  if (dropout_p < 1 && wants_another_fused_kernel(query, attn_mask)) return kOverrideable;
   int64_t choice = at::native::_fused_sdp_choice_cpp(query, key, value, attn_mask, 0, is_causal, scale, enable_gqa);
   if (dropout_p == 0 || choice != kFlash) return choice;
   return dropout_p < 1 ? kOverrideable : kMath;

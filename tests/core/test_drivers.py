@@ -68,10 +68,9 @@ def test_cuda_without_an_nvidia_driver_says_so(python: Run) -> None:
 
 
 def test_operators_on_opencl_equal_the_cpus(python: Run, opencl: str) -> None:
-    program = (
-        f"import runpy, sys\nsys.argv[1:] = ['operators']\nrunpy.run_path({str(ROOT / 'benchmarks/drivers.py')!r}, "
-    )
-    done = python(program + "run_name='__main__')\n", timeout=300, BRINGUP_DRIVER=opencl)
+    benchmarks = str(ROOT / "benchmarks")
+    program = f"import sys\nsys.path.insert(0, {benchmarks!r})\nimport drivers\nsys.argv[1:] = ['operators']\n"
+    done = python(program + "sys.exit(drivers.main())\n", timeout=300, BRINGUP_DRIVER=opencl)
     skip_without_device(done)
     assert done.returncode == 0, done.stdout + done.stderr
     assert " 0 wrong" in done.stdout

@@ -15,15 +15,16 @@ from bringup.analyse.program_class import CLASSES, CNN, LANGUAGE, program_class
 from bringup.pricing import bands
 from bringup.recording.rows import DEVICE_SYNC, LAUNCH, STEP
 from bringup.timeline.replay import WhatIf, replay
-from bringup.validation.measured import ALLOCATED, BUSY, GRAPH, RESERVED, band_rows, read_measured, tables
+from bringup.validation.measured import ALLOCATED, BUSY, GRAPH, NEW_LENGTH, RESERVED, band_rows, read_measured, tables
 from bringup.validation.measured import STEP as STEP_TIME
 from bringup.validation.recorded import TABLE, recordings
 from tests.conftest import ROOT
 
 GPT2 = "gpt2/infer/fp32/b1/s128"
 PROGRAM = {
-    **{"id": GPT2, "mode": "infer", "precision": "fp32", "compile": "", "free_us": "4000", "sync_first2_us": "9"},
-    **{"busy_union_us": "3000", "kernels": "300", "copies": "0", "peak_allocated": str(2**30), "peak_reserved": "1e9"},
+    **{"id": GPT2, "mode": "infer", "precision": "fp32", "compile": "", "free_us": "4000", "sync_us": "9"},
+    **{"sync_first2_us": "9", "busy_union_us": "3000", "kernels": "300", "copies": "0"},
+    **{"peak_allocated": str(2**30), "peak_reserved": "1e9"},
 }
 OPERATOR = {
     **{"id": "mm/square/bf16/4096x4096x4096", "family": "mm", "dtype": "bf16", "eager_us": "210"},
@@ -67,6 +68,17 @@ def test_every_figure_is_compared_with_its_prediction(folder: Path) -> None:
     assert (found[STEP_TIME].measured, found[BUSY].measured) == pytest.approx((4e-3, 3e-3))
     assert found["host issue"].measured == pytest.approx(10e-6) and found["host issue"].predicted > 0
     assert found["kernels of an operator"].predicted == 1
+
+
+def test_decoding_at_a_new_length_has_the_plan_of_its_attention(folder: Path) -> None:
+    name = next(name.removeprefix("program/") for name in recordings() if name.startswith("program/llama1b/decode"))
+    times = {"mode": "decode", "sync_us": "50000", "sync_first2_us": "14000"}
+    write(folder / "h100_bringup" / "programs.csv", {**PROGRAM, "id": name, **times})
+    found = {row.figure: row for row in read_measured(folder).comparisons if row.source == "programs.csv"}
+    plan = bringup.load_chip("h100-sxm").launch.attention_plan_ms
+    assert (found[STEP_TIME].measured, found[NEW_LENGTH].measured) == pytest.approx((14e-3, 50e-3))
+    assert plan is not None
+    assert found[NEW_LENGTH].predicted - found[STEP_TIME].predicted == pytest.approx(plan * 1e-3, rel=0.01)
 
 
 def test_what_cannot_be_read_is_named_and_the_rest_is_read(folder: Path) -> None:

@@ -12,7 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup import pricing
-from bringup.analyse import changes, checkpoints, compile_advice, input_bound, tf32, unused_graphs, ways_to_fit
+from bringup.analyse import (
+    attention_plans,
+    changes,
+    checkpoints,
+    compile_advice,
+    input_bound,
+    tf32,
+    unused_graphs,
+    ways_to_fit,
+)
 from bringup.analyse.changes import replayed
 from bringup.analyse.compile_advice import LEAST_SHARE
 from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
@@ -40,9 +49,11 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
     ways = [] if summary.fits or summary.out_of_memory else ways_to_fit.ways(timeline, summary)
     if summary.failed:  # what the rest of the program does is not known
         return replace(summary, ways_to_fit=ways)
+    unplanned = attention_plans.without_plans(timeline, summary)
     bottlenecks = [
         *input_bound.advice(timeline, summary),
-        *compile_advice.bottlenecks(timeline, summary),
+        *attention_plans.bottlenecks(timeline, summary, unplanned[1].step_seconds),
+        *compile_advice.bottlenecks(*unplanned),
         *_fallbacks(timeline, summary),
         *_copies(timeline, summary),
         *for_waits(timeline, summary),

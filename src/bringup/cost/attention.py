@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Hashable
 
 from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature
@@ -32,6 +33,30 @@ def _work(signature: Signature, products: int) -> Work:
         items=batch * rows * value.shape[-1],
         kernels=1 if products == 2 else 2,
     )
+
+
+# cuDNN computes attention in these dtypes, with heads of at most this depth, in whole numbers of eight elements, and
+# for more than one key (PyTorch, aten/src/ATen/native/transformers/cuda/sdp_utils.cpp).
+PLANNED_DTYPES, DEEPEST_HEAD, HEAD_STEP = ("float16", "bfloat16"), 256, 8
+# Operators for which PyTorch chooses between kernels. Those that name another library's kernel have no plan.
+CHOSEN = names("""
+    scaled_dot_product_attention _scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_flash_attention
+    _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable
+""")
+
+
+def plan_of(signature: Signature) -> Hashable:
+    """Return what the plan of cuDNN for a forward attention depends on, or None if it needs no plan."""
+    if signature.name not in CHOSEN or not signature.cudnn or signature.dtype not in PLANNED_DTYPES:
+        return None
+    query, key, value = (signature.tensor(name) for name in ("query", "key", "value"))
+    if query is None or key is None or value is None:
+        return None
+    depths = (query.shape[-1], value.shape[-1])
+    if key.shape[-2] < 2 or any(depth > DEEPEST_HEAD or depth % HEAD_STEP for depth in depths):
+        return None
+    options = (bool(signature.args.get("is_causal")), float(signature.args.get("dropout_p") or 0))
+    return tuple((tensor.dtype, tensor.shape, tensor.strides) for tensor in signature.tensors) + options
 
 
 @rule(

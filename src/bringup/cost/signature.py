@@ -55,6 +55,7 @@ class Signature:
         inner: the operators of a fused kernel.
         tag: torch's tag that selects the rule of an operator without one of its own; see `rules.tag_of`.
         tf32: the products that torch allowed in TF32 at the launch, of `TF32`. The default is torch's.
+        cudnn: False for attention that the program keeps from cuDNN (`torch.nn.attention.sdpa_kernel`).
     """
 
     op: str
@@ -64,6 +65,7 @@ class Signature:
     inner: tuple[Signature, ...] = ()
     tag: str = ""
     tf32: tuple[str, ...] = TF32_DEFAULT
+    cudnn: bool = True
 
     find_work: ClassVar[Callable[[Signature], Work]]  # set by `rules`, which this module cannot import
 
@@ -75,7 +77,7 @@ class Signature:
         args = {str(name): _value(value, inputs) for name, value in data["args"].items()}
         inner = tuple(cls.parse(item) for item in data.get("inner", ()))
         tf32 = tuple(data.get("tf32", TF32_DEFAULT))
-        return cls(str(data["op"]), inputs, outputs, args, inner, data.get("tag", ""), tf32)
+        return cls(str(data["op"]), inputs, outputs, args, inner, data.get("tag", ""), tf32, data.get("cudnn", True))
 
     @cached_property
     def work(self) -> Work:

@@ -175,6 +175,9 @@ class Launch(_Table):
     graph_us: Microseconds | None = None
     queue_depth: Annotated[int, Field(ge=1, le=10**6)] = 1024  # the replay keeps eight bytes for each, per device
     copy_engines: Literal[1, 2] = 2
+    attention_plan_ms: Annotated[
+        float | None, Field(gt=0, le=1e5, description="host time for the library's plan of an attention of a new shape")
+    ] = None
 
 
 class Ops(_Table):

@@ -92,6 +92,7 @@ class _Signature(BaseModel):
     inner: Annotated[list[_Signature], Field(max_length=MOST["tensors"])] = []
     tag: Annotated[str, AfterValidator(_tag)] = ""
     tf32: Annotated[list[Literal["matmul", "convolution", "rnn"]], Field(max_length=len(vocabulary.TF32))] = []
+    cudnn: Annotated[bool, Field(strict=True)] = True
 
     @model_validator(mode="after")
     def _arguments_name_tensors(self) -> _Signature:

@@ -37,6 +37,7 @@ from bringup.recording.rows import COLUMNS
 from bringup.recording.trace import Trace
 from bringup.timeline import handover, library
 from bringup.timeline import replay as timeline
+from bringup.timeline.plans import Plans
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
@@ -54,6 +55,7 @@ class ChipClock:
         self.signatures: list[Signature] = []
         self.prices: Prices | None = None
         self.work: Any = None
+        self.plans = Plans()
         self.replay: library.Replay | None = None
         self.lock = handover.UnwatchedLock()
         self.thread = threading.local()  # `shown`: the latest result; `is_querying`: True inside `now`
@@ -79,7 +81,9 @@ class ChipClock:
         trace.signatures = self.signatures
         if self.work is not None:
             trace.work = self.work
-        inputs = timeline.row_inputs(trace, self.chip, self.host, host_clock=self.host_clock, prices=self.prices)
+        inputs = timeline.row_inputs(
+            trace, self.chip, self.host, host_clock=self.host_clock, prices=self.prices, plans=self.plans
+        )
         self.prices, self.work = inputs.prices, trace.work
         self.rows += len(trace)  # counted first: a signal handler may raise at any line, and no row may be fed twice
         timeline.feed(self.replay, columns, inputs)

@@ -40,6 +40,7 @@ from bringup.recording.rows import (
 from bringup.recording.steps import Steps
 from bringup.recording.trace import Trace
 from bringup.timeline import library
+from bringup.timeline.plans import Plans
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host, HostDispatch
@@ -113,12 +114,14 @@ class WhatIf:
         dispatch_scale: factor for the host's time per launch.
         link_scale: factor for the link's bandwidth.
         keep_fallbacks: if False, the chip supports every operator.
+        keep_plans: if False, the chip's library needs no plans for attention.
     """
 
     graph: bool | None = None
     dispatch_scale: float = 1.0
     link_scale: float = 1.0
     keep_fallbacks: bool = True
+    keep_plans: bool = True
 
 
 AS_IS = WhatIf()
@@ -193,8 +196,9 @@ def row_inputs(
     host_clock: HostClock = "modelled",
     prices: Prices | None = None,
     what_if: WhatIf = AS_IS,
+    plans: Plans | None = None,
 ) -> RowInputs:
-    """Return the price of every row; see `replay` for the arguments."""
+    """Return the price of every row; see `replay` for the arguments. `plans` are those that earlier rows have built."""
     graph = "eager" not in chip.modes if what_if.graph is None else what_if.graph
     work = trace.work
     prices = prices or pricing.price_table(work, trace.signatures, chip, graph=graph)
@@ -224,6 +228,8 @@ def row_inputs(
         host_seconds = np.maximum(measured - saved, 0.0)
     elif (apart := pricing.launched_by_cells(work, chip)).any():
         host_seconds = host_seconds * np.where(is_launch, np.where(apart, work.cells, 1.0)[signature], 1.0)
+    if chip.launch.attention_plan_ms and what_if.keep_plans:
+        host_seconds[(plans or Plans()).first_uses(trace)] += chip.launch.attention_plan_ms * 1e-3
     host_seconds = host_seconds * what_if.dispatch_scale
     flags = columns["flags"]
     if not pricing.class_of(chip).queues:

@@ -36,11 +36,11 @@ LOOPS = 20  # steps that are launched before the host waits, in a measured round
 AGAIN = "repeats.csv"  # programs that were measured on a second machine
 LARGE = 1 << 30  # bytes: smaller peaks are mostly what libraries try out at their first use
 # What a figure measures, in the order of tables.
-STEP, BUSY, LAUNCHES, ALLOCATED, RESERVED, GRAPH, EAGER, KERNELS, ISSUE = FIGURES = (
-    *("step", "chip busy", "kernels", "peak allocated", "peak reserved"),
+STEP, NEW_LENGTH, BUSY, LAUNCHES, ALLOCATED, RESERVED, GRAPH, EAGER, KERNELS, ISSUE = FIGURES = (
+    *("step", "step of a new length", "chip busy", "kernels", "peak allocated", "peak reserved"),
     *("operator in a graph", "operator, eager", "kernels of an operator", "host issue"),
 )
-TIMES = (STEP, BUSY, GRAPH, EAGER, ISSUE)  # figures in seconds
+TIMES = (STEP, NEW_LENGTH, BUSY, GRAPH, EAGER, ISSUE)  # figures in seconds
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "tf32": "TF32", "default": "TF32 in convolutions"}
 DTYPES |= {"amp": "autocast bfloat16", "amp16": "autocast float16", "fp8": "float8"}
 MODES = {"infer": "inference", "train": "training", "decode": "decode", "generate": "decode"}
@@ -141,11 +141,18 @@ class _Machine:
     """What a set was measured on, and how its recordings are priced there."""
 
     def __init__(self, chip: str, host: str) -> None:
-        self.chip, self.host = load_chip(chip), load_host(host)
+        self.planning, self.host = load_chip(chip), load_host(host)
+        # Loops were warmed up, so their plans of attention were there.
+        launch = self.planning.launch.model_copy(update={"attention_plan_ms": None})
+        self.chip = self.planning.model_copy(update={"launch": launch})
 
     @cache  # noqa: B019 - lives as long as the reading of one folder
     def step(self, item: Recorded, steps: int, *, wait_each: bool) -> Prediction:
         return price(item.trace(steps, wait_each=wait_each), self.chip, self.host)
+
+    def first_step(self, item: Recorded) -> Prediction:
+        """Price a step that plans its attention."""
+        return price(item.trace(1, wait_each=True), self.planning, self.host)
 
     def graph_seconds(self, item: Recorded) -> float:
         timeline = replay(item.trace(1), self.chip, self.host, what_if=WhatIf(graph=True))
@@ -194,11 +201,12 @@ def _number(text: str | float, unit: float) -> float:
 def _programs(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[Comparison]:
     """Compare whole programs: a step, the chip's share of it, its kernels, and the peaks of memory.
 
-    ``free_us`` is a step of a loop in which the host runs ahead. In decode, these steps have lengths that cuDNN sees
-    for the first time; the steady step is ``sync_first2_us``, with a wait in each.
+    ``free_us`` is a step of a loop in which the host runs ahead. In decode, some of these steps have a cache of a
+    length that cuDNN sees for the first time, as all of ``sync_us`` have; the steady step is ``sync_first2_us``. Both
+    have a wait in each step.
     """
-    columns = ("id", "mode", "precision", "compile", "free_us", "sync_first2_us", "busy_union_us", "kernels", "copies")
-    for row in _table(path, *columns, "peak_allocated", "peak_reserved"):
+    columns = ("id", "mode", "precision", "compile", "free_us", "sync_us", "sync_first2_us", "busy_union_us")
+    for row in _table(path, *columns, "kernels", "copies", "peak_allocated", "peak_reserved"):
         item = recordings().get(f"program/{row['id']}")
         if row["compile"] or item is None:
             missing["torch.compile is not recorded" if row["compile"] else "their programs are not recorded"] += 1
@@ -210,6 +218,7 @@ def _programs(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[
         its_bound = bound(looped.device_seconds, looped.step_seconds)
         figures = (
             (STEP, _number(row["sync_first2_us" if decodes else "free_us"], 1e-6), looped.step_seconds),
+            *([(NEW_LENGTH, _number(row["sync_us"], 1e-6), machine.first_step(item).step_seconds)] if decodes else []),
             (BUSY, _number(row["busy_union_us"], 1e-6), once.device_seconds),
             (LAUNCHES, float(row["kernels"]), once.trace.launches),
             (ALLOCATED, _number(row["peak_allocated"], 1), item.peak_allocated),
