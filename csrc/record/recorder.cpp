@@ -358,7 +358,7 @@ void add_copies(Recording& state, const Stream& stream, const Line& line, const 
     waits |= on_host;
   }
   if (waits) {
-    TraceRow row = new_row(state, RowKind::StreamSync, &stream, line);
+    TraceRow row = new_row(state, RowKind::StreamSync, &stream, line, kOfDownload);
     add_row(state, row);
   }
   for (const Touched& storage : touched)

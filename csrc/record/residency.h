@@ -19,7 +19,7 @@ struct Touched {
 class Residency {
  public:
   void clear() { states_.clear(); }
-  void allocate(const void* address, int64_t bytes) { states_[address] = {false, true, bytes}; }
+  void allocate(const void* address, int64_t bytes) { states_[address] = {true, true, bytes}; }  // nothing is in it yet
   bool on_host(const void* address) const {
     auto entry = states_.find(address);
     return entry != states_.end() && entry->second.host;

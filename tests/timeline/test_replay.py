@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bringup.recording.rows import KINDS, WAITS
+from bringup.recording.rows import KINDS, ON_HOST, WAITS
 from bringup.timeline.library import Replay
 from tests.conftest import ROOT
 
@@ -80,6 +80,8 @@ def columns_of(calls: list[str]) -> dict[str, list[Any]]:
                 row["share"] = float(words.pop(0))
             elif word == "graph":
                 row["object"] = int(words.pop(0))
+            elif word == "placed":
+                row["object"] = ON_HOST
             elif word == "from":
                 row["object"] = int(words.pop(0).removeprefix("chip:"))
             else:

@@ -197,7 +197,8 @@ class Summary:
     Attributes:
         step_seconds: from the end of the step before to the end of the typical step.
         device_seconds: the part of a step in which the chip computes.
-        fallback_seconds: the part of the rest in which the host runs operators that the chip does not have.
+        fallback_seconds: the part of the rest in which the host runs operators that the chip does not have, or that a
+            plan puts there.
         link_seconds: the part of the rest in which the link to the host is busy.
         between_seconds: the part of the rest in which a link between chips is busy.
         host_seconds: the rest: the chip waits for the host.
@@ -324,7 +325,7 @@ class Summary:
             "link": self.link_seconds,
             "between chips": self.between_seconds,
             "host-bound": self.host_seconds,
-            "waiting on fallbacks": self.fallback_seconds,
+            "waiting on fallbacks" if self.placement is None else "host computes": self.fallback_seconds,
         }
         return {name: seconds for name, seconds in parts.items() if seconds or name != "between chips"}
 

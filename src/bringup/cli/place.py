@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -20,28 +21,30 @@ from bringup.cli.report import shipped
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable
 from bringup.machine.files import available_chips, load_chip, load_host
+from bringup.placement.break_even import BreakEven, break_even
 from bringup.placement.groups import GRANULARITIES
-from bringup.placement.place import place
+from bringup.placement.place import SPREAD, place, slowness
 from bringup.placement.plan import Baseline, Move, Plan, refuse_other
-from bringup.process import asked_driver
+from bringup.process import DEFAULT_CHIP, asked_chip, asked_driver
 from bringup.recording.trace import Trace
 from bringup.report import terminal
 from bringup.report.prediction import read_trace
 from bringup.report.terminal import escaped
 from bringup.text import duration, figure, size
 from bringup.text import quantity as counted
-from bringup.units import parse_size
+from bringup.units import parse_size, parse_time
 
 if TYPE_CHECKING:
     from bringup.cli.run import RunOptions
     from bringup.machine.schema import Chip, Host
 
+LEVELS = "_.-=#"  # half decades of the chip's time over the host's
 MOST_MOVES = 8  # on a screen
 NAMES = {"all_chip": "all on the chip", "all_host": "all on the host", "proposed": "proposed"}
 
 
 @click.command()
-@click.argument("trace")
+@click.argument("trace", required=False)
 @click.option("--chip", default=None, metavar="NAME|FILE", help="Chip to plan for (default: that of the recording).")
 @host_option
 @host_clock_option("the CPU time measured during the recording")
@@ -66,17 +69,40 @@ NAMES = {"all_chip": "all on the chip", "all_host": "all on the host", "proposed
     show_default=True,
     help="What to minimise: the time per step, the latency of one step, or the chip's energy.",
 )
+@click.option(
+    "--deadline",
+    callback=quantity(parse_time),
+    default=None,
+    metavar="TIME",
+    help="What has to move so that one step on an idle machine takes at most a time such as 10ms.",
+)
+@click.option(
+    "--percentile",
+    type=float,
+    default=50.0,
+    show_default=True,
+    help="Plan for this percentile of the host's times: its calls and work take longer by a lognormal factor.",
+)
 @click.option("--out", default=None, metavar="FILE", help="Write the plan there (default: plan.toml in the report).")
+@click.option(
+    "--break-even",
+    "sizes",
+    is_flag=True,
+    help="Instead of a plan, print from which size common operators are faster on the chip. Needs no recording.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the plan's numbers and moves as one line of JSON.")
 def command(
-    trace: str,
+    trace: str | None,
     chip: str | None,
     host: str | None,
     host_clock: str,
     granularity: str,
     capacity: int | None,
     objective: str,
+    deadline: float | None,
+    percentile: float,
     out: str | None,
+    sizes: bool,
     as_json: bool,
 ) -> None:
     """Plan which launches of a recording run on the host and which on the chip, and what that gains.
@@ -86,6 +112,12 @@ def command(
     """
     described = load_chip(chip) if chip else None
     machine = load_host(host)
+    if sizes:
+        described = described or load_chip(asked_chip() or DEFAULT_CHIP)
+        print_break_even(break_even(described, machine), described, machine, as_json)
+        return
+    if trace is None:
+        raise BringupError("bringup place needs TRACE: the directory that `bringup run` has written, or its trace.npz")
     if out:
         refuse_unwritable(out)
     recording = read_trace(trace)
@@ -98,6 +130,8 @@ def command(
         granularity=granularity,  # type: ignore[arg-type]
         objective=objective,  # type: ignore[arg-type]
         capacity=capacity,
+        deadline=deadline,
+        percentile=percentile,
         host_clock=host_clock,  # type: ignore[arg-type]
     )
     plan = saved(plan, trace, out)
@@ -105,6 +139,40 @@ def command(
         click.echo(json.dumps(plan.as_dict(), sort_keys=True))
         return
     print_plan(plan, terminal.console())
+
+
+def print_break_even(rows: list[BreakEven], chip: Chip, host: Host, as_json: bool) -> None:
+    """Print from which size operators are faster on the chip, with a line of their times over the host's."""
+    if as_json:
+        named = [{"op": row.op, "resident": row.resident, "copied": row.copied} for row in rows]
+        times = [{name: getattr(row, name) for name in ("sizes", "chip", "copied_chip", "host")} for row in rows]
+        operators = [a | b for a, b in zip(named, times, strict=True)]
+        click.echo(json.dumps({"chip": chip.name, "host": host.name, "operators": operators}, sort_keys=True))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
+    for title in ("float32", "data on the chip", "copied up and down", "chip over host, 1 to 2^30 elements"):
+        table.add_column(title, justify="left" if title in ("float32",) or "over" in title else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(f"  {row.op}", *(_elements(size) for size in (row.resident, row.copied)), _plot(row))
+    console = terminal.console()
+    console.print(
+        f"{escaped(chip.name)} is faster than {escaped(host.name)} from so many elements on:", highlight=False
+    )
+    console.print(table)
+    console.print(
+        f"  plot: {LEVELS[0]} up to a tenth of the host's time, {LEVELS[2]} equal, {LEVELS[-1]} ten times",
+        highlight=False,
+    )
+
+
+def _elements(size: int | None) -> str:
+    return "never" if size is None else f"{size:,}"
+
+
+def _plot(row: BreakEven) -> str:
+    """Return one letter per power of two: the chip's time over the host's, with the data on the chip."""
+    places = (round(2 + 2 * math.log10(chip / host)) for chip, host in zip(row.chip, row.host, strict=True))
+    return "".join(LEVELS[min(max(place, 0), len(LEVELS) - 1)] for place in places)
 
 
 def saved(plan: Plan, trace: str, out: str | None) -> Plan:
@@ -125,6 +193,10 @@ def print_plan(plan: Plan, console: Console) -> None:
     for name, baseline in plan.baselines.items():
         table.add_row(f"  {NAMES[name]}", *_cells(name, baseline, plan))
     console.print(table)
+    if plan.percentile != 50:
+        factor = slowness(plan.percentile)
+        note = f"host times at percentile {plan.percentile:g}, {factor:.2f} times their prices"
+        console.print(f"  {note} (lognormal, sigma {SPREAD})", highlight=False)
     if not plan.proposes:
         console.print(escaped(f"  {_refusal(plan)}"), highlight=False, soft_wrap=True)
         return
@@ -132,6 +204,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"  [bold]{number}.[/] {escaped(_text(move))}", highlight=False, soft_wrap=True)
     if len(plan.moves) > MOST_MOVES:
         console.print(f"  and {counted(len(plan.moves) - MOST_MOVES, 'more move')}: see the plan", highlight=False)
+    if plan.deadline_seconds is not None:
+        console.print(f"  these have to be on the host for {duration(plan.deadline_seconds)}", highlight=False)
     rest = "keep the rest on the chip" if any(entry.where == "chip" for entry in plan.entries) else "nothing stays"
     copied = plan.baselines["proposed"].copied_bytes
     crosses = f"; {size(copied)} more cross the link per step" if copied else ""
@@ -152,6 +226,11 @@ def _cells(name: str, baseline: Baseline, plan: Plan) -> tuple[str, ...]:
 
 
 def _refusal(plan: Plan) -> str:
+    if plan.deadline_seconds is not None:
+        deadline = duration(plan.deadline_seconds)
+        if plan.all_chip_seconds <= plan.deadline_seconds:
+            return f"leave it as it is: the chip alone takes less than {deadline}"
+        return f"nothing takes less than {deadline}: the best placement takes {duration(plan.proposed_seconds)}"
     best = min(plan.all_chip_seconds, plan.all_host_seconds)
     gain = max(1 - plan.proposed_seconds / best, 0.0) if best else 0.0
     if not gain:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from bringup.errors import BringupError
 from bringup.placement.graph import ALWAYS_ON_CHIP, OUTSIDE, Step
 from bringup.recording.rows import D2H
+from bringup.timeline.replay import LAUNCH_LATENCY
 
 Array = npt.NDArray[Any]
 LARGEST = (1 << 31) - 1  # scipy's flows are int32
@@ -69,7 +70,7 @@ def serial(step: Step, weight: float, busy_price: float = 0.0) -> Costs:
         chip=weight * step.issue + (1.0 - weight + busy_price) * step.chip + step.waits + step.lag,
         host=step.call + step.host,
         up=step.copy_seconds + up,
-        down=step.copy_seconds + step.sync_seconds + down,
+        down=step.copy_seconds + step.sync_seconds + LAUNCH_LATENCY + down,
         of_download=step.issue + step.chip + step.waits + step.lag,
         on_host=step.call + step.host,
     )

@@ -8,7 +8,7 @@ alive before the step persists: what the step reads of it before writing it is t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -56,6 +56,7 @@ class Step:
         holder, held: pairs of a node and a persistent storage that it uses, as an index into `persistent_bytes`.
         persistent_bytes: the sizes of the storages that are alive before the step and after it.
         persistent: their numbers in the trace.
+        slowness: factor of the host's times, for percentiles.
     """
 
     timeline: Timeline
@@ -80,6 +81,15 @@ class Step:
     held: Array
     persistent_bytes: Array
     persistent: Array
+    slowness: float = 1.0
+
+    def slowed(self, factor: float) -> Step:
+        """Return the step on a host whose calls and work all take this many times as long."""
+        inputs = replace(
+            self.inputs, host_seconds=self.inputs.host_seconds * factor, parts=self.inputs.parts * [1.0, factor, 1.0]
+        )
+        times = {name: getattr(self, name) * factor for name in ("issue", "call", "host", "waits")}
+        return replace(self, inputs=inputs, slowness=self.slowness * factor, **times)
 
     def __len__(self) -> int:
         """Count the nodes."""
@@ -102,12 +112,12 @@ class Step:
     @property
     def copy_seconds(self) -> float:
         """The host's call of a copy."""
-        return self.timeline.host.dispatch.copy_us * 1e-6
+        return self.timeline.host.dispatch.copy_us * 1e-6 * self.slowness
 
     @property
     def sync_seconds(self) -> float:
-        """The host's call of a wait, and the latency of the copy that it waits for."""
-        return self.timeline.host.dispatch.synchronize_us * 1e-6 + LAUNCH_LATENCY
+        """The host's call of a wait."""
+        return self.timeline.host.dispatch.synchronize_us * 1e-6 * self.slowness
 
     def resident_bytes(self, on_chip: Array) -> int:
         """Return the bytes of persistent storages that nodes on the chip use."""

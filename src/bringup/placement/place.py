@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import replace
+from statistics import NormalDist
 from typing import Any, Literal
 
 import numpy as np
@@ -31,6 +32,9 @@ Array = npt.NDArray[Any]
 Objective = Literal["time", "latency", "energy"]
 # The band of chips without measurements: that of the operators of measured chips is 9 to 20 % (pricing/bands.csv).
 UNMEASURED_BAND = 0.15
+# The stated distribution of the host's times: all of a step are longer by one lognormal factor; its median is 1.
+# Chosen: at the 99th percentile the host then takes twice its price, as on a machine that shares its cores.
+SPREAD = 0.3
 MOST_REPLAYED = 40  # moves whose gain is replayed; chosen: those of smaller nodes are added up from their prices
 
 
@@ -42,6 +46,8 @@ def place(
     granularity: Granularity = "module",
     objective: Objective = "time",
     capacity: int | None = None,
+    deadline: float | None = None,
+    percentile: float = 50.0,
     host_clock: HostClock = "modelled",
 ) -> Plan:
     """Plan which launches of a recording run on the host and which on the chip. Nothing is run.
@@ -53,6 +59,8 @@ def place(
         granularity: what moves as one: an ``operator``'s launch, a ``line``'s launches, or those of a ``module``.
         objective: ``time`` of a step, ``latency`` of one step on an idle machine, or ``energy`` of the chip.
         capacity: bytes of the chip's memory that the program can have (default: what the chip file says).
+        deadline: seconds that one step on an idle machine may take; the objective is then ``latency``.
+        percentile: of the host's times, for which the plan is made; see `SPREAD`.
         host_clock: ``modelled`` or ``measured``.
 
     Raises:
@@ -65,14 +73,36 @@ def place(
     if objective == "energy" and described.power is None:
         raise BringupError(f"{described.name} has no [power], so its energy is not known: choose another objective")
     timeline = replay(trace, described, machine, host_clock=host_clock)
-    step = step_graph(timeline)
+    if not 0 < percentile < 100:
+        raise BringupError(f"percentile must be above 0 and below 100, got {percentile:g}")
+    if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
+        raise BringupError(f"deadline must be a positive time, got {deadline:g} s")
+    objective = "latency" if deadline is not None else objective
+    step = step_graph(timeline).slowed(slowness(percentile))
     groups = Groups.of_step(step, granularity)
     replayer = Replayer(step)
     room = capacity_of(step, capacity)
     result = search(replayer, groups.ties(step, granularity), room, objective)
     band = band_of(timeline, result.as_is.outcome)
     chosen, proposes = _choose(replayer, result, band, objective)
-    return _plan(step, replayer, groups, result, chosen, proposes, band, granularity, objective)
+    if deadline is not None:
+        chosen, proposes = _in_time(result, deadline)
+    plan = _plan(step, replayer, groups, result, chosen, proposes, band, granularity, objective)
+    return replace(plan, deadline_seconds=deadline, percentile=percentile)
+
+
+def slowness(percentile: float) -> float:
+    """Return how many times longer than its price the host takes at a percentile of its times."""
+    return math.exp(SPREAD * NormalDist().inv_cdf(percentile / 100))
+
+
+def _in_time(result: Search, deadline: float) -> tuple[Candidate, bool]:
+    """Return what meets a deadline: the program as it is if it does, else the host alone, else the best candidate."""
+    if result.fits and result.as_is.outcome.latency <= deadline:
+        return result.as_is, False
+    if result.all_host.outcome.latency <= min(deadline, result.best.outcome.latency):
+        return result.all_host, True
+    return result.best, result.best.outcome.latency <= deadline or not result.fits
 
 
 def band_of(timeline: Timeline, outcome: Outcome) -> float:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from bringup.placement.cut import crossings
 from bringup.placement.graph import Step
-from bringup.recording.rows import D2H, H2D, HOST, LAUNCH, ON_HOST, RESUME, SIGNAL, STREAM_SYNC
+from bringup.recording.rows import D2H, H2D, HOST, IN_BACKWARD, LAUNCH, ON_HOST, RESUME, SIGNAL, STREAM_SYNC
 from bringup.timeline import library
 from bringup.timeline.replay import open_replay
 
@@ -105,14 +105,14 @@ class Replayer:
         at = np.concatenate([place, waits])[order]
         up, down = step.link_seconds
         link = np.where(goes_down, down[values], up[values]) * factors.chip
-        dispatch = step.timeline.host.dispatch
+        # As the replay has it for all calls of a backward pass.
+        columns, backward = step.timeline.trace.columns, step.timeline.host.dispatch.backward
+        scale = np.where(columns["phase"][step.first : step.last] == IN_BACKWARD, backward, 1.0)
+        calls = [scale[place] * step.copy_seconds, scale[waits] * step.sync_seconds]
         added: dict[str, Any] = {
             "kind": np.concatenate([np.where(goes_down, D2H, H2D), np.full(len(waits), STREAM_SYNC)]),
             "seconds": np.concatenate([link, np.zeros(len(waits))]),
-            "host_seconds": np.concatenate(
-                [np.full(len(link), dispatch.copy_us), np.full(len(waits), dispatch.synchronize_us)]
-            )
-            * (1e-6 * factors.calls),
+            "host_seconds": np.concatenate(calls) * factors.calls,
         }
         constants = {"flags": 0, "object": 0, "share": 1.0, "fallback": -1}
         placed = {}

@@ -158,6 +158,8 @@ class Plan:
         moves: what leaves its side, the largest gain first; also if nothing is proposed.
         entries: all groups of launches.
         baselines: ``all_chip``, ``all_host`` and ``proposed``.
+        deadline_seconds: the latency that was asked for; None without one.
+        percentile: that of the host's times for which all seconds are.
     """
 
     chip: str
@@ -177,6 +179,8 @@ class Plan:
     entries: Sequence[Entry] = field(repr=False)
     baselines: dict[str, Baseline] = field(repr=False, default_factory=dict)
     plan: str | None = None
+    deadline_seconds: float | None = None
+    percentile: float = 50.0
 
     @property
     def step_seconds(self) -> float:
@@ -242,6 +246,7 @@ class Plan:
             for move in self.moves
         ]
         about = {name: getattr(self, name) for name in ("chip", "host", "granularity", "objective", "proposes", "fits")}
+        about |= {"deadline_seconds": self.deadline_seconds, "percentile": self.percentile}
         return {**about, **numbers, "moves": moves, "plan": self.plan}
 
 
