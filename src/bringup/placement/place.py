@@ -136,7 +136,7 @@ def _choose(replayer: Replayer, result: Search, band: float, objective: Objectiv
     """Return the division to apply, and True if it is proposed: it is better even if prices are wrong by the band."""
     if not result.fits:  # something has to leave the chip
         return result.best, True
-    simple = min(result.as_is, result.all_host, key=lambda item: item.outcome.of(objective))
+    simple = min(result.as_is, result.all_host, key=lambda item: item.outcome.value(objective))
     if not turns_round(replayer, result.best, simple, band, objective):
         return result.best, True
     if simple is result.all_host and not turns_round(replayer, simple, result.as_is, band, objective):

@@ -51,7 +51,7 @@ class Outcome:
     copied_bytes: int
     resident_bytes: int
 
-    def of(self, objective: str) -> float:
+    def value(self, objective: str) -> float:
         """Return what an objective minimises: ``time``, ``latency`` or ``energy``."""
         return {"time": self.seconds, "latency": self.latency, "energy": self.joules}[objective]
 

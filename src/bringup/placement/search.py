@@ -76,7 +76,7 @@ def search(replayer: Replayer, ties: npt.NDArray[np.int64], capacity: int, objec
         tries.setdefault(np.packbits(division).tobytes(), division)
     candidates = [Candidate(division, replayer.outcome(division)) for division in tries.values()]
     candidates += [all_host, *([as_is] if fits else [])]
-    best = min(candidates, key=lambda item: item.outcome.of(objective))
+    best = min(candidates, key=lambda item: item.outcome.value(objective))
     best = _climb(replayer, best, ties, capacity, objective)
     return Search(as_is, fits, all_host, cheaper, best, lower_bound(step), len(candidates) + 1)
 
@@ -179,7 +179,7 @@ def _climb(
             if step.resident_bytes(division) > capacity:
                 continue
             outcome = replayer.outcome(division)
-            if outcome.of(objective) < best.outcome.of(objective):
+            if outcome.value(objective) < best.outcome.value(objective):
                 best = Candidate(division, outcome)
         if best is before:
             break
@@ -192,10 +192,11 @@ def turns_round(replayer: Replayer, new: Candidate, old: Candidate, band: float,
     The chip's, the host's and the calls' prices are wrong independently, each by a factor of ``1 + band`` or its
     inverse.
     """
-    if new.outcome.of(objective) >= (1 - band) * old.outcome.of(objective):
+    if new.outcome.value(objective) >= (1 - band) * old.outcome.value(objective):
         return True
     corners = itertools.product((1 + band, 1 / (1 + band)), repeat=3)
     return any(
-        replayer.outcome(new.on_chip, factors).of(objective) >= replayer.outcome(old.on_chip, factors).of(objective)
+        replayer.outcome(new.on_chip, factors).value(objective)
+        >= replayer.outcome(old.on_chip, factors).value(objective)
         for factors in itertools.starmap(Factors, corners)
     )
