@@ -127,7 +127,7 @@ def capacity_of(step: Step, capacity: int | None) -> int:
         needed = total - room + smallest
         raise BringupError(
             f"{size(total)} of the chip's memory is below one layer: a step needs at least {size(needed)} "
-            "(activations, and the smallest parameter)"
+            "(activations, workspaces, and the smallest parameter)"
         )
     return room
 
