@@ -5,7 +5,8 @@ TORCH := $(shell $(PYTHON) -c 'import importlib.util as u; print(u.find_spec("to
 FILE := PYTHONPATH=src $(PYTHON) -c 'import sys; from bringup.core_build import *; print(eval(sys.argv[1]).file)'
 CORE := src/bringup/$(shell $(FILE) 'core_library(find_torch())')
 REPLAY := src/bringup/$(shell $(FILE) 'replay_library()')
-OBJECTS := $(patsubst csrc/%.cpp,$(BUILD)/%.o,$(filter-out csrc/record/timeline.cpp,$(wildcard csrc/*/*.cpp)))
+APART := csrc/record/timeline.cpp $(filter-out csrc/drivers/virtual.cpp,$(wildcard csrc/drivers/*.cpp))
+OBJECTS := $(patsubst csrc/%.cpp,$(BUILD)/%.o,$(filter-out $(APART),$(wildcard csrc/*/*.cpp)))
 PRECOMPILED := $(BUILD)/precompiled.h.gch
 COMPILE := $(CXX) @csrc/flags -fPIC -MMD -MP -isystem $(TORCH)/include -isystem $(TORCH)/include/kineto
 .DELETE_ON_ERROR:

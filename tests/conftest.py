@@ -19,11 +19,17 @@ import torch  # noqa: E402  (reads the environment)
 
 NO_BROWSER = "there is no Chromium or Chrome on the PATH"
 NO_AXE = "axe-core is not installed (pip install axe-core-python)"
+NO_VERILATOR = "Verilator is not installed (apt-get install verilator)"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Say aloud that pages were not opened or not checked: in a quiet run a skip is one letter."""
-    for title, reason in (("pages not opened", NO_BROWSER), ("accessibility of pages not tested", NO_AXE)):
+    """Say aloud what was not tested for want of a tool: in a quiet run a skip is one letter."""
+    tools = {
+        "pages not opened": NO_BROWSER,
+        "accessibility of pages not tested": NO_AXE,
+        "the simulated array not tested": NO_VERILATOR,
+    }
+    for title, reason in tools.items():
         skipped = [report for report in terminalreporter.getreports("skipped") if reason in str(report.longrepr)]
         if skipped:
             terminalreporter.section(title, yellow=True)

@@ -207,7 +207,8 @@ def test_a_wheel_holds_one_core_the_sources_and_no_claim_on_torch(checkout: Path
         metadata = next(archive.read(name).decode() for name in names if name.endswith("METADATA"))
     libraries = [core_build.core_library(torch), core_build.replay_library()]
     assert sorted(name for name in names if name.endswith(".so")) == [f"bringup/{each.file}" for each in libraries]
-    assert {"bringup/csrc/driver.h", "bringup/csrc/flags", "bringup/machine/chips/t4.toml"} <= set(names)
+    sources = {f"bringup/csrc/{name}" for name in ("driver.h", "flags", "drivers/array.sv", "drivers/rtl.cpp")}
+    assert {*sources, "bringup/machine/chips/t4.toml"} <= set(names)
     requires = Parser().parsestr(metadata).get_all("Requires-Dist", [])
     assert not [each for each in requires if each.startswith("torch")]
 

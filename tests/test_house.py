@@ -87,6 +87,8 @@ def test_developers_build_writes_what_is_loaded() -> None:
     assert torch is not None
     for library in (core_build.core_library(torch), core_build.replay_library()):
         assert f" src/bringup/{library.file}\n" in printed
+    drivers = {f"csrc/drivers/{path.name}" for path in (ROOT / "csrc" / "drivers").glob("*.cpp")}
+    assert {driver for driver in drivers if driver in printed} == {"csrc/drivers/virtual.cpp"}  # others are libraries
 
 
 def test_every_package_is_installed() -> None:

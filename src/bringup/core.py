@@ -71,6 +71,8 @@ def driver_path(name: str) -> str:
     if name == "cuda":  # pip's packages of NVIDIA's libraries
         folders = [folder for path in sys.path for folder in Path(path or ".").glob("nvidia/*/lib")]
         os.environ.setdefault("BRINGUP_CUDA_LIBRARIES", ":".join(map(str, folders)))
+    if name == "rtl" and "BRINGUP_RTL_SIMULATION" not in os.environ:
+        os.environ["BRINGUP_RTL_SIMULATION"] = str(compiled(core_build.simulation_library()))
     return str(compiled(core_build.driver_library(name)))
 
 

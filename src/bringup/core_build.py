@@ -29,7 +29,8 @@ TORCH_RANGE = f"torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} to {NEWEST_TESTED[0]}.
 NEEDS_TORCH = f"this needs PyTorch ({TORCH_RANGE}), and this environment has none: pip install torch"
 SOURCES, FLAGS = (".h", ".cpp", ".inc"), ("flags", "link_flags")
 LIBRARIES = ("-lc10", "-ltorch_cpu", "-ltorch")
-DRIVERS = {"cuda": ("-ldl",), "opencl": ("-lOpenCL",)}  # csrc/drivers: libraries of their own, and what they link
+# csrc/drivers: libraries of their own, and what they link
+DRIVERS = {"cuda": ("-ldl",), "opencl": ("-lOpenCL",), "rtl": ("-pthread",)}
 
 
 class BuildError(RuntimeError):
@@ -144,7 +145,8 @@ def replay_library() -> Library:
 def driver_library(name: str) -> Library:
     """Return a driver of `DRIVERS`, which needs neither torch nor Python."""
     folder = sources() / "drivers"
-    files = sorted([*folder.glob("*.h"), folder / f"{name}.cpp", sources() / "driver.h", sources() / "flags"])
+    shared = [*folder.glob("*.h"), folder / "virtual.cpp", sources() / "driver.h", sources() / "flags"]
+    files = sorted([*shared, folder / f"{name}.cpp"])
     return Library(
         f"_driver-{name}.{_digest(files)}.{sysconfig.get_platform()}.so",
         f"the {name} driver",
@@ -154,6 +156,33 @@ def driver_library(name: str) -> Library:
             *(*DRIVERS[name], *_flags("link_flags"), "-o", str(target)),
         ],
     )
+
+
+def simulation_library() -> Library:
+    """Return the program that simulates the array of ``rtl``; more flags, such as ``-GN=16``, go to Verilator."""
+    folder = sources() / "drivers"
+    files = [*(folder / name for name in ("array.cpp", "array.sv", "delay.sv")), sources() / "flags"]
+    return Library(
+        f"_simulation.{_digest(files)}.{sysconfig.get_platform()}.bin",
+        "the simulation of the array",
+        f"_simulation.*.{sysconfig.get_platform()}.bin",
+        _simulation_command,
+    )
+
+
+def _simulation_command(target: Path) -> list[str]:
+    if shutil.which("verilator") is None:
+        raise BuildError("the rtl driver needs Verilator, and it is not installed: apt-get install verilator")
+    folder, generated = sources() / "drivers", target.parent / "verilated"
+    verilate = ["verilator", "--cc", "-O3", "-Wno-fatal", "--top-module", "array", "--Mdir", str(generated)]
+    verilate += [str(folder / "array.sv"), str(folder / "delay.sv")]
+    compile_all = [*compiler(), *_flags("flags"), "-DNDEBUG", "-pthread", "-I", str(generated), "-o", str(target)]
+    script = (
+        f'{shlex.join(verilate)} "$@" && include=$(verilator --getenv VERILATOR_ROOT)/include && '
+        f'{shlex.join(compile_all)} -isystem "$include" -isystem "$include/vltstd" {shlex.quote(str(generated))}/*.cpp '
+        f'{shlex.quote(str(folder / "array.cpp"))} "$include/verilated.cpp" "$include/verilated_threads.cpp"'
+    )
+    return ["sh", "-c", script, "sh"]
 
 
 def _digest(files: Sequence[Path], more: str = "") -> str:

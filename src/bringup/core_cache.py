@@ -72,6 +72,7 @@ def build_into_cache(library: Library, *, again: bool = False) -> Path:
                 f"an earlier attempt to build {library.title} with {version} has failed ({log_of(path)}): "
                 "BRINGUP_BUILD=1 tries again"
             )
+        library.command(path)  # raises if a tool is missing
         _print(f"building {library.title} with {version}, once; this takes up to a minute (BRINGUP_BUILD=0 forbids it)")
         start = time.monotonic()
         compile_library(library, folder, wait=_progress if sys.stderr.isatty() else None)

@@ -1,5 +1,7 @@
 """Which dtypes a chip supports, and at which rates."""
 
+import math
+
 import pytest
 import torch
 
@@ -91,3 +93,112 @@ def test_scaled_product_runs_on_a_chip_with_float8() -> None:
 @pytest.mark.parametrize("name", ["and", "or", "xor", "lshift", "rshift"])
 def test_operators_of_bits_in_place_are_pointwise(name: str) -> None:
     assert family_of(f"aten::__{name}__.Scalar") == family_of(f"aten::__i{name}__.Tensor") == "pointwise"
+
+
+def test_unaligned_product_has_the_rate_of_the_chip_file() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    priced = prices(
+        chip, product("aten::mm", 4095, "bfloat16", "bfloat16"), product("aten::mm", 4096, "bfloat16", "bfloat16")
+    )
+    unaligned, aligned = priced.engines[pricing.ENGINES.index("matrix")]
+    assert unaligned == pytest.approx(aligned / chip.library.unaligned["bfloat16"], rel=0.1)
+    # A chip file without the rate has none for either.
+    unaligned, aligned = prices(
+        bringup.load_chip("a100-sxm-80"),
+        product("aten::mm", 4095, "bfloat16", "bfloat16"),
+        product("aten::mm", 4096, "bfloat16", "bfloat16"),
+    ).engines[pricing.ENGINES.index("matrix")]
+    assert unaligned == pytest.approx(aligned, rel=0.1)
+
+
+def test_attention_with_a_mask_does_not_hide_its_softmax() -> None:
+    data = Tensor("bfloat16", (1, 16, 4096, 128), (16 * 4096 * 128, 4096 * 128, 128, 1), 0)
+    mask = Tensor("bfloat16", (1, 1, 4096, 4096), (4096**2, 4096**2, 4096, 1), 1)
+    args = {"query": data, "key": data, "value": data}
+    op = "aten::scaled_dot_product_attention"
+    plain = Signature(op, (data,), (data,), args)
+    masked = Signature(op, (data, mask), (data,), args | {"attn_mask": mask})
+    seconds = prices(bringup.load_chip("h100-sxm"), plain, masked).seconds
+    assert seconds[1] > 1.2 * seconds[0]
+
+
+def heads(rows: int, dtype: str = "bfloat16", *, causal: bool = False) -> Signature:
+    data = Tensor(dtype, (1, 16, rows, 128), (16 * rows * 128, rows * 128, 128, 1), 0)
+    args = {"query": data, "key": data, "value": data, "is_causal": causal}
+    return Signature("aten::scaled_dot_product_attention", (data,), (data,), args)
+
+
+def test_causal_attention_computes_whole_blocks_on_the_diagonal() -> None:
+    columns = {rows: heads(rows, causal=True).work.gemms[0].n for rows in (64, 128, 256, 4096)}
+    assert columns == {64: 64, 128: 128, 256: 192, 4096: 2112}
+    assert heads(4096).work.gemms[0].n == 4096
+
+
+def test_softmax_runs_beside_the_products_of_attention_where_the_chip_file_says_so() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    serial = chip.model_copy(update={"library": chip.library.model_copy(update={"softmax_overlap": 1.0})})
+    assert prices(serial, heads(8192)).seconds[0] > 1.15 * prices(chip, heads(8192)).seconds[0]
+    assert prices(serial, heads(8192, "float32")).seconds[0] == prices(chip, heads(8192, "float32")).seconds[0]
+
+
+def test_attention_of_many_short_sequences_pays_for_every_wave_of_tiles() -> None:
+    chip = bringup.load_chip("a100-sxm-80")
+    query = Tensor("bfloat16", (2048, 8, 1, 64), (512, 64, 64, 1), 0)
+    op = "aten::scaled_dot_product_attention"
+    short = Signature(op, (query,), (query,), {"query": query, "key": query, "value": query})
+    waves = math.ceil(2048 * 8 / chip.compute.cores)
+    least = waves * pricing.DEFAULT.tile_cycles * 1e-9 / chip.compute.clock_ghz
+    assert prices(chip, short).seconds[0] > least
+
+
+def convolution(channels: int, window: int, stride: int, *, last: bool = True) -> Signature:
+    def tensor(shape: tuple[int, int, int, int], storage: int) -> Tensor:
+        _, c, h, w = shape
+        strides = (c * h * w, 1, w * c, c) if last else (c * h * w, h * w, w, 1)
+        return Tensor("bfloat16", shape, strides, storage)
+
+    data, weight = tensor((32, channels, 64, 64), 0), tensor((256, channels, window, window), 1)
+    result = tensor((32, 256, 64 // stride, 64 // stride), 2)
+    args = {"input": data, "weight": weight, "stride": [stride, stride]}
+    return Signature("aten::convolution", (data, weight), (result,), args)
+
+
+def test_strided_window_of_one_pixel_skips_pixels() -> None:
+    assert convolution(256, 1, 1).work.read_bytes == convolution(256, 1, 1).read_bytes
+    data = 2 * 32 * 256 * 64 * 64
+    strided = convolution(256, 1, 2)
+    assert strided.read_bytes - strided.work.read_bytes == data * 3 / 4
+    strided = convolution(256, 1, 2, last=False)  # every second pixel of a row lies between others
+    assert strided.read_bytes - strided.work.read_bytes == data / 2
+
+
+def test_convolution_of_few_channels_is_unaligned_and_fills_them_up() -> None:
+    image = convolution(3, 7, 2, last=False).work
+    assert not image.aligned
+    assert convolution(64, 7, 2).work.aligned
+    pixels, filters = 2 * 32 * 64 * 64, 2 * 256 * 7 * 7  # bytes of one channel
+    result = 2 * 32 * 256 * 32 * 32
+    # 3 channels are read, 8 cleared and written.
+    assert image.converted_bytes == (3 + 2 * 8) * (pixels + filters) + 2 * result
+
+
+def test_gradient_of_a_filter_has_the_rate_of_the_chip_file() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    forward = convolution(256, 3, 1)
+    data, weight = forward.tensors
+    (result,) = forward.results
+    args = {"stride": [1, 1], "output_mask": [False, True, False]}
+    backward = Signature("aten::convolution_backward", (result, data, weight), (weight,), args)
+    assert [gemm.gathers for gemm in backward.work.gemms] == [True]
+    ahead, back = prices(chip, forward, backward).engines[pricing.ENGINES.index("matrix")]
+    assert back == pytest.approx(ahead / chip.library.filter_gradient, rel=0.25)
+    assert not convolution(256, 1, 1).work.gemms[0].gathers
+
+
+def test_small_float32_product_waits_for_every_step_along_k() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    without = chip.model_copy(update={"library": chip.library.model_copy(update={"vector_step": None})})
+    small, large = product("aten::mm", 256, "float32", "float32"), product("aten::mm", 8192, "float32", "float32")
+    slow, fast = prices(chip, small, large).seconds, prices(without, small, large).seconds
+    assert slow[0] > 1.2 * fast[0]
+    assert slow[1] == pytest.approx(fast[1], rel=0.01)

@@ -165,7 +165,7 @@ def test_band_is_that_of_the_class() -> None:
     h100 = bringup.load_chip("h100-sxm")
     rows = {(row.bound, row.kind): row for row in bands.table() if row.chip == "h100-sxm"}
     own = bands.error_band(h100, bands.CHIP_BOUND, CNN)
-    assert own.error == rows[bands.CHIP_BOUND, CNN].error and own.text.endswith("chip-bound CNNs")
+    assert own.error == pytest.approx(rows[bands.CHIP_BOUND, CNN].error) and own.text.endswith("chip-bound CNNs")
     few = bands.error_band(h100, bands.CHIP_BOUND, "recommender")  # one was measured, which is too few
     assert few.text.endswith("chip-bound programs") and few.rows > 30
     unmeasured = bands.error_band(bringup.load_chip("rngd"), bands.CHIP_BOUND, CNN)

@@ -171,7 +171,7 @@ class Outcome:
     "--driver",
     default=None,
     metavar="NAME|FILE",
-    help="Run on real hardware: cuda, opencl, or the path of a driver library (default: BRINGUP_DRIVER).",
+    help="Run on another device: cuda, opencl, rtl, or the path of a driver library (default: BRINGUP_DRIVER).",
 )
 @click.option(
     "--place",

@@ -8,6 +8,8 @@ from collections.abc import Hashable
 from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature
 
+BLOCK = 128  # keys that a kernel reads at a time (Dao, FlashAttention-2, 2023: 64 or 128; cuDNN's names say 128)
+
 
 def _work(signature: Signature, products: int) -> Work:
     query, key, value = (signature.required(name) for name in ("query", "key", "value"))
@@ -15,23 +17,27 @@ def _work(signature: Signature, products: int) -> Work:
     batch, columns = math.prod(heads), key.shape[-2]
     # Query heads that share keys and values count as rows of one product.
     shared = max(batch // max(math.prod(key.shape[:-2]), 1), 1)
-    # A causal kernel skips the blocks above the diagonal.
+    # A causal kernel skips the blocks above the diagonal, and computes those on it whole.
     causal = bool(signature.args.get("is_causal")) and rows == columns
-    columns_read = max(columns // 2, 1) if causal else columns
+    columns_read = min(columns, (columns + BLOCK) // 2) if causal else columns
     scores = Gemm(batch // shared, rows * shared, columns_read, depth)
     mix = Gemm(batch // shared, rows * shared, value.shape[-1], columns_read)
     gemms = (scores, mix) if products == 2 else (scores, scores, scores, mix, mix)
     elements = batch * rows * columns_read
+    # Backward passes clear, add up and convert the queries' gradient in float32, and first multiply results by their
+    # gradients (Dao, FlashAttention-2, 2023; both are kernels of their own in profiles of cuDNN 9.19).
+    again = 0 if products == 2 else query.numel * (3 * 4 + 2 * query.item_bytes)
     return Work(
         family="attention",
         dtype=signature.dtype,
         gemms=gemms,
         vector_flops=4.0 * elements,
         special=float(elements),
-        read_bytes=signature.read_bytes,
+        read_bytes=signature.read_bytes + again,
         written_bytes=signature.written_bytes,
         items=batch * rows * value.shape[-1],
-        kernels=1 if products == 2 else 2,
+        kernels=1 if products == 2 else 3,
+        hides_softmax=not any(signature.tensor(name) for name in ("attn_mask", "attn_bias")),
     )
 
 
@@ -92,7 +98,7 @@ def encoder(signature: Signature) -> Work:
     data = next(tensor for tensor in signature.tensors if len(tensor.shape) == 3)
     batch, rows, width = data.shape
     matrices = [tensor for tensor in signature.tensors if len(tensor.shape) == 2 and width in tensor.shape]
-    gemms = [Gemm(1, batch * rows, *matrix.shape) for matrix in matrices]
+    gemms = [Gemm(1, batch * rows, matrix.shape[0], matrix.shape[1]) for matrix in matrices]
     gemms += [Gemm(batch, rows, rows, width), Gemm(batch, rows, width, rows)]
     elements = batch * rows * rows
     return Work(

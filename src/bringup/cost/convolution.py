@@ -38,35 +38,62 @@ def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0
     if gemms and gemms[0].batch > 1 and weight.shape[1] == 1:
         return _depthwise(signature, gemms, vector_flops)
     items = max(gemm.batch * gemm.m * gemm.n for gemm in gemms) if gemms else 1
-    converted = _converted_tensors(signature, weight, len(gemms))
+    converted = _converted_bytes(signature, weight) * len(gemms)
     return Work(
         family="convolution",
         dtype=signature.dtype,
         gemms=gemms,
         vector_flops=vector_flops,
-        read_bytes=signature.read_bytes,
+        read_bytes=signature.read_bytes - _skipped_bytes(signature, weight),
         written_bytes=signature.written_bytes,
         items=items,
         kernels=max(len(gemms), 1),
         winograd=winograd,
         tf32=allowed_tf32(signature, "convolution"),
-        converted_bytes=2.0 * sum(tensor.nbytes for tensor in converted),
+        converted_bytes=float(sum(converted)),
         conversions=len(converted),
+        aligned=weight.shape[1] * weight.item_bytes % 16 == 0,
+        channels_first=_is_channels_first(signature, weight),
     )
 
 
-def _converted_tensors(signature: Signature, weight: Tensor, products: int) -> list[Tensor]:
-    """Return the tensors whose layout changes around a convolution in TF32, once for every product that uses them.
+def _skipped_bytes(signature: Signature, weight: Tensor) -> float:
+    """Return the bytes of the data that no window touches: rows, and pixels if their channels are contiguous."""
+    if signature.args.get("transposed", False):
+        return 0.0
+    data = signature.tensors[1] if "backward" in signature.base else signature.tensors[0]
+    windows = weight.shape[2:]
+    steps = list(signature.args.get("stride") or [1])
+    steps = steps * len(windows) if len(steps) == 1 else steps
+    apart = list(zip(windows, steps, strict=False))[: len(windows) - _is_channels_first(signature, weight)]
+    return data.nbytes * (1 - math.prod(min(1.0, window / step) for window, step in apart))
+
+
+def _converted_bytes(signature: Signature, weight: Tensor) -> list[int]:
+    """Return the traffic of the changes of layout around one product of a convolution on tensor cores.
 
     cuDNN's kernels for tensor cores want channels last. For other layouts it converts both factors of every product
-    before, and the product after, at the rate of a copy: 2 conversions of activations and 1 of the filter, counted in
-    profiles of an H100 with cuDNN 9.19. Windows of one pixel with stride 1 are plain products, which need none.
+    before, and the product after: 2 conversions of activations and 1 of the filter, counted in profiles of an H100 with
+    cuDNN 9.19. Channels that do not fill 16 bytes are filled up with zeros, in memory that is cleared before.
     """
+    if _is_product(signature, weight) or not _is_channels_first(signature, weight):
+        return []
     data = signature.tensors[1] if "backward" in signature.base else signature.tensors[0]
     gradient = signature.tensors[0] if "backward" in signature.base else signature.results[0]
-    channels_last = data.strides[1 - len(weight.shape)] == 1 and data.shape[1 - len(weight.shape)] > 1
-    plain = math.prod(weight.shape[2:]) == 1 and all(step == 1 for step in signature.args.get("stride") or [1])
-    return [] if channels_last or plain else [data, gradient, weight] * products
+    row = weight.shape[1] * weight.item_bytes
+    filled = 1.0 if row % 16 == 0 else 2 * (math.ceil(row / 16) * 16) / row
+    return [round(tensor.nbytes * (1 + filled)) for tensor in (data, weight)] + [2 * gradient.nbytes]
+
+
+def _is_product(signature: Signature, weight: Tensor) -> bool:
+    """Return True for windows of one pixel with stride 1, which are plain products of matrices as they lie."""
+    return math.prod(weight.shape[2:]) == 1 and all(step == 1 for step in signature.args.get("stride") or [1])
+
+
+def _is_channels_first(signature: Signature, weight: Tensor) -> bool:
+    data = signature.tensors[1] if "backward" in signature.base else signature.tensors[0]
+    channels = 1 - len(weight.shape)
+    return data.strides[channels] != 1 or data.shape[channels] == 1
 
 
 def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float) -> Work:
@@ -79,6 +106,7 @@ def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: floa
         written_bytes=signature.written_bytes,
         items=max(sum(tensor.numel for tensor in signature.results), 1),
         kernels=len(gemms),
+        channels_first=_is_channels_first(signature, signature.tensor("weight") or signature.tensors[-1]),
     )
 
 
@@ -107,6 +135,6 @@ def backward(signature: Signature) -> Work:
     if mask[0]:
         gemms.append(Gemm(gemm.batch, gemm.m, gemm.k, gemm.n))
     if mask[1]:
-        gemms.append(Gemm(gemm.batch, gemm.n, gemm.k, gemm.m))
+        gemms.append(Gemm(gemm.batch, gemm.n, gemm.k, gemm.m, gathers=not _is_product(signature, weight)))
     bias = float(gradient.numel) if mask[2] else 0.0
     return _work(signature, tuple(gemms), bias, _is_winograd(signature, weight))

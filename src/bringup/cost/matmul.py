@@ -5,12 +5,20 @@ from __future__ import annotations
 import math
 
 from bringup.cost.rules import Gemm, Work, names, rule
-from bringup.cost.signature import Signature
+from bringup.cost.signature import Signature, Tensor
 
 
 def allowed_tf32(signature: Signature, switch: str) -> str:
     """Return the name of a switch for TF32 if it was on at the launch, else ""."""
     return switch if switch in signature.tf32 else ""
+
+
+def _is_aligned(tensor: Tensor) -> bool:
+    """Return True if all rows or columns start at multiples of 16 bytes, which wide loads of tensor cores need."""
+    if sum(size > 1 for size in tensor.shape[-2:]) < 2:
+        return True
+    strides = (stride for size, stride in zip(tensor.shape, tensor.strides, strict=True) if size > 1 and stride > 1)
+    return all(stride * tensor.item_bytes % 16 == 0 for stride in strides)
 
 
 def product(signature: Signature, gemm: Gemm) -> Work:
@@ -23,6 +31,7 @@ def product(signature: Signature, gemm: Gemm) -> Work:
         written_bytes=signature.written_bytes,
         items=gemm.batch * gemm.m * gemm.n,
         tf32=allowed_tf32(signature, "matmul"),
+        aligned=all(map(_is_aligned, (*signature.tensors, *signature.results))),
     )
 
 

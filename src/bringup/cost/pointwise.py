@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bringup.cost.access import walked
 from bringup.cost.rules import Work, names, rule, streaming
 from bringup.cost.signature import Signature
 
@@ -31,7 +32,7 @@ def elementwise(signature: Signature) -> Work:
     special = float(SPECIAL.get(signature.base, 1 if signature.base.startswith("special_") else 0))
     if signature.base == "pow" and not any(t.shape == () for t in signature.tensors) and len(signature.tensors) == 1:
         special = 0.0  # a constant exponent needs multiplications only
-    return streaming(signature, "pointwise", special=special)
+    return walked(signature, streaming(signature, "pointwise", special=special))
 
 
 @rule(
@@ -53,4 +54,4 @@ def elementwise(signature: Signature) -> Work:
 )
 def gradient(signature: Signature) -> Work:
     """Price a few operations per element."""
-    return streaming(signature, "pointwise", flops=3, special=float(SPECIAL.get(signature.base, 0)))
+    return walked(signature, streaming(signature, "pointwise", flops=3, special=float(SPECIAL.get(signature.base, 0))))

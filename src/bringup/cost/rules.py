@@ -15,12 +15,16 @@ from bringup.text import short
 
 @dataclass(frozen=True, slots=True)
 class Gemm:
-    """``batch`` products of [m, k] by [k, n], computed by a tuned library or inside a fused kernel."""
+    """``batch`` products of [m, k] by [k, n], computed by a tuned library or inside a fused kernel.
+
+    ``gathers`` is True if the elements along k are gathered one by one, as for the gradient of a convolution's filter.
+    """
 
     batch: int
     m: int
     n: int
     k: int
+    gathers: bool = False
 
     @property
     def flops(self) -> int:
@@ -43,10 +47,19 @@ class Work:
         again_bytes: bytes that later passes of the kernel read again, from the cache if the bytes in flight fit there.
         in_flight: bytes that one core has in flight between such passes.
         passes: number of further passes, each of which waits for the one before.
+        offsets: integer instructions that find the elements in memory, beyond a plain walk.
+        sectors: sectors of the last cache that are moved where neighbours in a warp lie apart; see `SECTOR`.
+        waits: memory latencies that blocks wait in sequence, summed over blocks, as a share of a core's threads. Other
+            blocks run meanwhile, and memory works.
+        chain: memory latencies in sequence that nothing hides.
         cells: number of launches on a chip without a kernel for the whole, cell by cell; 0 if there is no such form.
         winograd: True if the products may use Winograd's minimal filtering.
         tf32: the switch of torch that allowed float32 products in TF32, of `vocabulary.TF32`; "" if none did.
-        converted_bytes, conversions: bytes and kernels that change layouts around the products if they run in TF32.
+        converted_bytes, conversions: bytes and kernels that change layouts around the products if the library wants
+            channels last, as for TF32.
+        aligned: False if a row of a product's matrices does not start at a multiple of 16 bytes.
+        hides_softmax: True for attention whose products can run while the softmax does; a mask prevents it.
+        channels_first: True for convolutions whose data does not have channels last.
     """
 
     family: str
@@ -62,11 +75,18 @@ class Work:
     again_bytes: float = 0.0
     in_flight: float = 0.0
     passes: int = 0
+    offsets: float = 0.0
+    sectors: float = 0.0
+    waits: float = 0.0
+    chain: float = 0.0
     cells: int = 0
     winograd: bool = False
     tf32: str = ""
     converted_bytes: float = 0.0
     conversions: int = 0
+    aligned: bool = True
+    hides_softmax: bool = False
+    channels_first: bool = False
 
     @property
     def flops(self) -> float:
@@ -83,6 +103,7 @@ class Work:
 OPMATH = {"float16": "float32", "bfloat16": "float32"}
 # Elements in flight on one core of a GPU that hide the memory latency: 2,048 threads with one element each.
 ITEMS_PER_CORE = 2048
+SECTOR = 32  # bytes of a cache sector, the least that a GPU moves (CUDA C++ Best Practices Guide, coalesced access)
 
 Rule = Callable[[Signature], Work]
 _rules: dict[str, tuple[str, Rule]] = {}
@@ -215,7 +236,7 @@ MOST_WORK = 1e60  # far beyond any launch, and small enough that no price overfl
 def _check(work: Work) -> None:
     """Raise ValueError if a launch's work cannot be priced: negative, infinite or not a number."""
     fields = ["vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes", "flops"]
-    fields += ["converted_bytes", "conversions", "cells"]
+    fields += ["offsets", "sectors", "waits", "chain", "converted_bytes", "conversions", "cells"]
     amounts = {name: float(getattr(work, name)) for name in fields}
     amounts["in_flight"] = min(float(work.in_flight), 1.0)  # infinity stands for a whole tensor
     amounts["product"] = min((float(min(g.batch, g.m, g.n, g.k)) for g in work.gemms), default=0.0)

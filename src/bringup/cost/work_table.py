@@ -44,10 +44,17 @@ class WorkTable:
     again_bytes: Array
     in_flight: Array
     passes: Array
+    offsets: Array
+    sectors: Array
+    waits: Array
+    chain: Array
     cells: Array
     winograd: Array
     converted_bytes: Array
     conversions: Array
+    aligned: Array
+    hides_softmax: Array
+    channels_first: Array
     flops: Array
     owner: Array
     batch: Array
@@ -55,6 +62,7 @@ class WorkTable:
     n: Array
     k: Array
     item: Array
+    gathers: Array
 
     @classmethod
     def from_signatures(cls, signatures: Sequence[Signature]) -> WorkTable:
@@ -82,10 +90,17 @@ class WorkTable:
             again_bytes=column("again_bytes"),
             in_flight=column("in_flight"),
             passes=column("passes"),
+            offsets=column("offsets"),
+            sectors=column("sectors"),
+            waits=column("waits"),
+            chain=column("chain"),
             cells=column("cells"),
             winograd=column("winograd"),
             converted_bytes=column("converted_bytes"),
             conversions=column("conversions"),
+            aligned=column("aligned"),
+            hides_softmax=column("hides_softmax"),
+            channels_first=column("channels_first"),
             flops=column("flops"),
             owner=np.asarray([i for i, _ in gemms], dtype=np.int64),
             batch=batch,
@@ -93,6 +108,7 @@ class WorkTable:
             n=n,
             k=k,
             item=np.asarray([works[i].bytes / max(_elements(works[i]), 1) for i, _ in gemms], dtype=np.float64),
+            gathers=np.asarray([gemm.gathers for _, gemm in gemms], dtype=bool),
         )
 
     def is_family(self, *names: str) -> Array:

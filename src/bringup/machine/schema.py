@@ -117,6 +117,15 @@ class Cache(_Table):
     bandwidth_tb_s: Rate | None = None
 
 
+class Irregular(_Table):
+    """Access to memory that is neither streamed nor tiled: transposed copies, gather, scans, sorting."""
+
+    latency_ns: Annotated[float | None, Field(gt=0, le=1e6, description="an access that waits for the one before")] = (
+        None
+    )
+    sectors_tb_s: Annotated[Rate | None, Field(description="last cache, one element used of each sector")] = None
+
+
 class Memory(_Table):
     """Device memory."""
 
@@ -226,6 +235,39 @@ class Kernels(_Table):
     grid: Annotated[list[Annotated[int, Field(ge=1, le=2**31 - 1)]], Field(min_length=1, max_length=3)] | None = None
 
 
+class Library(_Table):
+    """Measured rates of the chip's library for products, attention and convolutions; without them, `Constants` holds.
+
+    Attributes:
+        softmax_overlap: p of (products^p + softmax^p)^(1/p), the time of fused attention in 16 bits whose products, at
+            the rate ``matrix.sustained``, run while the softmax does.
+        attention_backward: rate of the products in the backward pass of such attention, over peak.
+        sustained: dtype -> best large product over peak, where it differs from ``matrix.sustained``.
+        unaligned: dtype -> rate of products whose rows do not start at multiples of 16 bytes, over the sustained rate.
+        convolution: dtype -> rate of convolutions over that of equal products.
+        filter_gradient: rate of the product for the gradient of a convolution's filter over that of an equal product.
+        winograd: speed of a 3 x 3 convolution in float32 over that of its product.
+        vector_tile: operand traffic of products on the vector units, as `Constants.small_tile_vector`.
+        vector_step: cycles per element along k that a tile alone on its core waits beyond its arithmetic there.
+        channels_last: dtype -> share of the sustained bandwidth that conversions to and from channels last reach, for
+            dtypes whose convolutions want that layout; TF32 always does.
+        depthwise, depthwise_channels_last: rate of depthwise convolutions over the vector units' peak.
+    """
+
+    attention_backward: Fraction | None = None
+    softmax_overlap: Annotated[float, Field(ge=1, le=8)] | None = None
+    sustained: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
+    unaligned: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
+    convolution: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
+    filter_gradient: Fraction = 1.0
+    winograd: Annotated[Factor | None, Field(description="1 if the library has no such kernels")] = None
+    vector_tile: Factor | None = None
+    vector_step: Factor | None = None
+    channels_last: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
+    depthwise: Fraction = 1.0
+    depthwise_channels_last: Fraction = 1.0
+
+
 class Numerics(_Table):
     """Conversions of the matrix engine's inputs, and the format of its accumulator."""
 
@@ -285,9 +327,11 @@ class Chip(_Sourced):
     scratchpad: Scratchpad | None = None
     cache: Cache | None = None
     memory: Memory
+    irregular: Irregular = Irregular()
     link: Link
     interconnect: Interconnect | None = None
     launch: Launch = Launch()
+    library: Library = Library()
     efficiency: Annotated[dict[Key, Factor], Field(max_length=500)] = {}
     streams: Annotated[dict[Key, Factor], Field(max_length=64)] = {}
     ops: Ops

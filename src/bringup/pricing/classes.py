@@ -65,6 +65,9 @@ class ChipClass:
         streams: family -> share of the sustained bandwidth that its kernels reach.
         again_bytes: bytes of later passes over a row that come from memory. Default: those that miss the last cache.
         pass_seconds: latency of later passes over a row. Default: none.
+        core_seconds: (table, chip, reached, constants) -> seconds in which the cores compute offsets or wait for single
+            accesses; ``reached`` is the share of the cores that a launch reaches. Default: none.
+        sector_seconds: seconds in which the last cache moves sectors of scattered elements. Default: none.
         exposed_seconds: seconds in which neither engines nor memory work. Default: none.
         warm: True where a launch finds its tensors in the last cache if they fit there. Default: None, nowhere.
         queues: True if the host continues while a launch runs; False if the launching thread computes.
@@ -76,6 +79,8 @@ class ChipClass:
     streams: Callable[[Constants], dict[str, float]] = named_streams
     again_bytes: Callable[[WorkTable, Chip], Array] = missed_bytes
     pass_seconds: Callable[[WorkTable, Chip, Constants], Array] = nothing
+    core_seconds: Callable[[WorkTable, Chip, Array, Constants], Array] = nothing
+    sector_seconds: Callable[[WorkTable, Chip, Constants], Array] = nothing
     exposed_seconds: Callable[[WorkTable, Chip, Constants], Array] = nothing
     warm: Callable[[WorkTable], Array | None] = never_warm
     queues: bool = True

@@ -21,6 +21,11 @@ class Constants:
     memory_sustained: float = 0.87
     # Bandwidth of the last cache over that of memory: 3.4 on the H100 PCIe, 2.8 on the MI210 (gpu-benches at 1c36d50).
     cache_speedup: float = 3.0
+    # Latency of an access to memory (Mei & Chu, TPDS 2017).
+    memory_cycles: float = 600.0
+    # Bandwidth of the last cache in single sectors over that of memory. Transposed copies of two and four bytes per
+    # element move 4.3 to 4.7 TB/s of sectors on the H100, our own measurement.
+    sector_speedup: float = 1.4
     # Time between queued kernels: 2.05 to 2.62 us on five GPUs, 0.94 to 2.05 us in a graph (gpu-benches at 1c36d50).
     launch_seconds: float = 2.5e-6
     graph_launch_seconds: float = 1.3e-6
@@ -51,7 +56,7 @@ class Constants:
     # Least time of a fold, as a share of the array's height: loading the weights, which few rows cannot hide. Fitted.
     systolic_fill: float = 0.1
     # Share of the matrix engine's peak inside fused attention. Fitted.
-    attention: float = 0.562
+    attention: float = 0.624
     # Rate of products in a program's own kernels over that of a tuned library, on GPUs. Ratio of the medians of vLLM's
     # Triton kernel (33 products) and CUTLASS's (36), for float8 products over 1 ms on the L40S (aiconfigurator at
     # 095f58a).
@@ -64,7 +69,7 @@ class Constants:
     # Fitted, except for convolutions, whose share is assumed.
     streams_matmul: float = 0.96
     streams_convolution: float = 0.8
-    streams_attention: float = 0.6
+    streams_attention: float = 0.75
     streams_pointwise: float = 0.923
     streams_normalization: float = 0.903
     streams_softmax: float = 0.899

@@ -26,6 +26,7 @@ from bringup.pricing.constants import DEFAULT, Constants
 from bringup.pricing.rates import (
     cache_rate,
     engine_dtype,
+    in_half,
     launch_seconds,
     matrix_peak,
     memory_rate,
@@ -92,20 +93,25 @@ def price_table(
         engine_dtype(chip, dtype, work.family if tf32 else work.tf32)
         for dtype, work in zip(table.dtypes, table.works, strict=True)
     ]
-    in_tf32 = np.asarray([dtype == "tf32" for dtype in engine_dtypes], dtype=np.float64)
-    kernels = np.where(launched_by_cells(table, chip), table.cells, table.kernels) + in_tf32 * table.conversions
+    conversion = np.asarray([({"tf32": 1.0} | chip.library.channels_last).get(dtype, 0.0) for dtype in engine_dtypes])
+    kernels = np.where(launched_by_cells(table, chip), table.cells, table.kernels)
+    kernels = kernels + np.where(conversion > 0, table.conversions, 0.0)
     launch = (launch_seconds(chip, graph=graph, constants=constants) + constants.kernel_seconds) * kernels
     reached = np.clip(table.items / (chip.compute.cores * ITEMS_PER_CORE), 1.0 / chip.compute.cores, 1.0)
     vector_rates = np.asarray([vector_rate(chip, dtype) for dtype in table.dtypes]) if table.dtypes else np.zeros(0)
     # A small launch does not fill the chip, and runs at the rate of the cores that it reaches.
-    vector = table.vector_flops / vector_rates / reached
+    vector = table.vector_flops / (vector_rates * _depthwise_share(table, chip)) / reached
     special = table.special / special_rate(chip) / reached
     matrix, share = _matrix_seconds(replace(table, dtypes=tuple(engine_dtypes)), chip, reached, constants)
     memory = _memory_seconds(table, signatures, chip, share, warm, constants)
-    compute = vector + special + matrix
+    q = np.where((table.hides_softmax > 0) & in_half(table.dtypes), chip.library.softmax_overlap or 1.0, 1.0)
+    compute = ((vector + special) ** q + matrix**q) ** (1 / q) + chip_class.core_seconds(
+        table, chip, reached, constants
+    )
     p = chip_class.overlap(constants)
     body = (compute**p + memory**p) ** (1 / p) + chip_class.exposed_seconds(table, chip, constants)
-    body += in_tf32 * table.converted_bytes / memory_rate(chip, constants)
+    converted = np.where(conversion > 0, table.converted_bytes, 0.0) / np.where(conversion > 0, conversion, 1.0)
+    body += converted / memory_rate(chip, constants)
     if chip.efficiency:
         body /= [efficiency(chip, s, work) for s, work in zip(signatures, table.works, strict=True)]
     return Prices(
@@ -115,6 +121,13 @@ def price_table(
         supported=np.asarray([_supports(chip, signature) for signature in signatures], dtype=bool),
         engines=np.stack([matrix, vector, special, memory]),
     )
+
+
+def _depthwise_share(table: WorkTable, chip: Chip) -> Array:
+    """Return the share of the vector units' peak of depthwise convolutions; 1 for other launches."""
+    library = chip.library
+    share = np.where(table.channels_first > 0, library.depthwise, library.depthwise_channels_last)
+    return np.where(table.is_family("depthwise"), share, 1.0)
 
 
 def launched_by_cells(table: WorkTable, chip: Chip) -> Array:
@@ -173,7 +186,7 @@ def _memory_seconds(
     if len(table.owner):
         memory += _reread_seconds(table, chip, constants)
     memory += chip_class.pass_seconds(table, chip, constants)
-    return memory
+    return np.maximum(memory, chip_class.sector_seconds(table, chip, constants))
 
 
 def _bandwidth(table: WorkTable, chip: Chip, warm: Array | None, constants: Constants) -> Array:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
 
 from bringup.machine.vocabulary import matrix_dtype
 from bringup.pricing.classes import class_of
@@ -19,7 +23,8 @@ VECTOR_RATE = {"float64": 0.5, "complex128": 0.125, "complex64": 0.25, "int64": 
 
 def matrix_rate(chip: Chip, dtype: str, constants: Constants = DEFAULT) -> float:
     """Return the sustained flop/s of products with inputs of a dtype."""
-    return matrix_peak(chip, dtype) * matrix_sustained(chip, constants)
+    share = chip.library.sustained.get(matrix_dtype(dtype), matrix_sustained(chip, constants))
+    return matrix_peak(chip, dtype) * share
 
 
 def matrix_sustained(chip: Chip, constants: Constants = DEFAULT) -> float:
@@ -55,6 +60,11 @@ def engine_dtype(chip: Chip, dtype: str, switch: str) -> str:
     return "tf32" if dtype == "float32" and switch in chip.ops.tf32 and "tf32" in chip.matrix.tflops else dtype
 
 
+def in_half(dtypes: Sequence[str]) -> npt.NDArray[np.bool_]:
+    """Return a mask: True for floats of 16 bits."""
+    return np.asarray([dtype in ("float16", "bfloat16") for dtype in dtypes], dtype=bool)
+
+
 def vector_rate(chip: Chip, dtype: str) -> float:
     """Return the flop/s of the vector units."""
     table = chip.vector.tflops
@@ -78,6 +88,20 @@ def cache_rate(chip: Chip, constants: Constants = DEFAULT) -> float:
     level = chip.cache or chip.scratchpad
     bandwidth = level.bandwidth_tb_s if level is not None else None
     return bandwidth * 1e12 if bandwidth is not None else memory_rate(chip, constants) * constants.cache_speedup
+
+
+def memory_latency(chip: Chip, constants: Constants = DEFAULT) -> float:
+    """Return the seconds of one access to device memory that waits for the access before."""
+    if chip.irregular.latency_ns is not None:
+        return chip.irregular.latency_ns * 1e-9
+    return constants.memory_cycles * 1e-9 / chip.compute.clock_ghz
+
+
+def sector_rate(chip: Chip, constants: Constants = DEFAULT) -> float:
+    """Return the bytes/s of the last cache in sectors of which a kernel uses one element each."""
+    if chip.irregular.sectors_tb_s is not None:
+        return chip.irregular.sectors_tb_s * 1e12
+    return memory_rate(chip, constants) * constants.sector_speedup
 
 
 def launch_seconds(chip: Chip, *, graph: bool = False, constants: Constants = DEFAULT) -> float:

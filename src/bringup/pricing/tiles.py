@@ -9,10 +9,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup.cost.rules import SECTOR
 from bringup.cost.work_table import WorkTable
+from bringup.machine.vocabulary import matrix_dtype
 from bringup.pricing.classes import ChipClass, register
 from bringup.pricing.constants import Constants
-from bringup.pricing.rates import cache_rate, matrix_sustained, memory_rate
+from bringup.pricing.rates import (
+    cache_rate,
+    in_half,
+    matrix_sustained,
+    memory_latency,
+    memory_rate,
+    sector_rate,
+)
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
@@ -27,6 +36,11 @@ TILES = [
     if m * n <= 256 * 128 or (m, n) == (256, 256)
 ]
 SPLITS = (1, 2, 3, 4, 6, 8, 16)
+# For products whose steps along k take long: cuBLAS divides k = 100,000 into over 60.
+SPLITS_WITH_LATENCY = (*SPLITS, 64)
+# Integer instructions of a GPU's core per clock, from Volta to Hopper and on AMD's compute units (CUDA C++ Programming
+# Guide, throughput of arithmetic instructions; AMD CDNA architecture: 4 units of 16 lanes).
+INTEGER = 64
 
 
 def best_tiles(
@@ -38,6 +52,7 @@ def best_tiles(
     menu: Sequence[tuple[int, int]],
     split_menu: Sequence[int],
     small: Array,
+    step: Array | None = None,
 ) -> tuple[Array, Array]:
     """Price every product with the best tile and split of a menu, by one formula over [product, tile, split].
 
@@ -49,6 +64,7 @@ def best_tiles(
         menu: the tiles, as (m, n).
         split_menu: numbers of parts into which k may be divided between cores.
         small: `Constants.small_tile` for every product.
+        step: cycles between two elements along k that a tile alone on its core waits beyond their arithmetic.
 
     Returns:
         The seconds of every product, and the share of the cores that it keeps busy.
@@ -74,6 +90,8 @@ def best_tiles(
     fed = (tile_m + tile_n) * padded_k * item / (cache_rate(chip, constants) / np.minimum(tiles, cores))
     stepped = padded_k / 64 * constants.step_cycles * cycle
     by_wave = waves * np.maximum(np.maximum(one_tile, fed), stepped)
+    if step is not None:
+        by_wave = np.maximum(by_wave, flops / (rate / cores) + padded_k * step[:, None, None] * cycle)
     by_wave += (1 + (waves - 1) * constants.tile_exposed) * constants.tile_cycles * cycle
     by_power = tiles * flops / (rate * sustained * efficiency) + constants.tile_cycles * cycle
     reduction = np.where(
@@ -102,24 +120,70 @@ def with_attention(
     keys = np.maximum(table.n, table.k)
     splits = np.clip(np.floor(cores / tiles), 1, np.ceil(keys / 256))
     waves = np.ceil(tiles * splits / cores)
-    one_tile = 2 * height * table.n * table.k / splits / (peaks / cores * constants.attention)
+    rate = peaks / cores * _attention_share(table, chip, constants)
+    one_tile = 2 * height * table.n * table.k / splits / rate
+    one_tile += constants.tile_cycles * 1e-9 / chip.compute.clock_ghz
     seconds, share = products
     busy = np.minimum(1.0, tiles * splits / cores)
     return np.where(fused, waves * one_tile, seconds), np.where(fused, busy, share)
 
 
+def _attention_share(table: WorkTable, chip: Chip, constants: Constants) -> Array:
+    """Return the rate of products inside fused attention over peak.
+
+    Where a chip file states the rates of tiles on its vector units, they compute tiles of 64 x 64 (torch's kernel is
+    fmha_cutlassF_f32_aligned_64x64). Products that run while the softmax does have 16 bits and no mask.
+    """
+    library, sustained = chip.library, matrix_sustained(chip, constants)
+    share = np.full(len(table.owner), constants.attention)
+    if library.vector_tile is not None:
+        tile = sustained * (1 + library.vector_tile / 128) / (1 + library.vector_tile / 32)
+        share = np.where(_on_vector(table, chip), tile, share)
+    if library.softmax_overlap is None:
+        return share
+    products = np.bincount(table.owner, minlength=len(table.works))  # 2 forward, 5 backward
+    measured = np.where(products > 2, library.attention_backward or constants.attention, sustained)
+    return np.where(((table.hides_softmax > 0) & in_half(table.dtypes))[table.owner], measured[table.owner], share)
+
+
+def _on_vector(table: WorkTable, chip: Chip) -> npt.NDArray[np.bool_]:
+    """Return a mask over products: True for those on the vector units."""
+    rates, vector = chip.matrix.tflops, chip.vector.tflops["float32"]
+    return np.asarray([rates.get(matrix_dtype(dtype), 0.0) <= vector for dtype in table.dtypes], dtype=bool)[
+        table.owner
+    ]
+
+
+def _library_share(table: WorkTable, chip: Chip, constants: Constants) -> Array:
+    """Return the rate of the library's products over that of a product at ``matrix.sustained``."""
+    library, usual = chip.library, matrix_sustained(chip, constants)
+    names = [matrix_dtype(dtype) for dtype in table.dtypes]
+    share = np.asarray([library.sustained.get(name, usual) / usual for name in names])
+    share *= np.where(table.aligned > 0, 1.0, [library.unaligned.get(name, 1.0) for name in names])
+    slower = [library.convolution.get(name, 1.0) for name in names]
+    share *= np.where(table.is_family("convolution"), slower, 1.0)
+    return share[table.owner] * np.where(table.gathers, library.filter_gradient, 1.0)
+
+
 def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
-    on_vector = [chip.matrix.tflops.get(table.dtypes[i], 0.0) <= chip.vector.tflops["float32"] for i in table.owner]
-    small = np.where(on_vector, constants.small_tile_vector, constants.small_tile)
+    on_vector = _on_vector(table, chip)
+    small = np.where(on_vector, chip.library.vector_tile or constants.small_tile_vector, constants.small_tile)
+    peaks_of_attention, peaks = peaks, peaks * _library_share(table, chip, constants)
     tiled = best_tiles(table, chip, peaks, constants, menu=TILES, split_menu=SPLITS, small=small)
-    return with_attention(tiled, table, chip, peaks, constants)
+    if chip.library.vector_step and on_vector.any():
+        step = np.full(len(peaks), chip.library.vector_step)
+        slow = best_tiles(
+            table, chip, peaks, constants, menu=TILES, split_menu=SPLITS_WITH_LATENCY, small=small, step=step
+        )
+        tiled = np.where(on_vector, slow[0], tiled[0]), np.where(on_vector, slow[1], tiled[1])
+    return with_attention(tiled, table, chip, peaks_of_attention, constants)
 
 
 def _gpu_products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
     seconds, share = _products(table, chip, peaks, constants)
     # Winograd's algorithm is used for float32 only, because 16-bit floats lose too much precision in its transforms.
     fewer = np.asarray([table.dtypes[i] == "float32" for i in table.owner]) & (table.winograd[table.owner] > 0)
-    seconds = np.where(fewer, seconds / constants.winograd, seconds)
+    seconds = np.where(fewer, seconds / (chip.library.winograd or constants.winograd), seconds)
     return np.where(table.product_is_family("kernel"), seconds / constants.kernel_products, seconds), share
 
 
@@ -129,12 +193,39 @@ def pass_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
     return latency
 
 
+def core_seconds(table: WorkTable, chip: Chip, reached: Array, constants: Constants) -> Array:
+    """Return the seconds in which a GPU's cores compute offsets of elements, or wait for single accesses."""
+    instructions = INTEGER * chip.compute.cores * chip.compute.clock_ghz * 1e9
+    waits = table.waits * memory_latency(chip, constants) / chip.compute.cores
+    seconds: Array = table.offsets / instructions / reached + waits
+    return seconds
+
+
+def sector_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
+    """Return the seconds in which a GPU's last cache moves sectors of scattered elements."""
+    seconds: Array = table.sectors * SECTOR / sector_rate(chip, constants)
+    return seconds
+
+
+def exposed_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
+    """Return the seconds of accesses in sequence that nothing hides."""
+    seconds: Array = table.chain * memory_latency(chip, constants)
+    return seconds
+
+
 TILED = ChipClass(
     products=_products,
     sustained=lambda constants: constants.matrix_sustained,
     overlap=lambda constants: constants.overlap,
 )
-GPU = replace(TILED, products=_gpu_products, pass_seconds=pass_seconds)
+GPU = replace(
+    TILED,
+    products=_gpu_products,
+    pass_seconds=pass_seconds,
+    core_seconds=core_seconds,
+    sector_seconds=sector_seconds,
+    exposed_seconds=exposed_seconds,
+)
 
 register(GPU, "gpu", matrix="tile")
 register(TILED, "npu", "ipu", "tpu", matrix="tile")

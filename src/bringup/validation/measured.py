@@ -24,7 +24,9 @@ from bringup.files import read_text
 from bringup.machine.files import load_chip, load_host
 from bringup.pricing.bands import bound
 from bringup.pricing.errors import Errors, summarize
+from bringup.pricing.rates import launch_seconds
 from bringup.recording.rows import LAUNCH
+from bringup.recording.trace import Trace
 from bringup.report.prediction import Prediction, price
 from bringup.text import short
 from bringup.timeline.replay import WhatIf, replay
@@ -154,6 +156,11 @@ class _Machine:
         """Price a step that plans its attention."""
         return price(item.trace(1, wait_each=True), self.planning, self.host)
 
+    def gaps(self, trace: Trace) -> float:
+        """Return the seconds between queued kernels, which prices hold and a profiler's kernels do not."""
+        gap = launch_seconds(self.chip) - launch_seconds(self.chip, graph=True)
+        return gap * float(trace.work.kernels[trace.columns["signature"][trace.columns["kind"] == LAUNCH]].sum())
+
     def graph_seconds(self, item: Recorded) -> float:
         timeline = replay(item.trace(1), self.chip, self.host, what_if=WhatIf(graph=True))
         return float(timeline.seconds[timeline.trace.columns["kind"] == LAUNCH].sum())
@@ -219,7 +226,7 @@ def _programs(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[
         figures = (
             (STEP, _number(row["sync_first2_us" if decodes else "free_us"], 1e-6), looped.step_seconds),
             *([(NEW_LENGTH, _number(row["sync_us"], 1e-6), machine.first_step(item).step_seconds)] if decodes else []),
-            (BUSY, _number(row["busy_union_us"], 1e-6), once.device_seconds),
+            (BUSY, _number(row["busy_union_us"], 1e-6), once.device_seconds - machine.gaps(once.trace)),
             (LAUNCHES, float(row["kernels"]), once.trace.launches),
             (ALLOCATED, _number(row["peak_allocated"], 1), item.peak_allocated),
             (RESERVED, _number(row["peak_reserved"], 1), item.peak_reserved),
