@@ -117,6 +117,25 @@ def test_objectives(traces: dict[str, Trace]) -> None:
     assert plans["latency"].proposed_seconds >= plans["time"].proposed_seconds * 0.99
 
 
+def test_deadline_moves_only_what_it_has_to(traces: dict[str, Trace]) -> None:
+    trace = traces["tables"]
+    free = bringup.place(trace, "h100-sxm", objective="latency")
+    easy = bringup.place(trace, "h100-sxm", deadline=1.0)
+    assert not easy.proposes and {entry.where for entry in easy.entries} == {"chip"}
+    between = (free.proposed_seconds + free.all_chip_seconds) / 2
+    needed = bringup.place(trace, "h100-sxm", deadline=between)
+    assert needed.proposes and needed.proposed_seconds <= between
+    assert not bringup.place(trace, "h100-sxm", deadline=free.bound_seconds / 10).proposes
+
+
+def test_percentile_lengthens_the_hosts_times(traces: dict[str, Trace]) -> None:
+    plans = [bringup.place(traces["cell"], "h100-sxm", percentile=percentile) for percentile in (50, 99)]
+    factor = 2.0095  # exp(0.3 * 2.3263)
+    assert plans[1].all_host_seconds == pytest.approx(factor * plans[0].all_host_seconds, rel=0.01)
+    with pytest.raises(bringup.BringupError, match="percentile must be above 0 and below 100, got 100"):
+        bringup.place(traces["cell"], "h100-sxm", percentile=100)
+
+
 def test_mistakes_are_one_sentence(traces: dict[str, Trace], tmp_path: Path) -> None:
     chip = load_chip("edge8")
     with pytest.raises(bringup.BringupError, match="below one layer: a step needs at least"):
@@ -152,5 +171,7 @@ def test_command_prints_and_writes(
     assert names | {"bound_seconds", "band", "proposes", "moves", "plan"} <= set(data)
     plan = bringup.Plan.load("plan.toml")
     assert plan.proposed_seconds == data["proposed_seconds"]
-    traces["training"].save("trace.npz")
-    assert "leave it as it is" in run() or "proposed" in run()
+    assert "leave it as it is: the chip alone takes less than 1.0 s" in run("--deadline", "1s")
+    assert "host times at percentile 99, 2.01 times their prices" in run("--percentile", "99")
+    assert "is faster than xeon-8275cl" in run("--break-even")
+    assert {row["op"] for row in json.loads(run("--break-even", "--json"))["operators"]} >= {"add", "mm"}
