@@ -23,6 +23,7 @@ class Recommender(nn.Module):
         self.score = nn.Sequential(nn.Linear(WIDTH * (TABLES + 1), 1024), nn.ReLU(), nn.Linear(1024, 1))
 
     def forward(self, features: torch.Tensor, items: torch.Tensor) -> torch.Tensor:
+        """Return one score per user."""
         looked_up = [table(items[:, place]) for place, table in enumerate(self.tables)]
         return self.score(torch.cat([self.user(features), *looked_up], 1))
 
