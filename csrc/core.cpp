@@ -23,6 +23,7 @@
 #include "launch/unwritten.cpp"
 #include "launch/dry.cpp"
 #include "launch/place.cpp"
+#include "launch/plan.cpp"
 #include "launch/switches.cpp"
 #include "launch/view.cpp"
 #include "launch/synchronous.cpp"

@@ -232,17 +232,18 @@ void resize_written(const Call& call, const Placement& placement) {
   }
 }
 
-void record(const Call& call, const Promised& promised, const Line& line, bool on_host) {
+void record(const Call& call, const Promised& promised, const Line& line, bool on_host, bool planned) {
   Storages storages;
   find_storages(*call.signature, call.slots, &storages);
   LaunchRow row{*call.signature, call.arguments, *call.stream, line, std::move(storages), {}, in_graph(call)};
+  if (planned) row.replay = kPlacedOnHost;
   for (const at::Tensor& output : promised.outputs) row.outputs.push_back(storage_of(output).address);
   record_launch(row, uint8_t((on_host ? kFallback : 0) | index_flags(call)));
 }
 
 // True if the chip does not support the launch, or if the driver has no kernel for it though it has kernels.
 bool runs_on_host(const Launch& launch, const Placement& placement) {
-  return placement.fallback || (C10_UNLIKELY(native_driver()) && !launch.kernel && !is_dry());
+  return placement.fallback || placement.planned || (C10_UNLIKELY(native_driver()) && !launch.kernel && !is_dry());
 }
 
 // Captures the launch for a graph instead of running it.
@@ -263,9 +264,10 @@ void capture(const Call& call, const Placement& placement) {
 void launch_on_chip(const Call& call, const Placement& placement) {
   resize_written(call, placement);
   auto launch = new_launch(call.signature, *call.stream, call.slots, call.arguments);
-  launch->kernel = driver_kernel(*launch);
+  launch->planned = placement.planned;
+  if (C10_LIKELY(!placement.planned)) launch->kernel = driver_kernel(*launch);
   Promised promised = promise(call);
-  if (C10_UNLIKELY(recording())) record(call, promised, launch->line, runs_on_host(*launch, placement));
+  if (C10_UNLIKELY(recording())) record(call, promised, launch->line, runs_on_host(*launch, placement), placement.planned);
   for (const at::Tensor& output : promised.outputs) launch->outputs.push_back(storage_of(output));
   start_launch(std::move(launch));
   return_results(call, std::move(promised.results));
@@ -275,7 +277,8 @@ void launch_on_chip(const Call& call, const Placement& placement) {
 void launch_dry(const Call& call, const Placement& placement) {
   resize_written(call, placement);
   Promised promised = promise(call);
-  if (C10_UNLIKELY(recording())) record(call, promised, current_line(), placement.fallback);
+  if (C10_UNLIKELY(recording()))
+    record(call, promised, current_line(), placement.fallback || placement.planned, placement.planned);
   compute_known(call.signature, *call.stream, call.slots, call.arguments, promised.outputs);
   return_results(call, std::move(promised.results));
   if (C10_UNLIKELY(launch_blocking())) synchronize(*call.stream);
@@ -312,7 +315,7 @@ void launch_boxed(Op& op, Stack* stack) {
     case Answer::View:
       return run_view(call);
     case Answer::Synchronous:
-      return run_synchronously(call);
+      return run_synchronously(call, placement.planned);
     case Answer::Host:
       return run_on_host(call);
     case Answer::Dry:

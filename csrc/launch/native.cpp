@@ -290,6 +290,7 @@ void enqueue_kernel(const Launch& launch) {
 bringup_kernel* driver_kernel(const Launch& launch) { return C10_LIKELY(!native_driver()) ? nullptr : answer_of(launch).kernel; }
 
 OnHost why_on_host(const Launch& launch) {
+  if (launch.planned) return {"the plan puts it there", false};
   if (launch.waited) return {"the host waits for its result", false};
   if (!native_driver()) return {"the driver has no kernels", true};
   return answer_of(launch).on_host;

@@ -128,7 +128,7 @@ Stack results_on_chip(const Call& call, Launch& launch, Content content) {
   return results;
 }
 
-void run(const Call& call, bool fallback) {
+void run(const Call& call, bool fallback, bool planned) {
   Signature& signature = *call.signature;
   Op& op = call.op;
   Stream& stream = *call.stream;
@@ -136,10 +136,12 @@ void run(const Call& call, bool fallback) {
   const IValue* arguments = call.arguments;
   auto launch = new_launch(call.signature, stream, slots, arguments);
   launch->waited = true;
+  launch->planned = planned;
   bool learning = signature.state == Signature::Unknown;
   Content content = C10_UNLIKELY(is_dry()) ? replace_unknown(*launch, slots, op.synchronous) : Content::Known;
   if (content != Content::Known && op.synchronous) notice_read(op.name + " of " + text_of(signature.inputs[0]));
   LaunchRow row{signature, arguments, stream, launch->line, launch->storages, {}, in_graph(call)};
+  if (planned) row.replay = kPlacedOnHost;
   learning ? count_learning(op) : count_synchronous(op);
   run_and_wait(call, launch);
   if (op.synchronous) stream_reached(stream);
@@ -155,7 +157,7 @@ void run(const Call& call, bool fallback) {
     for (const IValue& value : results)
       if (value.isTensor() && !value.isList()) row.outputs.push_back(storage_of(value.toTensor()).address);
     record_launch(row,
-                  uint8_t((waits_for_result(call) && !learning ? kWaits : 0) | (fallback ? kFallback : 0) | index_flags(call)),
+                  uint8_t((waits_for_result(call) && !learning ? kWaits : 0) | (fallback || planned ? kFallback : 0) | index_flags(call)),
                   &results);
   }
   return_results(call, std::move(results));
@@ -163,8 +165,8 @@ void run(const Call& call, bool fallback) {
 
 }  // namespace
 
-void run_synchronously(const Call& call) { run(call, false); }
+void run_synchronously(const Call& call, bool planned) { run(call, false, planned); }
 
-void run_on_host(const Call& call) { run(call, true); }
+void run_on_host(const Call& call) { run(call, true, false); }
 
 }  // namespace bringup

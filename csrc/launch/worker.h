@@ -33,6 +33,7 @@ struct Launch {
   at::Generator generator;
   at::Generator draws_from;          // in a graph: the chip's generator, which gives another `generator` at every replay
   bringup_kernel* kernel = nullptr;  // the driver's; null: it runs on the host
+  bool planned = false;              // a plan puts it on the host
   bool staged = false;               // its addresses are the host's (see native.h)
   int threads;
   int64_t correlation = 0;

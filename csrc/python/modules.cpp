@@ -9,6 +9,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "launch/plan.h"
 #include "python/python.h"
 
 namespace bringup {
@@ -77,6 +78,7 @@ void watch_modules(int64_t call, const std::vector<int64_t>& optimizer) {
   module_watch().targets = nullptr;
   module_watch().names.clear();
   ++module_watch().forgotten;
+  forget_lines_of_plan();
   if (!call) return;
   ModuleTargets targets{reinterpret_cast<void*>(call), {}};
   for (int64_t code : optimizer) targets.optimizer.push_back(reinterpret_cast<void*>(code));

@@ -11,6 +11,8 @@
 #include <mutex>
 
 #include "json.h"
+#include "launch/plan.h"
+#include "record/residency.h"
 #include "record/parts.h"
 #include "record/waits.h"
 #include "torch/profiler.h"
@@ -77,6 +79,7 @@ struct Recording {
   std::unordered_map<std::pair<void*, int64_t>, int32_t, LineHash> line_ids;
   std::atomic<int32_t> threads{0};
   std::atomic<int64_t> replays{0};  // of graphs
+  Residency residency;              // only while a plan is in force
   std::mutex counts_mutex;          // locked after `mutex`
   std::vector<std::shared_ptr<ViewCount>> counts;
 
@@ -338,6 +341,50 @@ void add_use(Recording& state, const void* address, bool written) {
   if (address) state.uses.push_back(uint64_t(reinterpret_cast<uintptr_t>(address)) * 2 + written);
 }
 
+// ---- copies that a plan makes necessary, see record/residency.h
+
+void add_copy(Recording& state, RowKind kind, const Stream& stream, const Line& line, const void* address, int64_t bytes) {
+  TraceRow row = new_row(state, kind, &stream, line, kPinned);
+  row.bytes = bytes;
+  add_use(state, address, kind == RowKind::H2D);
+  add_row(state, row);
+}
+
+// Adds the copies of what a launch or copy reads and its side does not have, and the host's wait for those that go down.
+void add_copies(Recording& state, const Stream& stream, const Line& line, const std::vector<Touched>& touched, bool on_host) {
+  bool waits = false;
+  for (const Touched& storage : touched) {
+    if (!storage.read || !state.residency.fetch(storage, on_host)) continue;
+    add_copy(state, on_host ? RowKind::D2H : RowKind::H2D, stream, line, storage.address, state.residency.bytes(storage));
+    waits |= on_host;
+  }
+  if (waits) {
+    TraceRow row = new_row(state, RowKind::StreamSync, &stream, line, kOfDownload);
+    add_row(state, row);
+  }
+  for (const Touched& storage : touched)
+    if (storage.written) state.residency.write(storage, on_host);
+}
+
+std::vector<Touched> touched_by(const LaunchRow& launch) {
+  const Signature& signature = launch.signature;
+  std::vector<Touched> touched;
+  for (size_t s = 0; s < launch.storages.size(); ++s) {
+    const StorageRef& storage = launch.storages[s];
+    if (!storage.address) continue;
+    bool read = false;
+    for (size_t i = 0; i < signature.inputs.size(); ++i) {
+      if (signature.storage_of[i] != int32_t(s)) continue;
+      bool whole = signature.inputs[i].nbytes >= storage.bytes;
+      read |= !(signature.written[i] && signature.op->overwrites && whole);
+    }
+    touched.push_back({storage.address, int64_t(storage.bytes), read, signature.storage_written[s] != 0});
+  }
+  for (size_t i = 0; i < launch.outputs.size(); ++i)
+    if (launch.outputs[i]) touched.push_back({launch.outputs[i], 0, false, true});
+  return touched;
+}
+
 // Adds rows for the views, of all threads, that no row carries yet. Called before the recording is read.
 void settle_views(Recording& state) {
   if (!recording()) return;
@@ -397,6 +444,7 @@ void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results)
   if (C10_UNLIKELY(Unrecorded::on())) return;
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
+  if (C10_UNLIKELY(has_plan())) add_copies(state, launch.stream, launch.line, touched_by(launch), launch.replay == kPlacedOnHost);
   TraceRow row = new_row(state, RowKind::Launch, &launch.stream, launch.line, flags);
   row.signature = intern_signature(state, launch, results);
   row.object = launch.replay;
@@ -428,18 +476,26 @@ void record_event(const Stream& stream, int64_t event, const void* keeps) {
   add_row(state, row);
 }
 
-void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
+bool record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
                  int64_t other) {
-  if (C10_UNLIKELY(Unrecorded::on())) return;
+  if (C10_UNLIKELY(Unrecorded::on())) return true;
   Line line = current_line();
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
+  if (C10_UNLIKELY(has_plan())) {
+    if (kind == RowKind::D2H && state.residency.on_host(from)) other = kPlacedOnHost;
+    std::vector<Touched> touched;
+    if (from) touched.push_back({from, 0, true, false});
+    if (to) touched.push_back({to, bytes, !state.residency.is_whole(to, bytes), true});
+    add_copies(state, stream, line, touched, kind != RowKind::D2D && other == kPlacedOnHost);
+  }
   TraceRow row = new_row(state, kind, &stream, line, flags);
   row.bytes = bytes;
   row.object = other;
   add_use(state, from, false);
   add_use(state, to, true);
   add_row(state, row);
+  return kind == RowKind::D2D || other != kPlacedOnHost;
 }
 
 void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsize, int64_t device) {
@@ -457,6 +513,7 @@ void record_owner(int64_t address, int64_t kind, int64_t module, int64_t itemsiz
 void record_allocation(const Stream& stream, const Line& line, const AllocationRow& allocation, uint8_t flags) {
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
+  if (C10_UNLIKELY(has_plan())) state.residency.allocate(allocation.address, allocation.bytes);
   TraceRow row = new_row(state, RowKind::Alloc, &stream, line, flags);
   row.bytes = allocation.bytes;
   row.object = int64_t(reinterpret_cast<uintptr_t>(allocation.address));
@@ -495,6 +552,12 @@ void record_compiled(const std::string& signature, at::TensorList read, at::Tens
   const Stream& stream = current_stream((written.empty() ? read : written).front().device().index());
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
+  if (C10_UNLIKELY(has_plan())) {
+    std::vector<Touched> touched;
+    for (const at::Tensor& tensor : read) touched.push_back({tensor.storage().data(), 0, true, false});
+    for (const at::Tensor& tensor : written) touched.push_back({tensor.storage().data(), 0, false, true});
+    add_copies(state, stream, here, touched, false);
+  }
   TraceRow row = new_row(state, RowKind::Launch, &stream, here);
   row.signature = intern_text(state, signature);
   if (module != -2) row.module = int32_t(module);
@@ -516,6 +579,11 @@ void record_described(const std::string& signature, const Stream& stream, const 
                       const std::vector<std::pair<const void*, bool>>& uses, uint8_t flags) {
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
+  if (C10_UNLIKELY(has_plan())) {
+    std::vector<Touched> touched;
+    for (const auto& [memory, is_written] : uses) touched.push_back({memory, 0, true, is_written});
+    add_copies(state, stream, line, touched, false);
+  }
   TraceRow row = new_row(state, RowKind::Launch, &stream, line, flags);
   row.signature = intern_text(state, signature);
   row.bytes = node_of_launch(line, false);
@@ -529,6 +597,12 @@ RecordedRow record_kernel(const Line& line, const Stream& stream, const c10::Sma
                           const std::vector<int64_t>& written) {
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
+  if (C10_UNLIKELY(has_plan())) {
+    std::vector<Touched> touched;
+    for (size_t i = 0; i < storages.size(); ++i)
+      touched.push_back({storages[i].address, int64_t(storages[i].bytes), true, written[i] != 0});
+    add_copies(state, stream, line, touched, false);
+  }
   TraceRow row = new_row(state, RowKind::Launch, &stream, line);
   row.bytes = node_of_launch(line, false);
   for (size_t i = 0; i < storages.size(); ++i) add_use(state, storages[i].address, written[i] != 0);
@@ -572,6 +646,7 @@ void start_recording() {
   state.lines.clear();
   state.line_texts.clear();
   state.line_ids.clear();
+  state.residency.clear();
   state.threads = 0;
   state.replays = 0;
   {
@@ -724,6 +799,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("recorded_lines() -> str[]", &recorded_lines);
   m.def("record_mark(int kind, int object) -> ()", [](int64_t kind, int64_t object) {
     if (recording()) record_row(RowKind(kind), nullptr, current_line(), 0, object);
+    if (has_plan() && RowKind(kind) == RowKind::Step) plan_begins_step();
   });
   m.def("record_owner(int address, int kind, int module, int itemsize, int device) -> ()", &record_owner);
   m.def(

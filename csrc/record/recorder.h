@@ -22,14 +22,15 @@ struct LaunchRow {
   c10::SmallVector<StorageRef, 6> storages;
   c10::SmallVector<void*, 2> outputs;
   bool in_graph = false;  // autograd may have made a node for the launch
-  int64_t replay = 0;     // number of the replay of a graph that the launch belongs to
+  int64_t replay = 0;     // number of the replay of a graph that the launch belongs to; kPlacedOnHost: see rows.h
 };
 // `results` are the launch's results, if the signature does not tell them. The launch may already be running.
 void record_launch(const LaunchRow& row, uint8_t flags, const Stack* results = nullptr);
 void record_row(RowKind kind, const Stream* stream, const Line& line, int64_t bytes, int64_t object, uint8_t flags = 0);
 void record_event(const Stream& stream, int64_t event, const void* keeps);  // `keeps`: as in event_record
 // Records a copy. `from` and `to` are its storages on the device, or null for host memory; `other` is the source device.
-void record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
+// kPlacedOnHost: a plan leaves an upload on the host. Returns false if the copy stays on the host, since its value is there.
+bool record_copy(RowKind kind, const Stream& stream, int64_t bytes, uint8_t flags, const void* from, const void* to,
                  int64_t other = 0);
 // A block that the allocator hands out. A block is larger than the request, rounded, if the rest is too small to be of use.
 struct AllocationRow {

@@ -18,6 +18,9 @@ static_assert((0
 #include "record/rows.inc"
                ) == 0xFF);  // eight flags, each with a bit of its own; a ninth needs a wider column
 
+// The object of a launch, or of a copy between host and chip, that a plan puts on the host (see docs/placement.md).
+constexpr int64_t kPlacedOnHost = -1;
+
 // Kinds of owners that the core records; recording/rows.py has all of them.
 constexpr int64_t kOwnedByBlas = 10;
 

@@ -283,6 +283,12 @@ struct Replay {
     }
   }
 
+  // The thread computes what a plan puts on the host. Rows of other threads may depend on it: those of a backward pass do.
+  void compute(HostThread& thread, int64_t row, double until) {
+    thread.time = end[size_t(row)] = until;
+    if (!thread.ahead) host = until;
+  }
+
   void enqueue(StreamQueue& stream, const Pending& item) {
     end[size_t(item.row)] = kUnknown;
     stream.last = item.row;
@@ -334,6 +340,11 @@ void feed(Replay& replay, const Rows& in) {
     for (auto* column : {&replay.issued, &replay.start, &replay.end}) column->push_back(now);
     replay.waited.push_back(0.0);
     RowKind what = RowKind(in.kind[i]);
+    bool copies = what == RowKind::H2D || what == RowKind::D2H;
+    if ((what == RowKind::Launch || copies) && in.object[i] == kPlacedOnHost) {
+      replay.compute(thread, row, now + in.seconds[i]);
+      continue;
+    }
     Pending item{.row = row, .kind = what, .earliest = now, .seconds = in.seconds[i], .share = in.share[i], .parts = {}};
     switch (what) {
       case RowKind::Launch: {
@@ -446,8 +457,10 @@ std::vector<double> shares(int64_t rows, const uint8_t* kind, const int32_t* fal
     if (end[i] <= from || start[i] >= to) continue;
     std::pair<double, double> span{std::max(start[i], from), std::min(end[i], to)};
     RowKind what = RowKind(kind[i]);
-    if (what == RowKind::Launch)
-      busy[fallback[i] >= 0 ? kHost : kCores].push_back(span);
+    if (fallback[i] >= 0)
+      busy[kHost].push_back(span);
+    else if (what == RowKind::Launch)
+      busy[kCores].push_back(span);
     else if (what == RowKind::H2D || what == RowKind::D2H)
       busy[kLink].push_back(span);
     else if (what == RowKind::D2D)

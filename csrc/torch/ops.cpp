@@ -23,6 +23,7 @@
 #include "runtime/capture.h"
 #include "runtime/generator.h"
 #include "launch/launch.h"
+#include "launch/plan.h"
 #include "launch/switches.h"
 #include "launch/unwritten.h"
 #include "runtime/memory.h"
@@ -235,8 +236,13 @@ void upload(const Tensor& to, const Tensor& from, bool non_blocking) {
   bool pinned = is_pinned(from.const_data_ptr());
   bool waits = upload_waits(pinned, non_blocking, bytes);
   if (!non_blocking) alert_wait();
+  static const std::string name = "upload";
+  bool planned = C10_UNLIKELY(has_plan()) && planned_side(name, current_line()) == Planned::Host;
   if (C10_UNLIKELY(recording()))
-    record_copy(RowKind::H2D, stream, int64_t(bytes), pinned ? kPinned : 0, nullptr, to.storage().data());
+    record_copy(RowKind::H2D, stream, int64_t(bytes), pinned ? kPinned : 0, nullptr, to.storage().data(),
+                planned ? kPlacedOnHost : 0);
+  std::optional<Unrecorded> quiet;  // a copy within the host's memory waits for nothing
+  if (planned) quiet.emplace();
   if (C10_UNLIKELY(is_dry())) {
     set_dry_content(to, Content::Known);
     if (!dry_computes(to)) {
@@ -264,8 +270,11 @@ void download(const Tensor& to, const Tensor& from, bool non_blocking) {
   refuse_capture(stream, "a copy to the host", "read results after a replay");
   bool pinned = is_pinned(to.const_data_ptr());
   if (!non_blocking) alert_wait();
-  if (C10_UNLIKELY(recording()))
-    record_copy(RowKind::D2H, stream, int64_t(from.nbytes()), pinned ? kPinned : 0, from.storage().data(), nullptr);
+  std::optional<Unrecorded> quiet;  // a copy within the host's memory waits for nothing
+  if (C10_UNLIKELY(recording())) {
+    bool link = record_copy(RowKind::D2H, stream, int64_t(from.nbytes()), pinned ? kPinned : 0, from.storage().data(), nullptr);
+    if (!link) quiet.emplace();
+  }
   if (C10_UNLIKELY(is_dry()) && dry_content(from) != Content::Known) {
     notice_read(text_of(meta_of(from)));
     if (dry_content(from) == Content::Unknown) {

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     )
     from bringup.machine.schema import Chip, Host
     from bringup.machine.topology import load_cluster
+    from bringup.placement.apply import placed
+    from bringup.placement.place import place
+    from bringup.placement.plan import Plan
     from bringup.pricing.collective import collective_seconds
     from bringup.recording.recording import record, step
     from bringup.recording.trace import Trace
@@ -37,6 +40,7 @@ __all__ = [
     "ChipInUseError",
     "DryWarning",
     "Host",
+    "Plan",
     "Prediction",
     "Trace",
     "TraceError",
@@ -52,6 +56,8 @@ __all__ = [
     "load_chip",
     "load_cluster",
     "load_host",
+    "place",
+    "placed",
     "predict",
     "price",
     "record",
@@ -70,6 +76,9 @@ _HOMES = {
     "collective_seconds": "pricing.collective",
     **dict.fromkeys(("launch_stats", "use"), "device.load"),
     **dict.fromkeys(("Prediction", "price"), "report.prediction"),
+    "place": "placement.place",
+    "placed": "placement.apply",
+    "Plan": "placement.plan",
     "predict": "report.predict",
     "Trace": "recording.trace",
     **dict.fromkeys(("record", "step"), "recording.recording"),

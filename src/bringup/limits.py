@@ -24,6 +24,7 @@ BYTES = {
     "node file": Limit(1 << 20, "the longest that ships has 2 KiB"),
     "cluster file": Limit(1 << 20, "the longest that ships has 2 KiB"),
     "trace file": Limit(1 << 29, "the rows below, at 32 bytes each"),
+    "plan file": Limit(16 << 20, "a step of 100,000 launches that differ has 10 MiB"),
     "scorecard": Limit(16 << 20, "56 items, and a matrix of 700 operators"),
     "measurement file": Limit(64 << 20, "the measurements of seven publishers have 67,000 rows together"),
     "report": Limit(1 << 29, "a page whose timeline draws 600,000 launches has 80 MiB"),

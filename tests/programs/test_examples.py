@@ -57,6 +57,12 @@ EXAMPLES: dict[str, tuple[list[str], list[str], str, dict[str, tuple[float, floa
         r"tensor_of_the_host: .*argument 'x_ptr' is on cpu.*\nrace: silent",
         {"samples": (0, 1e9)},
     ),
+    "recommend.py": (
+        ["--place", "auto"],
+        [],
+        r"mean score 0\.6924\d\d, highest 3\.4578",
+        {"samples": (2048, 2048)},
+    ),
     "overlap.py": (["--cuda"], [], r"overlap hides (1\d|2\d)%", {"link_seconds": (0.02, 0.05)}),
 }
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bringup.recording.rows import KINDS, WAITS
+from bringup.recording.rows import KINDS, ON_HOST, WAITS
 from bringup.timeline.library import Replay
 from tests.conftest import ROOT
 
@@ -80,6 +80,8 @@ def columns_of(calls: list[str]) -> dict[str, list[Any]]:
                 row["share"] = float(words.pop(0))
             elif word == "graph":
                 row["object"] = int(words.pop(0))
+            elif word == "placed":
+                row["object"] = ON_HOST
             elif word == "from":
                 row["object"] = int(words.pop(0).removeprefix("chip:"))
             else:
@@ -116,7 +118,7 @@ def test_example_of_the_page(example: Example) -> None:
     for place, (call, starts, ends, goes_on) in enumerate(example.rows):
         moment = (
             end[place]
-            if call.split(": ")[-1].startswith(("sleep", "resume", "fallback"))
+            if call.split(": ")[-1].startswith(("sleep", "resume", "fallback")) or call.endswith("placed")
             else issued[place] + waited[place]
         )
         assert moment == pytest.approx(float(goes_on)), (call, "host goes on", moment)

@@ -14,7 +14,7 @@ from bringup.analyse.communication import communication
 from bringup.analyse.compilations import compilations
 from bringup.analyse.own_time import own_time
 from bringup.analyse.program_class import program_class
-from bringup.analyse.summary import Fallback, GraphBreak, Summary, Wait
+from bringup.analyse.summary import Fallback, GraphBreak, Placement, Summary, Wait
 from bringup.analyse.unlike import outside, typical_share, unlike_steps
 from bringup.analyse.utilisation import utilisation
 from bringup.cost import FAMILIES
@@ -49,7 +49,6 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     peak = peak or memory.usage(trace, timeline.steps.ends)
     need, out_of_memory = memory.needed_bytes(trace, peak, chip), bool(trace.about.get("out_of_memory", False))
     band = error_band(chip, bound(busy, step), program_class(trace))
-    energy = _energy(timeline, step, busy)
     price = chip.price
     loaders = input_bound.inputs(timeline, step)
     own_seconds, own = own_time(timeline, step)
@@ -91,7 +90,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         failed=bool(trace.about.get("failed", False)),
         dry=bool(trace.about.get("dry", False)),
         memory=peak,
-        energy_joules=energy,
+        energy_joules=chip.joules(step, busy),
         cost_usd=price.usd_per_hour * step / 3600 if price and price.usd_per_hour else None,
         error_band=band.error,
         error_band_of=band.measured,
@@ -117,6 +116,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         mfu_dtype=used.dtype if used else "",
         mfu_peak_flops=used.peak_flops if used else None,
         **_on_driver(trace.about.get("driver")),
+        placement=_placement(timeline, step),
     )
 
 
@@ -151,16 +151,12 @@ def _measured_fallbacks(facts: dict[str, Any] | None) -> dict[str, tuple[str, fl
     }
 
 
-def _energy(timeline: Timeline, step: float, busy: float) -> float | None:
-    """Return joules per step, an upper bound: idle power all the time, the rest of the TDP while the chip computes.
-
-    Idle power is a tenth of the TDP unless the chip file has it.
-    """
-    power = timeline.chip.power
-    if power is None:
+def _placement(timeline: Timeline, step: float) -> Placement | None:
+    about = timeline.trace.about.get("placement")
+    if about is None:
         return None
-    idle = power.idle_w if power.idle_w is not None else power.tdp_w * 0.1
-    return idle * step + (power.tdp_w - idle) * busy
+    counts = {name: int(about[name]) for name in about if name.startswith("launches_")}
+    return Placement(float(about["planned_seconds"]), step, **counts)
 
 
 def unpriced(timeline: Timeline) -> list[str]:
@@ -174,7 +170,8 @@ def unpriced(timeline: Timeline) -> list[str]:
 def fallbacks(timeline: Timeline, first: int, last: int) -> list[Fallback]:
     """List the fallbacks in the rows from `first` to `last`, the longest first; counts and seconds are per step."""
     trace = timeline.trace
-    rows = np.flatnonzero(timeline.fallback[first:last] >= 0) + first
+    fallback = timeline.fallback[first:last]
+    rows = np.flatnonzero((fallback >= 0) & (fallback != timeline.placed)) + first
     groups: dict[tuple[str, str, int], list[int]] = {}
     for row in rows:
         signature = trace.signatures[trace.columns["signature"][row]]

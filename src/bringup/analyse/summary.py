@@ -195,6 +195,22 @@ class Way:
 
 
 @dataclass(frozen=True)
+class Placement:
+    """A placed run: the planned step, the replay of what the run recorded, and its launches.
+
+    Attributes:
+        launches_elsewhere: launches that ran on another side than planned.
+        launches_without_plan: launches that the plan does not name, of the whole run.
+    """
+
+    planned_seconds: float
+    replayed_seconds: float
+    launches_as_planned: int
+    launches_elsewhere: int
+    launches_without_plan: int
+
+
+@dataclass(frozen=True)
 class Summary:
     """The predicted cost of one recording on one machine. Times are seconds of the typical step.
 
@@ -203,7 +219,8 @@ class Summary:
     Attributes:
         step_seconds: from the end of the step before to the end of the typical step.
         device_seconds: the part of a step in which the chip computes.
-        fallback_seconds: the part of the rest in which the host runs operators that the chip does not have.
+        fallback_seconds: the part of the rest in which the host runs operators that the chip does not have, or that a
+            plan puts there.
         link_seconds: the part of the rest in which the link to the host is busy.
         between_seconds: the part of the rest in which a link between chips is busy.
         host_seconds: the rest: the chip waits for the host.
@@ -255,6 +272,7 @@ class Summary:
         launches_on_chip, launches_on_host, bytes_down, bytes_up: launches of the driver's kernels and of host
             functions in the whole run, and the bytes copied for the latter.
         energy_joules, cost_usd: per step; None if the chip file has no power or no price.
+        placement: the plan that was in force; None without one.
         run: the id of the run, the same in all files of its report; empty outside a report.
     """
 
@@ -330,6 +348,7 @@ class Summary:
     launches_on_host: int = 0
     bytes_down: int = 0
     bytes_up: int = 0
+    placement: Placement | None = None
     run: str = ""
 
     @property
@@ -348,7 +367,7 @@ class Summary:
             "link": self.link_seconds,
             "between chips": self.between_seconds,
             "host-bound": self.host_seconds,
-            "waiting on fallbacks": self.fallback_seconds,
+            "waiting on fallbacks" if self.placement is None else "host computes": self.fallback_seconds,
         }
         return {name: seconds for name, seconds in parts.items() if seconds or name != "between chips"}
 

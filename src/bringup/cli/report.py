@@ -85,15 +85,15 @@ def priced(path: str, chip: str | None, host: str | None, host_clock: str | None
     recording = read_trace(path)
     about = recording.about
     if loaded is None:
-        loaded = load_chip(_shipped(path, "chip", str(about.get("chip", "")), available_chips()))
+        loaded = load_chip(shipped(path, "chip", str(about.get("chip", "")), available_chips()))
     if machine is None:
         name = about.get("host")
-        machine = load_host(_shipped(path, "host", str(name), available_hosts()) if name else None)
+        machine = load_host(shipped(path, "host", str(name), available_hosts()) if name else None)
     clock = host_clock or about.get("host_clock", "modelled")
     return price(recording, loaded, machine, host_clock=clock)  # type: ignore[arg-type]
 
 
-def _shipped(path: str, what: str, name: str, names: tuple[str, ...] | list[str]) -> str:
+def shipped(path: str, what: str, name: str, names: tuple[str, ...] | list[str]) -> str:
     """Return the name of a chip or host that ships. A recording may come from anybody, so it names no files."""
     if name not in names:
         place = "on" if what == "chip" else "with host"

@@ -19,6 +19,7 @@ from bringup.analyse.compare import compare
 from bringup.cli import ranks
 from bringup.cli.compare import print_table
 from bringup.cli.options import DryCommand, host_clock_option, host_option, json_option, quantity
+from bringup.cli.place import plan_of_run
 from bringup.cli.program import FAILED, OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
 from bringup.drivers.names import resolve
 from bringup.errors import BringupError
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from bringup.analyse.summary import Summary
     from bringup.machine.schema import Chip, Host
     from bringup.machine.topology import Topology
+    from bringup.placement.plan import Plan
     from bringup.recording.recording import Recording
     from bringup.timeline.replay import HostClock
 
@@ -60,6 +62,7 @@ class RunOptions:
     kernel_debug: bool
     driver: str | None
     shadow: bool
+    place: str | None
     max_step: float | None
     max_memory: int | None
     nproc: int | None
@@ -84,6 +87,7 @@ class Job:
         target: its absolute path, which stays valid if the program changes its working directory.
         checks: the checks of the sanitizer.
         dry: the context of a dry run; a null context otherwise.
+        plan: where launches run; None without ``--place``.
         prepare_triton: called after the chip is chosen and before the program runs.
     """
 
@@ -96,6 +100,7 @@ class Job:
     checks: tuple[str, ...]
     dry: AbstractContextManager[None]
     prepare_triton: Callable[[], None]
+    plan: Plan | None
 
 
 @dataclass(frozen=True)
@@ -186,6 +191,12 @@ class Outcome:
     "--shadow",
     is_flag=True,
     help="With --driver: compare each of the driver's kernels with the CPU. The exit code is 1 if one differs.",
+)
+@click.option(
+    "--place",
+    default=None,
+    metavar="FILE|auto",
+    help="Run launches on host or chip as a plan of `bringup place` says; auto: record, plan, and run again.",
 )
 @click.option(
     "--max-step",
@@ -314,7 +325,8 @@ def prepare(options: RunOptions) -> Job:
     checks = _checks(options.sanitize)
     sys.argv = [program.file if module else script, *options.arguments]
     prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
-    return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton)
+    plan = None if options.place is None else plan_of_run(options, described[0], machine, program.file)
+    return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton, plan)
 
 
 def _dry(mode: str | None, value: str) -> AbstractContextManager[None]:
@@ -372,6 +384,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
     from bringup.device.load import use
     from bringup.drivers import shadow
+    from bringup.placement.apply import placed
     from bringup.recording.measured import measured
     from bringup.recording.recording import recorded
     from bringup.timeline import clock, library
@@ -381,7 +394,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
     asked_compiler()  # raises if BRINGUP_COMPILE is invalid, before the program runs
     if options.oom == "continue" and asked_driver():
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
-    use(job.name, devices=devices, strict=options.strict, past_capacity=options.oom == "continue")
+    past_capacity = options.oom == "continue" or (job.plan is not None and not asked_driver())
+    use(job.name, devices=devices, strict=options.strict, past_capacity=past_capacity)
     if options.cuda:
         from bringup.device.cuda import redirect_cuda  # only for --cuda
 
@@ -399,7 +413,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
     watch = watched("init" in job.checks) if {"race", "init"} & set(job.checks) else nullcontext()
     summary: Summary | None = None
     on_driver = measured() if asked_driver() else nullcontext()
-    with job.dry, watch, on_driver as measurement, recorded(job.host, options.host_clock) as recorder:
+    plan = placed(job.plan) if job.plan is not None else nullcontext()
+    with job.dry, watch, on_driver as measurement, plan, recorded(job.host, options.host_clock) as recorder:
         parent = os.getpid()
 
         def finish() -> None:
@@ -476,6 +491,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     A program that failed before it used the chip has none.
     """
     from bringup.drivers import shadow
+    from bringup.placement.apply import unplanned
     from bringup.recording.keepers import with_keeper
     from bringup.recording.measured import sentences
     from bringup.report import writer  # imports torch
@@ -508,6 +524,8 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     if prediction.summary.step_seconds or failed:  # else there is nothing to sum up
         console.print()
         terminal.print_summary(prediction.summary, console)
+    for sentence in unplanned(trace.about.get("placement"), options.place):
+        print(f"bringup: {plain(sentence)}", file=sys.stderr)
     if "driver" in trace.about:
         facts = trace.about["driver"]
         lines = [*sentences(facts, prediction.summary.step_seconds)]

@@ -139,7 +139,7 @@ class Signature:
     @cached_property
     def read_bytes(self) -> int:
         """Bytes read from device memory; each input counts once."""
-        read = (tensor for tensor in self.tensors if not (tensor.written and self._overwrites))
+        read = (tensor for tensor in self.tensors if not (tensor.written and self.overwrites))
         return sum(tensor.nbytes for tensor in read if tensor.storage >= 0)
 
     @cached_property
@@ -148,7 +148,8 @@ class Signature:
         return sum(tensor.nbytes for tensor in self.results)
 
     @property
-    def _overwrites(self) -> bool:
+    def overwrites(self) -> bool:
+        """True if the launch does not read the tensors that it writes."""
         return self.op.endswith((".out", "_out")) or self.base in ("copy", "fill", "zero", "normal", "uniform")
 
     @property

@@ -366,6 +366,17 @@ class Chip(_Sourced):
         """The part of `device_bytes` that allocations can take."""
         return self.device_bytes - self.context_bytes
 
+    def joules(self, seconds: float, busy: float) -> float | None:
+        """Return the energy of a time in which the chip computes for `busy` seconds; None without ``[power]``.
+
+        It is an upper bound: idle power all the time, the rest of the TDP while the chip computes. Idle power is a
+        tenth of the TDP unless the chip file has it.
+        """
+        if self.power is None:
+            return None
+        idle = self.power.idle_w if self.power.idle_w is not None else self.power.tdp_w * 0.1
+        return idle * seconds + (self.power.tdp_w - idle) * busy
+
     def supports(self, op: str, family: str, dtype: str) -> bool:
         """Return True if the chip runs an operator (``aten::topk``, with or without overload) on a dtype.
 

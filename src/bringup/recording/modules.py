@@ -87,6 +87,11 @@ def number(name: str) -> int:
     return _names.number(name)
 
 
+def name_of(number: int) -> str:
+    """Return the name with an index in the current recording."""
+    return _names.names[number]
+
+
 def number_of(callers: tuple[torch.nn.Module, ...]) -> int:
     """Return the index of the name of the module ``callers[0]``.
 
@@ -128,6 +133,28 @@ def _optimizer_code() -> list[int]:
     return [id(function.__code__) for function in functions]
 
 
+_named = 0  # blocks of `named` that are open
+
+
+def _find_modules() -> None:
+    """Let the core find modules and optimizers among the frames of a launch."""
+    torch.ops.bringup.watch_modules(id(torch.nn.Module._wrapped_call_impl.__code__), _optimizer_code())
+
+
+@contextmanager
+def named() -> Iterator[None]:
+    """Name the modules of launches inside the block, also where nothing is recorded."""
+    global _names, _named
+    _names = Names()
+    _named += 1
+    _find_modules()
+    try:
+        yield
+    finally:
+        _named -= 1
+        torch.ops.bringup.watch_modules(0, [])
+
+
 @contextmanager
 def watched(names: Names) -> Iterator[None]:
     """Record the module and phase of launches; mark outermost module calls, and steps of optimizers on a chip."""
@@ -161,11 +188,11 @@ def watched(names: Names) -> Iterator[None]:
         mark(STEP, optimizers.setdefault(optimizer, len(optimizers)))
 
     hook = register_optimizer_step_post_hook(stepped)
-    torch.ops.bringup.watch_modules(id(torch.nn.Module._wrapped_call_impl.__code__), _optimizer_code())
+    _find_modules()
     torch.nn.Module.__call__ = call  # type: ignore[method-assign]
     try:
         yield
     finally:
         torch.nn.Module.__call__ = original  # type: ignore[method-assign]
-        torch.ops.bringup.watch_modules(0, [])
+        _find_modules() if _named else torch.ops.bringup.watch_modules(0, [])
         hook.remove()

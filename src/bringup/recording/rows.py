@@ -20,6 +20,7 @@ WAITS_FOR = ("sleep", "descriptor", "process", "lock")  # flags of a host row; s
 # ran; run again by a checkpoint in a backward pass; launched by other Python code in a backward pass.
 NO_NODE, NEVER_RAN, RAN, REBUILT, WITHIN, DIFFERENTIABLE = range(6)
 BY_PROGRAM = -1  # the object column of a step row recorded by bringup.step()
+ON_HOST = -1  # the object column of a launch, or of a copy between host and chip, that a plan puts on the host
 # The owners of storages. Owner rows hold the first two and the last, in the column bytes; `analyse.holders` derives the
 # others.
 OWNERS = (

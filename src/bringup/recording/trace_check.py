@@ -158,6 +158,15 @@ class _Finding(BaseModel):
     advice: Sentence
 
 
+class _Placement(BaseModel):
+    planned_seconds: Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+    launches_as_planned: Count
+    launches_elsewhere: Count
+    launches_without_plan: Count
+    unused_entries: Count
+    unused: Annotated[list[Text], Field(max_length=MOST["lines"])]
+
+
 class _About(BaseModel):
     """The entries of `Trace.about` that bringup reads; there may be others."""
 
@@ -183,6 +192,7 @@ class _About(BaseModel):
     host: Text = ""
     host_clock: Literal["modelled", "measured"] = "modelled"
     findings: Annotated[list[_Finding], Field(max_length=MOST["lines"])] = []
+    placement: _Placement | None = None
 
 
 class _Description(BaseModel):
@@ -237,7 +247,8 @@ def check_rows(trace: Rows) -> None:
         (rows.HOST,): ("nanoseconds", 0, 2**62),
         (rows.SIGNAL, rows.RESUME): ("signal", 0, 2**62),
         (rows.STEP,): ("optimizer", rows.BY_PROGRAM, 2**62),
-        (rows.LAUNCH,): ("replay of a graph", 0, 2**62),
+        (rows.LAUNCH,): ("replay of a graph", rows.ON_HOST, 2**62),
+        (rows.H2D, rows.D2H): ("place of a copy", rows.ON_HOST, 1),
     }
     for kinds, (name, low, high) in of_kind.items():
         _check_range(name, columns["object"][np.isin(kind, kinds)], low, high)

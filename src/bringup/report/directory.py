@@ -35,6 +35,7 @@ from bringup.files import OURS, current_directory, read_bytes
 
 OUTPUTS = ("trace.npz", "summary.json", "timeline.json", "report.html")
 ADDED = ("compare.html",)  # `bringup compare` adds it to a report later
+PLANS = ("plan.toml",)  # plans in a report's directory stay when the program runs again
 CARD = ("scorecard.json", "scorecard.html", "scorecard.svg")
 STAGE, NEW = f"{OURS}stage-", f"{OURS}new"
 PATIENCE = 10.0  # seconds to wait for another process's renames, which take microseconds unless it is stopped
@@ -48,7 +49,7 @@ _RUN = re.compile(rb'(?:"run": |name="bringup-run" content=)"([0-9a-f]+)"')
 # ---- before the run
 
 
-def prepare(out: str, allowed: tuple[str, ...] | None = (*OUTPUTS, *ADDED)) -> Path:
+def prepare(out: str, allowed: tuple[str, ...] | None = (*OUTPUTS, *ADDED, *PLANS)) -> Path:
     """Check before a long run that the directory can take its report, and remove leftovers of killed runs.
 
     Args:

@@ -160,6 +160,7 @@ _CSS = {
     "between chips": "between",
     "host-bound": "host",
     "waiting on fallbacks": "fallback",
+    "host computes": "fallback",
 }
 
 

@@ -20,7 +20,7 @@ MOST_UNLIKE, MOST_CHANGES = 3, 3
 MOST_OF_RUN = 0.5  # if the typical steps take less of the run, the summary says so
 FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
 LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
-_MEMBER = re.compile(r"(^|\.)\d+(?=\.|$)")  # the number of a member of a list
+MEMBER = re.compile(r"(^|\.)\d+(?=\.|$)")  # the number of a member of a list
 LEAST_MFU = 1e-4  # smaller ones are not written with their digits
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
@@ -73,6 +73,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     yield from _own_time(summary)
     yield from _size(summary)
     yield from _expandable(summary)
+    yield from _placement(summary)
     yield from _waits(summary)
     if not summary.fits:
         yield from _memory(summary)
@@ -220,6 +221,28 @@ def expandable_text(summary: Summary) -> str:
 def _expandable(summary: Summary) -> Iterator[Line]:
     if text := expandable_text(summary):
         yield _line("expandable", f"  {text}")
+
+
+def _placement(summary: Summary) -> Iterator[Line]:
+    """Yield the planned step beside the replay of what ran, and the launches that had no plan."""
+    placement = summary.placement
+    if placement is None:
+        return
+    planned = placement.planned_seconds
+    off = f" ({placement.replayed_seconds / planned - 1:+.1%})" if planned else ""
+    rest = "".join(
+        f", {count:,} {what}"
+        for count, what in (
+            (placement.launches_elsewhere, "elsewhere"),
+            (placement.launches_without_plan, "without a plan"),
+        )
+        if count
+    )
+    yield _line(
+        "placement",
+        f"  placed: planned {duration(planned)}, replayed {duration(placement.replayed_seconds)}{off}; "
+        f"{quantity(placement.launches_as_planned, 'launch')} where planned{rest}",
+    )
 
 
 def _memory(summary: Summary) -> Iterator[Line | Row]:
@@ -393,7 +416,7 @@ def moment(at: Moment, summary: Summary) -> str:
     return f"{'' if summary.steps_by == 'whole' else step}{at.phase} pass{inside}{where}"
 
 
-def _range(names: set[str]) -> str:
+def names_as_one(names: set[str]) -> str:
     """Write names that differ only in their numbers as one: ``layers.0-11.mlp``."""
     columns = zip(*(name.split(".") for name in names), strict=True)
     parts = (sorted(set(column), key=lambda part: (len(part), part)) for column in columns)
@@ -405,13 +428,13 @@ def by_kind(owners: list[Owner]) -> list[tuple[str, int, list[tuple[str, int]]]]
     totals: dict[str, dict[str, int]] = {}
     members: dict[tuple[str, str], set[str]] = {}  # of a kind and a pattern
     for item in owners:
-        pattern = _MEMBER.sub(r"\1*", item.module)
+        pattern = MEMBER.sub(r"\1*", item.module)
         by_module = totals.setdefault(item.kind, {})
         by_module[pattern] = by_module.get(pattern, 0) + item.bytes
         members.setdefault((item.kind, pattern), set()).add(item.module)
     groups = []
     for kind, modules in totals.items():
         largest = sorted(modules.items(), key=lambda pair: (-pair[1], pair[0]))
-        shown = [(_range(members[kind, pattern]), count) for pattern, count in largest[:3]]
+        shown = [(names_as_one(members[kind, pattern]), count) for pattern, count in largest[:3]]
         groups.append((kind, sum(modules.values()), shown if modules.keys() != {""} else []))
     return sorted(groups, key=lambda group: (-group[1], group[0]))

@@ -30,6 +30,7 @@ from bringup.recording.rows import (
     HOST,
     IN_BACKWARD,
     LAUNCH,
+    ON_HOST,
     PINNED,
     RESUME,
     SIGNAL,
@@ -62,8 +63,8 @@ class Timeline:
         start, end: start and end on the row's engine.
         waited: duration of the host's wait in the call.
         seconds: duration on the engine.
-        fallback: index into `fallback_parts`, or -1.
-        fallback_parts: seconds of [d2h, host, h2d], one row per unsupported signature.
+        fallback: index into `fallback_parts`, or -1. Rows that a plan puts on the host have `placed`, the last one.
+        fallback_parts: seconds of [d2h, host, h2d], one row per unsupported signature, and zeros.
         host_clock: the clock of the host's time.
     """
 
@@ -92,6 +93,11 @@ class Timeline:
         ours = ~np.isin(self.trace.columns["kind"], (HOST, SIGNAL, RESUME))
         done: Array = np.maximum.accumulate(np.maximum(self.end, self.issued + self.waited) * ours)
         return done
+
+    @property
+    def placed(self) -> int:
+        """The number in `fallback` of rows that a plan puts on the host; `seconds` has their time."""
+        return len(self.fallback_parts) - 1
 
     @property
     def total_seconds(self) -> float:
@@ -209,11 +215,13 @@ def row_inputs(
     share = np.where(is_launch, prices.share[signature] if len(prices.share) else 1.0, 1.0)
     _price_copies(seconds, columns, chip, host, what_if.link_scale)
     seconds = np.where(kind == HOST, columns["object"] * 1e-9, seconds)
+    placed = is_placed(columns)
+    seconds = np.where(placed, on_host_seconds(trace, host), seconds) if placed.any() else seconds
     unsupported = np.flatnonzero(~prices.supported) if what_if.keep_fallbacks else np.zeros(0, np.int64)
     parts = _fallback_parts(work, unsupported, chip, host, what_if.link_scale)
     place = np.full(len(prices.seconds) + 1, -1, dtype=np.int32)
     place[unsupported] = np.arange(len(unsupported), dtype=np.int32)
-    fallback = np.where(is_launch, place[signature], -1).astype(np.int32)
+    fallback = np.where(placed, len(unsupported), np.where(is_launch, place[signature], -1)).astype(np.int32)
     host_seconds = _host_seconds(trace, work, host, graph)
     if host_clock == "measured":
         measured = columns["host_ns"] * 1e-9
@@ -233,6 +241,16 @@ def row_inputs(
             f"the recording's time on {chip.name} with host {host.name} is not finite: record the program again"
         )
     return RowInputs(prices, flags.astype(np.uint8), host_seconds, seconds, share, fallback, parts)
+
+
+def calls_of_placed(trace: Trace, host: Host, rows: Array) -> Array:
+    """Return the seconds of the host's call in these rows if a plan puts them on the host."""
+    columns = {**trace.columns, "object": trace.columns["object"].copy()}
+    columns["object"][rows] = ON_HOST
+    placed = replace(trace, columns=columns)
+    placed.signatures, placed.work = trace.signatures, trace.work
+    calls: Array = _host_seconds(placed, trace.work, host, False)[rows]
+    return calls
 
 
 def open_replay(chip: Chip) -> library.Replay:
@@ -277,7 +295,37 @@ def _fallback_parts(work: WorkTable, which: Array, chip: Chip, host: Host, scale
     moved = work.bytes[which] / (host.compute.memory_gb_s * 1e9)
     compute = host.compute.kernel_us * 1e-6 * work.kernels[which] + np.maximum(flops, moved)
     parts = [latency + work.down_bytes[which] / down, compute, latency + work.up_bytes[which] / up]
-    return np.stack(parts, axis=1) if len(which) else np.zeros((0, 3))
+    return np.append(np.stack(parts, axis=1), np.zeros((1, 3)), axis=0)
+
+
+def is_placed(columns: dict[str, Array]) -> Array:
+    """Return a mask of the launches and copies that a plan puts on the host."""
+    placed: Array = np.isin(columns["kind"], (LAUNCH, H2D, D2H)) & (columns["object"] == ON_HOST)
+    return placed
+
+
+def on_host_seconds(trace: Trace, host: Host) -> Array:
+    """Return for every row the seconds that the host computes if a plan puts the launch or copy there, else 0.
+
+    The host's call is not part of it: `_host_seconds` has the views, and autograd's node.
+    """
+    columns, work, compute = trace.columns, trace.work, host.compute
+    kind, signature = columns["kind"], columns["signature"]
+    memory = compute.memory_gb_s * 1e9
+    seconds = np.zeros(len(kind))
+    calls = np.zeros(len(kind))  # of kernels of the CPU
+    launched = kind == LAUNCH
+    if launched.any():
+        # The CPU has no kernels over lists: it calls the operator for each tensor.
+        lists = [len(item.results) if item.name.startswith("_foreach") else 0 for item in trace.signatures]
+        kernels = np.maximum(work.kernels, lists)
+        body = np.maximum(work.flops / (compute.vector_tflops * 1e12), work.bytes / memory)
+        seconds[launched], calls[launched] = body[signature[launched]], kernels[signature[launched]]
+    copied = np.isin(kind, (H2D, D2H))  # the copy reads and writes the host's memory
+    seconds[copied], calls[copied] = 2 * columns["bytes"][copied] / memory, 1
+    if host.dispatch.program != 1:  # a kernel between others finds nothing of its own in the caches, wherever it runs
+        calls[_between_others(columns)] *= host.dispatch.program
+    return seconds + compute.kernel_us * 1e-6 * calls
 
 
 def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Array:
@@ -285,6 +333,7 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Arr
     columns = trace.columns
     dispatch, kind = host.dispatch, columns["kind"]
     cost = np.zeros(len(kind))
+    placed = is_placed(columns)
     in_backward = columns["phase"] == IN_BACKWARD
     launch_us = dispatch.launch_us or 0.0
     if len(work.family) and not graph:
@@ -296,9 +345,10 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Arr
             lists = np.where(work.is_family("optimizer"), tensors, 0) * dispatch.tensor_us
             forward, backward = forward + lists, backward + lists
         signature = columns["signature"]
-        by_row = np.where(in_backward, backward[signature] + (dispatch.node_us or 0.0), forward[signature])
+        by_row = np.where(in_backward, backward[signature], forward[signature])
+        by_row = np.where(placed, 0.0, by_row) + np.where(in_backward, dispatch.node_us or 0.0, 0.0)
         cost = np.where(kind == LAUNCH, by_row, cost)
-    cost[np.isin(kind, (H2D, D2H, D2D))] = dispatch.copy_us
+    cost[np.isin(kind, (H2D, D2H, D2D)) & ~placed] = dispatch.copy_us
     cost[np.isin(kind, (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC))] = dispatch.synchronize_us
     cost[np.isin(kind, (EVENT_RECORD, EVENT_WAIT))] = dispatch.event_us or 0.0
     # Allocations and frees stay 0, because a cached block takes no notable time beside its launch.
@@ -333,7 +383,7 @@ def _between_others(columns: dict[str, Array]) -> Array:
 
 def _price_replays(cost: Array, columns: dict[str, Array], launch_us: float) -> None:
     """Set the host's cost of the launches of a replayed graph: one call for the first, none for the others."""
-    graphs = np.where(columns["kind"] == LAUNCH, columns["object"], 0)
+    graphs = np.where(columns["kind"] == LAUNCH, np.maximum(columns["object"], 0), 0)
     rows = np.flatnonzero(graphs)
     if not len(rows):
         return

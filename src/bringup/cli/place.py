@@ -1,0 +1,299 @@
+"""``bringup place``: plans which work of a recorded program belongs on the host, and which on the chip."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from bringup.cli.options import host_clock_option, host_option, quantity
+from bringup.cli.report import shipped
+from bringup.errors import BringupError
+from bringup.files import refuse_unwritable
+from bringup.machine.files import available_chips, load_chip, load_host
+from bringup.placement.break_even import BreakEven, break_even
+from bringup.placement.groups import GRANULARITIES
+from bringup.placement.place import SPREAD, place, slowness
+from bringup.placement.plan import Baseline, Move, Plan, refuse_other
+from bringup.process import DEFAULT_CHIP, asked_chip, asked_driver
+from bringup.recording.trace import Trace
+from bringup.report import terminal
+from bringup.report.prediction import read_trace
+from bringup.report.terminal import escaped
+from bringup.text import duration, figure, size
+from bringup.text import quantity as counted
+from bringup.units import parse_size, parse_time
+
+if TYPE_CHECKING:
+    from bringup.cli.run import RunOptions
+    from bringup.machine.schema import Chip, Host
+
+LEVELS = "_.-=#"  # half decades of the chip's time over the host's
+MOST_MOVES = 8  # on a screen
+NAMES = {"all_chip": "all on the chip", "all_host": "all on the host", "proposed": "proposed"}
+
+
+@click.command()
+@click.argument("trace", required=False)
+@click.option("--chip", default=None, metavar="NAME|FILE", help="Chip to plan for (default: that of the recording).")
+@host_option
+@host_clock_option("the CPU time measured during the recording")
+@click.option(
+    "--granularity",
+    type=click.Choice(GRANULARITIES),
+    default="module",
+    show_default=True,
+    help="What moves as one: a launch of an operator, the launches of a source line, or those of a module.",
+)
+@click.option(
+    "--capacity",
+    callback=quantity(parse_size),
+    default=None,
+    metavar="SIZE",
+    help="Device memory that the program can have, such as 12GiB (default: that of the chip).",
+)
+@click.option(
+    "--objective",
+    type=click.Choice(["time", "latency", "energy"]),
+    default="time",
+    show_default=True,
+    help="What to minimise: the time per step, the latency of one step, or the chip's energy.",
+)
+@click.option(
+    "--deadline",
+    callback=quantity(parse_time),
+    default=None,
+    metavar="TIME",
+    help="What has to move so that one step on an idle machine takes at most a time such as 10ms.",
+)
+@click.option(
+    "--percentile",
+    type=float,
+    default=50.0,
+    show_default=True,
+    help="Plan for this percentile of the host's times: its calls and work take longer by a lognormal factor.",
+)
+@click.option("--out", default=None, metavar="FILE", help="Write the plan there (default: plan.toml in the report).")
+@click.option(
+    "--break-even",
+    "sizes",
+    is_flag=True,
+    help="Instead of a plan, print from which size common operators are faster on the chip. Needs no recording.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print the plan's numbers and moves as one line of JSON.")
+def command(
+    trace: str | None,
+    chip: str | None,
+    host: str | None,
+    host_clock: str,
+    granularity: str,
+    capacity: int | None,
+    objective: str,
+    deadline: float | None,
+    percentile: float,
+    out: str | None,
+    sizes: bool,
+    as_json: bool,
+) -> None:
+    """Plan which launches of a recording run on the host and which on the chip, and what that gains.
+
+    TRACE is the directory that `bringup run` has written, or its trace.npz. `bringup run --place FILE` applies the
+    plan. Nothing is proposed whose gain could be an error of the prices.
+    """
+    described = load_chip(chip) if chip else None
+    machine = load_host(host)
+    if sizes:
+        described = described or load_chip(asked_chip() or DEFAULT_CHIP)
+        print_break_even(break_even(described, machine), described, machine, as_json)
+        return
+    if trace is None:
+        raise BringupError("bringup place needs TRACE: the directory that `bringup run` has written, or its trace.npz")
+    if out:
+        refuse_unwritable(out)
+    recording = read_trace(trace)
+    if described is None:
+        described = load_chip(shipped(trace, "chip", str(recording.about.get("chip", "")), available_chips()))
+    plan = place(
+        recording,
+        described,
+        machine,
+        granularity=granularity,  # type: ignore[arg-type]
+        objective=objective,  # type: ignore[arg-type]
+        capacity=capacity,
+        deadline=deadline,
+        percentile=percentile,
+        host_clock=host_clock,  # type: ignore[arg-type]
+    )
+    plan = saved(plan, trace, out)
+    if as_json:
+        click.echo(json.dumps(plan.as_dict(), sort_keys=True))
+        return
+    print_plan(plan, terminal.console())
+
+
+def print_break_even(rows: list[BreakEven], chip: Chip, host: Host, as_json: bool) -> None:
+    """Print from which size operators are faster on the chip, with a line of their times over the host's."""
+    if as_json:
+        named = [{"op": row.op, "resident": row.resident, "copied": row.copied} for row in rows]
+        times = [{name: getattr(row, name) for name in ("sizes", "chip", "copied_chip", "host")} for row in rows]
+        operators = [a | b for a, b in zip(named, times, strict=True)]
+        click.echo(json.dumps({"chip": chip.name, "host": host.name, "operators": operators}, sort_keys=True))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
+    for title in ("float32", "data on the chip", "copied up and down", "chip over host, 1 to 2^30 elements"):
+        table.add_column(title, justify="left" if title in ("float32",) or "over" in title else "right", no_wrap=True)
+    for row in rows:
+        table.add_row(f"  {row.op}", *(_elements(size) for size in (row.resident, row.copied)), _plot(row))
+    console = terminal.console()
+    console.print(
+        f"{escaped(chip.name)} is faster than {escaped(host.name)} from so many elements on:", highlight=False
+    )
+    console.print(table)
+    console.print(
+        f"  plot: {LEVELS[0]} up to a tenth of the host's time, {LEVELS[2]} equal, {LEVELS[-1]} ten times",
+        highlight=False,
+    )
+
+
+def _elements(size: int | None) -> str:
+    return "never" if size is None else f"{size:,}"
+
+
+def _plot(row: BreakEven) -> str:
+    """Return one letter per power of two: the chip's time over the host's, with the data on the chip."""
+    places = (round(2 + 2 * math.log10(chip / host)) for chip, host in zip(row.chip, row.host, strict=True))
+    return "".join(LEVELS[min(max(place, 0), len(LEVELS) - 1)] for place in places)
+
+
+def saved(plan: Plan, trace: str, out: str | None) -> Plan:
+    """Write a plan that proposes something, or that a file was asked for; return it with its path."""
+    in_report = Path(trace) / "plan.toml" if os.path.isdir(trace) else None
+    if out is None and (not plan.proposes or in_report is None or not os.access(trace, os.W_OK)):
+        return plan
+    path = out or str(in_report)
+    plan.save(path)
+    return replace(plan, plan=path)
+
+
+def print_plan(plan: Plan, console: Console) -> None:
+    """Print the baselines, the proposal and its moves on one screen."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
+    for title in ("", "latency" if plan.objective == "latency" else "per step", "memory", "energy", ""):
+        table.add_column(title, justify="left" if not title else "right", no_wrap=True)
+    for name, baseline in plan.baselines.items():
+        table.add_row(f"  {NAMES[name]}", *_cells(name, baseline, plan))
+    console.print(table)
+    if plan.percentile != 50:
+        factor = slowness(plan.percentile)
+        note = f"host times at percentile {plan.percentile:g}, {factor:.2f} times their prices"
+        console.print(f"  {note} (lognormal, sigma {SPREAD})", highlight=False)
+    if not plan.proposes:
+        console.print(escaped(f"  {_refusal(plan)}"), highlight=False, soft_wrap=True)
+        return
+    for number, move in enumerate(plan.moves[:MOST_MOVES], 1):
+        console.print(f"  [bold]{number}.[/] {escaped(_text(move))}", highlight=False, soft_wrap=True)
+    if len(plan.moves) > MOST_MOVES:
+        console.print(f"  and {counted(len(plan.moves) - MOST_MOVES, 'more move')}: see the plan", highlight=False)
+    if plan.deadline_seconds is not None:
+        console.print(f"  these have to be on the host for {duration(plan.deadline_seconds)}", highlight=False)
+    rest = "keep the rest on the chip" if any(entry.where == "chip" for entry in plan.entries) else "nothing stays"
+    copied = plan.baselines["proposed"].copied_bytes
+    crosses = f"; {size(copied)} more cross the link per step" if copied else ""
+    where = f"   plan: {plan.plan}" if plan.plan else "   give --out FILE to write the plan"
+    console.print(escaped(f"  {rest}{crosses}.{where}"), highlight=False, soft_wrap=True)
+
+
+def _cells(name: str, baseline: Baseline, plan: Plan) -> tuple[str, ...]:
+    memory = size(baseline.resident_bytes) if baseline.resident_bytes else "-"
+    energy = "-" if baseline.joules is None else f"{figure(baseline.joules)} J"
+    note = ""
+    if name == "all_chip" and not plan.fits:
+        note = "does not fit"
+    if name == "proposed":
+        change = baseline.seconds / plan.all_chip_seconds - 1 if plan.all_chip_seconds else 0.0
+        note = f"{change:+.0%} (+- {plan.band:.0%})" if plan.fits else f"fits (+- {plan.band:.0%})"
+    return f"{figure(baseline.seconds * 1e3)} ms", memory, energy, note
+
+
+def _refusal(plan: Plan) -> str:
+    if plan.deadline_seconds is not None:
+        deadline = duration(plan.deadline_seconds)
+        if plan.all_chip_seconds <= plan.deadline_seconds:
+            return f"leave it as it is: the chip alone takes less than {deadline}"
+        return f"nothing takes less than {deadline}: the best placement takes {duration(plan.proposed_seconds)}"
+    best = min(plan.all_chip_seconds, plan.all_host_seconds)
+    gain = max(1 - plan.proposed_seconds / best, 0.0) if best else 0.0
+    if not gain:
+        return "leave it as it is: nothing is faster than the chip alone"
+    return (
+        f"leave it as it is: a gain of {gain:.0%} is within what prices could turn round that are wrong by "
+        f"{plan.band:.0%}"
+    )
+
+
+def _text(move: Move) -> str:
+    what = move.module or "launches outside of modules"
+    where = [counted(move.groups, "group")] if move.groups > 1 else []
+    where += [f"{move.file}:{move.line}"] if move.file else []
+    places = f" ({', '.join(where)})" if where else ""
+    return f"{what}{places} to the {move.where}: {_signed(-move.seconds)}"
+
+
+def _signed(seconds: float) -> str:
+    return f"{'-' if seconds < 0 else '+'}{duration(abs(seconds))}"
+
+
+# ---- bringup run --place
+
+
+def plan_of_run(options: RunOptions, chip: Chip, host: Host, program: str) -> Plan | None:
+    """Read the plan, or make one from a first run of the program; None if that proposes nothing."""
+    if options.place != "auto":
+        plan = Plan.load(str(options.place))
+        refuse_other(plan, program, chip.name)
+        return plan
+    trace = _first_run(options)
+    plan = place(trace, chip, host, host_clock=options.host_clock)
+    print_plan(plan, Console(stderr=True, width=140))
+    return plan if plan.proposes else None
+
+
+def _first_run(options: RunOptions) -> Trace:
+    """Run the program in a process of its own, without a plan, and return its recording.
+
+    Raises:
+        BringupError: the run failed.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = [*_passed_on(options), "--out", os.path.join(folder, "first")]
+        command = [sys.executable, "-m", "bringup", "run", *arguments, options.script, *options.arguments]
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise BringupError(
+                f"--place auto: the run that records the program ended with exit code {done.returncode}: "
+                "run it without --place first"
+            )
+        return Trace.load(os.path.join(folder, "first", "trace.npz"))
+
+
+def _passed_on(options: RunOptions) -> list[str]:
+    """Return the options that decide what the program launches."""
+    texts = {"--chip": options.chips, "--host": options.host, "--dry": options.dry, "--driver": options.driver}
+    texts |= {"--compile": options.compiler, "--ops": options.ops, "--dry-value": options.dry_value}
+    flags = {"--cuda": options.cuda, "-m": options.module}
+    oom = [] if options.driver or asked_driver() else ["--oom=continue"]  # a plan may be what makes the program fit
+    return [
+        *(f"{name}={text}" for name, text in texts.items() if text is not None),
+        *(name for name, is_set in flags.items() if is_set),
+        *oom,
+    ]

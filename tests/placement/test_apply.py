@@ -1,0 +1,241 @@
+"""Plans in force: equal results, launches where planned, and a replay that equals the plan."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import bringup
+from bringup.recording.rows import D2H, H2D, LAUNCH, ON_HOST
+from bringup.recording.trace import Trace
+from bringup.timeline.replay import replay
+from bringup.timeline.steady import step_seconds
+from tests.placement.steps import Tables
+
+Program = Callable[[], torch.Tensor]
+
+
+def tables() -> Program:
+    model = Tables(rows=2000).to("chip").eval()
+    dense, indices = torch.randn(2048, 13), torch.randint(0, 2000, (2048, 8, 20))
+    return lambda: model(dense.to("chip"), indices.to("chip")).cpu()
+
+
+def cell() -> Program:
+    model = nn.LSTMCell(32, 32).to("chip")
+    sequence = torch.randn(8, 2, 32)
+
+    def run() -> torch.Tensor:
+        state = None
+        for item in sequence.to("chip"):
+            state = model(item, state)
+        return state[0].cpu()  # type: ignore[index]
+
+    return run
+
+
+def detector() -> Program:
+    layers = nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.SiLU(), nn.Conv2d(16, 8, 1)
+    model = nn.Sequential(*layers).to("chip").eval()
+    image = torch.randn(1, 3, 64, 64)
+
+    def run() -> torch.Tensor:
+        scores, _ = model(image.to("chip")).flatten(2).sigmoid().max(1)
+        top, places = scores.topk(20, 1)
+        kept = scores.gather(1, places).cumsum(1).sort(1)[0]
+        return (top + kept).cpu()
+
+    return run
+
+
+def training() -> Program:
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 10)).to("chip")
+    optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
+    x, y = torch.randn(16, 64), torch.randint(10, (16,))
+
+    def run() -> torch.Tensor:
+        with torch.enable_grad():
+            loss = nn.functional.cross_entropy(model(x.to("chip")), y.to("chip"))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.detach().cpu()
+
+    return run
+
+
+def loop() -> Program:
+    """Calls of one line, of which a plan may divide the calls of a step."""
+    weights = [torch.randn(64, 64).to("chip") for _ in range(6)]
+    x = torch.randn(64, 64)
+
+    def run() -> torch.Tensor:
+        y = x.to("chip")
+        for weight in weights:
+            y = (y @ weight).tanh()
+        return y.cpu()
+
+    return run
+
+
+PROGRAMS = {"tables": tables, "cell": cell, "detector": detector, "training": training, "loop": loop}
+
+
+def record(name: str, steps: int = 4) -> tuple[Trace, list[torch.Tensor]]:
+    torch.manual_seed(0)
+    run = PROGRAMS[name]()
+    results = []
+    with bringup.record() as trace:
+        for _ in range(steps):
+            with torch.no_grad():
+                results.append(run())
+            bringup.step()
+        torch.chip.synchronize()
+    return trace, results
+
+
+def moved(plan: bringup.Plan, which: Callable[[int, Any], bool]) -> bringup.Plan:
+    """The plan with other groups on the host, to try placements that nothing proposes."""
+    entries = [
+        entry.model_copy(update={"where": "host" if which(number, entry) else "chip", "calls_on_host": []})
+        for number, entry in enumerate(plan.entries)
+    ]
+    return replace(plan, entries=entries)
+
+
+def divisions(plan: bringup.Plan) -> dict[str, bringup.Plan]:
+    return {
+        "the plan's": plan,
+        "all on the host": moved(plan, lambda number, entry: True),
+        "alternating": moved(plan, lambda number, entry: number % 2 == 0),
+        "all on the chip": moved(plan, lambda number, entry: False),
+    }
+
+
+@pytest.mark.parametrize("granularity", ["module", "operator", "line"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_results_are_equal_and_launches_are_where_planned(name: str, granularity: Any) -> None:
+    trace, expected = record(name)
+    plan = bringup.place(trace, "h100-sxm", granularity=granularity)
+    for title, division in divisions(plan).items():
+        with bringup.placed(division):
+            placed, results = record(name)
+        assert all(torch.equal(one, other) for one, other in zip(expected, results, strict=True)), title
+        facts = placed.about["placement"]
+        launched = facts["launches_as_planned"] + facts["launches_elsewhere"] + facts["launches_without_plan"]
+        assert launched == trace.launches == placed.launches, title
+        assert facts["launches_as_planned"] >= 0.7 * launched, title  # a first step may do other work than others
+        assert not facts["launches_elsewhere"], title
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_replay_of_a_placed_run_equals_its_plan(name: str) -> None:
+    trace, _ = record(name)
+    chip, host = bringup.load_chip("h100-sxm"), bringup.load_host()
+    from bringup.placement.graph import step_graph
+    from bringup.placement.groups import Groups
+    from bringup.placement.place import _entries
+    from bringup.placement.placed import Replayer
+
+    step = step_graph(replay(trace, chip, host))
+    plan = bringup.place(trace, chip, granularity="operator")
+    groups = Groups.of_step(step, "operator")
+    for title, division in divisions(plan).items():
+        on_host = [entry.sides() for entry in division.entries]
+        on_chip = torch.tensor(
+            [g < 0 or not on_host[g][c] for g, c in zip(groups.group.tolist(), groups.call.tolist(), strict=True)]
+        ).numpy()
+        assert _entries(groups, on_chip) == list(division.entries), title
+        planned = Replayer(step).outcome(on_chip & ~step.must_be_host).seconds
+        with bringup.placed(division):
+            placed, _ = record(name)
+        assert step_seconds(replay(placed, chip, host)) == pytest.approx(planned, rel=0.01), title
+
+
+def test_what_stays_on_the_host_crosses_no_link() -> None:
+    trace, _ = record("tables")
+    with bringup.placed(moved(bringup.place(trace, "h100-sxm"), lambda number, entry: True)):
+        placed, _ = record("tables")
+    columns = placed.columns
+    ends = placed.steps.ends
+    step = slice(int(ends[-2]), int(ends[-1]))
+    kinds, place = columns["kind"][step], columns["object"][step]
+    assert (place[(kinds == LAUNCH) | (kinds == H2D) | (kinds == D2H)] == ON_HOST).all()
+
+
+def test_launches_without_a_plan_are_counted_and_named() -> None:
+    trace, _ = record("tables")
+    plan = bringup.place(trace, "h100-sxm")
+    from bringup.placement.apply import unplanned
+
+    with bringup.placed(plan):
+        other, _ = record("cell")
+    facts = other.about["placement"]
+    assert facts["launches_without_plan"] == other.launches and facts["unused_entries"] == len(plan.entries)
+    sentences = list(unplanned(facts, "plan.toml"))
+    assert any("the program never called" in text for text in sentences)
+    assert any("had no plan and ran as without one" in text for text in sentences)
+    with pytest.raises(bringup.BringupError, match="in force already"), bringup.placed(plan), bringup.placed(plan):
+        pass
+
+
+def test_nothing_is_asked_without_a_plan() -> None:
+    trace, _ = record("loop")
+    assert not torch.ops.bringup.has_plan() and "placement" not in trace.about
+    assert bringup.price(trace, "t4").placement is None
+
+
+def test_plan_of_fallbacks_runs_them_as_placed() -> None:
+    trace, expected = record("detector")
+    chip = bringup.load_chip("edge8")
+    lacks = chip.model_copy(update={"ops": chip.ops.model_copy(update={"host": ["aten::topk", "aten::sort"]})})
+    plan = bringup.place(trace, lacks, granularity="operator")
+    sides = {entry.op.split(".")[0]: entry.where for entry in plan.entries}
+    assert sides["aten::topk"] == sides["aten::sort"] == "host"
+    with bringup.placed(plan):
+        _, results = record("detector")
+    assert all(torch.equal(one, other) for one, other in zip(expected, results, strict=True))
+
+
+SCRIPT = """
+import torch, bringup
+torch.manual_seed(0)
+model = torch.nn.LSTMCell(32, 32).to("chip")
+x = torch.randn(4, 1, 32)
+with torch.no_grad():
+    for _ in range(3):
+        state = None
+        for item in x.to("chip"):
+            state = model(item, state)
+        print(state[0].cpu().double().sum().item())
+        bringup.step()
+"""
+
+
+def test_run_applies_a_plan(bringup_run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    (tmp_path / "small.py").write_text(SCRIPT)
+    plain = bringup_run("--chip", "h100-sxm", "small.py")
+    assert plain.returncode == 0, plain.stderr
+    trace = Trace.load(tmp_path / "bringup-small" / "trace.npz")
+    bringup.place(trace, "h100-sxm").save(tmp_path / "bringup-small" / "plan.toml")
+    done = bringup_run("--chip", "h100-sxm", "--place", "bringup-small/plan.toml", "small.py")
+    assert done.returncode == 0, done.stderr
+    assert plain.stdout.splitlines()[:3] == done.stdout.splitlines()[:3]
+    assert (tmp_path / "bringup-small" / "plan.toml").exists()
+    summary = json.loads((tmp_path / "bringup-small" / "summary.json").read_text())
+    placement = summary["placement"]
+    assert placement["replayed_seconds"] == pytest.approx(placement["planned_seconds"], rel=0.01)
+    assert placement["launches_without_plan"] == placement["launches_elsewhere"] == 0
+    assert "placed: planned" in done.stdout
+    auto = bringup_run("--chip", "h100-sxm", "--place", "auto", "--out", "again", "small.py")
+    assert auto.returncode == 0, auto.stderr
+    again = json.loads((tmp_path / "again" / "summary.json").read_text())
+    assert again["placement"] == placement
+    refused = bringup_run("--chip", "t4", "--place", "bringup-small/plan.toml", "--out", "other", "small.py")
+    assert refused.returncode == 2 and "is a plan for chip h100-sxm, and this chip is t4" in refused.stderr
