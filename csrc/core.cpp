@@ -18,6 +18,8 @@
 #include "launch/probe.cpp"
 #include "launch/worker.cpp"
 #include "launch/native.cpp"
+#include "launch/ledger.cpp"
+#include "launch/shadow.cpp"
 #include "launch/unwritten.cpp"
 #include "launch/dry.cpp"
 #include "launch/place.cpp"

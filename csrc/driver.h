@@ -180,6 +180,10 @@ typedef struct bringup_driver {
   // Optional: called before `last_error`. Returns the number of the launch that the last failure is about, 0 if it is about none.
   // If absent, a failure that a wait reports names no launch.
   int64_t (*failed_launch)(bringup_device* device);
+
+  // Optional: returns the name of a device for lists, or null if there is no device with that index. It is called before `open`,
+  // and opens nothing. If absent, devices have no names.
+  const char* (*device_name)(int index);
 } bringup_driver;
 
 // The type of the function `bringup_driver_entry` that a driver library exports.

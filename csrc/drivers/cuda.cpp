@@ -20,6 +20,7 @@ struct Cuda {
   int (*cuInit)(unsigned);
   int (*cuDeviceGet)(int*, int);
   int (*cuDeviceGetAttribute)(int*, int, int);
+  int (*cuDeviceGetName)(char*, int, int);
   int (*cuDevicePrimaryCtxRetain)(Handle*, int);
   int (*cuCtxSetCurrent)(Handle);
   int (*cuGetErrorString)(int, const char**);
@@ -56,6 +57,7 @@ struct Cuda {
     BRINGUP_LOAD(cuInit);
     BRINGUP_LOAD(cuDeviceGet);
     BRINGUP_LOAD(cuDeviceGetAttribute);
+    BRINGUP_LOAD(cuDeviceGetName);
     BRINGUP_LOAD(cuDevicePrimaryCtxRetain);
     BRINGUP_LOAD(cuCtxSetCurrent);
     BRINGUP_LOAD(cuGetErrorString);
@@ -175,6 +177,13 @@ int open_device(int index, const bringup_config* config, bringup_device** out) {
 }
 
 void close_device(bringup_device* device) { delete device; }
+
+const char* device_name(int index) {
+  thread_local char name[256];
+  int device = 0;
+  if (!cu().problem.empty() || cu().cuInit(0) != 0 || cu().cuDeviceGet(&device, index) != 0) return nullptr;
+  return cu().cuDeviceGetName(name, sizeof name, device) == 0 ? name : "unnamed";
+}
 
 int alloc(bringup_device* device, size_t bytes, void** address) {
   device->enter();
@@ -437,6 +446,7 @@ extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_
       .launch = launch,
       .release = kit::release,
       .failed_launch = kit::failed_launch,
+      .device_name = device_name,
   };
   return &driver;
 }

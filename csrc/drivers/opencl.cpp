@@ -122,6 +122,13 @@ std::vector<cl_device_id> all_devices() {
   return found;
 }
 
+const char* device_name(int index) {
+  thread_local char name[256];
+  std::vector<cl_device_id> found = all_devices();
+  if (index >= int(found.size())) return nullptr;
+  return clGetDeviceInfo(found[size_t(index)], CL_DEVICE_NAME, sizeof name, name, nullptr) == CL_SUCCESS ? name : "unnamed";
+}
+
 int alloc(bringup_device* device, size_t bytes, void** address) {
   std::lock_guard<std::mutex> lock(device->mutex);
   if (device->used + bytes > device->capacity) return BRINGUP_OUT_OF_MEMORY;
@@ -406,6 +413,7 @@ extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_
       .launch = launch,
       .release = kit::release,
       .failed_launch = kit::failed_launch,
+      .device_name = device_name,
   };
   return &driver;
 }

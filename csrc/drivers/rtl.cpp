@@ -140,6 +140,7 @@ extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_
     own.stream_synchronize = rtl::stream_synchronize, own.event_record = rtl::event_record;
     own.prepare = rtl::prepare, own.launch = rtl::launch;
     own.release = [](bringup_kernel* kernel) { delete kernel; };
+    own.device_name = [](int index) { return index < BRINGUP_MAX_DEVICES ? "systolic array (Verilator)" : nullptr; };
     own.failed_launch = [](bringup_device* device) { return rtl::arrays[device->index].failed.exchange(0); };
     return own;
   }();

@@ -4,13 +4,13 @@
 
 #include <cstdlib>
 #include <deque>
-#include <map>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 
-#include "json.h"
 #include "launch/launch.h"
-#include "text.h"
+#include "launch/ledger.h"
+#include "launch/shadow.h"
 
 namespace bringup {
 
@@ -20,7 +20,7 @@ using c10::IValue;
 struct DriverKernels {
   struct Answer {
     bringup_kernel* kernel = nullptr;
-    std::string why;  // it has none
+    OnHost on_host;  // it has none
     ~Answer() {
       if (kernel) driver().release(kernel);
     }
@@ -151,11 +151,18 @@ Description describe_call(const Launch& launch) {
   return description;
 }
 
+// Operators that the driver is not asked for.
+std::set<std::string>& left_out() {
+  static auto* names = new std::set<std::string>();
+  return *names;
+}
+
 std::unique_ptr<DriverKernels::Answer> ask_driver(const Launch& launch) {
   auto answer = std::make_unique<DriverKernels::Answer>();
   Description description = describe_call(launch);
-  answer->why = description.refused;
-  if (!answer->why.empty()) return answer;
+  if (description.refused.empty() && left_out().contains(launch.signature->op->name)) description.refused = "it is left out";
+  answer->on_host = {description.refused, description.refused.empty()};
+  if (!description.refused.empty()) return answer;
   bringup_call call = {sizeof call,
                        launch.signature->op->name.c_str(),
                        int32_t(description.arguments.size()),
@@ -167,12 +174,16 @@ std::unique_ptr<DriverKernels::Answer> ask_driver(const Launch& launch) {
   Device& on = device(launch.stream->id.device_index());
   const char* why = nullptr;
   bringup_kernel* kernel = nullptr;
-  int status = driver().prepare(on.handle, &call, &kernel, &why);
+  int status;
+  {
+    Named named("the preparation of", launch);
+    status = driver().prepare(on.handle, &call, &kernel, &why);
+  }
   if (status == BRINGUP_OK) {
     answer->kernel = kernel;
-    if (!kernel) answer->why = "the driver returned no kernel";
+    if (!kernel) answer->on_host.reason = "the driver returned no kernel";
   } else if (status == BRINGUP_UNSUPPORTED) {
-    answer->why = why ? why : "the driver has no kernel for it";
+    answer->on_host.reason = why ? why : "the driver has no kernel for it";
   } else {
     throw_driver_error(on, "the preparation of " + launch.signature->op->name);
   }
@@ -231,44 +242,6 @@ void remember(const Launch& launch) {
   std::swap(latest().ring[size_t(launch.number) % kRemembered], entry);
 }
 
-// ---- the ledger
-
-struct Tally {
-  int64_t launches = 0, bytes_down = 0, bytes_up = 0;
-};
-
-struct Ledger {
-  std::mutex mutex;
-  std::map<std::string, int64_t> on_device;                      // by operator
-  std::map<std::pair<std::string, std::string>, Tally> on_host;  // by operator and reason
-};
-
-Ledger& ledger() {
-  static auto* all = new Ledger();
-  return *all;
-}
-
-std::string ledger_json() {
-  std::lock_guard<std::mutex> lock(ledger().mutex);
-  Text text;
-  text << "{\"on_device\": {";
-  const char* comma = "";
-  for (auto& [op, launches] : ledger().on_device) {
-    text << comma << json_text(op) << ": " << launches;
-    comma = ", ";
-  }
-  text << "}, \"on_host\": [";
-  comma = "";
-  for (auto& [key, tally] : ledger().on_host) {
-    text << comma << "{\"op\": " << json_text(key.first) << ", \"reason\": " << json_text(key.second)
-         << ", \"launches\": " << tally.launches << ", \"bytes_down\": " << tally.bytes_down
-         << ", \"bytes_up\": " << tally.bytes_up << "}";
-    comma = ", ";
-  }
-  text << "]}";
-  return text.str();
-}
-
 double value_of(const Launch& launch, size_t argument, int slot) {
   const IValue& value = launch.arguments[argument];
   if (launch.signature->op->args[argument].kind == ArgKind::Scalar && value.isScalar()) return value.toScalar().toDouble();
@@ -305,39 +278,53 @@ void enqueue_kernel(const Launch& launch) {
       for (const IValue& element : launch.arguments[i].toListRef()) values.push_back(element.toScalar().toDouble());
   remember(launch);
   bringup_launch request = {sizeof request, launch.number, addresses.data(), values.data()};
+  Parts parts(*launch.stream, launch, true);
   int status = driver().launch(launch.stream->handle, launch.kernel, &request);
   check_driver(status, device(launch.stream->id.device_index()), signature.op->name.c_str());
-  std::lock_guard<std::mutex> lock(ledger().mutex);
-  ++ledger().on_device[signature.op->name];
+  parts.end(Part::Kernel);
+  count_on_device(launch);
 }
 
 }  // namespace
 
 bringup_kernel* driver_kernel(const Launch& launch) { return C10_LIKELY(!native_driver()) ? nullptr : answer_of(launch).kernel; }
 
+OnHost why_on_host(const Launch& launch) {
+  if (launch.waited) return {"the host waits for its result", false};
+  if (!native_driver()) return {"the driver has no kernels", true};
+  return answer_of(launch).on_host;
+}
+
 void count_on_host(const Launch& launch, int64_t bytes_down, int64_t bytes_up) {
   if (C10_LIKELY(!native_driver() && !separate_memory())) return;
-  std::string why = "the driver has no kernels";
-  if (native_driver()) why = launch.waited ? "the host waits for its result" : answer_of(launch).why;
-  std::lock_guard<std::mutex> lock(ledger().mutex);
-  Tally& tally = ledger().on_host[{launch.signature->op->name, why}];
-  ++tally.launches;
-  tally.bytes_down += bytes_down;
-  tally.bytes_up += bytes_up;
+  OnHost on_host = why_on_host(launch);
+  count_on_host(launch, on_host.reason, on_host.kernel_possible, bytes_down, bytes_up);
+  if (C10_UNLIKELY(shadowing()) && !launch.waited) shadow_refused(launch, on_host.reason);
 }
 
 void start_launch(std::unique_ptr<Launch> launch) {
-  if (launch->kernel) return skip_if_marked(*launch) ? void() : enqueue_kernel(*launch);
+  if (launch->kernel) {
+    if (skip_if_marked(*launch)) return;
+    if (C10_LIKELY(!shadowing())) return enqueue_kernel(*launch);
+    return launch_shadowed(*launch, [&] { enqueue_kernel(*launch); });
+  }
   Stream& stream = *launch->stream;
   SignaturePtr signature = launch->signature;
   const char* name = signature->op->name.c_str();
+  Parts parts(stream, *launch, false);
   if (C10_LIKELY(!separate_memory())) {
     if (C10_UNLIKELY(native_driver())) count_on_host(*launch, 0, 0);
-    return bringup::launch(stream, run_launch, launch.release(), name);
+    bringup::launch(stream, run_launch, launch.release(), name);
+    return parts.end(Part::Host);
   }
-  Staging staging(*launch);
-  bringup::launch(stream, run_launch, launch.release(), name);
-  staging.write_back();
+  {
+    Staging staging(*launch);
+    parts.end(Part::Down);
+    bringup::launch(stream, run_launch, launch.release(), name);
+    parts.end(Part::Host);
+    staging.write_back();
+  }
+  parts.end(Part::Up);
 }
 
 // ---- staging
@@ -499,12 +486,8 @@ void put(Stream& stream, void* home, const TensorMeta& meta, const at::Tensor& c
 }
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
-  m.def("driver_ledger() -> str", &ledger_json);
-  m.def("clear_driver_ledger() -> ()", [] {
-    std::lock_guard<std::mutex> lock(ledger().mutex);
-    ledger().on_device.clear();
-    ledger().on_host.clear();
-  });
+  m.def("leave_out_kernels(str[] ops) -> ()",
+        [](const std::vector<std::string>& ops) { left_out() = std::set<std::string>(ops.begin(), ops.end()); });
 }
 
 }  // namespace bringup

@@ -13,6 +13,13 @@ bringup_kernel* driver_kernel(const Launch& launch);
 // Enqueues a launch: as its kernel, or as a host function, with copies if the device's memory is separate.
 void start_launch(std::unique_ptr<Launch> launch);
 
+// Why a launch runs on the host, and whether a kernel of the driver could change that.
+struct OnHost {
+  std::string reason;
+  bool kernel_possible = false;
+};
+OnHost why_on_host(const Launch& launch);
+
 // Counts a launch that runs on the host.
 void count_on_host(const Launch& launch, int64_t bytes_down, int64_t bytes_up);
 

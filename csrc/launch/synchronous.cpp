@@ -2,6 +2,7 @@
 
 #include "launch/dry.h"
 #include "launch/learn.h"
+#include "launch/ledger.h"
 #include "launch/native.h"
 #include "launch/probe.h"
 #include "launch/unwritten.h"
@@ -78,12 +79,16 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
 // Runs the launch and waits for it. If the wait fails, the launch may still run, so the stream keeps it alive.
 void run_and_wait(const Call& call, std::unique_ptr<Launch>& launch) {
   Stream& stream = *call.stream;
+  Parts parts(stream, *launch, false);
   {
     Staging staging(*launch);
+    parts.end(Part::Down);
     if (!separate_memory()) count_on_host(*launch, 0, 0);
     bringup::launch(stream, run_launch, launch.get(), call.op.name.c_str());
+    parts.end(Part::Host);
     staging.write_back();
   }
+  parts.end(Part::Up);
   int status;
   {
     ReleaseGil no_gil;

@@ -365,4 +365,11 @@ void run_launch(void* argument, int should_execute) {
   if (!waited) delete launch;
 }
 
+void run_reference(Launch& launch) {
+  WaitsAside aside;
+  WorkerState state(launch.threads);
+  at::AutoDispatchBelowADInplaceOrView below;
+  execute(launch);
+}
+
 }  // namespace bringup

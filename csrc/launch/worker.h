@@ -59,6 +59,9 @@ bool skip_if_marked(Launch& launch);
 // The host function that runs a Launch. Deletes the launch unless a caller waits for it.
 void run_launch(void* launch, int should_execute);
 
+// Computes a staged launch on this thread, for a comparison. Throws what the CPU kernel throws.
+void run_reference(Launch& launch);
+
 // Returns a CPU tensor over device memory. Only for code that runs in stream order.
 at::Tensor alias(const c10::intrusive_ptr<c10::StorageImpl>& storage, const TensorMeta& meta, int64_t offset);
 c10::intrusive_ptr<c10::StorageImpl> borrow(void* address, size_t bytes);

@@ -18,6 +18,7 @@ from bringup.analyse.unlike import outside, typical_share, unlike_steps
 from bringup.analyse.utilisation import utilisation
 from bringup.cost import FAMILIES
 from bringup.pricing.bands import bound, error_band
+from bringup.recording.driver_rows import seconds_of
 from bringup.recording.findings import Finding
 from bringup.recording.rows import LAUNCH
 from bringup.recording.waits import WAIT_KINDS, is_small
@@ -113,7 +114,39 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         mfu=used.share if used else None,
         mfu_dtype=used.dtype if used else "",
         mfu_peak_flops=used.peak_flops if used else None,
+        **_on_driver(trace.about.get("driver")),
     )
+
+
+def _on_driver(facts: dict[str, Any] | None) -> dict[str, Any]:
+    """Return the fields about a run on a driver; none without one."""
+    if facts is None:
+        return {}
+    rows = facts["on_host"]
+    launches, down, up = (sum(int(row[key]) for row in rows) for key in ("launches", "bytes_down", "bytes_up"))
+    return {
+        "driver": str(facts["name"]),
+        "measured_step_seconds": facts["step_seconds"],
+        "launches_on_chip": sum(map(int, facts["on_device"].values())),
+        "launches_on_host": launches,
+        "bytes_down": down,
+        "bytes_up": up,
+    }
+
+
+def _measured_fallbacks(facts: dict[str, Any] | None) -> dict[str, tuple[str, float]]:
+    """Return for each operator that a driver left to the host the most common reason, and the seconds of a launch."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for row in (facts or {}).get("step_rows", []):
+        if not row["on_device"] and row["launches"]:
+            rows.setdefault(str(row["op"]).split(".")[0], []).append(row)
+    return {
+        op: (
+            max(of_op, key=lambda row: float(row["launches"]))["reason"],
+            sum(map(seconds_of, of_op)) / sum(row["launches"] for row in of_op),
+        )
+        for op, of_op in rows.items()
+    }
 
 
 def _energy(timeline: Timeline, step: float, busy: float) -> float | None:
@@ -146,12 +179,16 @@ def fallbacks(timeline: Timeline, first: int, last: int) -> list[Fallback]:
         key = (signature.op.split(".")[0], signature.dtype, int(trace.columns["line"][row]))
         groups.setdefault(key, []).append(int(row))
     ledger = []
+    measured = _measured_fallbacks(trace.about.get("driver"))
     for (op, dtype, line), members in groups.items():
         d2h, on_host, h2d = map(float, timeline.fallback_parts[timeline.fallback[members]].sum(axis=0))
         stall = float(timeline.waited[members].sum())
         file, number = split_line(trace.lines[line] if line >= 0 else "")
         seconds = d2h + on_host + h2d + stall
-        ledger.append(Fallback(op, dtype, file, number, float(len(members)), seconds, d2h, on_host, h2d, stall))
+        count = float(len(members))
+        reason, each = measured.get(op, ("", None))
+        took = None if each is None else each * count
+        ledger.append(Fallback(op, dtype, file, number, count, seconds, d2h, on_host, h2d, stall, reason, took))
     return sorted(ledger, key=lambda item: (-item.seconds, item.op, item.line))
 
 

@@ -17,7 +17,12 @@ OURS = {"json": False}  # metadata of fields that summary.json leaves out: for o
 
 @dataclass(frozen=True)
 class Fallback:
-    """Launches of one operator and dtype at one line that ran on the host; count and seconds are per step."""
+    """Launches of one operator and dtype at one line that ran on the host; count and seconds are per step.
+
+    Attributes:
+        reason: why the driver left them to the host; empty without a driver.
+        measured_seconds: what they took on the driver; None without one.
+    """
 
     op: str
     dtype: str
@@ -29,6 +34,8 @@ class Fallback:
     host_seconds: float
     h2d_seconds: float
     stall_seconds: float
+    reason: str = ""
+    measured_seconds: float | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +230,10 @@ class Summary:
             the bound of this one.
         mfu: the share of the chip's peak that products use, see `utilisation`; None without products.
         mfu_dtype, mfu_peak_flops: its denominator: the dtype of most of the flops, and the peak in flop/s.
+        driver: the driver of the run; ``virtual`` for the virtual chip, which computes without a device.
+        measured_step_seconds: the step as measured on the driver; None on the virtual chip, or without steps.
+        launches_on_chip, launches_on_host, bytes_down, bytes_up: launches of the driver's kernels and of host
+            functions in the whole run, and the bytes copied for the latter.
         energy_joules, cost_usd: per step; None if the chip file has no power or no price.
         run: the id of the run, the same in all files of its report; empty outside a report.
     """
@@ -288,6 +299,12 @@ class Summary:
     mfu: float | None = None
     mfu_dtype: str = ""
     mfu_peak_flops: float | None = None
+    driver: str = "virtual"
+    measured_step_seconds: float | None = None
+    launches_on_chip: int = 0
+    launches_on_host: int = 0
+    bytes_down: int = 0
+    bytes_up: int = 0
     run: str = ""
 
     @property

@@ -16,6 +16,8 @@ VERBS = {
     "diff": "Compare two runs: what became slower or faster, what is new, what is gone.",
     "compare": "Compare the predictions for one recording on several chips.",
     "chips": "List, show and check chip files.",
+    "driver": "Write a driver for a chip, check it, and find the kernel to write next.",
+    "drivers": "List the drivers of real devices, and whether this machine can use them.",
     "calibrate": "Measure a real device and write its chip file and host file.",
     "check": "Check how complete an accelerator's software is (the scorecard).",
     "validate": "Compare predictions with published or own measurements.",

@@ -19,6 +19,7 @@ import click
 
 from bringup import core_build, core_cache
 from bringup.core_build import BuildError, Library, Torch
+from bringup.drivers.names import names
 from bringup.errors import BringupError
 from bringup.machine.files import CHIPS, available_chips, load_chip
 from bringup.process import DEFAULT_CHIP, asked_build, asked_chip, asked_compiler, asked_devices, asked_driver
@@ -27,6 +28,7 @@ from bringup.text import plain, size
 VARIABLES = (
     *("BRINGUP_BUILD", "BRINGUP_CHECK", "BRINGUP_CHIP", "BRINGUP_COMPILE", "BRINGUP_DEVICES", "BRINGUP_DRIVER"),
     *("BRINGUP_LAUNCH_BLOCKING", "BRINGUP_MEASUREMENTS", "BRINGUP_STRICT"),
+    *("BRINGUP_CUDA_LIBRARIES", "BRINGUP_CUDA_OPERATORS", "BRINGUP_OPENCL_OPERATORS"),
 )
 PACKAGES = ("numpy", "triton", "transformers", "accelerate", "scipy", "scikit-learn", "pytest")
 # Runs in a process of its own: what is wrong may be a crash. Prints facts as one line of JSON, the last one.
@@ -214,7 +216,7 @@ def _environment(report: Report) -> None:
             "TORCH_DEVICE_BACKEND_AUTOLOAD=0: `import torch` brings no device 'chip'; unset it, or call bringup.use"
         )
     driver = asked_driver()
-    if driver and not Path(driver).is_file():
+    if driver and driver not in names() and not Path(driver).is_file():
         report.problems.append(f"BRINGUP_DRIVER={driver} is no file: give the path of a driver's library")
 
 

@@ -19,6 +19,7 @@ from bringup.analyse.compare import compare
 from bringup.cli.compare import print_table
 from bringup.cli.options import DryCommand, host_clock_option, host_option, json_option, quantity
 from bringup.cli.program import FAILED, OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
+from bringup.drivers.names import resolve
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_compiler, asked_devices, asked_driver, process
@@ -55,6 +56,7 @@ class RunOptions:
     ops: str
     kernel_debug: bool
     driver: str | None
+    shadow: bool
     max_step: float | None
     max_memory: int | None
     out: str | None
@@ -91,10 +93,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended: its exit code (None after an interrupt), and its summary with the sanitizer's findings."""
+    """How a program ended: its exit code (None after an interrupt), and its summary with the sanitizer's findings.
+
+    Attributes:
+        diverged: True if a kernel of the driver differs from the CPU.
+    """
 
     code: int | None
     summary: Summary | None
+    diverged: bool = False
 
 
 @click.command(cls=DryCommand, context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
@@ -169,6 +176,11 @@ class Outcome:
     help="Run on another device: cuda, opencl, rtl, or the path of a driver library (default: BRINGUP_DRIVER).",
 )
 @click.option(
+    "--shadow",
+    is_flag=True,
+    help="With --driver: compare each of the driver's kernels with the CPU. The exit code is 1 if one differs.",
+)
+@click.option(
     "--max-step",
     callback=quantity(parse_time),
     default=None,
@@ -200,7 +212,7 @@ def command(**values: Any) -> None:
         sentences = list(exceeded.by_run(outcome.summary, options.max_step, options.max_memory))
         for sentence in sentences:
             print(f"bringup: {plain(sentence)}", file=sys.stderr)
-        code = EXCEEDED if sentences else 1 if outcome.summary.findings else 0
+        code = EXCEEDED if sentences else 1 if outcome.summary.findings or outcome.diverged else 0
     _leave(code)
 
 
@@ -212,9 +224,11 @@ def prepare(options: RunOptions) -> Job:
     """
     chips, script, module = options.chips, options.script, options.module
     if options.driver is not None:  # also for processes that the program starts
-        os.environ["BRINGUP_DRIVER"] = absolute_driver(options.driver)
+        os.environ["BRINGUP_DRIVER"] = resolve(options.driver)
     if asked_driver() and (options.dry is not None or options.sanitize is not None):
         raise BringupError("--dry and --sanitize need the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
+    if options.shadow and not asked_driver():
+        raise BringupError("--shadow compares the kernels of a driver with the CPU: name one with --driver")
     names = chip_names(chips or asked_chip() or DEFAULT_CHIP, "--chip" if chips else "BRINGUP_CHIP")
     described = [load_chip(name) for name in names]
     machine = load_host(options.host)
@@ -227,11 +241,6 @@ def prepare(options: RunOptions) -> Job:
     sys.argv = [program.file if module else script, *options.arguments]
     prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
     return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton)
-
-
-def absolute_driver(name: str) -> str:
-    """Return a driver's name, or its absolute path if it is a file: the program may change its working directory."""
-    return os.path.abspath(name) if os.sep in name else name
 
 
 def _dry(mode: str | None, value: str) -> AbstractContextManager[None]:
@@ -288,6 +297,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
     import torch  # imported late, like the modules below: invalid options are refused before
 
     from bringup.device.load import use
+    from bringup.drivers import shadow
     from bringup.recording.measured import measured
     from bringup.recording.recording import recorded
     from bringup.timeline import clock, library
@@ -303,6 +313,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         redirect_cuda()
     job.prepare_triton()
+    if options.shadow:
+        shadow.begin()
 
     watch = watched("init" in job.checks) if {"race", "init"} & set(job.checks) else nullcontext()
     summary: Summary | None = None
@@ -318,6 +330,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
                 if measurement is not None:
                     recorder.about["driver"] = measurement.facts()
+                if options.shadow:
+                    recorder.about["driver"]["shadow"] = shadow.report()
             summary = report(recorder, job, options)
 
         _report_before_termination(finish)
@@ -334,7 +348,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
         recorder.about["failed"] = code in (OUT_OF_MEMORY, FAILED)
         finish()
-    return Outcome(code, summary)
+    diverged = bool(options.shadow and recorder.about.get("driver", {}).get("shadow", {}).get("first"))
+    return Outcome(code, summary, diverged)
 
 
 def _report_before_termination(finish: Callable[[], None]) -> None:
@@ -370,6 +385,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
 
     A program that failed before it used the chip has none.
     """
+    from bringup.drivers import shadow
     from bringup.recording.measured import sentences
     from bringup.report import writer  # imports torch
     from bringup.report.prediction import price
@@ -397,7 +413,11 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
         console.print()
         terminal.print_summary(prediction.summary, console)
     if "driver" in trace.about:
-        for sentence in sentences(trace.about["driver"], prediction.summary.step_seconds):
+        facts = trace.about["driver"]
+        lines = [*sentences(facts, prediction.summary.step_seconds)]
+        if "shadow" in facts:
+            lines += shadow.sentences(facts["shadow"])
+        for sentence in lines:
             console.print(terminal.escaped(sentence), highlight=False, soft_wrap=True)
     page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.npz", "timeline.json"))
     paths = f"report: {page}   trace: {trace_file}   timeline: {timeline} (Perfetto)"

@@ -1,4 +1,4 @@
-"""What a driver's device did during a recording: the measured step, and which launches ran on the host."""
+"""What a driver's device did during a recording: measured steps, their parts, and what ran on the host."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
+from bringup.recording.driver_rows import seconds_of, typical
 from bringup.text import duration, plain, size
 
 MOST_OPERATORS = 5  # that the summary names
@@ -28,27 +29,47 @@ class Measured:
 
     ends: list[float] = field(default_factory=list)
 
-    def step_seconds(self) -> float | None:
-        """Return the median time from the end of a step to the end of the next one, None if there are not two."""
-        steps = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+    def step_seconds(self, on_device: list[float]) -> float | None:
+        """Return the median time from the end of a step to the end of the next one, None if there are not two.
+
+        The device's clock counts if the driver has one: the host may have launched many steps before they run.
+        """
+        on_host = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
+        steps = on_device if any(on_device) else on_host
         return median(steps) if steps else None
 
     def facts(self) -> dict[str, Any]:
-        """Return the driver's name, the measured step and the ledger, for the trace."""
+        """Return the driver's name, the measured step, the ledger, and the parts of a step, for the trace."""
         ledger = json.loads(torch.ops.bringup.driver_ledger())
-        return {"name": str(torch.ops.bringup.driver_name()), "step_seconds": self.step_seconds(), **ledger}
+        steps = json.loads(torch.ops.bringup.driver_steps())
+        total, seconds = steps.pop("total"), steps.pop("step_seconds")
+        measured_steps = [steps.get(str(number), []) for number in range(1, len(self.ends))]
+        return {
+            "name": str(torch.ops.bringup.driver_name()),
+            "step_seconds": self.step_seconds(seconds),
+            "step_rows": typical(measured_steps[-len(steps) :]) if measured_steps else total,
+            **ledger,
+        }
 
 
 @contextmanager
 def measured() -> Iterator[Measured]:
-    """Measure the steps of the program, and count its launches from now on."""
+    """Measure the steps of the program and the parts of its launches, and count them from now on."""
     measurement = Measured()
     torch.ops.bringup.clear_driver_ledger()
-    hook = register_optimizer_step_post_hook(lambda *_: measurement.ends.append(time.perf_counter()))
+    torch.ops.bringup.measure_driver(True)
+
+    def end_step(*_: Any) -> None:
+        if torch.ops.bringup.is_open():  # an optimizer on the host alone opens no device
+            measurement.ends.append(time.perf_counter())
+            torch.ops.bringup.next_driver_step()
+
+    hook = register_optimizer_step_post_hook(end_step)
     try:
         yield measurement
     finally:
         hook.remove()
+        torch.ops.bringup.measure_driver(False)
 
 
 def sentences(facts: dict[str, Any], predicted_seconds: float) -> Iterator[str]:
@@ -57,12 +78,19 @@ def sentences(facts: dict[str, Any], predicted_seconds: float) -> Iterator[str]:
     if seconds is not None:
         steps = f"{duration(seconds)} a step   predicted: {duration(predicted_seconds)}"
         yield f"measured on {facts['name']}: {steps}"
+        parts = {"on the device": 0.0, "on the host": 0.0, "between launches": 0.0}
+        for row in facts["step_rows"]:
+            parts["on the device"] += row["kernel_seconds"]
+            parts["on the host"] += seconds_of(row)
+            parts["between launches"] += row["between_seconds"]
+        yield "of a step: " + ", ".join(f"{duration(value)} {name}" for name, value in parts.items())
     down, up = (size(sum(row[key] for row in on_host)) for key in ("bytes_down", "bytes_up"))
     launches = sum(row["launches"] for row in on_host)
     yield (
         f"on the device {sum(facts['on_device'].values()):,} launches, on the host {launches:,} "
-        f"({len({row['op'] for row in on_host})} operators): {down} down, {up} up"
+        f"({len({row['op'] for row in on_host})} operators): {down} down, {up} up, "
+        f"{duration(sum(map(seconds_of, on_host)))}"
     )
     for row in sorted(on_host, key=lambda row: (-row["launches"], row["op"]))[:MOST_OPERATORS]:
         moved = size(row["bytes_down"] + row["bytes_up"])
-        yield plain(f"  {row['op']}  {row['launches']:,}x  {moved}  ({row['reason']})")
+        yield plain(f"  {row['op']}  {row['launches']:,}x  {moved}  {duration(seconds_of(row))}  ({row['reason']})")

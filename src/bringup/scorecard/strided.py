@@ -36,11 +36,12 @@ def _offset(tensor: torch.Tensor) -> torch.Tensor:
 LAYOUTS: dict[str, Layout] = {"transposed": _transposed, "expanded": _expanded, "offset": _offset}
 
 
-def _laid_out(value: Any, layout: Layout) -> Any:
+def laid_out(value: Any, layout: Layout) -> Any:
+    """Return an argument with every tensor that has elements in a layout."""
     if isinstance(value, torch.Tensor):
         return layout(value) if value.layout == torch.strided and value.numel() > 0 else value
     if type(value) in (list, tuple):
-        return type(value)(_laid_out(part, layout) for part in value)
+        return type(value)(laid_out(part, layout) for part in value)
     return value
 
 
@@ -48,10 +49,12 @@ def _on(device: torch.device, sample: Any) -> tuple[Any, list[Any], dict[str, An
     return moved(sample.input, device), moved(list(sample.args), device), moved(sample.kwargs, device)
 
 
-def _with_layout(layout: Layout) -> Callable[[Any, Any, torch.device], Any]:
+def with_layout(layout: Layout) -> Callable[[Any, Any, torch.device], Any]:
+    """Return a function that calls an operator with tensors in a layout."""
+
     def run(op: Any, sample: Any, device: torch.device) -> Any:
         inputs, args, kwargs = _on(device, sample)
-        return op(_laid_out(inputs, layout), *_laid_out(args, layout), **kwargs)
+        return op(laid_out(inputs, layout), *laid_out(args, layout), **kwargs)
 
     return run
 
@@ -72,9 +75,10 @@ def _with_out(op: Any, sample: Any, device: torch.device) -> Any:
     return out
 
 
-def _ways(op: Any, sample: Any) -> Iterator[tuple[str, Callable[[Any, Any, torch.device], Any]]]:
+def ways(op: Any, sample: Any) -> Iterator[tuple[str, Callable[[Any, Any, torch.device], Any]]]:
+    """Yield the ways to call an operator: in each layout, in place, and with ``out=``."""
     for name, layout in LAYOUTS.items():
-        yield name, _with_layout(layout)
+        yield name, with_layout(layout)
     if op.inplace_variant is not None and isinstance(sample.input, torch.Tensor) and not sample.broadcasts_input:
         yield "in place", _in_place
     if op.supports_out and "out" not in sample.kwargs:
@@ -97,7 +101,7 @@ def failures(device: torch.device, stride: int = 1) -> tuple[int, dict[str, list
     with comparing():
         for op in list(opinfos(torch.float32))[::stride]:
             for sample in list(samples(op, torch.float32, False))[:1]:
-                for name, way in _ways(op, sample):
+                for name, way in ways(op, sample):
                     try:
                         expected = _result(way, op, sample, CPU)
                     except Exception:  # the CPU refuses it, too

@@ -1,0 +1,68 @@
+"""`bringup driver next` against what a kernel saves: five operators of the OpenCL driver are off, then on again.
+
+``python benchmarks/next_kernel.py [PROGRAM]``, on a machine that does nothing else.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from bringup.drivers.next import ranked
+from bringup.recording.trace import Trace
+
+PROGRAM = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.up, self.down = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        return x + self.down(nn.functional.gelu(self.up(self.norm(x))))
+
+model = nn.Sequential(nn.Linear(64, 256), Block(256), Block(256), nn.Linear(256, 100)).to("chip")
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+x, y = torch.randn(512, 64).to("chip"), torch.randint(100, (512,)).to("chip")
+for _ in range(20):
+    optimizer.zero_grad()
+    nn.functional.cross_entropy(model(x), y).backward()
+    optimizer.step()
+"""
+OFF = ("gelu", "gelu_backward", "native_layer_norm", "native_layer_norm_backward", "sum.dim_IntList")
+TRIES = 3  # the fastest counts
+
+
+def recorded(operators: list[str], program: str, folder: str) -> Trace:
+    environment = {**os.environ, "BRINGUP_OPENCL_OPERATORS": ",".join(operators)}
+    traces = []
+    for _ in range(TRIES):
+        command = [sys.executable, "-m", "bringup", "run", "--driver", "opencl", "--out", f"{folder}/report", program]
+        subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL, cwd=folder)
+        traces.append(Trace.load(f"{folder}/report/trace.npz"))
+    return min(traces, key=lambda trace: trace.about["driver"]["step_seconds"])
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        program = str(Path(*sys.argv[1:2]).absolute()) if sys.argv[1:] else f"{folder}/program.py"
+        if not sys.argv[1:]:
+            Path(program).write_text(PROGRAM, encoding="utf-8")
+        off = [f"aten::{name}" for name in OFF]
+        enabled = sorted(recorded(["all"], program, folder).about["driver"]["on_device"].keys() - set(off))
+        before = recorded(enabled, program, folder)
+        for op in off:
+            seconds, savings = ranked(before)
+            said = sum(saving["saves_seconds"] for saving in savings if saving["op"] == op)
+            enabled.append(op)
+            after = recorded(enabled, program, folder)
+            saved = seconds - after.about["driver"]["step_seconds"]
+            print(f"{op}: said {said * 1e3:.2f} ms, measured {saved * 1e3:.2f} ms of {seconds * 1e3:.2f}", flush=True)
+            before = after
+
+
+if __name__ == "__main__":
+    main()
