@@ -83,3 +83,11 @@ def bringup_run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
         )
 
     return run
+
+
+def built_driver(name: str, folder: Path) -> str:
+    """Compile a driver of tests/core, such as separate_driver.cpp; return the path of its library."""
+    library = folder / f"{name}.so"
+    source = Path(__file__).parent / "core" / f"{name}_driver.cpp"
+    subprocess.run(["g++", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    return str(library)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bringup.drivers import check, page
-from tests.conftest import without_bringup
+from tests.conftest import built_driver, without_bringup
 
 ROW: dict[str, Any] = {"compared": 0, "wrong": 0, "worst_error": 0.0, "first": "", "refused": {}}
 TRAIN = """
@@ -27,10 +27,7 @@ print("the program's own output")
 
 @pytest.fixture(scope="module")
 def separate(tmp_path_factory: pytest.TempPathFactory) -> str:
-    library = tmp_path_factory.mktemp("separate") / "separate.so"
-    source = Path(__file__).parents[1] / "core" / "separate_driver.cpp"
-    subprocess.run(["g++", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-    return str(library)
+    return built_driver("separate", tmp_path_factory.mktemp("separate"))
 
 
 def bringup(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]":

@@ -2,20 +2,17 @@
 
 import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-HERE = Path(__file__).parent
+from tests.conftest import built_driver
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 @pytest.fixture(scope="session")
 def null_driver(tmp_path_factory: pytest.TempPathFactory) -> str:
-    library = tmp_path_factory.mktemp("driver") / "null.so"
-    source = HERE / "null_driver.cpp"
-    subprocess.run(["g++", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-    return str(library)
+    return built_driver("null", tmp_path_factory.mktemp("driver"))
 
 
 def test_null_driver_takes_a_training_step(python: Run, null_driver: str) -> None:

@@ -9,10 +9,9 @@ import pytest
 
 from bringup import core_build
 from bringup.core_build import BuildError
-from tests.conftest import ROOT, without_bringup
+from tests.conftest import ROOT, built_driver, without_bringup
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-HERE = Path(__file__).parent
 
 IMPORT = f"import sys\nsys.path.insert(0, {str(ROOT / 'benchmarks')!r})\nimport drivers\n"
 
@@ -192,9 +191,7 @@ torch.chip.synchronize()
 
 
 def test_run_on_a_driver_shows_the_measured_step(tmp_path: Path) -> None:
-    library, script = tmp_path / "separate.so", tmp_path / "train.py"
-    source = HERE / "separate_driver.cpp"
-    subprocess.run(["g++", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    library, script = built_driver("separate", tmp_path), tmp_path / "train.py"
     script.write_text(
         """
 import torch
@@ -209,7 +206,7 @@ for _ in range(4):
         encoding="utf-8",
     )
     done = subprocess.run(
-        [sys.executable, "-m", "bringup", "run", "--driver", str(library), str(script)],
+        [sys.executable, "-m", "bringup", "run", "--driver", library, str(script)],
         capture_output=True,
         text=True,
         cwd=tmp_path,

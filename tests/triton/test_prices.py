@@ -40,7 +40,10 @@ def test_sums_of_rows(chip: str, shape: tuple[int, int]) -> None:
         row_sums[(shape[0],)](x, out, shape[1])
 
     theirs = seconds(lambda: torch.empty(shape, device="chip").sum(1), chip)
-    assert seconds(own, chip) == pytest.approx(theirs, rel=0.1)
+    moved = 4 * shape[0] * (shape[1] + 1)
+    assert seconds(own, chip) > moved / (bringup.load_chip(chip).memory.bandwidth_gb_s * 1e9)
+    # Both stream the same bytes. The blocks of PyTorch's kernel also wait for each other, for some microseconds.
+    assert 0 <= theirs - seconds(own, chip) < 5e-6
 
 
 @pytest.mark.parametrize("chip", ["h100-sxm", "t4"])

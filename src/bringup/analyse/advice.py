@@ -48,11 +48,11 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
     ways = [] if summary.fits or summary.out_of_memory else ways_to_fit.ways(timeline, summary)
     if summary.failed:  # what the rest of the program does is not known
         return replace(summary, ways_to_fit=ways)
-    unplanned = attention_plans.without_plans(timeline, summary)
+    plans, timeline_without, summary_without = attention_plans.without_plans(timeline, summary)
     bottlenecks = [
         *input_bound.advice(timeline, summary),
-        *attention_plans.bottlenecks(timeline, summary, unplanned[1].step_seconds),
-        *compile_advice.bottlenecks(*unplanned),
+        *plans,
+        *compile_advice.bottlenecks(timeline_without, summary_without),
         *_fallbacks(timeline, summary),
         *_copies(timeline, summary),
         *for_waits(timeline, summary),

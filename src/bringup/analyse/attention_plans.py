@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -20,34 +19,28 @@ Array = npt.NDArray[Any]
 KERNELS = "torch.nn.attention.sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION])"
 
 
-def without_plans(timeline: Timeline, summary: Summary) -> tuple[Timeline, Summary]:
-    """Return the timeline and the summary as they would be if the typical step planned no attention."""
-    if not len(_planned(timeline)):
-        return timeline, summary
+def without_plans(timeline: Timeline, summary: Summary) -> tuple[list[Bottleneck], Timeline, Summary]:
+    """Return advice if the typical step plans attention, and timeline and summary as they would be without plans."""
+    rows = _planned(timeline)
+    if not len(rows):
+        return [], timeline, summary
     other = replayed(timeline, WhatIf(keep_plans=False))
     seconds = step_seconds(other)
     host = max(summary.host_seconds - (summary.step_seconds - seconds), 0.0)
-    return other, replace(summary, step_seconds=seconds, host_seconds=host)
-
-
-def bottlenecks(timeline: Timeline, summary: Summary, without: float) -> Iterable[Bottleneck]:
-    """Yield an advice if the typical step plans attention; `without` has the seconds of a step without plans."""
-    rows = _planned(timeline)
-    if not len(rows):
-        return
     plan = (timeline.chip.launch.attention_plan_ms or 0.0) * 1e-3
     line = timeline.trace.longest_line(rows, timeline.seconds[rows])
-    yield Bottleneck(
+    advice = Bottleneck(
         f"the host plans attention for {duration(len(rows) * plan)} per step",
         f"{quantity(len(rows), 'new shape')} per step{f', mostly at {line}' if line else ''}; in half precision, "
         f"PyTorch prefers cuDNN on {summary.chip}, and cuDNN plans each new length for {duration(plan)}",
-        f"with {KERNELS}, which need no plans, or a cache of fixed length: {duration(without)} per step",
-        max(summary.step_seconds - without, 0.0),
+        f"with {KERNELS}, which need no plans, or a cache of fixed length: {duration(seconds)} per step",
+        max(summary.step_seconds - seconds, 0.0),
         key="host-bound",
         remedy="attention-plans",
         line=line,
         numbers={"plans": len(rows), "plan_seconds": plan},
     )
+    return [advice], other, replace(summary, step_seconds=seconds, host_seconds=host)
 
 
 def _planned(timeline: Timeline) -> Array:
