@@ -18,6 +18,7 @@ class Gemm:
     """``batch`` products of [m, k] by [k, n], computed by a tuned library or inside a fused kernel.
 
     ``gathers`` is True if the elements along k are gathered one by one, as for the gradient of a convolution's filter.
+    ``whole`` is True if the library's kernels do not divide k between cores.
     """
 
     batch: int
@@ -25,6 +26,7 @@ class Gemm:
     n: int
     k: int
     gathers: bool = False
+    whole: bool = False
 
     @property
     def flops(self) -> int:

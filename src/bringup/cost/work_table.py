@@ -63,6 +63,7 @@ class WorkTable:
     k: Array
     item: Array
     gathers: Array
+    whole: Array
 
     @classmethod
     def from_signatures(cls, signatures: Sequence[Signature]) -> WorkTable:
@@ -109,6 +110,7 @@ class WorkTable:
             k=k,
             item=np.asarray([works[i].bytes / max(_elements(works[i]), 1) for i, _ in gemms], dtype=np.float64),
             gathers=np.asarray([gemm.gathers for _, gemm in gemms], dtype=bool),
+            whole=np.asarray([gemm.whole for _, gemm in gemms], dtype=bool),
         )
 
     def is_family(self, *names: str) -> Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,8 +37,20 @@ TILES = [
     if m * n <= 256 * 128 or (m, n) == (256, 256)
 ]
 SPLITS = (1, 2, 3, 4, 6, 8, 16)
-# For products whose steps along k take long: cuBLAS divides k = 100,000 into over 60.
-SPLITS_WITH_LATENCY = (*SPLITS, 64)
+# Kernels for the vector units, by their names in profiles of cuBLAS 13 and cuDNN 9.19 (sm80_xmma_gemm_f32f32,
+# cutlass_80_simt_sgemm).
+VECTOR_TILES = [(32, 32), (128, 32), (64, 64), (128, 64), (64, 128), (128, 128), (256, 64), (256, 128), (128, 256)]
+VECTOR_SPLITS = (*SPLITS, 64)
+# cuBLAS 13 adds parts of k while tiles occupy less than this share of the cores, and has more than three parts for
+# results of one tile only. Chosen by our own measurement of float32 kernels on the H100: 24 tiles have two or three
+# parts, 32 have two, 72 and more have one, and one tile with k = 100,000 has over 60.
+FILLED = 0.5
+PARTS = 3
+# Kernels for 2 to 16 rows have 4 warps per tile, which divide k (gemmSN_TN_kernel<float, 128, ...> in profiles of
+# cuBLAS 13).
+FEW_ROWS = 16
+WARPS = 4
+FEW_TILES = [(4, 32), (16, 32)]
 # Integer instructions of a GPU's core per clock, from Volta to Hopper and on AMD's compute units (CUDA C++ Programming
 # Guide, throughput of arithmetic instructions; AMD CDNA architecture: 4 units of 16 lanes).
 INTEGER = 64
@@ -53,6 +66,7 @@ def best_tiles(
     split_menu: Sequence[int],
     small: Array,
     step: Array | None = None,
+    whole: Array | None = None,
 ) -> tuple[Array, Array]:
     """Price every product with the best tile and split of a menu, by one formula over [product, tile, split].
 
@@ -64,7 +78,9 @@ def best_tiles(
         menu: the tiles, as (m, n).
         split_menu: numbers of parts into which k may be divided between cores.
         small: `Constants.small_tile` for every product.
-        step: cycles between two elements along k that a tile alone on its core waits beyond their arithmetic.
+        step: cycles between two elements along k that a tile alone on its core waits beyond their arithmetic. Other
+            tiles on the core compute meanwhile.
+        whole: True for products whose k is not divided; others into few parts, see `FILLED`.
 
     Returns:
         The seconds of every product, and the share of the cores that it keeps busy.
@@ -91,13 +107,18 @@ def best_tiles(
     stepped = padded_k / 64 * constants.step_cycles * cycle
     by_wave = waves * np.maximum(np.maximum(one_tile, fed), stepped)
     if step is not None:
-        by_wave = np.maximum(by_wave, flops / (rate / cores) + padded_k * step[:, None, None] * cycle)
+        by_wave = np.maximum(by_wave, waves * flops / (rate / cores) + padded_k * step[:, None, None] * cycle)
     by_wave += (1 + (waves - 1) * constants.tile_exposed) * constants.tile_cycles * cycle
     by_power = tiles * flops / (rate * sustained * efficiency) + constants.tile_cycles * cycle
     reduction = np.where(
         splits > 1, splits * batch * m * n * 8 / memory_rate(chip, constants) + constants.tile_cycles * cycle, 0.0
     )
-    total = (np.maximum(by_wave, by_power) + reduction).reshape(len(peaks), -1)
+    total = np.maximum(by_wave, by_power) + reduction
+    if whole is not None:
+        several = (splits > PARTS) & (tiles > splits)
+        filled = tiles * (1 - 1 / splits) >= FILLED * cores
+        total = np.where((splits > 1) & (whole[:, None, None] | filled | several), np.inf, total)
+    total = total.reshape(len(peaks), -1)
     best = (np.arange(len(peaks)), total.argmin(axis=1))
     busy = np.minimum(tiles, cores).reshape(len(peaks), -1)[best] / cores
     return total[best], busy
@@ -172,9 +193,13 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
     tiled = best_tiles(table, chip, peaks, constants, menu=TILES, split_menu=SPLITS, small=small)
     if chip.library.vector_step and on_vector.any():
         step = np.full(len(peaks), chip.library.vector_step)
-        slow = best_tiles(
-            table, chip, peaks, constants, menu=TILES, split_menu=SPLITS_WITH_LATENCY, small=small, step=step
-        )
+        tune = partial(best_tiles, split_menu=VECTOR_SPLITS, small=small, whole=table.whole)
+        slow = tune(table, chip, peaks, constants, menu=VECTOR_TILES, step=step)
+        few = (np.minimum(table.m, table.n) <= FEW_ROWS) & table.product_is_family("matmul")
+        if few.any():
+            flat = replace(table, m=np.minimum(table.m, table.n), n=np.maximum(table.m, table.n))
+            of_few = tune(flat, chip, peaks, constants, menu=FEW_TILES, step=step / WARPS)
+            slow = np.where(few, of_few[0], slow[0]), np.where(few, of_few[1], slow[1])
         tiled = np.where(on_vector, slow[0], tiled[0]), np.where(on_vector, slow[1], tiled[1])
     return with_attention(tiled, table, chip, peaks_of_attention, constants)
 
