@@ -202,3 +202,32 @@ def test_small_float32_product_waits_for_every_step_along_k() -> None:
     slow, fast = prices(chip, small, large).seconds, prices(without, small, large).seconds
     assert slow[0] > 1.2 * fast[0]
     assert slow[1] == pytest.approx(fast[1], rel=0.01)
+
+
+def test_float32_convolution_does_not_divide_k_between_cores() -> None:
+    def small(dtype: str) -> Signature:  # 49 pixels and 512 filters: 32 tiles of 32 x 32 for 132 cores
+        data = Tensor(dtype, (1, 512, 7, 7), (25088, 49, 7, 1))
+        weight = Tensor(dtype, (512, 512, 3, 3), (4608, 9, 3, 1))
+        return Signature("aten::convolution", (data, weight), (data,), {"weight": weight, "stride": [1, 1]}, tf32=())
+
+    chip = bringup.load_chip("h100-sxm")
+    (seconds,) = prices(chip, small("float32")).seconds
+    cycles = 4608 * chip.library.vector_step
+    assert seconds > cycles * 1e-9 / chip.compute.clock_ghz  # every tile waits for all steps along k
+    assert small("float32").work.gemms[0].whole
+
+
+def test_float32_product_is_divided_while_few_cores_have_a_tile() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    wait = chip.library.vector_step * 1e-9 / chip.compute.clock_ghz
+
+    def seconds(rows: int, columns: int, k: int) -> float:
+        first, second = Tensor("float32", (rows, k), (k, 1)), Tensor("float32", (k, columns), (columns, 1))
+        args = {"self": first, "mat2": second}
+        result = Tensor("float32", (rows, columns), (columns, 1))
+        return float(prices(chip, Signature("aten::mm", (first, second), (result,), args)).seconds[0])
+
+    assert seconds(64, 6144, 3072) > 3072 * wait  # 96 tiles of 64 x 64 occupy over half of 132 cores
+    assert seconds(64, 384, 3072) < 3072 * wait  # 24 tiles do not
+    assert seconds(32, 32, 100000) < 100000 * wait / 30  # one tile
+    assert seconds(8, 3072, 3072) < 3072 * wait  # 4 warps of a tile divide k

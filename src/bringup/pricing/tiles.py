@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,8 +46,10 @@ VECTOR_SPLITS = (*SPLITS, 64)
 # parts, 32 have two, 72 and more have one, and one tile with k = 100,000 has over 60.
 FILLED = 0.5
 PARTS = 3
-# Kernels for few rows have 4 warps per tile, which divide k (gemmSN_TN_kernel<float, 128, ...> in profiles of cuBLAS).
+# Kernels for 2 to 16 rows have 4 warps per tile, which divide k (gemmSN_TN_kernel<float, 128, ...> in profiles of
+# cuBLAS 13).
 FEW_ROWS = 16
+WARPS = 4
 FEW_TILES = [(4, 32), (16, 32)]
 # Integer instructions of a GPU's core per clock, from Volta to Hopper and on AMD's compute units (CUDA C++ Programming
 # Guide, throughput of arithmetic instructions; AMD CDNA architecture: 4 units of 16 lanes).
@@ -190,13 +193,12 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
     tiled = best_tiles(table, chip, peaks, constants, menu=TILES, split_menu=SPLITS, small=small)
     if chip.library.vector_step and on_vector.any():
         step = np.full(len(peaks), chip.library.vector_step)
-        rules = {"split_menu": VECTOR_SPLITS, "small": small, "whole": table.whole}
-        slow = best_tiles(table, chip, peaks, constants, menu=VECTOR_TILES, step=step, **rules)
-        few = np.minimum(table.m, table.n) <= FEW_ROWS
+        tune = partial(best_tiles, split_menu=VECTOR_SPLITS, small=small, whole=table.whole)
+        slow = tune(table, chip, peaks, constants, menu=VECTOR_TILES, step=step)
+        few = (np.minimum(table.m, table.n) <= FEW_ROWS) & table.product_is_family("matmul")
         if few.any():
             flat = replace(table, m=np.minimum(table.m, table.n), n=np.maximum(table.m, table.n))
-            of_few = best_tiles(flat, chip, peaks, constants, menu=FEW_TILES, step=step / 4, **rules)
-            few &= table.product_is_family("matmul")
+            of_few = tune(flat, chip, peaks, constants, menu=FEW_TILES, step=step / WARPS)
             slow = np.where(few, of_few[0], slow[0]), np.where(few, of_few[1], slow[1])
         tiled = np.where(on_vector, slow[0], tiled[0]), np.where(on_vector, slow[1], tiled[1])
     return with_attention(tiled, table, chip, peaks_of_attention, constants)
