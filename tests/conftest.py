@@ -89,5 +89,7 @@ def built_driver(name: str, folder: Path) -> str:
     """Compile a driver of tests/core, such as separate_driver.cpp; return the path of its library."""
     library = folder / f"{name}.so"
     source = Path(__file__).parent / "core" / f"{name}_driver.cpp"
-    subprocess.run(["g++", "-std=c++20", "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    include = str(ROOT / "csrc")
+    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-I", include, str(source), "-ldl", "-o", str(library)]
+    subprocess.run(command, check=True)
     return str(library)

@@ -15,6 +15,7 @@ struct bringup_event {};
 
 namespace {
 
+const char* device_name(int index) { return index == 0 ? "a compiler" : nullptr; }
 int open_device(int, const bringup_config* config, bringup_device** out) {
   if (!nvidia::nvrtc().usable) return kit::refuse_open("libnvrtc is missing");
   *out = new bringup_device();

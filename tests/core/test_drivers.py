@@ -47,11 +47,8 @@ def test_cuda_driver_compiles_without_cuda(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_kernels_compile_for_an_h100_without_a_gpu(tmp_path: Path, python: Run) -> None:
-    library, log = tmp_path / "ptx.so", tmp_path / "log"
-    source, include = HERE / "ptx_driver.cpp", ROOT / "csrc"
-    command = ["g++", "-std=c++20", "-shared", "-fPIC", "-I", str(include), str(source), "-ldl", "-o", str(library)]
-    subprocess.run(command, check=True)
-    done = python(IMPORT + COMPILED, timeout=900, BRINGUP_DRIVER=str(library), PTX_LOG=str(log))
+    library, log = built_driver("ptx", tmp_path), tmp_path / "log"
+    done = python(IMPORT + COMPILED, timeout=900, BRINGUP_DRIVER=library, PTX_LOG=str(log))
     if "libnvrtc is missing" in done.stderr:
         pytest.skip("NVIDIA's run-time compiler is not installed (nvidia-cuda-nvrtc, BRINGUP_CUDA_LIBRARIES)")
     assert done.returncode == 0, done.stderr
