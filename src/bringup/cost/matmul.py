@@ -21,6 +21,13 @@ def _is_aligned(tensor: Tensor) -> bool:
     return all(stride * tensor.item_bytes % 16 == 0 for stride in strides)
 
 
+def _is_outer(first: Tensor, second: Tensor) -> bool:
+    """Return True if the rows of the second factor, and the columns of the first, are contiguous, and no others."""
+    if min(*first.shape[-2:], *second.shape[-2:]) < 2:
+        return False
+    return first.strides[-2] == 1 and second.strides[-1] == 1
+
+
 def product(signature: Signature, gemm: Gemm) -> Work:
     """Return the work of one product that reads its inputs and writes its result."""
     return Work(
@@ -48,7 +55,9 @@ def two_dimensional(signature: Signature) -> Work:
         factors = ("self", "mat2")
     first, second = (signature.required(name) for name in factors)
     m, k = first.shape
-    return product(signature, Gemm(1, m, second.shape[1] if len(second.shape) > 1 else 1, k))
+    if len(second.shape) < 2:
+        return product(signature, Gemm(1, m, 1, k))
+    return product(signature, Gemm(1, m, second.shape[1], k, outer=_is_outer(first, second)))
 
 
 @rule("matmul", "bmm", "baddbmm", "addbmm")
@@ -57,7 +66,7 @@ def batched(signature: Signature) -> Work:
     factors = ("self", "mat2") if signature.base == "bmm" else ("batch1", "batch2")
     first, second = (signature.required(name) for name in factors)
     b, m, k = first.shape
-    return product(signature, Gemm(b, m, second.shape[2], k))
+    return product(signature, Gemm(b, m, second.shape[2], k, outer=_is_outer(first, second)))
 
 
 @rule("matmul", "_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")

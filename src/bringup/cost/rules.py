@@ -18,7 +18,8 @@ class Gemm:
     """``batch`` products of [m, k] by [k, n], computed by a tuned library or inside a fused kernel.
 
     ``gathers`` is True if the elements along k are gathered one by one, as for the gradient of a convolution's filter.
-    ``whole`` is True if the library's kernels do not divide k between cores.
+    ``whole`` is True if the library's kernels do not divide k between cores. ``outer`` is True if k is the outer
+    dimension of both factors in memory, as for the gradient of a layer's weights.
     """
 
     batch: int
@@ -27,6 +28,7 @@ class Gemm:
     k: int
     gathers: bool = False
     whole: bool = False
+    outer: bool = False
 
     @property
     def flops(self) -> int:
