@@ -485,3 +485,14 @@ def test_event_takes_the_host_time() -> None:
             torch.Event("chip").record()
 
     assert issued_us(three_events, dispatching(event_us=8.0)) == pytest.approx(3 * 8)
+
+
+def test_loop_of_an_optimizer_is_as_quick_as_a_loop_of_one_launch() -> None:
+    layer = torch.nn.Linear(4, 4, device="chip")
+    optimizer = torch.optim.AdamW(layer.parameters(), foreach=False)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    trace = record(optimizer.step)
+    slow = host().model_copy(update={"dispatch": host().dispatch.model_copy(update={"program": 2.0})})
+    on = bringup.load_chip("t4")
+    assert np.array_equal(replay(trace, on, host()).issued, replay(trace, on, slow).issued)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature, Tensor
@@ -71,7 +72,11 @@ def batched(signature: Signature) -> Work:
 
 @rule("matmul", "_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
 def grouped(signature: Signature) -> Work:
-    """Price the products of a mixture of experts. Groups that share a dimension count as equally large."""
+    """Price the products of a mixture of experts. Groups that share a dimension count as equally large.
+
+    Another kernel prepares the addresses of the groups. Dtypes other than bfloat16 have a product per group
+    (_grouped_mm_fallback in aten/src/ATen/native/GroupedMMUtils.h).
+    """
     first, second = signature.required("self"), signature.required("mat2")
     groups = (
         signature.results[0].shape[0]
@@ -85,7 +90,10 @@ def grouped(signature: Signature) -> Work:
         n = math.ceil(n / groups)
     elif len(first.shape) == 2:
         k = math.ceil(k / groups)
-    return product(signature, Gemm(groups, m, n, k))
+    if signature.base == "_grouped_mm" and signature.dtype != "bfloat16":
+        work = product(signature, Gemm(1, m, n, k))
+        return replace(work, gemms=work.gemms * groups, kernels=groups)
+    return replace(product(signature, Gemm(groups, m, n, k)), kernels=2)
 
 
 @rule("matmul", "dot", "vdot")

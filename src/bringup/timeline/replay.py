@@ -29,6 +29,7 @@ from bringup.recording.rows import (
     H2D,
     HOST,
     IN_BACKWARD,
+    IN_OPTIMIZER,
     LAUNCH,
     ON_HOST,
     PINNED,
@@ -356,7 +357,9 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Arr
         cost += columns["views"] * dispatch.view_us
         cost *= np.where(in_backward, dispatch.backward, 1.0)
         if dispatch.program != 1:
-            cost[_between_others(columns)] *= dispatch.program
+            # An optimizer's loop over tensors keeps its few operators in the caches.
+            rows = _between_others(columns)
+            cost[rows[columns["phase"][rows] != IN_OPTIMIZER]] *= dispatch.program
     else:
         cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us + launch_us  # one launch of a compiled graph each
     _price_replays(cost, columns, dispatch.matmul_us + launch_us)
