@@ -142,7 +142,10 @@ def test_every_work_is_finite() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_grouped_product_has_a_product_per_group_except_in_bfloat16(dtype: torch.dtype) -> None:
     with bringup.dry(), bringup.record() as trace:
-        rows, weights = torch.empty(64, 32, dtype=dtype, device="chip"), torch.empty(4, 32, 16, dtype=dtype, device="chip")
+        rows, weights = (
+            torch.empty(64, 32, dtype=dtype, device="chip"),
+            torch.empty(4, 32, 16, dtype=dtype, device="chip"),
+        )
         ends = torch.arange(16, 65, 16, dtype=torch.int32, device="chip")
         torch._grouped_mm(rows, weights, offs=ends)
     (work,) = (work_of(item) for item in trace.signatures if "_grouped_mm" in item.op)

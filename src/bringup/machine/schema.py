@@ -404,8 +404,8 @@ class HostDispatch(_Table):
     """Host time of one eager launch, by class of operator.
 
     A launch takes its class's time and ``launch_us``, in a backward pass also ``node_us``, and each of its views
-    ``view_us``. All of it is multiplied by ``program`` where the launch before was another one, but for an optimizer's,
-    and by ``backward`` in a backward pass.
+    ``view_us``. All of it is multiplied by ``program`` where the launch before was another one, except where an
+    optimizer repeats an operator, and by ``backward`` in a backward pass.
     """
 
     pointwise_us: Microseconds
