@@ -156,9 +156,10 @@ void run(const Call& call, bool fallback, bool planned) {
   if (C10_UNLIKELY(recording())) {
     for (const IValue& value : results)
       if (value.isTensor() && !value.isList()) row.outputs.push_back(storage_of(value.toTensor()).address);
-    record_launch(row,
-                  uint8_t((waits_for_result(call) && !learning ? kWaits : 0) | (fallback || planned ? kFallback : 0) | index_flags(call)),
-                  &results);
+    record_launch(
+        row,
+        uint8_t((waits_for_result(call) && !learning ? kWaits : 0) | (fallback || planned ? kFallback : 0) | index_flags(call)),
+        &results);
   }
   return_results(call, std::move(results));
 }
