@@ -1,9 +1,10 @@
 """Record the programs and operators that were measured on an H100, for `bringup validate --data FOLDER`.
 
-    python benchmarks/record_measured.py FOLDER [recorded.json.gz]
+    python benchmarks/record_measured.py FOLDER [recorded.json.gz [PART]]
 
-FOLDER holds programs.py and ops.py, which define them (set h100_bringup); they are executed. Needs transformers and
-torchvision. Nothing is computed: 97 programs, 1,394 operators and 60 host calls take two minutes.
+FOLDER holds programs.py and ops.py, which define them (set h100_bringup); they are executed. Needs torchvision and the
+measured release of transformers, 5.17. Nothing is computed: 97 programs, 1,394 operators and 60 host calls take a few
+minutes. PART is program, operator or host: only these are recorded, the others stay as they are in the table.
 """
 
 from __future__ import annotations
@@ -34,6 +35,24 @@ class Table:
         self.numbers: dict[str, int] = {}
         self.recordings: dict[str, Any] = {}
 
+    def keep(self, path: Path, part: str) -> None:
+        """Copy the recordings of other parts from a table."""
+        table = json.loads(gzip.decompress(path.read_bytes()))
+        texts = [json.dumps(data, sort_keys=True) for data in table["signatures"]]
+        for name, item in table["recordings"].items():
+            if name.split("/")[0] != part:
+                self._renumber(item["columns"], texts)
+                self.recordings[name] = item
+
+    def _renumber(self, columns: dict[str, Any], texts: list[str]) -> None:
+        """Replace the numbers of signatures by those of this table."""
+        codes = columns["signature"]
+        numbers = [
+            self.numbers.setdefault(texts[code], len(self.numbers)) if code >= 0 else -1
+            for code in ([codes] if isinstance(codes, int) else codes)
+        ]
+        columns["signature"] = numbers[0] if isinstance(codes, int) else numbers
+
     def add(self, name: str, call: Callable[[], Any], *, warm_ups: int, reset: Callable[[], Any] | None = None) -> None:
         """Record one call after others have warmed it up."""
         for _ in range(warm_ups):
@@ -49,11 +68,7 @@ class Table:
             torch.chip.synchronize()
             bringup.step()
         packed = pack(trace)
-        texts = [json.dumps(data, sort_keys=True) for data in trace.signature_data]
-        numbers = [self.numbers.setdefault(text, len(self.numbers)) for text in texts]
-        codes = packed["signature"]
-        renumbered = [numbers[code] if code >= 0 else -1 for code in ([codes] if isinstance(codes, int) else codes)]
-        packed["signature"] = renumbered[0] if isinstance(codes, int) else renumbered
+        self._renumber(packed, [json.dumps(data, sort_keys=True) for data in trace.signature_data])
         for _ in range(2):  # the allocator's memory is steady after three calls
             call()
         self.recordings[name] = {
@@ -189,6 +204,7 @@ def record_host(table: Table) -> None:
 def main() -> None:
     warnings.simplefilter("ignore")
     folder, out = Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else TABLE
+    part = sys.argv[3] if len(sys.argv) > 3 else ""
     sys.path.insert(0, str(folder))
     for name in ("nms", "qnms"):  # torchvision's meta kernels are for operators of its library, which may be missing
         try:
@@ -198,11 +214,16 @@ def main() -> None:
     programs, ops = importlib.import_module("programs"), importlib.import_module("ops")
     bringup.use(CHIP, past_capacity=True)
     table = Table()
+    if part:
+        table.keep(out, part)
     with bringup.dry():
         two_threads()
-    record_programs(programs, table)
-    record_operators(ops, table)
-    record_host(table)
+    if part in ("", "program"):
+        record_programs(programs, table)
+    if part in ("", "operator"):
+        record_operators(ops, table)
+    if part in ("", "host"):
+        record_host(table)
     table.write(out)
     print(f"{out}: {out.stat().st_size:,} bytes, {len(table.recordings)} recordings, {len(table.numbers)} signatures")
 

@@ -137,3 +137,18 @@ def test_every_work_is_finite() -> None:
     for signature in trace.signatures:
         work = work_of(signature)
         assert all(math.isfinite(value) and value >= 0 for value in (work.flops, work.bytes, work.items)), signature.op
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_grouped_product_has_a_product_per_group_except_in_bfloat16(dtype: torch.dtype) -> None:
+    with bringup.dry(), bringup.record() as trace:
+        rows, weights = (
+            torch.empty(64, 32, dtype=dtype, device="chip"),
+            torch.empty(4, 32, 16, dtype=dtype, device="chip"),
+        )
+        ends = torch.arange(16, 65, 16, dtype=torch.int32, device="chip")
+        torch._grouped_mm(rows, weights, offs=ends)
+    (work,) = (work_of(item) for item in trace.signatures if "_grouped_mm" in item.op)
+    sizes = [(gemm.batch, gemm.m, gemm.n, gemm.k) for gemm in work.gemms]
+    assert sizes == ([(4, 16, 16, 32)] if dtype == torch.bfloat16 else 4 * [(1, 16, 16, 32)])
+    assert work.kernels == (2 if dtype == torch.bfloat16 else 4)

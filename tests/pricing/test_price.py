@@ -52,7 +52,8 @@ def test_dtype_with_a_matrix_peak_is_supported_in_products_casts_and_copies(name
     priced = prices(chip, *launches)
     assert priced.supported.tolist() == [True] * len(launches)
     peak = chip.matrix.tflops[dtype] * 1e12
-    assert pricing.matrix_rate(chip, dtype) == peak * pricing.matrix_sustained(chip)
+    sustained = chip.library.sustained.get(dtype, pricing.matrix_sustained(chip))
+    assert pricing.matrix_rate(chip, dtype) == peak * sustained
     assert priced.engines[pricing.ENGINES.index("matrix"), 0] > 2 * 8192**3 / peak
 
 
@@ -231,3 +232,57 @@ def test_float32_product_is_divided_while_few_cores_have_a_tile() -> None:
     assert seconds(64, 384, 3072) < 3072 * wait  # 24 tiles do not
     assert seconds(32, 32, 100000) < 100000 * wait / 30  # one tile
     assert seconds(8, 3072, 3072) < 3072 * wait  # 4 warps of a tile divide k
+
+
+def matrices(m: int, n: int, k: int, *, dtype: str = "bfloat16", outer: bool = False, batch: int = 0) -> Signature:
+    first = Tensor(dtype, (m, k), (1, m) if outer else (k, 1), 0)
+    second, result = Tensor(dtype, (k, n), (n, 1), 1), Tensor(dtype, (m, n), (n, 1), written=True)
+    if batch:
+        first, second, result = (
+            Tensor(dtype, (batch, *t.shape), (t.shape[0] * t.shape[1], *t.strides), i)
+            for i, t in enumerate((first, second, result))
+        )
+    op = "aten::bmm" if batch else "aten::mm"
+    tf32 = ("matmul",) if dtype == "float32" else ()
+    return Signature(op, (first, second), (result,), {"self": first, "mat2": second}, tf32=tf32)
+
+
+def test_tiles_of_a_cluster_load_their_common_operand_once() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    alone = chip.model_copy(update={"library": chip.library.model_copy(update={"cluster": {}})})
+    half = matrices(512, 4096, 4096)  # tiles of 128 x 128 are fed by the cache, not limited by their arithmetic
+    assert prices(chip, half).seconds[0] < 0.9 * prices(alone, half).seconds[0]
+    single = matrices(512, 4096, 4096, dtype="float32")  # the chip file has no clusters for TF32
+    assert prices(chip, single).seconds[0] == prices(alone, single).seconds[0]
+
+
+def test_product_fills_its_cores_before_it_overlaps_with_memory() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    (seconds,) = prices(chip, matrices(1, 16384, 4096)).seconds
+    streamed = 2 * 16384 * 4096 / pricing.memory_rate(chip) / pricing.DEFAULT.streams_matmul
+    assert (
+        seconds > streamed + pricing.launch_seconds(chip) + pricing.DEFAULT.tile_cycles * 1e-9 / chip.compute.clock_ghz
+    )
+
+
+def test_tiles_are_chosen_so_that_enough_cores_read_memory() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    priced = prices(chip, *(matrices(2, n, 4096) for n in (4096, 6144, 14336)))
+    assert (priced.share > pricing.DEFAULT.cores_for_bandwidth).all()
+
+
+def test_short_tiles_fill_while_others_compute() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    (seconds,) = prices(chip, matrices(32, 32, 64, batch=4096)).seconds
+    waves = 4096 / chip.compute.cores
+    assert seconds < 0.5 * waves * pricing.DEFAULT.tile_cycles * 1e-9 / chip.compute.clock_ghz
+
+
+def test_product_over_the_outer_dimension_of_both_factors_is_slower_in_tf32() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    for dtype, ratio in (("float32", chip.library.outer["tf32"]), ("bfloat16", 1.0)):
+        plain, gradient = (matrices(4096, 4096, 4096, dtype=dtype, outer=outer) for outer in (False, True))
+        assert not plain.work.gemms[0].outer
+        assert gradient.work.gemms[0].outer
+        forward, backward = prices(chip, plain, gradient).seconds
+        assert forward / backward == pytest.approx(ratio, rel=0.1)

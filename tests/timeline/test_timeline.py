@@ -485,3 +485,18 @@ def test_event_takes_the_host_time() -> None:
             torch.Event("chip").record()
 
     assert issued_us(three_events, dispatching(event_us=8.0)) == pytest.approx(3 * 8)
+
+
+def test_loop_of_an_optimizer_is_slow_in_its_first_round_only() -> None:
+    def issued(tensors: int, program: float) -> float:
+        parameters = [torch.nn.Parameter(torch.ones(4, device="chip")) for _ in range(tensors)]
+        for parameter in parameters:
+            parameter.grad = torch.ones_like(parameter)
+        trace = record(torch.optim.SGD(parameters, momentum=0.9, foreach=False).step)
+        dispatch = host().dispatch.model_copy(update={"program": program})
+        machine = host().model_copy(update={"dispatch": dispatch})
+        return float(replay(trace, bringup.load_chip("t4"), machine).issued.max())
+
+    first = issued(1, 2.0) - issued(1, 1.0)
+    assert first > 0
+    assert issued(9, 2.0) - issued(9, 1.0) == pytest.approx(first)

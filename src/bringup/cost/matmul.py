@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from bringup.cost.rules import Gemm, Work, names, rule
 from bringup.cost.signature import Signature, Tensor
@@ -19,6 +20,13 @@ def _is_aligned(tensor: Tensor) -> bool:
         return True
     strides = (stride for size, stride in zip(tensor.shape, tensor.strides, strict=True) if size > 1 and stride > 1)
     return all(stride * tensor.item_bytes % 16 == 0 for stride in strides)
+
+
+def _is_outer(first: Tensor, second: Tensor) -> bool:
+    """Return True if the rows of the second factor, and the columns of the first, are contiguous, and no others."""
+    if min(*first.shape[-2:], *second.shape[-2:]) < 2:
+        return False
+    return first.strides[-2] == 1 and second.strides[-1] == 1
 
 
 def product(signature: Signature, gemm: Gemm) -> Work:
@@ -48,7 +56,9 @@ def two_dimensional(signature: Signature) -> Work:
         factors = ("self", "mat2")
     first, second = (signature.required(name) for name in factors)
     m, k = first.shape
-    return product(signature, Gemm(1, m, second.shape[1] if len(second.shape) > 1 else 1, k))
+    if len(second.shape) < 2:
+        return product(signature, Gemm(1, m, 1, k))
+    return product(signature, Gemm(1, m, second.shape[1], k, outer=_is_outer(first, second)))
 
 
 @rule("matmul", "bmm", "baddbmm", "addbmm")
@@ -57,12 +67,16 @@ def batched(signature: Signature) -> Work:
     factors = ("self", "mat2") if signature.base == "bmm" else ("batch1", "batch2")
     first, second = (signature.required(name) for name in factors)
     b, m, k = first.shape
-    return product(signature, Gemm(b, m, second.shape[2], k))
+    return product(signature, Gemm(b, m, second.shape[2], k, outer=_is_outer(first, second)))
 
 
 @rule("matmul", "_grouped_mm", "_scaled_grouped_mm", "_scaled_grouped_mm_v2")
 def grouped(signature: Signature) -> Work:
-    """Price the products of a mixture of experts. Groups that share a dimension count as equally large."""
+    """Price the products of a mixture of experts. Groups that share a dimension count as equally large.
+
+    Another kernel prepares the addresses of the groups. Dtypes other than bfloat16 have a product per group
+    (_grouped_mm_fallback in aten/src/ATen/native/GroupedMMUtils.h).
+    """
     first, second = signature.required("self"), signature.required("mat2")
     groups = (
         signature.results[0].shape[0]
@@ -76,7 +90,10 @@ def grouped(signature: Signature) -> Work:
         n = math.ceil(n / groups)
     elif len(first.shape) == 2:
         k = math.ceil(k / groups)
-    return product(signature, Gemm(groups, m, n, k))
+    if signature.base == "_grouped_mm" and signature.dtype != "bfloat16":
+        work = product(signature, Gemm(1, m, n, k))
+        return replace(work, gemms=work.gemms * groups, kernels=groups)
+    return replace(product(signature, Gemm(groups, m, n, k)), kernels=2)
 
 
 @rule("matmul", "dot", "vdot")

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
+from operator import attrgetter
 
 from bringup.cost.signature import Signature
 from bringup.errors import BringupError
@@ -18,7 +19,8 @@ class Gemm:
     """``batch`` products of [m, k] by [k, n], computed by a tuned library or inside a fused kernel.
 
     ``gathers`` is True if the elements along k are gathered one by one, as for the gradient of a convolution's filter.
-    ``whole`` is True if the library's kernels do not divide k between cores.
+    ``whole`` is True if the library's kernels do not divide k between cores. ``outer`` is True if k is the outer
+    dimension of both factors in memory, as for the gradient of a layer's weights.
     """
 
     batch: int
@@ -27,6 +29,7 @@ class Gemm:
     k: int
     gathers: bool = False
     whole: bool = False
+    outer: bool = False
 
     @property
     def flops(self) -> int:
@@ -235,18 +238,21 @@ def named_family_of(op: str) -> str | None:
 # The exceptions of a rule whose tensors or arguments are not those of its operator.
 _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, StopIteration, TypeError, ValueError)
 MOST_WORK = 1e60  # far beyond any launch, and small enough that no price overflows
+AMOUNTS = (
+    *("vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes"),
+    *("offsets", "sectors", "waits", "chain", "converted_bytes", "conversions", "cells"),
+)
+_amounts = attrgetter(*AMOUNTS)
 
 
 def _check(work: Work) -> None:
     """Raise ValueError if a launch's work cannot be priced: negative, infinite or not a number."""
-    fields = ["vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes", "flops"]
-    fields += ["offsets", "sectors", "waits", "chain", "converted_bytes", "conversions", "cells"]
-    amounts = {name: float(getattr(work, name)) for name in fields}
-    amounts["in_flight"] = min(float(work.in_flight), 1.0)  # infinity stands for a whole tensor
-    amounts["product"] = min((float(min(g.batch, g.m, g.n, g.k)) for g in work.gemms), default=0.0)
-    for name, amount in amounts.items():
+    sides = min([min(gemm.batch, gemm.m, gemm.n, gemm.k) for gemm in work.gemms], default=0)
+    in_flight = min(work.in_flight, 1.0)  # infinity stands for a whole tensor
+    amounts = (*_amounts(work), work.flops, in_flight, sides)
+    for name, amount in zip((*AMOUNTS, "flops", "in_flight", "product"), amounts, strict=True):
         if not 0 <= amount < MOST_WORK:
-            raise ValueError(f"{name} is {amount:g}")
+            raise ValueError(f"{name} is {float(amount):g}")
     if not (0 < work.streams <= 1 and 1 <= work.kernels < MOST_WORK):
         raise ValueError(f"{work.kernels} kernels reach {work.streams} of the bandwidth")
 

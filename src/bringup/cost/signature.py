@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from bringup.machine.vocabulary import ITEM_BYTES, TF32_DEFAULT
@@ -38,8 +38,11 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the distinct elements; an expanded dimension, with stride 0, counts once."""
-        distinct = math.prod(size for size, stride in zip(self.shape, self.strides, strict=True) if stride or not size)
-        return distinct * self.item_bytes
+        nbytes = ITEM_BYTES.get(self.dtype, 4)
+        for size, stride in zip(self.shape, self.strides, strict=True):
+            if stride or not size:
+                nbytes *= size
+        return nbytes
 
     @property
     def is_integer(self) -> bool:
@@ -72,8 +75,8 @@ class Signature:
     @classmethod
     def parse(cls, data: dict[str, Any]) -> Signature:
         """Build a signature from its JSON form in a trace."""
-        inputs = tuple(_tensor(item) for item in data["inputs"])
-        outputs = tuple(_tensor(item) for item in data["outputs"])
+        inputs = tuple(map(_tensor, data["inputs"]))
+        outputs = tuple(map(_tensor, data["outputs"]))
         args = {str(name): _value(value, inputs) for name, value in data["args"].items()}
         inner = tuple(cls.parse(item) for item in data.get("inner", ()))
         tf32 = tuple(data.get("tf32", TF32_DEFAULT))
@@ -98,13 +101,13 @@ class Signature:
     @cached_property
     def tensors(self) -> tuple[Tensor, ...]:
         """The defined inputs."""
-        return tuple(tensor for tensor in self.inputs if tensor is not None)
+        return tuple([tensor for tensor in self.inputs if tensor is not None])
 
     @cached_property
     def results(self) -> tuple[Tensor, ...]:
         """The tensors that the launch writes: fresh outputs and written inputs."""
         fresh = [tensor for tensor in self.outputs if tensor is not None]
-        return (*fresh, *(tensor for tensor in self.tensors if tensor.written))
+        return (*fresh, *[tensor for tensor in self.tensors if tensor.written])
 
     def tensor(self, name: str) -> Tensor | None:
         """Return a tensor argument by name; None if it is absent or undefined."""
@@ -133,19 +136,20 @@ class Signature:
         """
         on_chip = [tensor for tensor in self.tensors if tensor.storage >= 0]
         deciding = [tensor for tensor in on_chip if tensor.shape] or on_chip or self.results
-        highest = max(deciding, key=lambda tensor: _rank(tensor.dtype), default=None)  # the first of equals
-        return "float32" if highest is None else highest.dtype
+        dtypes = [tensor.dtype for tensor in deciding]
+        return max(dtypes, key=_rank, default="float32")  # the first of equals
 
     @cached_property
     def read_bytes(self) -> int:
         """Bytes read from device memory; each input counts once."""
-        read = (tensor for tensor in self.tensors if not (tensor.written and self.overwrites))
-        return sum(tensor.nbytes for tensor in read if tensor.storage >= 0)
+        overwrites = self.overwrites
+        read = [tensor for tensor in self.tensors if tensor.storage >= 0 and not (tensor.written and overwrites)]
+        return sum([tensor.nbytes for tensor in read])
 
     @cached_property
     def written_bytes(self) -> int:
         """Bytes written to device memory."""
-        return sum(tensor.nbytes for tensor in self.results)
+        return sum([tensor.nbytes for tensor in self.results])
 
     @property
     def overwrites(self) -> bool:
@@ -158,6 +162,7 @@ class Signature:
         return " ".join(f"{t.dtype}{list(t.shape)}" for t in (self.tensors or self.results))
 
 
+@cache
 def _rank(dtype: str) -> int:
     if dtype.startswith("complex"):
         return 3

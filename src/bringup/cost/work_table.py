@@ -64,6 +64,7 @@ class WorkTable:
     item: Array
     gathers: Array
     whole: Array
+    outer: Array
 
     @classmethod
     def from_signatures(cls, signatures: Sequence[Signature]) -> WorkTable:
@@ -111,6 +112,7 @@ class WorkTable:
             item=np.asarray([works[i].bytes / max(_elements(works[i]), 1) for i, _ in gemms], dtype=np.float64),
             gathers=np.asarray([gemm.gathers for _, gemm in gemms], dtype=bool),
             whole=np.asarray([gemm.whole for _, gemm in gemms], dtype=bool),
+            outer=np.asarray([gemm.outer for _, gemm in gemms], dtype=bool),
         )
 
     def is_family(self, *names: str) -> Array:

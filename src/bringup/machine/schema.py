@@ -244,11 +244,13 @@ class Library(_Table):
         attention_backward: rate of the products in the backward pass of such attention, over peak.
         sustained: dtype -> best large product over peak, where it differs from ``matrix.sustained``.
         unaligned: dtype -> rate of products whose rows do not start at multiples of 16 bytes, over the sustained rate.
+        outer: dtype -> rate of products whose k is the outer dimension of both factors, over the sustained rate.
         convolution: dtype -> rate of convolutions over that of equal products.
         filter_gradient: rate of the product for the gradient of a convolution's filter over that of an equal product.
         winograd: speed of a 3 x 3 convolution in float32 over that of its product.
         vector_tile: operand traffic of products on the vector units, as `Constants.small_tile_vector`.
         vector_step: cycles per element along k that a tile alone on its core waits beyond its arithmetic there.
+        cluster: dtype -> tiles of a product that load the rows or columns that they share once, in a cluster of cores.
         channels_last: dtype -> share of the sustained bandwidth that conversions to and from channels last reach, for
             dtypes whose convolutions want that layout; TF32 always does.
         depthwise, depthwise_channels_last: rate of depthwise convolutions over the vector units' peak.
@@ -258,11 +260,13 @@ class Library(_Table):
     softmax_overlap: Annotated[float, Field(ge=1, le=8)] | None = None
     sustained: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
     unaligned: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
+    outer: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
     convolution: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
     filter_gradient: Fraction = 1.0
     winograd: Annotated[Factor | None, Field(description="1 if the library has no such kernels")] = None
     vector_tile: Factor | None = None
     vector_step: Factor | None = None
+    cluster: Annotated[dict[Key, Factor], Field(max_length=64)] = {}
     channels_last: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
     depthwise: Fraction = 1.0
     depthwise_channels_last: Fraction = 1.0
@@ -400,8 +404,8 @@ class HostDispatch(_Table):
     """Host time of one eager launch, by class of operator.
 
     A launch takes its class's time and ``launch_us``, in a backward pass also ``node_us``, and each of its views
-    ``view_us``. All of it is multiplied by ``program`` where the launch before was another one, and by ``backward`` in
-    a backward pass.
+    ``view_us``. All of it is multiplied by ``program`` where the launch before was another one, except where an
+    optimizer repeats an operator, and by ``backward`` in a backward pass.
     """
 
     pointwise_us: Microseconds

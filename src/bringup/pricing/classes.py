@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
 Array = npt.NDArray[Any]
+Products = tuple[Array, Array, Array]  # see `ChipClass.products`
 
 # Filled share of the last cache up to which a second pass hits, and from which it misses. From layer norm and softmax
 # by row length on P100, V100, T4 and A100 (github.com/sitar-lab/NeuSight).
@@ -58,8 +59,8 @@ class ChipClass:
     Arrays have one entry per signature; those of `products` have one per product.
 
     Attributes:
-        products: (table, chip, peaks, constants) -> seconds of every product, and the share of the cores that it keeps
-            busy. ``peaks`` is the peak flop/s for every product's dtype.
+        products: (table, chip, peaks, constants) -> seconds of every product, the share of the cores that it keeps
+            busy, and further seconds that overlap with nothing. ``peaks`` is the peak flop/s for every product's dtype.
         sustained: rate of the best large product over peak, for a chip file without this value.
         overlap: the p of Note [The analytic model].
         streams: family -> share of the sustained bandwidth that its kernels reach.
@@ -73,7 +74,7 @@ class ChipClass:
         queues: True if the host continues while a launch runs; False if the launching thread computes.
     """
 
-    products: Callable[[WorkTable, Chip, Array, Constants], tuple[Array, Array]]
+    products: Callable[[WorkTable, Chip, Array, Constants], Products]
     sustained: Callable[[Constants], float]
     overlap: Callable[[Constants], float]
     streams: Callable[[Constants], dict[str, float]] = named_streams

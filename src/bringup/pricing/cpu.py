@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost.work_table import WorkTable
-from bringup.pricing.classes import ChipClass, nothing, register
+from bringup.pricing.classes import ChipClass, Products, nothing, register
 from bringup.pricing.constants import Constants
 from bringup.pricing.tiles import best_tiles, with_attention
 
@@ -21,7 +21,7 @@ Array = npt.NDArray[Any]
 CPU_TILES = [(m, n) for m in (16, 32, 64, 128) for n in (16, 32, 48, 64, 96, 128)]
 
 
-def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
+def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> Products:
     small = np.ones(len(peaks))  # operands stay in registers for a whole panel
     tiled = best_tiles(table, chip, peaks, constants, menu=CPU_TILES, split_menu=(1,), small=small)
     return with_attention(tiled, table, chip, peaks, constants)

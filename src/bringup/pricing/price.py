@@ -21,7 +21,7 @@ import numpy.typing as npt
 from bringup.cost import FAMILIES, Signature, Work
 from bringup.cost.rules import ITEMS_PER_CORE
 from bringup.cost.work_table import WorkTable
-from bringup.pricing.classes import class_of
+from bringup.pricing.classes import Products, class_of
 from bringup.pricing.constants import DEFAULT, Constants
 from bringup.pricing.rates import (
     cache_rate,
@@ -102,14 +102,14 @@ def price_table(
     # A small launch does not fill the chip, and runs at the rate of the cores that it reaches.
     vector = table.vector_flops / (vector_rates * _depthwise_share(table, chip)) / reached
     special = table.special / special_rate(chip) / reached
-    matrix, share = _matrix_seconds(replace(table, dtypes=tuple(engine_dtypes)), chip, reached, constants)
+    matrix, share, exposed = _matrix_seconds(replace(table, dtypes=tuple(engine_dtypes)), chip, reached, constants)
     memory = _memory_seconds(table, signatures, chip, share, warm, constants)
     q = np.where((table.hides_softmax > 0) & in_half(table.dtypes), chip.library.softmax_overlap or 1.0, 1.0)
     compute = ((vector + special) ** q + matrix**q) ** (1 / q) + chip_class.core_seconds(
         table, chip, reached, constants
     )
     p = chip_class.overlap(constants)
-    body = (compute**p + memory**p) ** (1 / p) + chip_class.exposed_seconds(table, chip, constants)
+    body = (compute**p + memory**p) ** (1 / p) + exposed + chip_class.exposed_seconds(table, chip, constants)
     converted = np.where(conversion > 0, table.converted_bytes, 0.0) / np.where(conversion > 0, conversion, 1.0)
     body += converted / memory_rate(chip, constants)
     if chip.efficiency:
@@ -157,15 +157,15 @@ def _supports(chip: Chip, signature: Signature) -> bool:
     return all(chip.supports(launch.op, launch.work.family, launch.dtype) for launch in launches)
 
 
-def _matrix_seconds(table: WorkTable, chip: Chip, share: Array, constants: Constants) -> tuple[Array, Array]:
-    """Return the seconds of each signature's products, and `share` updated for signatures with products."""
+def _matrix_seconds(table: WorkTable, chip: Chip, share: Array, constants: Constants) -> Products:
+    """Return what `ChipClass.products` does for each signature, with `share` updated for signatures with products."""
     if not len(table.owner):
-        return np.zeros(len(share)), share
+        return np.zeros(len(share)), share, np.zeros(len(share))
     peaks = np.asarray([matrix_peak(chip, table.dtypes[i]) for i in table.owner])
-    seconds, busy = class_of(chip).products(table, chip, peaks, constants)
+    seconds, busy, exposed = class_of(chip).products(table, chip, peaks, constants)
     most = np.zeros_like(share)
     np.maximum.at(most, table.owner, busy)
-    return table.by_signature(seconds), np.where(most > 0, most, share)
+    return table.by_signature(seconds), np.where(most > 0, most, share), table.by_signature(exposed)
 
 
 def _memory_seconds(

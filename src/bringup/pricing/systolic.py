@@ -11,7 +11,7 @@ import numpy.typing as npt
 from bringup.cost import FAMILIES
 from bringup.cost.work_table import WorkTable
 from bringup.pricing import tiles
-from bringup.pricing.classes import ChipClass, register
+from bringup.pricing.classes import ChipClass, Products, register
 from bringup.pricing.constants import Constants
 from bringup.pricing.cpu import CPU
 from bringup.pricing.rates import matrix_sustained, memory_rate
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 
-def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
+def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> Products:
     """Price folds: blocks of weights that fill an array, through which all rows stream."""
     rows, columns, arrays = chip.matrix.rows or 1, chip.matrix.columns or 1, chip.matrix.arrays
     rates = peaks * matrix_sustained(chip, constants)
@@ -31,7 +31,7 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
     per_fold = np.maximum(table.m, rows * constants.systolic_fill)
     cycles = folds * per_fold / np.minimum(arrays, folds) + 2 * rows
     cycle = 2.0 * rows * columns * arrays / rates  # at the sustained rate of this dtype
-    return cycles * cycle, np.minimum(1.0, folds / arrays)
+    return cycles * cycle, np.minimum(1.0, folds / arrays), np.zeros_like(cycles)
 
 
 def _exposed_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:

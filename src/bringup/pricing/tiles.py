@@ -13,7 +13,7 @@ import numpy.typing as npt
 from bringup.cost.rules import SECTOR
 from bringup.cost.work_table import WorkTable
 from bringup.machine.vocabulary import matrix_dtype
-from bringup.pricing.classes import ChipClass, register
+from bringup.pricing.classes import ChipClass, Products, register
 from bringup.pricing.constants import Constants
 from bringup.pricing.rates import (
     cache_rate,
@@ -51,6 +51,11 @@ PARTS = 3
 FEW_ROWS = 16
 WARPS = 4
 FEW_TILES = [(4, 32), (16, 32)]
+# Bytes along k of one step: names in profiles of cuBLAS 13 say 64 elements of 16 bits, 128 of 8 bits, 32 of TF32.
+STEP = 128
+# Bytes per clock from the last cache to one core of a GPU (Jia et al., Dissecting the NVIDIA Volta GPU Architecture via
+# Microbenchmarking, 2018: 64 between L2 and a core's L1).
+PORT = 64
 # Integer instructions of a GPU's core per clock, from Volta to Hopper and on AMD's compute units (CUDA C++ Programming
 # Guide, throughput of arithmetic instructions; AMD CDNA architecture: 4 units of 16 lanes).
 INTEGER = 64
@@ -66,8 +71,9 @@ def best_tiles(
     split_menu: Sequence[int],
     small: Array,
     step: Array | None = None,
-    whole: Array | None = None,
-) -> tuple[Array, Array]:
+    seldom: Array | None = None,
+    port: float = np.inf,
+) -> Products:
     """Price every product with the best tile and split of a menu, by one formula over [product, tile, split].
 
     Args:
@@ -80,10 +86,12 @@ def best_tiles(
         small: `Constants.small_tile` for every product.
         step: cycles between two elements along k that a tile alone on its core waits beyond their arithmetic. Other
             tiles on the core compute meanwhile.
-        whole: True for products whose k is not divided; others into few parts, see `FILLED`.
+        seldom: True for products whose k is divided into few parts, see `FILLED`, and not at all if they are `whole`.
+        port: bytes per clock that a core receives from the last cache at most.
 
     Returns:
-        The seconds of every product, and the share of the cores that it keeps busy.
+        `ChipClass.products`. The first tiles fill their cores before anything overlaps, and the parts of a divided k
+        are added afterwards.
     """
     cores = chip.compute.cores
     sustained = matrix_sustained(chip, constants)
@@ -103,30 +111,39 @@ def best_tiles(
     # A single core runs near its peak. All cores together run at the sustained rate, because of the power limit.
     one_tile = flops / (rate / cores * max(constants.core_sustained, sustained) * efficiency)
     item = table.item[:, None, None]
-    fed = (tile_m + tile_n) * padded_k * item / (cache_rate(chip, constants) / np.minimum(tiles, cores))
-    stepped = padded_k / 64 * constants.step_cycles * cycle
+    shared = _cluster(table, chip)[:, None, None]  # tiles of a cluster load their common rows or columns once
+    loads = np.minimum(tile_m / shared + tile_n, tile_m + tile_n / shared) * padded_k * item
+    fed = loads / np.minimum(cache_rate(chip, constants) / np.minimum(tiles, cores), port / cycle)
+    stepped = padded_k * item / STEP * constants.step_cycles * cycle
     by_wave = waves * np.maximum(np.maximum(one_tile, fed), stepped)
     if step is not None:
         by_wave = np.maximum(by_wave, waves * flops / (rate / cores) + padded_k * step[:, None, None] * cycle)
-    by_wave += (1 + (waves - 1) * constants.tile_exposed) * constants.tile_cycles * cycle
-    by_power = tiles * flops / (rate * sustained * efficiency) + constants.tile_cycles * cycle
-    reduction = np.where(
-        splits > 1, splits * batch * m * n * 8 / memory_rate(chip, constants) + constants.tile_cycles * cycle, 0.0
-    )
-    total = np.maximum(by_wave, by_power) + reduction
-    if whole is not None:
+    fill = constants.tile_cycles * cycle
+    # Half of the scratchpad holds the operands of later tiles, whose fill is hidden if they are short.
+    is_plain = table.product_is_family("matmul")[:, None, None]
+    room = chip.scratchpad.kib_per_core * 512 if chip.scratchpad else 0.0
+    ahead = np.where(is_plain, np.maximum(np.floor(room / ((tile_m + tile_n) * padded_k * item)), 1.0), 1.0)
+    by_wave += (np.ceil(waves / ahead) - 1) * constants.tile_exposed * fill
+    by_power = tiles * flops / (rate * sustained * efficiency)
+    total = np.maximum(by_wave, by_power)
+    if seldom is not None:
         several = (splits > PARTS) & (tiles > splits)
         filled = tiles * (1 - 1 / splits) >= FILLED * cores
-        total = np.where((splits > 1) & (whole[:, None, None] | filled | several), np.inf, total)
-    total = total.reshape(len(peaks), -1)
-    best = (np.arange(len(peaks)), total.argmin(axis=1))
-    busy = np.minimum(tiles, cores).reshape(len(peaks), -1)[best] / cores
-    return total[best], busy
+        refused = seldom[:, None, None] & (table.whole[:, None, None] | filled | several)
+        total = np.where((splits > 1) & refused, np.inf, total)
+    added = splits * batch * m * n * 8 / memory_rate(chip, constants) + fill
+    exposed = np.where(splits > 1, fill + added, np.full_like(total, fill))
+    share = np.minimum(tiles, cores) / cores
+    moved = table.batch * (table.m * table.k + table.k * table.n + table.m * table.n) * table.item
+    moved = np.where(is_plain, moved[:, None, None], 0.0)
+    streamed = moved / memory_rate(chip, constants) / np.minimum(1.0, share / constants.cores_for_bandwidth)
+    body = np.sqrt(total * total + streamed * streamed) + exposed  # near `overlap`, and quick
+    best = (np.arange(len(peaks)), body.reshape(len(peaks), -1).argmin(axis=1))
+    seconds, share, exposed = (values.reshape(len(peaks), -1)[best] for values in (total, share, exposed))
+    return seconds, share, exposed
 
 
-def with_attention(
-    products: tuple[Array, Array], table: WorkTable, chip: Chip, peaks: Array, constants: Constants
-) -> tuple[Array, Array]:
+def with_attention(products: Products, table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> Products:
     """Replace the prices of products inside fused attention.
 
     A tile is 128 queries of a head. If there are fewer tiles than cores, the keys are divided between cores.
@@ -144,9 +161,9 @@ def with_attention(
     rate = peaks / cores * _attention_share(table, chip, constants)
     one_tile = 2 * height * table.n * table.k / splits / rate
     one_tile += constants.tile_cycles * 1e-9 / chip.compute.clock_ghz
-    seconds, share = products
+    seconds, share, exposed = products
     busy = np.minimum(1.0, tiles * splits / cores)
-    return np.where(fused, waves * one_tile, seconds), np.where(fused, busy, share)
+    return np.where(fused, waves * one_tile, seconds), np.where(fused, busy, share), np.where(fused, 0.0, exposed)
 
 
 def _attention_share(table: WorkTable, chip: Chip, constants: Constants) -> Array:
@@ -183,33 +200,49 @@ def _library_share(table: WorkTable, chip: Chip, constants: Constants) -> Array:
     share *= np.where(table.aligned > 0, 1.0, [library.unaligned.get(name, 1.0) for name in names])
     slower = [library.convolution.get(name, 1.0) for name in names]
     share *= np.where(table.is_family("convolution"), slower, 1.0)
-    return share[table.owner] * np.where(table.gathers, library.filter_gradient, 1.0)
+    outer = np.asarray([library.outer.get(name, 1.0) for name in names])[table.owner]
+    return share[table.owner] * np.where(table.gathers, library.filter_gradient, np.where(table.outer, outer, 1.0))
 
 
-def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
+def _cluster(table: WorkTable, chip: Chip) -> Array:
+    """Return the number of tiles that load their common operand once, for every product."""
+    tiles = [chip.library.cluster.get(matrix_dtype(dtype), 1.0) for dtype in table.dtypes]
+    return np.where(table.is_family("matmul"), tiles, 1.0)[table.owner]
+
+
+def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> Products:
     on_vector = _on_vector(table, chip)
     small = np.where(on_vector, chip.library.vector_tile or constants.small_tile_vector, constants.small_tile)
     peaks_of_attention, peaks = peaks, peaks * _library_share(table, chip, constants)
-    tiled = best_tiles(table, chip, peaks, constants, menu=TILES, split_menu=SPLITS, small=small)
+    tf32 = np.asarray([dtype == "tf32" for dtype in table.dtypes], dtype=bool)[table.owner]
+    tune = partial(best_tiles, table, chip, peaks, constants, small=small)
+    tiled = tune(menu=TILES, split_menu=SPLITS, port=PORT, seldom=tf32)
     if chip.library.vector_step and on_vector.any():
         step = np.full(len(peaks), chip.library.vector_step)
-        tune = partial(best_tiles, split_menu=VECTOR_SPLITS, small=small, whole=table.whole)
+        tune = partial(best_tiles, split_menu=VECTOR_SPLITS, small=small, seldom=np.ones_like(table.whole))
         slow = tune(table, chip, peaks, constants, menu=VECTOR_TILES, step=step)
         few = (np.minimum(table.m, table.n) <= FEW_ROWS) & table.product_is_family("matmul")
         if few.any():
             flat = replace(table, m=np.minimum(table.m, table.n), n=np.maximum(table.m, table.n))
             of_few = tune(flat, chip, peaks, constants, menu=FEW_TILES, step=step / WARPS)
-            slow = np.where(few, of_few[0], slow[0]), np.where(few, of_few[1], slow[1])
-        tiled = np.where(on_vector, slow[0], tiled[0]), np.where(on_vector, slow[1], tiled[1])
+            slow = _chosen(few, of_few, slow)
+        tiled = _chosen(on_vector, slow, tiled)
     return with_attention(tiled, table, chip, peaks_of_attention, constants)
 
 
-def _gpu_products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> tuple[Array, Array]:
-    seconds, share = _products(table, chip, peaks, constants)
+def _chosen(mask: Array, first: Products, second: Products) -> Products:
+    """Return the prices of the first for products in the mask, of the second for others."""
+    seconds, share, exposed = (np.where(mask, a, b) for a, b in zip(first, second, strict=True))
+    return seconds, share, exposed
+
+
+def _gpu_products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> Products:
+    seconds, share, exposed = _products(table, chip, peaks, constants)
     # Winograd's algorithm is used for float32 only, because 16-bit floats lose too much precision in its transforms.
     fewer = np.asarray([table.dtypes[i] == "float32" for i in table.owner]) & (table.winograd[table.owner] > 0)
     seconds = np.where(fewer, seconds / (chip.library.winograd or constants.winograd), seconds)
-    return np.where(table.product_is_family("kernel"), seconds / constants.kernel_products, seconds), share
+    seconds = np.where(table.product_is_family("kernel"), seconds / constants.kernel_products, seconds)
+    return seconds, share, exposed
 
 
 def pass_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:

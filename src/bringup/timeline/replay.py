@@ -29,6 +29,7 @@ from bringup.recording.rows import (
     H2D,
     HOST,
     IN_BACKWARD,
+    IN_OPTIMIZER,
     LAUNCH,
     ON_HOST,
     PINNED,
@@ -356,7 +357,8 @@ def _host_seconds(trace: Trace, work: WorkTable, host: Host, graph: bool) -> Arr
         cost += columns["views"] * dispatch.view_us
         cost *= np.where(in_backward, dispatch.backward, 1.0)
         if dispatch.program != 1:
-            cost[_between_others(columns)] *= dispatch.program
+            rows = _between_others(columns)
+            cost[rows[~np.isin(rows, _repeated_by_optimizers(trace))]] *= dispatch.program
     else:
         cost[np.isin(kind, (FORWARD, STEP))] = dispatch.matmul_us + launch_us  # one launch of a compiled graph each
     _price_replays(cost, columns, dispatch.matmul_us + launch_us)
@@ -379,6 +381,19 @@ def _between_others(columns: dict[str, Array]) -> Array:
     signature = columns["signature"][rows]
     others: Array = rows[np.append(True, signature[1:] != signature[:-1])] if len(rows) else rows
     return others
+
+
+def _repeated_by_optimizers(trace: Trace) -> Array:
+    """Return the launches of an optimizer whose operator has run in the same step, and is in the caches."""
+    rows = np.flatnonzero(trace.columns["kind"] == LAUNCH)
+    phase = trace.columns["phase"][rows]
+    _, operator = np.unique([signature.op for signature in trace.signatures], return_inverse=True)
+    series = np.cumsum(np.append(False, phase[1:] != phase[:-1]))
+    of_optimizers = phase == IN_OPTIMIZER
+    rows, series = rows[of_optimizers], series[of_optimizers]
+    first = np.unique(np.stack([series, operator[trace.columns["signature"][rows]]]), axis=1, return_index=True)[1]
+    repeated: Array = np.delete(rows, first)
+    return repeated
 
 
 def _price_replays(cost: Array, columns: dict[str, Array], launch_us: float) -> None:
