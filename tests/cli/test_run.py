@@ -143,6 +143,32 @@ def test_exit_code_is_the_programs(bringup: Bringup, tmp_path: Path, last: str, 
     assert done.stderr.startswith(plain.stderr)
 
 
+def test_collections_at_exit_are_skipped(bringup: Bringup, tmp_path: Path) -> None:
+    last = "import atexit, gc\natexit.register(lambda: print('tracked', len(gc.get_objects())))\n"
+    (tmp_path / "train.py").write_text(PROGRAM + last)
+    tracked = int(bringup("run", "train.py").stdout.split("tracked")[1])
+    assert tracked < 1000  # a recorded program has more than 100,000 objects
+
+
+def test_finalizers_of_cycles_run_at_exit_as_under_python(bringup: Bringup, tmp_path: Path) -> None:
+    last = """
+class Log:
+    def __init__(self):
+        self.file, self.itself = open("log.txt", "w"), self
+        self.file.write("the last line")
+class Trainer:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        print("finalized")
+"""
+    for use, output, text in (("log = Log()", "", "the last line"), ("trainer = Trainer()", "finalized", "")):
+        (tmp_path / "log.txt").write_text("")
+        (tmp_path / "train.py").write_text(PROGRAM + last + use)
+        assert output in bringup("run", "train.py").stdout
+        assert (tmp_path / "log.txt").read_text() == text
+
+
 def test_module_stdin_and_main_are_as_under_python(bringup: Bringup, tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()

@@ -155,11 +155,11 @@ def _larger_batch(timeline: Timeline, summary: Summary) -> list[Way]:
     """Return what a larger batch saves for the same samples."""
     if summary.step_seconds <= LEAST_BATCH_GAIN * summary.device_seconds:
         return []
+    if not summary.samples:  # what would grow is not known: a graph, or points that depend on each other
+        return []
     larger = larger_batch(timeline)
     if larger is None and 2 * summary.memory.peak_bytes > summary.room_bytes:
         return []  # twice the batch may not fit
-    if not summary.samples:  # what would grow is not known: a graph, or points that depend on each other
-        return []
     if larger is None or not larger.samples:
         # The host's work is the same for a larger batch, so its share is the most that is saved for the same samples.
         without = changes.same_step_seconds(timeline, changes.replayed(timeline, WhatIf(dispatch_scale=0.0)))
