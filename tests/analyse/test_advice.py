@@ -127,7 +127,10 @@ def test_no_batch_is_advised_that_makes_another_program() -> None:
     x = on_chip(33, 64)
     first = advice(repeated(lambda: model(x), 100), "h100-sxm")["host-bound"]
     assert first.numbers["busy_samples"] == 64 * 33 and first.numbers["busy"] < 0.8
-    assert f"raise the batch: at batch 2,112 the chip is busy {first.numbers['busy']:.0%} of the time" in first.action
+    assert (
+        f"raise the batch: even at batch 2,112 the chip is busy only {first.numbers['busy']:.0%} of the time"
+        in first.action
+    )
 
 
 def test_reads_of_the_gradient_scaler_are_left_to_a_fused_optimizer() -> None:
