@@ -18,7 +18,7 @@ from bringup import triton as kernels
 from bringup.analyse.compare import compare
 from bringup.cli import ranks
 from bringup.cli.compare import print_table
-from bringup.cli.options import DryCommand, host_clock_option, host_option, json_option, quantity
+from bringup.cli.options import DryCommand, complete_chips, host_clock_option, host_option, json_option, quantity
 from bringup.cli.place import plan_of_run
 from bringup.cli.program import (
     FAILED,
@@ -130,6 +130,7 @@ class Outcome:
     "--chip",
     "chips",
     default=None,
+    shell_complete=complete_chips,
     metavar="NAME|FILE[,...]",
     help="Chip to run on (default: BRINGUP_CHIP or edge8). Further chips are compared with it.",
 )
@@ -241,7 +242,7 @@ class Outcome:
 @click.option("--out", default=None, metavar="DIR", help="Directory for the report (default: bringup-SCRIPT).")
 @json_option
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
-@click.argument("script")
+@click.argument("script", type=click.Path())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(**values: Any) -> None:
     """Run SCRIPT with ARGUMENTS on a virtual chip, and report where the time of chip, link and host goes.
