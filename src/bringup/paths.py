@@ -24,7 +24,12 @@ MOST_LETTERS = 4096  # in one name; the limit of trace files
 def is_library(line: str) -> bool:
     """Return True if a line such as ``/home/me/train.py:12`` is in a package or in Python's standard library."""
     in_python = _NO_FILE.match(line) is not None or line.startswith(sysconfig.get_path("stdlib") + os.sep)
-    return in_python or _PACKAGE.fullmatch(line) is not None
+    return in_python or is_package(line)
+
+
+def is_package(path: str) -> bool:
+    """Return True if a file is in an installed package."""
+    return _PACKAGE.fullmatch(path) is not None
 
 
 class Places:

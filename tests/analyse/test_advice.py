@@ -122,6 +122,34 @@ def test_the_batch_that_is_advised_keeps_the_chip_busy_when_it_is_run(wide: int,
     assert halved.summary.device_seconds / halved.step_seconds < 0.8
 
 
+def test_no_batch_is_advised_that_makes_another_program() -> None:
+    model = nn.Sequential(*(nn.Linear(64, 64) for _ in range(6))).to("chip")
+    x = on_chip(33, 64)
+    first = advice(repeated(lambda: model(x), 100), "h100-sxm")["host-bound"]
+    assert first.numbers["busy_samples"] == 64 * 33 and first.numbers["busy"] < 0.8
+    assert (
+        f"raise the batch: even at batch 2,112 the chip is busy only {first.numbers['busy']:.0%} of the time"
+        in first.action
+    )
+
+
+def test_reads_of_the_gradient_scaler_are_left_to_a_fused_optimizer() -> None:
+    model = nn.Linear(64, 64).to("chip")
+    optimizer, scaler = torch.optim.AdamW(model.parameters()), torch.amp.GradScaler("chip")
+    x = on_chip(32, 64)
+
+    def step() -> None:
+        with torch.autocast("chip", dtype=torch.float16):
+            loss = model(x).square().mean()
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+
+    found = advice(repeated(step, 100), "h100-sxm")["waits"]
+    assert found.remedy == "fused-optimizer" and "fused=True" in found.action
+
+
 def test_a_batch_that_the_memory_cannot_hold_is_not_advised() -> None:
     model = nn.Sequential(*(nn.Linear(512, 512) for _ in range(6))).to("chip")
     x = on_chip(32, 512)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bringup.machine.files import available_chips
 from tests.conftest import without_bringup
 
 BRINGUP = [sys.executable, "-m", "bringup"]
@@ -143,6 +144,32 @@ def test_exit_code_is_the_programs(bringup: Bringup, tmp_path: Path, last: str, 
     assert done.stderr.startswith(plain.stderr)
 
 
+def test_collections_at_exit_are_skipped(bringup: Bringup, tmp_path: Path) -> None:
+    last = "import atexit, gc\natexit.register(lambda: print('tracked', len(gc.get_objects())))\n"
+    (tmp_path / "train.py").write_text(PROGRAM + last)
+    tracked = int(bringup("run", "train.py").stdout.split("tracked")[1])
+    assert tracked < 1000  # a recorded program has more than 100,000 objects
+
+
+def test_finalizers_of_cycles_run_at_exit_as_under_python(bringup: Bringup, tmp_path: Path) -> None:
+    last = """
+class Log:
+    def __init__(self):
+        self.file, self.itself = open("log.txt", "w"), self
+        self.file.write("the last line")
+class Trainer:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        print("finalized")
+"""
+    for use, output, text in (("log = Log()", "", "the last line"), ("trainer = Trainer()", "finalized", "")):
+        (tmp_path / "log.txt").write_text("")
+        (tmp_path / "train.py").write_text(PROGRAM + last + use)
+        assert output in bringup("run", "train.py").stdout
+        assert (tmp_path / "log.txt").read_text() == text
+
+
 def test_module_stdin_and_main_are_as_under_python(bringup: Bringup, tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
@@ -259,6 +286,27 @@ def test_no_verb_shows_the_verbs(bringup: Bringup) -> None:
     done = bringup()
     assert done.returncode == 0
     assert "compare" in done.stdout
+
+
+def test_mistyped_command_gets_the_nearest_one(bringup: Bringup) -> None:
+    one_sentence(bringup("runn", "train.py"), "there is no command runn: did you mean run?")
+    one_sentence(bringup("xyz"), "there is no command xyz: `bringup --help` lists them")
+
+
+def test_chips_and_scripts_are_completed(bringup: Bringup, tmp_path: Path) -> None:
+    def completed(words: str) -> list[str]:
+        places = {"COMP_WORDS": words, "COMP_CWORD": str(words.count(" ")), "_BRINGUP_COMPLETE": "bash_complete"}
+        code = "import sys; from bringup.cli import main; sys.argv = ['bringup']; main()"
+        environment = without_bringup() | places
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment
+        )
+        return done.stdout.split()
+
+    assert completed("bringup run --chip a100-sxm-40,t") == [
+        f"plain,a100-sxm-40,{name}" for name in available_chips() if name.startswith("t")
+    ]
+    assert completed("bringup run tr") == ["file,tr"]
 
 
 def test_limits_that_are_exceeded_end_with_exit_code_3(bringup: Bringup, tmp_path: Path) -> None:

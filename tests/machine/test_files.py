@@ -39,6 +39,17 @@ def test_unknown_chip_suggests_the_nearest_names() -> None:
         bringup.load_chip("a100-smx-80")
 
 
+def test_all_mistakes_of_a_file_are_told_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "bad.toml"
+    text = EDGE8.replace("device_gib = 8\n", "").replace('kind = "tile"', 'kind = "systolic"')
+    path.write_text(text.replace("[power]", "[powr]"))
+    with pytest.raises(bringup.ChipFileError) as caught:
+        bringup.load_chip(path)
+    told = str(caught.value).removeprefix("bad.toml: ").split("; ")
+    assert len(told) == 3 and told[0].startswith("powr is not a key of a chip file")
+    assert {item.split(":")[0] for item in told[1:]} == {"memory.device_gib is missing", "matrix"}
+
+
 @pytest.mark.parametrize(
     ("old", "new", "problem"),
     [

@@ -49,6 +49,20 @@ def test_a_sum_with_the_graphs_of_all_steps_is_named() -> None:
     assert keeper(add).startswith("; the variable running keeps the graph of ")
 
 
+def test_a_state_is_named_before_the_loss_that_is_computed_from_it() -> None:
+    def step(variables: dict[str, object], model: nn.Module, _: torch.Tensor) -> None:
+        variables["state"] = model(variables.get("state", torch.ones(4, 8, device="chip")))
+        variables["alpha"] = variables["state"].square().mean()  # type: ignore[attr-defined]
+
+    with bringup.record() as trace:
+        variables: dict[str, object] = {}
+        model = nn.Linear(8, 8).to("chip")
+        for _ in range(STEPS):
+            step(variables, model, torch.ones(1))
+            variables["alpha"].backward(retain_graph=True, inputs=[model.bias])  # type: ignore[attr-defined]
+    assert "the variable state keeps the graph" in with_keeper(LEAK, trace, variables).what
+
+
 def test_the_last_step_alone_is_no_keeper() -> None:
     assert keeper(lambda *_: None) == ""
 

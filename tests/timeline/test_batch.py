@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bringup
 from bringup.process import process
@@ -169,6 +170,47 @@ def test_a_recurrent_layer_knows_its_batch_axis(monkeypatch: pytest.MonkeyPatch)
             nn.functional.cross_entropy(head(layer(words(x))[0]).flatten(0, 1), x.flatten()).backward()
 
         assert batch(program) == 6
+
+
+def test_the_loss_of_a_recurrent_layer_may_have_time_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    chip = process.chosen_chip()
+    ops = chip.ops.model_copy(update={"groups": {**chip.ops.groups, "rnn": ["float32"]}})
+    monkeypatch.setattr(process, "chip", chip.model_copy(update={"ops": ops}))
+    layer = nn.GRU(8, 8).to("chip")
+    assert batch(lambda: layer(torch.ones(35, 20, 8, device="chip"))[0].square().mean().backward()) == 20
+
+
+def test_a_convolution_names_the_batch_after_a_product_of_frames() -> None:
+    mel, conv = torch.ones(21, 8, device="chip"), nn.Conv1d(8, 4, 3).to("chip")
+
+    def program() -> None:
+        conv((torch.ones(6, 10, 21, device="chip") @ mel).transpose(1, 2)).square().mean().backward()
+
+    assert batch(program) == 6
+
+
+def test_samples_that_come_one_by_one_are_no_batch_of_one() -> None:
+    policy = nn.Linear(4, 2).to("chip")
+
+    def episode() -> None:
+        torch.stack([policy(torch.ones(1, 4, device="chip")).sum() for _ in range(20)]).sum().backward()
+
+    assert batch(episode) == 0
+    assert batch(lambda: policy(torch.ones(1, 4, device="chip")).sum().backward()) == 1
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+def test_what_a_checkpoint_rebuilds_is_no_batch_of_its_own(use_reentrant: bool) -> None:
+    layers = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.GELU()) for _ in range(3)).to("chip")
+
+    def accumulate() -> None:
+        for _ in range(2):
+            x = torch.ones(8, 16, device="chip", requires_grad=True)
+            for layer in layers:
+                x = checkpoint(layer, x, use_reentrant=use_reentrant)
+            x.square().mean().backward()
+
+    assert batches(accumulate) == (8, 2)
 
 
 def test_packed_sequences_have_no_batch_axis() -> None:

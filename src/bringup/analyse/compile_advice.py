@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.analyse import changes
-from bringup.analyse.larger_batch import larger_batch
+from bringup.analyse.larger_batch import BUSY, larger_batch
 from bringup.analyse.summary import Bottleneck, Summary
 from bringup.pricing import MEMORY
 from bringup.recording.rows import DIFFERENTIABLE, IN_BACKWARD, IN_OPTIMIZER, LAUNCH, RAN
@@ -155,16 +155,17 @@ def _larger_batch(timeline: Timeline, summary: Summary) -> list[Way]:
     """Return what a larger batch saves for the same samples."""
     if summary.step_seconds <= LEAST_BATCH_GAIN * summary.device_seconds:
         return []
+    if not summary.samples:  # what would grow is not known: a graph, or points that depend on each other
+        return []
     larger = larger_batch(timeline)
     if larger is None and 2 * summary.memory.peak_bytes > summary.room_bytes:
         return []  # twice the batch may not fit
-    if not summary.samples:  # what would grow is not known: a graph, or points that depend on each other
-        return []
     if larger is None or not larger.samples:
         # The host's work is the same for a larger batch, so its share is the most that is saved for the same samples.
         without = changes.same_step_seconds(timeline, changes.replayed(timeline, WhatIf(dispatch_scale=0.0)))
         return [Way(max(summary.step_seconds - without, 0.0), "larger-batch", "raise the batch")]
-    at = f"raise the batch: at batch {larger.samples:,} the chip is busy {larger.busy:.0%} of the time"
+    even, only = ("", "") if larger.busy >= BUSY else ("even ", "only ")
+    at = f"raise the batch: {even}at batch {larger.samples:,} the chip is busy {only}{larger.busy:.0%} of the time"
     return [Way(larger.saved_seconds, "larger-batch", at, {"busy_samples": larger.samples, "busy": larger.busy})]
 
 

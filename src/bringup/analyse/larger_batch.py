@@ -27,7 +27,7 @@ from bringup.timeline.steady import steady
 Array = npt.NDArray[Any]
 BUSY = 0.8  # of the step: from here on, the chip's time decides
 FINER = 1.2  # the factor between the batches that are replayed
-MOST_TIMES = 1024  # larger batches than so many times the recorded one are not tried
+MOST_TIMES = 64  # chosen: larger batches than so many times the recorded one are no longer the same program
 FACTORS = (("mat1", "mat2"), ("batch1", "batch2"), ("self", "mat2"), ("self", "vec"), ("mat", "vec"))
 WITH_WEIGHTS = ("matmul", "convolution", "depthwise", "attention")  # beside data, these read much that does not grow
 
@@ -71,8 +71,8 @@ class Growth:
 def larger_batch(timeline: Timeline) -> Larger | None:
     """Find a batch at which the chip is busy, by pricing the step at other batches; it has two significant digits.
 
-    None means that there is no such batch that fits the memory, that the step has launches on the host, or that nothing
-    grows with the batch.
+    If it is not busy at `MOST_TIMES` the batch, it is that. None means that there is no such batch that fits the
+    memory, that the step has launches on the host, or that nothing grows with the batch.
     """
     first, last, *_ = steady(timeline)
     launched = np.flatnonzero(timeline.trace.columns["kind"][first:last] == LAUNCH) + first
@@ -92,14 +92,16 @@ def larger_batch(timeline: Timeline) -> Larger | None:
     times = _smallest(chip_seconds, BUSY * host, most)
     while times <= most:
         size = _two_digits(times * max(batch, 1))
+        if size > most * max(batch, 1):  # rounded up
+            if most < MOST_TIMES:
+                break
+            size = MOST_TIMES * max(batch, 1)
         times = size / max(batch, 1)
-        if times > most:  # rounded up
-            break
         step, busy = _step(timeline, _replayed(timeline, growth, times))
-        if busy >= BUSY * step:
+        if busy >= BUSY * step or times == MOST_TIMES:
             now, _ = _step(timeline, timeline)
             return Larger(times, size if batch else 0, busy / step, max(now - step / times, 0.0))
-        times *= FINER
+        times = min(times * FINER, MOST_TIMES)
     return None
 
 

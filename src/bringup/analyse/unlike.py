@@ -64,8 +64,7 @@ def unlike_steps(timeline: Timeline) -> list[UnlikeSteps]:
     """List the steps after the first that do other work, by the line of this work; the longest in all first."""
     trace, step = timeline.trace, typical(timeline)
     work = trace.step_work
-    other = work.usual[work.line] == 0
-    some = np.bincount(work.step[other], work.count[other], len(step.seconds)) > 0
+    some = work.with_other_lines
     usual = work.alike & ~some
     longest = np.quantile(step.seconds[usual], HIGHEST) if usual.any() else step.seconds[step.chosen]
     unlike = ~work.alike | (some & (step.seconds > MUCH_LONGER * max(longest, step.seconds[step.chosen])))

@@ -35,6 +35,7 @@ Array = npt.NDArray[Any]
 MOST_CHIPS = 1024
 NEARLY = 0.9  # of the largest saving: more chips than this saving needs are not suggested
 # 8-bit optimizers keep a float32 scale per block of 2,048 values (Dettmers et al. 2021, arXiv:2110.02861, section 2).
+LEAST_SAVING = 0.05  # chosen: of the memory: a change that is not enough and saves less is no way
 STATE_BYTES = 1 + 4 / 2048
 
 
@@ -86,7 +87,8 @@ def ways(timeline: Timeline, summary: Summary) -> list[Way]:
     alone = [judged(change) for change in [*program_changes, *_smaller_batch(timeline, summary, storages, free)]]
     alone += _enough([judged(change) for change in sharded])
     alone += _expandable(trace, summary)
-    candidates = [way for way in alone if way.saved_bytes > 0]
+    least = LEAST_SAVING * (summary.memory.peak_bytes + free)
+    candidates = [way for way in alone if way.saved_bytes > (0 if way.fits else least)]
     candidates.sort(key=lambda way: (not way.fits, way.step_seconds if way.fits else -way.saved_bytes, way.change))
     if not any(way.fits for way in candidates) and program_changes and sharded:
         together = program_changes[0]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 
 import click
 
 from bringup.errors import BringupError
-from bringup.text import plain
+from bringup.text import plain, short
 
 VERBS = {
     "run": "Run a program on a virtual chip and report where the time goes.",
@@ -41,6 +42,16 @@ class _Verbs(click.Group):
         command: click.Command = importlib.import_module(f"bringup.cli.{cmd_name}").command
         command.help = command.help or VERBS[cmd_name]
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            nearest = difflib.get_close_matches(args[0][:80], VERBS, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "`bringup --help` lists them"
+            raise click.UsageError(f"there is no command {short(args[0])}: {hint}", ctx) from error
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from bringup.analyse.compare import compare
-from bringup.cli.options import host_clock_option, host_option
+from bringup.cli.options import complete_chips, host_clock_option, host_option
 from bringup.files import write_text
 from bringup.machine.files import available_chips, chip_names, load_chip, load_host
 from bringup.report import directory, html, terminal
@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("trace")
+@click.argument("trace", type=click.Path())
 @click.option(
     "--chips",
     default=None,
+    shell_complete=complete_chips,
     metavar="NAME|FILE,...",
     help="Chips to compare; ratios are relative to the first one (default: all that ship with bringup).",
 )

@@ -7,7 +7,7 @@ import sys
 import click
 
 from bringup.analyse import diff as comparison
-from bringup.cli.options import host_clock_option, quantity
+from bringup.cli.options import complete_chips, host_clock_option, quantity
 from bringup.cli.report import priced
 from bringup.errors import BringupError
 from bringup.report import diff as view
@@ -19,9 +19,15 @@ EXCEEDED = 1  # the exit code if a limit is exceeded
 
 
 @click.command()
-@click.argument("before")
-@click.argument("after")
-@click.option("--chip", default=None, metavar="NAME|FILE", help="Chip for both runs (default: that of each recording).")
+@click.argument("before", type=click.Path())
+@click.argument("after", type=click.Path())
+@click.option(
+    "--chip",
+    default=None,
+    shell_complete=complete_chips,
+    metavar="NAME|FILE",
+    help="Chip for both runs (default: that of each recording).",
+)
 @click.option("--host", default=None, metavar="NAME|FILE", help="Host for both runs (default: that of each recording).")
 @host_clock_option("the CPU time measured during the recording", default=None)
 @click.option(

@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from bringup import core_build
+from bringup.cli.options import complete_chips
 from bringup.cli.options import quantity as measure
 from bringup.drivers import new as skeleton
 from bringup.drivers.names import resolve
@@ -51,7 +52,9 @@ def new(name: str) -> None:
 @click.option("--junit", "junit_file", default=None, metavar="FILE", help="Write the result for CI to this file.")
 @click.option("--only", default="", metavar="OP,...", help="Operators of torch's database, such as add,softmax.")
 @click.option("--dtype", default="", metavar="DTYPE,...", help="Dtypes, such as float32 (default: all).")
-@click.option("--chip", default=None, metavar="NAME|FILE", help="Chip whose memory the device has.")
+@click.option(
+    "--chip", default=None, shell_complete=complete_chips, metavar="NAME|FILE", help="Chip whose memory the device has."
+)
 @click.option(
     "--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Number of processes at the same time."
 )
@@ -101,10 +104,16 @@ def check(
 
 
 @command.command(short_help="Say which kernel to write next.")
-@click.argument("program")
+@click.argument("program", type=click.Path())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.option("--driver", default=None, metavar="NAME|FILE", help="The driver (default: BRINGUP_DRIVER).")
-@click.option("--chip", default=None, metavar="NAME|FILE", help="Chip to run on (default: BRINGUP_CHIP or edge8).")
+@click.option(
+    "--chip",
+    default=None,
+    shell_complete=complete_chips,
+    metavar="NAME|FILE",
+    help="Chip to run on (default: BRINGUP_CHIP or edge8).",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per operator.")
 def next(program: str, arguments: tuple[str, ...], driver: str | None, chip: str | None, as_json: bool) -> None:
     """Say which operator of PROGRAM to write a kernel for next, and what that would save of a step.

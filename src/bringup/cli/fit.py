@@ -13,7 +13,7 @@ from rich.table import Table
 
 from bringup.analyse.search import Program, search
 from bringup.cli.fit_model import MODEL_OPTIONS, model_options, print_model
-from bringup.cli.options import host_option
+from bringup.cli.options import complete_chips, host_option
 from bringup.cli.run import command as run
 from bringup.errors import BringupError
 from bringup.machine.files import available_chips, chip_names, load_chip, load_host
@@ -34,7 +34,11 @@ SHARED = [
 
 @click.command()
 @click.option(
-    "--chips", default=None, metavar="NAME|FILE,...", help="Chips to try (with --model, default: all that ship)."
+    "--chips",
+    default=None,
+    shell_complete=complete_chips,
+    metavar="NAME|FILE,...",
+    help="Chips to try (with --model, default: all that ship).",
 )
 @click.option(
     "--vary",
@@ -48,7 +52,7 @@ SHARED = [
 @host_option
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
 @model_options
-@click.argument("script", required=False)
+@click.argument("script", type=click.Path(), required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 @click.pass_context
 def command(

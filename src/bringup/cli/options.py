@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from bringup.errors import BringupError
-from bringup.machine.files import DEFAULT_HOST
+from bringup.machine.files import DEFAULT_HOST, available_chips
 
 Number = TypeVar("Number")
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -19,6 +19,12 @@ host_option = click.option(
 json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text."
 )
+
+
+def complete_chips(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:
+    """Return what completes the last chip of a list in a shell."""
+    head, comma, last = incomplete.rpartition(",")
+    return [f"{head}{comma}{name}" for name in available_chips() if name.startswith(last)]
 
 
 def quantity(parse: Callable[[str], Number]) -> Callable[[click.Context, click.Parameter, str | None], Number | None]:

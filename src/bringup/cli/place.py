@@ -16,7 +16,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bringup.cli.options import host_clock_option, host_option, quantity
+from bringup.cli.options import complete_chips, host_clock_option, host_option, quantity
 from bringup.cli.report import shipped
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable
@@ -44,8 +44,14 @@ NAMES = {"all_chip": "all on the chip", "all_host": "all on the host", "proposed
 
 
 @click.command()
-@click.argument("trace", required=False)
-@click.option("--chip", default=None, metavar="NAME|FILE", help="Chip to plan for (default: that of the recording).")
+@click.argument("trace", type=click.Path(), required=False)
+@click.option(
+    "--chip",
+    default=None,
+    shell_complete=complete_chips,
+    metavar="NAME|FILE",
+    help="Chip to plan for (default: that of the recording).",
+)
 @host_option
 @host_clock_option("the CPU time measured during the recording")
 @click.option(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import gc
 import importlib.util
+import io
 import os
 import sys
 import threading
@@ -14,6 +16,7 @@ from pathlib import Path
 
 from bringup.errors import BringupError
 from bringup.files import current_directory
+from bringup.paths import is_package
 
 # These stand for the exit code 1 of a program that ended with an error: torch.OutOfMemoryError, or any other.
 OUT_OF_MEMORY, FAILED = -1, -2
@@ -140,3 +143,22 @@ def _print_traceback() -> None:
         sys.excepthook(kind, value, trace)
     else:
         traceback.print_exception(kind, value, trace)
+
+
+def skip_last_collections() -> None:
+    """Take all objects from the garbage collector, whose collections at the exit would take up to a second.
+
+    They stay with it if one of them has a finalizer that a collection may have to call: python calls it at the exit.
+    """
+    if not any(map(_needs_finalizer, gc.get_objects())):
+        gc.freeze()
+
+
+def _needs_finalizer(item: object) -> bool:
+    kind = type(item)
+    if not hasattr(kind, "__del__") or kind is types.GeneratorType:
+        return False
+    if isinstance(item, io.IOBase):  # an open file may have text that is not yet in it
+        return not item.closed and item.writable()
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    return file is None or not is_package(file)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bringup.cli.options import host_clock_option, json_option
+from bringup.cli.options import complete_chips, host_clock_option, json_option
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
 from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
@@ -17,8 +17,14 @@ from bringup.text import short
 
 
 @click.command()
-@click.argument("trace")
-@click.option("--chip", default=None, metavar="NAME|FILE", help="Chip to predict for (default: that of the recording).")
+@click.argument("trace", type=click.Path())
+@click.option(
+    "--chip",
+    default=None,
+    shell_complete=complete_chips,
+    metavar="NAME|FILE",
+    help="Chip to predict for (default: that of the recording).",
+)
 @click.option("--host", default=None, metavar="NAME|FILE", help="Host to predict for (default: that of the recording).")
 @host_clock_option("the CPU time measured during the recording", default=None)
 @click.option("--terminal", "as_text", is_flag=True, help="Print the summary, as without a view, beside other views.")

@@ -18,9 +18,18 @@ from bringup import triton as kernels
 from bringup.analyse.compare import compare
 from bringup.cli import ranks
 from bringup.cli.compare import print_table
-from bringup.cli.options import DryCommand, host_clock_option, host_option, json_option, quantity
+from bringup.cli.options import DryCommand, complete_chips, host_clock_option, host_option, json_option, quantity
 from bringup.cli.place import plan_of_run
-from bringup.cli.program import FAILED, OUT_OF_MEMORY, Program, execute, module_program, script_program, stem
+from bringup.cli.program import (
+    FAILED,
+    OUT_OF_MEMORY,
+    Program,
+    execute,
+    module_program,
+    script_program,
+    skip_last_collections,
+    stem,
+)
 from bringup.drivers.names import resolve
 from bringup.errors import BringupError
 from bringup.machine.files import chip_names, load_chip, load_host
@@ -121,6 +130,7 @@ class Outcome:
     "--chip",
     "chips",
     default=None,
+    shell_complete=complete_chips,
     metavar="NAME|FILE[,...]",
     help="Chip to run on (default: BRINGUP_CHIP or edge8). Further chips are compared with it.",
 )
@@ -232,7 +242,7 @@ class Outcome:
 @click.option("--out", default=None, metavar="DIR", help="Directory for the report (default: bringup-SCRIPT).")
 @json_option
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
-@click.argument("script")
+@click.argument("script", type=click.Path())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def command(**values: Any) -> None:
     """Run SCRIPT with ARGUMENTS on a virtual chip, and report where the time of chip, link and host goes.
@@ -432,7 +442,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
         _report_before_termination(finish)
         recorder.about["chip_time"] = options.chip_time
         recorder.about |= _of_ranks(options)
-        gc.freeze()  # what is imported by now needs no collection, which would take half a second at the exit
+        gc.freeze()  # what is imported by now needs no collection
         with clock.shown() if options.chip_time else nullcontext():
             code = execute(job.program)
         if os.getpid() != parent:
@@ -443,6 +453,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
         recorder.about["failed"] = code in (OUT_OF_MEMORY, FAILED)
+        skip_last_collections()  # nor are there any while the report is written
         finish()
     diverged = bool(options.shadow and recorder.about.get("driver", {}).get("shadow", {}).get("first"))
     return Outcome(code, summary, diverged)
@@ -555,4 +566,5 @@ def _leave(code: int | None) -> None:
         sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
+    skip_last_collections()
     sys.exit(code)

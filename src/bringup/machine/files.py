@@ -19,6 +19,8 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from bringup.machine.schema import Chip, Cluster, Host, Node, _Sourced
 
 CHIPS = Path(__file__).parent / "chips"
@@ -26,6 +28,7 @@ HOSTS = Path(__file__).parent / "hosts"
 NODES = Path(__file__).parent / "nodes"
 CLUSTERS = Path(__file__).parent / "clusters"
 DEFAULT_HOST = "xeon-8275cl"
+MOST_MISTAKES = 8  # of a file that one sentence lists
 
 
 @cache
@@ -149,16 +152,25 @@ def _read(path: Path, kind: type[_Described]) -> _Described:
         return kind.model_validate({"name": path.stem, **data})
     except ValidationError as error:
         errors = error.errors(include_url=False)
-        mistyped = next((item for item in errors if item["type"] == "extra_forbidden"), None)
-        if mistyped is not None:  # it explains the missing key, too
-            raise ChipFileError(f"{path.name}: {_mistyped(kind, mistyped['loc'])}") from None
-        first = errors[0]
-        key = short(".".join(str(part) for part in first["loc"]) or "file")
-        if first["type"] == "missing":
-            raise ChipFileError(f"{path.name}: {key} is missing: add it, with its source") from None
-        simple = isinstance(first["input"], (str, int, float, bool, list))
-        value = f", got {short(repr(first['input']))}" if simple else ""
-        raise ChipFileError(f"{path.name}: {key}: {plain(first['msg']).removeprefix('Value error, ')}{value}") from None
+        # A mistyped key comes first, and explains the keys that its table misses.
+        errors.sort(key=lambda item: item["type"] != "extra_forbidden")
+        tables = {item["loc"][:-1] for item in errors if item["type"] == "extra_forbidden"}
+        errors = [item for item in errors if item["type"] != "missing" or item["loc"][:-1] not in tables]
+        mistakes = [_mistake(kind, item) for item in errors[:MOST_MISTAKES]]
+        if len(errors) > MOST_MISTAKES:
+            mistakes.append(f"and {len(errors) - MOST_MISTAKES} more")
+        raise ChipFileError(f"{path.name}: {'; '.join(mistakes)}") from None
+
+
+def _mistake(kind: type[_Described], error: ErrorDetails) -> str:
+    if error["type"] == "extra_forbidden":
+        return _mistyped(kind, error["loc"])
+    key = short(".".join(str(part) for part in error["loc"]) or "file")
+    if error["type"] == "missing":
+        return f"{key} is missing: add it, with its source"
+    simple = isinstance(error["input"], (str, int, float, bool, list))
+    value = f", got {short(repr(error['input']))}" if simple else ""
+    return f"{key}: {plain(error['msg']).removeprefix('Value error, ')}{value}"
 
 
 def _mistyped(kind: type[_Described], loc: tuple[int | str, ...]) -> str:

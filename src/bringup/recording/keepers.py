@@ -34,17 +34,18 @@ def with_keeper(finding: Finding, trace: Trace, variables: Mapping[str, object])
 def _keeper(trace: Trace, variables: Mapping[str, object]) -> str:
     columns, steps = trace.columns, len(trace.steps.ends)
     nodes = int(((columns["kind"] == LAUNCH) & np.isin(columns["bytes"], (NEVER_RAN, RAN))).sum())
-    most, text = MOST_STEPS, ""
+    lists: dict[str, float] = {}
+    graphs: dict[str, float] = {}
     for name, value in list(variables.items()):
         tensors, operations = _kept(value)
-        of_steps = {
-            quantity(tensors, "tensor"): tensors / max(steps, 1),
-            f"the graph of {quantity(operations, 'operation')}": operations / max(nodes, 1),
-        }
-        longest = max(of_steps, key=lambda words: of_steps[words])
-        if of_steps[longest] > most:
-            most, text = of_steps[longest], f"the variable {name} keeps {longest}"
-    return text
+        if tensors / max(steps, 1) > max(MOST_STEPS, operations / max(nodes, 1)):
+            lists[f"the variable {name} keeps {quantity(tensors, 'tensor')}"] = tensors / max(steps, 1)
+        elif operations / max(nodes, 1) > MOST_STEPS:
+            graphs[f"the variable {name} keeps the graph of {quantity(operations, 'operation')}"] = operations
+    # A larger graph is computed from the smallest: a loss from a state that the steps hand on.
+    return max(lists, key=lambda text: lists[text], default="") or min(
+        graphs, key=lambda text: graphs[text], default=""
+    )
 
 
 def _kept(value: object) -> tuple[int, int]:

@@ -38,6 +38,13 @@ class StepWork:
     count: Array
     usual: Array
 
+    @property
+    def with_other_lines(self) -> Array:
+        """True for steps with work at lines that most steps do not reach, however little it is."""
+        other = self.usual[self.line] == 0
+        some: Array = np.bincount(self.step[other], self.count[other], len(self.alike)) > 0
+        return some
+
 
 def find_work(trace: Trace) -> StepWork:
     """Count the work of each step of a recording by line, and find the steps that are alike."""

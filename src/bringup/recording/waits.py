@@ -72,6 +72,11 @@ MASK_REMEDY = (
     "use operators whose result has a fixed size, such as torch.where or masked_fill, "
     "in place of boolean masks and nonzero"
 )
+SCALER = "aten::_amp_foreach_non_finite_check_and_unscale_"  # of torch.amp.GradScaler
+SCALER_REMEDY = (
+    "give the optimizer fused=True: its step on the chip knows whether a gradient overflowed, which "
+    "GradScaler.step reads otherwise; or use bfloat16, which needs no GradScaler"
+)
 SPARSE_REMEDY = (
     "use dense tensors: for gradients of embeddings, nn.Embedding(sparse=False) or nn.EmbeddingBag(sparse=False)"
 )
@@ -158,6 +163,19 @@ def is_small(trace: Trace, waits: Waits) -> Array:
     return small
 
 
+def is_of_scaler(trace: Trace, waits: Waits) -> Array:
+    """Return a mask: True for reads of what GradScaler keeps on the chip, whether a gradient overflowed."""
+    columns, mask = trace.columns, np.zeros(len(waits.rows), dtype=bool)
+    numbers = [number for number, item in enumerate(trace.signature_data) if item["op"].split(".")[0] == SCALER]
+    scaled = (columns["kind"] == LAUNCH) & np.isin(columns["signature"], numbers)
+    if not scaled.any():
+        return mask
+    written = trace.uses[scaled[trace.use_rows] & ((trace.uses & 1) == 1)] >> 1
+    reads = (waits.kind == READ) & (waits.copy >= 0) & (trace.offsets[waits.copy] < trace.offsets[waits.copy + 1])
+    mask[reads] = np.isin(trace.uses[trace.offsets[waits.copy[reads]]] >> 1, written)
+    return mask
+
+
 def waiting_ops(trace: Trace, rows: Array) -> list[str]:
     """Return the operator of each of these rows; empty for a row that is no launch."""
     launched, signature = trace.columns["kind"][rows] == LAUNCH, trace.columns["signature"][rows]
@@ -167,8 +185,13 @@ def waiting_ops(trace: Trace, rows: Array) -> list[str]:
     ]
 
 
-def remedy(kind: str, *, small: bool = False, ops: Sequence[str] = ()) -> str:
-    """Return what avoids a wait of this kind; `small` is for uploads, see `is_small`, and `ops` for operators."""
+def remedy(kind: str, *, small: bool = False, ops: Sequence[str] = (), scaler: bool = False) -> str:
+    """Return what avoids a wait of this kind.
+
+    `small` is for uploads, see `is_small`, `ops` for operators, and `scaler` for reads, see `is_of_scaler`.
+    """
+    if scaler:
+        return SCALER_REMEDY
     if kind == "data_dependent" and ops:
         if all(op.startswith("sparse::") for op in ops):
             return SPARSE_REMEDY

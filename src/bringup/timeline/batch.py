@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost.signature import Signature, Tensor
-from bringup.recording.rows import IN_BACKWARD, IN_FORWARD, LAUNCH
+from bringup.recording.rows import IN_BACKWARD, IN_FORWARD, LAUNCH, REBUILT
 from bringup.recording.trace import Trace
 from bringup.timeline.replay import Timeline
 
@@ -48,6 +48,8 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
     results: dict[int, _Result] = {}  # storage of a product's result
     related: set[int] = set()  # sizes of matrices that are decomposed or solved
     folded: set[int] = set()  # rows of products that are samples times something, such as tokens
+    recurrent: set[int] = set()  # batches of recurrent layers
+    calls: dict[int, int] = {}  # storage of a parameter -> how often it is a factor
     for row in launches[columns["phase"][launches] == IN_FORWARD].tolist():
         number = int(columns["signature"][row])
         signature = trace.signatures[number]
@@ -65,13 +67,15 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
         if family == "rnn" and (size := _of_recurrent(signature)) > 1:  # one sequence may be a call without a batch
             candidates.append(size)
             multiples.add(size)
+            recurrent.add(size)
         data = _first(signature, DATA) if family in PRODUCTS else None
         if data is None:
             continue
         in_batches = len(data.shape) == 3 and data.shape[0] > 1 and family in ("matmul", "attention")
         size = data.shape[1] if data.shape[0] == 1 and len(data.shape) == 3 and family == "matmul" else data.shape[0]
         results |= {use >> 1: _Result(size, in_batches) for use in uses if use & 1}
-        candidates += [] if multiples or in_batches else [size]
+        later = family in ("convolution", "depthwise") and size > 1  # rows of the first product may be samples' parts
+        candidates += [size] if (later or not multiples) and not in_batches else []
         multiples.add(size)
         factor = _first(signature, FACTORS)
         if factor is None or factor.storage < 0:
@@ -80,16 +84,21 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
         if storage < 0:
             continue
         storage = casts.get(storage, storage)
+        if owned[storage] and columns["bytes"][row] != REBUILT:
+            calls[storage] = calls.get(storage, 0) + 1
         mixes = len(data.shape) == 2 and data.shape[1] == size and not owned[storage]  # samples with samples
         if mixes or rows_of.setdefault(storage, size) != size:
             return 0
-    multiples |= _loss(trace, launches, owned)
+    multiples |= _loss(trace, launches, owned, recurrent)
     agreed = (
         size
         for size in candidates
         if size and size not in folded | related and not any(other % size for other in multiples)
     )
-    return next(agreed, 0)
+    size = next(agreed, 0)
+    trains = bool((columns["phase"][launches] == IN_BACKWARD).any())
+    in_turn = trains and min(calls.values(), default=0) > batches(timeline, first, last)
+    return 0 if size == 1 and in_turn else size  # samples that come one by one, such as a game's steps, are not 1
 
 
 def batches(timeline: Timeline, first: int, last: int) -> int:
@@ -103,7 +112,7 @@ def batches(timeline: Timeline, first: int, last: int) -> int:
         return 1
     rows = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
     rows = rows[np.isin(columns["phase"][rows], (IN_FORWARD, IN_BACKWARD))]
-    forward = columns["phase"][rows] == IN_FORWARD
+    forward = (columns["phase"][rows] == IN_FORWARD) & (columns["bytes"][rows] != REBUILT)  # not those of checkpoints
     heavy = np.asarray([work.family in (*PRODUCTS, "gather") for work in timeline.work.works], dtype=bool)
     begins = forward & np.concatenate(([True], ~forward[:-1]))
     passes: list[list[tuple[int, int]]] = [[] for _ in range(int(begins.sum()))]
@@ -157,10 +166,11 @@ def _storage(trace: Trace, row: int, tensor: Tensor) -> int:
     return int(trace.uses[place]) >> 1 if place < trace.offsets[row + 1] else -1
 
 
-def _loss(trace: Trace, launches: Array, owned: Array) -> set[int]:
+def _loss(trace: Trace, launches: Array, owned: Array, recurrent: set[int]) -> set[int]:
     """Return the first axis of the last reduction to a number before the first backward launch, if there is one.
 
-    Reductions of parameters, such as a penalty of their norm, do not count.
+    It is the second one if that is the batch of a recurrent layer, whose results have time first. Reductions of
+    parameters, such as a penalty of their norm, do not count.
     """
     columns = trace.columns
     backward = launches[columns["phase"][launches] == IN_BACKWARD]
@@ -172,5 +182,6 @@ def _loss(trace: Trace, launches: Array, owned: Array) -> set[int]:
         reduces = read and signature.results and not any(tensor.shape for tensor in signature.results)
         storages = [_storage(trace, row, tensor) for tensor in read]
         if reduces and not any(number >= 0 and owned[number] for number in storages):
-            return {read[0].shape[0]}
+            shape = read[0].shape
+            return {shape[1]} if len(shape) > 1 and shape[1] in recurrent else {shape[0]}
     return set()

@@ -22,7 +22,7 @@ class Typical:
     Attributes:
         seconds: the time of each.
         chosen: the index of the typical step, the median of the steps that do the same work.
-        low, high: seconds between which four fifths of the steps lie that are alike.
+        low, high: seconds between which four fifths of the steps lie that are alike and reach no other lines.
     """
 
     seconds: Array
@@ -43,9 +43,11 @@ def typical(timeline: Timeline) -> Typical:
     members = np.flatnonzero(work.alike)
     # Picoseconds, so that equal steps stay equal on machines whose arithmetic differs; of equal steps, the last counts.
     order = members[np.lexsort((-members, np.round(seconds[members] * 1e12)))]
-    count = len(order)
-    low, high = (float(seconds[order[round(quantile * (count - 1))]]) for quantile in (LOWEST, HIGHEST))
-    return Typical(seconds, int(order[(count - 1) // 2]), low, high)
+    chosen = int(order[(len(order) - 1) // 2])
+    same = order[~work.with_other_lines[order]]
+    same = same if len(same) else order
+    low, high = (float(seconds[same[round(quantile * (len(same) - 1))]]) for quantile in (LOWEST, HIGHEST))
+    return Typical(seconds, chosen, low, high)
 
 
 def steady(timeline: Timeline) -> tuple[int, int, float, float]:
