@@ -80,6 +80,7 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
 // Runs the launch and waits for it. If the wait fails, the launch may still run, so the stream keeps it alive.
 void run_and_wait(const Call& call, std::unique_ptr<Launch>& launch) {
   Stream& stream = *call.stream;
+  draw(*launch);
   Parts parts(stream, *launch, false);
   {
     Staging staging(*launch);
@@ -156,9 +157,10 @@ void run(const Call& call, bool fallback, bool planned) {
   if (C10_UNLIKELY(recording())) {
     for (const IValue& value : results)
       if (value.isTensor() && !value.isList()) row.outputs.push_back(storage_of(value.toTensor()).address);
-    record_launch(row,
-                  uint8_t((waits_for_result(call) && !learning ? kWaits : 0) | (fallback || planned ? kFallback : 0) | index_flags(call)),
-                  &results);
+    record_launch(
+        row,
+        uint8_t((waits_for_result(call) && !learning ? kWaits : 0) | (fallback || planned ? kFallback : 0) | index_flags(call)),
+        &results);
   }
   return_results(call, std::move(results));
 }
