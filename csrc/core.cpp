@@ -39,6 +39,7 @@
 #include "torch/layouts.cpp"
 #include "torch/torch.cpp"
 #include "torch/autocast.cpp"
+#include "torch/autograd_threads.cpp"
 #include "torch/redirect.cpp"
 #include "torch/profiler.cpp"
 #include "python/bindings.cpp"

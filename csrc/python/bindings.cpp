@@ -7,6 +7,7 @@
 #include "launch/workspace.h"
 #include "runtime/memory.h"
 #include "runtime/memory_history.h"
+#include "torch/autograd_threads.h"
 #include "torch/layouts.h"
 #include "torch/profiler.h"
 #include "runtime/runtime.h"
@@ -65,7 +66,10 @@ TORCH_LIBRARY(bringup, m) {
     device(0);  // loads the driver
     return std::string(driver().name);
   });
-  m.def("shutdown() -> ()", [] { shutdown(); });
+  m.def("shutdown() -> ()", [] {
+    wait_for_autograd();
+    shutdown();
+  });
   m.def("stream_priority(int device, int stream) -> int", [](int64_t device, int64_t id) {
     return int64_t(stream(c10::Stream(c10::Stream::UNSAFE, c10::Device(kChip, c10::DeviceIndex(device)), id)).priority);
   });

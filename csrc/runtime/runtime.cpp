@@ -190,6 +190,7 @@ void configure(Config requested) {
 const Config& config() { return the_config; }
 bool configured() { return is_configured; }
 bool opened() { return the_driver.load() != nullptr; }
+bool opened(int index) { return devices[index].load() != nullptr; }
 int device_count() noexcept { return asked_devices.load(); }
 void set_device_count(int count) { asked_devices = count; }
 const bringup_driver& driver() { return *the_driver.load(); }

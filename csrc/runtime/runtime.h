@@ -80,6 +80,7 @@ void configure(Config config);
 const Config& config();
 bool configured();
 bool opened();
+bool opened(int index);
 int device_count() noexcept;
 void set_device_count(int count);  // The count that the environment requests; `configure` replaces it.
 

@@ -64,3 +64,19 @@ def test_unusable_driver_is_refused_in_one_sentence(python: Run, path: str, prob
     done = python('import torch\ntorch.ones(3, device="chip")\n', BRINGUP_DRIVER=path)
     assert done.returncode == 1
     assert problem in done.stderr.splitlines()[-1]
+
+
+# One processor and a thread switch that never comes: autograd's thread still owns the graph task when Python finalizes.
+ENDS_AFTER_BACKWARD = """
+import os, sys
+os.sched_setaffinity(0, list(os.sched_getaffinity(0))[:1])
+import torch
+sys.setswitchinterval(1000)
+torch.ones(4, device="chip", requires_grad=True).sum().backward()
+"""
+
+
+def test_process_ends_when_its_last_statement_is_a_backward_pass(python: Run, null_driver: str) -> None:
+    for _ in range(4):  # a process without the wait for autograd aborts in about one of three tries
+        done = python(ENDS_AFTER_BACKWARD, BRINGUP_DRIVER=null_driver)
+        assert done.returncode == 0, done.stderr

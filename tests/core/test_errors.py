@@ -58,7 +58,7 @@ def test_a_look_up_names_the_index_that_is_out_of_range(
     look_up: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], text: str
 ) -> None:
     result = look_up(torch.ones(5, 3, device="chip"), torch.tensor([[0, 2], [7, 9]], device="chip"))
-    with pytest.raises(IndexError) as raised:
+    with pytest.raises((IndexError, RuntimeError)) as raised:  # as the CPU: index_select raises the second for columns
         result.sum().item()
     assert text in str(raised.value)
 

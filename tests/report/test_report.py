@@ -26,7 +26,7 @@ def prediction() -> bringup.Prediction:
     model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8)).to("chip")
     optimizer = torch.optim.AdamW(model.parameters())
     with bringup.record() as trace:
-        for _ in range(12):  # enough for an advice
+        for _ in range(20):  # enough for an advice
             loss = model(torch.randn(32, 64).to("chip")).square().mean()
             optimizer.zero_grad()
             loss.backward()

@@ -4,6 +4,7 @@ import json
 import re
 import textwrap
 import traceback
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -159,11 +160,15 @@ def launch_failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Failing:
     names: dict[str, Any] = {"__name__": "k"}
     exec(compile(path.read_text(), str(path), "exec"), names)
 
-    def launch(error: BaseException, size: int) -> torch.Tensor:
-        def run(kernel: object, grid: object, arguments: object, memory: Any) -> None:
-            raise error
+    errors: deque[BaseException] = deque()  # a launch may run after the next one was made
 
-        monkeypatch.setattr(Kernel, "run", run)
+    def run(kernel: object, grid: object, arguments: object, memory: Any) -> None:
+        raise errors.popleft()
+
+    monkeypatch.setattr(Kernel, "run", run)
+
+    def launch(error: BaseException, size: int) -> torch.Tensor:
+        errors.append(error)
         o: torch.Tensor = names["launch"](size)
         return o
 

@@ -155,8 +155,8 @@ def test_a_folder_without_sets_is_told(tmp_path: Path) -> None:
 
 
 def test_what_has_no_reader_is_listed(sets: Path) -> None:
-    (sets / "aiconfigurator" / "h100_sxm__nccl_perf.csv").write_text("a\n1\n")
-    assert read_folder(sets).unread == ("aiconfigurator/h100_sxm__nccl_perf.csv",)
+    (sets / "aiconfigurator" / "h100_sxm__unknown_perf.csv").write_text("a\n1\n")
+    assert read_folder(sets).unread == ("aiconfigurator/h100_sxm__unknown_perf.csv",)
 
 
 def test_host_clock_adds_what_comes_before_the_kernel() -> None:

@@ -24,6 +24,7 @@ from bringup.cost import family_of
 from bringup.process import process
 
 FUSED = ("pointwise", "copy", "gather", "random")
+SEEDS = "prims::inductor_seeds"  # Inductor draws them by a kernel of ATen
 Root = tuple[fx.Node, int]  # the origin of a piece of memory: a node, and the index of its result
 
 
@@ -122,6 +123,8 @@ def _is_fusible(node: fx.Node) -> bool:
     family = family_of(name)
     if family == "reduction":
         return _over_rows(node)
+    if name == SEEDS:
+        return False
     return family in FUSED and "scatter" not in name and "index_put" not in name and "backward" not in name
 
 

@@ -192,6 +192,9 @@ class _About(BaseModel):
     host: Text = ""
     host_clock: Literal["modelled", "measured"] = "modelled"
     findings: Annotated[list[_Finding], Field(max_length=MOST["lines"])] = []
+    cluster: Text = ""
+    ranks: Annotated[int, Field(strict=True, ge=1, lt=2**31)] = 1
+    rank: Count = 0
     placement: _Placement | None = None
 
 
