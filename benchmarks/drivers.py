@@ -244,6 +244,13 @@ OPERATORS: dict[str, Two] = {
         *(t.reshape(1, 2, -1, 6) for t in (x, y, x)),
         attn_mask=torch.linspace(-1, 1, 49, device=x.device, dtype=x.dtype).view(7, 7),
     ),
+    "attention of grouped queries": lambda x, y: F.scaled_dot_product_attention(
+        *(t.reshape(-1)[: heads * 18].reshape(1, heads, 3, 6) for t, heads in ((x, 4), (y, 2), (x, 2))),
+        is_causal=True,
+        enable_gqa=True,
+    ),
+    "fill by a mask": lambda x, y: x.index_put((y > 0,), torch.zeros((), device=x.device, dtype=x.dtype))
+    + y.index_put((x[:, 0] > 0,), torch.ones(1, device=x.device, dtype=x.dtype)),
     "in place": lambda x, y: x.clone().mul_(2).add_(y, alpha=3).sub_(1),
     "power of tensors": lambda x, y: (x.abs() + 1) ** y,
     "remainder": lambda x, y: torch.remainder(x, 0.7) + torch.fmod(y, 0.7) + torch.floor_divide(x.detach(), 0.7),

@@ -81,7 +81,8 @@ enum {
   BRINGUP_INTS,     // `count` numbers
   BRINGUP_DOUBLES,  // `count` numbers
   BRINGUP_STRING,
-  BRINGUP_OTHER
+  BRINGUP_OTHER,
+  BRINGUP_GENERATOR  // the call draws random numbers; see `draws` and `seed`
 };
 
 typedef struct bringup_argument {
@@ -100,6 +101,8 @@ typedef struct bringup_call {
   const bringup_argument* arguments;  // in the order of the schema
   const bringup_tensor* tensors;      // of the arguments, lists flattened
   const bringup_tensor* outputs;      // new tensors, which the runtime has allocated
+  // Of a call with a generator; null without one. `prepare` writes by how much each launch advances the generator's offset.
+  uint64_t* draws;
 } bringup_call;
 
 typedef struct bringup_launch {
@@ -108,6 +111,9 @@ typedef struct bringup_launch {
   void* const*
       addresses;         // of the first element of each of the call's tensors, then of its outputs; null for numbers on the host
   const double* values;  // one per argument: of SCALAR, and of a TENSOR on the host
+  // Of a call with a generator: its seed, and the offset from which this launch draws. A seed and an offset give the same numbers
+  // at any time; no other launch with this seed draws from the offsets up to `offset` + `draws`.
+  uint64_t seed, offset;
 } bringup_launch;
 
 typedef struct bringup_driver {

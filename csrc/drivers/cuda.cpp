@@ -55,7 +55,7 @@ const char* device_name(int index) {
 int open_device(int index, const bringup_config* config, bringup_device** out) {
   if (!cu().problem.empty()) return kit::refuse_open(cu().problem);
   if (!nvidia::nvrtc().usable) return kit::refuse_open("libnvrtc is missing: pip install nvidia-cuda-nvrtc");
-  int id = 0, major = 0, minor = 0;
+  int id = 0, major = 0, minor = 0, multiprocessors = 1, threads = 1;
   if (int code = cu().cuInit(0)) return kit::refuse_open("cuInit failed with error " + std::to_string(code));
   if (cu().cuDeviceGet(&id, index))
     return kit::refuse_open("this machine has no NVIDIA GPU with the number " + std::to_string(index));
@@ -63,6 +63,9 @@ int open_device(int index, const bringup_config* config, bringup_device** out) {
   if (cu().cuDevicePrimaryCtxRetain(&device->context, id)) return kit::refuse_open("the GPU gives no context: is it in use?");
   cu().cuDeviceGetAttribute(&major, nvidia::kMajor, id);
   cu().cuDeviceGetAttribute(&minor, nvidia::kMinor, id);
+  cu().cuDeviceGetAttribute(&multiprocessors, nvidia::kMultiprocessors, id);
+  cu().cuDeviceGetAttribute(&threads, nvidia::kThreads, id);
+  device->random_threads = long(multiprocessors) * (threads / 256 * 256);  // as torch's kernels have groups of 256
   device->architecture = "sm_" + std::to_string(major) + std::to_string(minor);
   device->capacity = config->device_bytes;
   device->enter();

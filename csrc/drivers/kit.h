@@ -2,6 +2,7 @@
 // events, and the functions declared here. The entries at the end are then its own. Kernels and plans are in one file per topic;
 // kit_operators.h has the table of operators.
 #pragma once
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <deque>
@@ -43,6 +44,8 @@ struct DeviceState {
   std::string error, shown;
   int64_t failed = 0;  // the number of the launch that failed, if it is known
   size_t capacity = 0, used = 0;
+  long random_threads =
+      132 * 2048;  // that draw random numbers: multiprocessors and their threads, of an H100 (NVIDIA's data sheet)
   std::unordered_map<std::string, Code> programs;
 
   int fail(const std::string& sentence, int64_t launch = 0) {
@@ -165,7 +168,7 @@ struct Map {  // as in kit_dialect.h
 
 // A value of a kernel's argument: a constant, or found at the launch.
 struct Value {
-  enum Kind { kBuffer, kWorkspace, kScalar, kConstant, kFault, kNumber } kind;
+  enum Kind { kBuffer, kWorkspace, kScalar, kConstant, kFault, kNumber, kSeed, kOffset } kind;
   int index = 0;            // kBuffer: in addresses. kScalar: in values
   size_t item = 0;          // kBuffer, kWorkspace: bytes of an element
   long offset = 0;          // kBuffer, kWorkspace: in bytes
@@ -220,6 +223,11 @@ struct Step {
   }
   Step& number(char type, double constant) {
     values.push_back({Value::kConstant, 0, 0, 0, type, 1, number_as(type, constant)});
+    return *this;
+  }
+  Step& stream() {  // of random numbers: two arguments
+    values.push_back({Value::kSeed, 0, 0, 0, 'l', 1, {}});
+    values.push_back({Value::kOffset, 0, 0, 0, 'l', 1, {}});
     return *this;
   }
   Step& fault() {
@@ -411,6 +419,8 @@ inline int run(bringup_device* device, bringup_stream* stream, const Step& step,
   for (const Value& value : values) {
     if (value.kind == Value::kNumber)
       arguments.push_back(bytes_of(uint64_t(launch.number)));
+    else if (value.kind == Value::kSeed || value.kind == Value::kOffset)
+      arguments.push_back(bytes_of(value.kind == Value::kSeed ? launch.seed : launch.offset));
     else if (value.kind == Value::kScalar)
       arguments.push_back(number_as(value.type, number_at_launch(value, launch)));
     else if (value.kind == Value::kConstant)

@@ -4,7 +4,8 @@
 
 namespace kit {
 
-// The logarithm of the sum is of the type V. The mask is added to the scores, or is absent.
+// The logarithm of the sum is of the type V. The mask is added to the scores, or is absent. `share` heads of queries have the
+// same keys and values.
 inline const Source kAttention = {"attention", R"(
 typedef WIDE(T) V;
 typedef struct { long b, h, t, d; } At;
@@ -15,15 +16,15 @@ typedef struct { long b, h, t, d; } At;
 
 // A group per query.
 KERNEL attention(ARG(T, o), ARG(V, lse), ARG(T, q), ARG(T, k), ARG(T, v), ARG(TM, mask), At o_s, At lse_s, At q_s, At k_s, At v_s,
-                 At mask_s, long queries, long keys, long width, long value_width, V scale, int causal, int masked) {
+                 At mask_s, long queries, long keys, long width, long share, long value_width, V scale, int causal, int masked) {
   LOCAL V red[LANES];
   LOCAL V p[KEYS];
   USE(T, o); USE(V, lse); USE(T, q); USE(T, k); USE(T, v); USE(TM, mask);
-  long i = GROUP, h = GROUP_Y, b = GROUP_Z, last = causal && i + 1 < keys ? i + 1 : keys;
+  long i = GROUP, h = GROUP_Y, b = GROUP_Z, of = h / share, last = causal && i + 1 < keys ? i + 1 : keys;
   V top = -INFINITY, sum = 0;
   for (long j = LANE; j < last; j += LANES) {
     V s = 0;
-    for (long d = 0; d < width; ++d) s += AT(q, b, h, i, d) * AT(k, b, h, j, d);
+    for (long d = 0; d < width; ++d) s += AT(q, b, h, i, d) * AT(k, b, of, j, d);
     p[j] = s * scale + MASK(i, j);
     top = fmax(top, p[j]);
   }
@@ -36,7 +37,7 @@ KERNEL attention(ARG(T, o), ARG(V, lse), ARG(T, q), ARG(T, k), ARG(T, v), ARG(TM
   SUM(sum);
   for (long d = LANE; d < value_width; d += LANES) {
     V s = 0;
-    for (long j = 0; j < last; ++j) s += p[j] * AT(v, b, h, j, d);
+    for (long j = 0; j < last; ++j) s += p[j] * AT(v, b, of, j, d);
     STORE(T, o, PLACE(o, b, h, i, d), sum == 0 ? (V)0 : s / sum);
   }
   if (LANE == 0) lse[PLACE(lse, b, h, i, 0)] = top + log(sum);
@@ -44,58 +45,64 @@ KERNEL attention(ARG(T, o), ARG(V, lse), ARG(T, q), ARG(T, k), ARG(T, v), ARG(TM
 
 // The gradient of the query, a group per query.
 KERNEL attention_query(ARG(T, dq), ARG(T, g), ARG(T, q), ARG(T, k), ARG(T, v), ARG(T, o), ARG(V, lse), ARG(TM, mask), At dq_s, At g_s,
-                       At q_s, At k_s, At v_s, At o_s, At lse_s, At mask_s, long queries, long keys, long width, V scale, int causal,
-                       int masked) {
+                       At q_s, At k_s, At v_s, At o_s, At lse_s, At mask_s, long queries, long keys, long width, long share, V scale,
+                       int causal, int masked) {
   LOCAL V red[LANES];
   LOCAL V e[KEYS];
   USE(T, dq); USE(T, g); USE(T, q); USE(T, k); USE(T, v); USE(T, o); USE(V, lse); USE(TM, mask);
-  long i = GROUP, h = GROUP_Y, b = GROUP_Z, last = causal && i + 1 < keys ? i + 1 : keys;
+  long i = GROUP, h = GROUP_Y, b = GROUP_Z, of = h / share, last = causal && i + 1 < keys ? i + 1 : keys;
   V delta = 0, whole = lse[PLACE(lse, b, h, i, 0)];
   for (long d = LANE; d < width; d += LANES) delta += AT(g, b, h, i, d) * AT(o, b, h, i, d);
   SUM(delta);
   for (long j = LANE; j < last; j += LANES) {
     V s = 0, t = 0;
     for (long d = 0; d < width; ++d) {
-      s += AT(q, b, h, i, d) * AT(k, b, h, j, d);
-      t += AT(g, b, h, i, d) * AT(v, b, h, j, d);
+      s += AT(q, b, h, i, d) * AT(k, b, of, j, d);
+      t += AT(g, b, h, i, d) * AT(v, b, of, j, d);
     }
     e[j] = whole == -INFINITY ? 0 : exp(s * scale + MASK(i, j) - whole) * (t - delta) * scale;
   }
   BARRIER;
   for (long d = LANE; d < width; d += LANES) {
     V s = 0;
-    for (long j = 0; j < last; ++j) s += e[j] * AT(k, b, h, j, d);
+    for (long j = 0; j < last; ++j) s += e[j] * AT(k, b, of, j, d);
     STORE(T, dq, PLACE(dq, b, h, i, d), s);
   }
 }
 
-// The gradients of key and value, a group per key.
+// The gradients of key and value, a group per key and head of keys.
 KERNEL attention_key(ARG(T, dk), ARG(T, dv), ARG(T, g), ARG(T, q), ARG(T, k), ARG(T, v), ARG(T, o), ARG(V, lse), ARG(TM, mask), At dk_s,
-                     At dv_s, At g_s, At q_s, At k_s, At v_s, At o_s, At lse_s, At mask_s, long queries, long keys, long width, V scale,
-                     int causal, int masked) {
+                     At dv_s, At g_s, At q_s, At k_s, At v_s, At o_s, At lse_s, At mask_s, long queries, long keys, long width, long share,
+                     V scale, int causal, int masked) {
   LOCAL V p[KEYS];
   LOCAL V e[KEYS];
   USE(T, dk); USE(T, dv); USE(T, g); USE(T, q); USE(T, k); USE(T, v); USE(T, o); USE(V, lse); USE(TM, mask);
-  long j = GROUP, h = GROUP_Y, b = GROUP_Z, first = causal ? j : 0;
-  for (long i = first + LANE; i < queries; i += LANES) {
-    V s = 0, t = 0, delta = 0, whole = lse[PLACE(lse, b, h, i, 0)];
-    for (long d = 0; d < width; ++d) {
-      s += AT(q, b, h, i, d) * AT(k, b, h, j, d);
-      t += AT(g, b, h, i, d) * AT(v, b, h, j, d);
-      delta += AT(g, b, h, i, d) * AT(o, b, h, i, d);
+  long j = GROUP, of = GROUP_Y, b = GROUP_Z, first = causal ? j : 0;
+  for (long start = 0; start < width; start += LANES) {
+    long own = start + LANE;
+    V to_key = 0, to_value = 0;
+    for (long h = of * share; h < (of + 1) * share; ++h) {
+      for (long i = first + LANE; i < queries; i += LANES) {
+        V s = 0, t = 0, delta = 0, whole = lse[PLACE(lse, b, h, i, 0)];
+        for (long d = 0; d < width; ++d) {
+          s += AT(q, b, h, i, d) * AT(k, b, of, j, d);
+          t += AT(g, b, h, i, d) * AT(v, b, of, j, d);
+          delta += AT(g, b, h, i, d) * AT(o, b, h, i, d);
+        }
+        p[i] = whole == -INFINITY ? 0 : exp(s * scale + MASK(i, j) - whole);
+        e[i] = p[i] * (t - delta) * scale;
+      }
+      BARRIER;
+      for (long i = first; own < width && i < queries; ++i) {
+        to_key += e[i] * AT(q, b, h, i, own);
+        to_value += p[i] * AT(g, b, h, i, own);
+      }
+      BARRIER;
     }
-    p[i] = whole == -INFINITY ? 0 : exp(s * scale + MASK(i, j) - whole);
-    e[i] = p[i] * (t - delta) * scale;
-  }
-  BARRIER;
-  for (long d = LANE; d < width; d += LANES) {
-    V s = 0, t = 0;
-    for (long i = first; i < queries; ++i) {
-      s += e[i] * AT(q, b, h, i, d);
-      t += p[i] * AT(g, b, h, i, d);
+    if (own < width) {
+      STORE(T, dk, PLACE(dk, b, of, j, own), to_key);
+      STORE(T, dv, PLACE(dv, b, of, j, own), to_value);
     }
-    STORE(T, dk, PLACE(dk, b, h, j, d), s);
-    STORE(T, dv, PLACE(dv, b, h, j, d), t);
   }
 }
 )"};
@@ -135,22 +142,22 @@ inline double scale_of(Call& call, int argument, const Tensor& query) {
 }
 
 // A step over these tensors, with the last arguments of all kernels.
-inline Step& attention_step(Call& call, const char* name, long groups, std::vector<Tensor> tensors, const Tensor& q,
+inline Step& attention_step(Call& call, const char* name, long groups, long heads, std::vector<Tensor> tensors, const Tensor& q,
                             const Tensor& k, int mask) {
   bool masked = !call.none(mask);
   Tensor added = masked ? call.tensor(mask) : q;
   tensors.push_back(added);
-  Step& step = call.step(kAttention, types({{"T", q.dtype}, {"TM", added.dtype}}), name, groups, q.sizes[1], q.sizes[0]);
+  Step& step = call.step(kAttention, types({{"T", q.dtype}, {"TM", added.dtype}}), name, groups, heads, q.sizes[0]);
   for (const Tensor& tensor : tensors) step.buffer(tensor);
   for (const Tensor& tensor : tensors) step.value(at_of(tensor));
-  return step.counts(q.sizes[2], k.sizes[2], q.sizes[3]);
+  return step.counts(q.sizes[2], k.sizes[2], q.sizes[3], q.sizes[1] / k.sizes[1]);
 }
 
 inline bool attention(Call& call) {  // (query, key, value, dropout_p, is_causal, attn_mask, scale)
   Tensor q = call.tensor(0), k = call.tensor(1), v = call.tensor(2), out = call.output(0), lse = call.output(1);
   if (!attention_form(call, {q, k, v, out}, lse, 3, 5)) return false;
-  if (q.sizes[1] != k.sizes[1]) return call.refuse("grouped queries");
-  Step& step = attention_step(call, "attention", q.sizes[2], {out, lse, q, k, v}, q, k, 5);
+  if (q.sizes[1] % k.sizes[1] || v.sizes[1] != k.sizes[1]) return call.refuse("form of the heads");
+  Step& step = attention_step(call, "attention", q.sizes[2], q.sizes[1], {out, lse, q, k, v}, q, k, 5);
   step.counts(v.sizes[3]).number('f', scale_of(call, 6, q)).value(int32_t(call.is_true(4))).value(int32_t(!call.none(5)));
   return true;
 }
@@ -160,13 +167,14 @@ inline bool attention_backward(Call& call) {
   Tensor g = call.tensor(0), q = call.tensor(1), k = call.tensor(2), v = call.tensor(3), o = call.tensor(4), lse = call.tensor(5);
   Tensor dq = call.output(0), dk = call.output(1), dv = call.output(2);
   if (!attention_form(call, {g, q, k, v, o, dq, dk, dv}, lse, 6, 8)) return false;
-  if (q.sizes[1] != k.sizes[1] || q.sizes[3] != v.sizes[3]) return call.refuse("grouped queries, or values of another width");
-  auto add = [&](const char* name, long groups, const std::vector<Tensor>& tensors) {
-    Step& step = attention_step(call, name, groups, tensors, q, k, 8);
+  if (q.sizes[1] % k.sizes[1] || v.sizes[1] != k.sizes[1]) return call.refuse("form of the heads");
+  if (q.sizes[3] != v.sizes[3]) return call.refuse("values of another width");
+  auto add = [&](const char* name, long groups, long heads, const std::vector<Tensor>& tensors) {
+    Step& step = attention_step(call, name, groups, heads, tensors, q, k, 8);
     step.number('f', scale_of(call, 9, q)).value(int32_t(call.is_true(7))).value(int32_t(!call.none(8)));
   };
-  add("attention_query", q.sizes[2], {dq, g, q, k, v, o, lse});
-  add("attention_key", k.sizes[2], {dk, dv, g, q, k, v, o, lse});
+  add("attention_query", q.sizes[2], q.sizes[1], {dq, g, q, k, v, o, lse});
+  add("attention_key", k.sizes[2], k.sizes[1], {dk, dv, g, q, k, v, o, lse});
   return true;
 }
 

@@ -341,7 +341,22 @@ inline bool read_places(Call& call) {  // index.Tensor(self, indices)
   return true;
 }
 
+// index_put with one mask and one value for all places: the mask covers the first dimensions.
+inline bool fill_masked(Call& call) {
+  Tensor self = call.tensor(0), mask = call.element(1, 0), value = call.tensor(2);
+  if (value.numel() != 1 || value.dims > self.dims || call.is_true(3)) return call.refuse("a mask with several values");
+  auto& sizes = call.shapes.emplace_back(call.sizes_of(mask));
+  auto& strides = call.shapes.emplace_back(mask.strides, mask.strides + mask.dims);
+  sizes.resize(size_t(self.dims), 1), strides.resize(size_t(self.dims), 0);
+  mask.dims = self.dims, mask.sizes = sizes.data(), mask.strides = strides.data();
+  Pointwise p{"y!=0?z:x", {self, mask, value}};
+  p.integers = true;
+  return pointwise(call, call.target(), p);
+}
+
 inline bool write_places(Call& call) {  // index_put(self, indices, values, accumulate)
+  const bringup_argument& indices = call.argument(1);
+  if (indices.kind == BRINGUP_TENSORS && indices.count == 1 && call.element(1, 0).dtype == BRINGUP_BOOL) return fill_masked(call);
   Tensor self = call.tensor(0), values = call.tensor(2), out = call.result(call.target());
   Places p;
   if (!type_of(self.dtype) || values.dtype != self.dtype) return call.refuse("dtype");

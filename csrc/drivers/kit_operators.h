@@ -6,6 +6,7 @@
 #include "kit_norms.h"
 #include "kit_optimizers.h"
 #include "kit_pooling.h"
+#include "kit_random.h"
 
 namespace kit {
 
@@ -59,6 +60,8 @@ inline void add_pointwise(Table& t) {
   t.add_both("bitwise_xor.Tensor", bitwise("x^y", 2));
   t.add_both("bitwise_not", bitwise("~x", 1, "x==0"));
   t.add("isnan", unary("x!=x", kIntegers));
+  t.add("isposinf", unary("x==INFINITY", kIntegers));
+  t.add("isneginf", unary("x==-INFINITY", kIntegers));
   t.add("where.self", formula("x!=0?y:z", 3, kIntegers));
   t.add_both("masked_fill.Scalar", binary("y!=0?s:x", kIntegers, 2));
   t.add_both("masked_fill.Tensor", formula("y!=0?z:x", 3, kIntegers));
@@ -295,6 +298,27 @@ inline void add_lists(Table& t) {
   t.add("_fused_sgd_", sgd);
 }
 
+inline void add_random(Table& t) {
+  static const std::string by_logarithm =
+      std::string("(x >= 1 - ") + kEpsilon + " / 2 ? -" + kEpsilon + " / 2 : log(x)) * (-1 / s)";
+  static const std::string cauchy = std::string("s + t * tan(C(3.14159265358979323846) * ") +
+                                    "(sizeof(TS) == 8 ? x - C(0.5) : fmin(fmax(x, " + kEpsilon + "), 1 - " + kEpsilon +
+                                    ") - C(0.5)))";
+  t.add("uniform_", drawn("uniform", kUniform, kFloats, true));
+  t.add("normal_", drawn("normal", "fma(x, t, s)", kFloats, true));
+  t.add("log_normal_", drawn("normal", "exp(fma(x, t, s))", kFloats, true));
+  t.add("cauchy_", drawn("uniform", cauchy.c_str(), kFloats, true));
+  t.add("exponential_", drawn("uniform", by_logarithm.c_str()));
+  t.add("geometric_", drawn("uniform", "ceil(log(x) / log1p(-s))", kIntegers));
+  t.add("bernoulli_.float", drawn("uniform", "x < s", kIntegers));
+  t.add("bernoulli_.Tensor", [](Call& call) { return bernoulli_of(call, 1); });
+  t.add("bernoulli", [](Call& call) { return bernoulli_of(call, 0); });
+  t.add("random_", random_integers(-1, -1));
+  t.add("random_.to", random_integers(-1, 1));
+  t.add("random_.from", random_integers(1, 2));
+  t.add("native_dropout", dropout);
+}
+
 inline const Table& operators() {
   static const Table* table = [] {
     auto* t = new Table();
@@ -303,6 +327,7 @@ inline const Table& operators() {
     add_products_and_images(*t);
     add_indices_and_losses(*t);
     add_lists(*t);
+    add_random(*t);
     return t;
   }();
   return *table;

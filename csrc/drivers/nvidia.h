@@ -96,7 +96,8 @@ inline std::string compile(const std::string& source, const std::string& archite
 using Handle = void*;
 using Address = unsigned long long;
 constexpr int kNotReady = 600, kNonBlocking = 1, kPortableMapped = 3;
-constexpr int kMajor = 75, kMinor = 76;  // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+constexpr int kMajor = 75, kMinor = 76;              // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_*
+constexpr int kMultiprocessors = 16, kThreads = 39;  // CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT, _MAX_THREADS_PER_MULTIPROCESSOR
 
 struct Cuda {
   int (*cuInit)(unsigned);

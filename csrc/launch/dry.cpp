@@ -169,6 +169,7 @@ void compute_known(const SignaturePtr& interned, Stream& stream, const Slots& sl
         if (!signature.written[i] && dry_content(*slots[i].tensor) == Content::Unknown)
           launch->host_tensors[i] = everywhere(*slots[i].tensor, policy().value);
     }
+    draw(*launch);
     bringup::launch(stream, run_launch, launch.release(), op.name.c_str());
     for (const at::Tensor& tensor : results) set_dry_content(tensor, inputs_known ? inputs : Content::Guessed);
     return;

@@ -7,7 +7,6 @@
 
 #include "launch/dry.h"
 #include "launch/native.h"
-#include "runtime/generator.h"
 #include "runtime/memory.h"
 
 namespace bringup {
@@ -120,8 +119,6 @@ void replay_graph(int64_t id) {
     auto launch = std::make_unique<Launch>(*node.launch);
     launch->stream = &stream;
     launch->number = counters().launches;
-    if (launch->draws_from.defined())
-      launch->generator = static_cast<ChipGenerator*>(launch->draws_from.unsafeGetGeneratorImpl())->draw_on(stream);
     start_launch(std::move(launch));
   }
   if (C10_UNLIKELY(launch_blocking())) synchronize(stream);

@@ -118,8 +118,6 @@ void take_arguments(Launch& launch, const IValue* arguments) {
       launch.arguments.emplace_back(std::move(shape));
     } else if (op.args[i].kind == ArgKind::Generator) {
       launch.draws_from = generator_of(value, *launch.stream);
-      if (C10_LIKELY(!launch.stream->capture))
-        launch.generator = static_cast<ChipGenerator*>(launch.draws_from.unsafeGetGeneratorImpl())->draw_on(*launch.stream);
       launch.arguments.emplace_back();
     } else {
       launch.arguments.emplace_back(value);

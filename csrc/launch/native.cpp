@@ -6,11 +6,13 @@
 #include <deque>
 #include <mutex>
 #include <set>
+#include <tuple>
 #include <unordered_map>
 
 #include "launch/launch.h"
 #include "launch/ledger.h"
 #include "launch/shadow.h"
+#include "runtime/generator.h"
 
 namespace bringup {
 
@@ -20,7 +22,8 @@ using c10::IValue;
 struct DriverKernels {
   struct Answer {
     bringup_kernel* kernel = nullptr;
-    OnHost on_host;  // it has none
+    OnHost on_host;      // it has none
+    uint64_t draws = 0;  // how many random numbers a launch draws
     ~Answer() {
       if (kernel) driver().release(kernel);
     }
@@ -124,7 +127,7 @@ Description describe_call(const Launch& launch) {
     ArgKind kind = signature.op->args[i].kind;
     bringup_argument argument{BRINGUP_NONE, 0, 0, 0, 0, nullptr, nullptr, nullptr};
     if (kind == ArgKind::Generator) {
-      description.refused = "it draws random numbers";
+      argument.kind = BRINGUP_GENERATOR;
     } else if (kind == ArgKind::Tensor) {
       if (value.isTensor()) {  // an absent tensor arrives as None, or undefined
         bool defined = signature.inputs[size_t(slot)].defined;
@@ -170,7 +173,8 @@ std::unique_ptr<DriverKernels::Answer> ask_driver(const Launch& launch) {
                        int32_t(description.outputs.size()),
                        description.arguments.data(),
                        description.tensors.data(),
-                       description.outputs.data()};
+                       description.outputs.data(),
+                       launch.draws_from.defined() ? &answer->draws : nullptr};
   Device& on = device(launch.stream->id.device_index());
   const char* why = nullptr;
   bringup_kernel* kernel = nullptr;
@@ -277,7 +281,10 @@ void enqueue_kernel(const Launch& launch) {
     if (signature.op->args[i].kind == ArgKind::Scalar && launch.arguments[i].isList())
       for (const IValue& element : launch.arguments[i].toListRef()) values.push_back(element.toScalar().toDouble());
   remember(launch);
-  bringup_launch request = {sizeof request, launch.number, addresses.data(), values.data()};
+  bringup_launch request = {sizeof request, launch.number, addresses.data(), values.data(), 0, 0};
+  if (launch.draws_from.defined())
+    std::tie(request.seed, request.offset) =
+        static_cast<ChipGenerator*>(launch.draws_from.unsafeGetGeneratorImpl())->take_offsets(answer_of(launch).draws);
   Parts parts(*launch.stream, launch, true);
   int status = driver().launch(launch.stream->handle, launch.kernel, &request);
   check_driver(status, device(launch.stream->id.device_index()), signature.op->name.c_str());
@@ -303,12 +310,18 @@ void count_on_host(const Launch& launch, int64_t bytes_down, int64_t bytes_up) {
   if (C10_UNLIKELY(shadowing()) && !launch.waited) shadow_refused(launch, on_host.reason);
 }
 
+void draw(Launch& launch) {
+  if (launch.draws_from.defined())
+    launch.generator = static_cast<ChipGenerator*>(launch.draws_from.unsafeGetGeneratorImpl())->draw_on(*launch.stream);
+}
+
 void start_launch(std::unique_ptr<Launch> launch) {
   if (launch->kernel) {
     if (skip_if_marked(*launch)) return;
     if (C10_LIKELY(!shadowing())) return enqueue_kernel(*launch);
     return launch_shadowed(*launch, [&] { enqueue_kernel(*launch); });
   }
+  draw(*launch);
   Stream& stream = *launch->stream;
   SignaturePtr signature = launch->signature;
   const char* name = signature->op->name.c_str();

@@ -23,7 +23,7 @@ namespace bringup {
 // kernel does not write differ. Where results cancel, the CPU's own rounding may be larger than the tolerance. So the CPU also
 // computes in float64 where it can, and the kernel may be off by a few times as much as the CPU. A thorough comparison also
 // covers the memory beside the tensors: the rest of each storage, and the bytes between the end of a new tensor and the end of
-// its block.
+// its block. Kernels that draw random numbers are launched and not compared.
 namespace {
 
 constexpr int kPoison = 0xFF;        // NaN as a number
@@ -42,7 +42,7 @@ struct ShadowRow {
 struct Shadows {
   std::mutex mutex;
   std::atomic<bool> on{false};
-  std::atomic<int64_t> compared{0};
+  std::atomic<int64_t> compared{0}, drawn{0};
   std::atomic<char*> named{nullptr};  // not null: the host waits for each kernel
   bool thorough = false;
   std::map<c10::ScalarType, double> tolerances;
@@ -367,6 +367,13 @@ void launch_shadowed(const Launch& launch, const std::function<void()>& launch_k
   Stream& stream = *launch.stream;
   const char* about = "a comparison with the CPU";
   Named named("the launch of", launch);
+  if (launch.draws_from.defined()) {
+    ++shadows().drawn;
+    shadow_refused(launch, "its random numbers are not the CPU's");
+    launch_kernel();
+    if (shadows().named.load()) wait_for_kernel(stream, launch.signature->op->name.c_str());
+    return;
+  }
   ++shadows().compared;
   auto comparison = std::make_shared<Comparison>(launch);
   comparison->promised = launch.signature->outputs;
@@ -405,6 +412,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("shadow(int[] dtypes, float[] tolerances, bool thorough, str file) -> ()", &begin_shadow);
   m.def("shadow_report() -> str", &shadow_report);
   m.def("shadow_compared() -> int", [] { return shadows().compared.load(); });
+  m.def("shadow_drawn() -> int", [] { return shadows().drawn.load(); });
 }
 
 }  // namespace bringup

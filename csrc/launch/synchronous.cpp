@@ -80,6 +80,7 @@ void write_back(const Launch& launch, const Slots& slots, Stream& stream) {
 // Runs the launch and waits for it. If the wait fails, the launch may still run, so the stream keeps it alive.
 void run_and_wait(const Call& call, std::unique_ptr<Launch>& launch) {
   Stream& stream = *call.stream;
+  draw(*launch);
   Parts parts(stream, *launch, false);
   {
     Staging staging(*launch);

@@ -30,11 +30,11 @@ struct Launch {
   c10::SmallVector<int64_t, 8> offsets;          // per input
   c10::SmallVector<at::Tensor, 1> host_tensors;  // per input: a host tensor, or a stand-in for unknown memory
   c10::SmallVector<StorageRef, 2> outputs;       // per new output
-  at::Generator generator;
-  at::Generator draws_from;          // in a graph: the chip's generator, which gives another `generator` at every replay
-  bringup_kernel* kernel = nullptr;  // the driver's; null: it runs on the host
-  bool planned = false;              // a plan puts it on the host
-  bool staged = false;               // its addresses are the host's (see native.h)
+  at::Generator draws_from;                      // the chip's generator
+  at::Generator generator;                       // what it gives to a launch that runs on the host (see `draw`)
+  bringup_kernel* kernel = nullptr;              // the driver's; null: it runs on the host
+  bool planned = false;                          // a plan puts it on the host
+  bool staged = false;                           // its addresses are the host's (see native.h)
   int threads;
   int64_t correlation = 0;
   bool guesses = false;  // a dry run computes on stand-ins: if the kernel fails, its outputs become zero
@@ -53,6 +53,9 @@ std::string describe_call(const Signature& signature, int device, const Line& li
 
 // True in a thread of the program, once it has launched.
 extern thread_local bool launches_in_this_thread;
+
+// Gives a launch that is about to be enqueued as a host function the generator that it draws from.
+void draw(Launch& launch);
 
 // True if a failed launch did not compute what this one reads. Its results are then marked, and it must not run.
 bool skip_if_marked(Launch& launch);

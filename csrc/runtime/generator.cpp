@@ -1,8 +1,10 @@
 #include "runtime/generator.h"
 
 #include <ATen/Utils.h>
+#include <ATen/ops/empty.h>
 
 #include <array>
+#include <cstring>
 #include <mutex>
 
 #include "python/python.h"
@@ -32,10 +34,16 @@ at::Generator ChipGenerator::draw_on(Stream& stream) {
   return current_;
 }
 
-void ChipGenerator::replace(at::Generator next, uint64_t seed) {
+std::pair<uint64_t, uint64_t> ChipGenerator::take_offsets(uint64_t count) {
+  std::lock_guard<std::mutex> lock(state_);
+  return {seed_, std::exchange(offset_, offset_ + count)};
+}
+
+void ChipGenerator::replace(at::Generator next, uint64_t seed, uint64_t offset) {
   std::lock_guard<std::mutex> lock(state_);
   current_ = std::move(next);
   seed_ = seed;
+  offset_ = offset;
   last_ = nullptr;
 }
 
@@ -53,7 +61,7 @@ at::Generator ChipGenerator::settled() const {
   return current;
 }
 
-void ChipGenerator::set_current_seed(uint64_t seed) { replace(at::detail::createCPUGenerator(seed), seed); }
+void ChipGenerator::set_current_seed(uint64_t seed) { replace(at::detail::createCPUGenerator(seed), seed, 0); }
 
 uint64_t ChipGenerator::current_seed() const {
   std::lock_guard<std::mutex> lock(state_);
@@ -76,22 +84,40 @@ uint64_t ChipGenerator::get_offset() const {
 
 void ChipGenerator::set_state(const c10::TensorImpl& state) {
   at::Generator next = at::detail::createCPUGenerator();
-  next.unsafeGetGeneratorImpl()->set_state(state);
+  int64_t length = next.get_state().numel();
+  uint64_t offset = 0;
+  if (state.numel() == length + int64_t(sizeof offset)) {
+    at::detail::check_rng_state(state);
+    const auto* bytes = static_cast<const uint8_t*>(state.data());
+    std::memcpy(&offset, bytes + length, sizeof offset);
+    at::Tensor of_cpu = at::empty({length}, at::kByte);
+    std::memcpy(of_cpu.data_ptr(), bytes, size_t(length));
+    next.set_state(of_cpu);
+  } else {
+    next.unsafeGetGeneratorImpl()->set_state(state);
+  }
   uint64_t seed = next.current_seed();
-  replace(std::move(next), seed);
+  replace(std::move(next), seed, offset);
 }
 
 c10::intrusive_ptr<c10::TensorImpl> ChipGenerator::get_state() const {
   at::Generator current = settled();
-  std::lock_guard<std::mutex> lock(current.mutex());  // a kernel of another thread may be drawing
-  return current.unsafeGetGeneratorImpl()->get_state();
+  std::lock_guard<std::mutex> draws(current.mutex());  // a kernel of another thread may be drawing
+  at::Tensor state = current.get_state();
+  std::lock_guard<std::mutex> lock(state_);
+  if (offset_ == 0) return state.getIntrusivePtr();
+  at::Tensor whole = at::empty({state.numel() + int64_t(sizeof offset_)}, at::kByte);
+  std::memcpy(whole.data_ptr(), state.data_ptr(), size_t(state.numel()));
+  std::memcpy(static_cast<uint8_t*>(whole.data_ptr()) + state.numel(), &offset_, sizeof offset_);
+  return whole.getIntrusivePtr();
 }
 
 ChipGenerator* ChipGenerator::clone_impl() const {
   at::Generator current = settled();
   std::lock_guard<std::mutex> lock(current.mutex());
   auto* copy = new ChipGenerator(device().index());
-  copy->replace(current.clone(), current_seed());
+  auto [seed, offset] = const_cast<ChipGenerator*>(this)->take_offsets(0);
+  copy->replace(current.clone(), seed, offset);
   return copy;
 }
 

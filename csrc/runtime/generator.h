@@ -1,9 +1,11 @@
-// The random generator of a device: torch's CPU generator, advanced in the order in which the host launched.
+// The random generator of a device: torch's CPU generator, advanced in the order in which the host launched, and an offset for
+// the driver's kernels.
 #pragma once
 #include <ATen/core/Generator.h>
 #include <ATen/CPUGeneratorImpl.h>
 
 #include <mutex>
+#include <utility>
 
 #include "runtime/runtime.h"
 
@@ -13,6 +15,8 @@ namespace bringup {
 // Kernels draw from a CPU generator, so one seed gives the same numbers on the chip and on the CPU. The generator advances when
 // a kernel runs. If launches that draw come from several streams, each stream waits for the one before. Seeding and restoring a
 // state replace the CPU generator: kernels under way keep the old one, so nothing has to wait. Reading the state waits.
+// The driver's own kernels compute random numbers from the seed and an offset, which the host advances, as CUDA's do. So nothing
+// waits for them. The state is that of the CPU generator, followed by the offset if it is not zero.
 //
 // Note [Two mutexes of a generator]
 // torch seeds a generator while it holds the GIL. A launch that draws may wait for a full queue, whose worker may need the GIL,
@@ -25,6 +29,8 @@ class ChipGenerator final : public c10::GeneratorImpl {
 
   // Returns the CPU generator for the kernel that the caller enqueues next on `stream`.
   at::Generator draw_on(Stream& stream);
+  // Returns the seed, and the offset for a kernel that draws `count` numbers.
+  std::pair<uint64_t, uint64_t> take_offsets(uint64_t count);
 
   void set_current_seed(uint64_t seed) override;
   uint64_t current_seed() const override;
@@ -37,13 +43,14 @@ class ChipGenerator final : public c10::GeneratorImpl {
 
  private:
   ChipGenerator* clone_impl() const override;
-  void replace(at::Generator next, uint64_t seed);
+  void replace(at::Generator next, uint64_t seed, uint64_t offset);
   at::Generator settled() const;  // waits for the launches that still draw, then returns the current generator
 
   std::mutex draws_;          // taken before `state_`
   mutable std::mutex state_;  // guards the members below
   at::Generator current_;
   uint64_t seed_;
+  uint64_t offset_ = 0;
   Stream* last_ = nullptr;  // the stream of the latest draw from `current_`
 };
 

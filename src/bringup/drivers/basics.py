@@ -18,6 +18,7 @@ from bringup.scorecard.registry import require
 Check = Callable[[torch.device], str]
 COPIES, LAUNCHES, ROUNDS = 200, 200, 60
 MOST_BYTES = 1 << 20  # of a copy
+DRAWN, SIGMAS = 1 << 16, 5  # random numbers, and standard errors of their mean: beyond by chance once in a million
 
 
 def alignment(device: torch.device) -> str:
@@ -95,6 +96,32 @@ def training(device: torch.device) -> str:
     return f"loss {loss:.6f}, on the CPU {expected:.6f}"
 
 
+def random_numbers(device: torch.device) -> str:
+    """Random numbers follow their seed and state, never repeat, and have their distribution's mean and deviation."""
+    draws: dict[str, tuple[Callable[[], torch.Tensor], float, float]] = {
+        "rand": (lambda: torch.rand(DRAWN, device=device), 0.5, 12**-0.5),
+        "randn": (lambda: torch.randn(DRAWN, device=device), 0.0, 1.0),
+        "randint": (lambda: torch.randint(10, (DRAWN,), device=device).double(), 4.5, (99 / 12) ** 0.5),
+        "bernoulli": (lambda: torch.full((DRAWN,), 0.25, device=device).bernoulli(), 0.25, 0.1875**0.5),
+        "exponential": (lambda: torch.empty(DRAWN, device=device).exponential_(2.0), 0.5, 0.5),
+        "dropout": (lambda: torch.nn.functional.dropout(torch.ones(DRAWN, device=device), 0.75), 1.0, 3**0.5),
+    }
+    for name, (draw, mean, deviation) in draws.items():
+        torch.manual_seed(1)
+        first, state = draw().cpu(), torch.chip.get_rng_state(device)  # type: ignore[attr-defined]
+        second = draw().cpu()
+        torch.chip.set_rng_state(state, device)  # type: ignore[attr-defined]
+        require(torch.equal(second, draw().cpu()), f"{name} is not the same after the state was restored")
+        torch.manual_seed(1)
+        require(torch.equal(first, draw().cpu()), f"{name} is not the same after the same seed")
+        require(not torch.equal(first, second), f"{name} repeats its numbers")
+        off = abs(first.double().mean().item() - mean) / (deviation / DRAWN**0.5)
+        require(off < SIGMAS, f"the mean of {name} is {first.double().mean():.4f}, not {mean}")
+        spread = first.double().std().item()
+        require(abs(spread / deviation - 1) < 0.05, f"the deviation of {name} is {spread:.4f}, not {deviation:.4f}")
+    return ", ".join(draws)
+
+
 def long_use(device: torch.device) -> str:
     """Memory that is allocated, used on two streams and freed again and again keeps its contents and does not grow."""
     side = torch.Stream(device)
@@ -129,5 +156,6 @@ CHECKS: dict[str, Check] = {
     "events": events,
     "errors: an error names its launch": runtime.located,
     "errors: the device works after one": runtime.survives,
+    "random numbers": random_numbers,
     "training": training,
 }

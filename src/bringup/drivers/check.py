@@ -119,8 +119,13 @@ class _Process:
             env={**os.environ, "BRINGUP_DRIVER": options.driver, "BRINGUP_DEVICES": "1"},
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=lambda: self.errors.extend(self.process.stderr or ()), daemon=True)
+        self._reader = threading.Thread(target=self._read_errors, daemon=True)
         self._reader.start()
+
+    def _read_errors(self) -> None:
+        assert self.process.stderr
+        with self.process.stderr as stream:
+            self.errors.extend(stream)
 
     def end(self) -> str:
         """End it, and return how it ended."""
@@ -233,8 +238,10 @@ def _lines(process: subprocess.Popen[str], named: Path | None, seconds: float) -
     lines: queue.Queue[str | None] = queue.Queue()
 
     def read() -> None:
-        for line in process.stdout or ():
-            lines.put(line)
+        assert process.stdout
+        with process.stdout as stream:
+            for line in stream:
+                lines.put(line)
         lines.put(None)
 
     threading.Thread(target=read, daemon=True).start()
