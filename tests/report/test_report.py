@@ -23,10 +23,10 @@ CHART = r'<figure class="chart" id="(.*?)">.*?<script type="application/json">(.
 
 @pytest.fixture(scope="module")
 def prediction() -> bringup.Prediction:
-    model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8)).to("chip")
+    model = nn.Sequential(nn.Linear(64, 4096), nn.GELU(), nn.Linear(4096, 8)).to("chip")
     optimizer = torch.optim.AdamW(model.parameters())
     with bringup.record() as trace:
-        for _ in range(20):  # enough for an advice
+        for _ in range(40):  # enough for an advice
             loss = model(torch.randn(32, 64).to("chip")).square().mean()
             optimizer.zero_grad()
             loss.backward()
