@@ -160,7 +160,7 @@ struct bringup_stream {
   std::vector<Work> ring = std::vector<Work>(kQueueDepth);
   std::atomic<uint64_t> enqueued{0}, finished{0};
   std::atomic<bool> asleep{false}, stop{false};
-  std::atomic<int> waiters{0};
+  std::atomic<uint64_t> awaited{UINT64_MAX};  // the smallest count that a thread waits for
   std::mutex push_mutex, mutex;
   std::condition_variable work_ready, work_done;
   std::thread thread;
@@ -185,12 +185,12 @@ struct bringup_stream {
   void wait_for(uint64_t count) {
     for (int i = 0; i < kSpins && finished.load() < count; ++i) BRINGUP_PAUSE();
     if (finished.load() >= count) return;
-    waiters.fetch_add(1);
-    {
-      std::unique_lock<std::mutex> lock(mutex);
-      work_done.wait(lock, [&] { return finished.load() >= count; });
+    std::unique_lock<std::mutex> lock(mutex);
+    while (true) {
+      awaited.store(std::min(awaited.load(), count));  // sequentially consistent with `finished`, as in `push`
+      if (finished.load() >= count) return;
+      work_done.wait(lock);  // until then, not once per kernel: that would be CPU time of the waiting thread
     }
-    waiters.fetch_sub(1);
   }
 
   bool ready(uint64_t next) {
@@ -225,8 +225,9 @@ struct bringup_stream {
       work.fn(work.arg, 1);
       if (work.kernel) end_kernel();
       finished.store(next + 1);
-      if (waiters.load() > 0) {
+      if (next + 1 >= awaited.load()) {
         std::lock_guard<std::mutex> lock(mutex);
+        awaited.store(UINT64_MAX);  // who waits for more sets it again
         work_done.notify_all();
       }
     }
