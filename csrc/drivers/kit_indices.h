@@ -407,7 +407,7 @@ inline bool nll(Call& call) {  // (input, target, weight, reduction, ignore_inde
   if (weighted) weight = call.dense(call.tensor(2), in.dtype);
   Classes c = classes_of(in);
   Tensor out = call.result(call.target(0)), total = call.result(call.target(1));
-  if (call.argument(3).integer == 0) {
+  if (call.argument(3).integer == 0 && in.dims > 1) {
     if (!fill_with(call, total, 0)) return false;
     call.each(kNll, index_types(in, at), "nll_each", c.rows)
         .buffer(out)

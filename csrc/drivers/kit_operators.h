@@ -37,8 +37,8 @@ inline void add_pointwise(Table& t) {
   t.add_both("remainder.Tensor", for_floats(binary("fold(x,y)")));
   t.add_both("fmod.Tensor", for_floats(binary("fmod(x,y)")));
   t.add("rsub.Tensor", binary("y-s*x", kIntegers, 2));
-  t.add("maximum", binary(kLarger, kIntegers));
-  t.add("minimum", binary(kSmaller, kIntegers));
+  for (const char* name : {"maximum", "max.out"}) t.add(name, binary(kLarger, kIntegers));
+  for (const char* name : {"minimum", "min.out"}) t.add(name, binary(kSmaller, kIntegers));
   t.add("fmax", binary("x!=x?y:y!=y?x:x>y?x:y", kIntegers));
   t.add("fmin", binary("x!=x?y:y!=y?x:x<y?x:y", kIntegers));
   t.add_both("atan2", binary("atan2(x,y)"));
@@ -105,7 +105,7 @@ inline void add_pointwise(Table& t) {
                          {"erf", "erf(x)"},
                          {"erfc", "erfc(x)"},
                          {"mish", "x*tanh(softplus(x))"},
-                         {"hardswish", "x<-3?0:x>3?x:x*(x+3)/6"},
+                         {"hardswish", "x*fmin(fmax(x+3,C(0)),C(6))/6"},
                          {"hardsigmoid", "x<-3?0:x>3?1:(x+3)/6"}})
     t.add_both(name, unary(f));
   for (auto [name, f] :
@@ -156,10 +156,10 @@ inline void add_rows(Table& t) {
   t.add("sum", reduction(kSum, -1));
   t.add("sum.dim_IntList", reduction(kSum));
   t.add("mean", reduction(kMean, -1));
-  t.add("mean.dim", reduction(kMean));
+  for (const char* name : {"mean.dim", "mean.out"}) t.add(name, reduction(kMean));
   t.add("prod", reduction(product, -1));
   t.add("prod.dim_int", reduction(product));
-  for (auto [name, over] : {std::pair{"", -1}, {".dim", 1}, {".dims", 1}}) {
+  for (auto [name, over] : {std::pair{"", -1}, {".dim", 1}, {".dims", 1}, {".out", 1}}) {
     t.add(std::string("any") + name, reduction(some, over));
     t.add(std::string("all") + name, reduction(all, over));
   }

@@ -315,6 +315,9 @@ inline Make interpolation(int over, bool linear, bool backward) {
         s.scale[d] = s.out[d] > 1 ? double(s.in[d] - 1) / double(s.out[d] - 1) : 0;
       else
         s.scale[d] = has ? 1 / call.argument(scale).number : double(s.in[d]) / double(s.out[d]);
+      // As torch's CPU kernels, whatever scale is stated.
+      if ((linear || over == 2) && s.in[d] == s.out[d]) s.scale[d] = 1;
+      if (!linear && over == 2 && 2 * s.in[d] == s.out[d]) s.scale[d] = 0.5;
     }
     Tensor in = call.dense(from), out = call.result(to);
     call.each(kInterpolation, types({{"T", in.dtype}}), backward ? "interpolate_backward" : "interpolate", out.numel())

@@ -179,6 +179,28 @@ assert not json.loads(torch.ops.bringup.driver_ledger())["on_host"]
     assert done.returncode == 0, done.stderr
 
 
+def test_forms_that_driver_check_has_corrected(python: Run, opencl: str) -> None:
+    done = python(
+        """
+import torch
+F, x = torch.nn.functional, torch.tensor([[1.0, -float("inf"), -4.0], [2.0, 5.0, 0.5]])
+def results(device):
+    a = x.to(device)
+    kinds = ((2,), x.dtype), ((2,), torch.bool), ((2, 3), x.dtype)
+    outs = [torch.empty(shape, dtype=dtype, device=device) for shape, dtype in kinds]
+    torch.mean(a, 1, out=outs[0]), torch.any(a > 1, 1, out=outs[1]), torch.max(a, -a, out=outs[2])
+    loss, weight = torch.ops.aten.nll_loss_forward(a[1], torch.tensor(2, device=device), None, 0, -100)
+    wide = torch.ops.aten.upsample_linear1d(a[None, 1:], [3], False, 2.5)
+    return [t.cpu() for t in (*outs, F.hardswish(a), loss, weight, wide)]
+for expected, computed in zip(results("cpu"), results("chip")):
+    torch.testing.assert_close(computed, expected, equal_nan=True)
+""",
+        BRINGUP_DRIVER=opencl,
+    )
+    skip_without_device(done)
+    assert done.returncode == 0, done.stderr
+
+
 def test_index_out_of_range_on_opencl_names_its_line(python: Run, opencl: str) -> None:
     done = python(
         """

@@ -6,8 +6,9 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import torch
 
-from bringup.drivers import check, page
+from bringup.drivers import cases, check, page, shadow
 from bringup.errors import BringupError
 from tests.conftest import ROOT
 
@@ -69,6 +70,23 @@ def checked(driver: str, mistake: str, only: str, monkeypatch: pytest.MonkeyPatc
 
 def wrong(result: dict[str, Any]) -> list[str]:
     return sorted({line["op"] for line in result["operators"] if line["verdict"] == "wrong"})
+
+
+def test_a_crash_of_the_cpus_kernel_is_not_the_drivers(tmp_path: Path) -> None:
+    share = check._Share(check.Options("acme", "edge8"), 0, lambda name: None)
+    named = tmp_path / "named"
+    assert share._crashed("the process died of SIGSEGV", 7, "ctc_loss", [], named) == 8
+    assert len(share.lines) == 1
+    shadow.cpu_file(named).touch()
+    assert share._crashed("the process died of SIGSEGV", 8, "ctc_loss", [], named) == 9
+    assert len(share.lines) == 1
+
+
+def test_nan_for_infinity_in_whole_results_is_no_difference() -> None:
+    inf, nan = float("inf"), float("nan")
+    a, b = cases._without_nonsense([torch.tensor([nan, inf, inf, 1.0])], [torch.tensor([inf, nan, -inf, nan])])
+    assert a[0].tolist()[:2] == b[0].tolist()[:2] == [0.0, 0.0]
+    assert a[0].tolist()[2:] == [inf, 1.0] and b[0].tolist()[2] == -inf
 
 
 @pytest.mark.slow

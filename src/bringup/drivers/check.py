@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bringup.drivers import shadow
 from bringup.drivers.basics import CHECKS
 from bringup.drivers.compared import ByOperator, add_rows, rows_of
 from bringup.drivers.names import VIRTUAL
@@ -192,7 +193,7 @@ class _Share:
             if isinstance(line, str):  # it does not end
                 activity = _named(named)
                 worker.end()
-                return self._crashed(line, at, name, activity)
+                return self._crashed(line, at, name, activity, named)
             began = True
             if "end" in line:
                 worker.end()
@@ -205,14 +206,16 @@ class _Share:
         ending = worker.end()
         if not began and worker.process.returncode > 0:
             raise BringupError(f"{self.options.driver} cannot be checked: {ending.partition(': ')[2] or ending}")
-        return self._crashed(ending, at, name, _named(named))
+        return self._crashed(ending, at, name, _named(named), named)
 
     def _add(self, line: dict[str, Any]) -> None:
         add_rows(self.operators, line["rows"])
         for error in line["errors"]:
             self.lines.append({"check": line["name"], "verdict": "wrong", "evidence": error})
 
-    def _crashed(self, ending: str, at: int, name: str, activity: list[str]) -> int:
+    def _crashed(self, ending: str, at: int, name: str, activity: list[str], named: Path) -> int:
+        if not activity and shadow.cpu_file(named).exists():  # a kernel of the CPU ended it
+            return at + 1
         if not activity:
             self.lines.append({"check": name, "verdict": "wrong", "evidence": f"{ending}, outside of its kernels"})
             return at + 1

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +18,9 @@ TOLERANCES = {torch.float64: 1e-9, torch.float32: 2e-5, torch.float16: 5e-3, tor
 TOLERANCES |= {torch.complex64: 2e-5, torch.complex128: 1e-9}
 
 
+_on_cpu: Path | None = None  # exists while the CPU computes
+
+
 def begin(*, thorough: bool = False, file: str = "") -> None:
     """Compare every kernel from now on.
 
@@ -23,8 +28,27 @@ def begin(*, thorough: bool = False, file: str = "") -> None:
         thorough: also compare the memory beside the tensors.
         file: is to name the launch that the driver is at work on. The host then waits for each.
     """
+    global _on_cpu
+    _on_cpu = cpu_file(file) if file else None
     dtypes = [SCALAR_TYPES[str(dtype).removeprefix("torch.")] for dtype in TOLERANCES]
     torch.ops.bringup.shadow(dtypes, list(TOLERANCES.values()), thorough, file)
+
+
+def cpu_file(file: str | Path) -> Path:
+    """Return the file that exists while the CPU computes what a driver is compared with."""
+    return Path(f"{file}.cpu")
+
+
+@contextmanager
+def on_cpu() -> Iterator[None]:
+    """Note that the CPU computes: if the process ends, it is not the driver's fault."""
+    if _on_cpu:
+        _on_cpu.touch()
+    try:
+        yield
+    finally:
+        if _on_cpu:
+            _on_cpu.unlink()
 
 
 def report() -> dict[str, Any]:
