@@ -22,6 +22,12 @@ typedef struct {
 #define INPUT(d, p, k) ((p) * s.stride[d] - s.pad[d] + (k) * s.dilation[d])
 #define KERNEL_SIZE (s.k[0] * s.k[1] * s.k[2])
 
+// The place of o whose window has an element of a at this place of the kernel; -1: none.
+DEVICE long window(const Shape s, int d, long at, long k) {
+  long from = at + s.pad[d] - k * s.dilation[d];
+  return from < 0 || from % s.stride[d] || from / s.stride[d] >= s.to[d] ? -1 : from / s.stride[d];
+}
+
 // o from a and w
 KERNEL gather_windows(long count, ARG(T, o), ARG(T, a), ARG(T, w), ARG(T, b), Shape s, int biased) {
   USE(T, o); USE(T, a); USE(T, w); USE(T, b);
@@ -59,15 +65,15 @@ KERNEL scatter_windows(long count, ARG(T, a), ARG(T, o), ARG(T, w), ARG(T, b), S
   V sum = 0;
   for (long f = 0; f < others; ++f)
     for (long p = 0; p < s.k[0]; ++p) {
-      long ox = x + s.pad[0] - p * s.dilation[0];
-      if (ox < 0 || ox % s.stride[0] || ox / s.stride[0] >= s.to[0]) continue;
+      long ox = window(s, 0, x, p);
+      if (ox < 0) continue;
       for (long q = 0; q < s.k[1]; ++q) {
-        long oy = y + s.pad[1] - q * s.dilation[1];
-        if (oy < 0 || oy % s.stride[1] || oy / s.stride[1] >= s.to[1]) continue;
+        long oy = window(s, 1, y, q);
+        if (oy < 0) continue;
         for (long r = 0; r < s.k[2]; ++r) {
-          long oz = z + s.pad[2] - r * s.dilation[2];
-          if (oz < 0 || oz % s.stride[2] || oz / s.stride[2] >= s.to[2]) continue;
-          sum += LOAD(T, o, O_AT(n, first + f, ox / s.stride[0], oy / s.stride[1], oz / s.stride[2])) *
+          long oz = window(s, 2, z, r);
+          if (oz < 0) continue;
+          sum += LOAD(T, o, O_AT(n, first + f, ox, oy, oz)) *
                  LOAD(T, w, W_AT(first + f, c % per, p, q, r));
         }
       }
@@ -117,16 +123,16 @@ KERNEL fold(long count, ARG(T, a), ARG(T, m), ARG(T, b), Shape s, int biased) {
   long c = i / (s.size[0] * s.size[1] * s.size[2]) % s.a, n = i / (s.size[0] * s.size[1] * s.size[2]) / s.a;
   V sum = biased ? LOAD(T, b, c) : (V)0;
   for (long p = 0; p < s.k[0]; ++p) {
-    long ox = x + s.pad[0] - p * s.dilation[0];
-    if (ox < 0 || ox % s.stride[0] || ox / s.stride[0] >= s.to[0]) continue;
+    long ox = window(s, 0, x, p);
+    if (ox < 0) continue;
     for (long q = 0; q < s.k[1]; ++q) {
-      long oy = y + s.pad[1] - q * s.dilation[1];
-      if (oy < 0 || oy % s.stride[1] || oy / s.stride[1] >= s.to[1]) continue;
+      long oy = window(s, 1, y, q);
+      if (oy < 0) continue;
       for (long r = 0; r < s.k[2]; ++r) {
-        long oz = z + s.pad[2] - r * s.dilation[2];
-        if (oz < 0 || oz % s.stride[2] || oz / s.stride[2] >= s.to[2]) continue;
+        long oz = window(s, 2, z, r);
+        if (oz < 0) continue;
         long row = ((c * s.k[0] + p) * s.k[1] + q) * s.k[2] + r;
-        sum += LOAD(T, m, (n * ROWS + row) * PLACES + (ox / s.stride[0] * s.to[1] + oy / s.stride[1]) * s.to[2] + oz / s.stride[2]);
+        sum += LOAD(T, m, (n * ROWS + row) * PLACES + (ox * s.to[1] + oy) * s.to[2] + oz);
       }
     }
   }

@@ -38,7 +38,73 @@ OUTSIDE, ALWAYS_ON_CHIP = -1, -2
 
 
 @dataclass(frozen=True)
-class Step:
+class Uses:
+    """The values of a step, and who makes and uses them.
+
+    Attributes:
+        maker: per value, its node, `OUTSIDE` or `ALWAYS_ON_CHIP`.
+        value_bytes: per value, the bytes of its storage.
+        reader, read: pairs of a node and a value that it reads, each once.
+        holder, held: pairs of a node and a persistent storage that it uses, as an index into `persistent_bytes`.
+        persistent_bytes: the sizes of the storages that are alive before the step and after it.
+        persistent: their numbers in the trace.
+    """
+
+    maker: Array
+    value_bytes: Array
+    reader: Array
+    read: Array
+    holder: Array
+    held: Array
+    persistent_bytes: Array
+    persistent: Array
+
+    @classmethod
+    def of_rows(cls, trace: Trace, rows: Array, first: int, last: int) -> Uses:
+        """Return the values of the nodes in these rows, of a step from row `first` to `last`."""
+        columns = trace.columns
+        begins, counts = trace.offsets[rows], np.diff(trace.offsets)[rows]
+        node = np.repeat(np.arange(len(rows)), counts)
+        place = np.arange(len(node)) - np.repeat(np.cumsum(counts) - counts, counts)  # within its row
+        uses = trace.uses[np.repeat(begins, counts) + place]
+        storage, writes = uses >> 1, (uses & 1) != 0
+        reads, touched, overwrites = _accesses(trace, rows, node, place, writes)
+
+        names, storage = np.unique(storage, return_inverse=True)
+        storage = storage.ravel()
+        extent = np.zeros(len(names))
+        np.maximum.at(extent, storage, touched)
+        reads = reads & ~(overwrites & (touched >= extent[storage]))
+        allocated = np.flatnonzero(columns["kind"] == ALLOC)
+        blocks = _last_of(columns["object"][allocated], columns["bytes"][allocated], names)
+        size = np.where(blocks > 0, blocks, extent)
+        within = np.flatnonzero(np.isin(columns["kind"][first:last], (ALLOC, FREE))) + first
+        born = np.isin(names, columns["object"][within[columns["kind"][within] == ALLOC]])
+        dies = np.isin(names, columns["object"][within[columns["kind"][within] == FREE]])
+
+        order = np.lexsort((node, storage))
+        node, storage, reads, writes = node[order], storage[order], reads[order], writes[order]
+        writers = np.bincount(storage, writes, len(names)).astype(np.int64)
+        version = np.cumsum(writes) - writes - np.repeat(np.cumsum(writers) - writers, np.bincount(storage))
+        base = np.cumsum(writers + 1) - (writers + 1)
+        owner = np.repeat(np.arange(len(names)), writers + 1)
+        maker = np.full(int((writers + 1).sum()), OUTSIDE)
+        maker[(base[storage] + version + 1)[writes]] = node[writes]
+        maker[base[dies & ~born]] = ALWAYS_ON_CHIP
+        value = base[storage] + version
+        # What a persistent storage holds before the step is what the step before left in it.
+        persists = ~born & ~dies
+        from_before = persists[storage] & (version == 0) & (writers[storage] > 0)
+        value = np.where(from_before, base[storage] + writers[storage], value)
+        real = reads & (maker[value] != OUTSIDE) & (maker[value] != node)
+        reader, read = np.unique(np.stack([node[real], value[real]]), axis=1)
+        held = persists[storage]
+        number = np.cumsum(persists) - 1
+        return cls(maker, size[owner], reader, read, node[held], number[storage[held]], size[persists], names[persists])
+
+
+@dataclass(frozen=True)
+class Step(Uses):
     """The typical step of a timeline. Arrays over nodes have one entry per launch and copy, in the host's order.
 
     Attributes:
@@ -50,12 +116,6 @@ class Step:
         waits, lag: seconds of the host's call that waits for a node on the chip, and of the chip's latency in it.
         must_be_host, must_be_chip: nodes without a choice.
         sync: the row of the wait that ends a blocking copy; -1 for none.
-        maker: per value, its node, `OUTSIDE` or `ALWAYS_ON_CHIP`.
-        value_bytes: per value, the bytes of its storage.
-        reader, read: pairs of a node and a value that it reads, each once.
-        holder, held: pairs of a node and a persistent storage that it uses, as an index into `persistent_bytes`.
-        persistent_bytes: the sizes of the storages that are alive before the step and after it.
-        persistent: their numbers in the trace.
         slowness: factor of the host's times, for percentiles.
     """
 
@@ -73,14 +133,6 @@ class Step:
     must_be_host: Array
     must_be_chip: Array
     sync: Array
-    maker: Array
-    value_bytes: Array
-    reader: Array
-    read: Array
-    holder: Array
-    held: Array
-    persistent_bytes: Array
-    persistent: Array
     slowness: float = 1.0
 
     def slowed(self, factor: float) -> Step:
@@ -155,13 +207,13 @@ def step_graph(timeline: Timeline) -> Step:
     sync = _syncs(columns, first, last, rows)
     waits = launched & ((inputs.flags[rows] & WAITS) != 0)
     synchronize = host.dispatch.synchronize_us * 1e-6
-    uses = _Uses.of_rows(trace, rows, first, last)
+    uses = Uses.of_rows(trace, rows, first, last)
     return Step(
-        timeline,
-        first,
-        last,
-        inputs,
-        rows,
+        timeline=timeline,
+        first=first,
+        last=last,
+        inputs=inputs,
+        rows=rows,
         issue=inputs.host_seconds[rows],
         chip=np.where(unsupported, 0.0, inputs.seconds[rows]),
         call=inputs.host_seconds[rows] if measured else calls_of_placed(trace, host, rows),
@@ -171,14 +223,7 @@ def step_graph(timeline: Timeline) -> Step:
         must_be_host=unsupported,
         must_be_chip=launched & (columns["object"][rows] > 0),
         sync=sync,
-        maker=uses.maker,
-        value_bytes=uses.value_bytes,
-        reader=uses.reader,
-        read=uses.read,
-        holder=uses.holder,
-        held=uses.held,
-        persistent_bytes=uses.persistent_bytes,
-        persistent=uses.persistent,
+        **vars(uses),
     )
 
 
@@ -198,62 +243,6 @@ def _syncs(columns: dict[str, Array], first: int, last: int, rows: Array) -> Arr
         same_thread = columns["thread"][np.minimum(following, last - 1)] == columns["thread"][rows[copies]]
         wait_of[copies] = np.where(blocking & same_thread, following, -1)
     return wait_of
-
-
-@dataclass(frozen=True)
-class _Uses:
-    """The values of a step, see `Step` for the fields."""
-
-    maker: Array
-    value_bytes: Array
-    reader: Array
-    read: Array
-    holder: Array
-    held: Array
-    persistent_bytes: Array
-    persistent: Array
-
-    @classmethod
-    def of_rows(cls, trace: Trace, rows: Array, first: int, last: int) -> _Uses:
-        columns = trace.columns
-        begins, counts = trace.offsets[rows], np.diff(trace.offsets)[rows]
-        node = np.repeat(np.arange(len(rows)), counts)
-        place = np.arange(len(node)) - np.repeat(np.cumsum(counts) - counts, counts)  # within its row
-        uses = trace.uses[np.repeat(begins, counts) + place]
-        storage, writes = uses >> 1, (uses & 1) != 0
-        reads, touched, overwrites = _accesses(trace, rows, node, place, writes)
-
-        names, storage = np.unique(storage, return_inverse=True)
-        storage = storage.ravel()
-        extent = np.zeros(len(names))
-        np.maximum.at(extent, storage, touched)
-        reads = reads & ~(overwrites & (touched >= extent[storage]))
-        allocated = np.flatnonzero(columns["kind"] == ALLOC)
-        blocks = _last_of(columns["object"][allocated], columns["bytes"][allocated], names)
-        size = np.where(blocks > 0, blocks, extent)
-        within = np.flatnonzero(np.isin(columns["kind"][first:last], (ALLOC, FREE))) + first
-        born = np.isin(names, columns["object"][within[columns["kind"][within] == ALLOC]])
-        dies = np.isin(names, columns["object"][within[columns["kind"][within] == FREE]])
-
-        order = np.lexsort((node, storage))
-        node, storage, reads, writes = node[order], storage[order], reads[order], writes[order]
-        writers = np.bincount(storage, writes, len(names)).astype(np.int64)
-        version = np.cumsum(writes) - writes - np.repeat(np.cumsum(writers) - writers, np.bincount(storage))
-        base = np.cumsum(writers + 1) - (writers + 1)
-        owner = np.repeat(np.arange(len(names)), writers + 1)
-        maker = np.full(int((writers + 1).sum()), OUTSIDE)
-        maker[(base[storage] + version + 1)[writes]] = node[writes]
-        maker[base[dies & ~born]] = ALWAYS_ON_CHIP
-        value = base[storage] + version
-        # What a persistent storage holds before the step is what the step before left in it.
-        persists = ~born & ~dies
-        from_before = persists[storage] & (version == 0) & (writers[storage] > 0)
-        value = np.where(from_before, base[storage] + writers[storage], value)
-        real = reads & (maker[value] != OUTSIDE) & (maker[value] != node)
-        reader, read = np.unique(np.stack([node[real], value[real]]), axis=1)
-        held = persists[storage]
-        number = np.cumsum(persists) - 1
-        return cls(maker, size[owner], reader, read, node[held], number[storage[held]], size[persists], names[persists])
 
 
 def _last_of(keys: Array, values: Array, names: Array) -> Array:
