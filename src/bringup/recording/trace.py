@@ -23,7 +23,7 @@ from bringup.recording.rows import KINDS, LAUNCH, OWNER, PHASES
 from bringup.recording.step_work import StepWork, find_work
 from bringup.recording.steps import Steps, find_steps
 from bringup.recording.waits import Waits, find_waits
-from bringup.text import short
+from bringup.text import html_table, short
 
 VERSION = 3
 Column = npt.NDArray[Any]
@@ -49,6 +49,17 @@ class Trace:
     lines: list[str]
     modules: list[str]
     about: dict[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        rows = [
+            ("launches", f"{self.launches:,}"),
+            ("kinds of launch", f"{len(self.signature_data):,}"),
+            ("steps", f"{len(self.steps.ends):,}"),
+            ("lines", f"{len(self.lines):,}"),
+            ("modules", f"{len(self.modules):,}"),
+        ]
+        return html_table(f"recording on {self.about.get('chip', 'a chip')}", rows)
 
     def __len__(self) -> int:
         """Count the rows."""

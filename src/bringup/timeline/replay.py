@@ -30,6 +30,7 @@ from bringup.recording.rows import (
     HOST,
     IN_BACKWARD,
     IN_OPTIMIZER,
+    KINDS,
     LAUNCH,
     ON_HOST,
     PINNED,
@@ -41,6 +42,7 @@ from bringup.recording.rows import (
 )
 from bringup.recording.steps import Steps
 from bringup.recording.trace import Trace
+from bringup.text import duration, html_table
 from bringup.timeline import library
 from bringup.timeline.plans import Plans
 
@@ -83,6 +85,18 @@ class Timeline:
     fallback: Array
     fallback_parts: Array
     host_clock: HostClock = "modelled"
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        kinds, counts = np.unique(self.trace.columns["kind"], return_counts=True)
+        times = {KINDS[kind]: float(self.seconds[self.trace.columns["kind"] == kind].sum()) for kind in kinds}
+        rows = [
+            (name, f"{count:,}", duration(times[name]))
+            for name, count in zip(times, counts.tolist(), strict=True)
+            if times[name]
+        ]
+        title = f"{duration(self.total_seconds)} on {self.chip.name}, host {self.host.name}"
+        return html_table(title, rows, ("", "rows", "time on its engine"))
 
     @cached_property
     def finished(self) -> Array:
