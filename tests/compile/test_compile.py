@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import bringup
 from bringup.recording.rows import ALLOC, FREE, IN_BACKWARD, LAUNCH
+from bringup.text import duration
 
 CHIP = "chip"
 
@@ -251,6 +252,31 @@ function(torch.ones(4, device="chip"))
     summary = json.loads((tmp_path / "bringup-broken" / "summary.json").read_text())
     assert summary["compiled_graphs"] == 2 and summary["graph_breaks"][0]["line"] == "broken.py:7"
     assert "broken.py:7" in (tmp_path / "bringup-broken" / "report.html").read_text()
+
+
+def test_graph_breaks_have_a_cost(tmp_path: Path, bringup_run: Callable[..., Any]) -> None:
+    (tmp_path / "broken.py").write_text(
+        """
+import torch
+
+class Layer(torch.nn.Module):
+    def forward(self, x):
+        x = x * 2
+        return x / max(int(x.sum().item()), 1)
+
+function = torch.compile(torch.nn.Sequential(Layer(), Layer(), Layer()))
+for _ in range(4):
+    function(torch.ones(4, device="chip"))
+    torch.chip.synchronize()
+"""
+    )
+    done = bringup_run("--chip=t4", "--host=xeon-8275cl", "broken.py")
+    summary = json.loads((tmp_path / "bringup-broken" / "summary.json").read_text())
+    cost = summary["graph_breaks_seconds"]
+    reads = 3 * (20e-6 + 10e-6)  # the host's calls of a copy and of a synchronisation, for each value
+    assert reads < cost < summary["step_seconds"]
+    assert f"cut at 1 line, which costs {duration(cost)} per" in done.stdout, done.stderr
+    assert "less" in (tmp_path / "bringup-broken" / "report.html").read_text()
 
 
 def test_gradient_that_the_chip_still_computes_is_waited_for() -> None:

@@ -284,6 +284,15 @@ def overwrites_a_buffer_that_is_still_uploaded() -> Any:
     return a
 
 
+@mistake("race")
+def overwrites_a_buffer_with_several_threads_in_several_steps() -> Any:
+    host, a = torch.ones(1 << 20).pin_memory(), torch.empty(1 << 20, device="chip")
+    for step in range(5):
+        a.copy_(host, non_blocking=True)  # and here
+        host.fill_(step)  # here
+    return a
+
+
 @correct
 def refills_a_buffer_after_the_upload() -> Any:
     host = torch.ones(1000).pin_memory()

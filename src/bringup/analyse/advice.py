@@ -48,6 +48,8 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
     ways = [] if summary.fits or summary.out_of_memory else ways_to_fit.ways(timeline, summary)
     if summary.failed:  # what the rest of the program does is not known
         return replace(summary, ways_to_fit=ways)
+    if summary.graph_breaks:
+        summary = replace(summary, graph_breaks_seconds=compile_advice.cut_seconds(timeline, summary))
     plans, timeline_without, summary_without = attention_plans.without_plans(timeline, summary)
     bottlenecks = [
         *input_bound.advice(timeline, summary),

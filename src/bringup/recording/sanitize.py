@@ -360,8 +360,12 @@ def touched() -> list[Finding]:
     import torch
 
     touches = [finding for watch in watches for finding in watch.take()]
-    for item in json.loads(torch.ops.bringup.pinned_touches()):
+    pinned = json.loads(torch.ops.bringup.pinned_touches())
+    with_line = {(item["copy"], item["to_host"]) for item in pinned if item["line"]}
+    for item in pinned:
         copy, line = item["copy"], item["line"]
+        if not line and (copy, item["to_host"]) in with_line:  # a thread of the same operator, which has no Python line
+            continue
         at = f"{line} " if line else "the program "
         what = (
             f"{at}uses page-locked memory that {copy} copies from the chip, before it has waited for the copy"

@@ -64,6 +64,8 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     """Yield the numbers, findings and advice of a summary, for one screen."""
     if summary.failed:
         yield _line("failed", ("the program ended with an error; this is what it did up to there", "bold"))
+    if summary.stopped_by:
+        yield _line("failed", (f"{summary.stopped_by} ended the program; this is what it did up to there", "bold"))
     if summary.step_seconds or not summary.failed:
         yield from _times(summary)
     yield from _communication(summary)
@@ -71,6 +73,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     yield from step_lines(summary)
     yield from _input(summary)
     yield from _own_time(summary)
+    yield from _host_alone(summary)
     yield from _size(summary)
     yield from _expandable(summary)
     yield from _placement(summary)
@@ -317,6 +320,14 @@ def _own_time(summary: Summary) -> Iterator[Line]:
     )
 
 
+def _host_alone(summary: Summary) -> Iterator[Line]:
+    """Yield that the CPU is faster than the chip, if it is for sure."""
+    if summary.host_alone_seconds is not None:
+        most = duration(summary.host_alone_seconds)
+        core = f"one core of {summary.host} takes at most {most} for the {unit(summary)}"
+        yield _line("host-alone", ("  the CPU is faster for this", "bold"), f": {core}")
+
+
 def _waits(summary: Summary) -> Iterator[Line]:
     """Yield how often the host waits for the chip in each step, by kind, with the line of most of them."""
     kinds, total = [], 0.0
@@ -352,7 +363,9 @@ def _compiled(summary: Summary) -> Iterator[Line]:
     if not summary.compiled_graphs:
         return
     breaks = len(summary.graph_breaks)
-    cut = f", cut at {quantity(breaks, 'line')}:" if breaks else ", no graph breaks"
+    lost = summary.graph_breaks_seconds
+    costs = f", which costs {duration(lost)} per {unit(summary)}" if lost else ""
+    cut = f", cut at {quantity(breaks, 'line')}{costs}:" if breaks else ", no graph breaks"
     yield _line("compiled", f"  torch.compile: {quantity(summary.compiled_graphs, 'graph')}{cut}")
     for cut_at in summary.graph_breaks[:MOST_BREAKS]:
         yield _line("graph-break", f"     {cut_at.line}: {cut_at.reason}")
