@@ -396,3 +396,19 @@ def test_modes_with_graphs_replay_each_graph_by_one_call(mode: str, replayed: bo
     summary = bringup.price(trace, chip="h100-sxm").summary
     graph = summary.what_if_of("graph")
     assert graph is not None and (summary.step_seconds < 2 * graph.step_seconds) == replayed
+
+
+@pytest.mark.parametrize(("asynchronous", "races"), [(True, 1), (False, 0)])
+def test_a_graph_that_reads_an_asynchronous_copy_is_a_race(
+    tmp_path: Path, bringup_run: Callable[..., Any], asynchronous: bool, races: int
+) -> None:
+    (tmp_path / "reads.py").write_text(
+        "import torch\n"
+        "def norm(x):\n"
+        f"    total = (x * x).sum().to('cpu', non_blocking={asynchronous})\n"
+        "    return total + 1\n"
+        "print(torch.compile(norm)(torch.ones(64, device='chip')).item())\n"
+    )
+    done = bringup_run("--sanitize=race", "reads.py")
+    assert done.stdout.count("race: reads.py:4 uses page-locked memory that reads.py:3 copies") == races, done.stderr
+    assert done.returncode == races

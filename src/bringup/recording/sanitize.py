@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost.rules import tags
-from bringup.recording.findings import Finding, watches
+from bringup.recording.findings import Finding, early_use, watches
 from bringup.recording.rows import (
     ALLOC,
     D2D,
@@ -366,13 +366,7 @@ def touched() -> list[Finding]:
         copy, line = item["copy"], item["line"]
         if not line and (copy, item["to_host"]) in with_line:  # a thread of the same operator, which has no Python line
             continue
-        at = f"{line} " if line else "the program "
-        what = (
-            f"{at}uses page-locked memory that {copy} copies from the chip, before it has waited for the copy"
-            if item["to_host"]
-            else f"{at}changes page-locked memory that {copy} copies to the chip, before it has waited for the copy"
-        )
-        touches.append(Finding("race", what, line, copy, "first synchronize an event that is recorded after the copy"))
+        touches.append(early_use(line, copy, to_host=item["to_host"]))
     return touches + _unwritten_reads()
 
 
