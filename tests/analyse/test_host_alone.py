@@ -9,10 +9,10 @@ from bringup.report.lines import lines
 from tests.analyse.programs import four_products
 
 
-def steps_of(size: int, dtype: torch.dtype = torch.float32) -> Summary:
+def steps_of(size: int, dtype: torch.dtype = torch.float32, steps: int = 80) -> Summary:
     x = torch.ones(size, size, device="chip", dtype=dtype)
     with bringup.record() as trace:
-        for _ in range(4):
+        for _ in range(steps):
             (x @ x).relu()
             bringup.step()
     return bringup.price(trace, "t4", "xeon-8275cl").summary
@@ -31,6 +31,7 @@ def test_small_steps_are_faster_on_the_cpu() -> None:
 def test_work_for_the_chip_is_not_compared() -> None:
     assert bringup.price(four_products()[0], "t4").summary.host_alone_seconds is None
     assert steps_of(256).host_alone_seconds is None, "a core needs longer than the launches take"
+    assert steps_of(64, steps=4).host_alone_seconds is None, "so few steps are not worth a word"
     assert steps_of(64, torch.float16).host_alone_seconds is None, "nor are numbers that a CPU multiplies slowly"
 
 

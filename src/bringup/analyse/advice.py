@@ -24,7 +24,7 @@ from bringup.analyse import (
 )
 from bringup.analyse.changes import replayed
 from bringup.analyse.compile_advice import LEAST_SHARE
-from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
+from bringup.analyse.summary import LEAST_SECONDS, Bottleneck, Summary, WhatIfResult
 from bringup.analyse.wait_advice import for_waits
 from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, WorkTable
@@ -37,7 +37,6 @@ from bringup.timeline.steady import steady, step_seconds
 
 Array = npt.NDArray[Any]
 MOST_BOTTLENECKS = 3  # fit on one screen
-LEAST_SECONDS = 3e-3  # of the whole run: a smaller saving is not worth a change
 ELSEWHERE = "use another dtype or operator, run this part on the host explicitly, or ask the vendor to add it"
 MOSTLY = 0.5  # of the copies: above this share, pinning is the advice
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from bringup import pricing
+from bringup.analyse.summary import LEAST_SECONDS
 from bringup.recording.rows import D2H, H2D, LAUNCH
 from bringup.timeline.replay import Timeline, calls_of_placed, on_host_seconds
 
@@ -14,7 +15,7 @@ BUSY = 0.5  # chosen: a chip that computes for more of the step is not the one t
 
 
 def host_alone(timeline: Timeline, first: int, last: int, step: float, busy: float) -> float | None:
-    """Return at most how long one core of the host takes for the step in these rows; None unless it is faster.
+    """Return at most how long one core of the host takes for the step in these rows; None unless that saves time.
 
     It is an upper bound: nothing overlaps, and every operator reads and writes the main memory. None too if the step
     has kernels of the program's own, collectives, or products of numbers shorter than float32.
@@ -36,4 +37,5 @@ def host_alone(timeline: Timeline, first: int, last: int, step: float, busy: flo
     moved = float(work.bytes[signature].sum() + columns["bytes"][rows[~launched]].sum()) / (compute.pageable_gb_s * 1e9)
     calls = float(on_host_seconds(trace, host)[rows].sum() + calls_of_placed(trace, host, rows).sum())
     seconds = float(work.flops[signature].sum()) / core + moved + calls
-    return seconds if CLEARLY * seconds < step else None
+    saved = (step - seconds) * len(timeline.steps.ends)
+    return seconds if CLEARLY * seconds < step and saved >= LEAST_SECONDS else None
