@@ -180,6 +180,8 @@ def _larger_batch(timeline: Timeline, summary: Summary) -> list[Way]:
         # The host's work is the same for a larger batch, so its share is the most that is saved for the same samples.
         without = changes.same_step_seconds(timeline, changes.replayed(timeline, WhatIf(dispatch_scale=0.0)))
         return [Way(max(summary.step_seconds - without, 0.0), "larger-batch", "raise the batch")]
+    if larger.busy <= summary.device_seconds / summary.step_seconds:
+        return []  # what the chip computes does not grow with the batch, so the estimate says little
     even, only = ("", "") if larger.busy >= BUSY else ("even ", "only ")
     at = f"raise the batch: {even}at batch {larger.samples:,} the chip is busy {only}{larger.busy:.0%} of the time"
     return [Way(larger.saved_seconds, "larger-batch", at, {"busy_samples": larger.samples, "busy": larger.busy})]

@@ -12,6 +12,7 @@ from bringup.analyse import holders as memory
 from bringup.analyse import input_bound, roofline
 from bringup.analyse.communication import communication
 from bringup.analyse.compilations import compilations
+from bringup.analyse.early_clocks import early_clocks
 from bringup.analyse.host_alone import host_alone
 from bringup.analyse.own_time import own_time
 from bringup.analyse.program_class import program_class
@@ -114,6 +115,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},
         named_cuda=bool(trace.about.get("named_cuda", False)),
         chip_time=bool(trace.about.get("chip_time", False)),
+        early_clocks=early_clocks(timeline),
         **communication(timeline, first, last, since, until),
         mfu=used.share if used else None,
         mfu_dtype=used.dtype if used else "",

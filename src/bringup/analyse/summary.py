@@ -98,6 +98,21 @@ class OwnTime:
 
 
 @dataclass(frozen=True)
+class EarlyClock:
+    """A line that reads a clock before the chip is done.
+
+    Attributes:
+        shown_seconds: since the reading before, by the clock.
+        seconds: the same, until the chip is done with what was launched.
+    """
+
+    file: str
+    line: int
+    shown_seconds: float
+    seconds: float
+
+
+@dataclass(frozen=True)
 class GraphBreak:
     """A line at which torch.compile cut the program's graph, and Dynamo's reason."""
 
@@ -261,6 +276,7 @@ class Summary:
         redirected: the CUDA names that the program used, and how often.
         named_cuda: True if the program says cuda and means the chip.
         chip_time: True if the program's clocks showed predicted time.
+        early_clocks: lines that read them before the chip was done.
         ways_to_fit: changes that make the program fit, the cheapest first; empty if it already fits.
         error_band, error_band_of, error_band_rows, error_source: see `pricing.bands.Band`; the band for programs with
             the bound of this one.
@@ -341,6 +357,7 @@ class Summary:
     redirected: dict[str, int] = field(default_factory=dict)
     named_cuda: bool = field(default=False, metadata=OURS)
     chip_time: bool = False
+    early_clocks: list[EarlyClock] = field(default_factory=list)
     mfu: float | None = None
     mfu_dtype: str = ""
     mfu_peak_flops: float | None = None

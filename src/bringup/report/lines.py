@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the list of chips needs no summary
     from bringup.analyse.summary import Summary, Way
 
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
-MOST_UNLIKE, MOST_CHANGES = 3, 3
+MOST_UNLIKE, MOST_CHANGES, MOST_CLOCKS = 3, 3, 3
 MOST_OF_RUN = 0.5  # if the typical steps take less of the run, the summary says so
 FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
 LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
@@ -129,6 +129,13 @@ def _notes(summary: Summary) -> Iterator[Line]:
         yield _line("dry", "  dry run: nothing was computed; results that the program printed are stand-ins")
     if summary.chip_time:
         yield _line("chip-time", "  the program's clocks showed chip time; times that it printed are predictions")
+    synchronize = f"torch.{'cuda' if summary.named_cuda else 'chip'}.synchronize()"
+    for item in summary.early_clocks[:MOST_CLOCKS]:
+        times = f"it shows {duration(item.shown_seconds)} of {duration(item.seconds)}"
+        yield _line(
+            "early-clock",
+            f"  the clock at {item.file}:{item.line} is read before the chip is done: {times}; {synchronize} first",
+        )
     if summary.redirected:
         yield _line("cuda", f"  cuda meant the chip: {redirected(summary)}")
 
