@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
 Array = npt.NDArray[Any]
-Products = tuple[Array, Array, Array]  # see `ChipClass.products`
+Products = tuple[Array, Array, Array, Array]  # see `ChipClass.products`
 
 # Filled share of the last cache up to which a second pass hits, and from which it misses. From layer norm and softmax
 # by row length on P100, V100, T4 and A100 (github.com/sitar-lab/NeuSight).
@@ -60,7 +60,8 @@ class ChipClass:
 
     Attributes:
         products: (table, chip, peaks, constants) -> seconds of every product, the share of the cores that it keeps
-            busy, and further seconds that overlap with nothing. ``peaks`` is the peak flop/s for every product's dtype.
+            busy, further seconds that overlap with nothing, and the number of kernels that add its parts. ``peaks`` is
+            the peak flop/s for every product's dtype.
         sustained: rate of the best large product over peak, for a chip file without this value.
         overlap: the p of Note [The analytic model].
         streams: family -> share of the sustained bandwidth that its kernels reach.

@@ -57,6 +57,7 @@ class Prices:
         supported: True if the chip runs the launch; the replay runs the others on the host.
         engines: [engine, signature], the seconds that each of `ENGINES` works, on the cores that the launch reaches.
             Engines overlap.
+        kernels: number of device kernels, with those that add the parts of a divided product.
     """
 
     seconds: Array
@@ -64,6 +65,7 @@ class Prices:
     share: Array
     supported: Array
     engines: Array
+    kernels: Array
 
 
 def price_table(
@@ -102,7 +104,8 @@ def price_table(
     # A small launch does not fill the chip, and runs at the rate of the cores that it reaches.
     vector = table.vector_flops / (vector_rates * _depthwise_share(table, chip)) / reached
     special = table.special / special_rate(chip) / reached
-    matrix, share, exposed = _matrix_seconds(replace(table, dtypes=tuple(engine_dtypes)), chip, reached, constants)
+    computed_in = replace(table, dtypes=tuple(engine_dtypes))
+    matrix, share, exposed, adding = _matrix_seconds(computed_in, chip, reached, constants)
     memory = _memory_seconds(table, signatures, chip, share, warm, constants)
     q = np.where((table.hides_softmax > 0) & in_half(table.dtypes), chip.library.softmax_overlap or 1.0, 1.0)
     compute = ((vector + special) ** q + matrix**q) ** (1 / q) + chip_class.core_seconds(
@@ -120,6 +123,7 @@ def price_table(
         share=share,
         supported=np.asarray([_supports(chip, signature) for signature in signatures], dtype=bool),
         engines=np.stack([matrix, vector, special, memory]),
+        kernels=kernels + adding,
     )
 
 
@@ -160,12 +164,14 @@ def _supports(chip: Chip, signature: Signature) -> bool:
 def _matrix_seconds(table: WorkTable, chip: Chip, share: Array, constants: Constants) -> Products:
     """Return what `ChipClass.products` does for each signature, with `share` updated for signatures with products."""
     if not len(table.owner):
-        return np.zeros(len(share)), share, np.zeros(len(share))
+        none = np.zeros(len(share))
+        return none, share, none, none
     peaks = np.asarray([matrix_peak(chip, table.dtypes[i]) for i in table.owner])
-    seconds, busy, exposed = class_of(chip).products(table, chip, peaks, constants)
+    seconds, busy, exposed, adding = class_of(chip).products(table, chip, peaks, constants)
     most = np.zeros_like(share)
     np.maximum.at(most, table.owner, busy)
-    return table.by_signature(seconds), np.where(most > 0, most, share), table.by_signature(exposed)
+    seconds, exposed, adding = (table.by_signature(values) for values in (seconds, exposed, adding))
+    return seconds, np.where(most > 0, most, share), exposed, adding
 
 
 def _memory_seconds(

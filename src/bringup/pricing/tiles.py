@@ -139,8 +139,11 @@ def best_tiles(
     streamed = moved / memory_rate(chip, constants) / np.minimum(1.0, share / constants.cores_for_bandwidth)
     body = np.sqrt(total * total + streamed * streamed) + exposed  # near `overlap`, and quick
     best = (np.arange(len(peaks)), body.reshape(len(peaks), -1).argmin(axis=1))
-    seconds, share, exposed = (values.reshape(len(peaks), -1)[best] for values in (total, share, exposed))
-    return seconds, share, exposed
+    adding = np.broadcast_to(np.where(splits > 1, 1.0, 0.0), total.shape)
+    seconds, share, exposed, adding = (
+        values.reshape(len(peaks), -1)[best] for values in (total, share, exposed, adding)
+    )
+    return seconds, share, exposed, adding
 
 
 def with_attention(products: Products, table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> Products:
@@ -161,9 +164,8 @@ def with_attention(products: Products, table: WorkTable, chip: Chip, peaks: Arra
     rate = peaks / cores * _attention_share(table, chip, constants)
     one_tile = 2 * height * table.n * table.k / splits / rate
     one_tile += constants.tile_cycles * 1e-9 / chip.compute.clock_ghz
-    seconds, share, exposed = products
-    busy = np.minimum(1.0, tiles * splits / cores)
-    return np.where(fused, waves * one_tile, seconds), np.where(fused, busy, share), np.where(fused, 0.0, exposed)
+    busy, none = np.minimum(1.0, tiles * splits / cores), np.zeros(len(tiles))
+    return _chosen(fused, (waves * one_tile, busy, none, none), products)
 
 
 def _attention_share(table: WorkTable, chip: Chip, constants: Constants) -> Array:
@@ -232,17 +234,17 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
 
 def _chosen(mask: Array, first: Products, second: Products) -> Products:
     """Return the prices of the first for products in the mask, of the second for others."""
-    seconds, share, exposed = (np.where(mask, a, b) for a, b in zip(first, second, strict=True))
-    return seconds, share, exposed
+    seconds, share, exposed, adding = (np.where(mask, a, b) for a, b in zip(first, second, strict=True))
+    return seconds, share, exposed, adding
 
 
 def _gpu_products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> Products:
-    seconds, share, exposed = _products(table, chip, peaks, constants)
+    seconds, share, exposed, adding = _products(table, chip, peaks, constants)
     # Winograd's algorithm is used for float32 only, because 16-bit floats lose too much precision in its transforms.
     fewer = np.asarray([table.dtypes[i] == "float32" for i in table.owner]) & (table.winograd[table.owner] > 0)
     seconds = np.where(fewer, seconds / (chip.library.winograd or constants.winograd), seconds)
     seconds = np.where(table.product_is_family("kernel"), seconds / constants.kernel_products, seconds)
-    return seconds, share, exposed
+    return seconds, share, exposed, adding
 
 
 def pass_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
