@@ -72,6 +72,8 @@ class ChipClass:
         sector_seconds: seconds in which the last cache moves sectors of scattered elements. Default: none.
         exposed_seconds: seconds in which neither engines nor memory work. Default: none.
         warm: True where a launch finds its tensors in the last cache if they fit there. Default: None, nowhere.
+        bias_apart: True if a kernel of its own adds the bias of a convolution. PyTorch calls cuDNN and MIOpen so
+            (_convolution and convolution_backward in aten/src/ATen/native/Convolution.cpp).
         queues: True if the host continues while a launch runs; False if the launching thread computes.
     """
 
@@ -85,6 +87,7 @@ class ChipClass:
     sector_seconds: Callable[[WorkTable, Chip, Constants], Array] = nothing
     exposed_seconds: Callable[[WorkTable, Chip, Constants], Array] = nothing
     warm: Callable[[WorkTable], Array | None] = never_warm
+    bias_apart: bool = False
     queues: bool = True
 
 

@@ -97,7 +97,8 @@ def price_table(
     ]
     conversion = np.asarray([({"tf32": 1.0} | chip.library.channels_last).get(dtype, 0.0) for dtype in engine_dtypes])
     kernels = np.where(launched_by_cells(table, chip), table.cells, table.kernels)
-    kernels = kernels + np.where(conversion > 0, table.conversions, 0.0)
+    bias = table.bias_bytes if chip_class.bias_apart else np.zeros_like(table.bias_bytes)
+    kernels = kernels + np.where(conversion > 0, table.conversions, 0.0) + (bias > 0)
     launch = (launch_seconds(chip, graph=graph, constants=constants) + constants.kernel_seconds) * kernels
     reached = np.clip(table.items / (chip.compute.cores * ITEMS_PER_CORE), 1.0 / chip.compute.cores, 1.0)
     vector_rates = np.asarray([vector_rate(chip, dtype) for dtype in table.dtypes]) if table.dtypes else np.zeros(0)
@@ -114,7 +115,7 @@ def price_table(
     p = chip_class.overlap(constants)
     body = (compute**p + memory**p) ** (1 / p) + exposed + chip_class.exposed_seconds(table, chip, constants)
     converted = np.where(conversion > 0, table.converted_bytes, 0.0) / np.where(conversion > 0, conversion, 1.0)
-    body += converted / memory_rate(chip, constants)
+    body += (converted + bias) / memory_rate(chip, constants)
     if chip.efficiency:
         body /= [efficiency(chip, s, work) for s, work in zip(signatures, table.works, strict=True)]
     return Prices(

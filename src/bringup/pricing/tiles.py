@@ -285,6 +285,7 @@ GPU = replace(
     core_seconds=core_seconds,
     sector_seconds=sector_seconds,
     exposed_seconds=exposed_seconds,
+    bias_apart=True,
 )
 
 register(GPU, "gpu", matrix="tile")

@@ -234,9 +234,10 @@ def row_inputs(
         if apart.any():
             host_seconds = host_seconds * np.where(is_launch, np.where(apart, work.cells, 1.0)[signature], 1.0)
         if host.dispatch.launch_us and len(prices.kernels) and not graph:
-            # Further kernels of a library's call are calls of the driver, whose code is in the host's caches by then.
             further = np.where(apart, 0.0, prices.kernels - 1)[signature] * host.dispatch.launch_us * 1e-6
-            host_seconds += np.where(is_launch & ~in_graph & ~placed, further, 0.0)
+            counted = (columns["phase"] == IN_BACKWARD) & work.is_family(*host.dispatch.backward_families)[signature]
+            # Calls of the driver, whose code is in the host's caches by then. Times of backward passes have them.
+            host_seconds += np.where(is_launch & ~in_graph & ~placed & ~counted, further, 0.0)
     if chip.launch.attention_plan_ms and what_if.keep_plans:
         host_seconds[(plans or Plans()).first_uses(trace)] += chip.launch.attention_plan_ms * 1e-3
     host_seconds = host_seconds * what_if.dispatch_scale
