@@ -67,8 +67,8 @@ def _padded(graph: fx.Graph, source: Any, last: int, before_last: int) -> fx.Nod
 
 def _call(graph: fx.Graph, target: Any, *arguments: Any, **options: Any) -> fx.Node:
     """Insert a call, with its value as a fake tensor."""
-    made = graph.call_function(target, arguments, options)
+    call = graph.call_function(target, arguments, options)
     values = [item.meta["val"] if isinstance(item, fx.Node) else item for item in arguments]
     with values[0].fake_mode:
-        made.meta = {**arguments[0].meta, "val": target(*values, **options)}
-    return made
+        call.meta = {**arguments[0].meta, "val": target(*values, **options)}
+    return call

@@ -24,6 +24,7 @@ from bringup.cost.work_table import WorkTable
 from bringup.pricing.classes import Products, class_of
 from bringup.pricing.constants import DEFAULT, Constants
 from bringup.pricing.rates import (
+    by_dtype,
     cache_rate,
     engine_dtype,
     in_half,
@@ -95,13 +96,14 @@ def price_table(
         engine_dtype(chip, dtype, work.family if tf32 else work.tf32)
         for dtype, work in zip(table.dtypes, table.works, strict=True)
     ]
-    conversion = np.asarray([({"tf32": 1.0} | chip.library.channels_last).get(dtype, 0.0) for dtype in engine_dtypes])
+    converted_at = {"tf32": 1.0} | chip.library.channels_last
+    conversion = by_dtype(engine_dtypes, lambda dtype: converted_at.get(dtype, 0.0))
     kernels = np.where(launched_by_cells(table, chip), table.cells, table.kernels)
     bias = table.bias_bytes if chip_class.bias_apart else np.zeros_like(table.bias_bytes)
     kernels = kernels + np.where(conversion > 0, table.conversions, 0.0) + (bias > 0)
     launch = (launch_seconds(chip, graph=graph, constants=constants) + constants.kernel_seconds) * kernels
     reached = np.clip(table.items / (chip.compute.cores * ITEMS_PER_CORE), 1.0 / chip.compute.cores, 1.0)
-    vector_rates = np.asarray([vector_rate(chip, dtype) for dtype in table.dtypes]) if table.dtypes else np.zeros(0)
+    vector_rates = by_dtype(table.dtypes, lambda dtype: vector_rate(chip, dtype))
     # A small launch does not fill the chip, and runs at the rate of the cores that it reaches.
     vector = table.vector_flops / (vector_rates * _depthwise_share(table, chip)) / reached
     special = table.special / special_rate(chip) / reached
@@ -167,7 +169,7 @@ def _matrix_seconds(table: WorkTable, chip: Chip, share: Array, constants: Const
     if not len(table.owner):
         none = np.zeros(len(share))
         return none, share, none, none
-    peaks = np.asarray([matrix_peak(chip, table.dtypes[i]) for i in table.owner])
+    peaks = by_dtype(table.dtypes, lambda dtype: matrix_peak(chip, dtype))[table.owner]
     seconds, busy, exposed, adding = class_of(chip).products(table, chip, peaks, constants)
     most = np.zeros_like(share)
     np.maximum.at(most, table.owner, busy)

@@ -16,6 +16,7 @@ from bringup.machine.vocabulary import matrix_dtype
 from bringup.pricing.classes import ChipClass, Products, register
 from bringup.pricing.constants import Constants
 from bringup.pricing.rates import (
+    by_dtype,
     cache_rate,
     in_half,
     matrix_sustained,
@@ -189,26 +190,26 @@ def _attention_share(table: WorkTable, chip: Chip, constants: Constants) -> Arra
 def _on_vector(table: WorkTable, chip: Chip) -> npt.NDArray[np.bool_]:
     """Return a mask over products: True for those on the vector units."""
     rates, vector = chip.matrix.tflops, chip.vector.tflops["float32"]
-    return np.asarray([rates.get(matrix_dtype(dtype), 0.0) <= vector for dtype in table.dtypes], dtype=bool)[
-        table.owner
-    ]
+    return (by_dtype(table.dtypes, lambda dtype: rates.get(matrix_dtype(dtype), 0.0)) <= vector)[table.owner]
 
 
 def _library_share(table: WorkTable, chip: Chip, constants: Constants) -> Array:
     """Return the rate of the library's products over that of a product at ``matrix.sustained``."""
     library, usual = chip.library, matrix_sustained(chip, constants)
-    names = [matrix_dtype(dtype) for dtype in table.dtypes]
-    share = np.asarray([library.sustained.get(name, usual) / usual for name in names])
-    share *= np.where(table.aligned > 0, 1.0, [library.unaligned.get(name, 1.0) for name in names])
-    slower = [library.convolution.get(name, 1.0) for name in names]
-    share *= np.where(table.is_family("convolution"), slower, 1.0)
-    outer = np.asarray([library.outer.get(name, 1.0) for name in names])[table.owner]
+
+    def rates(shares: dict[str, float], default: float = 1.0) -> Array:
+        return by_dtype(table.dtypes, lambda dtype: shares.get(matrix_dtype(dtype), default))
+
+    share = rates(library.sustained, usual) / usual
+    share *= np.where(table.aligned > 0, 1.0, rates(library.unaligned))
+    share *= np.where(table.is_family("convolution"), rates(library.convolution), 1.0)
+    outer = rates(library.outer)[table.owner]
     return share[table.owner] * np.where(table.gathers, library.filter_gradient, np.where(table.outer, outer, 1.0))
 
 
 def _cluster(table: WorkTable, chip: Chip) -> Array:
     """Return the number of tiles that load their common operand once, for every product."""
-    tiles = [chip.library.cluster.get(matrix_dtype(dtype), 1.0) for dtype in table.dtypes]
+    tiles = by_dtype(table.dtypes, lambda dtype: chip.library.cluster.get(matrix_dtype(dtype), 1.0))
     return np.where(table.is_family("matmul"), tiles, 1.0)[table.owner]
 
 
@@ -216,7 +217,7 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
     on_vector = _on_vector(table, chip)
     small = np.where(on_vector, chip.library.vector_tile or constants.small_tile_vector, constants.small_tile)
     peaks_of_attention, peaks = peaks, peaks * _library_share(table, chip, constants)
-    tf32 = np.asarray([dtype == "tf32" for dtype in table.dtypes], dtype=bool)[table.owner]
+    tf32 = by_dtype(table.dtypes, lambda dtype: dtype == "tf32")[table.owner] > 0
     tune = partial(best_tiles, table, chip, peaks, constants, small=small)
     tiled = tune(menu=TILES, split_menu=SPLITS, port=PORT, seldom=tf32)
     if chip.library.vector_step and on_vector.any():
