@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import bringup
+from bringup.process import process
 from bringup.recording.rows import ALLOC, FREE, IN_BACKWARD, LAUNCH
 from bringup.text import duration
 
@@ -78,6 +79,23 @@ def test_inputs_are_not_written_over() -> None:
     for _ in range(2):
         function(on_chip).sum().backward()
     assert torch.equal(on_chip.cpu(), x)
+
+
+def test_unaligned_product_is_padded_on_gpus_as_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "chip", bringup.load_chip("t4"))
+
+    def products(dtype: torch.dtype) -> tuple[list[list[int]], torch.Tensor]:
+        torch._dynamo.reset()
+        x, w = torch.ones(2048, 2048, dtype=dtype), torch.ones(2048, 2043, dtype=dtype)
+        function = torch.compile(torch.mm)
+        with bringup.record() as trace:
+            result = function(x.to(CHIP), w.to(CHIP))
+        return [list(item.outputs[0].shape) for item in trace.signatures if item.base == "mm"], result
+
+    shapes, result = products(torch.bfloat16)
+    assert (shapes, list(result.shape)) == ([[2048, 2048]], [2048, 2043])
+    assert torch.equal(result.cpu(), torch.full((2048, 2043), 2048, dtype=torch.bfloat16))
+    assert products(torch.float32)[0] == [[2048, 2043]]
 
 
 def test_sizes_may_change_without_a_graph_each() -> None:
