@@ -13,7 +13,7 @@ from bringup.text import split_line
 from bringup.timeline.replay import Timeline
 
 Array = npt.NDArray[Any]
-MOSTLY = 0.5  # of the intervals that end at a line: a loop whose first steps run ahead is timed right later on
+MOSTLY = 0.5  # at least, of the intervals that end at a line: a loop whose first steps run ahead is timed right later on
 LEAST_SECONDS = 1e-4  # chosen: so much that an interval leaves out is more than the latency of a launch
 
 
@@ -35,7 +35,7 @@ def early_clocks(timeline: Timeline) -> list[EarlyClock]:
     clocks = []
     for number, item in enumerate(reads):
         ends = line[1:] == number
-        if (short & ends).sum() > MOSTLY * ends.sum():
+        if (short & ends).any() and (short & ends).sum() >= MOSTLY * ends.sum():
             file, place = split_line(item["line"])
             means = (float(values[short & ends].mean()) for values in (shown, shown + left))
             clocks.append(EarlyClock(file, place, *means))
