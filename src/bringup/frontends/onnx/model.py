@@ -48,16 +48,16 @@ class Step:
     Attributes:
         call: calls a function from the node's own line, which is what a recording names.
         on_host: True if the host computes it, because shapes depend on it.
+        read_on_host: positions of inputs that the host reads.
         frees: values that no later node reads.
-        captures: values that the node's graphs read.
     """
 
     node: Node
     operator: Operator
     call: Callable[..., Any]
     on_host: bool
+    read_on_host: frozenset[int]
     frees: tuple[str, ...]
-    captures: tuple[str, ...]
     prepared: dict[str, Any]
 
 
@@ -151,7 +151,7 @@ class OnnxModel(torch.nn.Module):
         device = self._place.device
         values: Values = {}
         for name, value in self._bind(args, kwargs).items():
-            tensor = as_tensor(value) if isinstance(value, np.ndarray) else value
+            tensor = as_tensor(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
             values[name] = _moved(tensor, device)
         results = self._run(self.graph, values, device)
         results = [_moved(value, device) for value in results]
@@ -188,7 +188,7 @@ class OnnxModel(torch.nn.Module):
         return [values[name] if name in values else self._constant(name, False) for name in graph.outputs]
 
     def _execute(self, step: Step, values: Values, device: torch.device) -> None:
-        node, host = step.node, step.operator.host
+        node, host = step.node, step.read_on_host
         where = torch.device("cpu") if step.on_host else device
         arguments: list[Any] = []
         for place, name in enumerate(node.inputs):
@@ -333,14 +333,19 @@ class _Planner:
             host = self.runs_on_host(node, operator, needed)
             if host or node.op in SHAPES:
                 self.on_host.update(node.outputs)
+            scalars = [
+                position
+                for position, name in enumerate(node.inputs)
+                if position in operator.scalars and name in self.constants and self.constants[name].numel() == 1
+            ]
+            read = frozenset((*operator.host, *scalars))
             for position, name in enumerate(node.inputs):
                 if name in self.constants:
-                    (self.read_on_host if host or position in operator.host else on_chip).add(name)
+                    (self.read_on_host if host or position in read else on_chip).add(name)
             for inner in node.graphs:
                 on_chip.update(inner.outputs)
                 self.steps(inner, needed, on_chip)
-            captures = tuple(name for inner in node.graphs for name in inner.captures)
-            planned.append(Step(node, operator, _line(node), host, tuple(frees.get(place, ())), captures, {}))
+            planned.append(Step(node, operator, _line(node), host, read, tuple(frees.get(place, ())), {}))
         graph.steps[:] = planned
 
     def runs_on_host(self, node: Node, operator: Operator, needed: set[str]) -> bool:

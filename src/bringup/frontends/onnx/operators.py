@@ -20,13 +20,15 @@ class Operator:
 
     Attributes:
         function: takes a `Call` and the inputs, None for those left out; returns the output, or a tuple of outputs.
-        host: positions of inputs whose values decide shapes, so that the host needs them; -1 is every input.
+        host: positions of inputs whose values decide shapes, so that the host needs them.
+        scalars: positions of inputs that stay on the host if they are constants of one element.
         grows: True if a small input can give a large output, which the host should not compute for the chip.
         foldable: False if the output of constant inputs must not be computed when the model is loaded.
     """
 
     function: Function
     host: tuple[int, ...] = ()
+    scalars: tuple[int, ...] = ()
     grows: bool = False
     foldable: bool = True
 
@@ -73,14 +75,18 @@ OPERATORS: dict[str, Operator] = {}
 
 
 def operator(
-    *names: str, host: Collection[int] = (), grows: bool = False, foldable: bool = True
+    *names: str,
+    host: Collection[int] = (),
+    scalars: Collection[int] = (),
+    grows: bool = False,
+    foldable: bool = True,
 ) -> Callable[[Function], Function]:
     """Register a function as the translation of these operators."""
 
     def add(function: Function) -> Function:
         for name in names:
             assert name not in OPERATORS, name
-            OPERATORS[name] = Operator(function, tuple(host), grows, foldable)
+            OPERATORS[name] = Operator(function, tuple(host), tuple(scalars), grows, foldable)
         return function
 
     return add

@@ -92,7 +92,7 @@ def div(_call: Call, a: Tensor, b: Tensor) -> Tensor:
     return torch.div(a, b, rounding_mode=None if a.is_floating_point() else "trunc")
 
 
-@operator("Pow")
+@operator("Pow", scalars=(1,))
 @widened
 def power(_call: Call, base: Tensor, exponent: Tensor) -> Tensor:
     if exponent.numel() == 1 and exponent.device.type == "cpu":  # a constant, as in a square

@@ -41,7 +41,7 @@ def _along(scale: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
     return scale.reshape(view)
 
 
-@operator("QuantizeLinear", foldable=False)
+@operator("QuantizeLinear", scalars=(1, 2), foldable=False)
 def quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     axis, block = call("axis", 1), call("block_size", 0)
     number = call("output_dtype", 0)
@@ -54,20 +54,22 @@ def quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
     bounds = torch.iinfo(dtype)
     low, high = RANGES.get(number, (bounds.min, bounds.max))
     rounded = torch.round(scaled.to(torch.float32) if scaled.dtype == torch.bfloat16 else scaled)
-    if zero is not None:
+    if zero is not None and not _is_zero(zero):
         rounded = rounded + _along(zero, x, axis, block).to(torch.int32)
     clamped = torch.clamp(rounded, low, high)
     return clamped.to(torch.int32).to(dtype) if dtype == torch.uint16 else clamped.to(dtype)
 
 
-@operator("DequantizeLinear", foldable=False)
+@operator("DequantizeLinear", scalars=(1, 2), foldable=False)
 def dequantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -> Tensor:
     axis, block = call("axis", 1), call("block_size", 0)
     number = call("output_dtype", 0)
     dtype = torch_dtype(number) if number else scale.dtype
-    value = x.to(scale.dtype)
-    if zero is not None and not zero.is_floating_point():
-        value = (x.to(torch.int32) - _along(zero, x, axis, block).to(torch.int32)).to(scale.dtype)
+    wide = torch.int32 if x.dtype == torch.int32 or scale.dtype != torch.float32 else torch.float32  # exact in both
+    if zero is None or zero.is_floating_point() or _is_zero(zero):
+        value = x.to(scale.dtype)
+    else:
+        value = (x.to(wide) - _along(zero, x, axis, block).to(wide)).to(scale.dtype)
     return (value * _along(scale, x, axis, block)).to(dtype)
 
 
@@ -78,6 +80,11 @@ def dynamic_quantize(_call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     scale = (high - low) / 255
     zero = torch.clamp(torch.round(-low / scale), 0, 255)
     return torch.clamp(torch.round(x / scale) + zero, 0, 255).to(torch.uint8), scale, zero.to(torch.uint8)
+
+
+def _is_zero(zero: Tensor) -> bool:
+    """Return True for a zero point that the host knows to be 0."""
+    return zero.device.type == "cpu" and not bool(zero.to(torch.int32).any())
 
 
 def _centred(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:
