@@ -131,7 +131,11 @@ class Llama(nn.Module):
         super().__init__()
         self.words = nn.Embedding(50, 32)
         self.scale = nn.Parameter(torch.rand(32) + 0.5)
-        self.q, self.k, self.v = nn.Linear(32, 32, bias=False), nn.Linear(32, 16, bias=False), nn.Linear(32, 16, bias=False)
+        self.q, self.k, self.v = (
+            nn.Linear(32, 32, bias=False),
+            nn.Linear(32, 16, bias=False),
+            nn.Linear(32, 16, bias=False),
+        )
         self.gate, self.up = nn.Linear(32, 64, bias=False), nn.Linear(32, 64, bias=False)
         self.down = nn.Linear(64, 32, bias=False)
 
@@ -159,7 +163,11 @@ class Vit(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.patches, self.token = nn.Conv2d(3, 32, 8, 8), nn.Parameter(torch.randn(1, 1, 32))
-        self.places, self.layer, self.head = nn.Parameter(torch.randn(1, 17, 32)), Block(32, 4, False), nn.Linear(32, 10)
+        self.places, self.layer, self.head = (
+            nn.Parameter(torch.randn(1, 17, 32)),
+            Block(32, 4, False),
+            nn.Linear(32, 10),
+        )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.patches(x).flatten(2).transpose(1, 2)

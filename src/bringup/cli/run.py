@@ -522,7 +522,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     if failed and not len(trace) and not options.as_json:
         print("bringup: the program ended with an error before it used the chip: there is no report", file=sys.stderr)
         return None
-    if not trace.launches and not failed:
+    if not trace.launches and not failed and job.program.framework == "torch":
         print(f"bringup: the program launched nothing on the chip: {_how_to_launch(options)}", file=sys.stderr)
     trace.about |= {"host": job.host.name, "host_clock": options.host_clock}  # for `bringup report`
     if job.checks:

@@ -128,6 +128,8 @@ def require_onnx() -> Any:
 
 def parse_model(model: Any, file: str) -> Graph:
     """Check a ``ModelProto`` and return its graph; `file` is its path, for messages and external data."""
+    if not all(isinstance(text, str) for text in _texts(model)):  # protobuf gives such a text as bytes
+        raise OnnxError(f"{plain(file)}: is damaged: it has names that are not UTF-8")
     opsets = {entry.domain: entry.version for entry in model.opset_import}
     opset = next((opsets[domain] for domain in DOMAINS if domain in opsets), None)
     if opset is None or opset not in OPSETS:
@@ -139,6 +141,17 @@ def parse_model(model: Any, file: str) -> Graph:
     if model.functions:
         model = _inline(model, file)
     return _Parser(file, opset).graph(model.graph, outside=frozenset())
+
+
+def _texts(message: Any) -> Iterator[Any]:
+    """Yield all texts of a message."""
+    for kind, value in message.ListFields():
+        many = hasattr(value, "__len__") and not isinstance(value, str | bytes)
+        if kind.type == kind.TYPE_STRING:
+            yield from value if many else (value,)
+        elif kind.type == kind.TYPE_MESSAGE:
+            for part in value if many else (value,):
+                yield from _texts(part)
 
 
 def _inline(model: Any, file: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import math
 import os
 from collections import Counter
@@ -126,8 +127,11 @@ class OnnxModel(torch.nn.Module):
         """Return what ``print(model)`` shows."""
         return f"{self.file}: {quantity(len(self.graph.steps), 'node')}"
 
-    def keep(self, name: str, value: torch.Tensor) -> None:
-        """Hold a constant as a parameter or buffer, in modules that its name spells: ``layer1.0.conv.weight``."""
+    def keep(self, name: str, value: torch.Tensor, trainable: bool) -> None:
+        """Hold a weight as a parameter, another constant as a buffer, in modules that its name spells.
+
+        ``layer1.0.conv.weight`` is the parameter ``weight`` of the module ``layer1.0.conv``.
+        """
         parts = [part or "_" for part in plain(name).replace("/", ".").strip(".").split(".")]
         owner: torch.nn.Module = self
         for part in parts[:-1]:
@@ -140,7 +144,7 @@ class OnnxModel(torch.nn.Module):
         while hasattr(owner, last):
             number += 1
             last = f"{parts[-1]}_{number}"
-        if value.is_floating_point() and value.itemsize > 1:
+        if trainable:
             owner.register_parameter(last, torch.nn.Parameter(value, requires_grad=False))
         else:
             owner.register_buffer(last, value)
@@ -239,7 +243,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 def _line(node: Node) -> Callable[..., Any]:
     """Return a function whose source line is the node."""
     code = _PYTHON.replace(co_filename=node.label, co_name=node.op, co_qualname=node.op, co_firstlineno=node.number)
-    return FunctionType(code, {})
+    return FunctionType(code, {"__builtins__": builtins})
 
 
 class _Planner:
@@ -248,6 +252,7 @@ class _Planner:
     def __init__(self, model: OnnxModel, constants: Values) -> None:
         self.model = model
         self.constants = constants
+        self.weights = set(constants)
         self.on_host: set[str] = set()  # values that the host has without a look at the chip's memory
         self.read_on_host: set[str] = set()  # constants
 
@@ -261,7 +266,7 @@ class _Planner:
             if name in self.read_on_host or not isinstance(value, torch.Tensor):
                 model.host[name] = value
             if name in on_chip and isinstance(value, torch.Tensor):
-                model.keep(name, value)
+                model.keep(name, value, name in self.weights and value.is_floating_point() and value.itemsize > 1)
 
     def fold(self, graph: Graph) -> None:
         """Compute the nodes whose inputs are constant, on the host."""

@@ -27,6 +27,7 @@ class OnnxProgram:
     graph: Graph
     inputs: list[tuple[str, list[int], torch.dtype]]
     steps: int
+    compiled: bool = False
 
     def run(self) -> None:
         """Run the steps. Each copies its inputs to the chip and its outputs back.
@@ -36,9 +37,10 @@ class OnnxProgram:
         """
         try:
             model = OnnxModel(self.graph, self.file).to("chip")
+            call = torch.compile(model) if self.compiled else model
             arguments = stand_ins(self.inputs)
             for _ in range(self.steps):
-                results = model(*arguments)
+                results = call(*(item.to("chip") for item in arguments))
                 results = results if isinstance(results, tuple) else (results,)
                 held = [result.cpu() if isinstance(result, torch.Tensor) else result for result in results]
                 step()
@@ -56,18 +58,19 @@ def onnx_program(file: str, arguments: Sequence[str] = ()) -> OnnxProgram:
     Raises:
         OnnxError: the model is malformed, or an option does not fit it.
     """
-    shapes, steps = _options(file, arguments)
+    shapes, steps, compiled = _options(file, arguments)
     graph = read_model(file)
     check_operators(graph, file)
-    return OnnxProgram(file, graph, inputs_of(graph, file, shapes), steps)
+    return OnnxProgram(file, graph, inputs_of(graph, file, shapes), steps, compiled)
 
 
-def _options(file: str, arguments: Sequence[str]) -> tuple[list[str], int]:
+def _options(file: str, arguments: Sequence[str]) -> tuple[list[str], int, bool]:
     parser = click.Command(
         file,
         params=[
             click.Option(["--input", "inputs"], multiple=True),
             click.Option(["--steps"], type=click.IntRange(1, 1 << 20), default=3),
+            click.Option(["--compile", "compiled"], is_flag=True),
         ],
         add_help_option=False,
     )
@@ -75,10 +78,10 @@ def _options(file: str, arguments: Sequence[str]) -> tuple[list[str], int]:
         values = parser.make_context(file, list(arguments)).params
     except click.ClickException as error:
         raise OnnxError(
-            f"{plain(file)}: {error.format_message().rstrip('.')}: a model takes --input NAME=1x3x224x224:float32 "
-            "and --steps N"
+            f"{plain(file)}: {error.format_message().rstrip('.')}: a model takes --input NAME=1x3x224x224:float32, "
+            "--steps N and --compile"
         ) from None
-    return list(values["inputs"]), int(values["steps"])
+    return list(values["inputs"]), int(values["steps"]), bool(values["compiled"])
 
 
 def inputs_of(graph: Graph, file: str, shapes: Sequence[str] = ()) -> list[tuple[str, list[int], torch.dtype]]:
