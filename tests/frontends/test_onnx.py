@@ -124,7 +124,7 @@ def test_compiled_model_keeps_the_names_of_nodes(tmp_path: Path) -> None:
     _, inputs = export("recommender", tmp_path / "model.onnx")
     model = bringup.load_onnx(tmp_path / "model.onnx")
     x = [item.to("chip") for item in inputs]
-    compiled = torch.compile(model)
+    compiled = torch.compile(model, fullgraph=True)
     torch.testing.assert_close(compiled(*x).cpu(), model(*x).cpu(), rtol=1e-5, atol=1e-6)
     with bringup.record() as trace:
         compiled(*x)

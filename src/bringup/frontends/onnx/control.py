@@ -20,12 +20,12 @@ def loop(call: Call, count: Tensor | None, condition: Tensor | None, *carried: A
     state = list(carried)
     most = None if count is None else int(scalar(count))
     go = condition is None or bool(scalar(condition))
-    kept = len(carried)
-    rows: list[list[Tensor]] = [[] for _ in range(len(body.outputs) - 1 - kept)]
+    states = len(carried)
+    rows: list[list[Tensor]] = [[] for _ in range(len(body.outputs) - 1 - states)]
     number = 0
     while go and (most is None or number < most):
         again, *results = call.run(body, [torch.tensor(number), torch.tensor(True), *state])
-        state, outputs = results[:kept], results[kept:]
+        state, outputs = results[:states], results[states:]
         for row, output in zip(rows, outputs, strict=True):
             row.append(output)
         go = bool(scalar(again))
@@ -36,9 +36,9 @@ def loop(call: Call, count: Tensor | None, condition: Tensor | None, *carried: A
 @operator("Scan", foldable=False)
 def scan(call: Call, *items: Tensor) -> tuple[Any, ...]:
     body, count = call("body"), call("num_scan_inputs")
-    kept = len(items) - count
-    state, inputs = list(items[:kept]), items[kept:]
-    outputs_count = len(body.outputs) - kept
+    states = len(items) - count
+    state, inputs = list(items[:states]), items[states:]
+    outputs_count = len(body.outputs) - states
     in_axes = call("scan_input_axes") or [0] * count
     out_axes = call("scan_output_axes") or [0] * outputs_count
     in_back = call("scan_input_directions") or [0] * count
@@ -48,8 +48,8 @@ def scan(call: Call, *items: Tensor) -> tuple[Any, ...]:
     rows: list[list[Tensor]] = [[] for _ in range(outputs_count)]
     for each in zip(*parts, strict=True):
         results = call.run(body, [*state, *each])
-        state = results[:kept]
-        for row, output in zip(rows, results[kept:], strict=True):
+        state = results[:states]
+        for row, output in zip(rows, results[states:], strict=True):
             row.append(output)
     stacked = (
         torch.stack(row[::-1] if back else row, axis) for row, back, axis in zip(rows, out_back, out_axes, strict=True)

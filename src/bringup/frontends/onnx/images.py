@@ -291,7 +291,7 @@ def deform_conv(
     batch, channels, height, width = x.shape
     rows, columns = offset.shape[2:]
     moves = offset.reshape(batch, shifts, *kernel, 2, rows, columns)
-    taken = []
+    patches_by_place = []
     for row in range(kernel[0]):
         for column in range(kernel[1]):
             down = torch.arange(rows, device=x.device) * strides[0] - pads[0] + row * dilations[0]
@@ -304,8 +304,8 @@ def deform_conv(
             if mask is not None:
                 weights = mask.reshape(batch, shifts, *kernel, rows, columns)[:, :, row, column]
                 part = part * weights.reshape(batch * shifts, 1, rows, columns)
-            taken.append(part.reshape(batch, channels, rows, columns))
-    patches = torch.stack(taken, 2).reshape(batch, groups, -1, rows * columns)
+            patches_by_place.append(part.reshape(batch, channels, rows, columns))
+    patches = torch.stack(patches_by_place, 2).reshape(batch, groups, -1, rows * columns)
     result = torch.einsum("gok,bgkp->bgop", weight.reshape(groups, weight.shape[0] // groups, -1), patches)
     result = result.reshape(batch, weight.shape[0], rows, columns)
     return result if bias is None else result + bias.reshape(-1, 1, 1)

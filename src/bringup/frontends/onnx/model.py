@@ -31,7 +31,7 @@ from bringup.frontends.onnx import (  # noqa: F401  (their operators register th
     windows,
 )
 from bringup.frontends.onnx.graph import Graph, Node, OnnxError, read_model
-from bringup.frontends.onnx.operators import OPERATORS, Call, Operator
+from bringup.frontends.onnx.operators import OPERATORS, Call, Constant, Operator
 from bringup.frontends.onnx.tensors import as_tensor
 from bringup.limits import ONNX
 from bringup.text import plain, quantity, short
@@ -50,6 +50,7 @@ class Step:
         call: calls a function from the node's own line, which is what a recording names.
         on_host: True if the host computes it, because shapes depend on it.
         read_on_host: positions of inputs that the host reads.
+        constants: those of them that are constants.
         frees: values that no later node reads.
     """
 
@@ -58,6 +59,7 @@ class Step:
     call: Callable[..., Any]
     on_host: bool
     read_on_host: frozenset[int]
+    constants: dict[int, Constant]
     frees: tuple[str, ...]
     prepared: dict[str, Any]
 
@@ -155,7 +157,8 @@ class OnnxModel(torch.nn.Module):
         device = self._place.device
         values: Values = {}
         for name, value in self._bind(args, kwargs).items():
-            tensor = as_tensor(np.asarray(value)) if isinstance(value, np.ndarray | np.generic) else value
+            on_host = isinstance(value, (np.ndarray, np.generic))  # as a tuple, which Dynamo reads
+            tensor = as_tensor(np.asarray(value)) if on_host else value
             values[name] = _moved(tensor, device)
         results = self._run(self.graph, values, device)
         results = [_moved(value, device) for value in results]
@@ -199,6 +202,9 @@ class OnnxModel(torch.nn.Module):
             if not name:
                 arguments.append(None)
                 continue
+            if place in step.constants and place in step.operator.host:
+                arguments.append(step.constants[place])
+                continue
             needs_host = step.on_host or place in host
             value = values[name] if name in values else self._constant(name, needs_host)
             arguments.append(value if place in host else _moved(value, where))
@@ -208,7 +214,7 @@ class OnnxModel(torch.nn.Module):
             inner |= zip((item.name for item in graph.inputs), items, strict=True)
             return self._run(graph, inner, device)
 
-        call = Call(node, run, where, step.prepared)
+        call = Call(node, run, where, step.constants, step.prepared)
         try:
             result = step.call(step.operator.function, (call, *arguments))
         except (torch.OutOfMemoryError, BringupError) as error:
@@ -227,7 +233,7 @@ class OnnxModel(torch.nn.Module):
 
 
 def _described(value: Any) -> str:
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor | Constant):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     return "nothing" if value is None else type(value).__name__
 
@@ -242,7 +248,7 @@ def _moved(value: Any, device: torch.device) -> Any:
 
 def _line(node: Node) -> Callable[..., Any]:
     """Return a function whose source line is the node."""
-    code = _PYTHON.replace(co_filename=node.label, co_name=node.op, co_qualname=node.op, co_firstlineno=node.number)
+    code = _PYTHON.replace(co_filename=node.label, co_name=node.op, co_firstlineno=node.number)
     return FunctionType(code, {"__builtins__": builtins})
 
 
@@ -350,7 +356,13 @@ class _Planner:
             for inner in node.graphs:
                 on_chip.update(inner.outputs)
                 self.steps(inner, needed, on_chip)
-            planned.append(Step(node, operator, _line(node), host, read, tuple(frees.get(place, ())), {}))
+            constants = {
+                position: Constant(self.constants[name])
+                for position, name in enumerate(node.inputs)
+                if position in read and isinstance(self.constants.get(name), torch.Tensor)
+            }
+            freed = tuple(frees.get(place, ()))
+            planned.append(Step(node, operator, _line(node), host, read, constants, freed, {}))
         graph.steps[:] = planned
 
     def runs_on_host(self, node: Node, operator: Operator, needed: set[str]) -> bool:

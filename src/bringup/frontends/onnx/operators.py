@@ -33,18 +33,45 @@ class Operator:
     foldable: bool = True
 
 
+class Constant:
+    """A constant whose values the host reads, with the methods of a tensor that this needs.
+
+    Reading a tensor would break the graph of torch.compile.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.values = tensor.tolist()
+        self.flat = tensor.reshape(-1).tolist()
+        self.shape = tuple(tensor.shape)
+        self.dtype = tensor.dtype
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return len(self.flat)
+
+    def dim(self) -> int:
+        """Return the number of dimensions."""
+        return len(self.shape)
+
+    def tolist(self) -> Any:
+        """Return the values as nested lists."""
+        return self.values
+
+
 @dataclass
 class Call:
     """What a translation sees of its node.
 
     Attributes:
         run: runs one of the node's graphs on a list of inputs; returns its outputs.
+        constants: the inputs that are constants and that the host reads, by position.
         device: where the node computes.
     """
 
     node: Node
     run: Callable[[Graph, list[Any]], list[Any]]
     device: torch.device
+    constants: dict[int, Constant] = field(default_factory=dict)
     prepared: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -92,18 +119,18 @@ def operator(
     return add
 
 
-def ints(value: Tensor | None) -> list[int] | None:
+def ints(value: Tensor | Constant | None) -> list[int] | None:
     """Return the values of a tensor of whole numbers as a list; None stays None."""
     if value is None:
         return None
-    return [int(number) for number in value.reshape(-1).tolist()]
+    return [int(number) for number in (value.flat if isinstance(value, Constant) else value.reshape(-1).tolist())]
 
 
-def scalar(value: Tensor) -> Any:
+def scalar(value: Tensor | Constant) -> Any:
     """Return the only value of a tensor, as in an input that is a scalar or has one element."""
     if value.numel() != 1:
         raise OnnxError(f"an input must have one value, and has {value.numel()}")
-    return value.reshape(()).item()
+    return value.flat[0] if isinstance(value, Constant) else value.reshape(()).item()
 
 
 def axes_of(rank: int, axes: list[int] | None) -> list[int]:

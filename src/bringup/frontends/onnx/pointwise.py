@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from bringup.frontends.onnx.operators import Call, Tensor, operator, widened
+from bringup.frontends.onnx.operators import Call, Tensor, operator, scalar, widened
 from bringup.frontends.onnx.tensors import RANGES, torch_dtype
 
 UNARY: dict[str, Callable[[Tensor], Tensor]] = {
@@ -94,11 +94,10 @@ def div(_call: Call, a: Tensor, b: Tensor) -> Tensor:
 
 @operator("Pow", scalars=(1,))
 @widened
-def power(_call: Call, base: Tensor, exponent: Tensor) -> Tensor:
-    if exponent.numel() == 1 and exponent.device.type == "cpu":  # a constant, as in a square
-        value = exponent.reshape(()).item()
-        shape = torch.broadcast_shapes(base.shape, exponent.shape)
-        return torch.pow(base.reshape(shape), value).to(base.dtype)
+def power(call: Call, base: Tensor, exponent: Tensor) -> Tensor:
+    constant = call.constants.get(1)  # as in a square
+    if constant is not None and exponent.dim() <= base.dim():
+        return torch.pow(base, scalar(constant)).to(base.dtype)
     return torch.pow(base, exponent).to(base.dtype)
 
 
@@ -133,7 +132,7 @@ def is_inf(call: Call, x: Tensor) -> Tensor:
 @operator("Clip", host=(1, 2))
 @widened
 def clip(_call: Call, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
-    bounds = [None if bound is None else bound.reshape(()).item() for bound in (low, high)]
+    bounds = [None if bound is None else scalar(bound) for bound in (low, high)]
     if bounds == [None, None]:
         return x
     if None not in bounds and bounds[0] > bounds[1]:  # type: ignore[operator]
@@ -226,8 +225,8 @@ def identity(_call: Call, x: Any) -> Any:
 
 @operator("Dropout", host=(1, 2), foldable=False)
 def dropout(call: Call, x: Tensor, ratio: Tensor | None = None, training: Tensor | None = None) -> Any:
-    share = 0.5 if ratio is None else ratio.reshape(()).item()
-    if training is None or not training.reshape(()).item() or share == 0:
+    share = 0.5 if ratio is None else scalar(ratio)
+    if training is None or not scalar(training) or share == 0:
         return (x, torch.ones_like(x, dtype=torch.bool)) if call.has_output(1) else x
     result, mask = torch.native_dropout(x, share, True)
     return (result, mask) if call.has_output(1) else result

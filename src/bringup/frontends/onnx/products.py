@@ -54,7 +54,7 @@ def quantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None) -
     bounds = torch.iinfo(dtype)
     low, high = RANGES.get(number, (bounds.min, bounds.max))
     rounded = torch.round(scaled.to(torch.float32) if scaled.dtype == torch.bfloat16 else scaled)
-    if zero is not None and not _is_zero(zero):
+    if zero is not None and not _is_zero(call):
         rounded = rounded + _along(zero, x, axis, block).to(torch.int32)
     clamped = torch.clamp(rounded, low, high)
     return clamped.to(torch.int32).to(dtype) if dtype == torch.uint16 else clamped.to(dtype)
@@ -66,7 +66,7 @@ def dequantize(call: Call, x: Tensor, scale: Tensor, zero: Tensor | None = None)
     number = call("output_dtype", 0)
     dtype = torch_dtype(number) if number else scale.dtype
     wide = torch.int32 if x.dtype == torch.int32 or scale.dtype != torch.float32 else torch.float32  # exact in both
-    if zero is None or zero.is_floating_point() or _is_zero(zero):
+    if zero is None or zero.is_floating_point() or _is_zero(call):
         value = x.to(scale.dtype)
     else:
         value = (x.to(wide) - _along(zero, x, axis, block).to(wide)).to(scale.dtype)
@@ -82,9 +82,9 @@ def dynamic_quantize(_call: Call, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.clamp(torch.round(x / scale) + zero, 0, 255).to(torch.uint8), scale, zero.to(torch.uint8)
 
 
-def _is_zero(zero: Tensor) -> bool:
-    """Return True for a zero point that the host knows to be 0."""
-    return zero.device.type == "cpu" and not bool(zero.to(torch.int32).any())
+def _is_zero(call: Call) -> bool:
+    """Return True if the zero point is a constant, and 0."""
+    return 2 in call.constants and not any(call.constants[2].flat)
 
 
 def _centred(x: Tensor, zero: Tensor | None, axis: int) -> Tensor:

@@ -142,14 +142,7 @@ def _library(
     return output.reshape(*x.shape[:2], directions, hidden).transpose(1, 2), *last
 
 
-def _lengths_matter(x: Tensor, lengths: Tensor | None, layout: int) -> Tensor | None:
-    """Return the lengths, None if the host knows that all sequences have the input's."""
-    if lengths is None or lengths.device.type != "cpu":
-        return lengths
-    return None if bool((lengths == x.shape[1 if layout else 0]).all()) else lengths.to(x.device)
-
-
-@operator("RNN", host=(4,))
+@operator("RNN")
 def rnn(
     call: Call,
     x: Tensor,
@@ -159,7 +152,6 @@ def rnn(
     lengths: Tensor | None = None,
     hidden: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    lengths = _lengths_matter(x, lengths, call("layout", 0))
     if fast := _library(call, torch.rnn_tanh, [0], [x, weight, recurrence, bias, lengths], [hidden]):
         return fast
     bound = _bound(call)
@@ -173,7 +165,7 @@ def rnn(
     return _run(call, x, lengths, [hidden], make_step)
 
 
-@operator("GRU", host=(4,))
+@operator("GRU")
 def gru(
     call: Call,
     x: Tensor,
@@ -183,7 +175,6 @@ def gru(
     lengths: Tensor | None = None,
     hidden: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    lengths = _lengths_matter(x, lengths, call("layout", 0))
     after = call("linear_before_reset", 0)  # as torch's layer does
     if after and (fast := _library(call, torch.gru, [1, 0, 2], [x, weight, recurrence, bias, lengths], [hidden])):
         return fast
@@ -208,7 +199,7 @@ def gru(
     return _run(call, x, lengths, [hidden], make_step)
 
 
-@operator("LSTM", host=(4,))
+@operator("LSTM")
 def lstm(
     call: Call,
     x: Tensor,
@@ -220,7 +211,6 @@ def lstm(
     cell: Tensor | None = None,
     peephole: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
-    lengths = _lengths_matter(x, lengths, call("layout", 0))
     tensors = [x, weight, recurrence, bias, lengths]
     if peephole is None and (fast := _library(call, torch.lstm, [0, 2, 3, 1], tensors, [hidden, cell])):
         return fast

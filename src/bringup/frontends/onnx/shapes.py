@@ -139,7 +139,7 @@ def pad(call: Call, x: Tensor, pads: Tensor, value: Tensor | None = None, axes: 
         before[axis], after[axis] = amounts[number], amounts[number + len(along)]
     mode = call("mode", "constant")
     if mode == "constant":
-        fill = 0 if value is None else value.reshape(()).item()
+        fill = 0 if value is None else scalar(value)
         flat = [amount for axis in reversed(range(x.dim())) for amount in (before[axis], after[axis])]
         return functional.pad(x, flat, value=fill)
     for axis in range(x.dim()):
@@ -170,8 +170,8 @@ def gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:
     places = _from_front(indices, x.shape[axis])
     if axis == 0 and x.dim() == 2 and x.is_floating_point():
         return functional.embedding(places, x)
-    taken = x.index_select(axis, places.reshape(-1))
-    return taken.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    rows = x.index_select(axis, places.reshape(-1))
+    return rows.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
 
 
 def _from_front(indices: Tensor, length: int) -> Tensor:

@@ -32,7 +32,7 @@ class Window:
     after: list[int]
 
     @classmethod
-    def of(cls, call: Call, x: Tensor, kernel: list[int]) -> Window:
+    def from_node(cls, call: Call, x: Tensor, kernel: list[int]) -> Window:
         """Read the attributes of a node, and work out its padding for an input."""
         rank = len(kernel)
         strides = call("strides") or [1] * rank
@@ -80,7 +80,7 @@ def conv(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> T
 
 def convolve(call: Call, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve with the attributes of a node."""
-    window = Window.of(call, x, list(weight.shape[2:]))
+    window = Window.from_node(call, x, list(weight.shape[2:]))
     padding = window.before
     if window.before != window.after:
         x, padding = functional.pad(x, window.flat()), [0] * len(padding)
@@ -140,7 +140,7 @@ def raise_bias(result: Tensor, bias: Tensor, extra: list[int]) -> None:
 
 @operator("MaxPool")
 def max_pool(call: Call, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-    window = Window.of(call, x, call("kernel_shape"))
+    window = Window.from_node(call, x, call("kernel_shape"))
     rank = len(window.kernel)
     counts = window.outputs(x.shape[2:], bool(call("ceil_mode", 0)))
     extra = _missing(window, x, counts)
@@ -195,7 +195,7 @@ def _flat_places(call: Call, places: Tensor, x: Tensor, padded: Tensor, window: 
 
 @operator("AveragePool")
 def average_pool(call: Call, x: Tensor) -> Tensor:
-    window = Window.of(call, x, call("kernel_shape"))
+    window = Window.from_node(call, x, call("kernel_shape"))
     counts = window.outputs(x.shape[2:], bool(call("ceil_mode", 0)))
     extra = _missing(window, x, counts)
     whole = bool(call("count_include_pad", 0))
@@ -225,7 +225,7 @@ def window_sums(x: Tensor, window: Window, counts: list[int]) -> Tensor:
 
 @operator("LpPool")
 def lp_pool(call: Call, x: Tensor) -> Tensor:
-    window = Window.of(call, x, call("kernel_shape"))
+    window = Window.from_node(call, x, call("kernel_shape"))
     counts = window.outputs(x.shape[2:], bool(call("ceil_mode", 0)))
     order = call("p", 2)
     data = functional.pad(torch.abs(x) ** order, window.flat(_missing(window, x, counts)))
@@ -249,7 +249,7 @@ def global_lp_pool(call: Call, x: Tensor) -> Tensor:
 
 @operator("MaxUnpool", host=(2,))
 def max_unpool(call: Call, x: Tensor, places: Tensor, sizes: Tensor | None = None) -> Tensor:
-    window = Window.of(call, x, call("kernel_shape"))
+    window = Window.from_node(call, x, call("kernel_shape"))
     natural = [
         (size - 1) * window.strides[axis] + window.kernel[axis] - window.before[axis] - window.after[axis]
         for axis, size in enumerate(x.shape[2:])
