@@ -8,6 +8,7 @@ problem and the remedy::
     +-- UnknownChipError     no chip has this name: the nearest names
     +-- ChipInUseError       the chip was chosen after its first use
     +-- TraceError           a trace file is missing, truncated, not a trace, or has another version
+    +-- MissingFeatureError  the program asks for something of CUDA that no chip has
     +-- VersionError         the C++ libraries do not fit this torch, or cannot be built
     +-- AllocatorSettingsError   the allocator's settings are malformed; as in torch, also a ValueError
 
@@ -33,6 +34,10 @@ class ChipInUseError(BringupError):
 
 class TraceError(BringupError):
     """A trace file cannot be read."""
+
+
+class MissingFeatureError(BringupError):
+    """The program asks for something of CUDA that no chip has, such as CUDA's own runtime."""
 
 
 class VersionError(BringupError):

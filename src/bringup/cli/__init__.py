@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from bringup.cli import project
 from bringup.errors import BringupError
 from bringup.text import plain, short
 
@@ -60,8 +61,13 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bringup", message="bringup %(version)s")
-def bringup() -> None:
+@click.option("--isolated", is_flag=True, help="Ignore the table [tool.bringup] of pyproject.toml.")
+@click.pass_context
+def bringup(context: click.Context, isolated: bool) -> None:
     """Run an unmodified PyTorch program on an AI chip that you do not have."""
+    verb = context.invoked_subcommand
+    if verb in project.PARAMETERS and not isolated:
+        context.default_map = {verb: project.settings().defaults(verb)}
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost.rules import tags
+from bringup.errors import BringupError
 from bringup.recording.findings import Finding, watches
 from bringup.recording.rows import (
     ALLOC,
@@ -79,6 +80,19 @@ def findings(trace: Trace, checks: tuple[str, ...] | None = None) -> list[Findin
         for item in CHECKS[name](rows):
             by_lines.setdefault((item.check, item.line, item.other), item)
     return list(by_lines.values())
+
+
+def checks(names: str) -> tuple[str, ...]:
+    """Read a list of checks, such as ``race,init`` or ``all``.
+
+    Raises:
+        BringupError: there is no such check.
+    """
+    listed = tuple(CHECKS) if names == "all" else tuple(name for name in names.split(",") if name)
+    for name in listed:
+        if name not in CHECKS:
+            raise BringupError(f"sanitize must be {', '.join(CHECKS)} or all, got {name!r}")
+    return listed
 
 
 # ---- races
