@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -39,6 +38,7 @@ from bringup.text import plain, quantity, short
 Values = dict[str, Any]
 SHAPES = ("Shape", "Size", "SequenceLength")  # their results are on the host without a look at the chip's memory
 _PYTHON = compile("call = lambda function, arguments: function(*arguments)", "onnx", "exec").co_consts[0]
+FEW = 1 << 16  # elements of constants of which a node may be computed although its result's shape is not known before
 MOST_NAMED = 8  # operators without a translation that a message names
 
 
@@ -284,7 +284,7 @@ class _Planner:
                 self.fold(inner)
             operator = OPERATORS[node.op]
             constant = all(name in self.constants for name in node.reads)
-            if not constant or not operator.foldable or node.graphs or not self.is_small(node):
+            if not constant or not operator.foldable or node.graphs or not self.is_small(node, operator):
                 remaining.append(node)
                 continue
             call = Call(node, lambda *_: [], torch.device("cpu"))
@@ -299,18 +299,21 @@ class _Planner:
                     self.constants[name] = _own(value)
         graph.nodes[:] = remaining
 
-    def is_small(self, node: Node) -> bool:
+    def is_small(self, node: Node, operator: Operator) -> bool:
         """Return False for a node that may give a large constant: the file is small, and the memory is not."""
-        if node.op in ("Expand", "Tile", "ConstantOfShape", "Range", "EyeLike"):
-            sizes = [self.constants[name] for name in node.inputs if name]
-            if node.op == "Range":
-                start, limit, step = (float(value.reshape(-1)[0]) for value in sizes)
-                return step != 0 and abs((limit - start) / step) <= ONNX["folded elements"].most
-            last = sizes[0] if node.op == "EyeLike" else sizes[-1]
-            counts = last.shape if node.op == "EyeLike" else last.reshape(-1).tolist()
-            factor = sizes[0].numel() if node.op == "Tile" else 1
-            return abs(math.prod(int(count) for count in counts)) * factor <= ONNX["folded elements"].most
-        return True
+        values = [self.constants[name] if name else None for name in node.inputs]
+        sizes = [value.numel() for value in values if isinstance(value, torch.Tensor)]
+        arguments = [
+            value.to("meta") if isinstance(value, torch.Tensor) and place not in operator.host else value
+            for place, value in enumerate(values)
+        ]
+        try:  # shapes only: nothing is allocated
+            result = operator.function(Call(node, lambda *_: [], torch.device("meta")), *arguments)
+        except Exception:  # the shape depends on values, or the node is wrong
+            return sum(sizes) <= FEW
+        results = result if isinstance(result, tuple) else (result,)
+        outputs = [value.numel() for value in results if isinstance(value, torch.Tensor)]
+        return max(outputs, default=0) <= max([ONNX["folded elements"].most, *sizes])
 
     def needed_on_host(self, graph: Graph) -> set[str]:
         """Return the values whose content the host needs, and what they are computed from."""
