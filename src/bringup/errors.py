@@ -6,7 +6,7 @@ problem and the remedy::
     BringupError(RuntimeError)
     +-- ChipFileError        a chip file is malformed: file, key, value and the fix
     +-- UnknownChipError     no chip has this name: the nearest names
-    +-- ChipInUseError       the chip was chosen after its first use
+    +-- ChipInUseError       another chip was chosen while tensors are on the first one
     +-- TraceError           a trace file is missing, truncated, not a trace, or has another version
     +-- MissingFeatureError  the program asks for something of CUDA that no chip has
     +-- VersionError         the C++ libraries do not fit this torch, or cannot be built
@@ -29,7 +29,7 @@ class UnknownChipError(BringupError):
 
 
 class ChipInUseError(BringupError):
-    """The chip was chosen after its first use."""
+    """Another chip was chosen while tensors are on the first one."""
 
 
 class TraceError(BringupError):

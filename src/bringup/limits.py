@@ -20,6 +20,7 @@ class Limit(NamedTuple):
 # The size of a file in bytes, by kind of file.
 BYTES = {
     "chip file": Limit(1 << 20, "the longest that ships has 4 KiB"),
+    "specification": Limit(1 << 20, "a chip file as JSON"),
     "host file": Limit(1 << 20, "the longest that ships has 2 KiB"),
     "node file": Limit(1 << 20, "the longest that ships has 2 KiB"),
     "cluster file": Limit(1 << 20, "the longest that ships has 2 KiB"),

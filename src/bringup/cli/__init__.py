@@ -18,7 +18,7 @@ VERBS = {
     "diff": "Compare two runs: what became slower or faster, what is new, what is gone.",
     "place": "Plan which work belongs on the host and which on the chip.",
     "compare": "Compare the predictions for one recording on several chips.",
-    "chips": "List, show and check chip files.",
+    "chips": "List, show, check and write chip files.",
     "clusters": "List, show and check clusters and the nodes that they consist of.",
     "driver": "Write a driver for a chip, check it, and find the kernel to write next.",
     "drivers": "List the drivers of real devices, and whether this machine can use them.",

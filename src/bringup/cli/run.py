@@ -439,7 +439,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
                     recorder.about["driver"]["shadow"] = shadow.report()
             summary = report(recorder, job, options)
 
-        _report_before_termination(finish)
+        _report_before_termination(recorder, finish)
         recorder.about["chip_time"] = options.chip_time
         recorder.about["framework"] = job.program.framework
         recorder.about |= _of_ranks(options)
@@ -454,6 +454,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
         recorder.about["failed"] = code in (OUT_OF_MEMORY, FAILED)
+        if code is None:
+            recorder.about["stopped_by"] = "SIGINT"
         skip_last_collections()  # nor are there any while the report is written
         finish()
     diverged = bool(options.shadow and recorder.about.get("driver", {}).get("shadow", {}).get("first"))
@@ -469,7 +471,7 @@ def _of_ranks(options: RunOptions) -> dict[str, Any]:
     return {**about, "ranks": number, "rank": rank} if number else about
 
 
-def _report_before_termination(finish: Callable[[], None]) -> None:
+def _report_before_termination(recorder: Recording, finish: Callable[[], None]) -> None:
     """Write the report on SIGTERM, then end as python does, without clean-up.
 
     A program that handles the signal itself replaces this handler.
@@ -477,6 +479,7 @@ def _report_before_termination(finish: Callable[[], None]) -> None:
 
     def handle(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # the report is being written
+        recorder.about["stopped_by"] = signal.Signals(number).name
         try:
             finish()
         except BringupError as error:  # not an error of the program

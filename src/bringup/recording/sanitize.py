@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from bringup.cost.rules import tags
 from bringup.errors import BringupError
-from bringup.recording.findings import Finding, watches
+from bringup.recording.findings import Finding, early_use, watches
 from bringup.recording.rows import (
     ALLOC,
     D2D,
@@ -374,15 +374,13 @@ def touched() -> list[Finding]:
     import torch
 
     touches = [finding for watch in watches for finding in watch.take()]
-    for item in json.loads(torch.ops.bringup.pinned_touches()):
+    pinned = json.loads(torch.ops.bringup.pinned_touches())
+    with_line = {(item["copy"], item["to_host"]) for item in pinned if item["line"]}
+    for item in pinned:
         copy, line = item["copy"], item["line"]
-        at = f"{line} " if line else "the program "
-        what = (
-            f"{at}uses page-locked memory that {copy} copies from the chip, before it has waited for the copy"
-            if item["to_host"]
-            else f"{at}changes page-locked memory that {copy} copies to the chip, before it has waited for the copy"
-        )
-        touches.append(Finding("race", what, line, copy, "first synchronize an event that is recorded after the copy"))
+        if not line and (copy, item["to_host"]) in with_line:  # a thread of the same operator, which has no Python line
+            continue
+        touches.append(early_use(line, copy, to_host=item["to_host"]))
     return touches + _unwritten_reads()
 
 
