@@ -20,6 +20,9 @@ FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 # A test is named after the file that it tests, or after its folder. These test neither one file nor the whole folder.
 OTHER_TESTS = {
     "device/test_fused.py": "the operators that are one kernel on accelerators (csrc/torch/fused.cpp)",
+    "frontends/test_onnx.py": "models on the chip: numbers, names of nodes, the command line",
+    "frontends/test_onnx_cases.py": "the test cases of the package onnx",
+    "frontends/test_onnx_files.py": "model files that are malformed or hostile",
     "machine/test_capacity.py": "the memory that chip files offer, as torch reports it on hardware",
     "recording/test_trace_format.py": "docs/trace.md, which describes the file of a recording",
     "triton/test_blocks.py": "operations on blocks: descriptors, and products with scales",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
         UnknownChipError,
         VersionError,
     )
+    from bringup.frontends.onnx.model import load_onnx
     from bringup.machine.files import (
         available_chips,
         available_clusters,
@@ -56,6 +57,7 @@ __all__ = [
     "load_chip",
     "load_cluster",
     "load_host",
+    "load_onnx",
     "place",
     "placed",
     "predict",
@@ -73,6 +75,7 @@ _HOMES = {
     **dict.fromkeys(("available_chips", "available_hosts", "load_chip", "load_host"), "machine.files"),
     **dict.fromkeys(("available_clusters", "available_nodes"), "machine.files"),
     "load_cluster": "machine.topology",
+    "load_onnx": "frontends.onnx.model",
     "collective_seconds": "pricing.collective",
     **dict.fromkeys(("launch_stats", "use"), "device.load"),
     **dict.fromkeys(("Prediction", "price"), "report.prediction"),

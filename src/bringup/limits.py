@@ -30,6 +30,7 @@ BYTES = {
     "plan file": Limit(16 << 20, "a step of 100,000 launches that differ has 10 MiB"),
     "scorecard": Limit(16 << 20, "56 items, and a matrix of 700 operators"),
     "measurement file": Limit(64 << 20, "the measurements of seven publishers have 67,000 rows together"),
+    "ONNX model": Limit((1 << 31) - 1, "protobuf reads no larger message, and larger weights are external data"),
     "report": Limit(1 << 29, "a page whose timeline draws 600,000 launches has 80 MiB"),
 }
 
@@ -47,6 +48,14 @@ TRACE = {
     "letters": Limit(4096, "a path or a module's name; PATH_MAX is 4,096"),
     "devices": Limit(64, "the core opens 64"),
     "streams": Limit(128, "the core opens 65 per device"),
+}
+
+# The contents of an ONNX model.
+ONNX = {
+    "nodes": Limit(1 << 18, "a model of a thousand layers with 200 nodes each"),
+    "letters": Limit(1024, "a node's name, with the names of ten modules around it"),
+    "elements": Limit(1 << 28, "a sparse weight of 16,384 x 16,384"),
+    "folded elements": Limit(1 << 24, "a constant that is computed when the model is loaded, such as a causal mask"),
 }
 
 # The text of a Triton kernel. The largest of 1,600 kernels of FlagGems, Liger and the tutorials has 90,000 letters,

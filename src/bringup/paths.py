@@ -17,6 +17,7 @@ _NO_FILE = re.compile(r"<[^<>]*>(?=:|$)")  # <string>, <frozen runpy>
 _PACKAGE = re.compile(r".*/(?:site|dist)-packages/(.+)", re.S)
 # An absolute path within a text. The path of a URL does not match, except after ``file:``.
 _ABSOLUTE = re.compile(r"(?:(?<![\w./:])(?:/+|[A-Za-z]:\\+|(?:\.\./)+)|(?<=file:)/+)[^\s'\"(),:;<>]+")
+_NODE = re.compile(r"[^/]+\.onnx:")  # a node of a model stands for a line; its name is no path
 _HOMES = ("/", "/home", "/Users")  # a path relative to one of these would still contain a user's name
 MOST_LETTERS = 4096  # in one name; the limit of trace files
 
@@ -67,6 +68,8 @@ class Places:
         """Shorten ``/home/me/train.py:12 (backward)``; a relative path is below the current directory."""
         match = _LINE.fullmatch(text)
         if match is None or not match[1]:
+            return as_text(text)
+        if _NODE.match(match[1]):
             return as_text(text)
         if match[1].startswith(("<", "file:")):
             return self.within(text)

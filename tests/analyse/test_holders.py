@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+import bringup
 from bringup.analyse.holders import Memory
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -81,3 +83,12 @@ def test_a_program_that_fits_with_expandable_segments_is_told_so(bringup_run: Ru
     assert ways[0]["change"].startswith("expandable segments") and ways[0]["fits"]
     assert ways[0]["step_seconds"] == summary["step_seconds"]
     assert "instead of 10.00 GiB, which fits\n" in text
+
+
+def test_a_module_may_own_an_empty_buffer() -> None:
+    module = torch.nn.Identity().to("chip")
+    module.weight = torch.nn.Parameter(torch.zeros(3, device="chip"))
+    module.register_buffer("empty", torch.empty(0, device="chip"))
+    with bringup.record() as trace:
+        module(None)
+    assert bringup.price(trace, chip="t4").peak_bytes == 512  # the weight, in a block of the allocator

@@ -176,7 +176,8 @@ def storages(trace: Trace, device: int) -> Storages:
     kind, objects = columns["kind"], columns["object"]
     allocated = np.flatnonzero((kind == ALLOC) & (columns["device"] == device))
     number = objects[allocated]
-    size = int(max(objects[(kind == ALLOC) | (kind == FREE)].max(initial=-1), (trace.uses >> 1).max(initial=-1))) + 1
+    named = np.isin(kind, (ALLOC, FREE, OWNER))  # a module may own an empty storage, which nothing allocates or uses
+    size = int(max(objects[named].max(initial=-1), (trace.uses >> 1).max(initial=-1))) + 1
     freed_by = np.full(size, rows, dtype=np.int64)
     frees = np.flatnonzero(kind == FREE)
     freed_by[objects[frees]] = frees

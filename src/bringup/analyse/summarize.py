@@ -122,6 +122,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         mfu_peak_flops=used.peak_flops if used else None,
         **_on_driver(trace.about.get("driver")),
         placement=_placement(timeline, step),
+        framework=str(trace.about.get("framework", "torch")),
     )
 
 

@@ -11,7 +11,8 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from bringup.errors import BringupError
@@ -23,13 +24,28 @@ OUT_OF_MEMORY, FAILED = -1, -2
 
 
 class Program:
-    """A program to run as ``__main__``: its file, its folder for ``sys.path``, and its code."""
+    """A program to run as ``__main__``: its file, its folder for ``sys.path``, and its code.
 
-    def __init__(self, file: str, folder: str, code: Callable[[], types.CodeType], spec: object = None) -> None:
+    Attributes:
+        framework: the framework that it is written in.
+        names: variables that its code finds.
+    """
+
+    def __init__(
+        self,
+        file: str,
+        folder: str,
+        code: Callable[[], types.CodeType],
+        spec: object = None,
+        framework: str = "torch",
+        names: Mapping[str, object] | None = None,
+    ) -> None:
         self.file = file
         self.folder = folder
         self.code = code
         self.spec = spec
+        self.framework = framework
+        self.names = names or {}
 
 
 def stem(script: str, module: bool) -> str:
@@ -53,6 +69,20 @@ def script_program(script: str) -> Program:
         raise BringupError(f"{script}: cannot be read ({error.strerror})") from None
     file = os.path.abspath(script)  # as python names it in tracebacks and __file__
     return Program(file, str(path.resolve().parent), lambda: compile(source, file, "exec", dont_inherit=True))
+
+
+def model_program(file: str, arguments: Sequence[str]) -> Program:
+    """Read an ONNX model, whose steps are then the program.
+
+    Raises:
+        BringupError: the model is malformed, or an argument does not fit it.
+    """
+    from bringup.frontends.onnx.program import onnx_program  # imports torch and onnx
+
+    model = onnx_program(file, arguments)
+    path = os.path.abspath(file)
+    code = partial(compile, "model.run()", path, "exec", dont_inherit=True)
+    return Program(path, os.path.dirname(path), code, framework="onnx", names={"model": model})
 
 
 def module_program(name: str) -> Program:
@@ -92,6 +122,7 @@ def execute(program: Program) -> int | None:
     It is None after an interrupt, which the caller passes on, and `OUT_OF_MEMORY` or `FAILED` after a traceback.
     """
     main = types.ModuleType("__main__")
+    main.__dict__.update(program.names)
     main.__dict__.update(__file__=program.file, __builtins__=builtins, __spec__=program.spec, __annotations__={})
     if program.spec is not None:
         main.__dict__["__package__"] = str(getattr(program.spec, "parent", ""))

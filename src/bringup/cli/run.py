@@ -25,6 +25,7 @@ from bringup.cli.program import (
     OUT_OF_MEMORY,
     Program,
     execute,
+    model_program,
     module_program,
     script_program,
     skip_last_collections,
@@ -247,7 +248,8 @@ class Outcome:
 def command(**values: Any) -> None:
     """Run SCRIPT with ARGUMENTS on a virtual chip, and report where the time of chip, link and host goes.
 
-    The program runs as under python: arguments, input, signals and exit code are unchanged.
+    The program runs as under python: arguments, input, signals and exit code are unchanged. SCRIPT may be an ONNX
+    model: bringup run model.onnx --input x=1x3x224x224:float32 --steps 3
     """
     options = RunOptions(**values)
     topology = _cluster(options)
@@ -333,13 +335,19 @@ def prepare(options: RunOptions) -> Job:
 
     out = options.out or f"bringup-{stem(script, module)}"
     target = directory.prepare(out)
-    program = module_program(script) if module else script_program(script)
+    program = _program(script, module, options.arguments)
     dry = _dry(options.dry, options.dry_value)
     checks = () if options.sanitize is None else sanitize.checks(options.sanitize)
     sys.argv = [program.file if module else script, *options.arguments]
     prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
     plan = None if options.place is None else plan_of_run(options, described[0], machine, program.file)
     return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton, plan)
+
+
+def _program(script: str, module: bool, arguments: tuple[str, ...]) -> Program:
+    if module:
+        return module_program(script)
+    return model_program(script, arguments) if script.endswith(".onnx") else script_program(script)
 
 
 def _dry(mode: str | None, value: str) -> AbstractContextManager[None]:
@@ -433,6 +441,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         _report_before_termination(recorder, finish)
         recorder.about["chip_time"] = options.chip_time
+        recorder.about["framework"] = job.program.framework
         recorder.about |= _of_ranks(options)
         gc.freeze()  # what is imported by now needs no collection
         with clock.shown() if options.chip_time else nullcontext():
@@ -508,7 +517,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     if failed and not len(trace) and options.output != "json":
         print("bringup: the program ended with an error before it used the chip: there is no report", file=sys.stderr)
         return None
-    if not trace.launches and not failed:
+    if not trace.launches and not failed and job.program.framework == "torch":
         print(f"bringup: the program launched nothing on the chip: {_how_to_launch(options)}", file=sys.stderr)
     trace.about |= {"host": job.host.name, "host_clock": options.host_clock}  # for `bringup report`
     if job.checks:

@@ -18,7 +18,7 @@ from bringup.report.prediction import Prediction, price
 
 
 def predict(
-    function: Callable[..., Any],
+    function: Callable[..., Any] | str | os.PathLike[str],
     *args: Any,
     chip: str | os.PathLike[str],
     host: str | os.PathLike[str] | None = None,
@@ -33,8 +33,8 @@ def predict(
     step unless the function marks steps itself.
 
     Args:
-        function: the function or module to call.
-        args: its arguments.
+        function: the function or module to call, or the path of an ONNX model.
+        args: its arguments. A model whose inputs have no dynamic axes needs none.
         chip: name or file of the chip to price it on.
         host: name or file of the host (default: see `load_host`).
         dry: True computes nothing; False runs every kernel.
@@ -44,6 +44,10 @@ def predict(
         BringupError: nothing was launched on the chip.
     """
     described = load_chip(os.fspath(chip))
+    about: dict[str, Any] = {}
+    if isinstance(function, (str, os.PathLike)):
+        function, args = _model(function, args, kwargs)
+        about["framework"] = "onnx"
     use_unless_chosen(chip)
     modules = [item for item in (function, *args, *kwargs.values()) if isinstance(item, torch.nn.Module)]
     with dryrun.dry() if dry else nullcontext(), _put_back(modules, values=dry):
@@ -60,7 +64,20 @@ def predict(
         raise BringupError(
             f"{name} launched nothing on the chip: create its tensors on the device 'chip', or pass them as arguments"
         )
+    trace.about |= about
     return price(trace, described, host)
+
+
+def _model(
+    path: str | os.PathLike[str], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[torch.nn.Module, tuple[Any, ...]]:
+    """Load an ONNX model to the host; return it with its arguments, or with stand-ins if there are none."""
+    from bringup.frontends.onnx import model, program  # needs the package onnx
+
+    loaded = model.load_onnx(path, device="cpu")
+    if args or kwargs:
+        return loaded, args
+    return loaded, tuple(program.stand_ins(program.inputs_of(loaded.graph, os.fspath(path))))
 
 
 @contextmanager

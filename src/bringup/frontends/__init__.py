@@ -1,0 +1,1 @@
+"""Models and programs of other frameworks, as launches on the chip: see docs/frameworks.md."""

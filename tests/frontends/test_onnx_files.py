@@ -1,0 +1,239 @@
+"""Model files that are malformed, incomplete or hostile: one sentence each, and nothing is executed."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import bringup
+from tests.conftest import NO_ONNX
+from tests.frontends.families import export
+
+try:
+    import onnx
+except ImportError:
+    pytest.skip(NO_ONNX, allow_module_level=True)
+
+from onnx import TensorProto, helper, numpy_helper
+
+from bringup.frontends.onnx import graph
+from bringup.frontends.onnx.graph import OnnxError
+from bringup.frontends.onnx.program import onnx_program, stand_ins
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def model(nodes: list[Any], weights: list[Any] | None = None, **options: Any) -> Any:
+    """A model of these nodes, from x to y."""
+    float_vector = helper.make_tensor_value_info("x", TensorProto.FLOAT, [2])
+    result = helper.make_empty_tensor_value_info("y")
+    graph = helper.make_graph(nodes, "model", [float_vector], [result], weights or [])
+    return helper.make_model(graph, **{"opset_imports": [helper.make_opsetid("", 21)], **options})
+
+
+def relu(source: str, target: str, name: str = "") -> Any:
+    return helper.make_node("Relu", [source], [target], name)
+
+
+def refusal(path: Path, content: Any) -> str:
+    """The sentence with which a model is refused."""
+    path.write_bytes(content if isinstance(content, bytes) else content.SerializeToString())
+    with pytest.raises(OnnxError) as caught:
+        bringup.load_onnx(path)
+    text = str(caught.value)
+    assert "\n" not in text and text.startswith(str(path)), text
+    return text.removeprefix(f"{path}: ")
+
+
+def test_file_that_is_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    with pytest.raises(OnnxError, match="there is no such ONNX model"):
+        bringup.load_onnx(path)
+    assert "is not an ONNX model" in refusal(path, b"import os\n")
+    assert "is not an ONNX model: it has no graph" in refusal(path, b"")
+
+
+def test_operators_without_translation_are_all_named(tmp_path: Path) -> None:
+    nodes = [helper.make_node("StringSplit", ["x"], ["a", "b"], "texts")]
+    nodes += [helper.make_node("Fancy", [f"v{i}" if i else "x"], [f"v{i + 1}"], domain="my.own") for i in range(3)]
+    nodes += [relu("v3", "y")]
+    text = refusal(tmp_path / "m.onnx", model(nodes))
+    assert text == (
+        "2 operators without a translation: my.own.Fancy (3 nodes, m.onnx:my.own.Fancy_2), "
+        "StringSplit (1 node, m.onnx:texts)"
+    ).replace("m.onnx:my.own.Fancy_2", "m.onnx:Fancy_2")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "text"),
+    [
+        ([relu("x", "a"), relu("b", "c", "first"), relu("c", "b"), relu("b", "y")], "cycle, which holds back 3 nodes"),
+        ([relu("x", "a"), relu("missing", "y", "reader")], "node 2 (reader) reads missing, which nothing produces"),
+        ([relu("x", "a")], "nothing produces the output y"),
+        ([relu("x", "y"), relu("x", "y")], "two nodes, inputs or weights have the name y"),
+    ],
+)
+def test_malformed_graphs_are_explained(nodes: list[Any], text: str, tmp_path: Path) -> None:
+    assert text in refusal(tmp_path / "m.onnx", model(nodes))
+
+
+def test_nodes_in_another_order_are_sorted(tmp_path: Path) -> None:
+    onnx.save(model([relu("a", "y"), relu("x", "a")]), tmp_path / "m.onnx")
+    assert bringup.load_onnx(tmp_path / "m.onnx")(np.array([-1, 2], dtype=np.float32)).tolist() == [0, 2]
+
+
+def test_unsupported_opsets_are_named(tmp_path: Path) -> None:
+    for version in (12, 25):
+        old = model([relu("x", "y")], opset_imports=[helper.make_opsetid("", version)])
+        assert f"has opset {version}, and 13 to 24 are supported" in refusal(tmp_path / "m.onnx", old)
+
+
+def external(**entries: str) -> Any:
+    """A model whose weight lies in another file."""
+    weight = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    for key, value in entries.items():
+        weight.external_data.add(key=key, value=value)
+    return model([helper.make_node("Add", ["x", "w"], ["y"])], [weight])
+
+
+def test_external_data_stays_in_the_models_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "inner"
+    folder.mkdir()
+    (tmp_path / "secret").write_bytes(bytes(8))
+    (folder / "link").symlink_to(tmp_path / "secret")
+    (folder / "short").write_bytes(bytes(4))
+    path = folder / "m.onnx"
+    assert "weight w is in the external file gone, which is missing" in refusal(path, external(location="gone"))
+    for location in ("../secret", str(tmp_path / "secret"), "link", ""):
+        assert "outside of the model's folder" in refusal(path, external(location=location))
+    assert "does not hold its 8 bytes at offset 0" in refusal(path, external(location="short"))
+    (folder / "long").write_bytes(bytes(16))
+    for offset in ("-4", "12", "99"):
+        assert "does not hold its 8 bytes" in refusal(path, external(location="long", offset=offset))
+    assert "no number" in refusal(path, external(location="long", offset="many"))
+
+
+def test_weights_that_are_damaged_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    nodes = [helper.make_node("Add", ["x", "w"], ["y"])]
+    huge = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[1 << 40, 1 << 40], raw_data=bytes(8))
+    assert "weight w has fewer values than its shape" in refusal(path, model(nodes, [huge]))
+    negative = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[-2], raw_data=bytes(8))
+    assert "weight w has a negative dimension" in refusal(path, model(nodes, [negative]))
+    short = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3], raw_data=bytes(8))
+    assert "weight w is damaged" in refusal(path, model(nodes, [short]))
+    texts = numpy_helper.from_array(np.array(["a", "b"], dtype=object), "w")
+    assert "weight w has the data type string" in refusal(path, model(nodes, [texts]))
+    unknown = TensorProto(name="w", data_type=99, dims=[2], raw_data=bytes(8))
+    assert "data type 99, which ONNX does not define" in refusal(path, model(nodes, [unknown]))
+
+
+def test_functions_that_call_themselves_or_multiply_are_refused(tmp_path: Path, monkeypatch: Any) -> None:
+    def function(name: str, nodes: list[Any]) -> Any:
+        return helper.make_function("own", name, ["a"], ["b"], nodes, [helper.make_opsetid("", 21)])
+
+    def call(name: str, source: str, target: str) -> Any:
+        return helper.make_node(name, [source], [target], domain="own")
+
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
+    path = tmp_path / "m.onnx"
+    itself = model([call("f", "x", "y")], functions=[function("f", [call("f", "a", "b")])], opset_imports=opsets)
+    assert "its function f calls itself" in refusal(path, itself)
+    levels = [function("f0", [relu("a", "b")])]
+    levels += [function(f"f{i}", [call(f"f{i - 1}", "a", "c"), call(f"f{i - 1}", "c", "b")]) for i in range(1, 60)]
+    bomb = model([call("f59", "x", "y")], functions=levels, opset_imports=opsets)
+    assert "its functions expand to more than 262,144 nodes" in refusal(path, bomb)
+    onnx.save(model([call("f2", "x", "y")], functions=levels[:3], opset_imports=opsets), path)
+    assert bringup.load_onnx(path)(np.array([-1, 2], dtype=np.float32)).tolist() == [0, 2]
+
+
+@pytest.mark.parametrize("op", ["ConstantOfShape", "Expand", "MatMul", "Add", "Concat"])
+def test_large_constants_are_not_computed_when_a_model_is_loaded(op: str, tmp_path: Path) -> None:
+    million = 1 << 20
+    constants = {
+        "size": np.array([million, million]),
+        "one": np.ones(1, dtype=np.float32),
+        "column": np.ones((million, 1), dtype=np.float32),
+        "row": np.ones((1, million), dtype=np.float32),
+    }
+    inputs = {"ConstantOfShape": ["size"], "Expand": ["one", "size"], "Concat": ["row", "row"]}
+    names = inputs.get(op, ["column", "row"])
+    nodes = [helper.make_node(op, names, ["v0"], "big", **({"axis": 1} if op == "Concat" else {}))]
+    if op == "Concat":  # twice as long with every node
+        nodes += [helper.make_node(op, [f"v{i}"] * 2, [f"v{i + 1}"], axis=1) for i in range(20)]
+    weights = [numpy_helper.from_array(constants[name], name) for name in dict.fromkeys(names)]
+    onnx.save(model([*nodes, relu(nodes[-1].output[0], "y")], weights), tmp_path / "m.onnx")
+    bringup.load_onnx(tmp_path / "m.onnx", device="cpu")  # 4 TiB only if it runs
+
+
+def test_error_of_a_node_names_it(tmp_path: Path) -> None:
+    weight = numpy_helper.from_array(np.zeros((3, 3), dtype=np.float32), "w")
+    onnx.save(model([helper.make_node("MatMul", ["x", "w"], ["y"], "/layer/MatMul")], [weight]), tmp_path / "m.onnx")
+    loaded = bringup.load_onnx(tmp_path / "m.onnx")
+    with pytest.raises(OnnxError, match=r"m.onnx:/layer/MatMul \(MatMul, node 1\) cannot run on float32\[2\], float32"):
+        loaded(np.zeros(2, dtype=np.float32))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        ([], "input x has shape batchx3x64x64: give its size, as in --input x=1x3x64x64"),
+        (["--input", "z=1x3x64x64"], "has no input z; its inputs: x"),
+        (["--input", "x=1x4x64x64"], "input x has shape batchx3x64x64, got 1x4x64x64"),
+        (["--input", "x=1x3x64x64:int7"], "there is no data type int7"),
+        (["--input", "x=1x3x64x64:int64"], "has the data type float32, got int64"),
+        (["--input", "x"], "--input must be NAME=1x3x224x224:float32"),
+        (["--steps", "none"], "'none' is not a valid integer"),
+        (["--what"], "No such option '--what'"),
+    ],
+)
+def test_options_that_do_not_fit_are_explained(arguments: list[str], text: str, tmp_path: Path) -> None:
+    export("resnet", tmp_path / "m.onnx", input_names=["x"], dynamic_axes={"x": {0: "batch"}})
+    with pytest.raises(OnnxError) as caught:
+        onnx_program(str(tmp_path / "m.onnx"), arguments)
+    assert text in str(caught.value)
+
+
+def test_mistakes_end_with_exit_code_2(tmp_path: Path, bringup_run: Run) -> None:
+    onnx.save(model([relu("x", "a")]), tmp_path / "m.onnx")
+    done = bringup_run("m.onnx")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "bringup: m.onnx: nothing produces the output y\n"
+    weight = numpy_helper.from_array(np.zeros((3, 3), dtype=np.float32), "w")
+    onnx.save(model([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], [weight]), tmp_path / "m.onnx")
+    done = bringup_run("m.onnx")
+    assert done.returncode == 2
+    assert "bringup: m.onnx:product (MatMul, node 1) cannot run on float32[2], float32[3, 3]" in done.stderr
+
+
+def test_damaged_files_end_in_a_sentence(tmp_path: Path) -> None:
+    export("speech", tmp_path / "whole.onnx")
+    whole, chance = (tmp_path / "whole.onnx").read_bytes(), random.Random(0)
+    refused = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 3, 20))):
+            place = chance.randrange(len(damaged))
+            if chance.random() < 0.7:
+                damaged[place] = chance.randrange(256)
+            else:
+                del damaged[place : place + chance.randrange(1, 30)]
+        (tmp_path / "m.onnx").write_bytes(damaged)
+        try:
+            program = onnx_program(str(tmp_path / "m.onnx"))
+            bringup.load_onnx(tmp_path / "m.onnx", device="cpu")(*stand_ins(program.inputs))
+        except OnnxError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert refused > 50
+
+
+def test_reader_imports_no_code_of_the_model() -> None:
+    source = Path(graph.__file__).read_text(encoding="utf-8")
+    assert not any(word in source for word in ("eval(", "exec(", "pickle", "torch", "importlib"))
