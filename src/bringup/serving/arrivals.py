@@ -70,8 +70,8 @@ def stream(arrivals: str, lengths: str | None, count: int | None, random: np.ran
 
     Args:
         arrivals: ``poisson:RATE``, ``constant:RATE``, ``closed:CLIENTS``, or a file of requests.
-        lengths: ``fixed:PROMPT:OUTPUT``, ``lognormal:PROMPT:OUTPUT[:SIGMA]`` with medians, or a file of requests; a file
-            of arrivals may have the lengths itself.
+        lengths: ``fixed:PROMPT:OUTPUT``, ``lognormal:PROMPT:OUTPUT[:SIGMA]`` with medians, or a file of requests. A
+            file of arrivals may have the lengths itself.
         count: requests (default: those of the file, else 1,000).
         random: draws what is drawn.
 
@@ -102,11 +102,8 @@ def stream(arrivals: str, lengths: str | None, count: int | None, random: np.ran
     if len(late):
         line = rows[int(late[0]) + 1][0]
         raise BringupError(f"{arrivals}:{line}: arrives before the request above it: sort the file by arrival")
-    if lengths is None:
-        found_lengths = _of_rows(rows, arrivals)
-    else:
-        found_lengths = _lengths(lengths, len(rows), random)
-    return replace(found_lengths, arrival=times - times[0])
+    drawn = _of_rows(rows, arrivals) if lengths is None else _lengths(lengths, len(rows), random)
+    return replace(drawn, arrival=times - times[0])
 
 
 def _lengths(text: str, count: int, random: np.random.Generator) -> Stream:
