@@ -198,8 +198,8 @@ class Engine:
         self._copied = 0
         chunks = self._admit(limits.budget) if separate else {}
         decodes = not chunks
+        before = self.preemptions
         if decodes:
-            before = self.preemptions
             chunks = self._fit()
             if not separate and self.preemptions == before:
                 left = limits.budget - len(decoding) * self.width - sum(chunks.values())
@@ -207,7 +207,8 @@ class Engine:
         active = len(decoding) if decodes else 0
         assert chunks or active, "each step computes something"
         self._note()
-        if chunks or single or self._copied or limits.speculation:
+        # A step that preempts admits none, but the next one may.
+        if chunks or single or self._copied or limits.speculation or self.preemptions > before:
             self._step(chunks, active)
         else:
             self._run(active, until)
@@ -306,11 +307,12 @@ class Engine:
             # Where prompts are not divided, one that is longer than the budget has a step of its own.
             if whole and chunks and request.to_compute - request.computed > budget:
                 break
+            carried = request.computed > 0  # it comes with its keys and values
             if not self._start(request):
                 break
             heapq.heappop(self._waiting)
             self._running[request] = None
-            if request.blocks and request.generated and request.computed >= request.to_compute - 1:
+            if carried and self._decodes(request):
                 self._decoding.add(request, request.blocks)
                 budget -= self.width
                 continue
@@ -321,12 +323,17 @@ class Engine:
             budget -= chunks[request]
         return chunks
 
+    @staticmethod
+    def _decodes(request: Request) -> bool:
+        """Return False for a request that was preempted within its prompt."""
+        return request.generated > 0 and request.computed >= request.to_compute - 1
+
     def _start(self, request: Request) -> bool:
         """Let a request read what is in the cache, and return True if there are blocks for the rest of its prompt."""
         blocks, size = self.blocks, self.blocks.size
-        if request.computed:  # it comes with its keys and values, from the host or from another engine
+        if request.computed:  # from the host or from another engine
             count = blocks.count(request.computed + min(self.width, request.output - request.generated))
-            if request.computed < request.to_compute - 1:  # it was preempted within its prompt
+            if not self._decodes(request):
                 count = blocks.count(request.computed)
             if not blocks.take(count):
                 return False
