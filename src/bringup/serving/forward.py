@@ -40,7 +40,7 @@ from bringup.pricing.collective import collective_seconds
 from bringup.recording.recording import record, step
 from bringup.recording.rows import LAUNCH
 from bringup.recording.trace import Trace
-from bringup.serving.steps import Chunk
+from bringup.serving.steps import Chunk, extended
 from bringup.text import short
 from bringup.timeline.replay import Timeline, WhatIf, replay
 
@@ -283,6 +283,7 @@ class ForwardSteps:
             self._head += [_eager(recorded.samples[int(number)], chip, host) for number in self._requests]
         if chips > 1:
             self._dense += _all_reduces(recorded, self._tokens, chip, chips)
+        self._by_tokens, self._by_samples = _Column(self._tokens, self._dense), _Column(self._requests, self._head)
         self._attention = [
             _Attention(signature, layers, chip, chips, self._tokens, self._requests)
             for signature, layers in recorded.attention
@@ -307,16 +308,22 @@ class ForwardSteps:
         return seconds
 
     def _tokenwise(self, tokens: int, sampled: int) -> float:
-        head = _line(self._requests, self._head, sampled) if sampled else 0.0
-        return self.host_seconds + _line(self._tokens, self._dense, tokens) + head
+        return self.host_seconds + self._by_tokens.at(tokens) + self._by_samples.at(sampled)
 
 
-def _line(places: Array, values: Array, at: float) -> float:
-    """Interpolate, and extend beyond the last place by the last slope."""
-    if at <= places[-1] or len(places) < 2:
-        return float(np.interp(at, places, values))
-    slope = (values[-1] - values[-2]) / (places[-1] - places[-2])
-    return float(values[-1] + slope * (at - places[-1]))
+class _Column:
+    """Values at whole numbers, interpolated between some of them and extended beyond the last."""
+
+    def __init__(self, places: Array, values: Array) -> None:
+        self._places, self._values = places, values
+        self._table = np.interp(np.arange(int(places[-1]) + 1), places, values)
+        self._table[0] = 0.0  # of nothing
+
+    def at(self, number: int) -> float:
+        """Return the value at a number."""
+        if number < len(self._table):
+            return float(self._table[number])
+        return float(extended(self._places, self._values, np.asarray([number]))[0])
 
 
 class _Attention:
@@ -334,28 +341,25 @@ class _Attention:
             prices = pricing.price_table(pricing.WorkTable.from_signatures(made), made, chip, graph=True)
             return prices.seconds * layers
 
-        self._tokens, self._requests, self._contexts = tokens, requests, contexts
-        self._causal = priced([(1, int(rows), int(rows), True) for rows in tokens])
-        pairs_of = [(1, int(rows), int(cached), False) for rows in tokens for cached in contexts]
-        self._cached = priced(pairs_of).reshape(len(tokens), len(contexts))
-        decodes = [(int(number), 1, int(cached), False) for number in requests for cached in contexts]
-        self._decode = priced(decodes).reshape(len(requests), len(contexts))
+        self._contexts = contexts
+        self._causal = _Column(tokens, priced([(1, int(rows), int(rows), True) for rows in tokens]))
+        chunks = [(1, int(rows), int(cached), False) for cached in contexts for rows in tokens]
+        self._cached = [_Column(tokens, row) for row in priced(chunks).reshape(len(contexts), len(tokens))]
+        decodes = [(int(number), 1, int(cached), False) for cached in contexts for number in requests]
+        self._decode = [_Column(requests, row) for row in priced(decodes).reshape(len(contexts), len(requests))]
 
     def of_chunk(self, chunk: Chunk) -> float:
         """Return the seconds of a part of a prompt: its tokens among themselves, and with those before them."""
-        seconds = _line(self._tokens, self._causal, chunk.tokens)
+        seconds = self._causal.at(chunk.tokens)
         if chunk.cached:
-            column = [_line(self._tokens, row, chunk.tokens) for row in self._cached.T]
-            seconds += _line(self._contexts, np.asarray(column), chunk.cached)
+            column = np.asarray([row.at(chunk.tokens) for row in self._cached])
+            seconds += float(extended(self._contexts, column, np.asarray([chunk.cached]))[0])
         return seconds
 
     def of_decoding(self, requests: int, contexts: Array) -> Array:
         """Return the seconds of one token of each request, by the tokens in all their caches."""
-        column = np.asarray([_line(self._requests, row, requests) for row in self._decode.T])
-        mean = contexts / requests
-        slope = (column[-1] - column[-2]) / (self._contexts[-1] - self._contexts[-2])
-        beyond = np.maximum(mean - self._contexts[-1], 0.0) * slope
-        return np.interp(mean, self._contexts, column) + beyond
+        column = np.asarray([row.at(requests) for row in self._decode])
+        return extended(self._contexts, column, contexts / requests)
 
 
 def _attention(

@@ -18,6 +18,7 @@ from bringup.files import StrPath, read_text
 
 Array = npt.NDArray[Any]
 COLUMNS = ("prefill_tokens", "decode_requests", "context_tokens", "seconds")
+LEAST = 1e-3  # of the shortest row: beyond the rows, a line could lead below zero; chosen
 NEIGHBOURS = 8  # rows that correct the plane at a point; chosen: the corners of a cell
 
 
@@ -74,6 +75,7 @@ class Rows:
         self._plane = _plane(points, seconds)
         self._off = seconds - self._plane[0] - points @ self._plane[1:]
         self._least = float(seconds.min())
+        self._lines: dict[int, Array] = {}
 
     @classmethod
     def read(cls, path: StrPath) -> Rows:
@@ -109,18 +111,20 @@ class Rows:
 
     def decode_seconds(self, requests: int, contexts: Array) -> Array:
         """Return the seconds of steps that only decode."""
-        if len(contexts) < 3:
-            return self._at(_decode_points(requests, contexts))
         if self._grid is not None:
-            return self._at(_decode_points(requests, contexts))
-        # Between the lines of a grid a step is linear in the context, and elsewhere nearly so.
+            if requests not in self._lines:  # over the contexts, for no prompt and this many requests
+                points = [[0.0, float(requests), context] for context in self._axes[2]]
+                self._lines[requests] = self._at(np.asarray(points))
+            return np.maximum(extended(self._axes[2], self._lines[requests], contexts), self._least * LEAST)
+        # Elsewhere a step is nearly linear in the context.
         places = np.unique(np.linspace(0, len(contexts) - 1, 9).astype(int))
-        seconds: Array = np.interp(contexts, contexts[places], self._at(_decode_points(requests, contexts[places])))
+        points = np.stack([np.zeros(len(places)), np.full(len(places), requests), contexts[places]], axis=1)
+        seconds: Array = np.interp(contexts, contexts[places], self._at(points))
         return seconds
 
     def _at(self, points: Array) -> Array:
         values = self._on_grid(points) if self._grid is not None else self._by_plane(points)
-        return np.maximum(values, self._least * 1e-3)  # beyond the rows, a line could lead below zero
+        return np.maximum(values, self._least * LEAST)
 
     def _on_grid(self, points: Array) -> Array:
         assert self._grid is not None
@@ -151,8 +155,13 @@ class Rows:
         return near
 
 
-def _decode_points(requests: int, contexts: Array) -> Array:
-    return np.stack([np.zeros(len(contexts)), np.full(len(contexts), requests), contexts], axis=1).astype(float)
+def extended(places: Array, values: Array, at: Array) -> Array:
+    """Interpolate between places, and extend beyond the last one by the last slope."""
+    inside: Array = np.interp(at, places, values)
+    if len(places) < 2:
+        return inside
+    slope = (values[-1] - values[-2]) / (places[-1] - places[-2])
+    return inside + np.maximum(at - places[-1], 0.0) * slope
 
 
 def _plane(points: Array, seconds: Array) -> Array:
