@@ -180,7 +180,7 @@ def _number(
     if value < lowest or (whole and value != int(value)) or value > 2**53:
         kind = "a whole number" if whole else "a number"
         raise BringupError(f"{path}:{line}: {names[0]} must be {kind} of at least {lowest:g}, got {value:g}")
-    return value
+    return float(value)
 
 
 def _positive(text: str, what: str, whole: bool = False) -> float:

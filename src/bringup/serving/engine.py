@@ -248,7 +248,8 @@ class Engine:
         """Return the blocks that each decoding request needs for its next step."""
         decoding = self._decoding
         tokens = decoding.context + np.minimum(decoding.left, self.width)
-        return np.maximum(decoding.blocks, -(-tokens // self.blocks.size))
+        needed: Array = np.maximum(decoding.blocks, -(-tokens // self.blocks.size))
+        return needed
 
     def _blocks_for(self, request: Request, chunk: int) -> int:
         has = request.blocks + self._joined.get(request, 0)

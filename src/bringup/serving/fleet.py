@@ -69,9 +69,9 @@ def simulate(
     while True:
         until = events[0][0] if events else float("inf")
         busy = [engine for engine in every_engine if engine.busy]
-        engine = min(busy, key=lambda engine: engine.clock, default=None)
-        if engine is not None and engine.clock < until:
-            engine.advance(until, single)
+        first = min(busy, key=lambda engine: engine.clock, default=None)
+        if first is not None and first.clock < until:
+            first.advance(until, single)
         elif events:
             time, number, choice = heapq.heappop(events)
             choice.submit(requests[number], time)

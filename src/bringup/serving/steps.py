@@ -113,9 +113,11 @@ class Rows:
         """Return the seconds of steps that only decode."""
         if self._grid is not None:
             if requests not in self._lines:  # over the contexts, for no prompt and this many requests
-                points = [[0.0, float(requests), context] for context in self._axes[2]]
-                self._lines[requests] = self._at(np.asarray(points))
-            return np.maximum(extended(self._axes[2], self._lines[requests], contexts), self._least * LEAST)
+                line = [[0.0, float(requests), context] for context in self._axes[2]]
+                self._lines[requests] = self._at(np.asarray(line))
+            line_seconds = extended(self._axes[2], self._lines[requests], contexts)
+            least: Array = np.maximum(line_seconds, self._least * LEAST)
+            return least
         # Elsewhere a step is nearly linear in the context.
         places = np.unique(np.linspace(0, len(contexts) - 1, 9).astype(int))
         points = np.stack([np.zeros(len(places)), np.full(len(places), requests), contexts[places]], axis=1)
@@ -124,7 +126,8 @@ class Rows:
 
     def _at(self, points: Array) -> Array:
         values = self._on_grid(points) if self._grid is not None else self._by_plane(points)
-        return np.maximum(values, self._least * LEAST)
+        above: Array = np.maximum(values, self._least * LEAST)
+        return above
 
     def _on_grid(self, points: Array) -> Array:
         assert self._grid is not None
@@ -144,7 +147,8 @@ class Rows:
                 share *= part if up else 1 - part
                 index.append(np.minimum(place + up, len(axis) - 1))
             corners.append(share * self._grid[tuple(index)])
-        return np.sum(corners, axis=0)
+        total: Array = np.sum(corners, axis=0)
+        return total
 
     def _by_plane(self, points: Array) -> Array:
         plane = self._plane[0] + points @ self._plane[1:]
@@ -161,7 +165,8 @@ def extended(places: Array, values: Array, at: Array) -> Array:
     if len(places) < 2:
         return inside
     slope = (values[-1] - values[-2]) / (places[-1] - places[-2])
-    return inside + np.maximum(at - places[-1], 0.0) * slope
+    beyond: Array = inside + np.maximum(at - places[-1], 0.0) * slope
+    return beyond
 
 
 def _plane(points: Array, seconds: Array) -> Array:
