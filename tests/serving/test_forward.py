@@ -161,7 +161,7 @@ def test_a_file_names_the_function(tmp_path: Path) -> None:
 
 
 def test_what_is_no_model_is_refused() -> None:
-    with pytest.raises(BringupError, match="must return a torch.nn.Module, got int"):
+    with pytest.raises(BringupError, match=r"must return a torch\.nn\.Module, got int"):
         built(lambda: 1)
     with pytest.raises(BringupError, match="give it a method example"):
         built(lambda: nn.Linear(2, 2))

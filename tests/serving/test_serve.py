@@ -62,7 +62,7 @@ def test_json_has_the_documented_keys(steps: str) -> None:
     assert {"requests", "goodput", "tokens_per_second", "preemptions", "kv_blocks", "unstable", "band"} <= set(numbers)
     assert numbers["requests"] == 100 and numbers["kv_blocks"] == 5000 // 16 and numbers["unstable"] is False
     for name in ("ttft", "tpot", "latency"):
-        assert list(sorted(numbers[name])) == ["mean", "p50", "p90", "p99"]
+        assert sorted(numbers[name]) == ["mean", "p50", "p90", "p99"]
     assert numbers["cost_per_million_tokens"] is None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from rich.console import Console
@@ -25,6 +25,9 @@ from bringup.serving.writer import prepare, write
 from bringup.text import duration, figure, short
 from bringup.text import quantity as counted
 from bringup.units import parse_time
+
+if TYPE_CHECKING:
+    from bringup.machine.schema import Chip
 
 Value = TypeVar("Value")
 NAMES = {"ttft": "time to first token", "tpot": "time per further token", "latency": "latency"}
@@ -157,7 +160,7 @@ def parse_blocks(text: str) -> int | None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON; with several chips, a list.")
 def command(
-    model: str | None, chip: str | None, host: str | None, out: str | None, as_json: bool, **asked: Any
+    model: str | None, chip: str | None, host: str | None, out: str | None, as_json: bool, **settings: Any
 ) -> None:
     """Simulate a model or a program under a stream of requests.
 
@@ -165,11 +168,12 @@ def command(
     transformers (random weights do) or a module with example(batch, tokens). A module with example(batch), or the
     directory that `bringup run` has written, is a program whose requests are independent.
     """
-    asked["slo"] = asked["slo"] or Objective()
-    asked["speculation"], asked["chips"] = asked.pop("speculate"), asked.pop("chips_per_engine")
-    options = Options(**asked)
+    settings["slo"] = settings["slo"] or Objective()
+    settings["speculation"], settings["chips"] = settings.pop("speculate"), settings.pop("chips_per_engine")
+    options = Options(**settings)
     names = chip.split(",") if chip else []
-    chips = [load_chip(name) for name in names] or [None]
+    chips: list[Chip | None] = [load_chip(name) for name in names]
+    chips = chips or [None]
     if out is not None:
         if len(chips) > 1:
             raise BringupError("--out takes the report of one chip: name one")

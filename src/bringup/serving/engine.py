@@ -438,12 +438,12 @@ class Engine:
         room = decoding.blocks * blocks.size - decoding.context
         needed = np.resize(np.bincount(room % blocks.size, minlength=blocks.size), most)
         needed[0] = 0
-        taken = np.cumsum(needed)
-        most = int(np.searchsorted(taken, blocks.free, side="right"))
+        total = np.cumsum(needed)
+        most = int(np.searchsorted(total, blocks.free, side="right"))
         contexts = int(decoding.context.sum()) + active * np.arange(most)
         ends = np.cumsum(self.table.decode_seconds(active, contexts))
         count = 1 + int(np.searchsorted(self.clock + ends[:-1], until, side="left"))
-        blocks.take(int(taken[count - 1]))
+        blocks.take(int(total[count - 1]))
         self._spend(float(ends[count - 1]), count)
         decoding.blocks[:] = np.maximum(decoding.blocks, -(-(decoding.context + count) // blocks.size))
         decoding.context[:] += count

@@ -211,7 +211,8 @@ def built(build: Callable[[], Any], dtype: str = "auto") -> Any:
     with dryrun.dry(), torch.no_grad():
         model = model.to(DTYPES.get(dtype, by_engine)).to_empty(device="chip").eval()
     if hasattr(model, "tie_weights"):  # `to_empty` gives every parameter its own memory
-        model.tie_weights()
+        tie: Any = model.tie_weights
+        tie()
     return model
 
 
@@ -222,7 +223,7 @@ def _record(model: Any, batch: int, tokens: int | None) -> tuple[Trace, Any]:
         with torch.device("chip"):
             inputs = model.example(batch) if tokens is None else model.example(batch, tokens)
     else:
-        inputs = {"input_ids": torch.zeros(batch, tokens, dtype=torch.int64, device="chip")}
+        inputs = {"input_ids": torch.zeros(batch, tokens or 1, dtype=torch.int64, device="chip")}
         accepted = inspect.signature(model.forward).parameters
         wanted = {"use_cache": False, "logits_to_keep": 1}
         options = {name: value for name, value in wanted.items() if name in accepted}
@@ -337,8 +338,10 @@ class _Attention:
         contexts = np.asarray(CONTEXTS, dtype=float)
 
         def priced(shapes: list[tuple[int, int, int, bool]]) -> Array:
-            made = [_attention(signature, batch, heads, pairs, *rest) for batch, *rest in shapes]
-            prices = pricing.price_table(pricing.WorkTable.from_signatures(made), made, chip, graph=True)
+            resized = [
+                _attention(signature, batch, heads, pairs, rows, keys, causal) for batch, rows, keys, causal in shapes
+            ]
+            prices = pricing.price_table(pricing.WorkTable.from_signatures(resized), resized, chip, graph=True)
             return prices.seconds * layers
 
         self._contexts = contexts

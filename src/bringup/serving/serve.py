@@ -128,13 +128,12 @@ def serve(
     Raises:
         BringupError: a setting is invalid, the model cannot be recorded, or it does not fit.
     """
-    asked = options or Options(**settings)
-    program = program_of(model, asked)
-    described = load_chip(os.fspath(chip)) if chip is not None and isinstance(chip, str | os.PathLike) else chip
-    machine = (
-        host if host is not None and not isinstance(host, str | os.PathLike) else load_host(host and os.fspath(host))
-    )
-    return Simulation(program, described, machine, asked).outcome()
+    chosen = options or Options(**settings)
+    program = program_of(model, chosen)
+    described = load_chip(os.fspath(chip)) if isinstance(chip, str | os.PathLike) else chip
+    if host is None or isinstance(host, str | os.PathLike):
+        host = load_host(None if host is None else os.fspath(host))
+    return Simulation(program, described, host, chosen).outcome()
 
 
 def program_of(model: Any, options: Options) -> Program:
