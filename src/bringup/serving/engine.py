@@ -220,7 +220,8 @@ class Engine:
         """
         decoding = self._decoding
         while True:
-            grows = self._growth()
+            blocks = self._blocks_of_step()
+            grows = int(blocks.sum() - decoding.blocks.sum())
             budget = self.limits.budget - len(decoding) * self.width
             chunks: dict[Request, int] = {}
             needed = grows
@@ -236,13 +237,10 @@ class Engine:
             self._preempt()
         self.blocks.take(grows)
         if grows:
-            decoding.blocks[:] = self._blocks_of_step()
+            decoding.blocks[:] = blocks
         for request, chunk in chunks.items():
             self._hold(request, chunk)
         return chunks
-
-    def _growth(self) -> int:
-        return int((self._blocks_of_step() - self._decoding.blocks).sum()) if len(self._decoding) else 0
 
     def _blocks_of_step(self) -> Array:
         """Return the blocks that each decoding request needs for its next step."""
