@@ -1,7 +1,7 @@
 """Several engines behind a router: events in the order of time, from arrivals to the last token.
 
 The engine whose next step starts first computes next, up to the next event. A request goes to an engine at its arrival,
-when all engines have started the steps before it, so a router sees what a real one would.
+and its router sees the engines as the steps under way will leave them.
 """
 
 from __future__ import annotations
