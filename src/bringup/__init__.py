@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from bringup.recording.trace import Trace
     from bringup.report.predict import predict
     from bringup.report.prediction import Prediction, price
+    from bringup.serving.serve import serve
 
 __all__ = [
     "BringupError",
@@ -64,6 +65,7 @@ __all__ = [
     "price",
     "record",
     "redirect_cuda",
+    "serve",
     "step",
     "use",
 ]
@@ -83,6 +85,7 @@ _HOMES = {
     "placed": "placement.apply",
     "Plan": "placement.plan",
     "predict": "report.predict",
+    "serve": "serving.serve",
     "Trace": "recording.trace",
     **dict.fromkeys(("record", "step"), "recording.recording"),
     **dict.fromkeys(("DryWarning", "dry"), "device.dry"),

@@ -31,6 +31,8 @@ BYTES = {
     "scorecard": Limit(16 << 20, "56 items, and a matrix of 700 operators"),
     "measurement file": Limit(64 << 20, "the measurements of seven publishers have 67,000 rows together"),
     "ONNX model": Limit((1 << 31) - 1, "protobuf reads no larger message, and larger weights are external data"),
+    "request file": Limit(1 << 29, "a million requests have 200 MB"),
+    "step table": Limit(16 << 20, "a profile of 100,000 steps has 4 MB"),
     "report": Limit(1 << 29, "a page whose timeline draws 600,000 launches has 80 MiB"),
 }
 

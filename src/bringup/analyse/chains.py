@@ -60,9 +60,20 @@ def chains(timeline: Timeline, first: int, last: int, covered: Array) -> Chains:
     inside = light & (length[chain] > 1)
     members, number_of = rows[inside], np.unique(chain[inside], return_inverse=True)[1]
     head = begins[inside]
+    return Chains(members[head], as_one_kernel(timeline, members, number_of), members[~head])
+
+
+def as_one_kernel(timeline: Timeline, members: Array, number_of: Array) -> Array:
+    """Return the seconds of groups of launches as one kernel each; see `Chains`.
+
+    Args:
+        timeline: the replayed trace.
+        members: rows of launches on the chip, sorted by group.
+        number_of: the group of each, from 0.
+    """
     moved, least = _bytes(timeline, members, number_of)
     share = np.divide(least, moved, out=np.ones_like(moved), where=moved > 0)
-    return Chains(members[head], _fused_seconds(timeline, members, number_of, share), members[~head])
+    return _fused_seconds(timeline, members, number_of, share)
 
 
 def _fusible(timeline: Timeline) -> Array:

@@ -17,6 +17,7 @@ VERBS = {
     "report": "Make every view of a recording again, on any chip and host.",
     "diff": "Compare two runs: what became slower or faster, what is new, what is gone.",
     "place": "Plan which work belongs on the host and which on the chip.",
+    "serve": "Simulate a model or a program under load: percentiles, goodput, KV cache.",
     "compare": "Compare the predictions for one recording on several chips.",
     "chips": "List, show, check and write chip files.",
     "clusters": "List, show and check clusters and the nodes that they consist of.",

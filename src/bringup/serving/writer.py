@@ -1,0 +1,173 @@
+"""The files of a simulation: the page, a timeline with one track per request, the requests, and the table of steps."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.errors import BringupError
+from bringup.files import write_text
+from bringup.report import directory, html, palette
+from bringup.report.chart import Axis, Figure, Series
+from bringup.serving.outcome import LATENCIES, Outcome
+from bringup.serving.steps import COLUMNS
+from bringup.text import duration, figure
+
+if TYPE_CHECKING:
+    from bringup.serving.serve import Simulation
+
+Array = npt.NDArray[Any]
+FILES = ("report.html", "timeline.json", "requests.parquet", "summary.json", "steps.csv")
+MOST_POINTS = 2000
+MOST_TRACKS = 20_000  # requests in the timeline; chosen: the viewer opens them without trouble
+PREFILL, REQUESTS, CONTEXTS = (0, 256, 512, 1024, 2048), (0, 1, 8, 32, 64, 128, 256), (0, 256, 1024, 4096)
+
+
+def prepare(out: str) -> Path:
+    """Check before the simulation that the directory can be written.
+
+    Raises:
+        BringupError: it cannot, or pyarrow is missing.
+    """
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError:
+        raise BringupError('--out writes requests.parquet with pyarrow: pip install "bringup[serve]"') from None
+    return directory.prepare(out, FILES)
+
+
+def write(simulation: Simulation, outcome: Outcome, out: str, name: str) -> None:
+    """Write all files, together or not at all."""
+    work = {
+        "report.html": lambda path: write_text(path, page(outcome, name)),
+        "timeline.json": lambda path: write_text(path, timeline(outcome)),
+        "requests.parquet": lambda path: parquet(outcome, path),
+        "summary.json": lambda path: write_text(path, json.dumps(outcome.as_dict(), sort_keys=True) + "\n"),
+    }
+    if simulation.has_tokens:
+        work["steps.csv"] = lambda path: steps(simulation, path)
+    directory.write(Path(out), work)
+
+
+def parquet(outcome: Outcome, path: Path) -> None:
+    """Write one row per request."""
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(outcome.table()), path)
+
+
+def steps(simulation: Simulation, path: Path) -> None:
+    """Write what some steps take, in the format of --step-seconds."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        for prefill in PREFILL:
+            for requests in REQUESTS:
+                for context in CONTEXTS if requests else (0,):
+                    if prefill + requests:
+                        seconds = simulation.step_seconds(prefill, requests, requests * context)
+                        writer.writerow([prefill, requests, requests * context, f"{seconds:.6g}"])
+
+
+def timeline(outcome: Outcome) -> str:
+    """Write a track per request in the Chrome trace format, for ui.perfetto.dev."""
+    return f'{{"displayTimeUnit": "ms", "traceEvents": [{", ".join(_events(outcome))}]}}'
+
+
+def _events(outcome: Outcome) -> Iterator[str]:
+    for engine in sorted({request.engine for request in outcome.requests}):
+        args = {"name": f"engine {max(engine, 0)}"}
+        yield json.dumps({"ph": "M", "name": "process_name", "pid": max(engine, 0), "args": args})
+    for request in outcome.requests[:MOST_TRACKS]:
+        process, track = max(request.engine, 0), request.number
+        args = {"name": f"request {request.number}"}
+        yield json.dumps({"ph": "M", "name": "thread_name", "pid": process, "tid": track, "args": args})
+        parts = [("waits", request.arrival, request.begun)]
+        if outcome.kv_blocks:
+            parts += [("prefill", request.begun, request.first), ("decode", request.first, request.last)]
+        else:
+            parts += [("runs", request.begun, request.last)]
+        about = {"prompt": request.prompt, "output": request.output, "preemptions": request.preemptions}
+        for name, start, end in parts:
+            begin, until = round(start * 1e6, 3), round(end * 1e6, 3)
+            span = {"ph": "X", "name": name, "pid": process, "tid": track, "ts": begin, "dur": round(until - begin, 3)}
+            yield json.dumps({**span, "args": about})
+
+
+# ---- the page
+
+
+def page(outcome: Outcome, name: str) -> str:
+    """Write the report."""
+    has_tokens = outcome.kv_blocks > 0
+    charts = {"latency": _latency(outcome, LATENCIES if has_tokens else ("latency",)), "queue": _queue(outcome)}
+    if has_tokens:
+        charts["cache"] = _cache(outcome)
+    on = f" on {outcome.about['chip']}" if outcome.about["chip"] else ""
+    return html.render(
+        "serve.html",
+        title=f"{name}{on} under load: bringup",
+        charts=charts,
+        name=name,
+        on=on,
+        o=outcome,
+        percentiles=outcome.percentiles(),
+        names=LATENCIES if has_tokens else ("latency",),
+        has_tokens=has_tokens,
+        duration=duration,
+        figure=figure,
+    )
+
+
+def _latency(outcome: Outcome, names: tuple[str, ...]) -> Figure:
+    series = []
+    for number, name in enumerate(names):
+        values = np.sort(outcome.columns[name])
+        places = np.unique(np.linspace(0, len(values) - 1, min(len(values), 200)).astype(int))
+        x = [max(round(float(value), 9), 1e-9) for value in values[places]]
+        y = [round(100 * (int(place) + 1) / len(values), 3) for place in places]
+        series.append(Series(name, "line", palette.series(number), x, y, hover="{y} % within {x} s"))
+    return Figure(Axis("seconds", log=True), Axis("% of the requests"), series)
+
+
+def _over_time(outcome: Outcome, number: int, field: str) -> tuple[list[float], list[float]]:
+    history = outcome.histories[number]
+    time, values = np.asarray(history.time), np.asarray(getattr(history, field), dtype=float)
+    pieces = np.array_split(np.arange(len(time)), min(len(time), MOST_POINTS // len(outcome.histories) + 1))
+    rows = [int(piece[np.argmax(values[piece])]) for piece in pieces if len(piece)]  # the largest, so no peak is lost
+    return [round(float(time[row]), 6) for row in rows], [float(values[row]) for row in rows]
+
+
+def _queue(outcome: Outcome) -> Figure:
+    series = []
+    for number in range(len(outcome.histories)):
+        ending = f", engine {number}" if len(outcome.histories) > 1 else ""
+        for place, field in enumerate(("running", "waiting")):
+            x, y = _over_time(outcome, number, field)
+            colour = palette.series(2 * number + place)
+            series.append(Series(f"{field}{ending}", "line", colour, x, y, hover=f"{{y}} {field} at {{x}} s"))
+    return Figure(Axis("seconds"), Axis("requests"), series)
+
+
+def _cache(outcome: Outcome) -> Figure:
+    series = []
+    for number in range(len(outcome.histories)):
+        ending = f" of engine {number}" if len(outcome.histories) > 1 else ""
+        x, y = _over_time(outcome, number, "blocks")
+        share = [round(100 * value / outcome.kv_blocks, 3) for value in y]
+        series.append(Series(f"KV cache{ending}", "steps", palette.series(number), x, share, hover="{y} % at {x} s"))
+        times = outcome.histories[number].preemptions[:MOST_POINTS]
+        if times:
+            x, y = [round(time, 6) for time in times], [100.0] * len(times)
+            sizes, colour = [6.0] * len(times), palette.PAGE["fallback"]
+            series.append(
+                Series(f"preemptions{ending}", "points", colour, x, y, size=sizes, hover="preempted at {x} s")
+            )
+    return Figure(Axis("seconds"), Axis("% of the KV cache"), series)
