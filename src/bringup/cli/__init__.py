@@ -17,6 +17,7 @@ VERBS = {
     "diff": "Compare two runs: what became slower or faster, what is new, what is gone.",
     "place": "Plan which work belongs on the host and which on the chip.",
     "compare": "Compare the predictions for one recording on several chips.",
+    "sweep": "Price programs on many chips, hosts and variants of chips.",
     "chips": "List, show and check chip files.",
     "clusters": "List, show and check clusters and the nodes that they consist of.",
     "driver": "Write a driver for a chip, check it, and find the kernel to write next.",

@@ -138,6 +138,7 @@ def replay(
     prices: Prices | None = None,
     what_if: WhatIf = AS_IS,
     seconds: Array | None = None,
+    calls: Calls | None = None,
 ) -> Timeline:
     """Replay a trace on a machine.
 
@@ -149,8 +150,9 @@ def replay(
         prices: the chip's prices, if they are computed already.
         what_if: a change of the machine.
         seconds: durations of all rows on their engines, instead of the prices.
+        calls: the host's times, if they are computed already.
     """
-    inputs = row_inputs(trace, chip, host, host_clock=host_clock, prices=prices, what_if=what_if)
+    inputs = row_inputs(trace, chip, host, host_clock=host_clock, prices=prices, what_if=what_if, calls=calls)
     if seconds is not None:
         inputs = replace(inputs, seconds=seconds)
     under_way = open_replay(chip)
@@ -199,6 +201,7 @@ def row_inputs(
     prices: Prices | None = None,
     what_if: WhatIf = AS_IS,
     plans: Plans | None = None,
+    calls: Calls | None = None,
 ) -> RowInputs:
     """Return the price of every row; see `replay` for the arguments. `plans` are those that earlier rows have built."""
     graph = "eager" not in chip.modes if what_if.graph is None else what_if.graph
@@ -223,7 +226,7 @@ def row_inputs(
     place = np.full(len(prices.seconds) + 1, -1, dtype=np.int32)
     place[unsupported] = np.arange(len(unsupported), dtype=np.int32)
     fallback = np.where(placed, len(unsupported), np.where(is_launch, place[signature], -1)).astype(np.int32)
-    host_seconds = _host_seconds(trace, work, host, graph)
+    host_seconds = _host_seconds(trace, work, host, graph) if calls is None else calls.seconds(host, graph)
     if host_clock == "measured":
         measured = columns["host_ns"] * 1e-9
         # A graph saves what the host file has for the launches; the rest of the measured time is the program's own.
@@ -232,6 +235,7 @@ def row_inputs(
     elif (apart := pricing.launched_by_cells(work, chip)).any():
         host_seconds = host_seconds * np.where(is_launch, np.where(apart, work.cells, 1.0)[signature], 1.0)
     if chip.launch.attention_plan_ms and what_if.keep_plans:
+        host_seconds = host_seconds.copy() if calls is not None else host_seconds
         host_seconds[(plans or Plans()).first_uses(trace)] += chip.launch.attention_plan_ms * 1e-3
     host_seconds = host_seconds * what_if.dispatch_scale
     flags = columns["flags"]
@@ -242,6 +246,23 @@ def row_inputs(
             f"the recording's time on {chip.name} with host {host.name} is not finite: record the program again"
         )
     return RowInputs(prices, flags.astype(np.uint8), host_seconds, seconds, share, fallback, parts)
+
+
+class Calls:
+    """The host's times of one trace, which are the same for every chip."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self._seconds: dict[tuple[str, bool], tuple[Host, Array]] = {}
+
+    def seconds(self, host: Host, graph: bool) -> Array:
+        """Return the modelled time of the host for every row."""
+        entry = self._seconds.get((host.name, graph))
+        if entry is None or entry[0] is not host:
+            seconds = _host_seconds(self.trace, self.trace.work, host, graph)
+            seconds.flags.writeable = False
+            entry = self._seconds[host.name, graph] = (host, seconds)
+        return entry[1]
 
 
 def calls_of_placed(trace: Trace, host: Host, rows: Array) -> Array:

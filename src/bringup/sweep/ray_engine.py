@@ -1,0 +1,115 @@
+"""Prices the blocks of a sweep on Ray, in workers on this machine or on a cluster."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from bringup.errors import BringupError
+from bringup.recording.trace import Trace
+from bringup.sweep.grid import Grid
+from bringup.sweep.prices import Pricer
+from bringup.sweep.runner import Engine, Priced, Task
+from bringup.text import short
+
+Array = npt.NDArray[Any]
+RETRIES = 5  # of a task whose worker died; Ray's default is 3, chosen larger for clusters whose nodes come and go
+AHEAD = 2  # tasks per worker that are handed out: so no worker waits for the driver, and few rows are lost with it
+STORE_BYTES = 256 << 20  # of a local cluster: a hundred recordings; the results are small
+_SOURCE = str(Path(__file__).parents[2])
+_pricers: dict[str, Pricer] = {}  # of a worker: that of the sweep under way
+
+
+def engine(on: str) -> Engine:
+    """Return the engine for ``local:N``, workers of a cluster on this machine, or ``ray://HOST:PORT``.
+
+    Raises:
+        BringupError: Ray is missing, or there is no such engine.
+    """
+    try:
+        import ray  # noqa: F401
+    except ModuleNotFoundError:
+        raise BringupError(f'--on {on} needs Ray: pip install "bringup[sweep]", or use --on process') from None
+
+    def prices(grid: Grid, traces: Sequence[Trace], tasks: Iterator[Task]) -> Iterator[Priced]:
+        yield from _on_ray(on, grid, traces, tasks)
+
+    return prices
+
+
+def _on_ray(on: str, grid: Grid, traces: Sequence[Trace], tasks: Iterator[Task]) -> Iterator[Priced]:
+    import ray
+
+    workers = _start(on)
+    try:
+        shared = ray.put((grid, list(traces)))  # travels once to every node
+        name = f"{os.getpid()}-{time.time_ns()}"
+        price = ray.remote(num_cpus=1, max_retries=RETRIES)(_price)
+        under_way: dict[Any, Task] = {}
+        while True:
+            while len(under_way) < AHEAD * workers and (task := next(tasks, None)) is not None:
+                under_way[price.remote(name, [shared], task)] = task
+            if not under_way:
+                return
+            ready, _ = ray.wait(list(under_way), num_returns=1)
+            for reference in ready:
+                values, seconds = ray.get(reference)
+                yield under_way.pop(reference), values, seconds
+    except (ray.exceptions.RayTaskError, ray.exceptions.RayError, ConnectionError, OSError) as error:
+        raise BringupError(f"--on {on}: {_reason(error)}; the parts stay, and --resume goes on") from None
+    finally:
+        ray.shutdown()
+
+
+def _start(on: str) -> int:
+    """Connect to a cluster, or start one; return the number of its workers."""
+    import ray
+
+    environment = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "error", "configure_logging": True}
+    try:
+        if on.startswith("local:"):
+            workers = int(on.removeprefix("local:"))
+            paths = [_SOURCE, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+            environment["PYTHONPATH"] = os.pathsep.join(paths)
+            ray.init(
+                address="local",
+                num_cpus=workers,
+                include_dashboard=False,
+                object_store_memory=STORE_BYTES,
+                runtime_env={"env_vars": environment},
+                _node_ip_address="127.0.0.1",
+                **common,
+            )
+            return workers
+        ray.init(address=on, runtime_env={"env_vars": environment}, **common)
+        return max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    except (ray.exceptions.RayError, ConnectionError, OSError, RuntimeError, ValueError, ImportError) as error:
+        raise BringupError(f"--on {on}: no cluster answers ({_reason(error)})") from None
+
+
+def _reason(error: BaseException) -> str:
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, BringupError):
+        return str(cause)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return short(f"{type(error).__name__}: {lines[0] if lines else 'no reason'}", 200)
+
+
+def _price(name: str, shared: list[Any], task: Task) -> tuple[dict[str, Array], float]:
+    """Price a block in a worker, which reads the recordings once."""
+    import ray
+
+    begin = time.process_time()
+    if name not in _pricers:
+        _pricers.clear()
+        grid, traces = ray.get(shared[0])
+        _pricers[name] = Pricer(grid, traces)
+    values = _pricers[name].price(task.block, task.rows)
+    return {key: np.ascontiguousarray(column) for key, column in values.items()}, time.process_time() - begin
