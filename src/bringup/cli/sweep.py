@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -17,7 +18,8 @@ from rich.table import Table
 from bringup.errors import BringupError
 from bringup.report import terminal
 from bringup.report.terminal import escaped
-from bringup.sweep import file, grid, ray_engine, runner, table
+from bringup.sweep import design, file, grid, parts, ray_engine, runner, table
+from bringup.sweep.programs import Recording
 from bringup.text import duration, plain, quantity, size
 
 SHOWN = 20  # rows on a screen
@@ -78,7 +80,7 @@ def run(path: str, on: str, out: str | None, resume: bool, yes: bool, as_json: b
     rows, seconds = len(configurations), runner.seconds_for(len(configurations), _workers(on))
     if seconds > runner.MOST_SECONDS and not yes:
         raise BringupError(f"{path}: has {_counted(rows, seconds)}: make it smaller, or confirm it with --yes")
-    folder = Path(out or f"bringup-sweep-{Path(path).stem}")
+    folder = _folder(out, path)
     with Progress(
         TextColumn("pricing"),
         BarColumn(),
@@ -137,6 +139,77 @@ def plan(path: str, on: str, as_json: bool) -> None:
     if recordings:
         click.echo(f"scripts run dry before that: {recordings}")
     _say_left_out(configurations.left_out)
+
+
+@command.command(short_help="Show which number of a chip buys most.")
+@click.argument("path", metavar="FILE", type=click.Path())
+@click.option("--out", default=None, metavar="DIR", help="Directory of the recordings (default: bringup-sweep-FILE).")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per number.")
+def sensitivity(path: str, out: str | None, as_json: bool) -> None:
+    """Show what a tenth more, or less, of each number of the chips of a sweep FILE saves of the programs' time.
+
+    The axes of the file are those of the mean, but for its ranges. Numbers that save nothing are left out.
+    """
+    configurations, recordings = _recorded(file.load(path), _folder(out, path))
+    gains = design.sensitivity(configurations, [item.trace for item in recordings])
+    if as_json:
+        click.echo(json.dumps([vars(item) for item in gains]))
+        return
+    programs = list(dict.fromkeys(item.program for item in recordings))
+    columns = Table(box=None, pad_edge=False, header_style="bold")
+    for title in ("chip", "number", "is", "becomes", "saves", *(programs if len(programs) > 1 else [])):
+        columns.add_column(escaped(title), justify="left" if title in ("chip", "number") else "right", no_wrap=True)
+    for item in gains:
+        cells = [item.chip, item.name, f"{item.value:g}", f"{item.changed:.4g}", f"{item.gain:.2%}"]
+        cells += [f"{item.programs[name]:.1%}" for name in programs] if len(programs) > 1 else []
+        columns.add_row(*map(escaped, cells))
+    terminal.console().print(columns)
+
+
+@command.command(short_help="Search the best numbers of a chip within budgets.")
+@click.argument("path", metavar="FILE", type=click.Path())
+@click.option("--trials", type=click.IntRange(min=1, max=10**6), default=None, help="Designs to try for each chip.")
+@click.option("--out", default=None, metavar="DIR", help="Directory of the recordings (default: bringup-sweep-FILE).")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per chip.")
+def search(path: str, trials: int | None, out: str | None, as_json: bool) -> None:
+    """Search the ranges of a sweep FILE for the best chip within the budgets of its table [search]."""
+    sweep = file.load(path)
+    options = sweep.file.search or file.Search()
+    options = options.model_copy(update={"trials": trials}) if trials is not None else options
+    configurations, recordings = _recorded(sweep, _folder(out, path))
+    total = options.trials * len(configurations.chips)
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("searching", total=total)
+        best = design.optimize(
+            sweep, configurations, [item.trace for item in recordings], options, advance=lambda: bar.advance(task)
+        )
+    if as_json:
+        click.echo(json.dumps([vars(item) for item in best]))
+        return
+    for item in best:
+        click.echo("\n".join(map(plain, _searched(item))))
+
+
+def _searched(best: design.Best) -> list[str]:
+    column = design.COLUMNS[best.minimize]
+    change = ""
+    if not math.isnan(best.as_is):
+        change = f" ({best.objective / best.as_is - 1:+.0%} of the {_cell(column, best.as_is)} of the chip as it is)"
+    tried = f"the best of {best.within} designs within the budgets, of {best.trials} tried"
+    lines = [f"{best.chip}: {_cell(column, best.objective)}{change}, {tried}"]
+    lines += [f"  {name} = {value:.6g}" for name, value in best.values.items()]
+    lines += [f"  budget {name}: {left:.4g} left" for name, left in best.budgets.items()]
+    return lines
+
+
+def _folder(out: str | None, path: str) -> Path:
+    return Path(out or f"bringup-sweep-{Path(path).stem}")
+
+
+def _recorded(sweep: file.Sweep, out: Path) -> tuple[grid.Grid, list[Recording]]:
+    configurations = grid.of_sweep(sweep)
+    with parts.locked(out):
+        return configurations, runner.recorded(sweep, configurations, out, _say)
 
 
 @command.command(short_help="Show the rows of a sweep, or those that no other row beats.")

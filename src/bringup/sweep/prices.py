@@ -68,11 +68,19 @@ class Pricer:
     """
 
     def __init__(self, grid: Grid, traces: Sequence[Trace]) -> None:
-        self.grid = grid
         self._traces = traces
         self._programs: dict[int, _Program] = {}
+        self._begin(grid)
+
+    def _begin(self, grid: Grid) -> None:
+        self.grid = grid
         self._variants: dict[tuple[int, tuple[int, ...]], Chip] = {}
         self._bands: dict[tuple[int, str, str], float] = {}
+
+    def of_chip(self, chip: Chip, column: str) -> Array:
+        """Return a column for a chip as it is, on all axes but those of chips; the rows of a program are one block."""
+        self._begin(replace(self.grid, chips=(chip,), ranges=()))
+        return self.price(Block(0, 0, len(self.grid)))[column]
 
     def price(self, block: Block, rows: Array | None = None) -> dict[str, Array]:
         """Return the values of a block's rows, or of some of them; not a number stands for no value."""

@@ -17,7 +17,7 @@ from bringup.sweep import parts
 from bringup.sweep.file import Sweep
 from bringup.sweep.grid import Block, Grid, Keys, of_sweep
 from bringup.sweep.prices import Pricer
-from bringup.sweep.programs import record_all
+from bringup.sweep.programs import Recording, record_all
 from bringup.text import quantity
 
 Array = npt.NDArray[Any]
@@ -72,6 +72,12 @@ def in_process(grid: Grid, traces: Sequence[Trace], tasks: Iterator[Task]) -> It
         yield task, values, time.process_time() - begin
 
 
+def recorded(sweep: Sweep, grid: Grid, out: Path, say: Callable[[str], None]) -> list[Recording]:
+    """Return the recordings of a sweep, on its largest chip; the scripts are run if they were not yet."""
+    largest = max(range(len(grid.chips)), key=lambda number: grid.chips[number].room_bytes)
+    return record_all(sweep, sweep.chips[largest], out / parts.RECORDINGS, say)
+
+
 def seconds_for(rows: int, workers: int = 1) -> float:
     """Return about how long a number of configurations takes."""
     return rows / RATE / workers
@@ -106,8 +112,7 @@ def run(
     with parts.locked(out):
         if not resume and (parts.listed(out) is not None or any(out.glob("*.parquet"))):
             raise BringupError(f"{out}: has a sweep already: go on with --resume, or choose another directory")
-        largest = max(range(len(grid.chips)), key=lambda number: grid.chips[number].room_bytes)
-        recordings = record_all(sweep, sweep.chips[largest], out / parts.RECORDINGS, say)
+        recordings = recorded(sweep, grid, out, say)
         keys = Keys(grid, tuple(item.digest for item in recordings))
         names = {keys.part(block): block for block in grid.blocks()}
         parts.write_list(

@@ -133,3 +133,16 @@ def _plain(chip: Chip) -> dict[str, Any]:
 
 
 _dumps: dict[int, tuple[Chip, dict[str, Any]]] = {}
+
+
+def numbers_of(chip: Chip) -> dict[str, float]:
+    """Return the numbers of a chip by their fields, without those that no price depends on."""
+    entries = chip.model_dump(exclude_none=True)
+    numbers: dict[str, float] = {}
+    for name, _ in fields():
+        value = _get(entries, name.removesuffix(".*"))
+        if isinstance(value, dict) and name.endswith(".*"):
+            numbers |= {f"{name.removesuffix('*')}{key}": number for key, number in value.items()}
+        elif isinstance(value, (int, float)):
+            numbers[name] = value
+    return numbers

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host, HostDispatch
 
 Array = npt.NDArray[Any]
+_PACES = ~np.isin(np.arange(256), (HOST, SIGNAL, RESUME))  # by kind of row: later rows of all threads wait for it
 HostClock = Literal["modelled", "measured"]
 
 # Time from the host's call to the start of a kernel on an idle device, for the doorbell and the front end's fetch.
@@ -91,7 +92,7 @@ class Timeline:
         Other waits of a thread do not count, because they may belong to a monitor thread. They delay only the later
         rows of their thread.
         """
-        ours = ~np.isin(self.trace.columns["kind"], (HOST, SIGNAL, RESUME))
+        ours = _PACES[self.trace.columns["kind"]]
         done: Array = np.maximum.accumulate(np.maximum(self.end, self.issued + self.waited) * ours)
         return done
 
@@ -235,8 +236,9 @@ def row_inputs(
     elif (apart := pricing.launched_by_cells(work, chip)).any():
         host_seconds = host_seconds * np.where(is_launch, np.where(apart, work.cells, 1.0)[signature], 1.0)
     if chip.launch.attention_plan_ms and what_if.keep_plans:
-        host_seconds = host_seconds.copy() if calls is not None else host_seconds
-        host_seconds[(plans or Plans()).first_uses(trace)] += chip.launch.attention_plan_ms * 1e-3
+        host_seconds = host_seconds if calls is None else host_seconds.copy()
+        rows = (plans or Plans()).first_uses(trace) if calls is None else calls.plans
+        host_seconds[rows] += chip.launch.attention_plan_ms * 1e-3
     host_seconds = host_seconds * what_if.dispatch_scale
     flags = columns["flags"]
     if not pricing.class_of(chip).queues:
@@ -254,6 +256,11 @@ class Calls:
     def __init__(self, trace: Trace) -> None:
         self.trace = trace
         self._seconds: dict[tuple[str, bool], tuple[Host, Array]] = {}
+
+    @cached_property
+    def plans(self) -> Array:
+        """The rows that build a plan."""
+        return Plans().first_uses(self.trace)
 
     def seconds(self, host: Host, graph: bool) -> Array:
         """Return the modelled time of the host for every row."""
@@ -322,8 +329,8 @@ def _fallback_parts(work: WorkTable, which: Array, chip: Chip, host: Host, scale
 
 def is_placed(columns: dict[str, Array]) -> Array:
     """Return a mask of the launches and copies that a plan puts on the host."""
-    placed: Array = np.isin(columns["kind"], (LAUNCH, H2D, D2H)) & (columns["object"] == ON_HOST)
-    return placed
+    placed: Array = columns["object"] == ON_HOST
+    return placed & np.isin(columns["kind"], (LAUNCH, H2D, D2H)) if placed.any() else placed
 
 
 def on_host_seconds(trace: Trace, host: Host) -> Array:
