@@ -119,7 +119,7 @@ def select(
         pareto = [_column(name, names) for name in pareto]
         by = ["program", *contents.get("arguments", [])] if by is None else [_column(name, names) for name in by]
         order = _column(order, names) if order else (pareto[0] if pareto else None)
-        condition = f"WHERE {_with_quotes(where, names)}" if where else ""
+        condition = f"WHERE ({_with_quotes(where, names)}\n)" if where else ""
         try:
             total = connection.execute(f"SELECT count(*) FROM {VIEW}").fetchall()[0][0]
             query = f"SELECT * FROM {VIEW} {condition}"
