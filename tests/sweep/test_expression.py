@@ -50,7 +50,7 @@ def test_equal_sides_keep_a_budget_unless_it_says_less() -> None:
     ],
 )
 def test_anything_else_is_refused(text: str) -> None:
-    with pytest.raises(BringupError, match="^here: "):
+    with pytest.raises(BringupError, match=r"^here: "):
         Expression(text, "here").value(NUMBERS)
 
 
