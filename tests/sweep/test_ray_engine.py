@@ -33,10 +33,10 @@ trace = "mlp.npz"
 
 @pytest.fixture
 def sweep_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a sweep of some seconds in 36 parts, and its table from one process."""
+    """A folder with a sweep of some seconds in 15 parts, and its table from one process."""
     monkeypatch.setattr("bringup.sweep.grid.BLOCK", BLOCK)
-    sweep = sweep_of(folder, TEXT.format(", ".join(f"{1 - number / 2000}" for number in range(600))))
-    assert runner.run(sweep, folder / "whole").parts == 36
+    sweep = sweep_of(folder, TEXT.format(", ".join(f"{1 - number / 2000}" for number in range(240))))
+    assert runner.run(sweep, folder / "whole").parts == 15
     return folder
 
 
@@ -107,13 +107,13 @@ def no_process_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 def test_workers_and_driver_die(sweep_folder: Path) -> None:
     folder = sweep_folder
     process = start(folder)
-    wait_for_parts(folder, process, 3)
+    wait_for_parts(folder, process, 2)
     process.kill()
     process.communicate()
-    assert 3 <= len(list((folder / "out").glob("*.parquet"))) < 36
+    assert 2 <= len(list((folder / "out").glob("*.parquet"))) < 15
     process = start(folder, "--resume")
     killed = 0
-    for number in (8, 16, 24):
+    for number in (4, 6, 8):
         wait_for_parts(folder, process, number)
         while not (busy := workers(folder)) and process.poll() is None:
             time.sleep(0.005)
@@ -124,7 +124,7 @@ def test_workers_and_driver_die(sweep_folder: Path) -> None:
     assert process.returncode == 0, errors
     assert killed == 3
     done = json.loads(output)
-    assert done["rows"] == done["priced"] + done["existing"] == 25200 and done["existing"] >= 3 * BLOCK
+    assert done["rows"] == done["priced"] + done["existing"] == 10080 and done["existing"] >= 2 * BLOCK
     assert rows_of(folder / "out") == rows_of(folder / "whole")
     assert {path.name for path in (folder / "out").glob("*.parquet")} == {
         path.name for path in (folder / "whole").glob("*.parquet")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,6 +24,8 @@ from bringup.text import short
 Array = npt.NDArray[Any]
 RETRIES = 5  # of a task whose worker died; Ray's default is 3, chosen larger for clusters whose nodes come and go
 AHEAD = 2  # tasks per worker that are handed out: so no worker waits for the driver, and few rows are lost with it
+SILENT = 5  # attempts to connect, a second apart, after which a cluster is gone; chosen
+PATIENCE = 10.0  # seconds for a cluster to end; chosen: it takes two
 STORE_BYTES = 256 << 20  # of a local cluster: a hundred recordings; the results are small
 _SOURCE = str(Path(__file__).parents[2])
 _pricers: dict[str, Pricer] = {}  # of a worker: that of the sweep under way
@@ -47,6 +52,8 @@ def _on_ray(on: str, grid: Grid, traces: Sequence[Trace], tasks: Iterator[Task])
     import ray
 
     workers = _start(on)
+    silent = 0  # seconds without an answer
+    address = "" if on.startswith("ray://") else ray.get_runtime_context().gcs_address
     try:
         shared = ray.put((grid, list(traces)))  # travels once to every node
         name = f"{os.getpid()}-{time.time_ns()}"
@@ -57,14 +64,34 @@ def _on_ray(on: str, grid: Grid, traces: Sequence[Trace], tasks: Iterator[Task])
                 under_way[price.remote(name, [shared], task)] = task
             if not under_way:
                 return
-            ready, _ = ray.wait(list(under_way), num_returns=1)
+            ready, _ = ray.wait(list(under_way), num_returns=1, timeout=1.0)
+            silent = 0 if ready or _answers(address) else silent + 1
+            if silent >= SILENT:
+                raise ConnectionError("the cluster went away")
             for reference in ready:
                 values, seconds = ray.get(reference)
                 yield under_way.pop(reference), values, seconds
     except (ray.exceptions.RayTaskError, ray.exceptions.RayError, ConnectionError, OSError) as error:
         raise BringupError(f"--on {on}: {_reason(error)}; the parts stay, and --resume goes on") from None
     finally:
-        ray.shutdown()
+        # A cluster that went away would hold the shutdown for minutes, and Ray's hook at the exit as well.
+        ending = threading.Thread(target=ray.shutdown, daemon=True)
+        ending.start()
+        ending.join(PATIENCE)
+        if ending.is_alive():
+            atexit.unregister(ray.shutdown)
+
+
+def _answers(address: str) -> bool:
+    """Return True if the head of a cluster takes connections; Ray itself waits for it for a minute, and then exits."""
+    if not address:  # Ray's client notices by itself
+        return True
+    host, _, port = address.rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1.0):
+            return True
+    except OSError:
+        return False
 
 
 def _start(on: str) -> int:
@@ -85,6 +112,9 @@ def _start(on: str) -> int:
                 object_store_memory=STORE_BYTES,
                 runtime_env={"env_vars": environment},
                 _node_ip_address="127.0.0.1",
+                _system_config={
+                    "worker_niceness": 0
+                },  # as a sweep in one process; else workers starve on a busy machine
                 **common,
             )
             return workers
