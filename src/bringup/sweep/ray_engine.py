@@ -5,9 +5,11 @@ from __future__ import annotations
 import atexit
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from bringup.text import short
 Array = npt.NDArray[Any]
 RETRIES = 5  # of a task whose worker died; Ray's default is 3, chosen larger for clusters whose nodes come and go
 AHEAD = 2  # tasks per worker that are handed out: so no worker waits for the driver, and few rows are lost with it
+# Ray reads it when it is imported: with 0, processes of a cluster on one machine listen on the loopback interface.
+LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 SILENT = 5  # attempts to connect, a second apart, after which a cluster is gone; chosen
 PATIENCE = 10.0  # seconds for a cluster to end; chosen: it takes two
 STORE_BYTES = 256 << 20  # of a local cluster: a hundred recordings; the results are small
@@ -37,13 +41,16 @@ def engine(on: str) -> Engine:
     Raises:
         BringupError: Ray is missing, or there is no such engine.
     """
+    if on.startswith("local:"):
+        os.environ[LOOPBACK] = "0"
     try:
         import ray  # noqa: F401
     except ModuleNotFoundError:
         raise BringupError(f'--on {on} needs Ray: pip install "bringup[sweep]", or use --on process') from None
 
     def prices(grid: Grid, traces: Sequence[Trace], tasks: Iterator[Task]) -> Iterator[Priced]:
-        yield from _on_ray(on, grid, traces, tasks)
+        with redirect_stdout(sys.stderr):  # Ray prints there that a worker died; stdout is for the answer
+            yield from _on_ray(on, grid, traces, tasks)
 
     return prices
 
