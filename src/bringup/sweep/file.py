@@ -16,6 +16,7 @@ from bringup.errors import BringupError
 from bringup.files import read_text
 from bringup.machine.files import DEFAULT_HOST, available_chips, available_hosts
 from bringup.text import plain, short
+from bringup.units import MOST
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -24,6 +25,7 @@ else:
 
 Value = bool | int | float | str
 MOST_VALUES = 100_000  # of one axis; the values themselves are held in memory
+
 RESULTS = ("step_seconds", "device_seconds", "peak_bytes", "fits", "energy_joules", "cost_usd")
 FIXED = ("key", "version", "band", "program", "chip", "host")
 RESERVED = {*FIXED, *RESULTS, "mode", "cluster", "dispatch_scale", "link_scale"}
@@ -221,6 +223,8 @@ def _values(text: Any) -> tuple[float, ...]:
     numbers = text["values"] if isinstance(text, dict) else text
     if not isinstance(numbers, list) or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
         raise ValueError("give [low, high, number of values], or {values = [...]}")
+    if any(not abs(number) <= MOST for number in numbers):
+        raise ValueError(f"a number is not finite, or beyond {MOST:g}: give a smaller one")
     if isinstance(text, dict):
         if not numbers or len(set(numbers)) < len(numbers):
             raise ValueError("values is empty, or names a number twice: give each number once")
