@@ -4,7 +4,8 @@
 
 FOLDER holds programs.py and ops.py, which define them (set h100_bringup); they are executed. Needs torchvision and the
 measured release of transformers, 5.17. Nothing is computed: 97 programs, 1,394 operators and 60 host calls take a few
-minutes. PART is program, operator or host: only these are recorded, the others stay as they are in the table.
+minutes, and the 15 programs that torch.compile compiles a minute each. PART is program, compiled, operator or host:
+only these are recorded, the others stay as they are in the table.
 """
 
 from __future__ import annotations
@@ -28,6 +29,11 @@ from bringup.validation.recorded import TABLE, pack
 CHIP = "h100-sxm"
 
 
+def part_of(name: str) -> str:
+    """Return the part of the table that has a recording."""
+    return "compiled" if "/compile=" in name else name.split("/")[0]
+
+
 class Table:
     """The recordings so far, and their distinct signatures."""
 
@@ -40,7 +46,7 @@ class Table:
         table = json.loads(gzip.decompress(path.read_bytes()))
         texts = [json.dumps(data, sort_keys=True) for data in table["signatures"]]
         for name, item in table["recordings"].items():
-            if name.split("/")[0] != part:
+            if part_of(name) != part:
                 self._renumber(item["columns"], texts)
                 self.recordings[name] = item
 
@@ -98,14 +104,16 @@ def clean() -> None:
     torch.chip.empty_cache()
 
 
-def record_programs(programs: Any, table: Table) -> None:
-    """Record every eager program."""
-    for config in programs.configurations():
+def record_programs(configurations: list[dict[str, Any]], programs: Any, table: Table) -> None:
+    """Record programs; compiled ones are called more often before, since graphs are recorded in their third call."""
+    for config in configurations:
         step = None
         clean()
+        torch._dynamo.reset()
         with bringup.dry():
             step = programs.build(config, "chip")
-            table.add(f"program/{config['id']}", step, warm_ups=3, reset=getattr(step, "reset", None))
+            warm_ups = 5 if config["compile"] else 3
+            table.add(f"program/{config['id']}", step, warm_ups=warm_ups, reset=getattr(step, "reset", None))
         print(config["id"], flush=True)
 
 
@@ -219,7 +227,9 @@ def main() -> None:
     with bringup.dry():
         two_threads()
     if part in ("", "program"):
-        record_programs(programs, table)
+        record_programs(programs.configurations(), programs, table)
+    if part in ("", "compiled"):
+        record_programs(programs.compiled_configurations(), programs, table)
     if part in ("", "operator"):
         record_operators(ops, table)
     if part in ("", "host"):

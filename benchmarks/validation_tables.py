@@ -17,6 +17,7 @@ from bringup.pricing.errors import Errors
 from bringup.validation.measured import (
     ALLOCATED,
     BUSY,
+    COMPILED,
     EAGER,
     GRAPH,
     ISSUE,
@@ -85,9 +86,9 @@ def programs(errors: dict[str, dict[str, Errors]]) -> list[str]:
 
 
 def operators(errors: dict[str, dict[str, Errors]]) -> list[str]:
-    """Return the rows of the table of decoding at new lengths, operators and host calls."""
+    """Return the rows of the table of compiled programs, decoding at new lengths, operators and host calls."""
     lines = []
-    for figure in (NEW_LENGTH, GRAPH, EAGER, ISSUE):
+    for figure in (COMPILED, NEW_LENGTH, GRAPH, EAGER, ISSUE):
         for name, of in errors[figure].items():
             if name.startswith("class ") or name == "all":
                 shares = percent(of.mean), percent(of.median), signed(of.bias)

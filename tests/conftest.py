@@ -55,7 +55,7 @@ def nothing_left_over() -> Iterator[None]:
 def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Run a program in a fresh interpreter: what is decided once per process can be decided again there."""
 
-    def run(program: str, timeout: float = 120, **environment: str) -> subprocess.CompletedProcess[str]:
+    def run(program: str, timeout: float = 400, **environment: str) -> subprocess.CompletedProcess[str]:
         script = tmp_path / "program.py"
         script.write_text(program, encoding="utf-8")
         return subprocess.run(
@@ -74,7 +74,7 @@ def python(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def bringup_run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     """``bringup run`` with these arguments, in the test's directory."""
 
-    def run(*arguments: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(*arguments: str, timeout: float = 400) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "bringup", "run", *arguments],
             capture_output=True,

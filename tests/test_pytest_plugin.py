@@ -1,5 +1,6 @@
 """``pytest --chip``: what it finds, what it leaves alone."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -248,3 +249,133 @@ def test_public_models_raise_no_alarm(suite: Run) -> None:
     done = suite(MODELS, "--chip", "t4")
     assert done.returncode == 0 and "24 passed" in done.stdout, done.stdout
     assert "findings" not in done.stdout and "24 tests, " in done.stdout
+
+
+GROWS = """
+import os
+import pytest
+import torch
+
+SIZE = int(os.environ.get("SIZE", "64"))
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return torch.ones(64, 64, device="chip")
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_product(weights, number):
+    for _ in range(SIZE // 16):
+        result = torch.ones(SIZE * 64, 64, device="chip") @ weights
+    assert result.shape[1] == 64
+
+
+def test_nothing():
+    pass
+"""
+
+
+def test_baseline_fails_tests_that_grow(suite: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = suite(GROWS, "--chip", "t4", "--chip-baseline", "base.json", "--chip-baseline-update")
+    assert written.returncode == 0 and "base.json: written with 5 tests" in written.stdout, written.stdout
+    tests = json.loads((tmp_path / "base.json").read_text(encoding="utf-8"))["tests"]
+    used = tests["test_it.py::test_product[0]"]
+    assert used["seconds"] > 0 and used["peak_bytes"] >= 2 * 64 * 64 * 64 * 4
+    assert tests["test_it.py::test_nothing"] == {"seconds": 0.0, "peak_bytes": 0}
+    # Order and number of processes do not matter: what a test uses is its own.
+    for options in (["-n", "2"], ["-k", "3 or nothing"], []):
+        same = suite(GROWS, "--chip", "t4", "--chip-baseline", "base.json", "--chip-max-memory", "0%", *options)
+        assert same.returncode == 0 and "compared" in same.stdout, same.stdout
+    monkeypatch.setenv("SIZE", "80")
+    grown = suite(GROWS, "--chip", "t4", "--chip-baseline", "base.json")
+    assert grown.returncode == 1 and "4 failed, 1 passed" in grown.stdout, grown.stdout
+    assert "t4: time: the test is " in grown.stdout and "slower than its baseline (" in grown.stdout
+    assert "t4: memory: the test holds " in grown.stdout and "5% is allowed" in grown.stdout
+    again = suite(GROWS, "--chip", "t4", "--chip-baseline", "base.json", "--chip-baseline-update", "-k", "product")
+    assert again.returncode == 0
+    assert "test_it.py::test_nothing" in json.loads((tmp_path / "base.json").read_text(encoding="utf-8"))["tests"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "is no baseline of --chip-baseline"),
+        ('{"schema": 1, "chip": "l4", "host": "xeon-8275cl", "tests": {}}', "is of l4 with host xeon-8275cl"),
+        ('{"schema": 1, "chip": "t4", "host": "xeon-8275cl", "tests": {"a": {"seconds": 1.0}}}', "tests.a.peak_bytes"),
+        (None, "there is no such baseline"),
+    ],
+)
+def test_unusable_baseline_is_refused(suite: Run, tmp_path: Path, text: str | None, says: str) -> None:
+    if text is not None:
+        (tmp_path / "base.json").write_text(text, encoding="utf-8")
+    done = suite(FINE, "--chip", "t4", "--chip-baseline", "base.json")
+    assert done.returncode == 4 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+NEEDS = """
+import pytest
+import torch
+from torch.utils import cpp_extension
+
+
+@pytest.fixture
+def handle():
+    return torch.cuda.current_blas_handle()
+
+
+def test_runtime():
+    torch.cuda.cudart().cudaProfilerStart()
+
+
+def test_collectives():
+    torch.cuda.nccl.all_reduce([torch.ones(4, device="cuda")])
+
+
+def test_fixture(handle):
+    assert handle
+
+
+def test_extension(tmp_path):
+    cpp_extension.load_inline("own", "", cuda_sources="__global__ void f() {}", build_directory=str(tmp_path))
+
+
+def test_graph():
+    value = torch.zeros(4, device="cuda")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        value += 1
+    graph.replay()
+    assert value.sum().item() == 4
+"""
+
+
+def test_what_only_nvidia_has_is_skipped(suite: Run) -> None:
+    done = suite(NEEDS, "--chip", "t4", "--chip-cuda", "-rs")
+    assert done.returncode == 0 and "1 passed, 4 skipped" in done.stdout, done.stdout
+    assert "not on t4: torch.cuda.cudart is CUDA's own runtime, which the chip does not have" in done.stdout
+
+
+def test_project_settings_choose_chip_and_limits(suite: Run, tmp_path: Path) -> None:
+    project = tmp_path / "pyproject.toml"
+    project.write_text('[tool.bringup]\nchip = "l4"\nmax_memory = "1KiB"\nsanitize = "race"\n', encoding="utf-8")
+    done = suite(FINE)
+    assert done.returncode == 1 and "chip l4" in done.stdout, done.stdout
+    assert "l4: budget: tensors hold " in done.stdout and "exceeds --max-memory by" in done.stdout
+    project.write_text('[tool.bringup]\nchip = "l4"\nsanitize = "race"\n', encoding="utf-8")
+    only = suite(SUITE)
+    assert "findings: memory 1, race 1, sync 1, time 1" in only.stdout, only.stdout  # budgets are the tests' own
+    other = suite(FINE, "--chip", "t4")
+    assert other.returncode == 0 and "chip t4" in other.stdout
+    none = suite(SUITE, "--chip", "none")
+    assert "8 passed" in none.stdout and "chip l4" not in none.stdout, none.stdout
+    project.write_text('[tool.bringup]\nchp = "l4"\n', encoding="utf-8")
+    wrong = suite(FINE)
+    assert wrong.returncode == 4 and "has no key 'chp': did you mean chip?" in wrong.stderr
+
+
+def test_junit_has_time_and_memory(suite: Run, tmp_path: Path) -> None:
+    suite(FINE, "--chip", "t4", "--junitxml", "junit.xml")
+    text = (tmp_path / "junit.xml").read_text(encoding="utf-8")
+    assert all(f'<property name="bringup_{name}" value="' in text for name in ("launches", "seconds", "peak_bytes"))
+    assert '<property name="bringup_findings" value="[]"' in text

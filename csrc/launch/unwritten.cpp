@@ -157,8 +157,24 @@ bool covers(const TensorMeta& meta, size_t bytes) {
 
 // ---- texts
 
-std::string span(int64_t first, int64_t last) {
-  return std::to_string(first) + (first == last ? "" : " to " + std::to_string(last));
+constexpr size_t kMostSpans = 6;  // further ones are only counted
+
+// Rising numbers as words: "3", "0 to 4 and 7", "1, 3 and 5 to 9".
+std::string spans(const Tensor& numbers) {
+  std::vector<std::string> texts;
+  int64_t count = numbers.numel(), left = 0;
+  for (int64_t i = 0, next; i < count; i = next) {
+    int64_t first = numbers[i].item<int64_t>();
+    for (next = i + 1; next < count && numbers[next].item<int64_t>() == first + next - i;) ++next;
+    if (texts.size() == kMostSpans)
+      left += next - i;
+    else
+      texts.push_back(std::to_string(first) + (next - i > 1 ? " to " + std::to_string(first + next - i - 1) : ""));
+  }
+  if (left) texts.push_back(std::to_string(left) + " more");
+  std::string words;
+  for (size_t i = 0; i < texts.size(); ++i) words += (i == 0 ? "" : i + 1 < texts.size() ? ", " : " and ") + texts[i];
+  return words;
 }
 
 // Names the marked elements of an allocation: slices of one dimension if that is what they are, else from the first to the last.
@@ -174,12 +190,10 @@ std::string part_of(const TensorMeta& meta, const Tensor& marks) {
       int64_t size = shaped.size(d), all = shaped.numel() / std::max<int64_t>(size, 1);
       Tensor slices = shaped.transpose(0, d).reshape({size, -1}).any(1).nonzero().reshape({-1});
       if (slices.numel() == size || slices.numel() * all != count) continue;
-      int64_t first = slices[0].item<int64_t>(), last = slices[-1].item<int64_t>();
-      if (last - first + 1 != slices.numel()) continue;
       bool vector = shaped.dim() == 1;
       std::string noun = vector ? "element" : "row";
       std::string of = vector ? " of " : " of dimension " + std::to_string(d) + " of ";
-      return noun + (first == last ? " " : "s ") + span(first, last) + of + what + " (" + counted + ")";
+      return noun + (slices.numel() == 1 ? " " : "s ") + spans(slices) + of + what + " (" + counted + ")";
     }
   }
   Tensor places = elements.nonzero().reshape({-1});

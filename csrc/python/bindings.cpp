@@ -56,6 +56,7 @@ TORCH_LIBRARY(bringup, m) {
   m.def("max_devices() -> int", [] { return int64_t(kMaxDevices); });
   m.def("device_count() -> int", [] { return int64_t(device_count()); });
   m.def("is_configured() -> bool", [] { return configured(); });
+  m.def("is_open_device(int device) -> bool", [](int64_t device) { return opened(int(device)); });
   m.def("is_open() -> bool", [] { return opened(); });
   m.def("is_forked() -> bool", [] { return forked(); });
   m.def("open(int device) -> ()", [](int64_t index) { device(int(index)); });

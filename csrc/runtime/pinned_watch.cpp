@@ -24,6 +24,8 @@ std::atomic<bool> is_pinned_watched{false};
 // The handler may interrupt any code, so it does not allocate, lock or call Python. It only accesses tables at fixed addresses.
 // Watched blocks lie in one range of addresses, and a table maps each page to its block. The handler notes the running frames,
 // marks the block as touched, and unprotects it. The next thread that processes the block under the mutex reads the note.
+// A thread without Python frames, such as one of OpenMP, unprotects only what follows its access. So the thread that runs the
+// Python line, whose part comes first, still faults and leaves the note.
 constexpr size_t kPageBytes = 4096;
 constexpr size_t kRange = size_t(256) << 30;  // addresses, not memory; an address is used once
 constexpr size_t kBlocks = size_t(1) << 22;
@@ -70,16 +72,19 @@ void on_touch(int signal, siginfo_t* info, void* context) {
   Tables& all = *tables.load();
   if (uint32_t number = block_of(all, info->si_addr)) {
     Watched& block = all.blocks[number];
-    if (!block.touched) {
+    RawFrames frames = raw_frames();
+    if (frames.count && block.note < 0) {
       int64_t place = all.notes_taken.fetch_add(1), none = -1;
       if (place < int64_t(kNotes)) {
-        all.notes[place].frames = raw_frames();
+        all.notes[place].frames = frames;
         all.notes[place].written = true;
         block.note.compare_exchange_strong(none, place);  // the first of several threads
       }
-      block.touched = true;  // after the note, so that a reader of the mark finds it
     }
-    mprotect(block.first, block.bytes, PROT_READ | PROT_WRITE);
+    block.touched = true;  // after the note, so that a reader of the mark finds it
+    size_t before = size_t(static_cast<char*>(info->si_addr) - block.first) / kPageBytes * kPageBytes;
+    if (frames.count) before = 0;
+    mprotect(block.first + before, block.bytes - before, PROT_READ | PROT_WRITE);
     errno = error;
     return;
   }
@@ -128,6 +133,7 @@ struct PinnedWatch {
     }
     block.note = -1;
     block.touched = false;
+    protect(number);  // a part of it may still be protected
   }
 
   template <class Over>

@@ -129,6 +129,16 @@ void choose() {
   });
 }
 
+uint64_t least_range = UINT64_MAX;  // of the opened devices; guarded by config_mutex
+
+// The bytes that a device is opened with. The virtual chip takes only a range of addresses, which has room for every chip that
+// the process may change to: the allocator enforces the capacity.
+uint64_t range_bytes(const Config& asked) {
+  if (!asked.driver.empty()) return asked.device_bytes;
+  uint64_t most = (uint64_t(16) << 40) / uint64_t(asked.devices);
+  return asked.past_capacity ? most : std::max(asked.device_bytes, std::min(most, uint64_t(1) << 40));
+}
+
 Device& open_device(int index) {
   check_index(c10::DeviceIndex(index));
   TORCH_CHECK(!is_shut_down, "chip:", index, " is shut down: the interpreter is exiting");
@@ -143,11 +153,14 @@ Device& open_device(int index) {
     the_driver.store(loaded);
     pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
   }
-  // This takes only a range of addresses, a hundred times as large as the largest chip's memory.
-  uint64_t room = the_config.past_capacity ? (uint64_t(16) << 40) / uint64_t(the_config.devices) : the_config.device_bytes;
-  bringup_config request = {room, the_config.check ? 1 : 0};
+  bringup_config request = {range_bytes(the_config), the_config.check ? 1 : 0};
   bringup_device* handle = nullptr;
   int status = driver().open(index, &request, &handle);
+  if (status != BRINGUP_OK && request.device_bytes > the_config.device_bytes) {  // a limit such as that of `ulimit -v`
+    request.device_bytes = the_config.device_bytes;
+    status = driver().open(index, &request, &handle);
+  }
+  if (status == BRINGUP_OK) least_range = std::min(least_range, request.device_bytes);
   if (status != BRINGUP_OK) {
     std::string why = "could not reserve " + std::to_string(the_config.device_bytes) +
                       " bytes of memory; choose a smaller chip, or check the device";
@@ -177,7 +190,12 @@ void for_each_stream(Device& device, F f) {
 
 void configure(Config requested) {
   std::lock_guard<std::mutex> lock(config_mutex);
-  TORCH_CHECK(!opened(), "the chip must be chosen before its first use: ", the_config.chip, " is already open in this process");
+  // Streams, events and their threads stay, so a virtual chip can only become another one of the same kind.
+  bool alike = requested.driver.empty() && the_config.driver.empty() && requested.check == the_config.check &&
+               requested.past_capacity == the_config.past_capacity && requested.devices == the_config.devices &&
+               requested.device_bytes <= least_range;
+  TORCH_CHECK(!opened() || alike, "the chip must be chosen before its first use: ", the_config.chip,
+              " is already open in this process, with other devices, driver or checks");
   TORCH_CHECK(!requested.past_capacity || requested.driver.empty(),
               "only the virtual chip can exceed its capacity: leave out the driver, or leave out --oom=continue");
   TORCH_CHECK(requested.devices >= 1 && requested.devices <= kMaxDevices, "devices must be 1 to ", kMaxDevices, ", got ",

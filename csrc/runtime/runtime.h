@@ -75,7 +75,7 @@ struct Device {
   std::array<std::atomic<Stream*>, 1 + 2 * kStreamsPerPriority> streams;  // by stream id; null until first used, then permanent
 };
 
-// Configuration. `configure` raises an error once a device is open.
+// Configuration. Once a device is open, `configure` may only change to another virtual chip, while no memory is held.
 void configure(Config config);
 const Config& config();
 bool configured();

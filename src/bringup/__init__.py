@@ -84,6 +84,7 @@ _HOMES = {
     **dict.fromkeys(("record", "step"), "recording.recording"),
     **dict.fromkeys(("DryWarning", "dry"), "device.dry"),
     "redirect_cuda": "device.cuda",
+    "load_ipython_extension": "notebook",
     **dict.fromkeys((name for name in __all__ if name.endswith("Error")), "errors"),
 }
 

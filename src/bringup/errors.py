@@ -6,8 +6,9 @@ problem and the remedy::
     BringupError(RuntimeError)
     +-- ChipFileError        a chip file is malformed: file, key, value and the fix
     +-- UnknownChipError     no chip has this name: the nearest names
-    +-- ChipInUseError       the chip was chosen after its first use
+    +-- ChipInUseError       another chip was chosen while tensors are on the first one
     +-- TraceError           a trace file is missing, truncated, not a trace, or has another version
+    +-- MissingFeatureError  the program asks for something of CUDA that no chip has
     +-- VersionError         the C++ libraries do not fit this torch, or cannot be built
     +-- AllocatorSettingsError   the allocator's settings are malformed; as in torch, also a ValueError
 
@@ -28,11 +29,15 @@ class UnknownChipError(BringupError):
 
 
 class ChipInUseError(BringupError):
-    """The chip was chosen after its first use."""
+    """Another chip was chosen while tensors are on the first one."""
 
 
 class TraceError(BringupError):
     """A trace file cannot be read."""
+
+
+class MissingFeatureError(BringupError):
+    """The program asks for something of CUDA that no chip has, such as CUDA's own runtime."""
 
 
 class VersionError(BringupError):

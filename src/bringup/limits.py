@@ -20,9 +20,12 @@ class Limit(NamedTuple):
 # The size of a file in bytes, by kind of file.
 BYTES = {
     "chip file": Limit(1 << 20, "the longest that ships has 4 KiB"),
+    "specification": Limit(1 << 20, "a chip file as JSON"),
     "host file": Limit(1 << 20, "the longest that ships has 2 KiB"),
     "node file": Limit(1 << 20, "the longest that ships has 2 KiB"),
     "cluster file": Limit(1 << 20, "the longest that ships has 2 KiB"),
+    "baseline": Limit(64 << 20, "600,000 tests at 100 bytes each"),
+    "project file": Limit(1 << 20, "pyproject.toml with the settings of all tools"),
     "trace file": Limit(1 << 29, "the rows below, at 32 bytes each"),
     "sweep file": Limit(4 << 20, "an axis of 100,000 values has 1 MiB"),
     "list of parts": Limit(64 << 20, "a million parts have 50 MiB"),

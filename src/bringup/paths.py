@@ -32,6 +32,14 @@ def is_package(path: str) -> bool:
     return _PACKAGE.fullmatch(path) is not None
 
 
+def _cell(path: str) -> str | None:
+    """Return the name of a notebook's cell, such as ``In[3]``; None for other files."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    described = shell.compile.format_code_name(path) if shell else None
+    return described[1] if described else None
+
+
 class Places:
     """Shortens the paths of one recording. Different files get different names, even if their base names are equal.
 
@@ -71,7 +79,7 @@ class Places:
                 whole = os.path.abspath(path)
             except OSError:  # the current directory was removed
                 whole = os.path.join(self.start, path)
-            name, number = self._name(whole), 1
+            name, number = _cell(path) or self._name(whole), 1
             shown = name
             while self.files.setdefault(shown, os.path.realpath(whole)) != os.path.realpath(whole):
                 number += 1

@@ -14,26 +14,30 @@ import numpy as np
 import pytest
 import torch
 
-from bringup import units
+from bringup import pytest_baseline, units
 from bringup.analyse.summarize import by_group
+from bringup.cli.project import Settings
 from bringup.device.dry import DryWarning, dry
 from bringup.device.load import use
-from bringup.errors import BringupError, ChipWarning
+from bringup.errors import BringupError, ChipWarning, MissingFeatureError
 from bringup.machine.files import load_chip, load_host
 from bringup.process import asked_devices
+from bringup.pytest_baseline import Baseline, Used
 from bringup.recording import sanitize
 from bringup.recording.findings import Finding
 from bringup.recording.recording import Recording, recorded
 from bringup.recording.rows import LAUNCH
+from bringup.report import exceeded
 from bringup.report.prediction import Prediction, price
 from bringup.text import duration, quantity, size
 from bringup.timeline.replay import replay
 
-KEY, LEAK = (
-    "bringup",
-    "bringup leak",
-)  # keys of user properties, which pytest-xdist sends from workers to the main process
+# The keys of user properties begin so. pytest-xdist sends them from workers to the main process, and --junitxml writes
+# them. Lists are JSON.
+KEY = "bringup_"
+LEAK = KEY + "leaked_bytes"
 
+CHECKS = ("race", "init", "device", "leak")  # without settings
 Value = TypeVar("Value")
 
 
@@ -53,8 +57,23 @@ class _Totals:
 class ChipPlugin:
     """The pytest plug-in with the checks around every test."""
 
-    def __init__(self, config: pytest.Config, name: str) -> None:
-        self.chip, self.host = load_chip(name), load_host(None)
+    def __init__(self, config: pytest.Config, name: str, project: Settings) -> None:
+        self.chip, self.host = load_chip(name), load_host(project.host)
+        self.clock: Any = project.host_clock or "modelled"
+        self.max_step = project.max_step and units.parse_time(project.max_step)
+        self.max_memory = project.max_memory and units.parse_size(project.max_memory)
+        self.checks = sanitize.checks(project.sanitize or ",".join(CHECKS))
+        self.cuda = bool(config.getoption("--chip-cuda"))
+        self.baseline_file: str = config.getoption("--chip-baseline") or project.baseline or ""
+        self.updates = bool(config.getoption("--chip-baseline-update"))
+        self.slower = units.parse_time_change(config.getoption("--chip-max-slower"))
+        self.growth = units.parse_size_change(config.getoption("--chip-max-memory"))
+        self.baseline: Baseline | None = None
+        if self.updates and not self.baseline_file:
+            raise BringupError("--chip-baseline-update needs --chip-baseline FILE")
+        if self.baseline_file and not self.updates:
+            self.baseline = pytest_baseline.load(self.baseline_file, self.chip.name, self.host.name)
+        self.used: dict[str, Used] = {}  # by the tests that passed
         self.dry = bool(config.getoption("--chip-dry"))
         self.warn = bool(config.getoption("--chip-warn"))
         self.totals = _Totals()
@@ -68,7 +87,7 @@ class ChipPlugin:
     def report(self, chip: str | None = None) -> Prediction:
         """Price the launches of the current test so far."""
         assert self.recorder is not None, "a test is running"
-        return price(self.recorder.trace(), self.chip if chip is None else chip, self.host)
+        return price(self.recorder.trace(), self.chip if chip is None else chip, self.host, host_clock=self.clock)
 
     # ---- around a test
 
@@ -76,7 +95,7 @@ class ChipPlugin:
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None]:
         """Record the device memory held before the test."""
         self.bytes_before, self.shared, self.failed = _held_bytes(), 0, True
-        with self._dry():
+        with self._dry(), self._skips():
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
@@ -100,7 +119,8 @@ class ChipPlugin:
             around.enter_context(sanitize.watched())
             self.recorder = around.enter_context(recorded(self.host))
             try:
-                result = yield
+                with self._skips():
+                    result = yield
                 if chips.is_initialized():
                     chips.synchronize()  # a failed launch belongs to this test
             finally:
@@ -109,8 +129,16 @@ class ChipPlugin:
         self.failed = False
         trace = recorder.trace()
         self.lines = set(trace.lines)
-        findings = [*sanitize.findings(trace, ("race", "init", "device")), *touched, *self._budgets(item, trace)]
-        item.user_properties.append((KEY, self._facts(trace, findings)))
+        facts = self._facts(trace)
+        findings = [
+            *sanitize.findings(trace, tuple(name for name in self.checks if name != "leak")),
+            *touched,
+            *self._budgets(item, trace),
+        ]
+        findings += self._growth(item, facts)
+        facts |= {"fallbacks": json.dumps(facts["fallbacks"])}
+        facts |= {"findings": json.dumps([finding.check for finding in findings])}
+        item.user_properties += [(KEY + name, value) for name, value in facts.items()]
         self._raise(item, findings)
         return result
 
@@ -121,7 +149,7 @@ class ChipPlugin:
             result = yield
         if hasattr(item, "funcargs"):
             item.funcargs = {}  # pytest itself drops them a little later
-        if not self.failed and _held_bytes() > self.bytes_before + self.shared:
+        if "leak" in self.checks and not self.failed and _held_bytes() > self.bytes_before + self.shared:
             gc.collect()
             leaked = _held_bytes() - self.bytes_before - self.shared
             if leaked > 0:
@@ -136,8 +164,35 @@ class ChipPlugin:
                 warnings.simplefilter("ignore", DryWarning)
             yield
 
+    @contextmanager
+    def _skips(self) -> Any:
+        """Skip a test that needs what only NVIDIA's software has."""
+        try:
+            yield
+        except Exception as error:
+            if self.cuda and (isinstance(error, MissingFeatureError) or _asks_for_toolkit(error)):
+                reason = f"not on {self.chip.name}: {str(error).splitlines()[0]}"
+                raise pytest.skip.Exception(reason, _use_item_location=True) from None
+            raise
+
+    def _growth(self, item: pytest.Item, facts: dict[str, Any]) -> list[Finding]:
+        before = self.baseline.tests.get(item.nodeid) if self.baseline else None
+        if before is None:
+            return []
+        now = Used(seconds=facts["seconds"], peak_bytes=facts["peak_bytes"])
+        advice = f"if this is meant, write {self.baseline_file} again with --chip-baseline-update"
+        return [
+            Finding(check, text, "", "", advice)
+            for check, text in pytest_baseline.grown(before, now, self.slower, self.growth)
+        ]
+
     def _budgets(self, item: pytest.Item, trace: Any) -> list[Finding]:
         findings = []
+        if trace.launches and (self.max_step or self.max_memory):
+            summary = price(trace, self.chip, self.host, host_clock=self.clock).summary
+            limits = {"max_step": self.max_step or None, "max_memory": self.max_memory or None}
+            for sentence in exceeded.by_run(summary, **limits):  # type: ignore[arg-type]
+                findings.append(Finding("budget", sentence, "", "", "see the report of `bringup run`"))
         for marker in item.iter_markers("max_syncs"):
             waits = sanitize.waits(trace)
             count = sum(number for _, number in waits)
@@ -158,7 +213,7 @@ class ChipPlugin:
                     Finding("memory", text + (f" (at {line})" if line else ""), line, "", "free tensors earlier")
                 )
         for marker in item.iter_markers("max_chip_time"):
-            priced = price(trace, marker.kwargs.get("chip", self.chip), self.host)
+            priced = price(trace, marker.kwargs.get("chip", self.chip), self.host, host_clock=self.clock)
             allowed_seconds = _limit(units.parse_time, marker)
             if priced.total_seconds > allowed_seconds:
                 most = by_group(priced.timeline, "line")[:1]
@@ -170,13 +225,13 @@ class ChipPlugin:
                 findings.append(Finding("time", text, line, "", "see the report of `bringup run`"))
         return findings
 
-    def _facts(self, trace: Any, findings: list[Finding]) -> dict[str, Any]:
+    def _facts(self, trace: Any) -> dict[str, Any]:
         columns = trace.columns
         launched = columns["signature"][columns["kind"] == LAUNCH]
         unsupported: dict[str, int] = {}
         seconds = 0.0
         if len(launched):
-            timeline = replay(trace, self.chip, self.host)
+            timeline = replay(trace, self.chip, self.host, host_clock=self.clock)
             for number, count in enumerate(np.bincount(launched).tolist()):
                 if not timeline.prices.supported[number] and count:
                     signature = trace.signatures[number]
@@ -186,9 +241,9 @@ class ChipPlugin:
         return {
             "launches": len(launched),
             "seconds": seconds,
-            "peak": _peak(),
+            "device_bytes": _peak(),
+            "peak_bytes": max(_peaks() - self.bytes_before - self.shared, 0),
             "fallbacks": unsupported,
-            "findings": [item.check for item in findings],
         }
 
     def _raise(self, item: pytest.Item, findings: list[Finding]) -> None:
@@ -200,7 +255,12 @@ class ChipPlugin:
             return
         pytest.fail("\n".join(f"{self.chip.name}: {finding}" for finding in findings), pytrace=False)
 
-    # ---- the end of pytest's output
+    # ---- the end of the tests
+
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write the baseline; with pytest-xdist, in the main process."""
+        if self.updates and not hasattr(session.config, "workerinput"):
+            pytest_baseline.save(self.baseline_file, self.chip.name, self.host.name, self.used)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add a test to the totals. With pytest-xdist, this also runs in the main process."""
@@ -208,19 +268,21 @@ class ChipPlugin:
             self.totals.findings["leak"] = self.totals.findings.get("leak", 0) + 1
         if report.when != "call":
             return
-        for key, facts in report.user_properties:
-            if key != KEY or not isinstance(facts, dict):
-                continue
-            totals = self.totals
-            totals.tests += 1
-            totals.launches += facts["launches"]
-            totals.seconds += facts["seconds"]
-            totals.slowest.append((facts["seconds"], report.nodeid))
-            totals.most = max(totals.most, (facts["peak"], report.nodeid))
-            for name in facts["findings"]:
-                totals.findings[name] = totals.findings.get(name, 0) + 1
-            for name, count in facts["fallbacks"].items():
-                totals.fallbacks[name] = totals.fallbacks.get(name, 0) + count
+        facts: dict[str, Any] = {key: value for key, value in report.user_properties if key.startswith(KEY)}
+        if not facts:
+            return
+        totals, seconds = self.totals, facts[KEY + "seconds"]
+        totals.tests += 1
+        totals.launches += facts[KEY + "launches"]
+        totals.seconds += seconds
+        totals.slowest.append((seconds, report.nodeid))
+        totals.most = max(totals.most, (facts[KEY + "device_bytes"], report.nodeid))
+        if report.passed:
+            self.used[report.nodeid] = Used(seconds=seconds, peak_bytes=facts[KEY + "peak_bytes"])
+        for name in json.loads(facts[KEY + "findings"]):
+            totals.findings[name] = totals.findings.get(name, 0) + 1
+        for name, count in json.loads(facts[KEY + "fallbacks"]).items():
+            totals.fallbacks[name] = totals.fallbacks.get(name, 0) + count
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Print the totals of all tests."""
@@ -238,6 +300,13 @@ class ChipPlugin:
             most = sorted(totals.fallbacks.items(), key=lambda pair: (-pair[1], pair[0]))
             names = ", ".join(f"{name} {count}x" for name, count in most[:5]) + (" ..." if len(most) > 5 else "")
             write(f"fallbacks to the host, for operators that {self.chip.name} does not have: {names}")
+        if self.updates:
+            write(f"{self.baseline_file}: written with {quantity(len(self.used), 'test')}")
+        elif self.baseline:
+            new = len(self.used.keys() - self.baseline.tests.keys())
+            compared = quantity(len(self.used) - new, "test")
+            add = f"; {quantity(new, 'new one')}: add with --chip-baseline-update" if new else ""
+            write(f"baseline {self.baseline_file}: {compared} compared{add}")
         if totals.findings:
             write("findings: " + ", ".join(f"{name} {count}" for name, count in sorted(totals.findings.items())))
 
@@ -273,6 +342,16 @@ def _held_bytes() -> int:
 
 def _peak() -> int:
     return max((most for _, most, _ in _bytes()), default=0)
+
+
+def _peaks() -> int:
+    """Return the peaks of all devices, summed."""
+    return sum(most for _, most, _ in _bytes())
+
+
+def _asks_for_toolkit(error: Exception) -> bool:
+    """Return True for an error of torch's extensions without nvcc, or of NVIDIA's management library."""
+    return (isinstance(error, OSError) and "CUDA_HOME" in str(error)) or type(error).__name__.startswith("NVMLError")
 
 
 def _leak(count: int, lines: set[str]) -> Finding:

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
+from bringup.cli.project import settings
 from bringup.errors import BringupError, ChipWarning
 
 __all__ = ["ChipWarning"]
 
+NEED_CHIP = ("--chip-cuda", "--chip-strict", "--chip-dry", "--chip-warn", "--chip-baseline", "--chip-baseline-update")
 MARKERS = (
     "max_syncs(n): fail if the host waits implicitly for the chip more than n times in the test",
     'max_device_memory(size): fail if the test holds more device memory at once than a size such as "4GiB"',
@@ -23,10 +25,22 @@ MARKERS = (
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options of the plug-in."""
     group = parser.getgroup("chip", "a virtual AI chip (bringup)")
-    group.addoption("--chip", metavar="NAME|FILE", help="run the tests on this virtual chip and check them")
+    group.addoption(
+        "--chip",
+        metavar="NAME|FILE",
+        help="run the tests on this virtual chip and check them; none: on no chip, whatever pyproject.toml says",
+    )
     group.addoption("--chip-cuda", action="store_true", help="the device cuda means the chip")
     group.addoption("--chip-strict", action="store_true", help="raise where an operator would run on the host")
     group.addoption("--chip-dry", action="store_true", help="launch and allocate, but compute nothing")
+    group.addoption(
+        "--chip-baseline", metavar="FILE", help="fail the tests that take more chip time or memory than this file says"
+    )
+    group.addoption("--chip-baseline-update", action="store_true", help="write that file from the tests that pass")
+    for name, what in (("--chip-max-slower", "chip time, such as 5%% or +2ms"), ("--chip-max-memory", "memory")):
+        group.addoption(
+            name, metavar="CHANGE", default="5%", help=f"with --chip-baseline: allowed growth of {what} (default: 5%%)"
+        )
     group.addoption("--chip-warn", action="store_true", help="report findings as warnings, so that the tests pass")
 
 
@@ -34,30 +48,38 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
     """Redirect cuda to the chip before a conftest or test module asks whether CUDA is available."""
     options = early_config.known_args_namespace
-    if not getattr(options, "chip_cuda", False) or options.chip is None:
+    if not getattr(options, "chip_cuda", False):
         return
-    from bringup.device.cuda import redirect_cuda  # imports torch
-
     try:
+        if _chip_of(early_config) is None:
+            return
+        from bringup.device.cuda import redirect_cuda  # imports torch
+
         redirect_cuda()
     except BringupError as error:
         raise pytest.UsageError(str(error)) from None
+
+
+def _chip_of(config: pytest.Config) -> str | None:
+    """Return the chip of the option, or of the project's settings; None if the tests run without one."""
+    name: str | None = config.known_args_namespace.chip or settings(config.invocation_params.dir).chip
+    return None if name == "none" else name
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the markers and, with ``--chip``, the checks."""
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    chip = config.getoption("--chip")
-    if chip is None:
-        for option in ("--chip-cuda", "--chip-strict", "--chip-dry", "--chip-warn"):
-            if config.getoption(option):
-                raise pytest.UsageError(f"{option} needs --chip NAME")
-        return
-    from bringup.pytest_checks import ChipPlugin  # imports torch
-
     try:
-        plugin = ChipPlugin(config, chip)
+        chip = _chip_of(config)
+        if chip is None:
+            for option in NEED_CHIP:
+                if config.getoption(option):
+                    raise pytest.UsageError(f"{option} needs --chip NAME")
+            return
+        from bringup.pytest_checks import ChipPlugin  # imports torch
+
+        plugin = ChipPlugin(config, chip, settings(config.invocation_params.dir))
     except BringupError as error:
         raise pytest.UsageError(str(error)) from None
     config.pluginmanager.register(plugin, "bringup-chip")
@@ -69,7 +91,7 @@ def chip(request: pytest.FixtureRequest) -> Any:
 
     Skips the test without ``--chip``.
     """
-    if request.config.getoption("--chip") is None:
+    if request.config.pluginmanager.get_plugin("bringup-chip") is None:
         pytest.skip("needs --chip NAME")
     import torch
 

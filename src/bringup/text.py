@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Iterable, Sequence
+from html import escape
 
 _JOINERS = "\u200c\u200d"  # harmless: they occur within Persian words and within emoji
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (such as bidirectional overrides), surrogate, separators
@@ -65,3 +67,19 @@ def size(count: float) -> str:
         if count >= scale:
             return f"{count / scale:,.2f} {unit}"
     return f"{count:.0f} bytes"
+
+
+def html_table(title: str, rows: Iterable[Sequence[str]], heads: Sequence[str] = ()) -> str:
+    """Write a title and a table as HTML for a notebook's output; the first column is text, the others are numbers."""
+    align = ("left", "right")
+
+    def row(tag: str, cells: Sequence[str]) -> str:
+        texts = (
+            f'<{tag} style="text-align:{align[number > 0]}">{escape(plain(cell))}</{tag}>'
+            for number, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(texts)}</tr>"
+
+    head = f"<thead>{row('th', heads)}</thead>" if heads else ""
+    body = "".join(row("td", cells) for cells in rows)
+    return f"<div><strong>{escape(plain(title))}</strong><table>{head}<tbody>{body}</tbody></table></div>"

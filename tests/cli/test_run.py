@@ -202,7 +202,9 @@ def test_signal_ends_the_program_as_under_python_and_leaves_a_report(tmp_path: P
         output, errors = process.communicate(timeout=60)
     assert process.returncode == -number
     assert ("KeyboardInterrupt" in errors) == ("clean" in output) == (number == signal.SIGINT)
-    assert json.loads((tmp_path / "bringup-waits" / "summary.json").read_text())["launches"] == 2
+    summary = json.loads((tmp_path / "bringup-waits" / "summary.json").read_text())
+    assert (summary["launches"], summary["stopped_by"]) == (2, number.name)
+    assert f"{number.name} ended the program; this is what it did up to there" in output
 
 
 def test_strict_raises_at_the_line(bringup: Bringup, tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import bringup
+from bringup.process import process
 from bringup.recording.rows import ALLOC, FREE, IN_BACKWARD, LAUNCH
+from bringup.text import duration
 
 CHIP = "chip"
 
@@ -77,6 +79,23 @@ def test_inputs_are_not_written_over() -> None:
     for _ in range(2):
         function(on_chip).sum().backward()
     assert torch.equal(on_chip.cpu(), x)
+
+
+def test_unaligned_product_is_padded_on_gpus_as_by_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(process, "chip", bringup.load_chip("t4"))
+
+    def products(dtype: torch.dtype) -> tuple[list[list[int]], torch.Tensor]:
+        torch._dynamo.reset()
+        x, w = torch.ones(2048, 2048, dtype=dtype), torch.ones(2048, 2043, dtype=dtype)
+        function = torch.compile(torch.mm)
+        with bringup.record() as trace:
+            result = function(x.to(CHIP), w.to(CHIP))
+        return [list(item.outputs[0].shape) for item in trace.signatures if item.base == "mm"], result
+
+    shapes, result = products(torch.bfloat16)
+    assert (shapes, list(result.shape)) == ([[2048, 2048]], [2048, 2043])
+    assert torch.equal(result.cpu(), torch.full((2048, 2043), 2048, dtype=torch.bfloat16))
+    assert products(torch.float32)[0] == [[2048, 2043]]
 
 
 def test_sizes_may_change_without_a_graph_each() -> None:
@@ -253,6 +272,31 @@ function(torch.ones(4, device="chip"))
     assert "broken.py:7" in (tmp_path / "bringup-broken" / "report.html").read_text()
 
 
+def test_graph_breaks_have_a_cost(tmp_path: Path, bringup_run: Callable[..., Any]) -> None:
+    (tmp_path / "broken.py").write_text(
+        """
+import torch
+
+class Layer(torch.nn.Module):
+    def forward(self, x):
+        x = x * 2
+        return x / max(int(x.sum().item()), 1)
+
+function = torch.compile(torch.nn.Sequential(Layer(), Layer(), Layer()))
+for _ in range(4):
+    function(torch.ones(4, device="chip"))
+    torch.chip.synchronize()
+"""
+    )
+    done = bringup_run("--chip=t4", "--host=xeon-8275cl", "broken.py")
+    summary = json.loads((tmp_path / "bringup-broken" / "summary.json").read_text())
+    cost = summary["graph_breaks_seconds"]
+    reads = 3 * (20e-6 + 10e-6)  # the host's calls of a copy and of a synchronisation, for each value
+    assert reads < cost < summary["step_seconds"]
+    assert f"cut at 1 line, which costs {duration(cost)} per" in done.stdout, done.stderr
+    assert "less" in (tmp_path / "bringup-broken" / "report.html").read_text()
+
+
 def test_gradient_that_the_chip_still_computes_is_waited_for() -> None:
     x = torch.randn(8, 4, device=CHIP, requires_grad=True)
     y = torch.compile(lambda x: (x * 2).relu())(x)
@@ -370,3 +414,19 @@ def test_modes_with_graphs_replay_each_graph_by_one_call(mode: str, replayed: bo
     summary = bringup.price(trace, chip="h100-sxm").summary
     graph = summary.what_if_of("graph")
     assert graph is not None and (summary.step_seconds < 2 * graph.step_seconds) == replayed
+
+
+@pytest.mark.parametrize(("asynchronous", "races"), [(True, 1), (False, 0)])
+def test_a_graph_that_reads_an_asynchronous_copy_is_a_race(
+    tmp_path: Path, bringup_run: Callable[..., Any], asynchronous: bool, races: int
+) -> None:
+    (tmp_path / "reads.py").write_text(
+        "import torch\n"
+        "def norm(x):\n"
+        f"    total = (x * x).sum().to('cpu', non_blocking={asynchronous})\n"
+        "    return total + 1\n"
+        "print(torch.compile(norm)(torch.ones(64, device='chip')).item())\n"
+    )
+    done = bringup_run("--sanitize=race", "reads.py")
+    assert done.stdout.count("race: reads.py:4 uses page-locked memory that reads.py:3 copies") == races, done.stderr
+    assert done.returncode == races

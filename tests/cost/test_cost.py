@@ -10,6 +10,7 @@ from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils.flop_counter import FlopCounterMode
 
 import bringup
+from bringup import pricing
 from bringup.cost import family_of, work_of
 from bringup.cost.rules import rule
 from bringup.recording.rows import LAUNCH
@@ -52,6 +53,35 @@ def test_grouped_convolution_counts_every_group_once() -> None:
     with bringup.record() as trace:
         training("chip", (2, 4, 9, 9), (6, 2, 3, 3), function=lambda x, w: functional.conv2d(x, w, groups=2))
     assert matrix_flops(trace) == 3 * (2 * 2 * 7 * 7 * 6 * 2 * 3 * 3)
+
+
+def test_group_norm_reads_its_groups_in_sequence() -> None:
+    norm = torch.nn.GroupNorm(4, 16, device="chip")
+    x = torch.ones(2, 16, 32, 32, device="chip")
+    with bringup.record() as trace:
+        norm(x)
+    work = work_of(trace.signatures[0])
+    assert (work.kernels, work.chain) == (3, 4 * 32 * 32 / 512)  # four channels per group, 512 threads
+
+
+@pytest.mark.parametrize(
+    ("depthwise", "last", "apart"), [(False, False, True), (True, False, False), (True, True, True)]
+)
+def test_bias_of_a_convolution_is_apart_but_in_torchs_depthwise_kernel(
+    depthwise: bool, last: bool, apart: bool
+) -> None:
+    layer = torch.nn.Conv2d(16, 16, 3, groups=16 if depthwise else 1, device="chip")
+    x = torch.ones(2, 16, 34, 34, device="chip")
+    with bringup.record() as trace:
+        layer(x.to(memory_format=torch.channels_last) if last else x)
+    (work,) = (work_of(item) for item in trace.signatures if "convolution" in item.op)
+    assert work.bias_bytes == apart * 2 * 4 * 2 * 16 * 32 * 32  # result read and written
+    prices = {}
+    for name in ("t4", "tpu-v3"):
+        (signature,) = (item for item in trace.signatures if "convolution" in item.op)
+        table = pricing.WorkTable.from_signatures([signature])
+        prices[name] = pricing.price_table(table, [signature], bringup.load_chip(name)).kernels[0]
+    assert prices["t4"] - prices["tpu-v3"] == apart
 
 
 def test_attention_counts_two_products_forward_and_five_backward() -> None:

@@ -72,10 +72,52 @@ def test_bad_choice_in_the_environment_is_told_at_first_use(python: Run) -> None
     assert "BRINGUP_DEVICES must be a whole number from 1 to 64, got 'many'" in done.stderr.splitlines()[-1]
 
 
-def test_chip_chosen_after_first_use_is_refused() -> None:
-    torch.ones(1, device="chip")
-    with pytest.raises(bringup.ChipInUseError, match="edge8 is already in use; choose the chip before"):
-        bringup.use("a100-sxm-80")
+CHANGED = """
+import bringup, torch
+bringup.use("t4")
+values = torch.ones(1 << 20, device="chip")
+try:
+    bringup.use("a100-sxm-80")
+except bringup.ChipInUseError as error:
+    print(error)
+print((values @ values).item())
+del values
+bringup.use("a100-sxm-80")
+print(torch.chip.get_device_name(), torch.chip.mem_get_info()[1] >> 30)
+torch.chip.reset_peak_memory_stats()
+large = torch.empty(20 << 30, dtype=torch.uint8, device="chip")
+print(torch.chip.max_memory_allocated() >> 30)
+del large
+bringup.use("t4")
+try:
+    torch.empty(20 << 30, dtype=torch.uint8, device="chip")
+except torch.OutOfMemoryError as error:
+    print("chip:0 (t4) is out of memory" in str(error))
+with bringup.record() as trace:
+    torch.ones(4, device="chip") + 1
+    try:
+        bringup.use("l4")
+    except bringup.ChipInUseError as error:
+        print(error)
+for options in ({"devices": 2}, {"check": True}, {"past_capacity": True}):
+    try:
+        bringup.use("l4", **options)
+    except RuntimeError as error:
+        print(str(error).splitlines()[0])
+print(torch.chip.get_device_name(), trace.about["chip"])
+"""
+
+
+def test_chip_changes_only_while_nothing_is_on_it(python: Run) -> None:
+    done = python(CHANGED)
+    assert done.returncode == 0, done.stderr
+    alive, product, name, held, full, recording, *others, last = done.stdout.splitlines()
+    assert "change from t4 to a100-sxm-80: 1 tensor of t4 still alive (4.00 MiB float32[1048576] by aten::" in alive
+    assert "program.py:4" in alive and "delete it, or choose the chip at the top" in alive
+    assert (product, name, held, full) == ("1048576.0", "a100-sxm-80 (NVIDIA A100 SXM4, 80 GB HBM2e) 79", "20", "True")
+    assert "during a recording" in recording
+    assert len(others) == 3 and all("is already open in this process, with other devices" in text for text in others)
+    assert last == "t4 (NVIDIA T4, 16 GB GDDR6) t4"
 
 
 def test_devices_out_of_range_are_refused() -> None:

@@ -24,7 +24,8 @@ def test_every_promised_chip_ships() -> None:
         t4 v100-sxm v100-pcie a100-sxm-40 a100-sxm-80 a100-pcie-40 a100-pcie-80 h100-sxm h100-pcie h200-sxm b200-sxm
         l4 l40s rtx-3090 rtx-4090 jetson-orin mi100 mi210 mi250 mi300x max-1550 gaudi2 gaudi3 tpu-v3 tpu-v4 tpu-v5e
         tpu-v5p tpu-v6e gc200 bow grayskull-e150 wormhole-n150 wormhole-n300 blackhole-p150 inferentia2 trainium1
-        cloud-ai-100 hailo-8 edge-tpu rngd warboy
+        cloud-ai-100 hailo-8 edge-tpu rngd warboy a10 a10g h20 rtx-5090 rtx-3060 rtx-2080-ti rx-7900-xtx mi325x mi355x
+        ascend-910b m2-ultra arc-b580 tpu-v7 trainium2 jetson-orin-nano
     """
     assert set(promised.split()) <= set(bringup.available_chips())
 

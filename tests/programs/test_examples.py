@@ -1,6 +1,7 @@
 """Every example runs, and the README tells the truth."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -122,7 +123,8 @@ def test_readme_run_prints_what_the_readme_shows(tmp_path: Path) -> None:
         str(tmp_path / "out"),
         "examples/digits.py",
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
+    environment = {**os.environ, "COLUMNS": "140"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
     printed = done.stdout[done.stdout.index("step ") :]
     assert printed.split("report: ")[0] == shown[1].split("report: ")[0], done.stderr
 

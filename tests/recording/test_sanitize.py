@@ -284,6 +284,15 @@ def overwrites_a_buffer_that_is_still_uploaded() -> Any:
     return a
 
 
+@mistake("race")
+def overwrites_a_buffer_with_several_threads_in_several_steps() -> Any:
+    host, a = torch.ones(1 << 20).pin_memory(), torch.empty(1 << 20, device="chip")
+    for step in range(5):
+        a.copy_(host, non_blocking=True)  # and here
+        host.fill_(step)  # here
+    return a
+
+
 @correct
 def refills_a_buffer_after_the_upload() -> Any:
     host = torch.ones(1000).pin_memory()
@@ -448,6 +457,20 @@ def downloads_a_buffer_with_a_gap() -> Any:
     a = torch.empty(4, 4, device="chip")  # and here
     a[0], a[1], a[3] = 1, 2, 3
     return a.cpu()  # here
+
+
+@mistake("init")
+def sums_a_buffer_of_which_every_second_element_is_written() -> Any:
+    buffer = torch.empty(20, device="chip")  # and here
+    buffer[1::2] = 1
+    return buffer.sum()  # here
+
+
+@mistake("init")
+def sums_a_table_whose_corners_are_missing() -> Any:
+    table = torch.empty(4, 4, device="chip")  # and here
+    table.view(-1)[1:15] = 1
+    return table.sum()  # here
 
 
 @mistake("init")
@@ -751,7 +774,11 @@ def test_unwritten_rows_and_elements_are_named() -> None:
     gap = downloads_a_buffer_with_a_gap
     assert part_of(gap) == "row 2 of dimension 0 of float32[4, 4] (4 of its 16 elements)"
     left = reads_rows_that_index_copy_left
-    assert part_of(left) == "elements between 0 and 31 of float32[8, 4] (20 of its 32 elements)"
+    assert part_of(left) == "rows 0, 2, 4 and 6 to 7 of dimension 0 of float32[8, 4] (20 of its 32 elements)"
+    scattered = sums_a_buffer_of_which_every_second_element_is_written
+    assert part_of(scattered) == "elements 0, 2, 4, 6, 8, 10 and 4 more of float32[20] (10 of its 20 elements)"
+    corners = sums_a_table_whose_corners_are_missing
+    assert part_of(corners) == "elements between 0 and 15 of float32[4, 4] (2 of its 16 elements)"
 
 
 def test_new_memory_is_filled_while_it_is_watched() -> None:

@@ -67,6 +67,10 @@ def ops(trace: bringup.Trace, phase: str) -> Counter[str]:
     return Counter(trace.signatures[i].op for i in trace.columns["signature"][rows])
 
 
+def test_a_trace_is_shown_on_one_line(trace: bringup.Trace) -> None:
+    assert repr(trace) == f"<Trace: {trace.launches} launches in {len(trace)} rows>"
+
+
 def test_launches_have_phases(trace: bringup.Trace) -> None:
     assert ops(trace, "forward")["aten::addmm"] == 6
     assert ops(trace, "backward")["aten::mm"] == 9  # the first layer's input needs no gradient

@@ -450,3 +450,27 @@ threading.Thread(target=monitor).start()
     assert found, done.stderr
     summary = json.loads((tmp_path / "bringup-train" / "summary.json").read_text())
     assert float(found[1]) == pytest.approx(64 / summary["step_seconds"], rel=0.02)
+
+
+def test_a_clock_that_is_read_before_the_chip_is_done_is_named(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        """
+import time, torch
+x = torch.ones(4096, 4096, device="chip")
+torch.chip.synchronize()
+began = time.perf_counter()
+for _ in range(4): x @ x
+launched = time.perf_counter()
+torch.chip.synchronize()
+began = time.perf_counter()
+for _ in range(4): x @ x
+torch.chip.synchronize()
+ended = time.perf_counter()
+"""
+    )
+    done = bringup_run("--chip-time", "--dry", "--chip", "t4", "program.py")
+    summary = json.loads((tmp_path / "bringup-program" / "summary.json").read_text())
+    (item,) = summary["early_clocks"]
+    assert item["line"] == 7 and item["shown_seconds"] < item["seconds"] / 2
+    assert item["seconds"] == pytest.approx(4 * 2 * 4096**3 / 8.141e12, rel=0.5)
+    assert "the clock at program.py:7 is read before the chip is done" in done.stdout, done.stderr

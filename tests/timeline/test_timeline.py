@@ -452,6 +452,13 @@ def test_launch_between_others_takes_longer_than_one_in_a_loop() -> None:
     assert issued_us(lambda: (x + 1, x * 2, x + 1), on) == pytest.approx(3 * 2 * 14)
 
 
+def test_further_kernels_of_a_call_take_the_driver_again() -> None:
+    tensors = [torch.ones(1 << 20, device="chip") for _ in range(64)]  # 1,024 blocks of 65,536, 320 per kernel
+    by_driver = issued_us(lambda: torch._foreach_mul_(tensors, 2.0), dispatching(launch_us=4.0, program=2.0))
+    assert by_driver == pytest.approx(2 * 14 + 3 * 4)
+    assert issued_us(lambda: torch._foreach_mul_(tensors, 2.0), dispatching()) == pytest.approx(10)
+
+
 def test_families_have_their_own_times() -> None:
     x = torch.ones(16, 16, device="chip")
     on = dispatching(families={"softmax": 7.0, "reduction": 3.0})

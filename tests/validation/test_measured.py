@@ -15,7 +15,17 @@ from bringup.analyse.program_class import CLASSES, CNN, LANGUAGE, program_class
 from bringup.pricing import bands
 from bringup.recording.rows import DEVICE_SYNC, LAUNCH, STEP
 from bringup.timeline.replay import WhatIf, replay
-from bringup.validation.measured import ALLOCATED, BUSY, GRAPH, NEW_LENGTH, RESERVED, band_rows, read_measured, tables
+from bringup.validation.measured import (
+    ALLOCATED,
+    BUSY,
+    COMPILED,
+    GRAPH,
+    NEW_LENGTH,
+    RESERVED,
+    band_rows,
+    read_measured,
+    tables,
+)
 from bringup.validation.measured import STEP as STEP_TIME
 from bringup.validation.recorded import TABLE, recordings
 from tests.conftest import ROOT
@@ -26,6 +36,7 @@ PROGRAM = {
     **{"sync_first2_us": "9", "busy_union_us": "3000", "kernels": "300", "copies": "0"},
     **{"peak_allocated": str(2**30), "peak_reserved": "1e9"},
 }
+COMPILED_BERT = {"id": "bert-base/infer/fp32/b1/s128/compile=reduce-overhead", "compile": "reduce-overhead"}
 OPERATOR = {
     **{"id": "mm/square/bf16/4096x4096x4096", "family": "mm", "dtype": "bf16", "eager_us": "210"},
     **{"graph_us": "200", "kernels": "1"},
@@ -48,7 +59,7 @@ def read_csv(path: Path) -> list[dict[str, str]]:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     ours = tmp_path / "h100_bringup"
-    write(ours / "programs.csv", PROGRAM, {**PROGRAM, "compile": "default"})
+    write(ours / "programs.csv", PROGRAM, {**PROGRAM, "id": "another"}, {**PROGRAM, **COMPILED_BERT})
     write(ours / "operators.csv", OPERATOR, {**OPERATOR, "id": "mm/new/bf16/1x1x1"})
     lines = [TINY, {**TINY, "grad": True}, {"kind": "python", "loop_ns": 75.0}]
     (ours / "host.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
@@ -81,6 +92,20 @@ def test_decoding_at_a_new_length_has_the_plan_of_its_attention(folder: Path) ->
     assert found[NEW_LENGTH].predicted - found[STEP_TIME].predicted == pytest.approx(plan * 1e-3, rel=0.01)
 
 
+def test_compiled_programs_are_figures_of_their_own(folder: Path) -> None:
+    (compiled,) = (row for row in read_measured(folder).comparisons if row.name == COMPILED_BERT["id"])
+    assert (compiled.figure, compiled.measured) == (COMPILED, pytest.approx(4e-3))
+    assert len(band_rows(read_measured(folder).comparisons)) == 1  # the eager one's
+
+
+def test_graphs_are_replayed_in_every_step() -> None:
+    item = recordings()[f"program/{COMPILED_BERT['id']}"]
+    chip, host = bringup.load_chip("h100-sxm"), bringup.load_host("emerald-rapids-vm")
+    one, three = (replay(item.trace(steps), chip, host).issued.max() for steps in (1, 3))
+    launch = (host.dispatch.matmul_us + (host.dispatch.launch_us or 0)) * 1e-6  # one call replays a graph
+    assert three - one >= 2 * launch
+
+
 def test_what_cannot_be_read_is_named_and_the_rest_is_read(folder: Path) -> None:
     (folder / "h100_bringup" / "operators.csv").write_text("id,family\nmm,1\n")
     write(folder / "other" / "programs.csv", PROGRAM)
@@ -91,7 +116,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_read(folder: Path) -> None
         "operators.csv is skipped, because it is not in the format of our measurements: it has no column dtype" in text
     )
     assert "the machine of its folder is not known (known: h100_bringup)" in text
-    assert "1 rows are skipped, because torch.compile is not recorded" in text
+    assert "1 rows are skipped, because their programs are not recorded" in text
 
 
 @pytest.mark.parametrize("cell", ["nan", "-1", "soon", "inf"])

@@ -24,7 +24,7 @@ from bringup.analyse import (
 )
 from bringup.analyse.changes import replayed
 from bringup.analyse.compile_advice import LEAST_SHARE
-from bringup.analyse.summary import Bottleneck, Summary, WhatIfResult
+from bringup.analyse.summary import LEAST_SECONDS, Bottleneck, Summary, WhatIfResult
 from bringup.analyse.wait_advice import for_waits
 from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, WorkTable
@@ -37,7 +37,6 @@ from bringup.timeline.steady import steady, step_seconds
 
 Array = npt.NDArray[Any]
 MOST_BOTTLENECKS = 3  # fit on one screen
-LEAST_SECONDS = 3e-3  # of the whole run: a smaller saving is not worth a change
 ELSEWHERE = "use another dtype or operator, run this part on the host explicitly, or ask the vendor to add it"
 MOSTLY = 0.5  # of the copies: above this share, pinning is the advice
 
@@ -48,6 +47,8 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
     ways = [] if summary.fits or summary.out_of_memory else ways_to_fit.ways(timeline, summary)
     if summary.failed:  # what the rest of the program does is not known
         return replace(summary, ways_to_fit=ways)
+    if summary.graph_breaks:
+        summary = replace(summary, graph_breaks_seconds=compile_advice.cut_seconds(timeline, summary))
     plans, timeline_without, summary_without = attention_plans.without_plans(timeline, summary)
     bottlenecks = [
         *input_bound.advice(timeline, summary),

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from bringup import pricing
 from bringup.cost import Signature
 from bringup.recording.rows import FREE, LAUNCH, STREAM_SYNC
+from bringup.recording.trace import Trace
 from bringup.timeline.replay import Timeline
 
 Array = npt.NDArray[Any]
@@ -53,8 +54,7 @@ def chains(timeline: Timeline, first: int, last: int, covered: Array) -> Chains:
     place = np.stack([trace.columns[name][rows].astype(np.int64) for name in ("device", "stream", "thread", "phase")])
     begins = np.ones(len(rows), dtype=bool)
     begins[1:] = ~(light[1:] & light[:-1] & (place[:, 1:] == place[:, :-1]).all(axis=0))
-    for number in np.flatnonzero(~begins).tolist():
-        begins[number] = not _storages(timeline, rows[number]) & _storages(timeline, rows[number - 1])
+    begins |= ~_share_memory(timeline.trace, rows)
     chain = np.cumsum(begins) - 1
     length = np.bincount(chain, light, len(rows))
     inside = light & (length[chain] > 1)
@@ -91,29 +91,45 @@ def _fused_seconds(timeline: Timeline, members: Array, number_of: Array, share: 
     return seconds
 
 
-def _storages(timeline: Timeline, row: int) -> set[int]:
-    trace = timeline.trace
-    return set((trace.uses[trace.offsets[row] : trace.offsets[row + 1]] >> 1).tolist())
+def _share_memory(trace: Trace, rows: Array) -> Array:
+    """Return for each row True if it uses a storage that the one before in the list uses, too."""
+    uses, place = _uses_of(trace, rows)
+    storage = uses >> 1
+    key = place * (int(storage.max(initial=0)) + 1) + storage
+    before = key + int(storage.max(initial=0)) + 1  # the same storage, used by the row after
+    shared = np.zeros(len(rows), dtype=bool)
+    shared[place[np.isin(key, before)]] = True
+    return shared
+
+
+def _uses_of(trace: Trace, rows: Array) -> tuple[Array, Array]:
+    """Return the uses of these rows, and for each use the place of its row in the list."""
+    first = trace.offsets[rows]
+    count = trace.offsets[rows + 1] - first
+    return trace.uses[_ranges(first, count)], np.repeat(np.arange(len(rows)), count)
+
+
+def _ranges(first: Array, count: Array) -> Array:
+    """Return ``[first[0], first[0] + 1, ...]``, `count[0]` numbers, then those of the next range, and so on."""
+    begins = np.cumsum(count) - count
+    numbers: Array = np.arange(int(count.sum())) + np.repeat(first - begins, count)
+    return numbers
 
 
 def _bytes(timeline: Timeline, rows: Array, chain: Array) -> tuple[Array, Array]:
     """Return for each chain the bytes that its launches move, and those that one kernel would move."""
     trace = timeline.trace
     count = int(chain.max()) + 1 if len(chain) else 0
-    sizes = {
-        number: _use_bytes(trace.signatures[number]) for number in np.unique(trace.columns["signature"][rows]).tolist()
-    }
-    inside = _temporaries(timeline, rows, chain)
-    storage, size, of_chain = [], [], []
-    for row, number in zip(rows.tolist(), chain.tolist(), strict=True):
-        uses = trace.uses[trace.offsets[row] : trace.offsets[row + 1]]
-        by_use = sizes[int(trace.columns["signature"][row])][: len(uses)]
-        storage.append(uses[: len(by_use)])
-        size.append(by_use)
-        of_chain.append(np.full(len(by_use), number))
-    if not storage:
+    if not len(rows):
         return np.zeros(count), np.zeros(count)
-    uses, amount, owner = np.concatenate(storage), np.concatenate(size), np.concatenate(of_chain)
+    signatures, kind = np.unique(trace.columns["signature"][rows], return_inverse=True)
+    sizes = [_use_bytes(trace.signatures[number]) for number in signatures.tolist()]
+    lengths = np.asarray([len(item) for item in sizes])
+    inside = _temporaries(timeline, rows, chain)
+    common = np.minimum(lengths[kind], trace.offsets[rows + 1] - trace.offsets[rows])
+    uses = trace.uses[_ranges(trace.offsets[rows], common)]
+    amount = np.concatenate(sizes)[_ranges((np.cumsum(lengths) - lengths)[kind], common)]
+    owner = np.repeat(chain, common)
     moved = np.bincount(owner, amount, count)
     order = np.lexsort((np.arange(len(uses)), uses >> 1, owner))
     uses, amount, owner = uses[order], amount[order], owner[order]
@@ -143,9 +159,8 @@ def _temporaries(timeline: Timeline, rows: Array, chain: Array) -> Array:
     inside[freed] = True
     inside &= (lowest == highest) & (lowest >= 0)
     last = rows[np.append(chain[1:] != chain[:-1], True)] if len(rows) else rows
-    for row in last.tolist():
-        uses = trace.uses[trace.offsets[row] : trace.offsets[row + 1]]
-        inside[uses[(uses & 1) == 1] >> 1] = False
+    uses, _ = _uses_of(trace, last)
+    inside[uses[(uses & 1) == 1] >> 1] = False
     return inside
 
 

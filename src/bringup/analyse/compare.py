@@ -10,6 +10,7 @@ from bringup.analyse import holders as memory
 from bringup.analyse.summarize import summarize
 from bringup.analyse.summary import Summary
 from bringup.recording.trace import Trace
+from bringup.text import duration, html_table, size
 from bringup.timeline.replay import HostClock, replay
 
 if TYPE_CHECKING:
@@ -31,6 +32,26 @@ class Row:
     ratio: float
 
 
+class Comparison(list[Row]):
+    """The rows of a comparison, in the order of the chips."""
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        rows = [
+            (
+                row.summary.chip,
+                duration(row.summary.step_seconds),
+                f"{row.ratio:.2f}x",
+                row.bound,
+                f"{row.summary.device_seconds / (row.summary.step_seconds or 1.0):.0%}",
+                f"{size(row.summary.peak_bytes)} of {size(row.summary.capacity_bytes)}",
+                "not validated" if row.summary.error_band is None else f"+-{row.summary.error_band:.0%}",
+            )
+            for row in self
+        ]
+        return html_table("comparison", rows, ("chip", "step", "", "bound", "busy", "memory", "band"))
+
+
 def compare(
     trace: Trace,
     chips: Sequence[Chip],
@@ -38,7 +59,7 @@ def compare(
     *,
     host_clock: HostClock = "modelled",
     advance: Callable[[], None] = lambda: None,
-) -> list[Row]:
+) -> Comparison:
     """Price a trace on every chip; return one row per chip in the order of `chips`.
 
     Args:
@@ -48,7 +69,7 @@ def compare(
         host_clock: ``modelled`` or ``measured``, as in `replay`.
         advance: called after every chip, for a progress bar.
     """
-    rows: list[Row] = []
+    rows = Comparison()
     peak: memory.Memory | None = None
     for chip in chips:
         timeline = replay(trace, chip, host, host_clock=host_clock)

@@ -135,6 +135,22 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
     return ways
 
 
+def cut_seconds(timeline: Timeline, summary: Summary) -> float:
+    """Return what the breaks of torch.compile's graphs cost in a step; 0 if that is noise.
+
+    Without them, the host does not wait at their lines, and kernels are fused across them.
+    """
+    trace = timeline.trace
+    cuts = {item.line for item in summary.graph_breaks}
+    at_cuts = np.asarray([line in cuts for line in trace.lines] + [False], dtype=bool)[trace.columns["line"]]
+    waits = trace.waits.where(at_cuts[trace.waits.rows] & (trace.waits.kind != UPLOAD))
+    if not len(waits.rows):
+        return 0.0
+    whole = changes.fused(changes.without_waits(timeline, waits))
+    cost = changes.same_step_seconds(timeline, changes.fused(timeline)) - changes.same_step_seconds(timeline, whole)
+    return cost if cost >= LEAST_SHARE * summary.step_seconds else 0.0
+
+
 def _differentiates_gradients(timeline: Timeline) -> bool:
     """Return True if a backward pass of the typical step can be differentiated: ``create_graph=True``."""
     first, last, *_ = steady(timeline)
@@ -164,6 +180,8 @@ def _larger_batch(timeline: Timeline, summary: Summary) -> list[Way]:
         # The host's work is the same for a larger batch, so its share is the most that is saved for the same samples.
         without = changes.same_step_seconds(timeline, changes.replayed(timeline, WhatIf(dispatch_scale=0.0)))
         return [Way(max(summary.step_seconds - without, 0.0), "larger-batch", "raise the batch")]
+    if larger.busy <= summary.device_seconds / summary.step_seconds:
+        return []  # what the chip computes does not grow with the batch, so the estimate says little
     even, only = ("", "") if larger.busy >= BUSY else ("even ", "only ")
     at = f"raise the batch: {even}at batch {larger.samples:,} the chip is busy {only}{larger.busy:.0%} of the time"
     return [Way(larger.saved_seconds, "larger-batch", at, {"busy_samples": larger.samples, "busy": larger.busy})]

@@ -171,7 +171,7 @@ def grown(work: WorkTable, growth: Growth, times: float) -> WorkTable:
     more = np.where(growth.work, times, 1.0)
     moved = 1.0 + growth.moved * (times - 1.0)
     columns = {name: getattr(work, name) * more for name in ("vector_flops", "special", "flops", "again_bytes")}
-    columns["bytes"], columns["converted_bytes"] = work.bytes * moved, work.converted_bytes * moved
+    columns |= {name: getattr(work, name) * moved for name in ("bytes", "converted_bytes", "bias_bytes")}
     columns["items"] = work.items * np.where(growth.results, times, 1.0)
     for side, name in enumerate(("batch", "m", "n", "k")):
         columns[name] = getattr(work, name) * np.where(growth.sides == side, times, 1.0)

@@ -23,10 +23,12 @@ def program_class(trace: Trace) -> str:
     columns = trace.columns
     launched = columns["signature"][columns["kind"] == LAUNCH]
     count = np.bincount(launched, minlength=len(trace.signatures))
-    names = [signature.op.removeprefix("aten::") for signature in trace.signatures]
+    fused = [signature.inner or (signature,) for signature in trace.signatures]
+    names = [[item.op.removeprefix("aten::") for item in operators] for operators in fused]
 
     def launches(*begins: str) -> int:
-        return sum(int(number) for name, number in zip(names, count, strict=True) if name.startswith(begins))
+        begun = (any(name.startswith(begins) for name in operators) for operators in names)
+        return sum(int(number) for starts, number in zip(begun, count, strict=True) if starts)
 
     def of_family(*families: str) -> int:
         return int(count[trace.work.is_family(*families)].sum())

@@ -90,7 +90,17 @@ class _Runs:
             return self.traces[value, name]
         arguments, environment = self.program.call(value)
         out = self.folder / str(len(self.traces))
-        command = [sys.executable, "-m", "bringup", "run", "--dry", "--oom=continue", f"--chip={name}", f"--out={out}"]
+        command = [
+            sys.executable,
+            "-m",
+            "bringup",
+            "--isolated",
+            "run",
+            "--dry",
+            "--oom=continue",
+            f"--chip={name}",
+            f"--out={out}",
+        ]
         done = subprocess.run(
             [*command, *self.program.options, self.program.script, *arguments],
             env=environment,

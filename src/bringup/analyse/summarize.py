@@ -12,6 +12,8 @@ from bringup.analyse import holders as memory
 from bringup.analyse import input_bound, roofline
 from bringup.analyse.communication import communication
 from bringup.analyse.compilations import compilations
+from bringup.analyse.early_clocks import early_clocks
+from bringup.analyse.host_alone import host_alone
 from bringup.analyse.own_time import own_time
 from bringup.analyse.program_class import program_class
 from bringup.analyse.summary import Fallback, GraphBreak, Placement, Summary, Wait
@@ -88,6 +90,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         verdict=memory.TOO_LARGE if out_of_memory else memory.verdict(need, chip.room_bytes),
         out_of_memory=out_of_memory,
         failed=bool(trace.about.get("failed", False)),
+        stopped_by=str(trace.about.get("stopped_by", "")),
         dry=bool(trace.about.get("dry", False)),
         memory=peak,
         energy_joules=chip.joules(step, busy),
@@ -102,6 +105,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         inputs=loaders,
         own_seconds=own_seconds,
         own=own,
+        host_alone_seconds=host_alone(timeline, first, last, step, busy),
         waits=waits(timeline, first, last),
         kernels=roofline.kernels(timeline, first, last),
         findings=[Finding(**{name: str(b[name]) for name in FINDING}) for b in trace.about.get("findings", [])],
@@ -111,6 +115,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         redirected={str(name): int(count) for name, count in trace.about.get("redirected", {}).items()},
         named_cuda=bool(trace.about.get("named_cuda", False)),
         chip_time=bool(trace.about.get("chip_time", False)),
+        early_clocks=early_clocks(timeline),
         **communication(timeline, first, last, since, until),
         mfu=used.share if used else None,
         mfu_dtype=used.dtype if used else "",

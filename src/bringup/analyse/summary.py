@@ -12,6 +12,7 @@ from bringup.analyse.unlike import Outside, UnlikeSteps
 from bringup.recording.findings import Finding
 
 SCHEMA_VERSION = 2
+LEAST_SECONDS = 3e-3  # of the whole run: a smaller saving is not worth a change
 OURS = {"json": False}  # metadata of fields that summary.json leaves out: for our own code and tests
 
 
@@ -93,6 +94,21 @@ class OwnTime:
     file: str
     line: int
     sleeps: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EarlyClock:
+    """A line that reads a clock before the chip is done.
+
+    Attributes:
+        shown_seconds: since the reading before, by the clock.
+        seconds: the same, until the chip is done with what was launched.
+    """
+
+    file: str
+    line: int
+    shown_seconds: float
     seconds: float
 
 
@@ -241,6 +257,7 @@ class Summary:
         verdict: ``yes``, ``no`` or ``within 5 %``, if the need is so near to the rest that only a run decides.
         out_of_memory: True if the program ended with this error, so its peak is unknown.
         failed: True if the program ended with an error, so the recording is only its beginning.
+        stopped_by: the signal that ended the program, ``SIGTERM`` or ``SIGINT``; else empty.
         dry: True if the program was recorded in a dry run.
         memory: the holders of device memory at its peak.
         input_seconds: time per step in which batches are loaded, if this is more than the step; else 0. It is measured,
@@ -249,14 +266,17 @@ class Summary:
         own_seconds: time per step of the program's own Python between launches, if this is more than the step; else 0.
             Like the time of input, it is measured and not part of the step.
         own: its lines, the slowest first.
+        host_alone_seconds: at most what one core of the host takes for the step; None unless that is clearly faster.
         waits: the host's waits for the chip by kind and line, the longest first.
         kernels: the kinds of launches that take longest.
         findings: the sanitizer's findings; empty if it was off.
         compiled_graphs, graph_breaks: those of torch.compile in the whole program.
+        graph_breaks_seconds: what the breaks cost in a step, see `compile_advice.cut_seconds`.
         compilations: the graphs of torch.compile, or of a chip that only runs graphs; None if nothing is compiled.
         redirected: the CUDA names that the program used, and how often.
         named_cuda: True if the program says cuda and means the chip.
         chip_time: True if the program's clocks showed predicted time.
+        early_clocks: lines that read them before the chip was done.
         ways_to_fit: changes that make the program fit, the cheapest first; empty if it already fits.
         error_band, error_band_of, error_band_rows, error_source: see `pricing.bands.Band`; the band for programs with
             the bound of this one.
@@ -307,6 +327,7 @@ class Summary:
     verdict: str
     out_of_memory: bool
     failed: bool
+    stopped_by: str
     dry: bool
     memory: Memory
     energy_joules: float | None
@@ -322,6 +343,7 @@ class Summary:
     inputs: list[Input] = field(default_factory=list)
     own_seconds: float = 0.0
     own: list[OwnTime] = field(default_factory=list)
+    host_alone_seconds: float | None = None
     kernels: list[Kernel] = field(default_factory=list)
     bottlenecks: list[Bottleneck] = field(default_factory=list)
     memory_advice: list[MemoryAdvice] = field(default_factory=list)
@@ -330,10 +352,12 @@ class Summary:
     findings: list[Finding] = field(default_factory=list)
     compiled_graphs: int = 0
     graph_breaks: list[GraphBreak] = field(default_factory=list)
+    graph_breaks_seconds: float = 0.0
     compilations: Compilations | None = None
     redirected: dict[str, int] = field(default_factory=dict)
     named_cuda: bool = field(default=False, metadata=OURS)
     chip_time: bool = False
+    early_clocks: list[EarlyClock] = field(default_factory=list)
     mfu: float | None = None
     mfu_dtype: str = ""
     mfu_peak_flops: float | None = None

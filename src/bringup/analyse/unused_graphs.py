@@ -155,7 +155,7 @@ def _unused(trace: Trace, alive: Array) -> Array:
     Nodes that launch nothing in the backward pass, such as those of additions, never seem to run. So a part counts only
     if it has a product, whose backward pass always launches. Compiled autograd runs other launches than the nodes': it
     has products without a node that read what other launches of the graph read. A graph that lives when the recording
-    ends counts only if the program has ended, without an error.
+    ends counts only if the program has ended, without an error or a signal.
 
     Args:
         trace: the recording.
@@ -167,7 +167,9 @@ def _unused(trace: Trace, alive: Array) -> Array:
     part = _connected(place, storage[edge], len(launches), len(alive))
     has_product, goes_on = (np.zeros(len(launches), dtype=bool) for _ in range(2))
     has_product[part[_products(trace, NEVER_RAN)[launches]]] = True
-    goes_on[part[place[alive[storage[edge]]]]] = trace.about.get("failed") is not False
+    goes_on[part[place[alive[storage[edge]]]]] = trace.about.get("failed") is not False or bool(
+        trace.about.get("stopped_by")
+    )
     by_others = _marked(storage[_products(trace, NO_NODE)[row] & ~writes], len(alive))[storage[edge]] & ~writes[edge]
     runs_compiled = np.zeros(len(launches), dtype=bool)
     runs_compiled[part[place[by_others]]] = True

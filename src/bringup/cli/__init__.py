@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from bringup.cli import project
 from bringup.errors import BringupError
 from bringup.text import plain, short
 
@@ -18,7 +19,7 @@ VERBS = {
     "place": "Plan which work belongs on the host and which on the chip.",
     "compare": "Compare the predictions for one recording on several chips.",
     "sweep": "Price programs on many chips, hosts and variants of chips.",
-    "chips": "List, show and check chip files.",
+    "chips": "List, show, check and write chip files.",
     "clusters": "List, show and check clusters and the nodes that they consist of.",
     "driver": "Write a driver for a chip, check it, and find the kernel to write next.",
     "drivers": "List the drivers of real devices, and whether this machine can use them.",
@@ -61,8 +62,13 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="bringup", message="bringup %(version)s")
-def bringup() -> None:
+@click.option("--isolated", is_flag=True, help="Ignore the table [tool.bringup] of pyproject.toml.")
+@click.pass_context
+def bringup(context: click.Context, isolated: bool) -> None:
     """Run an unmodified PyTorch program on an AI chip that you do not have."""
+    verb = context.invoked_subcommand
+    if verb in project.PARAMETERS and not isolated:
+        context.default_map = {verb: project.settings().defaults(verb)}
 
 
 def main() -> None:

@@ -11,11 +11,12 @@ from typing import Any
 import click
 from rich.table import Table
 
+from bringup.cli.options import FORMATS, OUTPUT_HELP
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
 from bringup.machine.files import load_chip
 from bringup.process import asked_chip, asked_devices
-from bringup.report import directory
+from bringup.report import directory, github
 from bringup.report.terminal import console as new_console
 from bringup.report.terminal import escaped
 from bringup.scorecard import card, page
@@ -56,6 +57,9 @@ COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
 @click.option(
     "--json", "json_file", default=None, metavar="FILE", help="Also write the scorecard as JSON to this file."
 )
+@click.option(
+    "--output-format", "output", type=click.Choice(FORMATS), default="text", show_default=True, help=OUTPUT_HELP
+)
 @click.option("--list", "listing", is_flag=True, help="List the items and exit.")
 def command(
     device: str,
@@ -67,6 +71,7 @@ def command(
     against: str | None,
     out: str,
     json_file: str | None,
+    output: str,
     listing: bool,
 ) -> None:
     """Check how complete an accelerator's software is: framework, runtime, memory, kernels, tools, system.
@@ -102,8 +107,12 @@ def command(
     directory.write(folder, {name: _writes(content) for name, content in zip(directory.CARD, texts, strict=True)})
     if json_file:
         write_text(json_file, text)
-    _print(new, console)
     changed = card.changes(old, new) if old else []
+    exit_code = 1 if any(word == "worse" for word, _, _ in changed) else 0
+    if output == "json":
+        print(json.dumps(new, sort_keys=True))
+        sys.exit(exit_code)
+    _print(new, console)
     for word, before, after in changed:
         console.print(
             f"[{'green' if word == 'better' else 'red'}]{word}[/] {escaped(after['id'])} {escaped(after['title'])}: "
@@ -114,7 +123,9 @@ def command(
         console.print("no changes since the older scorecard", highlight=False)
     paths = escaped(f"scorecard: {Path(out, 'scorecard.html')}   badge: {Path(out, 'scorecard.svg')}")
     console.print(paths, highlight=False, soft_wrap=True)
-    sys.exit(1 if any(word == "worse" for word, _, _ in changed) else 0)
+    if output == "github":
+        github.write(github.of_check(new, changed))
+    sys.exit(exit_code)
 
 
 def _writes(text: str) -> Callable[[Path], None]:

@@ -7,11 +7,11 @@ import sys
 import click
 
 from bringup.analyse import diff as comparison
-from bringup.cli.options import complete_chips, host_clock_option, quantity
+from bringup.cli.options import complete_chips, host_clock_option, output_options, quantity
 from bringup.cli.report import priced
 from bringup.errors import BringupError
 from bringup.report import diff as view
-from bringup.report import exceeded, terminal
+from bringup.report import exceeded, github, terminal
 from bringup.text import plain
 from bringup.units import Change, parse_size_change, parse_time_change
 
@@ -44,7 +44,7 @@ EXCEEDED = 1  # the exit code if a limit is exceeded
     metavar="CHANGE",
     help="End with exit code 1 if AFTER holds more memory by more than a change such as 5% or +100MiB.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print the comparison as one line of JSON instead of text.")
+@output_options("the comparison")
 def command(
     before: str,
     after: str,
@@ -53,7 +53,7 @@ def command(
     host_clock: str | None,
     max_slower: Change | None,
     max_memory: Change | None,
-    as_json: bool,
+    output: str,
 ) -> None:
     """Compare two runs: what became slower or faster, what is new, what is gone.
 
@@ -68,11 +68,13 @@ def command(
             "mark the steps of both programs with bringup.step()"
         )
     compared = comparison.diff(runs, (first.timeline, second.timeline))
-    if as_json:
+    if output == "json":
         click.echo(view.as_json(compared))
     else:
         view.print_diff(compared, names, terminal.console())
     sentences = list(exceeded.by_change(runs, names, max_slower, max_memory))
     for sentence in sentences:
         print(f"bringup: {plain(sentence)}", file=sys.stderr)
+    if output == "github":
+        github.write(github.of_diff(compared, names, sentences))
     sys.exit(EXCEEDED if sentences else 0)

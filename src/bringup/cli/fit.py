@@ -13,11 +13,11 @@ from rich.table import Table
 
 from bringup.analyse.search import Program, search
 from bringup.cli.fit_model import MODEL_OPTIONS, model_options, print_model
-from bringup.cli.options import complete_chips, host_option
+from bringup.cli.options import complete_chips, host_option, output_options
 from bringup.cli.run import command as run
 from bringup.errors import BringupError
 from bringup.machine.files import available_chips, chip_names, load_chip, load_host
-from bringup.report import lines, terminal
+from bringup.report import github, lines, terminal
 from bringup.report.summary_json import as_dict
 from bringup.text import duration, plain, size
 
@@ -26,7 +26,19 @@ if TYPE_CHECKING:
 
 
 # Options of `bringup run` that fit sets itself, or that have no use in a search.
-NOT_SHARED = {"chips", "host", "host_clock", "dry", "oom", "sanitize", "out", "as_json", "script", "arguments"}
+NOT_SHARED = {
+    "chips",
+    "host",
+    "host_clock",
+    "dry",
+    "oom",
+    "sanitize",
+    "out",
+    "output",
+    "as_json",
+    "script",
+    "arguments",
+}
 SHARED = [
     option for option in run.params if isinstance(option, click.Option) and option.name not in (*NOT_SHARED, "help")
 ]
@@ -50,7 +62,7 @@ SHARED = [
     "--most", default=65536, show_default=True, type=click.IntRange(min=1), help="Largest number to try with --vary."
 )
 @host_option
-@click.option("--json", "as_json", is_flag=True, help="Print the result as one line of JSON.")
+@output_options("the result")
 @model_options
 @click.argument("script", type=click.Path(), required=False)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -62,7 +74,7 @@ def command(
     vary: str | None,
     most: int,
     host: str | None,
-    as_json: bool,
+    output: str,
     model: str | None,
     script: str | None,
     arguments: tuple[str, ...],
@@ -77,9 +89,9 @@ def command(
     changed = _changed(context)
     if model is not None:
         _refuse(changed & {"vary", "most", "host", "script", *(option.name for option in SHARED)}, "--model")
-        names = chip_names(chips, "--chips") if chips else available_chips()
+        names = chip_names(chips, "--chips") if chips and "chips" in changed else available_chips()
         chosen = {name: options[name] for name in MODEL_OPTIONS}
-        print_model(model, {name: load_chip(name) for name in names}, as_json, **chosen)
+        print_model(model, {name: load_chip(name) for name in names}, output == "json", **chosen)
         return
     _refuse(changed & set(MODEL_OPTIONS), "a script")
     if script is None or chips is None:
@@ -94,12 +106,14 @@ def command(
         )
     program = Program(script, arguments, vary, _passed_on(options))
     fits = search(program, described, load_host(host), most=most, say=_say)
-    if as_json:
+    if output == "json":
         click.echo(
             json.dumps({"script": script, "vary": vary, "chips": [_as_dict(fit) for fit in fits]}, sort_keys=True)
         )
         return
     _print(fits, program)
+    if output == "github":
+        github.write(github.of_fit(fits, script))
 
 
 def _changed(context: click.Context) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -16,9 +17,29 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 host_option = click.option(
     "--host", default=None, metavar="NAME|FILE", help=f"Host to predict for (default: {DEFAULT_HOST})."
 )
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text."
-)
+FORMATS = ("text", "github", "json")
+OUTPUT_HELP = "Print text, one line of JSON, or text with annotations and a job summary for GitHub Actions."
+
+
+def output_options(what: str) -> Callable[[Command], Command]:
+    """Return the options ``--output-format`` and ``--json``, which set the parameter ``output``.
+
+    Args:
+        what: is printed as JSON, in words.
+    """
+    output_format = click.option(
+        "--output-format", "output", type=click.Choice(FORMATS), default="text", show_default=True, help=OUTPUT_HELP
+    )
+    as_json = click.option("--json", "as_json", is_flag=True, help=f"Print {what} as one line of JSON instead of text.")
+
+    def add(function: Command) -> Command:
+        @functools.wraps(function)
+        def called(*arguments: Any, as_json: bool, output: str, **options: Any) -> Any:
+            return function(*arguments, output="json" if as_json else output, **options)
+
+        return output_format(as_json(called))  # type: ignore[return-value]
+
+    return add
 
 
 def complete_chips(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[str]:

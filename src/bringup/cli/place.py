@@ -282,7 +282,7 @@ def _first_run(options: RunOptions) -> Trace:
     """
     with tempfile.TemporaryDirectory() as folder:
         arguments = [*_passed_on(options), "--out", os.path.join(folder, "first")]
-        command = [sys.executable, "-m", "bringup", "run", *arguments, options.script, *options.arguments]
+        command = [sys.executable, "-m", "bringup", "--isolated", "run", *arguments, options.script, *options.arguments]
         done = subprocess.run(command, stdout=subprocess.DEVNULL, check=False)
         if done.returncode:
             raise BringupError(

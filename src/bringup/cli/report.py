@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from bringup.cli.options import complete_chips, host_clock_option, json_option
+from bringup.cli.options import complete_chips, host_clock_option
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
 from bringup.machine.files import available_chips, available_hosts, load_chip, load_host
@@ -33,7 +33,7 @@ from bringup.text import short
 @click.option(
     "--out", default=None, metavar="DIR", help="Write the four files of a report there, and print the summary."
 )
-@json_option
+@click.option("--json", "as_json", is_flag=True, help="Print the summary as one line of JSON instead of text.")
 def command(
     trace: str,
     chip: str | None,

@@ -18,7 +18,7 @@ from bringup import triton as kernels
 from bringup.analyse.compare import compare
 from bringup.cli import ranks
 from bringup.cli.compare import print_table
-from bringup.cli.options import DryCommand, complete_chips, host_clock_option, host_option, json_option, quantity
+from bringup.cli.options import DryCommand, complete_chips, host_clock_option, host_option, output_options, quantity
 from bringup.cli.place import plan_of_run
 from bringup.cli.program import (
     FAILED,
@@ -36,8 +36,8 @@ from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.machine.topology import cluster_of, load_cluster
 from bringup.process import DEFAULT_CHIP, MAX_DEVICES, asked_chip, asked_compiler, asked_devices, asked_driver, process
 from bringup.recording import sanitize
-from bringup.recording.sanitize import CHECKS, watched
-from bringup.report import directory, exceeded, summary_json, terminal
+from bringup.recording.sanitize import watched
+from bringup.report import directory, exceeded, github, summary_json, terminal
 from bringup.text import plain
 from bringup.units import parse_size, parse_time
 
@@ -79,7 +79,7 @@ class RunOptions:
     rank: int | None
     cluster: str | None
     out: str | None
-    as_json: bool
+    output: str
     module: bool
     script: str
     arguments: tuple[str, ...]
@@ -240,7 +240,7 @@ class Outcome:
     help="Predict collectives on this cluster, such as dgx-h100x32 (default: the chip's first node).",
 )
 @click.option("--out", default=None, metavar="DIR", help="Directory for the report (default: bringup-SCRIPT).")
-@json_option
+@output_options("the summary")
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
 @click.argument("script", type=click.Path())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
@@ -262,11 +262,14 @@ def command(**values: Any) -> None:
         pretend(options, topology)
     outcome = record(job, options)
     code = 1 if outcome.code in (OUT_OF_MEMORY, FAILED) else outcome.code
+    sentences: list[str] = []
     if code == 0 and outcome.summary:
         sentences = list(exceeded.by_run(outcome.summary, options.max_step, options.max_memory))
         for sentence in sentences:
             print(f"bringup: {plain(sentence)}", file=sys.stderr)
         code = EXCEEDED if sentences else 1 if outcome.summary.findings or outcome.diverged else 0
+    if options.output == "github" and outcome.summary:
+        github.write(github.of_run(outcome.summary, options.script, sentences))
     _leave(code)
 
 
@@ -290,7 +293,7 @@ def prepare_ranks(options: RunOptions) -> None:
     """Refuse options of ranks that cannot run, before any of them starts."""
     if asked_driver() or options.driver:
         raise BringupError("--nproc needs the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
-    if options.as_json:
+    if options.output == "json":
         raise BringupError("--nproc writes the summary of all ranks to summary.json in --out: leave out --json")
     for name in chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip"):
         load_chip(name)
@@ -332,7 +335,7 @@ def prepare(options: RunOptions) -> Job:
     target = directory.prepare(out)
     program = module_program(script) if module else script_program(script)
     dry = _dry(options.dry, options.dry_value)
-    checks = _checks(options.sanitize)
+    checks = () if options.sanitize is None else sanitize.checks(options.sanitize)
     sys.argv = [program.file if module else script, *options.arguments]
     prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
     plan = None if options.place is None else plan_of_run(options, described[0], machine, program.file)
@@ -375,17 +378,6 @@ def _kernels(compiler: str, ops: str, debug: bool) -> Callable[[], None]:
             flaggems.enable()
 
     return activate
-
-
-def _checks(names: str | None) -> tuple[str, ...]:
-    if names is None:
-        return ()
-
-    checks = tuple(CHECKS) if names == "all" else tuple(name for name in names.split(",") if name)
-    for name in checks:
-        if name not in CHECKS:
-            raise BringupError(f"--sanitize must be {', '.join(CHECKS)} or all, got {name!r}")
-    return checks
 
 
 def record(job: Job, options: RunOptions) -> Outcome:
@@ -439,7 +431,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
                     recorder.about["driver"]["shadow"] = shadow.report()
             summary = report(recorder, job, options)
 
-        _report_before_termination(finish)
+        _report_before_termination(recorder, finish)
         recorder.about["chip_time"] = options.chip_time
         recorder.about |= _of_ranks(options)
         gc.freeze()  # what is imported by now needs no collection
@@ -453,6 +445,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
         recorder.about["failed"] = code in (OUT_OF_MEMORY, FAILED)
+        if code is None:
+            recorder.about["stopped_by"] = "SIGINT"
         skip_last_collections()  # nor are there any while the report is written
         finish()
     diverged = bool(options.shadow and recorder.about.get("driver", {}).get("shadow", {}).get("first"))
@@ -468,7 +462,7 @@ def _of_ranks(options: RunOptions) -> dict[str, Any]:
     return {**about, "ranks": number, "rank": rank} if number else about
 
 
-def _report_before_termination(finish: Callable[[], None]) -> None:
+def _report_before_termination(recorder: Recording, finish: Callable[[], None]) -> None:
     """Write the report on SIGTERM, then end as python does, without clean-up.
 
     A program that handles the signal itself replaces this handler.
@@ -476,6 +470,7 @@ def _report_before_termination(finish: Callable[[], None]) -> None:
 
     def handle(number: int, _frame: object) -> None:
         signal.signal(number, signal.SIG_IGN)  # the report is being written
+        recorder.about["stopped_by"] = signal.Signals(number).name
         try:
             finish()
         except BringupError as error:  # not an error of the program
@@ -510,7 +505,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
 
     trace = recorder.trace()
     failed = bool(trace.about.get("failed", False))
-    if failed and not len(trace) and not options.as_json:
+    if failed and not len(trace) and options.output != "json":
         print("bringup: the program ended with an error before it used the chip: there is no report", file=sys.stderr)
         return None
     if not trace.launches and not failed:
@@ -528,7 +523,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     writer.write(prediction, job.target, progress=sys.stderr.isatty() and not in_ranks)
     if in_ranks:  # the process that started the ranks prints their summary
         return prediction.summary
-    if options.as_json:
+    if options.output == "json":
         print(summary_json.as_json(prediction.summary, indent=None), flush=True)
         return prediction.summary
     console = terminal.console()

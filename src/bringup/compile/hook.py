@@ -20,6 +20,7 @@ from torch._dynamo.callback import on_compile_end
 from torch._dynamo.eval_frame import skip_code
 
 from bringup.compile import lines
+from bringup.compile.races import look_for_races
 from bringup.compile.region import compile_region
 from bringup.compile.retarget import Joined, finish, is_host, lend, retarget, settle
 from bringup.device.torch_chip import real_device
@@ -59,6 +60,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) 
     (returned,) = next(node for node in graph.graph.nodes if node.op == "output").args
     returned = returned if isinstance(returned, (list, tuple)) else [returned]
     stays = [is_host(node) for node in returned]
+    look_for_races(graph)
     retarget(graph)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     fakes = [node.meta.get("example_value", x) for node, x in zip(placeholders, inputs, strict=True)]

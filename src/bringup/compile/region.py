@@ -12,9 +12,11 @@ import torch
 from torch import fx
 
 from bringup.compile.fusion import Kernel, Root, computing_nodes, cut, name_of, part, root_of, roots_of, tensors_of
+from bringup.compile.padding import pad_products
 from bringup.cost import family_of
 from bringup.errors import BringupError
 from bringup.machine.vocabulary import PRODUCTS, TF32_DEFAULT
+from bringup.process import process
 from bringup.recording import modules
 
 
@@ -46,6 +48,8 @@ def compile_region(index: int, replayed: bool, graph: fx.GraphModule, inputs: Se
 
     original = fx.Graph()  # a copy, because Inductor's passes change the graph
     original.output(original.graph_copy(graph.graph, {}))
+    if process.chip is not None and process.chip.kind == "gpu":
+        pad_products(original, process.chip)
     backward, inference = (bool(options.get(name, False)) for name in ("is_backward", "is_inference"))
     region = Region(original, backward, not (backward or inference), index, replayed)
     compiled: Any = compile_fx_inner(graph, inputs, **options)

@@ -34,10 +34,16 @@ def _is_winograd(signature: Signature, weight: Tensor) -> bool:
     return weight.shape[2:] == (3, 3) and all(step == 1 for step in steps) and weight.shape[1] >= 16
 
 
-def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0.0, winograd: bool = False) -> Work:
+def _work(
+    signature: Signature,
+    gemms: tuple[Gemm, ...],
+    vector_flops: float = 0.0,
+    winograd: bool = False,
+    bias_bytes: float = 0.0,
+) -> Work:
     weight = signature.tensor("weight") or signature.tensors[-1]
     if gemms and gemms[0].batch > 1 and weight.shape[1] == 1:
-        return _depthwise(signature, gemms, vector_flops)
+        return _depthwise(signature, gemms, vector_flops, bias_bytes)
     items = max(gemm.batch * gemm.m * gemm.n for gemm in gemms) if gemms else 1
     converted = _converted_bytes(signature, weight) * len(gemms)
     return Work(
@@ -53,6 +59,7 @@ def _work(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float = 0
         tf32=allowed_tf32(signature, "convolution"),
         converted_bytes=float(sum(converted)),
         conversions=len(converted),
+        bias_bytes=bias_bytes,
         aligned=weight.shape[1] * weight.item_bytes % 16 == 0,
         channels_first=_is_channels_first(signature, weight),
     )
@@ -97,8 +104,13 @@ def _is_channels_first(signature: Signature, weight: Tensor) -> bool:
     return data.strides[channels] != 1 or data.shape[channels] == 1
 
 
-def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float) -> Work:
-    """Price one filter per channel on the vector units, because too little data is reused for a matrix product."""
+def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: float, bias_bytes: float) -> Work:
+    """Price one filter per channel on the vector units, because too little data is reused for a matrix product.
+
+    PyTorch's own kernel, for channels first, adds the bias (use_cudnn_depthwise in
+    aten/src/ATen/native/Convolution.cpp).
+    """
+    channels_first = _is_channels_first(signature, signature.tensor("weight") or signature.tensors[-1])
     return Work(
         family="depthwise",
         dtype=signature.dtype,
@@ -107,7 +119,8 @@ def _depthwise(signature: Signature, gemms: tuple[Gemm, ...], vector_flops: floa
         written_bytes=signature.written_bytes,
         items=max(sum(tensor.numel for tensor in signature.results), 1),
         kernels=len(gemms),
-        channels_first=_is_channels_first(signature, signature.tensor("weight") or signature.tensors[-1]),
+        bias_bytes=0.0 if channels_first and "backward" not in signature.base else bias_bytes,
+        channels_first=channels_first,
     )
 
 
@@ -123,7 +136,8 @@ def forward(signature: Signature) -> Work:
     """Price a product of output pixels x filters x (channels x window)."""
     data, weight, result = signature.tensors[0], signature.required("weight"), signature.results[0]
     gemms = (_gemm(signature, data, result, weight),)
-    return _work(signature, gemms, winograd=_is_winograd(signature, weight))
+    bias_bytes = 2.0 * result.nbytes if signature.tensor("bias") else 0.0
+    return _work(signature, gemms, winograd=_is_winograd(signature, weight), bias_bytes=bias_bytes)
 
 
 @rule("convolution", "convolution_backward", "convolution_backward_overrideable", "_slow_conv2d_backward")
@@ -137,5 +151,5 @@ def backward(signature: Signature) -> Work:
         gemms.append(Gemm(gemm.batch, gemm.m, gemm.k, gemm.n, whole=True))
     if mask[1]:
         gemms.append(Gemm(gemm.batch, gemm.n, gemm.k, gemm.m, gathers=not _is_product(signature, weight)))
-    bias = float(gradient.numel) if mask[2] else 0.0
-    return _work(signature, tuple(gemms), bias, _is_winograd(signature, weight))
+    added, bias_bytes = (float(gradient.numel), float(gradient.nbytes)) if mask[2] else (0.0, 0.0)
+    return _work(signature, tuple(gemms), added, _is_winograd(signature, weight), bias_bytes)

@@ -34,6 +34,9 @@ PHILOX = 12
 BLOCK = 1024
 # Rows that are added without a sort (embedding_dense_backward_cuda in aten/src/ATen/native/cuda/Embedding.cu).
 UNSORTED_ROWS = 3072
+# One kernel over lists takes 110 tensors of one list or 30 of five, and 320 blocks of 65,536 elements of each list
+# (depth_to_max_tensors, depth_to_max_blocks and kChunkSize in aten/src/ATen/native/cuda/MultiTensorApply.cuh).
+LIST_TENSORS, LIST_BLOCKS, LIST_CHUNK = 110, 320, 65536
 # Fraction of the bandwidth for a copy that changes the order of dimensions. It reads or writes in short runs, even
 # when tiled: 0.6 of a plain copy (Ruetsch & Micikevicius, "Optimizing Matrix Transpose in CUDA", 2009).
 TRANSPOSE = 0.6
@@ -285,8 +288,8 @@ def lists(signature: Signature) -> Work:
     if not signature.results or all(tensor.numel == 0 for tensor in signature.results):
         return work
     special = elements if any(word in signature.base for word in ("sqrt", "div", "exp", "pow", "adam")) else 0.0
-    tensors = len(signature.tensors)
-    # 110 tensors per kernel for one list, 30 for five (aten/src/ATen/native/cuda/MultiTensorApply.cuh).
-    return replace(
-        work, vector_flops=fused * elements, special=special, items=elements, kernels=max(1, round(tensors / 110))
-    )
+    first = signature.args.get("self")
+    one_list = [item for item in first if isinstance(item, Tensor)] if isinstance(first, list) else signature.results
+    blocks = sum(math.ceil(tensor.numel / LIST_CHUNK) for tensor in one_list)
+    kernels = max(1, round(len(signature.tensors) / LIST_TENSORS), math.ceil(blocks / LIST_BLOCKS))
+    return replace(work, vector_flops=fused * elements, special=special, items=elements, kernels=kernels)

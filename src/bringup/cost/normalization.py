@@ -15,6 +15,11 @@ ROWS_IN_FLIGHT = THREADS // 128
 # Latencies that such a block waits for loads and for the sums of its threads, which other blocks of the core overlap.
 # Chosen: our measurement on the H100 of 65,536 rows of 768 bfloat16 gives 12, and LLMCompass's of an A100 give less.
 LAYER_WAITS = 8
+# Group norm has three kernels: moments, factors, and scale and shift. The first has one block of 512 threads per group,
+# each of which reads one element after the other (RowwiseMomentsCUDAKernel in
+# aten/src/ATen/native/cuda/group_norm_kernel.cu). Its gradient has two for the products' sums and those of each group,
+# one for factors, one for scale and shift and one for the parameters.
+GROUP_THREADS, GROUP_KERNELS, GROUP_BACKWARD_KERNELS = 512, 3, 5
 # Softmax keeps rows of up to 1,024 elements in registers (PersistentSoftmax.cuh). Longer rows are read three times, for
 # the maximum, the sum and the result (SoftMax.cu). Their blocks have a thread per 16 bytes, 1,024 threads at most.
 SHORT_ROW = 1024
@@ -31,7 +36,7 @@ def _row_length(signature: Signature) -> int:
 @rule(
     "normalization",
     *names("""
-        native_layer_norm native_group_norm rms_norm _fused_rms_norm renorm local_response_norm _weight_norm_interface
+        native_layer_norm rms_norm _fused_rms_norm renorm local_response_norm _weight_norm_interface
         native_batch_norm _native_batch_norm_legit _native_batch_norm_legit_no_training
         _native_batch_norm_legit_functional cudnn_batch_norm _batch_norm_with_update _batch_norm_no_update
         batch_norm_elemt batch_norm_stats batch_norm_update_stats batch_norm_gather_stats
@@ -54,7 +59,7 @@ def forward(signature: Signature) -> Work:
 @rule(
     "normalization",
     *names("""
-        native_layer_norm_backward native_group_norm_backward _fused_rms_norm_backward
+        native_layer_norm_backward _fused_rms_norm_backward
         _weight_norm_interface_backward
         native_batch_norm_backward cudnn_batch_norm_backward
         batch_norm_backward batch_norm_backward_elemt batch_norm_backward_reduce
@@ -64,6 +69,23 @@ def backward(signature: Signature) -> Work:
     """Price two sums over rows and the gradient; a second kernel reads all inputs again for scale and shift."""
     work = streaming(signature, "normalization", flops=14)
     return replace(work, kernels=2, again_bytes=work.read_bytes, in_flight=math.inf)
+
+
+@rule("normalization", "native_group_norm")
+def group_forward(signature: Signature) -> Work:
+    """Price the moments of each group, whose threads read in sequence, and another kernel for scale and shift."""
+    work = streaming(signature, "normalization", flops=8)
+    data = signature.tensors[0]
+    groups = max(data.shape[0] * int(signature.args.get("group") or 1), 1)
+    chain = math.ceil(data.numel / groups / GROUP_THREADS)
+    again = float(data.nbytes)
+    return replace(work, kernels=GROUP_KERNELS, again_bytes=again, in_flight=math.inf, chain=float(chain))
+
+
+@rule("normalization", "native_group_norm_backward")
+def group_backward(signature: Signature) -> Work:
+    """Price sums over the pixels of each channel, and other kernels for the gradients."""
+    return replace(backward(signature), kernels=GROUP_BACKWARD_KERNELS)
 
 
 @rule(

@@ -62,6 +62,8 @@ class Work:
         tf32: the switch of torch that allowed float32 products in TF32, of `vocabulary.TF32`; "" if none did.
         converted_bytes, conversions: bytes and kernels that change layouts around the products if the library wants
             channels last, as for TF32.
+        bias_bytes: bytes that a kernel for the bias alone moves, on chips whose library has none together with the
+            product.
         aligned: False if a row of a product's matrices does not start at a multiple of 16 bytes.
         hides_softmax: True for attention whose products can run while the softmax does; a mask prevents it.
         channels_first: True for convolutions whose data does not have channels last.
@@ -89,6 +91,7 @@ class Work:
     tf32: str = ""
     converted_bytes: float = 0.0
     conversions: int = 0
+    bias_bytes: float = 0.0
     aligned: bool = True
     hides_softmax: bool = False
     channels_first: bool = False
@@ -240,7 +243,7 @@ _MISFITS = (ArithmeticError, AssertionError, AttributeError, LookupError, StopIt
 MOST_WORK = 1e60  # far beyond any launch, and small enough that no price overflows
 AMOUNTS = (
     *("vector_flops", "special", "read_bytes", "written_bytes", "items", "again_bytes", "passes"),
-    *("offsets", "sectors", "waits", "chain", "converted_bytes", "conversions", "cells"),
+    *("offsets", "sectors", "waits", "chain", "converted_bytes", "conversions", "bias_bytes", "cells"),
 )
 _amounts = attrgetter(*AMOUNTS)
 

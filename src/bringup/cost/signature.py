@@ -38,11 +38,10 @@ class Tensor:
     @property
     def nbytes(self) -> int:
         """Bytes of the distinct elements; an expanded dimension, with stride 0, counts once."""
-        nbytes = ITEM_BYTES.get(self.dtype, 4)
-        for size, stride in zip(self.shape, self.strides, strict=True):
-            if stride or not size:
-                nbytes *= size
-        return nbytes
+        if 0 not in self.strides:
+            return math.prod(self.shape, start=ITEM_BYTES.get(self.dtype, 4))
+        sizes = (size for size, stride in zip(self.shape, self.strides, strict=True) if stride or not size)
+        return math.prod(sizes, start=ITEM_BYTES.get(self.dtype, 4))
 
     @property
     def is_integer(self) -> bool:

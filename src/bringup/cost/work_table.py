@@ -52,6 +52,7 @@ class WorkTable:
     winograd: Array
     converted_bytes: Array
     conversions: Array
+    bias_bytes: Array
     aligned: Array
     hides_softmax: Array
     channels_first: Array
@@ -100,6 +101,7 @@ class WorkTable:
             winograd=column("winograd"),
             converted_bytes=column("converted_bytes"),
             conversions=column("conversions"),
+            bias_bytes=column("bias_bytes"),
             aligned=column("aligned"),
             hides_softmax=column("hides_softmax"),
             channels_first=column("channels_first"),

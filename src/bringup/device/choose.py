@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 from typing import TYPE_CHECKING
 
@@ -23,10 +25,12 @@ from bringup.process import (
     asked_strict,
     process,
 )
+from bringup.text import quantity, size
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
+MOST_BLOCKS = 1000  # that are counted
 # c10/core/ScalarType.h: the order is part of torch's file formats.
 SCALAR_TYPES = {
     name: number
@@ -53,10 +57,7 @@ def choose(
     """Choose the chip, after the device is registered; see `bringup.use` for the arguments and errors."""
     described = load_chip(os.fspath(chip))
     if torch.ops.bringup.is_open():
-        raise ChipInUseError(
-            f"cannot choose {described.name}: {torch.ops.bringup.chip()} is already in use; choose the chip before "
-            "the first tensor is created on it (bringup.use at the top of the program, or BRINGUP_CHIP)"
-        )
+        _release(described.name)
     if not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
         raise BringupError(f"devices must be a whole number from 1 to {MAX_DEVICES}, got {devices!r}")
     apply_environment()
@@ -76,6 +77,30 @@ def choose(
         library,
         past_capacity,
     )
+
+
+def _release(name: str) -> None:
+    """Give back all memory of the chip that is in use, before another one takes its place.
+
+    Raises:
+        ChipInUseError: tensors are alive, or a recording is running.
+    """
+    before, where = torch.ops.bringup.chip(), "at the top of the program (bringup.use), or by BRINGUP_CHIP"
+    if torch.ops.bringup.is_recording():
+        raise ChipInUseError(f"cannot change from {before} to {name} during a recording: choose the chip {where}")
+    gc.collect()
+    torch.accelerator.synchronize()
+    torch.ops.bringup.clear_workspaces()
+    opened = [index for index in range(torch.accelerator.device_count()) if torch.ops.bringup.is_open_device(index)]
+    blocks = [block for index in opened for block in json.loads(torch.ops.bringup.live_blocks(index, MOST_BLOCKS))]
+    if blocks:
+        more = "at least " if len(blocks) == MOST_BLOCKS else ""
+        largest = "; ".join(f"{size(block['bytes'])} {block['what']} at {block['line']}" for block in blocks[:3])
+        raise ChipInUseError(
+            f"cannot change from {before} to {name}: {more}{quantity(len(blocks), 'tensor')} of {before} still alive "
+            f"({largest}); delete {'it' if len(blocks) == 1 else 'them'}, or choose the chip {where}"
+        )
+    torch.accelerator.empty_cache()
 
 
 def _host_dtypes(chip: Chip) -> tuple[list[str], list[int]]:

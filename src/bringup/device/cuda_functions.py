@@ -15,7 +15,7 @@ from bringup.device import memory_history
 from bringup.device import torch_chip as chips
 from bringup.device.cuda_names import counted
 from bringup.device.cuda_tensors import TYPES, Legacy
-from bringup.errors import BringupError
+from bringup.errors import MissingFeatureError
 from bringup.process import process
 
 _DRIVER = "needs CUDA's driver"
@@ -73,6 +73,9 @@ def patch_cuda() -> None:
         setattr(cuda, name, wrapped)
     for name, why in _MISSING.items():
         setattr(cuda, name, _missing(name, why))
+    nccl: Any = importlib.import_module("torch.cuda.nccl")
+    for name in ("all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter", "version"):
+        setattr(nccl, name, _missing(f"nccl.{name}", "is NVIDIA's library of collectives"))
     # A jiterator kernel may be created without CUDA, as in torch. Only its launch is an error.
     jiterator: Any = importlib.import_module("torch.cuda.jiterator")
     jiterator._JittedFunction.__call__ = _missing("jiterator", _DRIVER)
@@ -109,7 +112,7 @@ def _supports(dtype: str) -> Callable[..., bool]:
 
 def _missing(name: str, why: str) -> Any:
     def raises(*_: Any, **__: Any) -> NoReturn:
-        raise BringupError(
+        raise MissingFeatureError(
             f"torch.cuda.{name} {why}, which the chip does not have: do not call it when the program runs on the chip"
         )
 

@@ -95,7 +95,7 @@ def use(
     strict: bool | None = None,
     past_capacity: bool = False,
 ) -> None:
-    """Choose the chip of this process, before its first use.
+    """Choose the chip of this process, before its first use, or while no tensor is on it and nothing is recorded.
 
     Args:
         chip: the name of a chip (`available_chips`) or the path of a chip file.
@@ -109,7 +109,8 @@ def use(
 
     Raises:
         UnknownChipError, ChipFileError: the chip cannot be read.
-        ChipInUseError: the chip is open already.
+        ChipInUseError: tensors of the chip before are alive, it has another number of devices, driver or checks, or a
+            recording is running.
     """
     register()
     choose(chip, devices=devices, check=check, driver=driver, strict=strict, past_capacity=past_capacity)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from bringup.errors import BringupError, ChipFileError, UnknownChipError
 from bringup.files import read_text
@@ -19,6 +20,7 @@ else:
     import tomli as tomllib
 
 if TYPE_CHECKING:
+    from pydantic import ValidationError
     from pydantic_core import ErrorDetails
 
     from bringup.machine.schema import Chip, Cluster, Host, Node, _Sourced
@@ -147,19 +149,81 @@ def _parsed(path: Path, text: str) -> dict[str, Any]:
 def _read(path: Path, kind: type[_Described]) -> _Described:
     from pydantic import ValidationError
 
-    data = _parsed(path, read_text(path, f"{kind.__name__.lower()} file", ChipFileError))
+    data = {"name": path.stem, **_parsed(path, read_text(path, f"{kind.__name__.lower()} file", ChipFileError))}
     try:
-        return kind.model_validate({"name": path.stem, **data})
+        return kind.model_validate(data)
     except ValidationError as error:
-        errors = error.errors(include_url=False)
-        # A mistyped key comes first, and explains the keys that its table misses.
-        errors.sort(key=lambda item: item["type"] != "extra_forbidden")
-        tables = {item["loc"][:-1] for item in errors if item["type"] == "extra_forbidden"}
-        errors = [item for item in errors if item["type"] != "missing" or item["loc"][:-1] not in tables]
-        mistakes = [_mistake(kind, item) for item in errors[:MOST_MISTAKES]]
-        if len(errors) > MOST_MISTAKES:
-            mistakes.append(f"and {len(errors) - MOST_MISTAKES} more")
-        raise ChipFileError(f"{path.name}: {'; '.join(mistakes)}") from None
+        texts = [mistake.text for mistake in _mistakes(kind, data, error)]
+        more = [f"and {len(texts) - MOST_MISTAKES} more"] if len(texts) > MOST_MISTAKES else []
+        raise ChipFileError(f"{path.name}: {'; '.join(texts[:MOST_MISTAKES] + more)}") from None
+
+
+class Mistake(NamedTuple):
+    """What is wrong with a file, in one sentence, and whether it concerns a required key."""
+
+    text: str
+    required: bool
+
+
+def chip_mistakes(path: Path) -> list[Mistake]:
+    """Return everything that is wrong with a chip file; nothing if it is valid.
+
+    Raises:
+        ChipFileError: the file cannot be read, or is not TOML.
+    """
+    return mistakes_of({"name": path.stem, **_parsed(path, read_text(path, "chip file", ChipFileError))})
+
+
+def mistakes_of(data: dict[str, Any]) -> list[Mistake]:
+    """Return everything that is wrong with the contents of a chip file."""
+    from pydantic import ValidationError
+
+    from bringup.machine.schema import Chip  # imports pydantic
+
+    try:
+        Chip.model_validate(data)
+    except ValidationError as error:
+        return list(_mistakes(Chip, data, error))
+    return []
+
+
+def _mistakes(kind: type[_Described], data: dict[str, Any], error: ValidationError) -> Iterator[Mistake]:
+    from bringup.machine.schema import source_mistakes
+
+    # A mistyped key comes first. It explains the keys that its table misses, and the sources of both.
+    errors = sorted(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    mistyped = [item["loc"] for item in errors if item["type"] == "extra_forbidden"]
+    tables = {loc[:-1] for loc in mistyped}
+    told = [".".join(map(str, item["loc"])) for item in errors if item["type"] in ("extra_forbidden", "missing")]
+    of_sources = [
+        plain(text)
+        for key, text in source_mistakes(data)
+        if not any(key == name or key.startswith(f"{name}.") for name in told)
+        and not (text.startswith("[sources]") and mistyped)
+    ]
+    for item in errors:
+        text = _mistake(kind, item)
+        if text.removeprefix("file: ") in of_sources:  # the validator stops at the first of them
+            continue
+        if item["type"] != "missing" or item["loc"][:-1] not in tables:
+            yield Mistake(text, _is_required(kind, item["loc"]))
+    yield from (Mistake(text, False) for text in of_sources)
+
+
+def _is_required(kind: type[_Described], loc: tuple[int | str, ...]) -> bool:
+    """Return True if a key and all tables that it is in are required."""
+    table: Any = kind
+    for part in loc:
+        field = getattr(table, "model_fields", {}).get(part)
+        if field is None or not field.is_required():
+            return False
+        table = _table(field.annotation)
+    return bool(loc)
+
+
+def _table(annotation: Any) -> Any:
+    """Return the model of a table in the annotation of its key, such as ``Cache | None``."""
+    return next((item for item in (annotation, *get_args(annotation)) if hasattr(item, "model_fields")), None)
 
 
 def _mistake(kind: type[_Described], error: ErrorDetails) -> str:
@@ -177,8 +241,7 @@ def _mistyped(kind: type[_Described], loc: tuple[int | str, ...]) -> str:
     """Say that a key is not one of its table, and name the nearest key that is."""
     table: Any = kind
     for part in loc[:-1]:
-        annotation = getattr(table, "model_fields", {})[part].annotation
-        table = next((item for item in (annotation, *get_args(annotation)) if hasattr(item, "model_fields")), None)
+        table = _table(getattr(table, "model_fields", {})[part].annotation)
     names = list(getattr(table, "model_fields", {}))
     nearest = difflib.get_close_matches(str(loc[-1])[:80], names, n=1, cutoff=0.6)
     where = f"[{short('.'.join(map(str, loc[:-1])))}]" if loc[:-1] else f"a {kind.__name__.lower()} file"

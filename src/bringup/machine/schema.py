@@ -6,7 +6,7 @@ table. The bounds lie far beyond real chips. Within them no price overflows and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -302,15 +302,8 @@ class _Sourced(_Table):
 
     @model_validator(mode="after")
     def _every_number_has_a_source(self) -> _Sourced:
-        numbers = list(_numbers(self))
-        for key in numbers:
-            parts = key.split(".")
-            above = [".".join(parts[: i + 1]) for i in range(len(parts))]
-            if not self.invented and not any(part in self.sources for part in above):
-                raise ValueError(f"{key} has no source: add it under [sources], or say invented = true")
-        for key in self.sources:
-            if not any(number == key or number.startswith(key + ".") for number in numbers):
-                raise ValueError(f"[sources] names {key}, which is not a number of this file")
+        for _, mistake in source_mistakes(self.model_dump(exclude_unset=True)):
+            raise ValueError(mistake)
         return self
 
 
@@ -533,14 +526,26 @@ class Cluster(_Sourced):
     network: Network = Network()
 
 
-def _numbers(table: BaseModel, prefix: str = "") -> Iterator[str]:
-    for key in type(table).model_fields:
-        if key not in table.model_fields_set:
-            continue
-        value: Any = getattr(table, key)
-        if isinstance(value, BaseModel):
-            yield from _numbers(value, f"{prefix}{key}.")
-        elif isinstance(value, dict):
-            yield from (f"{prefix}{key}.{item}" for item in value if isinstance(value[item], (int, float)))
+def numbers(table: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted keys of a file's numbers."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from numbers(value, f"{prefix}{key}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{prefix}{key}"
+
+
+def source_mistakes(data: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield the numbers of a file that have no source, and the sources of no number, each with what is wrong."""
+    sources = data.get("sources", {})
+    if not isinstance(sources, dict):
+        return
+    keys = list(numbers({key: value for key, value in data.items() if key != "sources"}))
+    for key in keys:
+        parts = key.split(".")
+        above = (".".join(parts[: i + 1]) for i in range(len(parts)))
+        if data.get("invented") is not True and not any(part in sources for part in above):
+            yield key, f"{key} has no source: add it under [sources], or say invented = true"
+    for source in sources:
+        if not any(key == source or key.startswith(source + ".") for key in keys):
+            yield source, f"[sources] names {source}, which is not a number of this file"

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from bringup.errors import BringupError
 from bringup.files import read_text, write_text
 from bringup.placement.groups import Granularity, Key
-from bringup.text import plain, short
+from bringup.text import duration, html_table, plain, short, size
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -181,6 +181,19 @@ class Plan:
     plan: str | None = None
     deadline_seconds: float | None = None
     percentile: float = 50.0
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook: the baselines, and the moves."""
+        rows = [
+            (name.replace("_", " "), duration(item.seconds), size(item.resident_bytes))
+            for name, item in self.baselines.items()
+        ]
+        rows += [
+            (f"{move.module or f'{move.file}:{move.line}'} to the {move.where}", duration(move.seconds), "")
+            for move in self.moves
+        ]
+        verdict = "proposed" if self.proposes else "leave the program as it is"
+        return html_table(f"placement on {self.chip} and {self.host}: {verdict}", rows, ("", "step", "memory"))
 
     @property
     def step_seconds(self) -> float:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
 Array = npt.NDArray[Any]
-Products = tuple[Array, Array, Array]  # see `ChipClass.products`
+Products = tuple[Array, Array, Array, Array]  # see `ChipClass.products`
 
 # Filled share of the last cache up to which a second pass hits, and from which it misses. From layer norm and softmax
 # by row length on P100, V100, T4 and A100 (github.com/sitar-lab/NeuSight).
@@ -60,7 +60,8 @@ class ChipClass:
 
     Attributes:
         products: (table, chip, peaks, constants) -> seconds of every product, the share of the cores that it keeps
-            busy, and further seconds that overlap with nothing. ``peaks`` is the peak flop/s for every product's dtype.
+            busy, further seconds that overlap with nothing, and the number of kernels that add its parts. ``peaks`` is
+            the peak flop/s for every product's dtype.
         sustained: rate of the best large product over peak, for a chip file without this value.
         overlap: the p of Note [The analytic model].
         streams: family -> share of the sustained bandwidth that its kernels reach.
@@ -71,6 +72,8 @@ class ChipClass:
         sector_seconds: seconds in which the last cache moves sectors of scattered elements. Default: none.
         exposed_seconds: seconds in which neither engines nor memory work. Default: none.
         warm: True where a launch finds its tensors in the last cache if they fit there. Default: None, nowhere.
+        bias_apart: True if a kernel of its own adds the bias of a convolution. PyTorch calls cuDNN and MIOpen so
+            (_convolution and convolution_backward in aten/src/ATen/native/Convolution.cpp).
         queues: True if the host continues while a launch runs; False if the launching thread computes.
     """
 
@@ -84,6 +87,7 @@ class ChipClass:
     sector_seconds: Callable[[WorkTable, Chip, Constants], Array] = nothing
     exposed_seconds: Callable[[WorkTable, Chip, Constants], Array] = nothing
     warm: Callable[[WorkTable], Array | None] = never_warm
+    bias_apart: bool = False
     queues: bool = True
 
 

@@ -24,6 +24,7 @@ from bringup.cost.work_table import WorkTable
 from bringup.pricing.classes import Products, class_of
 from bringup.pricing.constants import DEFAULT, Constants
 from bringup.pricing.rates import (
+    by_dtype,
     cache_rate,
     engine_dtype,
     in_half,
@@ -57,6 +58,7 @@ class Prices:
         supported: True if the chip runs the launch; the replay runs the others on the host.
         engines: [engine, signature], the seconds that each of `ENGINES` works, on the cores that the launch reaches.
             Engines overlap.
+        kernels: number of device kernels, with those that add the parts of a divided product.
     """
 
     seconds: Array
@@ -64,6 +66,7 @@ class Prices:
     share: Array
     supported: Array
     engines: Array
+    kernels: Array
 
 
 def price_table(
@@ -93,16 +96,19 @@ def price_table(
         engine_dtype(chip, dtype, work.family if tf32 else work.tf32)
         for dtype, work in zip(table.dtypes, table.works, strict=True)
     ]
-    conversion = np.asarray([({"tf32": 1.0} | chip.library.channels_last).get(dtype, 0.0) for dtype in engine_dtypes])
+    converted_at = {"tf32": 1.0} | chip.library.channels_last
+    conversion = by_dtype(engine_dtypes, lambda dtype: converted_at.get(dtype, 0.0))
     kernels = np.where(launched_by_cells(table, chip), table.cells, table.kernels)
-    kernels = kernels + np.where(conversion > 0, table.conversions, 0.0)
+    bias = table.bias_bytes if chip_class.bias_apart else np.zeros_like(table.bias_bytes)
+    kernels = kernels + np.where(conversion > 0, table.conversions, 0.0) + (bias > 0)
     launch = (launch_seconds(chip, graph=graph, constants=constants) + constants.kernel_seconds) * kernels
     reached = np.clip(table.items / (chip.compute.cores * ITEMS_PER_CORE), 1.0 / chip.compute.cores, 1.0)
-    vector_rates = np.asarray([vector_rate(chip, dtype) for dtype in table.dtypes]) if table.dtypes else np.zeros(0)
+    vector_rates = by_dtype(table.dtypes, lambda dtype: vector_rate(chip, dtype))
     # A small launch does not fill the chip, and runs at the rate of the cores that it reaches.
     vector = table.vector_flops / (vector_rates * _depthwise_share(table, chip)) / reached
     special = table.special / special_rate(chip) / reached
-    matrix, share, exposed = _matrix_seconds(replace(table, dtypes=tuple(engine_dtypes)), chip, reached, constants)
+    computed_in = replace(table, dtypes=tuple(engine_dtypes))
+    matrix, share, exposed, adding = _matrix_seconds(computed_in, chip, reached, constants)
     memory = _memory_seconds(table, signatures, chip, share, warm, constants)
     q = np.where((table.hides_softmax > 0) & in_half(table.dtypes), chip.library.softmax_overlap or 1.0, 1.0)
     compute = ((vector + special) ** q + matrix**q) ** (1 / q) + chip_class.core_seconds(
@@ -111,7 +117,7 @@ def price_table(
     p = chip_class.overlap(constants)
     body = (compute**p + memory**p) ** (1 / p) + exposed + chip_class.exposed_seconds(table, chip, constants)
     converted = np.where(conversion > 0, table.converted_bytes, 0.0) / np.where(conversion > 0, conversion, 1.0)
-    body += converted / memory_rate(chip, constants)
+    body += (converted + bias) / memory_rate(chip, constants)
     if chip.efficiency:
         body /= [efficiency(chip, s, work) for s, work in zip(signatures, table.works, strict=True)]
     return Prices(
@@ -120,6 +126,7 @@ def price_table(
         share=share,
         supported=np.asarray([_supports(chip, signature) for signature in signatures], dtype=bool),
         engines=np.stack([matrix, vector, special, memory]),
+        kernels=kernels + adding,
     )
 
 
@@ -160,12 +167,14 @@ def _supports(chip: Chip, signature: Signature) -> bool:
 def _matrix_seconds(table: WorkTable, chip: Chip, share: Array, constants: Constants) -> Products:
     """Return what `ChipClass.products` does for each signature, with `share` updated for signatures with products."""
     if not len(table.owner):
-        return np.zeros(len(share)), share, np.zeros(len(share))
-    peaks = np.asarray([matrix_peak(chip, table.dtypes[i]) for i in table.owner])
-    seconds, busy, exposed = class_of(chip).products(table, chip, peaks, constants)
+        none = np.zeros(len(share))
+        return none, share, none, none
+    peaks = by_dtype(table.dtypes, lambda dtype: matrix_peak(chip, dtype))[table.owner]
+    seconds, busy, exposed, adding = class_of(chip).products(table, chip, peaks, constants)
     most = np.zeros_like(share)
     np.maximum.at(most, table.owner, busy)
-    return table.by_signature(seconds), np.where(most > 0, most, share), table.by_signature(exposed)
+    seconds, exposed, adding = (table.by_signature(values) for values in (seconds, exposed, adding))
+    return seconds, np.where(most > 0, most, share), exposed, adding
 
 
 def _memory_seconds(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -60,9 +60,15 @@ def engine_dtype(chip: Chip, dtype: str, switch: str) -> str:
     return "tf32" if dtype == "float32" and switch in chip.ops.tf32 and "tf32" in chip.matrix.tflops else dtype
 
 
+def by_dtype(dtypes: Sequence[str], value: Callable[[str], float]) -> npt.NDArray[np.float64]:
+    """Return a value for each dtype of a sequence, computed once for equal ones."""
+    values = {dtype: value(dtype) for dtype in set(dtypes)}
+    return np.asarray([values[dtype] for dtype in dtypes], dtype=np.float64)
+
+
 def in_half(dtypes: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Return a mask: True for floats of 16 bits."""
-    return np.asarray([dtype in ("float16", "bfloat16") for dtype in dtypes], dtype=bool)
+    return by_dtype(dtypes, lambda dtype: dtype in ("float16", "bfloat16")) > 0
 
 
 def vector_rate(chip: Chip, dtype: str) -> float:

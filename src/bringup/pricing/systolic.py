@@ -31,7 +31,8 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
     per_fold = np.maximum(table.m, rows * constants.systolic_fill)
     cycles = folds * per_fold / np.minimum(arrays, folds) + 2 * rows
     cycle = 2.0 * rows * columns * arrays / rates  # at the sustained rate of this dtype
-    return cycles * cycle, np.minimum(1.0, folds / arrays), np.zeros_like(cycles)
+    none = np.zeros_like(cycles)
+    return cycles * cycle, np.minimum(1.0, folds / arrays), none, none
 
 
 def _exposed_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:

@@ -16,6 +16,7 @@ from bringup.machine.vocabulary import matrix_dtype
 from bringup.pricing.classes import ChipClass, Products, register
 from bringup.pricing.constants import Constants
 from bringup.pricing.rates import (
+    by_dtype,
     cache_rate,
     in_half,
     matrix_sustained,
@@ -139,8 +140,11 @@ def best_tiles(
     streamed = moved / memory_rate(chip, constants) / np.minimum(1.0, share / constants.cores_for_bandwidth)
     body = np.sqrt(total * total + streamed * streamed) + exposed  # near `overlap`, and quick
     best = (np.arange(len(peaks)), body.reshape(len(peaks), -1).argmin(axis=1))
-    seconds, share, exposed = (values.reshape(len(peaks), -1)[best] for values in (total, share, exposed))
-    return seconds, share, exposed
+    adding = np.broadcast_to(np.where(splits > 1, 1.0, 0.0), total.shape)
+    seconds, share, exposed, adding = (
+        values.reshape(len(peaks), -1)[best] for values in (total, share, exposed, adding)
+    )
+    return seconds, share, exposed, adding
 
 
 def with_attention(products: Products, table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> Products:
@@ -161,9 +165,8 @@ def with_attention(products: Products, table: WorkTable, chip: Chip, peaks: Arra
     rate = peaks / cores * _attention_share(table, chip, constants)
     one_tile = 2 * height * table.n * table.k / splits / rate
     one_tile += constants.tile_cycles * 1e-9 / chip.compute.clock_ghz
-    seconds, share, exposed = products
-    busy = np.minimum(1.0, tiles * splits / cores)
-    return np.where(fused, waves * one_tile, seconds), np.where(fused, busy, share), np.where(fused, 0.0, exposed)
+    busy, none = np.minimum(1.0, tiles * splits / cores), np.zeros(len(tiles))
+    return _chosen(fused, (waves * one_tile, busy, none, none), products)
 
 
 def _attention_share(table: WorkTable, chip: Chip, constants: Constants) -> Array:
@@ -187,26 +190,26 @@ def _attention_share(table: WorkTable, chip: Chip, constants: Constants) -> Arra
 def _on_vector(table: WorkTable, chip: Chip) -> npt.NDArray[np.bool_]:
     """Return a mask over products: True for those on the vector units."""
     rates, vector = chip.matrix.tflops, chip.vector.tflops["float32"]
-    return np.asarray([rates.get(matrix_dtype(dtype), 0.0) <= vector for dtype in table.dtypes], dtype=bool)[
-        table.owner
-    ]
+    return (by_dtype(table.dtypes, lambda dtype: rates.get(matrix_dtype(dtype), 0.0)) <= vector)[table.owner]
 
 
 def _library_share(table: WorkTable, chip: Chip, constants: Constants) -> Array:
     """Return the rate of the library's products over that of a product at ``matrix.sustained``."""
     library, usual = chip.library, matrix_sustained(chip, constants)
-    names = [matrix_dtype(dtype) for dtype in table.dtypes]
-    share = np.asarray([library.sustained.get(name, usual) / usual for name in names])
-    share *= np.where(table.aligned > 0, 1.0, [library.unaligned.get(name, 1.0) for name in names])
-    slower = [library.convolution.get(name, 1.0) for name in names]
-    share *= np.where(table.is_family("convolution"), slower, 1.0)
-    outer = np.asarray([library.outer.get(name, 1.0) for name in names])[table.owner]
+
+    def rates(shares: dict[str, float], default: float = 1.0) -> Array:
+        return by_dtype(table.dtypes, lambda dtype: shares.get(matrix_dtype(dtype), default))
+
+    share = rates(library.sustained, usual) / usual
+    share *= np.where(table.aligned > 0, 1.0, rates(library.unaligned))
+    share *= np.where(table.is_family("convolution"), rates(library.convolution), 1.0)
+    outer = rates(library.outer)[table.owner]
     return share[table.owner] * np.where(table.gathers, library.filter_gradient, np.where(table.outer, outer, 1.0))
 
 
 def _cluster(table: WorkTable, chip: Chip) -> Array:
     """Return the number of tiles that load their common operand once, for every product."""
-    tiles = [chip.library.cluster.get(matrix_dtype(dtype), 1.0) for dtype in table.dtypes]
+    tiles = by_dtype(table.dtypes, lambda dtype: chip.library.cluster.get(matrix_dtype(dtype), 1.0))
     return np.where(table.is_family("matmul"), tiles, 1.0)[table.owner]
 
 
@@ -214,7 +217,7 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
     on_vector = _on_vector(table, chip)
     small = np.where(on_vector, chip.library.vector_tile or constants.small_tile_vector, constants.small_tile)
     peaks_of_attention, peaks = peaks, peaks * _library_share(table, chip, constants)
-    tf32 = np.asarray([dtype == "tf32" for dtype in table.dtypes], dtype=bool)[table.owner]
+    tf32 = by_dtype(table.dtypes, lambda dtype: dtype == "tf32")[table.owner] > 0
     tune = partial(best_tiles, table, chip, peaks, constants, small=small)
     tiled = tune(menu=TILES, split_menu=SPLITS, port=PORT, seldom=tf32)
     if chip.library.vector_step and on_vector.any():
@@ -232,17 +235,17 @@ def _products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) 
 
 def _chosen(mask: Array, first: Products, second: Products) -> Products:
     """Return the prices of the first for products in the mask, of the second for others."""
-    seconds, share, exposed = (np.where(mask, a, b) for a, b in zip(first, second, strict=True))
-    return seconds, share, exposed
+    seconds, share, exposed, adding = (np.where(mask, a, b) for a, b in zip(first, second, strict=True))
+    return seconds, share, exposed, adding
 
 
 def _gpu_products(table: WorkTable, chip: Chip, peaks: Array, constants: Constants) -> Products:
-    seconds, share, exposed = _products(table, chip, peaks, constants)
+    seconds, share, exposed, adding = _products(table, chip, peaks, constants)
     # Winograd's algorithm is used for float32 only, because 16-bit floats lose too much precision in its transforms.
     fewer = np.asarray([table.dtypes[i] == "float32" for i in table.owner]) & (table.winograd[table.owner] > 0)
     seconds = np.where(fewer, seconds / (chip.library.winograd or constants.winograd), seconds)
     seconds = np.where(table.product_is_family("kernel"), seconds / constants.kernel_products, seconds)
-    return seconds, share, exposed
+    return seconds, share, exposed, adding
 
 
 def pass_seconds(table: WorkTable, chip: Chip, constants: Constants) -> Array:
@@ -283,6 +286,7 @@ GPU = replace(
     core_seconds=core_seconds,
     sector_seconds=sector_seconds,
     exposed_seconds=exposed_seconds,
+    bias_apart=True,
 )
 
 register(GPU, "gpu", matrix="tile")

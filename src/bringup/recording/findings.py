@@ -30,6 +30,14 @@ class Finding:
         return f"{self.check}: {self.what}: {self.advice}"
 
 
+def early_use(line: str, copy: str, *, to_host: bool) -> Finding:
+    """Return the finding that a line uses page-locked memory while an asynchronous copy may still run."""
+    verb, way = ("uses", "from") if to_host else ("changes", "to")
+    what = f"{line or 'the program'} {verb} page-locked memory that {copy} copies {way} the chip"
+    advice = "first synchronize an event that is recorded after the copy"
+    return Finding("race", f"{what}, before it has waited for the copy", line, copy, advice)
+
+
 @dataclass(frozen=True)
 class Watch:
     """A check of the running program, added to `watches` by another part of bringup.

@@ -31,6 +31,7 @@ from torch.utils.data._utils import fetch
 from bringup.paths import Places
 
 _SLOT = struct.Struct("=qq")  # of each worker: batches, nanoseconds
+MOST_READS = 10_000  # chosen: of clocks; a program that reads them more often is known by the first ones
 _NO_PROGRAM = tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
@@ -88,6 +89,7 @@ class Inputs:
         self._unknown = 0
         self._sleeps: dict[str, dict[int, float]] = {}  # line -> rows before the sleep -> seconds
         self._loading = threading.local()  # a batch may be made in another thread
+        self._clock_reads: list[tuple[str, int]] = []  # line, rows before the reading
 
     def facts(self) -> list[dict[str, Any]]:
         """Return the loaders whose batches the chip used, in the form of the trace's ``about``."""
@@ -111,6 +113,16 @@ class Inputs:
             {"line": line, "rows": list(by_row), "seconds": list(by_row.values())}
             for line, by_row in sorted(self._sleeps.items())
         ]
+
+    def clock_reads(self) -> list[dict[str, Any]]:
+        """Return the program's readings of clocks that show the chip's time, in the form of the trace's ``about``."""
+        lines = sorted({line for line, _ in self._clock_reads})
+        return [{"line": line, "rows": [row for at, row in self._clock_reads if at == line]} for line in lines]
+
+    def clock_read(self, frame: Any) -> None:
+        """Note that the frame reads a clock, unless a library does."""
+        if len(self._clock_reads) < MOST_READS and not _is_library(frame):
+            self._clock_reads.append((self._places.line(_text(frame)), int(torch.ops.bringup.row_count())))
 
     def slept(self, seconds: float, frame: Any) -> None:
         """Note that the program asked for a sleep."""

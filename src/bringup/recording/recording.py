@@ -103,6 +103,8 @@ class Recording:
             about["inputs"] = loaders
         if sleeps := self.inputs.sleeps():
             about["sleeps"] = sleeps
+        if reads := self.inputs.clock_reads():
+            about["clock_reads"] = reads
         about |= {
             "program": as_text(Path(sys.argv[0]).name),
             "chip": ops.chip(),

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost.rules import tags
-from bringup.recording.findings import Finding, watches
+from bringup.errors import BringupError
+from bringup.recording.findings import Finding, early_use, watches
 from bringup.recording.rows import (
     ALLOC,
     D2D,
@@ -79,6 +80,19 @@ def findings(trace: Trace, checks: tuple[str, ...] | None = None) -> list[Findin
         for item in CHECKS[name](rows):
             by_lines.setdefault((item.check, item.line, item.other), item)
     return list(by_lines.values())
+
+
+def checks(names: str) -> tuple[str, ...]:
+    """Read a list of checks, such as ``race,init`` or ``all``.
+
+    Raises:
+        BringupError: there is no such check.
+    """
+    listed = tuple(CHECKS) if names == "all" else tuple(name for name in names.split(",") if name)
+    for name in listed:
+        if name not in CHECKS:
+            raise BringupError(f"sanitize must be {', '.join(CHECKS)} or all, got {name!r}")
+    return listed
 
 
 # ---- races
@@ -360,15 +374,13 @@ def touched() -> list[Finding]:
     import torch
 
     touches = [finding for watch in watches for finding in watch.take()]
-    for item in json.loads(torch.ops.bringup.pinned_touches()):
+    pinned = json.loads(torch.ops.bringup.pinned_touches())
+    with_line = {(item["copy"], item["to_host"]) for item in pinned if item["line"]}
+    for item in pinned:
         copy, line = item["copy"], item["line"]
-        at = f"{line} " if line else "the program "
-        what = (
-            f"{at}uses page-locked memory that {copy} copies from the chip, before it has waited for the copy"
-            if item["to_host"]
-            else f"{at}changes page-locked memory that {copy} copies to the chip, before it has waited for the copy"
-        )
-        touches.append(Finding("race", what, line, copy, "first synchronize an event that is recorded after the copy"))
+        if not line and (copy, item["to_host"]) in with_line:  # a thread of the same operator, which has no Python line
+            continue
+        touches.append(early_use(line, copy, to_host=item["to_host"]))
     return touches + _unwritten_reads()
 
 

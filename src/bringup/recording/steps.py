@@ -43,11 +43,12 @@ def find_steps(trace: Trace) -> Steps:
     """Return the steps that the program marks, else those of optimizers, or of graphs that contain optimizer steps.
 
     Without an optimizer they are repetitions of a series of launches, else replays of graphs if most launches are
-    replayed, else backward passes, else module calls. If the program ended with an error, the step that it interrupted
-    is left out.
+    replayed, else backward passes, else module calls. If an error or a signal ended the program, the step that it
+    interrupted is left out.
     """
     steps = _steps(trace)
-    if not trace.about.get("failed") or steps.by in ("program", "optimizer", "whole"):
+    ended = not trace.about.get("failed") and not trace.about.get("stopped_by")
+    if ended or steps.by in ("program", "optimizer", "whole"):
         return steps
     if len(steps.ends) < 2:
         return Steps("whole", 0, np.asarray([len(trace)]))

@@ -23,13 +23,13 @@ from bringup.recording.rows import KINDS, LAUNCH, OWNER, PHASES
 from bringup.recording.step_work import StepWork, find_work
 from bringup.recording.steps import Steps, find_steps
 from bringup.recording.waits import Waits, find_waits
-from bringup.text import short
+from bringup.text import html_table, quantity, short
 
 VERSION = 3
 Column = npt.NDArray[Any]
 
 
-@dataclass
+@dataclass(repr=False)
 class Trace:
     """The record of a program's launches, copies, allocations and waits: one row each, in the host's order.
 
@@ -50,9 +50,24 @@ class Trace:
     modules: list[str]
     about: dict[str, Any] = field(default_factory=dict)
 
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        rows = [
+            ("launches", f"{self.launches:,}"),
+            ("kinds of launch", f"{len(self.signature_data):,}"),
+            ("steps", f"{len(self.steps.ends):,}"),
+            ("lines", f"{len(self.lines):,}"),
+            ("modules", f"{len(self.modules):,}"),
+        ]
+        return html_table(f"recording on {self.about.get('chip', 'a chip')}", rows)
+
     def __len__(self) -> int:
         """Count the rows."""
         return len(self.columns["kind"])
+
+    def __repr__(self) -> str:
+        """Return how much was recorded as text, on one line."""
+        return f"<Trace: {quantity(self.launches, 'launch')} in {quantity(len(self), 'row')}>"
 
     @cached_property
     def cluster(self) -> Topology | None:

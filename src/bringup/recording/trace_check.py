@@ -150,6 +150,11 @@ class _Sleep(BaseModel):
         return self
 
 
+class _ClockRead(BaseModel):
+    line: Text
+    rows: Annotated[list[Count], Field(max_length=MOST["rows"])]
+
+
 class _Finding(BaseModel):
     check: Text
     what: Sentence
@@ -189,6 +194,8 @@ class _About(BaseModel):
     library_lines: Annotated[list[Count], Field(max_length=MOST["lines"])] = []
     inputs: Annotated[list[_Input], Field(max_length=MOST["lines"])] = []
     sleeps: Annotated[list[_Sleep], Field(max_length=MOST["lines"])] = []
+    clock_reads: Annotated[list[_ClockRead], Field(max_length=MOST["lines"])] = []
+    stopped_by: Literal["", "SIGINT", "SIGTERM"] = ""
     host: Text = ""
     host_clock: Literal["modelled", "measured"] = "modelled"
     findings: Annotated[list[_Finding], Field(max_length=MOST["lines"])] = []

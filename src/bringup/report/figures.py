@@ -37,9 +37,7 @@ def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
     if not len(rows):
         return None, "Nothing ran on the chip."
     since = float(replayed.start[rows].min())
-    lanes: dict[tuple[str, str], list[int]] = {}
-    for row in rows:
-        lanes.setdefault(_lane(replayed, int(row)), []).append(int(row))
+    lanes = _lanes(replayed, rows)
     hidden = len(lanes) - MOST_LANES
     if hidden > 0:
         lanes = dict(sorted(lanes.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_LANES])
@@ -68,6 +66,23 @@ def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
         note += f" The chart leaves out {hidden:,} lanes with fewer of them."
     height = 80 + 50 * len(names)
     return Figure(Axis("milliseconds of chip time"), Axis(lanes=names), series, height), note
+
+
+def _lanes(replayed: Timeline, rows: npt.NDArray[Any]) -> dict[tuple[str, str], list[int]]:
+    """Return the rows of each lane; rows that agree in what a lane depends on are looked at once."""
+    columns = replayed.trace.columns
+    signature = columns["signature"][rows]
+    family = np.where(signature >= 0, np.append(replayed.work.family, -1)[signature], -1)
+    fields = [columns[name][rows].astype(np.int64) for name in ("kind", "device", "stream", "object")]
+    fields[-1] *= fields[0] == D2D  # only copies between chips are told apart by it
+    fields += [family, replayed.fallback[rows] >= 0]
+    _, first, alike = np.unique(np.stack(fields), axis=1, return_index=True, return_inverse=True)
+    order = np.argsort(alike.ravel(), kind="stable")
+    groups = np.split(rows[order], np.cumsum(np.bincount(alike.ravel()))[:-1])
+    lanes: dict[tuple[str, str], list[int]] = {}
+    for place, members in zip(first.tolist(), groups, strict=True):
+        lanes.setdefault(_lane(replayed, int(rows[place])), []).extend(members.tolist())
+    return {lane: sorted(members) for lane, members in lanes.items()}
 
 
 def _lane(replayed: Timeline, row: int) -> tuple[str, str]:

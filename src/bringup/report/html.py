@@ -23,10 +23,12 @@ from bringup.recording.trace import Trace
 from bringup.report import figures, palette
 from bringup.report.chart import Figure
 from bringup.report.lines import (
+    Line,
     band,
     by_kind,
     compilation_lines,
     expandable_text,
+    lines,
     memory_share,
     moment,
     per_million,
@@ -57,6 +59,29 @@ def _own(name: str) -> Markup:
 def _hash(script: str) -> str:
     """Return what allows one script of our own in the page's security policy, and no other."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+
+
+COLOURS = {"chip busy": "chip", "link": "link", "between chips": "between", "host-bound": "host"}
+COLOURS |= {"waiting on fallbacks": "fallback", "host computes": "fallback"}
+CELL_STYLES = {"step": "font-size:1.2em;font-weight:bold", "advice": "margin-left:2em", "finding": "font-weight:bold"}
+
+
+def first_screen(summary: Summary) -> str:
+    """Write the summary as HTML for a notebook's output: no script, and no style of the whole page."""
+    parts: list[tuple[str, Any]] = []
+    for item in lines(summary):
+        if isinstance(item, Line):
+            parts.append((item.role, item.text.strip()))
+        elif parts and parts[-1][0] == "table":
+            parts[-1][1].append(item.cells)
+        else:
+            parts.append(("table", [item.cells]))
+    total = summary.step_seconds or 1.0
+    shares = [
+        (name, round(100 * seconds / total, 2), palette.PAGE[COLOURS[name]])
+        for name, seconds in summary.parts().items()
+    ]
+    return templates().get_template("cell.html").render(parts=parts, shares=shares, styles=CELL_STYLES)
 
 
 def render(template: str, *, title: str, charts: Mapping[str, Figure | None] | None = None, **values: Any) -> str:

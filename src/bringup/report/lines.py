@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # the list of chips needs no summary
     from bringup.analyse.summary import Summary, Way
 
 MOST_FALLBACKS, MOST_KERNELS, MOST_BREAKS, MOST_UNPRICED = 5, 3, 5, 6
-MOST_UNLIKE, MOST_CHANGES = 3, 3
+MOST_UNLIKE, MOST_CHANGES, MOST_CLOCKS = 3, 3, 3
 MOST_OF_RUN = 0.5  # if the typical steps take less of the run, the summary says so
 FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
 LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
@@ -64,6 +64,8 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     """Yield the numbers, findings and advice of a summary, for one screen."""
     if summary.failed:
         yield _line("failed", ("the program ended with an error; this is what it did up to there", "bold"))
+    if summary.stopped_by:
+        yield _line("failed", (f"{summary.stopped_by} ended the program; this is what it did up to there", "bold"))
     if summary.step_seconds or not summary.failed:
         yield from _times(summary)
     yield from _communication(summary)
@@ -71,6 +73,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     yield from step_lines(summary)
     yield from _input(summary)
     yield from _own_time(summary)
+    yield from _host_alone(summary)
     yield from _size(summary)
     yield from _expandable(summary)
     yield from _placement(summary)
@@ -126,6 +129,13 @@ def _notes(summary: Summary) -> Iterator[Line]:
         yield _line("dry", "  dry run: nothing was computed; results that the program printed are stand-ins")
     if summary.chip_time:
         yield _line("chip-time", "  the program's clocks showed chip time; times that it printed are predictions")
+    synchronize = f"torch.{'cuda' if summary.named_cuda else 'chip'}.synchronize()"
+    for item in summary.early_clocks[:MOST_CLOCKS]:
+        times = f"it shows {duration(item.shown_seconds)} of {duration(item.seconds)}"
+        yield _line(
+            "early-clock",
+            f"  the clock at {item.file}:{item.line} is read before the chip is done: {times}; {synchronize} first",
+        )
     if summary.redirected:
         yield _line("cuda", f"  cuda meant the chip: {redirected(summary)}")
 
@@ -317,6 +327,14 @@ def _own_time(summary: Summary) -> Iterator[Line]:
     )
 
 
+def _host_alone(summary: Summary) -> Iterator[Line]:
+    """Yield that the CPU is faster than the chip, if it is for sure."""
+    if summary.host_alone_seconds is not None:
+        most = duration(summary.host_alone_seconds)
+        core = f"one core of {summary.host} takes at most {most} for the {unit(summary)}"
+        yield _line("host-alone", ("  the CPU is faster for this", "bold"), f": {core}")
+
+
 def _waits(summary: Summary) -> Iterator[Line]:
     """Yield how often the host waits for the chip in each step, by kind, with the line of most of them."""
     kinds, total = [], 0.0
@@ -352,7 +370,9 @@ def _compiled(summary: Summary) -> Iterator[Line]:
     if not summary.compiled_graphs:
         return
     breaks = len(summary.graph_breaks)
-    cut = f", cut at {quantity(breaks, 'line')}:" if breaks else ", no graph breaks"
+    lost = summary.graph_breaks_seconds
+    costs = f", which costs {duration(lost)} per {unit(summary)}" if lost else ""
+    cut = f", cut at {quantity(breaks, 'line')}{costs}:" if breaks else ", no graph breaks"
     yield _line("compiled", f"  torch.compile: {quantity(summary.compiled_graphs, 'graph')}{cut}")
     for cut_at in summary.graph_breaks[:MOST_BREAKS]:
         yield _line("graph-break", f"     {cut_at.line}: {cut_at.reason}")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from bringup.recording.rows import (
     D2D,
@@ -24,6 +25,7 @@ from bringup.recording.rows import (
 from bringup.recording.trace import Trace
 from bringup.timeline.replay import Timeline
 
+Array = npt.NDArray[Any]
 WAITED = (STREAM_SYNC, DEVICE_SYNC, EVENT_SYNC)
 MOST_EVENTS = 200_000  # the viewer opens this many without trouble; a longer trace is cut, with a note
 
@@ -54,15 +56,18 @@ def _events(timeline: Timeline) -> Iterator[str]:
     fields = ("kind", "device", "stream", "thread", "object", "flags", "signature", "line", "module", "bytes")
     cut = shown[:MOST_EVENTS]
     values = zip(*(columns[name][cut].tolist() for name in fields), strict=True)
-    times = zip(*(getattr(timeline, name)[cut].tolist() for name in ("issued", "start", "end", "waited")), strict=True)
+    waits = np.isin(kind[cut], WAITED)
+    start = np.where(waits, timeline.issued[cut], timeline.start[cut])
+    end = np.where(waits, timeline.issued[cut] + timeline.waited[cut], timeline.end[cut])
+    times = _times(start, end)
     runs_on_host = (timeline.fallback[cut] >= 0).tolist()
-    for value, (issued, start, end, waited), is_fallback in zip(values, times, runs_on_host, strict=True):
+    for value, (begin, length), is_fallback in zip(values, times, runs_on_host, strict=True):
         row_kind, device, stream, thread, source, flags, *_ = value
         key = (row_kind, flags, *value[6:]) if row_kind != LAUNCH else (row_kind, *value[6:9])
         if key not in described:
             described[key] = _described(trace, *value[:1], *value[5:])
         if row_kind in WAITED:
-            yield _span(described[key], 0, thread, issued, waited)
+            yield _span(described[key], 0, thread, begin, length)
             continue
         process, lane = device + 1, stream
         if row_kind in (HOST, RESUME):
@@ -71,10 +76,11 @@ def _events(timeline: Timeline) -> Iterator[str]:
             lane = 1002
         elif row_kind != LAUNCH:
             lane = 1100 + source if row_kind == D2D else 1001 if row_kind == D2H else 1000
-        yield _span(described[key], process, lane, start, end - start)
+        yield _span(described[key], process, lane, begin, length)
     if len(shown) > MOST_EVENTS:
-        last = float(timeline.end[shown[MOST_EVENTS - 1]])
-        yield _span(_as_members(f"cut: {len(shown) - MOST_EVENTS} more events", {}), 0, 0, last, 0.0)
+        last = timeline.end[shown[MOST_EVENTS - 1 : MOST_EVENTS]]
+        ((begin, length),) = _times(last, last)
+        yield _span(_as_members(f"cut: {len(shown) - MOST_EVENTS} more events", {}), 0, 0, begin, length)
 
 
 def _described(trace: Trace, kind: int, flags: int, signature: int, line: int, module: int, size: int) -> str:
@@ -99,11 +105,12 @@ def _name(event: str, process: int, thread: int, name: str) -> str:
     return json.dumps({"ph": "M", "name": event, "pid": process, "tid": thread, "args": {"name": name}})
 
 
-def _span(members: str, process: int, thread: int, start: float, seconds: float) -> str:
-    """Write an event by hand, because the encoder is slow where each of 100,000 events is a dict.
+def _times(start: Array, end: Array) -> Iterator[tuple[float, float]]:
+    """Yield begin and length in microseconds. Both ends are rounded: no event ends after the next one begins."""
+    begin, until = (np.round(seconds * 1e6, 3) for seconds in (start, end))
+    return zip(begin.tolist(), np.round(until - begin, 3).tolist(), strict=True)
 
-    Both ends are rounded, so that an event does not end after the next one begins.
-    """
-    begin, end = round(start * 1e6, 3), round((start + seconds) * 1e6, 3)
-    span = f'"ph": "X", "pid": {process}, "tid": {thread}, "ts": {begin}'
-    return f'{{{members}, "dur": {round(end - begin, 3)}, {span}}}'
+
+def _span(members: str, process: int, thread: int, begin: float, length: float) -> str:
+    """Write an event by hand, because the encoder is slow where each of 100,000 events is a dict."""
+    return f'{{{members}, "dur": {length}, "ph": "X", "pid": {process}, "tid": {thread}, "ts": {begin}}}'

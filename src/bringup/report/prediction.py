@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from bringup.analyse.advice import advise
+from bringup.analyse.compare import Comparison, compare
 from bringup.analyse.summarize import summarize
 from bringup.analyse.summary import Summary
 from bringup.errors import BringupError
 from bringup.files import write_text
-from bringup.machine.files import load_chip, load_host
+from bringup.machine.files import available_chips, load_chip, load_host
 from bringup.machine.schema import Chip, Host
 from bringup.recording.trace import Trace
 from bringup.report import directory, html
@@ -44,6 +46,21 @@ class Prediction:
         """Return the step time and the chip as text."""
         took = f"{self.summary.step_seconds * 1e3:.4g} ms per {unit(self.summary)}"
         return f"<Prediction: {took} on {self.summary.chip}>"
+
+    def _repr_html_(self) -> str:
+        """Return the first screen of the report for a notebook."""
+        return html.first_screen(self.summary)
+
+    def compare(self, chips: Sequence[str | os.PathLike[str] | Chip] | None = None) -> Comparison:
+        """Price the recording on several chips with the same host.
+
+        Args:
+            chips: names, files or loaded chips; the first one is the baseline (default: all that ship).
+        """
+        described = [
+            chip if isinstance(chip, Chip) else load_chip(os.fspath(chip)) for chip in chips or available_chips()
+        ]
+        return compare(self.trace, described, self.timeline.host, host_clock=self.timeline.host_clock)
 
     def to_html(self, path: str | os.PathLike[str]) -> None:
         """Write the report as one self-contained file."""

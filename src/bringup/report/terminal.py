@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import re
 import sys
 from itertools import groupby
@@ -22,14 +23,15 @@ if TYPE_CHECKING:
 # rich may colour the numbers in lines of these roles; in others, numbers are parts of names and paths.
 HIGHLIGHTED = ("step", "shares", "out-of-memory", "more-fallbacks")
 MARGIN = re.compile(r" *(?:\d+\. |-> )?")  # indentation, and a number or an arrow
+UNWRAPPED = 1_000_000  # columns
 LEAST_WIDTH = 20  # columns for the text in a narrow terminal
 
 
 def console() -> Console:
-    """Return a console as wide as the terminal; without a terminal, one wide enough for a table."""
+    """Return a console as wide as the terminal; without one, lines are not wrapped unless COLUMNS says so."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters of a name
-    return Console(width=None if sys.stdout.isatty() else 140, emoji=False)
+    return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else UNWRAPPED, emoji=False)
 
 
 def escaped(text: object) -> str:

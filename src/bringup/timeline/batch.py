@@ -50,7 +50,8 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
     folded: set[int] = set()  # rows of products that are samples times something, such as tokens
     recurrent: set[int] = set()  # batches of recurrent layers
     calls: dict[int, int] = {}  # storage of a parameter -> how often it is a factor
-    for row in launches[columns["phase"][launches] == IN_FORWARD].tolist():
+    forward = launches[columns["phase"][launches] == IN_FORWARD]
+    for row in forward[_tells(timeline)[columns["signature"][forward]] | _uses_owned(trace, forward)].tolist():
         number = int(columns["signature"][row])
         signature = trace.signatures[number]
         uses = trace.uses[trace.offsets[row] : trace.offsets[row + 1]].tolist()
@@ -99,6 +100,26 @@ def samples(timeline: Timeline, first: int, last: int) -> int:
     trains = bool((columns["phase"][launches] == IN_BACKWARD).any())
     in_turn = trains and min(calls.values(), default=0) > batches(timeline, first, last)
     return 0 if size == 1 and in_turn else size  # samples that come one by one, such as a game's steps, are not 1
+
+
+def _tells(timeline: Timeline) -> Array:
+    """Return for every signature True if its launches may tell the batch by themselves."""
+    families = (*PRODUCTS, "linalg", "sparse", "rnn")
+    return np.asarray(
+        [
+            work.family in families
+            or any(len(tensor.shape) > 2 and not tensor.written for tensor in signature.tensors)
+            or any(True for _ in _looked_up(signature))
+            for signature, work in zip(timeline.trace.signatures, timeline.work.works, strict=True)
+        ],
+        dtype=bool,
+    )
+
+
+def _uses_owned(trace: Trace, rows: Array) -> Array:
+    """Return True for all rows if one uses a module's storage, whose copies are the module's, too."""
+    used = trace.uses[trace.offsets[rows[0]] : trace.offsets[rows[-1] + 1]] >> 1 if len(rows) else trace.uses[:0]
+    return np.full(len(rows), bool(trace.owned_storages[used].any()))
 
 
 def batches(timeline: Timeline, first: int, last: int) -> int:

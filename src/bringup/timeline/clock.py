@@ -224,6 +224,7 @@ def shown() -> Iterator[None]:
             recording = current()
             if recording is None or os.getpid() != parent or _wants_real(package):
                 return real()  # type: ignore[no-any-return]
+            recording.inputs.clock_read(sys._getframe(1))
             seconds, idle = recording.part(clock_of).now()
             seconds -= 0.0 if counts_idle else idle
             if package in _DEADLINES:

@@ -30,6 +30,7 @@ from bringup.recording.rows import (
     HOST,
     IN_BACKWARD,
     IN_OPTIMIZER,
+    KINDS,
     LAUNCH,
     ON_HOST,
     PINNED,
@@ -41,6 +42,7 @@ from bringup.recording.rows import (
 )
 from bringup.recording.steps import Steps
 from bringup.recording.trace import Trace
+from bringup.text import duration, html_table
 from bringup.timeline import library
 from bringup.timeline.plans import Plans
 
@@ -84,6 +86,18 @@ class Timeline:
     fallback: Array
     fallback_parts: Array
     host_clock: HostClock = "modelled"
+
+    def _repr_html_(self) -> str:
+        """Return a table for a notebook."""
+        kinds, counts = np.unique(self.trace.columns["kind"], return_counts=True)
+        times = {KINDS[kind]: float(self.seconds[self.trace.columns["kind"] == kind].sum()) for kind in kinds}
+        rows = [
+            (name, f"{count:,}", duration(times[name]))
+            for name, count in zip(times, counts.tolist(), strict=True)
+            if times[name]
+        ]
+        title = f"{duration(self.total_seconds)} on {self.chip.name}, host {self.host.name}"
+        return html_table(title, rows, ("", "rows", "time on its engine"))
 
     @cached_property
     def finished(self) -> Array:
@@ -233,8 +247,15 @@ def row_inputs(
         # A graph saves what the host file has for the launches; the rest of the measured time is the program's own.
         saved = _host_seconds(trace, work, host, False) - host_seconds if what_if.graph else 0.0
         host_seconds = np.maximum(measured - saved, 0.0)
-    elif (apart := pricing.launched_by_cells(work, chip)).any():
-        host_seconds = host_seconds * np.where(is_launch, np.where(apart, work.cells, 1.0)[signature], 1.0)
+    else:
+        apart = pricing.launched_by_cells(work, chip)
+        if apart.any():
+            host_seconds = host_seconds * np.where(is_launch, np.where(apart, work.cells, 1.0)[signature], 1.0)
+        if host.dispatch.launch_us and len(prices.kernels) and not graph:
+            further = np.where(apart, 0.0, prices.kernels - 1)[signature] * host.dispatch.launch_us * 1e-6
+            counted = (columns["phase"] == IN_BACKWARD) & work.is_family(*host.dispatch.backward_families)[signature]
+            # Calls of the driver, whose code is in the host's caches by then. Times of backward passes have them.
+            host_seconds += np.where(is_launch & ~in_graph & ~placed & ~counted, further, 0.0)
     if chip.launch.attention_plan_ms and what_if.keep_plans:
         host_seconds = host_seconds if calls is None else host_seconds.copy()
         rows = (plans or Plans()).first_uses(trace) if calls is None else calls.plans

@@ -38,11 +38,11 @@ LOOPS = 20  # steps that are launched before the host waits, in a measured round
 AGAIN = "repeats.csv"  # programs that were measured on a second machine
 LARGE = 1 << 30  # bytes: smaller peaks are mostly what libraries try out at their first use
 # What a figure measures, in the order of tables.
-STEP, NEW_LENGTH, BUSY, LAUNCHES, ALLOCATED, RESERVED, GRAPH, EAGER, KERNELS, ISSUE = FIGURES = (
-    *("step", "step of a new length", "chip busy", "kernels", "peak allocated", "peak reserved"),
+STEP, COMPILED, NEW_LENGTH, BUSY, LAUNCHES, ALLOCATED, RESERVED, GRAPH, EAGER, KERNELS, ISSUE = FIGURES = (
+    *("step", "step, compiled", "step of a new length", "chip busy", "kernels", "peak allocated", "peak reserved"),
     *("operator in a graph", "operator, eager", "kernels of an operator", "host issue"),
 )
-TIMES = (STEP, NEW_LENGTH, BUSY, GRAPH, EAGER, ISSUE)  # figures in seconds
+TIMES = (STEP, COMPILED, NEW_LENGTH, BUSY, GRAPH, EAGER, ISSUE)  # figures in seconds
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16", "tf32": "TF32", "default": "TF32 in convolutions"}
 DTYPES |= {"amp": "autocast bfloat16", "amp16": "autocast float16", "fp8": "float8"}
 MODES = {"infer": "inference", "train": "training", "decode": "decode", "generate": "decode"}
@@ -156,6 +156,11 @@ class _Machine:
         """Price a step that plans its attention."""
         return price(item.trace(1, wait_each=True), self.planning, self.host)
 
+    def kernels(self, prediction: Prediction) -> float:
+        """Return the number of kernels that the chip's library launches."""
+        columns, prices = prediction.trace.columns, prediction.timeline.prices
+        return float(prices.kernels[columns["signature"][columns["kind"] == LAUNCH]].sum())
+
     def gaps(self, trace: Trace) -> float:
         """Return the seconds between queued kernels, which prices hold and a profiler's kernels do not."""
         gap = launch_seconds(self.chip) - launch_seconds(self.chip, graph=True)
@@ -215,8 +220,8 @@ def _programs(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[
     columns = ("id", "mode", "precision", "compile", "free_us", "sync_us", "sync_first2_us", "busy_union_us")
     for row in _table(path, *columns, "kernels", "copies", "peak_allocated", "peak_reserved"):
         item = recordings().get(f"program/{row['id']}")
-        if row["compile"] or item is None:
-            missing["torch.compile is not recorded" if row["compile"] else "their programs are not recorded"] += 1
+        if item is None:
+            missing["their programs are not recorded"] += 1
             continue
         decodes = row["mode"] == "decode"
         once = machine.step(item, 1, wait_each=True)
@@ -227,11 +232,13 @@ def _programs(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[
             (STEP, _number(row["sync_first2_us" if decodes else "free_us"], 1e-6), looped.step_seconds),
             *([(NEW_LENGTH, _number(row["sync_us"], 1e-6), machine.first_step(item).step_seconds)] if decodes else []),
             (BUSY, _number(row["busy_union_us"], 1e-6), once.device_seconds - machine.gaps(once.trace)),
-            (LAUNCHES, float(row["kernels"]), once.trace.launches),
+            (LAUNCHES, float(row["kernels"]), machine.kernels(once)),
             (ALLOCATED, _number(row["peak_allocated"], 1), item.peak_allocated),
             (RESERVED, _number(row["peak_reserved"], 1), item.peak_reserved),
         )
         about = kind, MODES.get(row["mode"], row["mode"]), DTYPES.get(row["precision"], row["precision"]), its_bound
+        if row["compile"]:
+            figures = ((COMPILED, *figures[0][1:]),)
         for figure, measured, predicted in figures:
             if measured > 0:
                 yield Comparison(machine.chip.name, row["id"], figure, *about, measured, float(predicted), path.name)

@@ -55,6 +55,9 @@ class Recorded:
             marks = [mark.get(name, 0) for mark in step]
             last = [] if wait_each else [wait.get(name, 0)]
             columns[name] = np.concatenate([np.tile(np.concatenate([rows, marks]), steps), last]).astype(dtype)
+        replayed = np.flatnonzero((columns["kind"] == LAUNCH) & (columns["object"] > 0))
+        each = count + len(step)  # every step replays its graphs anew
+        columns["object"][replayed] += replayed // each * (columns["object"][replayed].max(initial=0) + 1)
         used = np.unique(columns["signature"])
         used = used[used >= 0]
         signatures = [self.signature_data[number] for number in used.tolist()]

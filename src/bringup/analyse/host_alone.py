@@ -1,0 +1,41 @@
+"""Steps that one core of the host would finish before the chip: so little work per launch that the CPU is faster."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from bringup import pricing
+from bringup.analyse.summary import LEAST_SECONDS
+from bringup.recording.rows import D2H, H2D, LAUNCH
+from bringup.timeline.replay import Timeline, calls_of_placed, on_host_seconds
+
+WIDE = ("float32", "float64")  # CPUs multiply shorter numbers slowly, and the host files do not say how slowly
+CLEARLY = 1.5  # chosen: how much slower the chip has to be, since the host's prices are not compared with programs
+BUSY = 0.5  # chosen: a chip that computes for more of the step is not the one that waits
+
+
+def host_alone(timeline: Timeline, first: int, last: int, step: float, busy: float) -> float | None:
+    """Return at most how long one core of the host takes for the step in these rows; None unless that saves time.
+
+    It is an upper bound: nothing overlaps, and every operator reads and writes the main memory. None too if the step
+    has kernels of the program's own, collectives, or products of numbers shorter than float32.
+    """
+    trace, host = timeline.trace, timeline.host
+    columns, work, compute = trace.columns, trace.work, host.compute
+    if timeline.steps.by == "whole" or busy > BUSY * step or not pricing.class_of(timeline.chip).queues:
+        return None
+    rows = np.flatnonzero(np.isin(columns["kind"][first:last], (LAUNCH, H2D, D2H))) + first
+    if len(np.unique(columns["device"][rows])) != 1:
+        return None
+    launched = columns["kind"][rows] == LAUNCH
+    signature = columns["signature"][rows[launched]]
+    kinds = np.unique(signature)
+    products = kinds[work.is_family("matmul", "convolution", "depthwise", "attention", "rnn")[kinds]]
+    if work.is_family("kernel", "collective")[kinds].any() or {work.dtypes[i] for i in products} - set(WIDE):
+        return None
+    core = compute.vector_tflops * 1e12 / compute.cores
+    moved = float(work.bytes[signature].sum() + columns["bytes"][rows[~launched]].sum()) / (compute.pageable_gb_s * 1e9)
+    calls = float(on_host_seconds(trace, host)[rows].sum() + calls_of_placed(trace, host, rows).sum())
+    seconds = float(work.flops[signature].sum()) / core + moved + calls
+    saved = (step - seconds) * len(timeline.steps.ends)
+    return seconds if CLEARLY * seconds < step and saved >= LEAST_SECONDS else None
