@@ -133,7 +133,7 @@ def select(
     without = 0
     if pareto:
         places, without = _front(columns, pareto, by)
-        keep = places[np.argsort(columns[order][places], kind="stable")][:limit]
+        keep = places[np.argsort(columns[order or pareto[0]][places], kind="stable")][:limit]
         columns = {name: values[keep] for name, values in columns.items()}
     as_lists = {name: _plain(values) for name, values in columns.items()}
     return Rows(as_lists, int(contents.get("rows", total)), int(total), without)
