@@ -21,6 +21,7 @@ NO_BROWSER = "there is no Chromium or Chrome on the PATH"
 NO_AXE = "axe-core is not installed (pip install axe-core-python)"
 NO_ONNX = "the package onnx is not installed (pip install onnx)"
 NO_VERILATOR = "Verilator is not installed (apt-get install verilator)"
+NO_SWEEP = 'DuckDB, Optuna or Ray is not installed (pip install "bringup[sweep]")'
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -30,6 +31,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         "accessibility of pages not tested": NO_AXE,
         "the simulated array not tested": NO_VERILATOR,
         "ONNX models not run": NO_ONNX,
+        "sweeps not tested": NO_SWEEP,
     }
     for title, reason in tools.items():
         skipped = [report for report in terminalreporter.getreports("skipped") if reason in str(report.longrepr)]

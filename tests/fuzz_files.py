@@ -483,6 +483,45 @@ def use_ttir(path: Path) -> None:
     Kernel(ttir.parse(path.read_text("utf-8", "replace")))
 
 
+SWEEP: Value = {
+    "chips": ["t4", "edge8"],
+    "hosts": ["xeon-8275cl"],
+    "modes": ["eager", "graph"],
+    "clusters": ["dgx-h100"],
+    "link_scale": [1.0, 2.0],
+    "dispatch_scale": [1.0, 0.5],
+    "arguments": {"batch": [1, 8], "dtype": ["float32"], "compile": [False, True]},
+    "ranges": {"memory": {"bandwidth_gb_s": [1000, 4000, 7]}, "compute": {"cores": {"values": [8, 64]}}},
+    "programs": [{"script": "train.py", "arguments": ["--steps", "3"], "names": {"batch": "--batch-size"}}],
+    "search": {"trials": 10, "usd_per_hour": "1 + compute.cores", "budgets": {"area": "compute.cores <= 80"}},
+}
+
+
+def make_sweep(rng: Random, folder: Path) -> Path:
+    """Break a sweep file."""
+    import tomli_w
+
+    path = folder / "sweep.toml"
+    text = tomli_w.dumps(SWEEP).encode()
+    try:
+        path.write_bytes(tomli_w.dumps(mutated(rng, SWEEP)).encode("utf-8", "surrogatepass"))
+    except (AttributeError, RecursionError, TypeError, ValueError):  # what TOML cannot say
+        path.write_bytes(mutated_bytes(rng, text))
+    return path
+
+
+def use_sweep(path: Path) -> None:
+    """Plan the sweep, which runs no script, and read its formulas."""
+    from bringup.sweep import file
+    from bringup.sweep.expression import Expression
+
+    command("sweep", "plan", str(path))
+    finite(command("sweep", "plan", str(path), "--json"))
+    search = file.load(path).file.search
+    for text in (*search.budgets.values(), *filter(None, (search.usd_per_hour, search.tdp_w))) if search else ():
+        Expression(text, "search").value({"compute.cores": 40.0})
+
+
 FORMATS = {
     "chip file": Format(_make_described("chip"), use_chip),
     "host file": Format(_make_described("host"), use_host),
@@ -490,6 +529,7 @@ FORMATS = {
     "report": Format(make_report, use_report),
     "scorecard": Format(make_card, use_card),
     "measurement set": Format(make_set, use_set),
+    "sweep": Format(make_sweep, use_sweep),
     "TTIR": Format(make_ttir, use_ttir),
 }
 

@@ -19,6 +19,7 @@ VERBS = {
     "place": "Plan which work belongs on the host and which on the chip.",
     "serve": "Simulate a model or a program under load: percentiles, goodput, KV cache.",
     "compare": "Compare the predictions for one recording on several chips.",
+    "sweep": "Price programs on many chips, hosts and variants of chips.",
     "chips": "List, show, check and write chip files.",
     "clusters": "List, show and check clusters and the nodes that they consist of.",
     "driver": "Write a driver for a chip, check it, and find the kernel to write next.",

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host, HostDispatch
 
 Array = npt.NDArray[Any]
+_PACES = ~np.isin(np.arange(256), (HOST, SIGNAL, RESUME))  # by kind of row: later rows of all threads wait for it
 HostClock = Literal["modelled", "measured"]
 
 # Time from the host's call to the start of a kernel on an idle device, for the doorbell and the front end's fetch.
@@ -105,7 +106,7 @@ class Timeline:
         Other waits of a thread do not count, because they may belong to a monitor thread. They delay only the later
         rows of their thread.
         """
-        ours = ~np.isin(self.trace.columns["kind"], (HOST, SIGNAL, RESUME))
+        ours = _PACES[self.trace.columns["kind"]]
         done: Array = np.maximum.accumulate(np.maximum(self.end, self.issued + self.waited) * ours)
         return done
 
@@ -152,6 +153,7 @@ def replay(
     prices: Prices | None = None,
     what_if: WhatIf = AS_IS,
     seconds: Array | None = None,
+    calls: Calls | None = None,
 ) -> Timeline:
     """Replay a trace on a machine.
 
@@ -163,8 +165,9 @@ def replay(
         prices: the chip's prices, if they are computed already.
         what_if: a change of the machine.
         seconds: durations of all rows on their engines, instead of the prices.
+        calls: the host's times, if they are computed already.
     """
-    inputs = row_inputs(trace, chip, host, host_clock=host_clock, prices=prices, what_if=what_if)
+    inputs = row_inputs(trace, chip, host, host_clock=host_clock, prices=prices, what_if=what_if, calls=calls)
     if seconds is not None:
         inputs = replace(inputs, seconds=seconds)
     under_way = open_replay(chip)
@@ -213,6 +216,7 @@ def row_inputs(
     prices: Prices | None = None,
     what_if: WhatIf = AS_IS,
     plans: Plans | None = None,
+    calls: Calls | None = None,
 ) -> RowInputs:
     """Return the price of every row; see `replay` for the arguments. `plans` are those that earlier rows have built."""
     graph = "eager" not in chip.modes if what_if.graph is None else what_if.graph
@@ -237,7 +241,7 @@ def row_inputs(
     place = np.full(len(prices.seconds) + 1, -1, dtype=np.int32)
     place[unsupported] = np.arange(len(unsupported), dtype=np.int32)
     fallback = np.where(placed, len(unsupported), np.where(is_launch, place[signature], -1)).astype(np.int32)
-    host_seconds = _host_seconds(trace, work, host, graph)
+    host_seconds = _host_seconds(trace, work, host, graph) if calls is None else calls.seconds(host, graph)
     if host_clock == "measured":
         measured = columns["host_ns"] * 1e-9
         # A graph saves what the host file has for the launches; the rest of the measured time is the program's own.
@@ -253,7 +257,9 @@ def row_inputs(
             # Calls of the driver, whose code is in the host's caches by then. Times of backward passes have them.
             host_seconds += np.where(is_launch & ~in_graph & ~placed & ~counted, further, 0.0)
     if chip.launch.attention_plan_ms and what_if.keep_plans:
-        host_seconds[(plans or Plans()).first_uses(trace)] += chip.launch.attention_plan_ms * 1e-3
+        host_seconds = host_seconds if calls is None else host_seconds.copy()
+        rows = (plans or Plans()).first_uses(trace) if calls is None else calls.plans
+        host_seconds[rows] += chip.launch.attention_plan_ms * 1e-3
     host_seconds = host_seconds * what_if.dispatch_scale
     flags = columns["flags"]
     if not pricing.class_of(chip).queues:
@@ -263,6 +269,28 @@ def row_inputs(
             f"the recording's time on {chip.name} with host {host.name} is not finite: record the program again"
         )
     return RowInputs(prices, flags.astype(np.uint8), host_seconds, seconds, share, fallback, parts)
+
+
+class Calls:
+    """The host's times of one trace, which are the same for every chip."""
+
+    def __init__(self, trace: Trace) -> None:
+        self.trace = trace
+        self._seconds: dict[tuple[str, bool], tuple[Host, Array]] = {}
+
+    @cached_property
+    def plans(self) -> Array:
+        """The rows that build a plan."""
+        return Plans().first_uses(self.trace)
+
+    def seconds(self, host: Host, graph: bool) -> Array:
+        """Return the modelled time of the host for every row."""
+        entry = self._seconds.get((host.name, graph))
+        if entry is None or entry[0] is not host:
+            seconds = _host_seconds(self.trace, self.trace.work, host, graph)
+            seconds.flags.writeable = False
+            entry = self._seconds[host.name, graph] = (host, seconds)
+        return entry[1]
 
 
 def calls_of_placed(trace: Trace, host: Host, rows: Array) -> Array:
@@ -322,8 +350,8 @@ def _fallback_parts(work: WorkTable, which: Array, chip: Chip, host: Host, scale
 
 def is_placed(columns: dict[str, Array]) -> Array:
     """Return a mask of the launches and copies that a plan puts on the host."""
-    placed: Array = np.isin(columns["kind"], (LAUNCH, H2D, D2H)) & (columns["object"] == ON_HOST)
-    return placed
+    placed: Array = columns["object"] == ON_HOST
+    return placed & np.isin(columns["kind"], (LAUNCH, H2D, D2H)) if placed.any() else placed
 
 
 def on_host_seconds(trace: Trace, host: Host) -> Array:

@@ -1,0 +1,258 @@
+"""A sweep file: its programs and its axes. It is data, and reading it executes nothing."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from bringup.errors import BringupError
+from bringup.files import read_text
+from bringup.machine.files import DEFAULT_HOST, available_chips, available_hosts
+from bringup.text import plain, short
+from bringup.units import MOST
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Value = bool | int | float | str
+MOST_VALUES = 100_000  # of one axis; the values themselves are held in memory
+
+RESULTS = ("step_seconds", "device_seconds", "peak_bytes", "fits", "energy_joules", "cost_usd")
+FIXED = ("key", "version", "band", "program", "chip", "host")
+RESERVED = {*FIXED, *RESULTS, "mode", "cluster", "dispatch_scale", "link_scale"}
+DEEP_KEY = re.compile(r"(?:[\w\"'-]+[ \t]*\.[ \t]*){16}")  # tomllib's time grows with the square of a key's parts
+
+
+def _shown(text: str) -> str:
+    if plain(text) != text:
+        raise ValueError(f"a text may not have the character in {short(text)!r}: leave it out")
+    return text
+
+
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_shown)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z_][\w-]{0,62}$")]
+Scale = Annotated[float, Field(gt=0, le=1e6)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Program(_Table):
+    """A script with its arguments, or a recording.
+
+    Attributes:
+        name: in the column `program`; by default that of the file.
+        script: a script of Python, which is run dry, once for each combination of arguments.
+        trace: a recording: the directory that `bringup run` has written, or its trace.npz.
+        names: axis -> the argument (``--batch-size``) or environment variable (``BATCH``) of this script, if it is not
+            two dashes and the axis's name.
+        cuda: True for a program that says cuda.
+        ranks: record one rank of so many.
+    """
+
+    name: Annotated[Text | None, Field(max_length=200)] = None
+    script: Text | None = None
+    trace: Text | None = None
+    arguments: Annotated[list[Text], Field(max_length=1000)] = []
+    names: dict[Name, Annotated[str, Field(pattern=r"^(--?[A-Za-z][\w-]*|[A-Za-z_]\w*)$")]] = {}
+    cuda: bool = False
+    ranks: Annotated[int, Field(ge=1, le=10**6)] | None = None
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Program:
+        if (self.script is None) == (self.trace is None):
+            raise ValueError("a program has either a script or a trace")
+        if self.trace is not None and (self.arguments or self.names or self.cuda or self.ranks):
+            raise ValueError("a trace has no arguments, names, cuda or ranks: they belong to a script")
+        return self
+
+    @property
+    def title(self) -> str:
+        """The program's name in the table."""
+        path = Path(self.script or self.trace or "")
+        if self.name is not None:
+            return self.name
+        return path.parent.name if path.name == "trace.npz" and path.parent.name else path.stem
+
+
+class Search(_Table):
+    """What the optimizer minimises, and the budgets that it keeps.
+
+    Attributes:
+        minimize: geometric mean over programs and hosts of a column: seconds, usd or joules.
+        budgets: name -> expression over fields of the chip, such as ``0.1 * compute.cores + 2 <= 90``.
+    """
+
+    minimize: Literal["seconds", "usd", "joules"] = "seconds"
+    trials: Annotated[int, Field(ge=1, le=10**6)] = 100
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+    usd_per_hour: Annotated[Text | None, Field(max_length=1000)] = None
+    tdp_w: Annotated[Text | None, Field(max_length=1000)] = None
+    budgets: Annotated[dict[Name, Annotated[Text, Field(max_length=1000)]], Field(max_length=20)] = {}
+
+
+Axis = Annotated[list[Any], Field(max_length=MOST_VALUES)]
+
+
+class File(_Table):
+    """The contents of a sweep file."""
+
+    programs: Annotated[list[Program], Field(max_length=1000)]
+    chips: Annotated[list[Text], Field(max_length=10_000)] | Literal["all"]
+    hosts: Annotated[list[Text], Field(max_length=1000)] | Literal["all"] = [DEFAULT_HOST]
+    modes: list[Literal["eager", "graph"]] | None = None
+    clusters: Annotated[list[Text], Field(max_length=1000)] | None = None
+    dispatch_scale: Annotated[list[Scale], Field(max_length=MOST_VALUES)] | None = None
+    link_scale: Annotated[list[Scale], Field(max_length=MOST_VALUES)] | None = None
+    arguments: Annotated[dict[Name, Axis], Field(max_length=20)] = {}
+    ranges: Annotated[dict[str, Any], Field(max_length=50)] = {}
+    search: Search | None = None
+
+    @model_validator(mode="after")
+    def _axes_have_values(self) -> File:
+        axes: dict[str, Any] = {name: getattr(self, name) for name in ("programs", "chips", "hosts", "modes")}
+        axes |= {name: getattr(self, name) for name in ("clusters", "dispatch_scale", "link_scale")}
+        axes |= {f"arguments.{name}": values for name, values in self.arguments.items()}
+        for name, values in axes.items():
+            if values == []:
+                raise ValueError(f"{name} is empty, so the sweep would have no configuration: give it a value")
+            if isinstance(values, list) and values and not isinstance(values[0], Program):
+                twice = [value for value, count in Counter(map(repr, values)).items() if count > 1]
+                if twice:
+                    raise ValueError(f"{name} names {short(twice[0])} twice: give each value once")
+        for name, values in self.arguments.items():
+            if name in RESERVED:
+                raise ValueError(f"arguments.{name} is the name of another column: choose another name")
+            for value in values:
+                if not isinstance(value, (bool, int, float, str)) or (isinstance(value, str) and not value):
+                    raise ValueError(f"arguments.{name} has {short(repr(value))}: give texts, numbers, true or false")
+                if isinstance(value, str):
+                    _shown(value)
+                if isinstance(value, int) and abs(value) >= 2**63:
+                    raise ValueError(f"arguments.{name} has {short(repr(value))}: give a smaller number")
+        titles = Counter(program.title for program in self.programs)
+        if len(titles) < len(self.programs):
+            raise ValueError(f"two programs have the name {short(titles.most_common(1)[0][0])}: give them a name each")
+        recordings = [program.title for program in self.programs if program.trace is not None]
+        if self.arguments and recordings:
+            raise ValueError(
+                f"arguments are an axis, but {short(recordings[0])} is a recording: give its script instead"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A sweep file that was read.
+
+    Attributes:
+        path: of the file; paths in it are relative to its folder.
+        ranges: field of the chip -> its values.
+    """
+
+    path: Path
+    file: File
+    ranges: dict[str, tuple[float, ...]]
+
+    @property
+    def chips(self) -> list[str]:
+        """The chips, as names or paths."""
+        return available_chips() if self.file.chips == "all" else [self.located(name) for name in self.file.chips]
+
+    @property
+    def hosts(self) -> list[str]:
+        """The hosts, as names or paths."""
+        return available_hosts() if self.file.hosts == "all" else [self.located(name) for name in self.file.hosts]
+
+    def located(self, name: str) -> str:
+        """Return the path of a file that the sweep file names, or the name of a chip, host or cluster itself."""
+        return str(self.path.parent / name) if name.endswith(".toml") or "/" in name else name
+
+
+def load(path: str | Path) -> Sweep:
+    """Read a sweep file.
+
+    Raises:
+        BringupError: the file is missing or malformed; one sentence with the key and the remedy.
+    """
+    file = Path(path)
+    text = read_text(file, "sweep file")
+    try:
+        if DEEP_KEY.search(text):
+            raise RecursionError
+        data = tomllib.loads(text)
+    except ValueError as error:
+        raise BringupError(f"{file}: is not valid TOML: {short(str(error), 200)}") from None
+    except RecursionError:
+        raise BringupError(f"{file}: is nested too deeply: docs/sweeps.md has an example") from None
+    try:
+        contents = File.model_validate(data)
+    except ValidationError as error:
+        raise BringupError(f"{file}: {_mistake(error)}") from None
+    ranges: dict[str, tuple[float, ...]] = {}
+    for field, value in _leaves(contents.ranges, ""):
+        try:
+            ranges[field] = _values(value)
+        except ValueError as error:
+            raise BringupError(f"{file}: ranges.{short(field)}: {error}") from None
+    return Sweep(file, contents, ranges)
+
+
+def _leaves(table: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
+    leaves: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        if isinstance(value, dict) and set(value) != {"values"}:
+            leaves += _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves.append((prefix + key, value))
+    return leaves
+
+
+def _values(text: Any) -> tuple[float, ...]:
+    """Return the values of a range: low, high and their number, or a table with ``values``."""
+    numbers = text["values"] if isinstance(text, dict) else text
+    if not isinstance(numbers, list) or any(isinstance(n, bool) or not isinstance(n, (int, float)) for n in numbers):
+        raise ValueError("give [low, high, number of values], or {values = [...]}")
+    if any(not abs(number) <= MOST for number in numbers):
+        raise ValueError(f"a number is not finite, or beyond {MOST:g}: give a smaller one")
+    if isinstance(text, dict):
+        if not numbers or len(set(numbers)) < len(numbers):
+            raise ValueError("values is empty, or names a number twice: give each number once")
+        return tuple(numbers)
+    if len(numbers) != 3:
+        raise ValueError("give [low, high, number of values], or {values = [...]}")
+    low, high, count = numbers
+    if not isinstance(count, int) or not 1 <= count <= MOST_VALUES:
+        raise ValueError(f"the number of values, {short(str(count))}, must be a whole number from 1 to {MOST_VALUES:,}")
+    if not low < high and not (low == high and count == 1):
+        raise ValueError(f"{low:g} to {high:g} is empty: give the lower end first")
+    if count == 1 and low < high:
+        raise ValueError("one value cannot reach from the low to the high end: give at least two")
+    return (*(low + (high - low) * place / max(count - 1, 1) for place in range(count - 1)), high)
+
+
+def _mistake(error: ValidationError) -> str:
+    first = min(error.errors(include_url=False), key=lambda item: item["type"] != "extra_forbidden")
+    key = short(".".join(str(part) for part in first["loc"]))
+    if first["type"] == "extra_forbidden":
+        table: Any = {1: File, 2: Search, 3: Program}.get(len(first["loc"]), File)
+        names = list(table.model_fields)
+        nearest = difflib.get_close_matches(str(first["loc"][-1])[:80], names, n=1, cutoff=0.5)
+        hint = f"did you mean {nearest[0]}?" if nearest else f"its keys are {', '.join(names)}"
+        return f"{key} is not a key of a sweep file: {hint}"
+    if first["type"] == "missing":
+        return f"{key} is missing: docs/sweeps.md has an example"
+    simple = isinstance(first["input"], (str, int, float, bool))
+    value = f", got {short(repr(first['input']))}" if simple else ""
+    message = plain(first["msg"]).removeprefix("Value error, ")
+    return f"{key}: {message}{value}" if key else message

@@ -1,0 +1,123 @@
+"""Prices of a sweep are those of `summarize`, digit for digit."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bringup import Trace, load_host
+from bringup.analyse.summarize import summarize
+from bringup.machine.schema import Chip
+from bringup.sweep import file, grid, prices
+from bringup.sweep.variants import variant
+from bringup.timeline.replay import Calls, WhatIf, replay
+from tests.sweep.sweeps import SMALL, sweep_of
+
+
+def whole(folder: Path, text: str) -> tuple[grid.Grid, list[Trace], list[dict[str, Any]]]:
+    """Price all rows of a sweep over recordings; return them with their labels."""
+    sweep = sweep_of(folder, text)
+    axes = grid.of_sweep(sweep)
+    traces = [Trace.load(folder / str(program.trace)) for program in sweep.file.programs]
+    pricer = prices.Pricer(axes, traces)
+    rows = []
+    for block in axes.blocks():
+        columns = {**axes.labels(block), **pricer.price(block)}
+        rows += [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return axes, traces, rows
+
+
+def check(row: dict[str, Any], trace: Trace, chip: Chip) -> None:
+    what_if = WhatIf(
+        graph=row.get("mode", "graph" if "eager" not in chip.modes else "eager") == "graph",
+        dispatch_scale=row.get("dispatch_scale", 1.0),
+        link_scale=row.get("link_scale", 1.0),
+    )
+    summary = summarize(replay(trace, chip, load_host(row["host"]), what_if=what_if))
+    for name in ("step_seconds", "device_seconds", "peak_bytes", "fits"):
+        assert row[name] == getattr(summary, name), name
+    for name, value in (
+        ("energy_joules", summary.energy_joules),
+        ("cost_usd", summary.cost_usd),
+        ("band", summary.error_band),
+    ):
+        assert row[name] == value if value is not None else math.isnan(row[name]), name
+
+
+def test_rows_are_those_of_the_summary(folder: Path) -> None:
+    text = SMALL.replace('["t4", "h100-sxm", "tpu-v3"]', '"all"')
+    axes, traces, rows = whole(folder, text)
+    assert len(rows) == len(axes) > 45 * 2 * 2
+    chips = {chip.name: chip for chip in axes.chips}
+    named = {"mlp": traces[0], "big": traces[1]}
+    for row in rows[::7]:
+        check(row, named[row["program"]], chips[row["chip"]])
+
+
+def test_rows_of_a_designed_chip_are_those_of_a_file_with_its_numbers(folder: Path) -> None:
+    text = SMALL.replace("dispatch_scale = [1.0, 0.5]", "link_scale = [0.5, 2.0]")
+    text += "[ranges]\nmemory.bandwidth_gb_s = [100, 300, 3]\ncompute.cores = {values = [10, 200]}\n"
+    axes, traces, rows = whole(folder, text)
+    assert len({row["step_seconds"] for row in rows}) > len(rows) / 4
+    chips = {chip.name: chip for chip in axes.chips}
+    named = {"mlp": traces[0], "big": traces[1]}
+    for row in rows[::5]:
+        numbers = {name: row[name].item() for name in ("memory.bandwidth_gb_s", "compute.cores")}
+        check(row, named[row["program"]], variant(chips[row["chip"]], numbers))
+
+
+def test_some_rows_of_a_block_are_those_of_the_whole(folder: Path) -> None:
+    sweep = sweep_of(folder)
+    axes = grid.of_sweep(sweep)
+    traces = [Trace.load(folder / str(program.trace)) for program in sweep.file.programs]
+    pricer = prices.Pricer(axes, traces)
+    block = next(axes.blocks())
+    some = np.asarray([1, 4, 5, block.rows - 1])
+    columns, alone = pricer.price(block), prices.Pricer(axes, traces).price(block, some)
+    for name in columns:
+        np.testing.assert_array_equal(columns[name][some], alone[name])
+
+
+def test_host_times_of_a_trace_are_shared_between_chips(folder: Path) -> None:
+    from bringup import load_chip
+
+    trace = Trace.load(folder / "mlp.npz")
+    calls = Calls(trace)
+    host = load_host()
+    for name in ("h100-sxm", "t4", "h100-sxm"):  # the first chip has plans of attention, which add to the host's time
+        shared, alone = replay(trace, load_chip(name), host, calls=calls), replay(trace, load_chip(name), host)
+        np.testing.assert_array_equal(shared.end, alone.end)
+        np.testing.assert_array_equal(shared.issued, alone.issued)
+    assert calls.seconds(host, False) is calls.seconds(host, False)
+    slower = host.model_copy(update={"dispatch": host.dispatch.model_copy(update={"view_us": 50.0})})
+    assert (calls.seconds(slower, False) != calls.seconds(host, False)).any(), "another host of the same name"
+
+
+def test_clusters_price_collectives(folder: Path) -> None:
+    pytest.importorskip("torch.distributed")
+    script = folder / "ddp.py"
+    script.write_text(
+        "import torch, torch.distributed as dist\n"
+        "dist.init_process_group('chip')\n"
+        "x = torch.ones(1 << 22, device='chip')\n"
+        "for step in range(3):\n    dist.all_reduce(x)\n    x.sum().item()\n",
+        encoding="utf-8",
+    )
+    text = 'chips = ["h100-sxm"]\nclusters = ["dgx-h100", "dgx-h100x2"]\n[[programs]]\nscript = "ddp.py"\nranks = 16\n'
+    text = text.replace('["dgx-h100", "dgx-h100x2"]', '["dgx-h100x2", "dgx-a100x2"]')
+    from bringup.sweep import programs
+
+    sweep = sweep_of(folder, text)
+    recordings = programs.record_all(sweep, "h100-sxm", folder / "recordings", print)
+    axes = grid.of_sweep(sweep)
+    block = next(axes.blocks())
+    seconds = prices.Pricer(axes, [item.trace for item in recordings]).price(block)["step_seconds"]
+    assert axes.labels(block)["cluster"].tolist() == ["dgx-h100x2", "dgx-a100x2"]
+    assert seconds[0] < seconds[1], "the newer node has the faster links"
+    import bringup
+
+    for cluster, value in zip(("dgx-h100x2", "dgx-a100x2"), seconds, strict=True):
+        assert bringup.price(recordings[0].trace, "h100-sxm", cluster=cluster).step_seconds == value
+    assert file.load(folder / "sweep.toml").file.clusters

@@ -1,0 +1,154 @@
+"""Sweeps on Ray: a cluster of two workers that starts and ends within each test, on the loopback interface."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from bringup import BringupError
+from bringup.sweep import parts, ray_engine, runner
+from tests.sweep.sweeps import cli, environment, needs_extras, sweep_of
+from tests.sweep.sweeps import table as rows_of
+
+pytestmark = needs_extras
+BLOCK = 700
+PROGRAM = f"from bringup.sweep import grid; grid.BLOCK = {BLOCK}; from bringup.cli import main; main()"
+COMMAND = [sys.executable, "-c", PROGRAM, "sweep", "sweep.toml", "--on", "local:2", "--out", "out", "--json"]
+TEXT = """
+chips = ["t4", "h100-sxm", "a40"]
+hosts = ["xeon-8275cl", "epyc-9654"]
+dispatch_scale = [{}]
+[ranges]
+memory.bandwidth_gb_s = [1000, 4000, 7]
+[[programs]]
+trace = "mlp.npz"
+"""
+
+
+@pytest.fixture
+def sweep_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a sweep of some seconds in 15 parts, and its table from one process."""
+    monkeypatch.setattr("bringup.sweep.grid.BLOCK", BLOCK)
+    sweep = sweep_of(folder, TEXT.format(", ".join(f"{1 - number / 2000}" for number in range(240))))
+    assert runner.run(sweep, folder / "whole").parts == 15
+    return folder
+
+
+def start(folder: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *options],
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_parts(folder: Path, process: subprocess.Popen[str], number: int) -> None:
+    end = time.monotonic() + 180
+    while len(list((folder / "out").glob("*.parquet"))) < number:
+        assert process.poll() is None and time.monotonic() < end, process.communicate()
+        time.sleep(0.02)
+
+
+def ray_processes(folder: Path) -> dict[int, str]:
+    """Return the processes of Ray that a test has started: those with its folder in the environment."""
+    members = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            words = (path / "environ").read_bytes().split(b"\0")
+            if f"SWEEP_TEST={folder}".encode() in words:
+                members[int(path.name)] = (path / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+    return members
+
+
+def workers(folder: Path) -> list[int]:
+    """Return the workers of Ray that price blocks now."""
+    return [number for number, command in ray_processes(folder).items() if command.startswith("ray::_price")]
+
+
+@pytest.fixture
+def no_process_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SWEEP_TEST", str(folder))
+    yield
+    end = time.monotonic() + 60
+    own = os.getpid()
+    while left := {number: command for number, command in ray_processes(folder).items() if number != own}:
+        if time.monotonic() > end:
+            for number in left:
+                os.kill(number, signal.SIGKILL)
+            pytest.fail(f"processes stay: {left}")
+        time.sleep(0.1)
+
+
+@pytest.mark.usefixtures("no_process_stays")
+def test_workers_and_driver_die(sweep_folder: Path) -> None:
+    folder = sweep_folder
+    process = start(folder)
+    wait_for_parts(folder, process, 2)
+    process.kill()
+    process.communicate()
+    assert 2 <= len(list((folder / "out").glob("*.parquet"))) < 15
+    process = start(folder, "--resume")
+    killed = 0
+    for number in (4, 6, 8):
+        wait_for_parts(folder, process, number)
+        while not (busy := workers(folder)) and process.poll() is None:
+            time.sleep(0.005)
+        for worker in busy[:1]:
+            os.kill(worker, signal.SIGKILL)
+            killed += 1
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert killed == 3
+    done = json.loads(output)
+    assert done["rows"] == done["priced"] + done["existing"] == 10080 and done["existing"] >= 2 * BLOCK
+    assert rows_of(folder / "out") == rows_of(folder / "whole")
+    assert {path.name for path in (folder / "out").glob("*.parquet")} == {
+        path.name for path in (folder / "whole").glob("*.parquet")
+    }
+
+
+@pytest.mark.usefixtures("no_process_stays")
+def test_cluster_goes_away(sweep_folder: Path) -> None:
+    folder = sweep_folder
+    process = start(folder)
+    wait_for_parts(folder, process, 2)
+    cluster = set(ray_processes(folder)) - {process.pid, os.getpid()}
+    assert len(cluster) > 4
+    for number in cluster:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal.SIGKILL)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 2, (process.returncode, output, errors)
+    last = errors.strip().splitlines()[-1]
+    assert last.startswith("bringup: --on local:2: ") and "the parts stay, and --resume goes on" in last
+    assert len(list((folder / "out").glob("*.parquet"))) >= 2
+    done = runner.run(sweep_of(folder, (folder / "sweep.toml").read_text()), folder / "out", resume=True)
+    assert done.existing >= 2 * BLOCK and rows_of(folder / "out") == rows_of(folder / "whole")
+
+
+def test_cluster_that_does_not_answer(folder: Path) -> None:
+    sweep_of(folder, TEXT.format("1.0"))
+    done = cli(folder, "sweep.toml", "--on", "ray://127.0.0.1:9", "--out", "out")
+    assert done.returncode == 2 and "--on ray://127.0.0.1:9: no cluster answers" in done.stderr.splitlines()[-1]
+
+
+def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BringupError, match="--on local:2 needs Ray: pip install"):
+        ray_engine.engine("local:2")
+    monkeypatch.setitem(sys.modules, "duckdb", None)
+    with pytest.raises(BringupError, match="sweeps need DuckDB: pip install"):
+        parts.database()
