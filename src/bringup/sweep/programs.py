@@ -149,6 +149,7 @@ def _recorded(
             sys.executable,
             "-m",
             "bringup",
+            "--isolated",
             "run",
             "--dry",
             "--oom=continue",
