@@ -52,6 +52,36 @@ const bringup_driver* adapted(const bringup_driver& loaded) {
   return known;
 }
 
+// The names of the entries that are missing, of those that every driver needs.
+std::string missing_entries(const bringup_driver& of) {
+  const std::pair<const char*, bool> needed[] = {
+      {"open", of.open},
+      {"close", of.close},
+      {"last_error", of.last_error},
+      {"alloc", of.alloc},
+      {"free", of.free},
+      {"stream_create", of.stream_create},
+      {"stream_destroy", of.stream_destroy},
+      {"stream_synchronize", of.stream_synchronize},
+      {"stream_query", of.stream_query},
+      {"copy_h2d", of.copy_h2d},
+      {"copy_d2h", of.copy_d2h},
+      {"copy_d2d", of.copy_d2d},
+      {"launch_host", of.launch_host},
+      {"event_create", of.event_create},
+      {"event_destroy", of.event_destroy},
+      {"event_record", of.event_record},
+      {"event_wait", of.event_wait},
+      {"event_query", of.event_query},
+      {"event_synchronize", of.event_synchronize},
+      {"event_elapsed", of.event_elapsed},
+  };
+  std::string names;
+  for (auto& [name, is_there] : needed)
+    if (!is_there) names += (names.empty() ? "" : ", ") + std::string(name);
+  return names;
+}
+
 const bringup_driver* load_driver(const std::string& path) {
   if (path.empty()) return bringup_virtual_driver();
   void* library = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
@@ -62,7 +92,11 @@ const bringup_driver* load_driver(const std::string& path) {
   TORCH_CHECK(loaded && (loaded->abi == BRINGUP_DRIVER_ABI || loaded->abi == kVersion2), "driver ", path,
               " was built for driver ABI ", loaded ? loaded->abi : 0, "; this bringup needs ABI ", BRINGUP_DRIVER_ABI,
               ": rebuild it against csrc/driver.h");
-  return adapted(*loaded);
+  const bringup_driver* complete = adapted(*loaded);
+  std::string missing = missing_entries(*complete);
+  TORCH_CHECK(missing.empty(), "driver ", path, " lacks ", missing,
+              ": set them, and size to sizeof(bringup_driver) (see csrc/driver.h)");
+  return complete;
 }
 
 // Returns the driver's status. Throwing an error needs the GIL, whose holder may be waiting for this mutex, so the caller throws

@@ -66,6 +66,13 @@ def test_unusable_driver_is_refused_in_one_sentence(python: Run, path: str, prob
     assert problem in done.stderr.splitlines()[-1]
 
 
+def test_driver_without_entries_that_all_need_is_refused(python: Run, tmp_path_factory: pytest.TempPathFactory) -> None:
+    partial = built_driver("partial", tmp_path_factory.mktemp("driver"))
+    done = python('import torch\ntorch.ones(3, device="chip")\n', BRINGUP_DRIVER=partial)
+    assert done.returncode == 1, done.stderr
+    assert "lacks copy_d2d, launch_host: set them, and size to sizeof(bringup_driver)" in done.stderr.splitlines()[-1]
+
+
 # One processor and a thread switch that never comes: autograd's thread still owns the graph task when Python finalizes.
 ENDS_AFTER_BACKWARD = """
 import os, sys

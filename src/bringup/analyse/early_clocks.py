@@ -13,7 +13,7 @@ from bringup.text import split_line
 from bringup.timeline.replay import Timeline
 
 Array = npt.NDArray[Any]
-MOSTLY = 0.5  # at least, of the intervals that end at a line: the first steps of a loop may run ahead
+MOSTLY = 0.5  # of the intervals that end at a line: a loop whose first steps run ahead is timed right later on
 LEAST_SECONDS = 1e-4  # chosen: so much that an interval leaves out is more than the latency of a launch
 
 
