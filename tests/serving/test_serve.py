@@ -244,7 +244,7 @@ def test_settings_that_contradict_each_other_are_refused(steps: str, settings: d
         (("--calibrate", "1"), "MEASURED:PREDICTED"),
         (("--calibrate", "1:0"), "MEASURED:PREDICTED"),
         (("--kv-blocks", "many"), "write a number of blocks, or auto"),
-        (("--chip", "h101"), "did you mean h100"),
+        (("--chip", "h100-sx"), "did you mean h100-sxm"),
     ],
 )
 def test_malformed_options_are_refused(steps: str, arguments: tuple[str, str], message: str) -> None:
