@@ -33,7 +33,7 @@ class ChipInUseError(BringupError):
 
 
 class TraceError(BringupError):
-    """A trace file cannot be read."""
+    """A trace file cannot be read or written."""
 
 
 class MissingFeatureError(BringupError):

@@ -360,6 +360,12 @@ def test_file_is_one_line_for_numpy(trace: bringup.Trace, tmp_path: Path) -> Non
         assert file["uses"].tolist() == trace.uses.tolist() and len(file["kind"]) == len(trace)
 
 
+def test_another_suffix_than_npz_is_refused(trace: bringup.Trace, tmp_path: Path) -> None:
+    with pytest.raises(bringup.errors.TraceError, match=r"t\.parquet: a trace is an npz file"):
+        trace.save(tmp_path / "t.parquet")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_same_trace_gives_the_same_bytes(trace: bringup.Trace, tmp_path: Path) -> None:
     for name in ("a.npz", "b.npz"):
         trace.save(tmp_path / name)

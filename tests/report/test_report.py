@@ -46,7 +46,7 @@ ALONE = """
 import bringup
 from tests.report.test_report import training
 bringup.use("t4")
-training().trace.save("trace.parquet")
+training().trace.save("trace.npz")
 """
 
 
@@ -114,7 +114,7 @@ def test_the_screen_says_who_where_and_what_to_do(prediction: bringup.Prediction
 
     summary = prediction.summary
     shown = {line.role: line.text for line in lines(summary)}
-    assert list(shown) == ["step", "shares", "launches", "host-alone", "memory", "waits", "bottleneck", "advice"]
+    assert list(shown) == ["step", "shares", "launches", "memory", "waits", "bottleneck", "advice"]
     assert duration(summary.step_seconds) in shown["step"] and "t4" in shown["step"]
     for seconds in summary.parts().values():
         assert f"{seconds / summary.step_seconds:.0%}" in shown["shares"]
@@ -131,7 +131,7 @@ def test_the_screen_lists_fallbacks_memory_and_ways_to_fit(python: Callable[...,
     # In a process of its own: what other tests leave on the chip would hide what this program could save.
     done = python(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n" + ALONE)
     assert done.returncode == 0, done.stderr
-    prediction = bringup.price(bringup.Trace.load(tmp_path / "trace.parquet"), "t4")
+    prediction = bringup.price(bringup.Trace.load(tmp_path / "trace.npz"), "t4")
     chip = bringup.load_chip("edge8")
     data = chip.model_dump()
     data["ops"] = {**(data["ops"] or {}), "host": ["aten::gelu"]}

@@ -1,4 +1,8 @@
-"""Clocks that the program reads while the chip still computes: what they show is the time of launches."""
+"""Clocks that the program reads while the chip still computes: they show the time of launches.
+
+What the program does with a reading is not recorded. A reading before work that the next reading waits for is taken for
+the start of an interval, which may be early. But if two lines take turns, the one that was read first starts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.analyse.summary import EarlyClock
-from bringup.recording.rows import HOST, RESUME, SIGNAL
+from bringup.recording.rows import HOST, LAUNCH, RESUME, SIGNAL
 from bringup.text import split_line
 from bringup.timeline.replay import Timeline
 
@@ -18,7 +22,7 @@ LEAST_SECONDS = 1e-4  # chosen: so much that an interval leaves out is more than
 
 
 def early_clocks(timeline: Timeline) -> list[EarlyClock]:
-    """Return the lines whose readings show less than half of the time of what was launched since the reading before.
+    """Return the lines whose readings end intervals and show less than half of the time of what was launched in them.
 
     Times are means of these intervals. Nothing is known without `--chip-time`, where clocks show the chip's time.
     """
@@ -31,7 +35,7 @@ def early_clocks(timeline: Timeline) -> list[EarlyClock]:
     now, behind = _at(timeline, rows)
     shown = np.diff(now)
     left = np.maximum(np.diff(behind), 0.0)
-    short = (left > shown) & (left >= LEAST_SECONDS)
+    short = (left > shown) & (left >= LEAST_SECONDS) & ~_only_start(timeline, rows, line, behind)
     clocks = []
     for number, item in enumerate(reads):
         ends = line[1:] == number
@@ -40,6 +44,16 @@ def early_clocks(timeline: Timeline) -> list[EarlyClock]:
             means = (float(values[short & ends].mean()) for values in (shown, shown + left))
             clocks.append(EarlyClock(file, place, *means))
     return sorted(clocks, key=lambda item: (item.file, item.line))
+
+
+def _only_start(timeline: Timeline, rows: Array, line: Array, behind: Array) -> Array:
+    """Return which of the readings after the first only start an interval: see the top of this file."""
+    launched = np.append(0, np.cumsum(timeline.trace.columns["kind"] == LAUNCH))[rows]
+    timed = (np.diff(launched) > 0) & (behind[1:] < LEAST_SECONDS)  # by this interval's end, the chip is done
+    numbers, first = np.unique(line, return_index=True)
+    first = first[np.searchsorted(numbers, line)]
+    ends_a_pair = (line[:-2] == line[2:]) & (first[:-2] < first[1:-1])
+    return np.append(timed[1:] & ~ends_a_pair, False)  # no interval follows the last reading
 
 
 def _at(timeline: Timeline, rows: Array) -> tuple[Array, Array]:

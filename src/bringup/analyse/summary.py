@@ -266,7 +266,7 @@ class Summary:
         own_seconds: time per step of the program's own Python between launches, if this is more than the step; else 0.
             Like the time of input, it is measured and not part of the step.
         own: its lines, the slowest first.
-        host_alone_seconds: at most what one core of the host takes for the step; None unless that is clearly faster.
+        host_alone_seconds: about what one core of the host takes for the step; None unless that is clearly faster.
         waits: the host's waits for the chip by kind and line, the longest first.
         kernels: the kinds of launches that take longest.
         findings: the sanitizer's findings; empty if it was off.

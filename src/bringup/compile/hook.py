@@ -60,7 +60,7 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) 
     (returned,) = next(node for node in graph.graph.nodes if node.op == "output").args
     returned = returned if isinstance(returned, (list, tuple)) else [returned]
     stays = [is_host(node) for node in returned]
-    look_for_races(graph)
+    look_for_races(graph, inputs)
     retarget(graph)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     fakes = [node.meta.get("example_value", x) for node, x in zip(placeholders, inputs, strict=True)]

@@ -149,7 +149,13 @@ class Trace:
         }
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a trace file, whole or not at all. ``numpy.load`` reads it, too."""
+        """Write a trace file, whole or not at all. ``numpy.load`` reads it, too.
+
+        Raises:
+            TraceError: the name does not end in ``.npz``.
+        """
+        if not os.fspath(path).lower().endswith(".npz"):
+            raise TraceError(f"{path}: a trace is an npz file: save it under a name that ends in .npz")
         about = {
             "version": VERSION,
             "about": self.about,

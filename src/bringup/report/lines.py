@@ -328,10 +328,9 @@ def _own_time(summary: Summary) -> Iterator[Line]:
 
 
 def _host_alone(summary: Summary) -> Iterator[Line]:
-    """Yield that the CPU is faster than the chip, if it is for sure."""
+    """Yield that the CPU is faster than the chip, if it clearly is."""
     if summary.host_alone_seconds is not None:
-        most = duration(summary.host_alone_seconds)
-        core = f"one core of {summary.host} takes at most {most} for the {unit(summary)}"
+        core = f"one core of {summary.host} takes about {duration(summary.host_alone_seconds)} per {unit(summary)}"
         yield _line("host-alone", ("  the CPU is faster for this", "bold"), f": {core}")
 
 
