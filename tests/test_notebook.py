@@ -59,7 +59,7 @@ def test_magic_shows_where_the_time_goes(monkeypatch: pytest.MonkeyPatch) -> Non
     assert any(output.get("data", {}).get("text/plain") == "2" for output in other)
     assert changed[0]["data"]["text/plain"] == "'l4 (NVIDIA L4, 24 GB GDDR6)'", changed
     assert "launched nothing on the chip" in text(nothing)
-    assert "no chip is named 't5': did you mean" in text(mistake) and mistake[0]["output_type"] == "stream"
+    assert "no chip is named 't5': did you mean" in text(mistake) and "Traceback" not in text(mistake)
 
 
 def test_errors_of_a_cell_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +70,7 @@ def test_errors_of_a_cell_are_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch=monkeypatch,
     )
     assert "must match the size" in text(failed) and not html(failed)
+    assert [output["ename"] for output in failed if output["output_type"] == "error"][-1] == "CellFailedError"
     assert "on t4" in html(later)
 
 

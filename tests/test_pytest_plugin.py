@@ -379,3 +379,26 @@ def test_junit_has_time_and_memory(suite: Run, tmp_path: Path) -> None:
     text = (tmp_path / "junit.xml").read_text(encoding="utf-8")
     assert all(f'<property name="bringup_{name}" value="' in text for name in ("launches", "seconds", "peak_bytes"))
     assert '<property name="bringup_findings" value="[]"' in text
+
+
+@pytest.mark.parametrize(
+    ("table", "options", "says"),
+    [
+        ('chip = "t4"\nhost_clock = "moddelled"', (), "host_clock must be modelled or measured, got 'moddelled'"),
+        ('chip = "t4"', ("--chip-max-slower", "1%"), "--chip-max-slower needs --chip-baseline FILE"),
+        ('chip = "t4"', ("--chip-baseline", "no/b.json", "--chip-baseline-update"), "no/b.json: cannot be written"),
+        ("", ("--chip-max-memory", "1%"), "--chip-max-memory needs --chip NAME"),
+    ],
+)
+def test_mistakes_are_told_before_the_tests(
+    suite: Run, tmp_path: Path, table: str, options: tuple[str, ...], says: str
+) -> None:
+    (tmp_path / "pyproject.toml").write_text(f"[tool.bringup]\n{table}\n", encoding="utf-8")
+    done = suite(FINE, *options)
+    assert done.returncode == 4 and says in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+def test_first_chip_of_the_settings_is_that_of_the_tests(suite: Run, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[tool.bringup]\nchip = "t4,l4"\n', encoding="utf-8")
+    done = suite(FINE)
+    assert done.returncode == 0 and "chip t4" in done.stdout, done.stdout

@@ -229,7 +229,7 @@ void configure(Config requested) {
                requested.past_capacity == the_config.past_capacity && requested.devices == the_config.devices &&
                requested.device_bytes <= least_range;
   TORCH_CHECK(!opened() || alike, "the chip must be chosen before its first use: ", the_config.chip,
-              " is already open in this process, with other devices, driver or checks");
+              " is already open in this process, with other devices, driver or checks, or with less room for memory");
   TORCH_CHECK(!requested.past_capacity || requested.driver.empty(),
               "only the virtual chip can exceed its capacity: leave out the driver, or leave out --oom=continue");
   TORCH_CHECK(requested.devices >= 1 && requested.devices <= kMaxDevices, "devices must be 1 to ", kMaxDevices, ", got ",

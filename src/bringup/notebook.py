@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from IPython.core.error import UsageError
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display
 
@@ -11,6 +12,14 @@ from bringup.cli.project import settings
 from bringup.errors import BringupError
 from bringup.machine.files import load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip
+
+
+class CellFailedError(Exception):
+    """The cell raised an error, which is shown already; the notebook stops here, as it does after any error."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Return no lines: IPython has shown the error of the cell."""
+        return []
 
 
 def load_ipython_extension(shell: Any) -> None:
@@ -26,8 +35,8 @@ def load_ipython_extension(shell: Any) -> None:
         options = parse_argstring(run_cell, line)
         try:
             _run(shell, cell, options)
-        except BringupError as error:
-            print(f"bringup: {error}")
+        except BringupError as error:  # one sentence, and the cell has failed
+            raise UsageError(f"bringup: {error}") from None
 
     shell.register_magic_function(run_cell, "cell", "bringup")
 
@@ -54,8 +63,8 @@ def _run(shell: Any, cell: str, options: Any) -> None:
     with record() as trace:
         result = _run_as(shell, cell)
     if not result.success:
-        return
-    prediction = price(trace, chip, host)
+        raise CellFailedError
+    prediction = price(trace, chip, host, host_clock=project.host_clock or "modelled")
     if not trace.launches:
         print("bringup: the cell launched nothing on the chip: use the device 'chip', or --cuda if it says cuda")
     else:

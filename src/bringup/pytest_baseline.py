@@ -71,11 +71,8 @@ def save(path: str | Path, chip: str, host: str, tests: Mapping[str, Used]) -> N
     if Path(path).is_file():
         with suppress(BringupError):  # it is written anew
             older = load(path, chip, host).tests
-    rounded = {
-        name: {"seconds": float(f"{used.seconds:.9g}"), "peak_bytes": used.peak_bytes}
-        for name, used in sorted({**older, **tests}.items())
-    }
-    data = {"schema": 1, "chip": chip, "host": host, "tests": rounded}
+    listed = {name: used.model_dump() for name, used in sorted({**older, **tests}.items())}
+    data = {"schema": 1, "chip": chip, "host": host, "tests": listed}
     write_text(path, json.dumps(data, indent=1) + "\n")
 
 

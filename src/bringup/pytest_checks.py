@@ -20,6 +20,7 @@ from bringup.cli.project import Settings
 from bringup.device.dry import DryWarning, dry
 from bringup.device.load import use
 from bringup.errors import BringupError, ChipWarning, MissingFeatureError
+from bringup.files import refuse_unwritable
 from bringup.machine.files import load_chip, load_host
 from bringup.process import asked_devices
 from bringup.pytest_baseline import Baseline, Used
@@ -37,6 +38,7 @@ from bringup.timeline.replay import replay
 KEY = "bringup_"
 LEAK = KEY + "leaked_bytes"
 
+GROWTH = "5%"  # of a test over its baseline, without an option
 CHECKS = ("race", "init", "device", "leak")  # without settings
 Value = TypeVar("Value")
 
@@ -60,17 +62,23 @@ class ChipPlugin:
     def __init__(self, config: pytest.Config, name: str, project: Settings) -> None:
         self.chip, self.host = load_chip(name), load_host(project.host)
         self.clock: Any = project.host_clock or "modelled"
+        if self.clock not in ("modelled", "measured"):
+            raise BringupError(f"{project.file}: host_clock must be modelled or measured, got {self.clock!r}")
         self.max_step = project.max_step and units.parse_time(project.max_step)
         self.max_memory = project.max_memory and units.parse_size(project.max_memory)
         self.checks = sanitize.checks(project.sanitize or ",".join(CHECKS))
         self.cuda = bool(config.getoption("--chip-cuda"))
         self.baseline_file: str = config.getoption("--chip-baseline") or project.baseline or ""
         self.updates = bool(config.getoption("--chip-baseline-update"))
-        self.slower = units.parse_time_change(config.getoption("--chip-max-slower"))
-        self.growth = units.parse_size_change(config.getoption("--chip-max-memory"))
+        self.slower = units.parse_time_change(config.getoption("--chip-max-slower") or GROWTH)
+        self.growth = units.parse_size_change(config.getoption("--chip-max-memory") or GROWTH)
         self.baseline: Baseline | None = None
-        if self.updates and not self.baseline_file:
-            raise BringupError("--chip-baseline-update needs --chip-baseline FILE")
+        if not self.baseline_file:
+            for option in ("--chip-baseline-update", "--chip-max-slower", "--chip-max-memory"):
+                if config.getoption(option):
+                    raise BringupError(f"{option} needs --chip-baseline FILE")
+        if self.updates:
+            refuse_unwritable(self.baseline_file)
         if self.baseline_file and not self.updates:
             self.baseline = pytest_baseline.load(self.baseline_file, self.chip.name, self.host.name)
         self.used: dict[str, Used] = {}  # by the tests that passed

@@ -14,7 +14,8 @@ from bringup.errors import BringupError, ChipWarning
 
 __all__ = ["ChipWarning"]
 
-NEED_CHIP = ("--chip-cuda", "--chip-strict", "--chip-dry", "--chip-warn", "--chip-baseline", "--chip-baseline-update")
+BASELINE = ("--chip-baseline", "--chip-baseline-update", "--chip-max-slower", "--chip-max-memory")
+NEED_CHIP = ("--chip-cuda", "--chip-strict", "--chip-dry", "--chip-warn", *BASELINE)
 MARKERS = (
     "max_syncs(n): fail if the host waits implicitly for the chip more than n times in the test",
     'max_device_memory(size): fail if the test holds more device memory at once than a size such as "4GiB"',
@@ -38,9 +39,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     group.addoption("--chip-baseline-update", action="store_true", help="write that file from the tests that pass")
     for name, what in (("--chip-max-slower", "chip time, such as 5%% or +2ms"), ("--chip-max-memory", "memory")):
-        group.addoption(
-            name, metavar="CHANGE", default="5%", help=f"with --chip-baseline: allowed growth of {what} (default: 5%%)"
-        )
+        group.addoption(name, metavar="CHANGE", help=f"with --chip-baseline: allowed growth of {what} (default: 5%%)")
     group.addoption("--chip-warn", action="store_true", help="report findings as warnings, so that the tests pass")
 
 
@@ -62,7 +61,8 @@ def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
 
 def _chip_of(config: pytest.Config) -> str | None:
     """Return the chip of the option, or of the project's settings; None if the tests run without one."""
-    name: str | None = config.known_args_namespace.chip or settings(config.invocation_params.dir).chip
+    project = settings(config.invocation_params.dir).chip
+    name: str | None = config.known_args_namespace.chip or (project and project.split(",")[0])  # others are compared
     return None if name == "none" else name
 
 

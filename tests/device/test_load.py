@@ -102,8 +102,8 @@ with bringup.record() as trace:
 for options in ({"devices": 2}, {"check": True}, {"past_capacity": True}):
     try:
         bringup.use("l4", **options)
-    except RuntimeError as error:
-        print(str(error).splitlines()[0])
+    except bringup.ChipInUseError as error:
+        print(error)
 print(torch.chip.get_device_name(), trace.about["chip"])
 """
 

@@ -1,14 +1,16 @@
 """New chip files: a comment on each key, and the values that were given."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
 
 import bringup
+from bringup.errors import ChipFileError
 from bringup.machine.files import CHIPS, tomllib
-from bringup.machine.new import MEANINGS, text_of
+from bringup.machine.new import MEANINGS, text_of, write
 from bringup.machine.schema import Chip
 
 
@@ -36,3 +38,12 @@ def test_shipped_chip_is_the_same_after_it_is_written(name: str) -> None:
     assert tomllib.loads(text) == data
     for key in MEANINGS:
         assert f"# {key.rpartition('.')[2]}: {MEANINGS[key]}" in text or f"# {MEANINGS[key]}" in text
+
+
+def test_nulls_are_left_out_and_other_names_refused(tmp_path: Path) -> None:
+    data = tomllib.loads((CHIPS / "t4.toml").read_text(encoding="utf-8"))
+    write(tmp_path / "mine.toml", {**data, "memory": {**data["memory"], "usable_gib": None}, "cache": None})
+    chip = bringup.load_chip(tmp_path / "mine.toml")
+    assert chip.cache is None and chip.memory.usable_gib is None
+    with pytest.raises(ChipFileError, match=r"a chip is named after its file: leave out name, or write other\.toml"):
+        write(tmp_path / "another.toml", {**data, "name": "other"})

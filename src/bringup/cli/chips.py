@@ -12,6 +12,7 @@ import click
 from rich.table import Table
 
 from bringup.errors import BringupError
+from bringup.files import refuse_unwritable
 from bringup.machine import new as new_chip
 from bringup.machine.facts import flat, source_of
 from bringup.machine.files import available_chips, available_hosts, chip_mistakes, load_chip, load_host
@@ -154,6 +155,7 @@ def new(file: str, specification: str | None) -> None:
     path = Path(file if file.endswith(".toml") else f"{file}.toml")
     if os.path.lexists(path):  # before the questions
         raise BringupError(f"{path}: exists already; choose another name, or remove it first")
+    refuse_unwritable(path)
     assumed = new_chip.write(path, new_chip.read_specification(specification) if specification else _answers())
     note = f"; {quantity(assumed, 'number')} without a source, marked as assumed" if assumed else ""
     where = path if path.is_absolute() else f"./{path}"

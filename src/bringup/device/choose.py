@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -61,22 +62,23 @@ def choose(
     if not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
         raise BringupError(f"devices must be a whole number from 1 to {MAX_DEVICES}, got {devices!r}")
     apply_environment()
-    process.chip = described
-    torch.ops.bringup.set_fallbacks(*_host_dtypes(described), asked_strict() if strict is None else strict)
     checking = asked_check() if check is None else check
     library = core.driver_path(asked_driver() if driver is None else driver)
-    torch.ops.bringup.configure(
-        described.name,
-        described.description,
-        devices,
-        described.device_bytes,
-        described.context_bytes,
-        described.blas_bytes,
-        described.blas_lt_bytes,
-        checking,
-        library,
-        past_capacity,
+    configuration = (
+        *(described.name, described.description, devices, described.device_bytes, described.context_bytes),
+        *(described.blas_bytes, described.blas_lt_bytes, checking, library, past_capacity),
     )
+    if torch.ops.bringup.is_open():
+        try:
+            torch.ops.bringup.configure(*configuration)
+        except RuntimeError as error:
+            raise ChipInUseError(str(error).splitlines()[0]) from None
+        if "torch._dynamo" in sys.modules:
+            torch._dynamo.reset()  # compiled graphs keep decisions for the chip before
+    else:
+        torch.ops.bringup.configure(*configuration)
+    process.chip = described
+    torch.ops.bringup.set_fallbacks(*_host_dtypes(described), asked_strict() if strict is None else strict)
 
 
 def _release(name: str) -> None:

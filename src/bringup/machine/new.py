@@ -137,7 +137,7 @@ def write(path: Path, specification: dict[str, Any]) -> int:
         raise BringupError(f"{path}: exists already; choose another name, or remove it first")
     from bringup.machine.schema import numbers  # imports pydantic
 
-    data = {key: value for key, value in specification.items() if key != "source"}
+    data = {key: value for key, value in _without_nulls(specification).items() if key != "source"}
     for key, value in DEFAULTS.items():
         mine = data.get(key, {} if isinstance(value, dict) else value)
         data[key] = {**value, **mine} if isinstance(value, dict) and isinstance(mine, dict) else mine
@@ -147,10 +147,20 @@ def write(path: Path, specification: dict[str, Any]) -> int:
         sources = {**sources, **dict.fromkeys(rest, specification.get("source", UNSOURCED))}
     if sources:
         data["sources"] = sources
+    if "name" in data and data["name"] != path.stem:
+        raise ChipFileError(
+            f"{path.name}: a chip is named after its file: leave out name, or write {data['name']}.toml"
+        )
     if mistakes := mistakes_of({"name": path.stem, **data}):
         raise ChipFileError(f"{path.name}: {'; '.join(mistake.text for mistake in mistakes)}")
     write_text(path, text_of(data))
     return sum(source == UNSOURCED for source in sources.values())
+
+
+def _without_nulls(data: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what JSON's null leaves open: TOML has no such value."""
+    tables = {key: _without_nulls(value) if isinstance(value, dict) else value for key, value in data.items()}
+    return {key: value for key, value in tables.items() if value is not None}
 
 
 def text_of(data: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ class Note:
 
     def __str__(self) -> str:
         """Return the workflow command."""
-        file, _, number = self.line.partition(" ")[0].rpartition(":")
+        file, _, number = self.line.removesuffix(" (backward)").rpartition(":")
         properties = {"file": file, "line": number} if file and number.isdigit() else {}
         properties["title"] = "bringup"
         listed = ",".join(f"{name}={_escaped(value, ':,')}" for name, value in properties.items())
