@@ -231,7 +231,7 @@ def test_a_model_without_attention_needs_the_size_of_its_cache(tmp_path: Path) -
     path = tmp_path / "model.py"
     path.write_text(WITHOUT_ATTENTION, encoding="utf-8")
     settings = {"arrivals": "poisson:2", "lengths": "fixed:10:2", "max_requests": 2, "prefill": "chunked:8"}
-    with pytest.raises(BringupError, match="Words calls no scaled_dot_product_attention, .* --kv-tokens"):
+    with pytest.raises(BringupError, match=r"Words calls no scaled_dot_product_attention, .* --kv-tokens"):
         bringup.serve(str(path), chip="h100-sxm", **settings)
     assert bringup.serve(str(path), chip="h100-sxm", kv_tokens=1000, requests=5, **settings).output_tokens == 10
 

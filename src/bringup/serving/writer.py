@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -123,6 +124,7 @@ def page(outcome: Outcome, name: str) -> str:
         percentiles=percentiles,
         names=names,
         has_tokens=has_tokens,
+        infinity=math.inf,
         duration=duration,
         figure=figure,
     )
