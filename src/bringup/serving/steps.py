@@ -88,7 +88,7 @@ class Rows:
         try:
             rows = _rows(reader, path)
         except csv.Error as error:
-            raise BringupError(f"{path}:{reader.line_num}: is no CSV: {error}") from None
+            raise BringupError(f"{path}:{reader.line_num + 1}: is no CSV: {error}") from None
         if not rows:
             raise BringupError(f"{path}: has no rows: write one step per line")
         return cls(np.asarray(rows))
