@@ -214,7 +214,7 @@ def test_requests_of_one_token_have_no_time_per_further_token(tmp_path: Path, st
 
 def test_a_rate_without_a_limit_is_null(steps: str) -> None:
     asked = ("--arrivals", "poisson:5", "--lengths", "fixed:10:1", "--requests", "9", "--kv-tokens", "5000")
-    numbers = invoke("--step-seconds", steps, *asked, "--find-rate", "--slo", "ttft=1h")
+    numbers = invoke("--step-seconds", steps, *asked, "--find-rate", "--slo", "ttft=1000s")
     assert numbers["largest_rate"] is None
     with pytest.raises(BringupError, match="--find-rate needs requests that arrive at different times"):
         served(step_seconds=steps, arrivals="poisson:1", requests=1, find_rate=True, slo=Objective(ttft=1.0))
