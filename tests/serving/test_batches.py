@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from bringup.errors import BringupError
-from bringup.serving.batches import Jitter, Queue, simulate
+from bringup.serving.batches import SLOWER, Jitter, Queue, Service, simulate
 from bringup.serving.requests import Request
 
 
@@ -21,8 +21,12 @@ def mean_wait(rate: float, jitter: Jitter | None, count: int = 400_000) -> float
     random = np.random.default_rng(5)
     gaps = random.exponential(1, count)
     served = requests(*np.cumsum(gaps / gaps.mean() / rate).tolist())
-    factors = iter((random.exponential(1, count) if jitter else np.ones(count)).tolist())
-    simulate(served, lambda batch: next(factors), Queue())
+    service = Service([1], np.asarray([SLOWER]))  # the host's time alone, one second
+
+    def seconds(batch: int) -> float:
+        return service.seconds(batch, jitter.factor(random) if jitter else 1.0)
+
+    simulate(served, seconds, Queue())
     return float(np.mean([request.begun - request.arrival for request in served]))
 
 
@@ -64,6 +68,12 @@ def test_clients_send_the_next_request_when_they_have_their_answer() -> None:
     simulate(served, lambda batch: 1.0, Queue(), clients=2)
     assert [request.last for request in served] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]
     assert [request.arrival for request in served] == [0.0, 0.0, 1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_batch_is_straight_in_the_time_of_the_host() -> None:
+    service = Service([1, 3], np.asarray([np.maximum(SLOWER, 1.0), np.maximum(SLOWER, 2.0)]))
+    assert [service.seconds(1, slower) for slower in (0.0, 0.1, 3.0, 40.0)] == pytest.approx([1.0, 1.0, 3.0, 40.0])
+    assert service.seconds(2, 0.0) == pytest.approx(1.5)
 
 
 def test_jitter_has_its_distribution() -> None:

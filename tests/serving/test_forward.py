@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,9 @@ def test_a_float32_model_is_served_in_bfloat16(recorded: Recorded) -> None:
 
 
 def test_a_token_takes_its_keys_and_values(recorded: Recorded) -> None:
-    assert recorded.token_bytes == LAYERS * 2 * PAIRS * DEEP * 2
+    assert recorded.token_bytes() == LAYERS * 2 * PAIRS * DEEP * 2
+    per_chip = [recorded.token_bytes(chips) for chips in (2, 3, 8)]  # two heads, so further chips have copies
+    assert per_chip == [LAYERS * 2 * DEEP * 2] * 3
     assert [layers for _, layers in recorded.attention] == [LAYERS]
 
 
@@ -88,7 +89,7 @@ def test_a_step_streams_weights_once_and_every_cache(recorded: Recorded) -> None
     context = 10_000_000  # tokens, so that little else counts
     bandwidth = load_chip("h100-sxm").memory.bandwidth_gb_s * 1e9
     streamed = steps.seconds([], 8, context) - steps.seconds([], 8, 0)
-    assert context * recorded.token_bytes / bandwidth < streamed < 1.6 * context * recorded.token_bytes / bandwidth
+    assert context * recorded.token_bytes() / bandwidth < streamed < 1.6 * context * recorded.token_bytes() / bandwidth
     assert steps.seconds([], 8, 0) < 2 * steps.seconds([], 1, 0)
 
 
@@ -134,11 +135,33 @@ def test_projections_of_one_input_are_one_product(recorded: Recorded) -> None:
 
 def test_more_chips_share_products_and_add_collectives(recorded: Recorded) -> None:
     alone, shared = table(recorded), table(recorded, chips=2)
-    attention = replace(recorded, prompts=recorded.prompts).attention[0][0]
-    assert attention.required("key").shape[1] == PAIRS
+    (attention, _), *others = recorded.attention
+    assert not others and attention.required("key").shape[1] == PAIRS
     context = 10_000_000
     assert shared.decode_seconds(8, np.asarray([context]))[0] < alone.decode_seconds(8, np.asarray([context]))[0]
     assert shared.seconds([], 1, 10) > alone.seconds([], 1, 10)  # so small a model loses more than it gains
+
+
+def test_heads_that_do_not_divide_evenly_are_rounded_up(recorded: Recorded) -> None:
+    """Of eight heads, one of five chips has two, as each of four has."""
+    context = np.asarray([10_000_000])
+    four, five = (table(recorded, chips=chips) for chips in (4, 5))
+    streamed = [steps.decode_seconds(8, context)[0] - steps.decode_seconds(8, context * 0)[0] for steps in (four, five)]
+    assert streamed[1] == pytest.approx(streamed[0])
+
+
+def test_a_model_without_attention_is_not_divided_among_chips() -> None:
+    class Plain(Small):
+        def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+            out: torch.Tensor = self.out(self.inside(self.words(tokens))[:, -1, :WIDTH])
+            return out
+
+    recorded = record_forward(built(Plain), 8, 2)
+    assert recorded.token_bytes() == 0 and table(recorded).seconds([], 1, 0) > 0
+    with pytest.raises(
+        BringupError, match=r"Plain calls no scaled_dot_product_attention, .*: leave --chips-per-engine"
+    ):
+        table(recorded, chips=2)
 
 
 def test_a_program_without_tokens_is_recorded_by_batch() -> None:
@@ -160,6 +183,23 @@ def test_a_file_names_the_function(tmp_path: Path) -> None:
         load(str(path))
 
 
+def test_a_file_may_have_dataclasses_and_modules_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "beside_it.py").write_text("VALUE = 3\n", encoding="utf-8")
+    path = tmp_path / "mine.py"
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Sizes:\n"
+        "    width: int = 1\n"
+        "def model():\n"
+        "    from beside_it import VALUE\n"
+        "    return VALUE + Sizes().width\n",
+        encoding="utf-8",
+    )
+    assert load(str(path))() == 4
+
+
 def test_what_is_no_model_is_refused() -> None:
     with pytest.raises(BringupError, match=r"must return a torch\.nn\.Module, got int"):
         built(lambda: 1)
@@ -176,3 +216,12 @@ def test_a_model_that_fails_is_refused_with_its_error() -> None:
 
     with pytest.raises(BringupError, match="Failing fails for 1 x 1 tokens: ValueError: no such token"):
         record_forward(built(Failing), 64, 8)
+
+
+def test_an_example_that_fails_is_refused_with_its_error() -> None:
+    class Failing(Picture):
+        def example(self, batch: int) -> torch.Tensor:
+            raise ValueError("no such picture")
+
+    with pytest.raises(BringupError, match=r"Failing\.example fails for a batch of 1: ValueError: no such picture"):
+        record_batches(built(Failing), 2)

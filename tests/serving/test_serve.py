@@ -14,7 +14,8 @@ from click.testing import CliRunner
 import bringup
 from bringup.cli import bringup as cli
 from bringup.errors import BringupError
-from bringup.serving.outcome import growth
+from bringup.serving.outcome import Objective, growth
+from bringup.serving.serve import Options, check
 
 HEADER = "prefill_tokens,decode_requests,context_tokens,seconds\n"
 ROWS = "0,1,0,0.01\n0,64,0,0.02\n1000,1,0,0.06\n1000,64,0,0.07\n"
@@ -29,6 +30,18 @@ class Picture(torch.nn.Module):
     def forward(self, pictures):
         return self.layer(pictures)
 model = Picture
+"""
+WITHOUT_ATTENTION = """
+import torch
+class Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.out = torch.nn.Embedding(100, 64), torch.nn.Linear(64, 100)
+    def example(self, batch, tokens):
+        return torch.zeros(batch, tokens, dtype=torch.int64)
+    def forward(self, tokens):
+        return self.out(self.words(tokens)[:, -1])
+model = Words
 """
 
 
@@ -94,7 +107,7 @@ def test_a_calibration_scales_all_steps(steps: str) -> None:
 
 
 def test_the_largest_rate_keeps_the_objective_and_a_larger_one_does_not(steps: str) -> None:
-    objective = bringup.serving.outcome.Objective(ttft=0.2)
+    objective = Objective(ttft=0.2)
     settings = {"step_seconds": steps, "slo": objective, "lengths": "fixed:500:20", "requests": 300}
     rate = served(arrivals="poisson:1", find_rate=True, **settings).largest_rate
     same = [served(arrivals=f"poisson:{rate * factor / served_rate(settings)}", **settings) for factor in (0.99, 1.02)]
@@ -150,7 +163,80 @@ def test_a_program_without_tokens_is_served_in_batches(vision: str) -> None:
     assert all(row["dropped"] == 0 and row["steps"] < 200 for row in numbers)  # type: ignore[index]
 
 
-def test_a_recording_is_a_program(tmp_path: Path, vision: str) -> None:
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"max_watts": math.nan}, "--max-watts nan is not above"),
+        ({"slo": Objective(tpot=0.1)}, "--slo tpot does not apply to a program without tokens"),
+        ({"window": 0.1, "max_requests": 1}, "--window waits for a batch, and batches have one request here"),
+    ],
+)
+def test_settings_that_mean_nothing_to_a_program_are_refused(
+    vision: str, settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(BringupError, match=message):
+        bringup.serve(vision, **{"chip": "h100-sxm", "arrivals": "poisson:2", "max_requests": 2, **settings})
+
+
+def test_a_file_of_arrivals_serves_a_program(tmp_path: Path, vision: str) -> None:
+    path = tmp_path / "requests.jsonl"
+    path.write_text('{"arrival": 0}\n{"arrival": 2.5}\n', encoding="utf-8")
+    outcome = bringup.serve(vision, chip="h100-sxm", arrivals=str(path), max_requests=2)
+    assert [request.arrival for request in outcome.requests] == [0.0, 2.5]
+    assert outcome.as_dict()["tpot"] is None
+
+
+def test_a_batch_may_be_larger_than_the_budget_of_an_engine() -> None:
+    check(Options("poisson:2", max_requests=4096))
+
+
+def test_requests_that_are_turned_away_keep_no_service_level(vision: str) -> None:
+    outcome = bringup.serve(
+        vision,
+        **{"chip": "h100-sxm", "arrivals": "constant:1e9", "requests": 50, "max_requests": 1, "queue_limit": 4},
+        slo=Objective(latency=1.0),
+    )
+    numbers = outcome.as_dict()
+    assert numbers["requests"] == 50 and 0 < numbers["dropped"] == 50 - len(outcome.requests)
+    assert numbers["attainment"] == pytest.approx(1 - numbers["dropped"] / 50)
+
+
+def test_requests_of_one_token_have_no_time_per_further_token(tmp_path: Path, steps: str) -> None:
+    path = tmp_path / "requests.jsonl"
+    rows = [{"arrival": 10.0 * n, "prompt_tokens": 1000, "output_tokens": 1 + n} for n in range(2)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    outcome = served(step_seconds=steps, arrivals=str(path), lengths=None, requests=None, slo=Objective(tpot=1.0))
+    tpot = outcome.percentiles()["tpot"]
+    assert tpot["mean"] == tpot["p50"] == pytest.approx(0.01) and outcome.attainment == 1
+    asked = ("--arrivals", "poisson:5", "--lengths", "fixed:10:1", "--requests", "9", "--kv-tokens", "5000")
+    assert invoke("--step-seconds", steps, *asked)["tpot"] is None
+
+
+def test_a_rate_without_a_limit_is_null(steps: str) -> None:
+    asked = ("--arrivals", "poisson:5", "--lengths", "fixed:10:1", "--requests", "9", "--kv-tokens", "5000")
+    numbers = invoke("--step-seconds", steps, *asked, "--find-rate", "--slo", "ttft=1000s")
+    assert numbers["largest_rate"] is None
+    with pytest.raises(BringupError, match="--find-rate needs requests that arrive at different times"):
+        served(step_seconds=steps, arrivals="poisson:1", requests=1, find_rate=True, slo=Objective(ttft=1.0))
+
+
+def test_a_report_has_engines_without_requests(tmp_path: Path, steps: str) -> None:
+    pytest.importorskip("pyarrow")
+    asked = ("--arrivals", "poisson:5", "--lengths", "fixed:10:1", "--requests", "1", "--kv-tokens", "5000")
+    invoke("--step-seconds", steps, *asked, "--replicas", "2", "--out", str(tmp_path / "out"))
+    assert "running, engine 1" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_model_without_attention_needs_the_size_of_its_cache(tmp_path: Path) -> None:
+    path = tmp_path / "model.py"
+    path.write_text(WITHOUT_ATTENTION, encoding="utf-8")
+    settings = {"arrivals": "poisson:2", "lengths": "fixed:10:2", "max_requests": 2, "prefill": "chunked:8"}
+    with pytest.raises(BringupError, match=r"Words calls no scaled_dot_product_attention, .* --kv-tokens"):
+        bringup.serve(str(path), chip="h100-sxm", **settings)
+    assert bringup.serve(str(path), chip="h100-sxm", kv_tokens=1000, requests=5, **settings).output_tokens == 10
+
+
+def test_a_recording_is_a_program() -> None:
     import torch
 
     with bringup.dry(), bringup.record() as trace:
@@ -159,6 +245,10 @@ def test_a_recording_is_a_program(tmp_path: Path, vision: str) -> None:
     outcome = bringup.serve(trace, chip="h100-sxm", arrivals="closed:1", requests=10)
     seconds = bringup.price(trace, "h100-sxm").summary.step_seconds
     assert outcome.percentiles()["latency"]["p50"] == pytest.approx(seconds, rel=0.01)
+    with pytest.raises(BringupError, match="--window waits for a batch"):
+        bringup.serve(trace, chip="h100-sxm", arrivals="closed:1", window=0.1)
+    with pytest.raises(BringupError, match="--dtype chooses that of a model's weights"):
+        bringup.serve(trace, chip="h100-sxm", arrivals="closed:1", dtype="float16")
 
 
 def test_the_files_of_a_report(tmp_path: Path, steps: str) -> None:
@@ -227,6 +317,11 @@ def test_disaggregation_serves_all_and_counts_both_kinds(tmp_path: Path) -> None
         ({"window": 0.1}, "--window does not apply to a language model"),
         ({"deadline": 0.1}, "--deadline does not apply to a language model: use --slo latency=TIME"),
         ({"step_seconds": None}, "name a model"),
+        ({"dtype": "float16"}, "--dtype chooses that of a model's weights"),
+        ({"dtype": "int3"}, "dtype must be auto, float32"),
+        ({"block_size": 2**40}, "--block-size must be at most 65,536, since each step counts"),
+        ({"replicas": 2**33}, "--replicas must be at most 4,096, since each engine is simulated"),
+        ({"arrivals": "closed:10", "queue_limit": 2}, "--queue-limit does not apply to clients that wait"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(steps: str, settings: dict[str, Any], message: str) -> None:

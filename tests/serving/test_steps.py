@@ -46,6 +46,13 @@ def test_one_row_is_a_constant(tmp_path: Path) -> None:
     np.testing.assert_allclose(steps.decode_seconds(5, np.asarray([1, 2, 3])), 0.02)
 
 
+def test_below_the_first_context_runs_equal_single_steps(tmp_path: Path) -> None:
+    steps = table(tmp_path, "0,1,100,0.010", "0,8,100,0.020", "0,1,1100,0.020", "0,8,1100,0.030")
+    contexts = np.asarray([0, 50, 100])
+    np.testing.assert_allclose(steps.decode_seconds(1, contexts), [0.009, 0.0095, 0.010])
+    np.testing.assert_allclose([steps.seconds([], 1, int(context)) for context in contexts], [0.009, 0.0095, 0.010])
+
+
 def test_runs_equal_single_steps(tmp_path: Path) -> None:
     steps = table(tmp_path, "0,1,0,0.010", "0,64,0,0.020", "0,1,1000,0.011", "0,64,1000,0.027")
     contexts = np.arange(64, 64 + 40 * 8, 8)
@@ -64,6 +71,7 @@ def test_runs_equal_single_steps(tmp_path: Path) -> None:
         (HEADER + "0,1,-5,0.1\n", "steps.csv:2: numbers must not be negative"),
         (HEADER + "0,1,0,0\n", "steps.csv:2: .*seconds must be positive"),
         (HEADER + "0,1,0,nan\n", "steps.csv:2"),
+        pytest.param(HEADER + "0,1,0," + "1" * 200_000, "steps.csv:2: is no CSV: field larger than", id="long"),
     ],
 )
 def test_a_malformed_table_is_refused(tmp_path: Path, text: str, message: str) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from rich.console import Console
@@ -29,13 +28,8 @@ from bringup.units import parse_time
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
-Value = TypeVar("Value")
+NO_LIMIT = "more than a million times that of these requests"
 NAMES = {"ttft": "time to first token", "tpot": "time per further token", "latency": "latency"}
-
-
-def read(parse: Callable[[str], Value]) -> Callable[[click.Context, click.Parameter, str | None], Value | None]:
-    """Return the callback of an option that a function reads."""
-    return quantity(parse)
 
 
 def parse_slo(text: str) -> Objective:
@@ -107,19 +101,21 @@ def parse_blocks(text: str) -> int | None:
 @click.option(
     "--requests", type=int, default=None, help="Requests to simulate (default: those of the file, else 1000)."
 )
-@click.option("--slo", callback=read(parse_slo), default=None, metavar="LIMITS", help="Such as ttft=2s,tpot=50ms.")
+@click.option("--slo", callback=quantity(parse_slo), default=None, metavar="LIMITS", help="Such as ttft=2s,tpot=50ms.")
 @click.option("--find-rate", is_flag=True, help="Search the largest rate that keeps the --slo.")
 @click.option("--policy", type=click.Choice(["fcfs", "priority"]), default="fcfs", show_default=True)
 @click.option("--prefill", default="chunked:2048", show_default=True, metavar="KIND:TOKENS", help="Or separate:TOKENS.")
 @click.option("--max-requests", type=int, default=256, show_default=True, help="That run at once, or in a batch.")
 @click.option("--kv-tokens", type=int, default=None, metavar="N", help="Tokens in an engine's KV cache.")
-@click.option("--kv-blocks", callback=read(parse_blocks), default=None, metavar="N|auto", help="The cache in blocks.")
+@click.option(
+    "--kv-blocks", callback=quantity(parse_blocks), default=None, metavar="N|auto", help="The cache in blocks."
+)
 @click.option("--block-size", type=int, default=16, show_default=True, metavar="TOKENS")
 @click.option("--prefix-cache/--no-prefix-cache", default=True, show_default=True)
 @click.option("--preemption", type=click.Choice(["recompute", "swap"]), default="recompute", show_default=True)
 @click.option(
     "--speculate",
-    callback=read(parse_speculation),
+    callback=quantity(parse_speculation),
     default=None,
     metavar="TOKENS:ACCEPTANCE[:SECONDS]",
     help="Drafted tokens per step, the probability that one is accepted, and the time of a draft.",
@@ -128,25 +124,31 @@ def parse_blocks(text: str) -> int | None:
 @click.option("--router", type=click.Choice(ROUTERS), default="least", show_default=True)
 @click.option("--chips-per-engine", type=int, default=1, show_default=True, help="That share each product.")
 @click.option(
-    "--disaggregate", callback=read(parse_engines), default=None, metavar="P:D", help="Engines that prefill and decode."
+    "--disaggregate",
+    callback=quantity(parse_engines),
+    default=None,
+    metavar="P:D",
+    help="Engines that prefill and decode.",
 )
 @click.option("--step-seconds", default=None, metavar="FILE", help="A table of steps (csv) instead of prices.")
 @click.option(
     "--calibrate",
-    callback=read(parse_calibration),
+    callback=quantity(parse_calibration),
     default=None,
     metavar="MEASURED:PREDICTED",
     help="Scale all steps by the two times of one.",
 )
 @click.option("--max-watts", type=float, default=None, help="Mean power of a chip.")
-@click.option("--window", callback=read(parse_time), default=None, metavar="TIME", help="That a batch waits for more.")
+@click.option(
+    "--window", callback=quantity(parse_time), default=None, metavar="TIME", help="That a batch waits for more."
+)
 @click.option("--queue-limit", type=int, default=None, help="Requests that may wait; others are turned away.")
 @click.option(
-    "--deadline", callback=read(parse_time), default=None, metavar="TIME", help="After it, no answer is needed."
+    "--deadline", callback=quantity(parse_time), default=None, metavar="TIME", help="After it, no answer is needed."
 )
 @click.option(
     "--jitter",
-    callback=read(Jitter.parse),
+    callback=quantity(Jitter.parse),
     default=None,
     metavar="KIND",
     help="Of host times: lognormal:SIGMA, exponential.",
@@ -206,8 +208,9 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
     for title in ("", "mean", "p50", "p90", "p99", ""):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     has_tokens = outcome.kv_blocks > 0
-    for name in LATENCIES if has_tokens else ("latency",):
-        values = outcome.percentiles()[name]
+    for name, values in outcome.percentiles().items():
+        if not has_tokens and name != "latency":
+            continue
         note = ""
         if outcome.bands is not None:
             low, high = (band[name]["mean"] for band in outcome.bands)
@@ -232,14 +235,17 @@ def _lines(outcome: Outcome, has_tokens: bool) -> list[str]:
         used = f"KV cache: {outcome.kv_blocks:,} blocks, at most {share:.0%} used"
         lines.append(f"{used}; {counted(outcome.preemptions, 'preemption')}")
     else:
-        lines.append(f"{figure(len(outcome) / outcome.seconds)} requests/s")
-        if outcome.about["dropped"]:
-            lines.append(f"{counted(outcome.about['dropped'], 'request')} turned away or too late")
+        lines.append(f"{figure(len(outcome.requests) / outcome.seconds)} requests/s")
+        if outcome.dropped:
+            lines.append(f"{counted(outcome.dropped, 'request')} turned away or too late")
         if outcome.about["missed_deadlines"] is not None:
             lines.append(f"{counted(outcome.about['missed_deadlines'], 'missed deadline')}")
     if outcome.objective.limits():
         limits = ", ".join(f"{name} {duration(limit)}" for name, limit in outcome.objective.limits().items())
         lines.append(f"goodput {figure(outcome.goodput)} requests/s: {outcome.attainment:.1%} keep {limits}")
     if outcome.largest_rate is not None:
-        lines.append(f"largest rate at which {ATTAINMENT:.0%} do: {figure(outcome.largest_rate)} requests/s")
+        largest = f"{figure(outcome.largest_rate)} requests/s"
+        lines.append(
+            f"largest rate at which {ATTAINMENT:.0%} do: {largest if outcome.largest_rate < math.inf else NO_LIMIT}"
+        )
     return lines

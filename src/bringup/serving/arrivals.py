@@ -21,6 +21,8 @@ PROMPTS = ("prompt_tokens", "input_tokens", "input_toks")
 OUTPUTS = ("output_tokens", "completion_tokens", "output_toks")
 SIGMA = 1.0  # of the lognormal lengths without a stated one; chosen: half of the lengths are within a factor of two
 MOST = 10_000_000  # requests; chosen: they take some 4 GiB
+RATES = (1e-6, 1e9)  # requests per second; chosen: a double then has the times of all requests to a hundredth of a gap
+LARGEST = 2**53  # whole numbers above are not all doubles
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ def stream(arrivals: str, lengths: str | None, count: int | None, random: np.ran
     kind, _, value = arrivals.partition(":")
     if kind in ("poisson", "constant", "closed"):
         number = _positive(value, f"arrivals {kind}", whole=kind == "closed")
+        if kind != "closed" and not RATES[0] <= number <= RATES[1]:
+            raise BringupError(
+                f"arrivals {kind}: the rate must be from {RATES[0]:g} to {RATES[1]:g} per second, so that the clock "
+                f"can tell the arrivals apart, got {short(value)}"
+            )
         if lengths is None:
             raise BringupError(
                 f"arrivals {arrivals} need lengths: fixed:512:128, lognormal:512:128 or a file of requests"
@@ -174,12 +181,17 @@ def _number(
             if names[1:]
             else f"{path}:{line}: has no {names[0]}"
         )
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
         raise BringupError(f"{path}:{line}: {names[0]} must be a number, got {short(str(value))}")
+    if value > LARGEST:
+        raise BringupError(
+            f"{path}:{line}: {names[0]} must be at most {LARGEST:,}, above which doubles skip whole numbers, got "
+            f"{short(str(value))}"
+        )
     lowest = max(least, 1) if whole and least == 0 else least
-    if value < lowest or (whole and value != int(value)) or value > 2**53:
+    if value < lowest or (whole and value != int(value)):
         kind = "a whole number" if whole else "a number"
-        raise BringupError(f"{path}:{line}: {names[0]} must be {kind} of at least {lowest:g}, got {value:g}")
+        raise BringupError(f"{path}:{line}: {names[0]} must be {kind} of at least {lowest:g}, got {short(str(value))}")
     return float(value)
 
 

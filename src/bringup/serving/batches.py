@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import math
 from collections import deque
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
 
 Array = npt.NDArray[Any]
-SLOWER = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0)  # factors of the host's times that are replayed; chosen: straight in between
+# Factors of the host's times that are replayed; chosen: straight in between, and beyond the last one.
+SLOWER = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
 
 
 @dataclass(frozen=True)
@@ -153,16 +155,31 @@ class Jitter:
 
 
 class Service:
-    """The seconds of a batch from recordings of several sizes, by the factor of the host's times."""
+    """The seconds of a batch by its size and the factor of the host's times.
 
-    def __init__(self, traces: Mapping[int, Trace], chip: Chip, host: Host, scale: float = 1.0) -> None:
-        self._sizes = np.asarray(sorted(traces), dtype=float)
-        self._seconds = np.asarray([_by_host(traces[int(size)], chip, host) for size in self._sizes]) * scale
+    Args:
+        sizes: of batches, the smallest first.
+        seconds: a row per size, a column per factor of `SLOWER`.
+    """
+
+    def __init__(self, sizes: Sequence[int], seconds: Array) -> None:
+        self._sizes, self._seconds = sizes, seconds
+        self._rows: dict[int, list[float]] = {}
+
+    @classmethod
+    def of_traces(cls, traces: Mapping[int, Trace], chip: Chip, host: Host, scale: float = 1.0) -> Service:
+        """Price recordings by their size of a batch."""
+        sizes = sorted(traces)
+        return cls(sizes, np.asarray([_by_host(traces[size], chip, host) for size in sizes]) * scale)
 
     def seconds(self, batch: int, slower: float = 1.0) -> float:
         """Return the seconds of a batch whose host takes `slower` times its price."""
-        row = [np.interp(batch, self._sizes, column) for column in self._seconds.T]
-        return float(np.interp(slower, SLOWER, row))
+        if batch not in self._rows:
+            self._rows[batch] = [float(np.interp(batch, self._sizes, column)) for column in self._seconds.T]
+        row = self._rows[batch]
+        place = min(bisect.bisect_right(SLOWER, slower), len(SLOWER) - 1)
+        share = (slower - SLOWER[place - 1]) / (SLOWER[place] - SLOWER[place - 1])
+        return row[place - 1] + share * (row[place] - row[place - 1])
 
 
 def _by_host(trace: Trace, chip: Chip, host: Host) -> list[float]:

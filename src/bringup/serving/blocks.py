@@ -27,6 +27,7 @@ class Blocks:
     Attributes:
         total: the number of blocks.
         used: blocks that running requests hold.
+        peak: the most that they held after blocks were taken.
         caching: True if freed blocks can be read again.
     """
 
@@ -35,6 +36,7 @@ class Blocks:
         self.size = size
         self.caching = caching
         self.used = 0
+        self.peak = 0
         self._freed: OrderedDict[Hashable, int] = OrderedDict()  # runs of freed blocks, the oldest first
         self._remembered = 0  # blocks in these runs
         self._shared: dict[Hashable, Shared] = {}
@@ -60,6 +62,7 @@ class Blocks:
             self._shorten(oldest, lost)
             short -= lost
         self.used += count
+        self.peak = max(self.peak, self.used)
         return True
 
     def give_back(self, count: int, key: Hashable = None, full: int = 0) -> None:

@@ -65,7 +65,7 @@ class Limits:
 
 @dataclass
 class History:
-    """The state of an engine at the start of each step, or of a run of equal ones."""
+    """The state of an engine at the start of each step, and at the end of a run of equal ones."""
 
     time: list[float] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
@@ -443,6 +443,7 @@ class Engine:
         count = 1 + int(np.searchsorted(self.clock + ends[:-1], until, side="left"))
         blocks.take(int(total[count - 1]))
         self._spend(float(ends[count - 1]), count)
+        self._note()
         decoding.blocks[:] = np.maximum(decoding.blocks, -(-(decoding.context + count) // blocks.size))
         decoding.context[:] += count
         decoding.left[:] -= count

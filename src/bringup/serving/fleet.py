@@ -58,7 +58,7 @@ def simulate(
             heapq.heappush(events, (after.arrival, after.number, arrive))
 
     if handover is not None:
-        decode = Choice(handover.engines, "least")
+        decode = Choice(handover.engines, "least", len(engines))
         every_engine += handover.engines
     for engine in every_engine:
         engine.ended = ended
@@ -80,18 +80,20 @@ def simulate(
 
 
 class Choice:
-    """Engines that a request can go to."""
+    """Engines that a request can go to; `before` is the number of the first one."""
 
-    def __init__(self, engines: Sequence[Engine], router: Router) -> None:
+    def __init__(self, engines: Sequence[Engine], router: Router, before: int = 0) -> None:
         self.engines = engines
         self.router = router
+        self.before = before
         self._turn = 0
         self._last: dict[object, int] = {}
 
     def submit(self, request: Request, time: float) -> None:
         """Send a request to an engine."""
-        request.engine = self._choose(request)
-        self.engines[request.engine].submit(request, time)
+        number = self._choose(request)
+        request.engine = self.before + number
+        self.engines[number].submit(request, time)
 
     def _choose(self, request: Request) -> int:
         if self.router == "round-robin":

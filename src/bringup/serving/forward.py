@@ -82,14 +82,16 @@ class Recorded:
         counts = np.bincount(number[_is_family(trace, "attention")[number]], minlength=len(trace.signatures))
         return [(trace.signatures[i], int(counts[i])) for i in np.flatnonzero(counts).tolist()]
 
-    @cached_property
-    def token_bytes(self) -> int:
-        """Bytes of the keys and values of one token."""
+    def token_bytes(self, chips: int = 1) -> int:
+        """Bytes of the keys and values of one token on each of several chips, which have whole heads.
+
+        Chips beyond the number of heads have copies of them.
+        """
         total = 0
         for signature, layers in self.attention:
             key, value = signature.required("key"), signature.required("value")
             heads = key.shape[1] if len(key.shape) > 2 else 1
-            total += layers * heads * (key.shape[-1] * key.item_bytes + value.shape[-1] * value.item_bytes)
+            total += layers * -(-heads // chips) * (key.shape[-1] * key.item_bytes + value.shape[-1] * value.item_bytes)
         return total
 
     @cached_property
@@ -109,17 +111,18 @@ def load(text: str) -> Callable[[], Any]:
     path = Path(file)
     if not path.is_file():
         raise BringupError(f"{text}: there is no such file: write model.py:name, where name returns the model")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"bringup_served_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise BringupError(f"{text}: is no Python file")
     module = importlib.util.module_from_spec(spec)
-    sys.path.insert(0, str(path.resolve().parent))
+    # Both stay: dataclasses look up their module, and the function may import modules beside its file.
+    sys.modules[spec.name] = module
+    if str(path.resolve().parent) not in sys.path:
+        sys.path.insert(0, str(path.resolve().parent))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise BringupError(f"{path}: failed with {type(error).__name__}: {short(str(error), 200)}") from error
-    finally:
-        sys.path.pop(0)
     function = getattr(module, name, None)
     if not callable(function):
         raise BringupError(f"{path}: has no function {name}: write model.py:name, where name returns the model")
@@ -220,8 +223,7 @@ def _record(model: Any, batch: int, tokens: int | None) -> tuple[Trace, Any]:
     what = f"a batch of {batch}" if tokens is None else f"{batch} x {tokens} tokens"
     options: dict[str, Any] = {}
     if hasattr(model, "example"):
-        with torch.device("chip"):
-            inputs = model.example(batch) if tokens is None else model.example(batch, tokens)
+        inputs = _example(model, what, *((batch,) if tokens is None else (batch, tokens)))
     else:
         inputs = {"input_ids": torch.zeros(batch, tokens or 1, dtype=torch.int64, device="chip")}
         accepted = inspect.signature(model.forward).parameters
@@ -246,6 +248,18 @@ def _record(model: Any, batch: int, tokens: int | None) -> tuple[Trace, Any]:
     if not trace.launches:
         raise BringupError(f"{type(model).__name__} launches nothing for {what}")
     return trace, result
+
+
+def _example(model: Any, what: str, *numbers: int) -> Any:
+    try:
+        with torch.device("chip"):
+            return model.example(*numbers)
+    except BringupError:
+        raise
+    except Exception as error:
+        raise BringupError(
+            f"{type(model).__name__}.example fails for {what}: {type(error).__name__}: {short(str(error), 200)}"
+        ) from error
 
 
 def _record_sampler(logits: Any) -> Trace:
@@ -277,7 +291,7 @@ class ForwardSteps:
         self._requests = np.asarray(sorted(recorded.decodes), dtype=float)
         parts = [_dense(recorded.prompts[int(tokens)], chip, host, chips) for tokens in self._tokens]
         self._dense = np.asarray([seconds for seconds, _ in parts])
-        self.host_seconds = max(idle for _, idle in parts[:1])
+        self.host_seconds = parts[0][1]
         decodes = np.asarray([_dense(recorded.decodes[int(number)], chip, host, chips)[0] for number in self._requests])
         self._head = np.maximum(decodes - np.interp(self._requests, self._tokens, self._dense), 0.0)
         if recorded.samples:
@@ -334,7 +348,7 @@ class _Attention:
         self, signature: Signature, layers: int, chip: Chip, chips: int, tokens: Array, requests: Array
     ) -> None:
         query, key = signature.required("query"), signature.required("key")
-        heads, pairs = max(query.shape[1] // chips, 1), max(key.shape[1] // chips, 1)
+        heads, pairs = -(-query.shape[1] // chips), -(-key.shape[1] // chips)  # of the chip that has the most
         contexts = np.asarray(CONTEXTS, dtype=float)
 
         def priced(shapes: list[tuple[int, int, int, bool]]) -> Array:
@@ -457,7 +471,7 @@ def _merged(kinds: list[Signature], chips: int) -> Signature:
     if first.base not in ("mm", "addmm") or first.tensor("mat2") is None:
         return first
     weights = [kind.required("mat2") for kind in kinds]
-    columns = max(sum(weight.shape[1] for weight in weights) // chips, 1)
+    columns = -(-sum(weight.shape[1] for weight in weights) // chips)
     old = {id(first.required("mat2")): _shaped(weights[0], (weights[0].shape[0], columns))}
     if first.base == "addmm":
         old[id(first.required("self"))] = _shaped(first.required("self"), (columns,))
@@ -477,6 +491,11 @@ def _eager(trace: Trace, chip: Chip, host: Host) -> float:
 
 def _all_reduces(recorded: Recorded, tokens: Array, chip: Chip, chips: int) -> Array:
     """Return the seconds of two all-reduces per layer, after attention and after its products (Megatron-LM, 2019)."""
+    if not recorded.attention:
+        raise BringupError(
+            f"{recorded.name} calls no scaled_dot_product_attention, so its layers are unknown: leave "
+            "--chips-per-engine out"
+        )
     topology = cluster_of(chip, chips)
     width = max(query.shape[1] * query.shape[-1] * query.item_bytes for query in _queries(recorded))
     layers = sum(count for _, count in recorded.attention)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ PERCENTILES = (50, 90, 99)
 # A queue that grows by less than this share of the arrivals is taken for stable; chosen: in 1,000 requests, the square
 # root of their number is 3 %.
 GROWS = 0.05
+SHORTEST = 1e-9  # seconds in which requests arrive one after the other; chosen: below it they arrive together
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class Outcome:
     """The result of a simulation.
 
     Attributes:
-        requests: as they were served.
-        columns: arrays by name, one place per request: `LATENCIES` in seconds.
+        requests: those that were served.
+        columns: arrays by name, one place per request: `LATENCIES` in seconds. A single token has no TPOT: nan.
         histories: of each engine.
         seconds: from the first arrival to the last token.
         busy_seconds: of all engines together.
@@ -64,7 +66,9 @@ class Outcome:
         money: cost and power.
         bands: percentiles with the steps' prices wrong by the band: (low, high), or None.
         band: the error band of a step; None if it is not known.
-        largest_rate: requests per second that keep the objective; None if it was not searched.
+        largest_rate: requests per second that keep the objective; None if it was not searched, infinity if none is
+            too large.
+        dropped: requests that were turned away, or too late to be computed.
         about: what was simulated: model, chip and the like.
     """
 
@@ -85,14 +89,17 @@ class Outcome:
     bands: tuple[dict[str, dict[str, float]], dict[str, dict[str, float]]] | None = None
     band: float | None = None
     largest_rate: float | None = None
+    dropped: int = 0
     about: dict[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return len(self.requests)
+        """All requests, served or not."""
+        return len(self.requests) + self.dropped
 
     def percentiles(self) -> dict[str, dict[str, float]]:
-        """Return mean and percentiles of TTFT, TPOT and latency, in seconds."""
-        return {name: statistics(self.columns[name]) for name in LATENCIES}
+        """Return mean and percentiles of TTFT, TPOT and latency, in seconds; no TPOT if no request has two tokens."""
+        columns = {name: self.columns[name][~np.isnan(self.columns[name])] for name in LATENCIES}
+        return {name: statistics(values) for name, values in columns.items() if len(values)}
 
     @property
     def output_tokens(self) -> int:
@@ -106,14 +113,14 @@ class Outcome:
 
     @property
     def attainment(self) -> float:
-        """The share of the requests that keep the objective."""
-        return float(self.keeps().mean())
+        """The share of all requests that were served and keep the objective."""
+        return float(self.keeps().sum()) / len(self)
 
     def keeps(self) -> Array:
-        """Return for each request True if it keeps the objective."""
+        """Return for each served request True if it keeps the objective."""
         keeps = np.ones(len(self.requests), dtype=bool)
         for name, limit in self.objective.limits().items():
-            keeps &= self.columns[name] <= limit
+            keeps &= ~(self.columns[name] > limit)
         return keeps
 
     @property
@@ -139,7 +146,8 @@ class Outcome:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
-        numbers: dict[str, Any] = {"requests": len(self.requests), **self.percentiles()}
+        numbers: dict[str, Any] = {"requests": len(self), "dropped": self.dropped}
+        numbers |= dict.fromkeys(LATENCIES) | self.percentiles()
         numbers |= {
             "goodput": self.goodput,
             "attainment": self.attainment,
@@ -156,7 +164,7 @@ class Outcome:
             "high": self.bands[1] if self.bands else None,
             "cost_per_million_tokens": self.cost_per_million_tokens,
             "joules_per_token": self.joules_per_token,
-            "largest_rate": self.largest_rate,
+            "largest_rate": None if self.largest_rate == math.inf else self.largest_rate,
             "cached_prompt_tokens": sum(request.read for request in self.requests),
         }
         return numbers | self.about
@@ -170,11 +178,11 @@ class Outcome:
 
 
 def latencies(requests: Sequence[Request]) -> dict[str, Array]:
-    """Return the columns of `LATENCIES`; the first token comes before the others, so a single one has no TPOT: 0."""
+    """Return the columns of `LATENCIES`; the first token comes before the others, so a single one has no TPOT: nan."""
     arrival, first, last = (
         np.asarray([getattr(request, name) for request in requests]) for name in ("arrival", "first", "last")
     )
-    after = np.asarray([max(request.output - 1, 1) for request in requests])
+    after = np.asarray([request.output - 1 if request.output > 1 else np.nan for request in requests])
     return {"ttft": first - arrival, "tpot": (last - first) / after, "latency": last - arrival}
 
 
@@ -190,12 +198,12 @@ def growth(arrival: Array, begun: Array, ended: Array) -> tuple[float, bool]:
     A stable system soon reaches its usual number of requests, so only the second half of the arrivals counts.
     """
     since, until = float(arrival[len(arrival) // 2]), float(arrival[-1])
-    if until <= since:
+    if until - since < SHORTEST:
         return 0.0, False
     waited = ended if bool((begun >= ended).all()) else begun
     at = np.linspace(since, until, 65)
     inside = np.searchsorted(np.sort(arrival), at, side="right") - np.searchsorted(np.sort(waited), at, side="right")
-    slope = float(np.polyfit(at - since, inside, 1)[0])
+    grown = float(np.polyfit((at - since) / (until - since), inside, 1)[0])
     arrived = len(arrival) - len(arrival) // 2
-    unstable = slope * (until - since) > max(GROWS * arrived, 2 * np.sqrt(arrived))
-    return (slope, True) if unstable else (max(slope, 0.0) if slope > 0 else 0.0, False)
+    unstable = bool(grown > max(GROWS * arrived, 2 * np.sqrt(arrived)))
+    return max(grown, 0.0) / (until - since), unstable

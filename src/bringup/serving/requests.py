@@ -25,7 +25,7 @@ class Request:
         blocks: that it holds alone.
         joined: True while it reads the blocks of its prefix.
         swapped: True while its keys and values are in the host's memory.
-        engine: the engine that it went to last.
+        engine: the engine that it went to last; those that decode for others are numbered after them.
         dropped: True if it was turned away.
     """
 

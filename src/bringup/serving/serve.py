@@ -23,7 +23,16 @@ from bringup.serving.arrivals import Stream, stream
 from bringup.serving.blocks import Blocks
 from bringup.serving.engine import Engine, Limits, Speculation
 from bringup.serving.fleet import ROUTERS, Handover, Router, simulate
-from bringup.serving.forward import ForwardSteps, Recorded, built, has_tokens, load, record_batches, record_forward
+from bringup.serving.forward import (
+    DTYPES,
+    ForwardSteps,
+    Recorded,
+    built,
+    has_tokens,
+    load,
+    record_batches,
+    record_forward,
+)
 from bringup.serving.outcome import Money, Objective, Outcome, growth, latencies
 from bringup.serving.requests import Request
 from bringup.serving.steps import Chunk, Rows, Scaled, StepTable
@@ -54,14 +63,14 @@ class Options:
         prefix_cache: True if freed blocks can be read again.
         preemption: ``recompute`` or ``swap``.
         speculation: drafts of each decode step.
-        replicas, router: engines, and who chooses one.
+        replicas, router: engines, and the rule that chooses one.
         chips: of an engine.
         disaggregate: engines that prefill, and engines that decode.
         step_seconds: a file of measured steps, instead of prices.
-        calibrate: seconds of one step, measured and predicted.
+        calibrate: factor of all steps: the measured seconds of one, divided by its predicted ones.
         max_watts: power of a chip.
-        queue: for programs other than language models: batches, and how requests wait for one.
-        jitter: of the host's times, for such programs.
+        window, queue_limit, deadline, jitter: for programs without tokens: seconds that a batch waits for more,
+            requests that may wait, seconds after which no answer is needed, and the spread of the host's times.
         find_rate: True searches the largest rate that keeps the objective.
         dtype: of the weights.
         seed: of what is drawn.
@@ -102,6 +111,17 @@ OF_ENGINES = {
     **{"disaggregate": None, "prefill": "chunked:2048", "policy": "fcfs", "chips": 1, "prefix_cache": True},
     **{"step_seconds": None, "lengths": None, "block_size": 16},
 }
+# The largest number of each setting, and why.
+CACHE = (2**40, "a larger cache holds more tokens than are simulated")  # chosen
+LARGEST = {
+    "max_requests": (2**20, "the largest --prefill has as many tokens"),
+    "replicas": (4096, "each engine is simulated"),  # chosen: as --disaggregate
+    "chips": (4096, "collectives are priced for clusters of this size"),  # chosen
+    "block_size": (2**16, "each step counts the requests by the free places of their last block"),  # chosen
+    "kv_tokens": CACHE,
+    "kv_blocks": CACHE,
+    "queue_limit": (2**40, "fewer requests are simulated"),  # chosen
+}
 OF_PROGRAMS = {"window": None, "queue_limit": None, "deadline": None, "jitter": None}
 Program = Recorded | dict[int, Trace] | None
 
@@ -139,20 +159,22 @@ def serve(
 def program_of(model: Any, options: Options) -> Program:
     """Record a model or a program; None if the steps are those of a file."""
     check(options)
-    if isinstance(model, Trace):
-        return {1: model}
     if model is None:
         if options.step_seconds is None:
             raise BringupError("name a model (model.py:name) or a recording, or give the file of --step-seconds")
+        _refuse_dtype(options)
+        _check_budget(options)
         return None
-    if not callable(model):
+    if not callable(model) and not isinstance(model, Trace):
         path = Path(os.fspath(model))
-        if path.is_dir() or path.suffix == ".npz":
-            return {1: read_trace(str(path))}
-        model = load(os.fspath(model))
+        model = read_trace(str(path)) if path.is_dir() or path.suffix == ".npz" else load(os.fspath(model))
+    if isinstance(model, Trace):
+        _refuse_dtype(options)
+        return {1: model}
     module = built(model, options.dtype)
     if not has_tokens(module):
         return record_batches(module, options.max_requests)
+    _check_budget(options)
     return record_forward(module, *_budget(options.prefill)[1:], options.max_requests)
 
 
@@ -162,18 +184,19 @@ def check(options: Options) -> None:
     Raises:
         BringupError: they do.
     """
-    _, budget = _budget(options.prefill)
-    numbers = ("max_requests", "replicas", "chips", "block_size", "kv_tokens", "kv_blocks", "queue_limit")
-    for name in numbers:
+    _budget(options.prefill)
+    for name, (most, reason) in LARGEST.items():
         value = getattr(options, name)
-        if value is not None and not 1 <= value <= 2**40:
+        if value is not None and value < 1:
             raise BringupError(f"{_option(name)} must be at least 1, got {value}")
-    width = 1 + (options.speculation.tokens if options.speculation else 0)
-    if options.max_requests * width > budget:
+        if value is not None and value > most:
+            raise BringupError(f"{_option(name)} must be at most {most:,}, since {reason}, got {value:,}")
+    if options.dtype not in ("auto", *DTYPES):
+        raise BringupError(f"dtype must be auto, {', '.join(DTYPES)}, got {options.dtype!r}")
+    if options.queue_limit is not None and options.arrivals.startswith("closed"):
         raise BringupError(
-            f"{options.max_requests:,} requests of {quantity(width, 'token')} each need a budget of "
-            f"{options.max_requests * width:,} tokens per step, and --prefill has {budget:,}: raise it, or lower "
-            "--max-requests"
+            "--queue-limit does not apply to clients that wait, since one that is turned away asks again at once: use "
+            "poisson:RATE, or leave it out"
         )
     if options.kv_tokens is not None and options.kv_blocks is not None:
         raise BringupError("--kv-tokens and --kv-blocks both state the cache: leave one out")
@@ -187,6 +210,24 @@ def check(options: Options) -> None:
         raise BringupError("--find-rate needs the service level to keep: add --slo ttft=2s,tpot=50ms")
     if options.find_rate and options.arrivals.startswith("closed"):
         raise BringupError("--find-rate needs arrivals with a rate: poisson:RATE, constant:RATE or a file")
+
+
+def _check_budget(options: Options) -> None:
+    _, budget = _budget(options.prefill)
+    width = 1 + (options.speculation.tokens if options.speculation else 0)
+    if options.max_requests * width > budget:
+        raise BringupError(
+            f"{options.max_requests:,} requests of {quantity(width, 'token')} each need a budget of "
+            f"{options.max_requests * width:,} tokens per step, and --prefill has {budget:,}: raise it, or lower "
+            "--max-requests"
+        )
+
+
+def _refuse_dtype(options: Options) -> None:
+    if options.dtype != "auto":
+        raise BringupError(
+            "--dtype chooses that of a model's weights, and a recording or a table has its own: leave it out"
+        )
 
 
 def _option(name: str) -> str:
@@ -215,9 +256,7 @@ class Simulation:
         self._refuse_others()
         if self.chip is None and self.program is not None:
             raise BringupError("name the chip that serves it: --chip h100-sxm")
-        lengths = options.lengths
-        if not self.has_tokens and not os.path.isfile(options.arrivals):
-            lengths = "fixed:1:1"
+        lengths = options.lengths if self.has_tokens else "fixed:1:1"
         self.stream = stream(options.arrivals, lengths, options.requests, np.random.default_rng(options.seed))
         if options.policy == "priority" and not self.stream.has_priorities:
             raise BringupError("--policy priority needs requests with a priority: add it to the file of requests")
@@ -226,12 +265,18 @@ class Simulation:
             self._prepare_engines()
         else:
             assert isinstance(self.program, dict) and self.chip is not None
-            self._service = batches.Service(self.program, self.chip, self.host, self._scale)
+            self._service = batches.Service.of_traces(self.program, self.chip, self.host, self._scale)
 
     @property
     def has_tokens(self) -> bool:
         """True for a language model."""
         return not isinstance(self.program, dict)
+
+    @property
+    def _largest_batch(self) -> int:
+        """Requests in the largest batch of a program without tokens."""
+        assert isinstance(self.program, dict)
+        return min(self.options.max_requests, max(self.program))
 
     def step_seconds(self, prefill: int, requests: int, context: int) -> float:
         """Return the seconds of one step of an engine, with a whole prompt of `prefill` tokens."""
@@ -245,6 +290,11 @@ class Simulation:
                 kind = "a language model" if self.has_tokens else "a program without tokens"
                 hint = ": use --slo latency=TIME" if name == "deadline" else ": leave it out"
                 raise BringupError(f"{_option(name)} does not apply to {kind}{hint}")
+        if isinstance(self.program, dict):
+            if self.options.slo.tpot is not None:
+                raise BringupError("--slo tpot does not apply to a program without tokens: use latency=TIME")
+            if self.options.window is not None and self._largest_batch == 1:
+                raise BringupError("--window waits for a batch, and batches have one request here: leave it out")
 
     def _power_factor(self) -> float:
         """Return how much longer steps take within --max-watts: the chip pauses, so that its mean power is less."""
@@ -254,7 +304,7 @@ class Simulation:
         if chip is None or chip.power is None:
             raise BringupError("--max-watts needs a chip whose file has [power]: name one with --chip")
         idle, busy = _watts(chip)
-        if watts <= idle:
+        if not watts > idle:
             raise BringupError(f"--max-watts {watts:g} is not above what {chip.name} draws when idle, {idle:g} W")
         return max((busy - idle) / (watts - idle), 1.0)
 
@@ -297,11 +347,15 @@ class Simulation:
             return max(options.kv_tokens // options.block_size, 1)
         if recorded is None or self.chip is None:
             raise BringupError("state the engine's KV cache, which no model says here: --kv-tokens 41408")
-        if not recorded.token_bytes:  # a model without attention keeps nothing per token
-            return 2**31
+        token_bytes = recorded.token_bytes(options.chips) * options.chips
+        if not token_bytes:
+            raise BringupError(
+                f"{recorded.name} calls no scaled_dot_product_attention, so its bytes per token are unknown: "
+                "state the cache with --kv-tokens"
+            )
         total = int(UTILIZATION * self.chip.device_bytes) * options.chips
         left = total - recorded.weight_bytes - recorded.working_bytes * options.chips
-        blocks = left // (recorded.token_bytes * options.block_size)
+        blocks = left // (token_bytes * options.block_size)
         if blocks < 1:
             raise BringupError(
                 f"{recorded.name} does not fit {quantity(options.chips, 'chip')}: its weights have "
@@ -315,8 +369,8 @@ class Simulation:
             return 0.0
         if recorded is None or self.chip is None:
             raise BringupError("--preemption swap needs a model and a chip, for the bytes of a token and the link")
-        rate = min(self.chip.link.d2h_gb_s, self.chip.link.h2d_gb_s) * 1e9 * self.options.chips
-        return recorded.token_bytes * self.options.block_size / rate
+        rate = min(self.chip.link.d2h_gb_s, self.chip.link.h2d_gb_s) * 1e9
+        return recorded.token_bytes(self.options.chips) * self.options.block_size / rate
 
     def _handover(self, engines: list[Engine]) -> Handover:
         recorded, chip = self.program, self.chip
@@ -325,7 +379,7 @@ class Simulation:
         topology = cluster_of(chip, 2)
 
         def seconds(request: Request) -> float:
-            nbytes = request.computed * recorded.token_bytes / self.options.chips
+            nbytes = request.computed * recorded.token_bytes(self.options.chips)
             return collective_seconds("send", nbytes, cluster=topology, ranks=2)
 
         return Handover(engines, seconds)
@@ -356,7 +410,7 @@ class Simulation:
             preemptions=sum(engine.preemptions for engine in engines),
             steps=sum(engine.steps for engine in engines),
             kv_blocks=self._blocks,
-            peak_blocks=max(max(engine.history.blocks, default=0) for engine in engines),
+            peak_blocks=max(engine.blocks.peak for engine in engines),
         )
 
     # ---- programs
@@ -364,9 +418,8 @@ class Simulation:
     def _serve_batches(self, arriving: Stream, scale: float) -> Outcome:
         options = self.options
         random = np.random.default_rng([options.seed, 1])
-        largest = max(self.program) if isinstance(self.program, dict) else 1
         queue = batches.Queue(
-            batch=min(options.max_requests, largest),
+            batch=self._largest_batch,
             window=options.window or 0.0,
             limit=math.inf if options.queue_limit is None else options.queue_limit,
             deadline=math.inf if options.deadline is None else options.deadline,
@@ -407,9 +460,10 @@ class Simulation:
         slope, unstable = (0.0, False) if self.stream.clients else growth(arrival, begun, last)
         late = 0 if options.deadline is None else int((last - arrival > options.deadline).sum())
         dropped = len(requests) - len(served)
+        numbers["dropped"] = dropped
         about: dict[str, Any] = {"chip": self.chip.name if self.chip else None, "arrivals": options.arrivals}
         if not self.has_tokens:
-            about |= {"dropped": dropped, "missed_deadlines": late + dropped if options.deadline else None}
+            about["missed_deadlines"] = late + dropped if options.deadline else None
         return Outcome(
             requests=served,
             columns=latencies(served),
@@ -458,11 +512,16 @@ class Simulation:
         return result
 
     def largest_rate(self) -> float:
-        """Return the largest rate at which `ATTAINMENT` of the requests keep the objective; 0 if none does."""
+        """Return the largest rate at which `ATTAINMENT` of the requests keep the objective.
+
+        It is 0 if none does, and infinity if a million times the rate of the requests does.
+        """
+        if not math.isfinite(self.stream.rate):
+            raise BringupError("--find-rate needs requests that arrive at different times")
 
         def keeps(factor: float) -> bool:
             outcome = self.run(self.stream.faster(factor))
-            return outcome.attainment >= ATTAINMENT and not outcome.unstable and len(outcome) == len(self.stream)
+            return outcome.attainment >= ATTAINMENT and not outcome.unstable and not outcome.dropped
 
         low = high = 1.0
         if keeps(1.0):

@@ -85,20 +85,10 @@ class Rows:
             BringupError: the file is missing or malformed, with the line.
         """
         reader = csv.DictReader(io.StringIO(read_text(path, "step table")))
-        missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-        if missing:
-            raise BringupError(f"{path}: its first line must name the columns {', '.join(COLUMNS)}")
-        rows = []
-        for line in reader:
-            try:
-                row = [float(line[name]) for name in COLUMNS]
-            except (TypeError, ValueError):
-                raise BringupError(f"{path}:{reader.line_num}: must have four numbers") from None
-            if not all(map(math.isfinite, row)) or min(row[:3]) < 0 or row[3] <= 0:
-                raise BringupError(
-                    f"{path}:{reader.line_num}: numbers must not be negative, and seconds must be positive"
-                )
-            rows.append(row)
+        try:
+            rows = _rows(reader, path)
+        except csv.Error as error:
+            raise BringupError(f"{path}:{reader.line_num + 1}: is no CSV: {error}") from None
         if not rows:
             raise BringupError(f"{path}: has no rows: write one step per line")
         return cls(np.asarray(rows))
@@ -159,13 +149,32 @@ class Rows:
         return near
 
 
+def _rows(reader: csv.DictReader[str], path: StrPath) -> list[list[float]]:
+    missing = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+    if missing:
+        raise BringupError(f"{path}: its first line must name the columns {', '.join(COLUMNS)}")
+    rows = []
+    for line in reader:
+        try:
+            row = [float(line[name]) for name in COLUMNS]
+        except (TypeError, ValueError):
+            raise BringupError(f"{path}:{reader.line_num}: must have four numbers") from None
+        if not all(map(math.isfinite, row)) or min(row[:3]) < 0 or row[3] <= 0:
+            raise BringupError(f"{path}:{reader.line_num}: numbers must not be negative, and seconds must be positive")
+        rows.append(row)
+    return rows
+
+
 def extended(places: Array, values: Array, at: Array) -> Array:
-    """Interpolate between places, and extend beyond the last one by the last slope."""
+    """Interpolate between places, and extend beyond the first and the last one by the slopes there."""
     inside: Array = np.interp(at, places, values)
     if len(places) < 2:
         return inside
-    slope = (values[-1] - values[-2]) / (places[-1] - places[-2])
-    beyond: Array = inside + np.maximum(at - places[-1], 0.0) * slope
+    first, last = (
+        (values[1] - values[0]) / (places[1] - places[0]),
+        (values[-1] - values[-2]) / (places[-1] - places[-2]),
+    )
+    beyond: Array = inside + np.minimum(at - places[0], 0.0) * first + np.maximum(at - places[-1], 0.0) * last
     return beyond
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.report import directory, html, palette
 from bringup.report.chart import Axis, Figure, Series
-from bringup.serving.outcome import LATENCIES, Outcome
+from bringup.serving.outcome import Outcome
 from bringup.serving.steps import COLUMNS
 from bringup.text import duration, figure
 
@@ -107,7 +108,9 @@ def _events(outcome: Outcome) -> Iterator[str]:
 def page(outcome: Outcome, name: str) -> str:
     """Write the report."""
     has_tokens = outcome.kv_blocks > 0
-    charts = {"latency": _latency(outcome, LATENCIES if has_tokens else ("latency",)), "queue": _queue(outcome)}
+    percentiles = outcome.percentiles()
+    names = tuple(percentiles) if has_tokens else ("latency",)
+    charts = {"latency": _latency(outcome, names), "queue": _queue(outcome)}
     if has_tokens:
         charts["cache"] = _cache(outcome)
     on = f" on {outcome.about['chip']}" if outcome.about["chip"] else ""
@@ -118,9 +121,10 @@ def page(outcome: Outcome, name: str) -> str:
         name=name,
         on=on,
         o=outcome,
-        percentiles=outcome.percentiles(),
-        names=LATENCIES if has_tokens else ("latency",),
+        percentiles=percentiles,
+        names=names,
         has_tokens=has_tokens,
+        infinity=math.inf,
         duration=duration,
         figure=figure,
     )
@@ -130,6 +134,7 @@ def _latency(outcome: Outcome, names: tuple[str, ...]) -> Figure:
     series = []
     for number, name in enumerate(names):
         values = np.sort(outcome.columns[name])
+        values = values[~np.isnan(values)]
         places = np.unique(np.linspace(0, len(values) - 1, min(len(values), 200)).astype(int))
         x = [max(round(float(value), 9), 1e-9) for value in values[places]]
         y = [round(100 * (int(place) + 1) / len(values), 3) for place in places]
@@ -139,6 +144,8 @@ def _latency(outcome: Outcome, names: tuple[str, ...]) -> Figure:
 
 def _over_time(outcome: Outcome, number: int, field: str) -> tuple[list[float], list[float]]:
     history = outcome.histories[number]
+    if not history.time:  # the engine got no request
+        return [], []
     time, values = np.asarray(history.time), np.asarray(getattr(history, field), dtype=float)
     pieces = np.array_split(np.arange(len(time)), min(len(time), MOST_POINTS // len(outcome.histories) + 1))
     rows = [int(piece[np.argmax(values[piece])]) for piece in pieces if len(piece)]  # the largest, so no peak is lost
