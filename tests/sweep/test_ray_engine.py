@@ -101,7 +101,7 @@ def test_workers_and_driver_die(sweep_folder: Path) -> None:
     wait_for_parts(folder, process, 2)
     process.kill()
     process.communicate()
-    assert 2 <= len(list((folder / "out").glob("*.parquet")))
+    assert len(list((folder / "out").glob("*.parquet"))) >= 2
     process = start(folder, "--resume")
     killed = 0
     for number in (4, 6, 8):
