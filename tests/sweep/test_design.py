@@ -1,5 +1,6 @@
 """Which number of a chip buys most, and the best numbers within budgets."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,9 @@ from bringup import BringupError, Trace, load_chip, load_host
 from bringup.analyse.summarize import summarize
 from bringup.sweep import design, file, grid
 from bringup.sweep.design import Best
-from bringup.sweep.variants import variant
+from bringup.sweep.variants import numbers_of, stated_numbers, variant
 from bringup.timeline.replay import WhatIf, replay
-from tests.sweep.sweeps import needs_extras, sweep_of
+from tests.sweep.sweeps import cli, needs_extras, sweep_of
 
 TEXT = """
 chips = ["a100-sxm-80"]
@@ -61,6 +62,29 @@ def test_gain_is_that_of_the_chip_with_the_other_number(folder: Path) -> None:
     assert "memory.device_gib" not in gains and "price.usd_per_hour" not in gains
 
 
+def test_unstated_numbers_are_left_out(folder: Path) -> None:
+    _, axes, traces = opened(
+        folder, 'chips = ["t4"]\n[[programs]]\ntrace = "mlp.npz"\n[[programs]]\ntrace = "conv.npz"\n'
+    )
+    stated = stated_numbers(axes.chips[0])
+    assert not stated.keys() - numbers_of(axes.chips[0]).keys() and len(stated) < len(numbers_of(axes.chips[0]))
+    assert {item.name for item in design.sensitivity(axes, traces)} <= stated.keys()
+
+
+def test_chip_without_the_modes_is_left_out(folder: Path) -> None:
+    text = TEXT.format("").replace('["a100-sxm-80"]', '["tpu-v3", "t4"]').replace('["graph"]', '["eager"]')
+    _, axes, traces = opened(folder, text)
+    assert {item.chip for item in design.sensitivity(axes, traces)} == {"t4"}
+    done = cli(folder, "sensitivity", "sweep.toml", "--json")
+    assert done.stderr == "bringup: chip tpu-v3 has none of the sweep's modes, and is left out\n"
+
+
+@needs_extras
+def test_chip_without_a_price_is_null_in_json(folder: Path) -> None:
+    best = searched(folder, 'minimize = "usd"\nusd_per_hour = "0.01 * compute.cores"')
+    assert best.as_is is None and "NaN" not in json.dumps(vars(best))
+
+
 @needs_extras
 def test_search_keeps_budgets_and_is_repeatable(folder: Path) -> None:
     free = searched(folder, "")
@@ -94,7 +118,7 @@ def test_search_near_the_best_of_the_grid(folder: Path) -> None:
 @needs_extras
 def test_price_and_power_follow_the_design(folder: Path) -> None:
     cheap = searched(folder, 'minimize = "usd"\nusd_per_hour = "0.01 * compute.cores"')
-    assert cheap.objective < cheap.as_is or cheap.as_is != cheap.as_is
+    assert cheap.as_is is None or cheap.objective < cheap.as_is
     assert cheap.values["compute.cores"] < 60, "cores cost money"
     power = searched(
         folder, 'minimize = "joules"\ntdp_w = "3 * compute.cores"\n[search.budgets]\npower = "power.tdp_w < 150"'

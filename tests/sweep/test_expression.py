@@ -45,6 +45,7 @@ def test_equal_sides_keep_a_budget_unless_it_says_less() -> None:
         "True",
         "1 +",
         "-" * 100 + "1",
+        "~" * 990,
         "1" + "+1" * 100,
         "",
     ],

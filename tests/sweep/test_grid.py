@@ -1,5 +1,6 @@
 """The grid: every combination once, with a key that names everything that it depends on."""
 
+import ast
 import itertools
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from bringup import BringupError
 from bringup.sweep import grid
+from bringup.sweep.programs import combinations, script_runs
 from tests.sweep.sweeps import SMALL, sweep_of
 
 TEXT = SMALL + "[ranges]\nmemory.bandwidth_gb_s = [100, 300, 3]\ncompute.cores = {values = [10, 200]}\n"
@@ -33,7 +35,7 @@ def test_rows_are_the_product_of_the_axes(tmp_path: Path) -> None:
             ("mlp", "big"), modes, ("xeon-8275cl", "epyc-9654"), (100.0, 200.0, 300.0), (10, 200), (1.0, 0.5)
         )
     }
-    assert rows == expected and len(axes) == len(expected) == 240
+    assert rows == expected and axes.rows == len(expected) == 240
 
 
 def test_blocks_are_of_one_chip_and_cover_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +67,41 @@ def test_types_of_columns(tmp_path: Path) -> None:
     columns = grid.of_sweep(sweep_of(tmp_path, text)).columns
     kinds = [columns[name] for name in ("batch", "flag", "rate", "kind", "compute.cores", "cost_usd", "fits")]
     assert kinds == ["BIGINT", "BOOLEAN", "DOUBLE", "VARCHAR", "BIGINT", "DOUBLE", "BOOLEAN"]
+
+
+def test_version_covers_what_prices_import() -> None:
+    """Each module that sets values is in the version, so that a row is priced again after it changed."""
+    covered = {path for pattern in grid.PRICING for path in grid.PACKAGE.glob(pattern)}
+    tree = ast.parse((grid.PACKAGE / "sweep" / "prices.py").read_text(encoding="utf-8"))
+    modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
+    names = {name.removeprefix("bringup.") for name in modules if name.startswith("bringup.")} - {"sweep.grid"}
+    assert {"analyse.program_class", "sweep.variants"} < names
+    for name in names - {"analyse"}:
+        path = grid.PACKAGE.joinpath(*name.split("."))
+        assert path.with_suffix(".py") in covered or path / "__init__.py" in covered, name
+
+
+def test_labels_of_arguments(tmp_path: Path) -> None:
+    text = 'chips = ["t4"]\nmodes = ["eager", "graph"]\n[arguments]\nbatch = [1, 2]\nkind = ["a", 1]\n'
+    text += '[[programs]]\nscript = "x.py"\n[[programs]]\nscript = "y.py"\n'
+    sweep = sweep_of(tmp_path, text)
+    axes = grid.of_sweep(sweep)
+    labels = axes.labels(next(axes.blocks()))
+    rows = list(zip(*(labels[name].tolist() for name in ("program", "batch", "kind")), strict=True))
+    expected = [(program.title, *map(str, values)) for program, values in combinations(sweep)]
+    assert [(program, str(batch), kind) for program, batch, kind in rows[::2]] == expected == sorted(expected, key=rank)
+    assert axes.recordings == script_runs(sweep) == len(expected) == 8
+
+
+def rank(row: tuple[str, ...]) -> tuple[bool, ...]:
+    return (row[0] == "y", row[1] == "2", row[2] == "1")
+
+
+def test_grid_counts_what_no_memory_holds(tmp_path: Path) -> None:
+    values = str(list(range(1000)))
+    arguments = "".join(f"axis{number} = {values}\n" for number in range(7))
+    sweep = sweep_of(tmp_path, f'chips = ["t4"]\n[arguments]\n{arguments}[[programs]]\nscript = "x.py"\n')
+    assert grid.of_sweep(sweep).rows == script_runs(sweep) == 10**21
 
 
 def test_two_chips_of_one_name(tmp_path: Path) -> None:

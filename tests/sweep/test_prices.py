@@ -9,6 +9,7 @@ import pytest
 
 from bringup import Trace, load_host
 from bringup.analyse.summarize import summarize
+from bringup.machine.files import available_hosts
 from bringup.machine.schema import Chip
 from bringup.sweep import file, grid, prices
 from bringup.sweep.variants import variant
@@ -49,7 +50,7 @@ def check(row: dict[str, Any], trace: Trace, chip: Chip) -> None:
 def test_rows_are_those_of_the_summary(folder: Path) -> None:
     text = SMALL.replace('["t4", "h100-sxm", "tpu-v3"]', '"all"')
     axes, traces, rows = whole(folder, text)
-    assert len(rows) == len(axes) > 45 * 2 * 2
+    assert len(rows) == axes.rows > 45 * 2 * 2
     chips = {chip.name: chip for chip in axes.chips}
     named = {"mlp": traces[0], "big": traces[1]}
     for row in rows[::7]:
@@ -95,6 +96,17 @@ def test_host_times_of_a_trace_are_shared_between_chips(folder: Path) -> None:
     assert (calls.seconds(slower, False) != calls.seconds(host, False)).any(), "another host of the same name"
 
 
+@pytest.mark.parametrize("name", available_hosts())
+def test_shared_host_times_serve_each_shipped_host(name: str, folder: Path) -> None:
+    from bringup import load_chip
+
+    trace = Trace.load(folder / "mlp.npz")
+    calls, host = Calls(trace), load_host(name)
+    for chip in (load_chip("h100-sxm"), load_chip("t4"), load_chip("h100-sxm")):
+        shared, alone = replay(trace, chip, host, calls=calls), replay(trace, chip, host)
+        np.testing.assert_array_equal(shared.end, alone.end)
+
+
 def test_clusters_price_collectives(folder: Path) -> None:
     pytest.importorskip("torch.distributed")
     script = folder / "ddp.py"
@@ -105,8 +117,8 @@ def test_clusters_price_collectives(folder: Path) -> None:
         "for step in range(3):\n    dist.all_reduce(x)\n    x.sum().item()\n",
         encoding="utf-8",
     )
-    text = 'chips = ["h100-sxm"]\nclusters = ["dgx-h100", "dgx-h100x2"]\n[[programs]]\nscript = "ddp.py"\nranks = 16\n'
-    text = text.replace('["dgx-h100", "dgx-h100x2"]', '["dgx-h100x2", "dgx-a100x2"]')
+    clusters = 'clusters = ["dgx-h100x2", "dgx-a100x2"]'
+    text = f'chips = ["h100-sxm"]\n{clusters}\n[[programs]]\nscript = "ddp.py"\nranks = 16\n'
     from bringup.sweep import programs
 
     sweep = sweep_of(folder, text)

@@ -89,6 +89,16 @@ def test_half_written_and_damaged_parts_are_made_again(folder: Path) -> None:
     assert not (out / ".bringup-0123456789abcdef").exists()
 
 
+def test_foreign_parquet_stays(folder: Path) -> None:
+    (folder / "out").mkdir()
+    (folder / "out" / "requests.parquet").write_bytes(b"mine")
+    sweep = sweep_of(folder)
+    runner.run(sweep, folder / "out")
+    runner.run(sweep, folder / "out", resume=True)
+    assert (folder / "out" / "requests.parquet").read_bytes() == b"mine"
+    assert not (folder / "out" / parts.EARLIER).exists() and table.select(folder / "out").priced == 40
+
+
 def test_two_sweeps_in_one_directory(folder: Path) -> None:
     sweep, out = sweep_of(folder), folder / "out"
     with parts.locked(out), pytest.raises(BringupError, match="another sweep is writing there"):
@@ -163,6 +173,13 @@ def test_command_line(folder: Path) -> None:
         (("sweep.toml", "--on", "local:0"), "is no engine"),
         (("missing.toml",), "missing.toml: there is no such sweep file"),
         (("huge.toml",), "1,000,000,000 configurations, about 8 days: make it smaller, or confirm it with --yes"),
+        (
+            ("scripts.toml",),
+            "1,000 configurations, about 666.7 ms after 1,000 dry runs of scripts: make it smaller, or confirm",
+        ),
+        (("sensitivity", "scripts.toml"), "1,000 dry runs of scripts: make it smaller, or confirm it with --yes"),
+        (("vast.toml",), "at least 1e21 configurations, about 30,000 years or more after at least 1e21 dry runs"),
+        (("show", "nothing", "--by", "chip"), "--by says which rows a Pareto front compares: give --pareto as well"),
         (("show", "nothing"), "nothing: has no part of a sweep"),
     ],
 )
@@ -171,6 +188,10 @@ def test_mistake_is_one_sentence_and_exit_code_2(arguments: tuple[str, ...], sen
     fields = ("memory.bandwidth_gb_s", "compute.clock_ghz", "power.tdp_w")
     ranges = "".join(f"{name} = [1, 900, 1000]\n" for name in fields)
     (folder / "huge.toml").write_text(f'chips = ["t4"]\n[[programs]]\ntrace = "mlp.npz"\n[ranges]\n{ranges}')
+    axis = f"{list(range(1000))}"
+    (folder / "scripts.toml").write_text(f'chips = ["t4"]\n[arguments]\nx = {axis}\n[[programs]]\nscript = "a.py"\n')
+    axes = "".join(f"x{number} = {axis}\n" for number in range(7))
+    (folder / "vast.toml").write_text(f'chips = ["t4"]\n[arguments]\n{axes}[[programs]]\nscript = "a.py"\n')
     done = cli(folder, *arguments)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and sentence in done.stderr
     assert not (folder / "bringup-sweep-huge").exists()
@@ -203,16 +224,16 @@ trace = "mlp.npz"
 
 def large(folder: Path) -> file.Sweep:
     """A sweep of some seconds in four parts."""
-    scales = ", ".join(f"{1 - number / 2000}" for number in range(400))
+    scales = ", ".join(f"{1 - number / 2000}" for number in range(100))
     return sweep_of(folder, LARGE.format(scales))
 
 
 def test_driver_killed_at_random_points(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grid, "BLOCK", 700)
+    monkeypatch.setattr(grid, "BLOCK", 175)
     sweep = large(folder)
     whole = runner.run(sweep, folder / "whole")
-    assert whole.rows == 11200 and whole.parts == 16
-    program = "import sys; from bringup.sweep import grid; grid.BLOCK = 700; from bringup.cli import main; main()"
+    assert whole.rows == 2800 and whole.parts == 16
+    program = "import sys; from bringup.sweep import grid; grid.BLOCK = 175; from bringup.cli import main; main()"
     command = [sys.executable, "-c", program, "sweep", "sweep.toml", "--out", "out", "--resume", "--json"]
     seen: set[str] = set()
     for number in range(4):
@@ -227,7 +248,7 @@ def test_driver_killed_at_random_points(folder: Path, monkeypatch: pytest.Monkey
         seen = parts_now
     output = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=True).stdout
     done = json.loads(output)
-    assert done["priced"] + done["existing"] == 11200 and done["existing"] >= 700 * len(seen) - 700
+    assert done["priced"] + done["existing"] == 2800 and done["existing"] >= 175 * len(seen) - 175
     assert rows_of(folder / "out") == rows_of(folder / "whole")
     assert sorted(path.name for path in (folder / "out").glob("*.parquet")) == sorted(
         path.name for path in (folder / "whole").glob("*.parquet")

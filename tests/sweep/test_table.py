@@ -1,5 +1,6 @@
 """Reading the table: conditions, fronts, and one sentence for each mistake."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +94,30 @@ def test_damaged_part_is_named(out: Path) -> None:
     part.write_bytes(part.read_bytes()[:100])
     with pytest.raises(BringupError, match=rf"{part.name}: is damaged: run the sweep again with --resume"):
         table.select(out)
+
+
+def test_other_parquet_is_no_sweep(tmp_path: Path) -> None:
+    with parts.database() as connection:
+        connection.execute(f"COPY (SELECT 1 AS seconds) TO '{tmp_path}/requests.parquet' (FORMAT parquet)")
+    with pytest.raises(BringupError, match="has no part of a sweep"):
+        table.select(tmp_path, pareto=["seconds"])
+
+
+@pytest.mark.parametrize(("argument", "sentence"), [("batch", "has no column batch"), ([1], "sweep.json: is damaged")])
+def test_list_with_a_column_that_the_parts_do_not_have(argument: object, sentence: str, out: Path) -> None:
+    data = json.loads((out / parts.LIST).read_text(encoding="utf-8"))
+    (out / parts.LIST).write_text(json.dumps({**data, "arguments": [argument]}), encoding="utf-8")
+    with pytest.raises(BringupError, match=sentence):
+        table.select(out, pareto=["seconds"])
+
+
+def test_limit_counts_all_rows(out: Path) -> None:
+    everything = table.select(out, where="chip = 't4'", pareto=["seconds", "joules"], order="joules")
+    some = table.select(out, where="chip = 't4'", pareto=["seconds", "joules"], order="joules", limit=1)
+    assert some.dicts() == everything.dicts()[:1] and some.chosen == len(everything) == everything.chosen > 1
+    assert everything.columns["energy_joules"] == sorted(everything.columns["energy_joules"])
+    plain = table.select(out, where="chip = 't4'", limit=3)
+    assert (len(plain), plain.chosen) == (3, 2 * 2 * 2 * 7 * 2)
 
 
 def test_directory_without_a_sweep(tmp_path: Path) -> None:

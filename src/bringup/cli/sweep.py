@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import sys
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from bringup.errors import BringupError
 from bringup.report import terminal
 from bringup.report.terminal import escaped
 from bringup.sweep import design, file, grid, parts, ray_engine, runner, table
-from bringup.sweep.programs import Recording
+from bringup.sweep.programs import Recording, script_runs
 from bringup.text import duration, plain, quantity, size
 
 SHOWN = 20  # rows on a screen
@@ -46,7 +45,7 @@ class _Sweeps(click.Group):
 
 def _engine(on: str) -> runner.Engine:
     if not ENGINES.fullmatch(on):
-        raise BringupError(f"--on {on}: is no engine: give process, local:N (workers) or ray://HOST:PORT")
+        raise BringupError(f"--on {on}: is no engine: give process, local:N (workers), auto or ray://HOST:PORT")
     return runner.in_process if on == "process" else ray_engine.engine(on)
 
 
@@ -65,21 +64,25 @@ def command() -> None:
     "--on",
     default="process",
     show_default=True,
-    metavar="process|local:N|ray://HOST:PORT",
-    help="Where to price: in this process, in N workers of Ray on this machine, or on a cluster of Ray.",
+    metavar="process|local:N|auto|ray://HOST:PORT",
+    help="Where to price: in this process, in N workers of Ray on this machine, on the cluster of Ray that this machine"
+    " belongs to, or on another one.",
 )
 @click.option("--out", default=None, metavar="DIR", help="Directory of the table (default: bringup-sweep-FILE).")
 @click.option("--resume", is_flag=True, help="Go on with the sweep in the directory: nothing is priced twice.")
-@click.option("--yes", is_flag=True, help="Do not ask for a sweep that takes more than an hour.")
+@click.option(
+    "--yes", is_flag=True, help=f"Confirm a sweep of more than an hour, or {runner.MOST_SCRIPT_RUNS} script runs."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as one line of JSON.")
 def run(path: str, on: str, out: str | None, resume: bool, yes: bool, as_json: bool) -> None:
     """Price all configurations of a sweep FILE (docs/sweeps.md). Its scripts are run dry, once each."""
     sweep = file.load(path)
     engine = _engine(on)
     configurations = grid.of_sweep(sweep)
-    rows, seconds = len(configurations), runner.seconds_for(len(configurations), _workers(on))
-    if seconds > runner.MOST_SECONDS and not yes:
-        raise BringupError(f"{path}: has {_counted(rows, seconds)}: make it smaller, or confirm it with --yes")
+    rows, runs = configurations.rows, script_runs(sweep)
+    seconds = runner.seconds_for(rows, _workers(on))
+    if (seconds > runner.MOST_SECONDS or runs > runner.MOST_SCRIPT_RUNS) and not yes:
+        raise BringupError(f"{path}: has {_counted(rows, seconds, runs)}: make it smaller, or confirm it with --yes")
     folder = _folder(out, path)
     with Progress(
         TextColumn("pricing"),
@@ -105,14 +108,17 @@ def run(path: str, on: str, out: str | None, resume: bool, yes: bool, as_json: b
 
 @command.command(short_help="Say how many configurations a sweep has, and how long they take.")
 @click.argument("path", metavar="FILE", type=click.Path())
-@click.option("--on", default="process", metavar="process|local:N", help="Where it would be priced.")
+@click.option(
+    "--on", default="process", metavar="process|local:N|auto|ray://HOST:PORT", help="Where it would be priced."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print one line of JSON.")
 def plan(path: str, on: str, as_json: bool) -> None:
-    """Say how many configurations a sweep FILE has, and about how long they take. Nothing is run."""
+    """Say how many configurations and script runs a sweep FILE has, and how long pricing takes. Nothing is run."""
     sweep = file.load(path)
     _engine(on)
     configurations = grid.of_sweep(sweep)
-    rows, seconds = len(configurations), runner.seconds_for(len(configurations), _workers(on))
+    rows, runs = configurations.rows, script_runs(sweep)
+    seconds = runner.seconds_for(rows, _workers(on))
     axes = {
         "program": len(sweep.file.programs),
         **{name: len(values) for name, values in sweep.file.arguments.items()},
@@ -130,27 +136,26 @@ def plan(path: str, on: str, as_json: bool) -> None:
             if values is not None
         },
     }
-    recordings = sum(1 for program in sweep.file.programs if program.script) and len(configurations.programs)
-    facts = {"rows": rows, "seconds": seconds, "axes": axes, "scripts": recordings, "left_out": configurations.left_out}
+    facts = {"rows": rows, "seconds": seconds, "axes": axes, "scripts": runs, "left_out": configurations.left_out}
     if as_json:
         click.echo(json.dumps(facts, sort_keys=True))
         return
-    click.echo(f"{_counted(rows, seconds)}: {', '.join(f'{count} {name}' for name, count in axes.items())}")
-    if recordings:
-        click.echo(f"scripts run dry before that: {recordings}")
+    click.echo(f"{_counted(rows, seconds, runs)}: {', '.join(f'{count} {name}' for name, count in axes.items())}")
     _say_left_out(configurations.left_out)
 
 
 @command.command(short_help="Show which number of a chip buys most.")
 @click.argument("path", metavar="FILE", type=click.Path())
 @click.option("--out", default=None, metavar="DIR", help="Directory of the recordings (default: bringup-sweep-FILE).")
+@click.option("--yes", is_flag=True, help=f"Confirm more than {runner.MOST_SCRIPT_RUNS} script runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per number.")
-def sensitivity(path: str, out: str | None, as_json: bool) -> None:
+def sensitivity(path: str, out: str | None, yes: bool, as_json: bool) -> None:
     """Show what a tenth more, or less, of each number of the chips of a sweep FILE saves of the programs' time.
 
-    The axes of the file are those of the mean, but for its ranges. Numbers that save nothing are left out.
+    The axes of the file are those of the mean, but for its ranges. Numbers that save nothing are left out, and so are
+    those that a chip file does not state.
     """
-    configurations, recordings = _recorded(file.load(path), _folder(out, path))
+    configurations, recordings = _recorded(file.load(path), _folder(out, path), yes)
     gains = design.sensitivity(configurations, [item.trace for item in recordings])
     if as_json:
         click.echo(json.dumps([vars(item) for item in gains]))
@@ -170,14 +175,15 @@ def sensitivity(path: str, out: str | None, as_json: bool) -> None:
 @click.argument("path", metavar="FILE", type=click.Path())
 @click.option("--trials", type=click.IntRange(min=1, max=10**6), default=None, help="Designs to try for each chip.")
 @click.option("--out", default=None, metavar="DIR", help="Directory of the recordings (default: bringup-sweep-FILE).")
+@click.option("--yes", is_flag=True, help=f"Confirm more than {runner.MOST_SCRIPT_RUNS} script runs.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON list with one object per chip.")
-def search(path: str, trials: int | None, out: str | None, as_json: bool) -> None:
+def search(path: str, trials: int | None, out: str | None, yes: bool, as_json: bool) -> None:
     """Search the ranges of a sweep FILE for the best chip within the budgets of its table [search]."""
     sweep = file.load(path)
     options = sweep.file.search or file.Search()
     options = options.model_copy(update={"trials": trials}) if trials is not None else options
-    configurations, recordings = _recorded(sweep, _folder(out, path))
-    total = options.trials * len(configurations.chips)
+    configurations, recordings = _recorded(sweep, _folder(out, path), yes)
+    total = options.trials * len(design.with_modes(configurations))
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("searching", total=total)
         best = design.optimize(
@@ -193,7 +199,7 @@ def search(path: str, trials: int | None, out: str | None, as_json: bool) -> Non
 def _searched(best: design.Best) -> list[str]:
     column = design.COLUMNS[best.minimize]
     change = ""
-    if not math.isnan(best.as_is):
+    if best.as_is is not None:
         change = f" ({best.objective / best.as_is - 1:+.0%} of the {_cell(column, best.as_is)} of the chip as it is)"
     tried = f"the best of {best.within} designs within the budgets, of {best.trials} tried"
     lines = [f"{best.chip}: {_cell(column, best.objective)}{change}, {tried}"]
@@ -206,8 +212,16 @@ def _folder(out: str | None, path: str) -> Path:
     return Path(out or f"bringup-sweep-{Path(path).stem}")
 
 
-def _recorded(sweep: file.Sweep, out: Path) -> tuple[grid.Grid, list[Recording]]:
-    configurations = grid.of_sweep(sweep)
+def _recorded(sweep: file.Sweep, out: Path, yes: bool) -> tuple[grid.Grid, list[Recording]]:
+    configurations, runs = grid.of_sweep(sweep), script_runs(sweep)
+    if runs > runner.MOST_SCRIPT_RUNS and not yes:
+        raise BringupError(
+            f"{sweep.path}: has {_many(runs, 'dry run')} of scripts: make it smaller, or confirm it with --yes"
+        )
+    with_modes = [chip.name for chip in design.with_modes(configurations)]
+    for chip in configurations.chips:
+        if chip.name not in with_modes:
+            _say(f"bringup: chip {chip.name} has none of the sweep's modes, and is left out")
     with parts.locked(out):
         return configurations, runner.recorded(sweep, configurations, out, _say)
 
@@ -242,18 +256,20 @@ def show(
     """Show rows of the sweep in DIR."""
     if pareto is not None and not _names(pareto):
         raise BringupError("--pareto names no column: give one or more, separated by commas, such as seconds,usd")
+    if by is not None and pareto is None:
+        raise BringupError("--by says which rows a Pareto front compares: give --pareto as well")
     rows = table.select(
         out,
         where=where,
         pareto=_names(pareto or ""),
         by=None if by is None else _names(by),
         order=sort,
-        limit=limit,
+        limit=limit or (None if as_json else SHOWN),
     )
     if as_json:
         click.echo(json.dumps(rows.dicts()))
     else:
-        _print_rows(rows, limit or SHOWN)
+        _print_rows(rows)
     if rows.priced < rows.total:
         click.echo(f"bringup: {out}: has {rows.priced:,} of {rows.total:,} rows: --resume goes on", err=True)
     if rows.without:
@@ -265,7 +281,7 @@ def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def _print_rows(rows: table.Rows, most: int) -> None:
+def _print_rows(rows: table.Rows) -> None:
     console = terminal.console()
     grid_table = Table(box=None, pad_edge=False, header_style="bold")
     last = [name for name in TITLES if name in rows.columns]
@@ -273,11 +289,11 @@ def _print_rows(rows: table.Rows, most: int) -> None:
     for name in names:
         texts = name in ("program", "chip", "host", "mode", "cluster", "fits")
         grid_table.add_column(escaped(TITLES.get(name, name)), justify="left" if texts else "right", no_wrap=True)
-    for row in rows.dicts()[:most]:
+    for row in rows.dicts():
         grid_table.add_row(*(escaped(_cell(name, row[name])) for name in names))
     console.print(grid_table)
-    if len(rows) > most:
-        console.print(f"{len(rows):,} rows; --limit and --json show more", highlight=False)
+    if rows.chosen > len(rows):
+        console.print(f"{rows.chosen:,} rows; --limit and --json show more", highlight=False)
 
 
 def _cell(name: str, value: Any) -> str:
@@ -297,12 +313,19 @@ def _cell(name: str, value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _counted(rows: int, seconds: float) -> str:
+def _counted(rows: int, seconds: float, runs: int) -> str:
     took = duration(seconds) if seconds < 300 else f"{seconds / 60:,.0f} min" if seconds < 7200 else _hours(seconds)
-    return f"{quantity(rows, 'configuration')}, about {took}"
+    scripts = f" after {_many(runs, 'dry run')} of scripts" if runs else ""
+    return f"{_many(rows, 'configuration')}, about {took}{scripts}"
+
+
+def _many(count: int, noun: str) -> str:
+    return quantity(count, noun) if count < 10**18 else f"at least 1e{len(str(count)) - 1} {noun}s"
 
 
 def _hours(seconds: float) -> str:
+    if seconds > 1e12:
+        return "30,000 years or more"
     return f"{seconds / 3600:,.0f} hours" if seconds < 48 * 3600 else f"{seconds / 86400:,.0f} days"
 
 

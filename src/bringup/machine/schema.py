@@ -285,6 +285,11 @@ class Power(_Table):
     idle_w: Watts | None = None
     tdp_w: Annotated[float, Field(gt=0, le=1e6)]
 
+    @property
+    def at_rest_w(self) -> float:
+        """Idle power; a tenth of the TDP unless the chip file has it."""
+        return self.idle_w if self.idle_w is not None else self.tdp_w * 0.1  # chosen
+
 
 class Price(_Table):
     """Price in US dollars."""
@@ -366,12 +371,11 @@ class Chip(_Sourced):
     def joules(self, seconds: float, busy: float) -> float | None:
         """Return the energy of a time in which the chip computes for `busy` seconds; None without ``[power]``.
 
-        It is an upper bound: idle power all the time, the rest of the TDP while the chip computes. Idle power is a
-        tenth of the TDP unless the chip file has it.
+        It is an upper bound: idle power all the time, the rest of the TDP while the chip computes.
         """
         if self.power is None:
             return None
-        idle = self.power.idle_w if self.power.idle_w is not None else self.power.tdp_w * 0.1
+        idle = self.power.at_rest_w
         return idle * seconds + (self.power.tdp_w - idle) * busy
 
     def supports(self, op: str, family: str, dtype: str) -> bool:

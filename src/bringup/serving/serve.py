@@ -46,7 +46,6 @@ UTILIZATION = 0.9
 UNMEASURED_BAND = 0.15  # operators of measured chips are off by 9 to 20 % (pricing/bands.csv)
 ATTAINMENT = 0.99  # share of the requests that keep the objective at the largest rate; chosen
 RATE_STEPS = 8  # halvings of the interval of rates; chosen: it is then within 0.4 %
-IDLE = 0.1  # of the TDP, as in `Chip.joules`, where a chip file has no idle power
 
 
 @dataclass(frozen=True)
@@ -544,5 +543,4 @@ class Simulation:
 
 def _watts(chip: Chip) -> tuple[float, float]:
     assert chip.power is not None
-    idle = chip.power.idle_w if chip.power.idle_w is not None else chip.power.tdp_w * IDLE
-    return idle, chip.power.tdp_w
+    return chip.power.at_rest_w, chip.power.tdp_w

@@ -15,7 +15,7 @@ from bringup.sweep.expression import Expression
 from bringup.sweep.file import Search, Sweep
 from bringup.sweep.grid import Grid
 from bringup.sweep.prices import Pricer
-from bringup.sweep.variants import fields, numbers_of, variant
+from bringup.sweep.variants import fields, numbers_of, stated_numbers, variant
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
@@ -50,7 +50,7 @@ class Best:
     Attributes:
         values: field -> value.
         objective: geometric mean of the minimised column over programs and hosts.
-        as_is: the same for the chip file as it is.
+        as_is: the same for the chip file as it is; None if it has no price, or no power.
         budgets: name -> by how much the budget's left side is below its right one.
         trials: how many designs were priced, and how many of them kept the budgets.
     """
@@ -58,7 +58,7 @@ class Best:
     chip: str
     values: dict[str, float]
     objective: float
-    as_is: float
+    as_is: float | None
     budgets: dict[str, float]
     trials: int
     within: int
@@ -66,14 +66,16 @@ class Best:
     step_seconds: dict[str, float]
 
 
+def with_modes(grid: Grid) -> list[Chip]:
+    """Return the chips that have a mode of the sweep."""
+    return [chip for number, chip in enumerate(grid.chips) if grid.modes_of(number)]
+
+
 def by_program(pricer: Pricer, chip: Chip, column: str = "step_seconds") -> dict[str, float]:
     """Return the geometric mean of a column over the hosts, modes and arguments of each program."""
-    names = [name for name, _ in pricer.grid.programs]
+    names = pricer.grid.programs
     values = np.log(pricer.of_chip(chip, column)).reshape(len(names), -1).mean(axis=1)
-    logs: dict[str, list[float]] = {}
-    for name, value in zip(names, values.tolist(), strict=True):
-        logs.setdefault(name, []).append(value)
-    return {name: math.exp(sum(items) / len(items)) for name, items in logs.items()}
+    return {name: math.exp(value) for name, value in zip(names, values.tolist(), strict=True)}
 
 
 def mean(values: Mapping[str, float]) -> float:
@@ -82,7 +84,10 @@ def mean(values: Mapping[str, float]) -> float:
 
 
 def sensitivity(grid: Grid, traces: Sequence[Trace]) -> list[Gain]:
-    """Return for every chip what each of its numbers buys, the best first; numbers that change nothing are left out.
+    """Return for every chip what each of its numbers buys, the best first.
+
+    Numbers that change nothing are left out, and so are those that a chip file does not state and chips without a mode
+    of the sweep.
 
     Args:
         grid: programs, hosts and modes are taken from it, and the chips without their ranges.
@@ -91,9 +96,9 @@ def sensitivity(grid: Grid, traces: Sequence[Trace]) -> list[Gain]:
     pricer = Pricer(grid, traces)
     gains: list[Gain] = []
     whole = dict(fields())
-    for chip in grid.chips:
+    for chip in with_modes(grid):
         before = by_program(pricer, chip)
-        for name, value in numbers_of(chip).items():
+        for name, value in stated_numbers(chip).items():
             best: Gain | None = None
             for changed in (value * STEP, value / STEP):
                 changed = _rounded(changed, value) if whole.get(name) else changed
@@ -123,7 +128,7 @@ def optimize(
     *,
     advance: Callable[[], None] = lambda: None,
 ) -> list[Best]:
-    """Return for every chip of a sweep its best numbers within the ranges and budgets.
+    """Return for every chip with a mode of a sweep its best numbers within the ranges and budgets.
 
     Args:
         sweep: the sweep file, which names the budgets.
@@ -149,7 +154,7 @@ def optimize(
     wrong = next((formula for formula in formulas.values() if formula.is_comparison), None)
     if wrong is not None:
         raise BringupError(f"{wrong.where}: {wrong.text} is a comparison: give the value alone")
-    return [_search(grid, chip, traces, search, formulas, budgets, advance) for chip in grid.chips]
+    return [_search(grid, chip, traces, search, formulas, budgets, advance) for chip in with_modes(grid)]
 
 
 def _search(
@@ -205,7 +210,7 @@ def _search(
         chip=chip.name,
         values=values,
         objective=best.value,
-        as_is=as_is,
+        as_is=None if math.isnan(as_is) else as_is,
         budgets={name: -over for name, over in best.user_attrs["beyond"].items()},
         trials=len(study.trials),
         within=len(complete),

@@ -47,7 +47,10 @@ class Expression:
             self._tree = ast.parse(text.strip(), mode="eval").body
         except (SyntaxError, ValueError, RecursionError, MemoryError):
             raise self._error("is no formula") from None
-        self._check(self._tree, 0)
+        try:
+            self._check(self._tree, 0)
+        except RecursionError:
+            raise self._error("is nested too deeply") from None
 
     @property
     def is_comparison(self) -> bool:

@@ -130,9 +130,11 @@ class File(_Table):
                 twice = [value for value, count in Counter(map(repr, values)).items() if count > 1]
                 if twice:
                     raise ValueError(f"{name} names {short(twice[0])} twice: give each value once")
+        columns = {*RESERVED}
         for name, values in self.arguments.items():
-            if name in RESERVED:
+            if name.casefold() in columns:  # as SQL compares names
                 raise ValueError(f"arguments.{name} is the name of another column: choose another name")
+            columns.add(name.casefold())
             for value in values:
                 if not isinstance(value, (bool, int, float, str)) or (isinstance(value, str) and not value):
                     raise ValueError(f"arguments.{name} has {short(repr(value))}: give texts, numbers, true or false")
@@ -140,6 +142,10 @@ class File(_Table):
                     _shown(value)
                 if isinstance(value, int) and abs(value) >= 2**63:
                     raise ValueError(f"arguments.{name} has {short(repr(value))}: give a smaller number")
+        for program in self.programs:
+            idle = next((name for name in program.names if name not in self.arguments), None)
+            if idle is not None:
+                raise ValueError(f"names has {idle}, which is no axis under arguments: add its values there")
         titles = Counter(program.title for program in self.programs)
         if len(titles) < len(self.programs):
             raise ValueError(f"two programs have the name {short(titles.most_common(1)[0][0])}: give them a name each")

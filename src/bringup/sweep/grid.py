@@ -31,8 +31,12 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 BLOCK = 8192  # rows of a part; pricing them takes about five seconds
 PACKAGE = Path(__file__).parent.parent
+MOST_ROWS = 10**10  # the names of the parts are held in memory; chosen
 # What sets the values of a row.
-PRICING = ("cost/*", "pricing/*", "timeline/*", "recording/*", "machine/*", "analyse/holders.py", "sweep/prices.py")
+PRICING = (
+    *("cost/*", "pricing/*", "timeline/*", "recording/*", "machine/*"),
+    *("analyse/holders.py", "analyse/program_class.py", "sweep/prices.py", "sweep/variants.py"),
+)
 
 
 def version() -> str:
@@ -64,15 +68,15 @@ class Grid:
     """The axes of a sweep with everything that they name, except for the recordings.
 
     Attributes:
-        programs: name and values of the argument axes of every recording.
-        argument_names: the argument axes.
+        programs: their names.
+        arguments: axis -> values, the argument axes. Each program has a recording for each combination of them.
         ranges: field -> values, the axes of chip fields.
         modes: None if the axis is not in the sweep; so are clusters and the scales.
         left_out: chips with a mode that they do not have; these rows do not exist.
     """
 
-    programs: tuple[tuple[str, tuple[Value, ...]], ...]
-    argument_names: tuple[str, ...]
+    programs: tuple[str, ...]
+    arguments: tuple[tuple[str, tuple[Value, ...]], ...]
     chips: tuple[Chip, ...]
     hosts: tuple[Host, ...]
     ranges: tuple[tuple[str, tuple[float, ...]], ...]
@@ -82,10 +86,10 @@ class Grid:
     dispatch_scale: tuple[float, ...] | None
     version: str
 
-    @cached_property
-    def argument_values(self) -> list[list[Value]]:
-        """The values of each argument axis, one per recording."""
-        return [[values[place] for _, values in self.programs] for place in range(len(self.argument_names))]
+    @property
+    def recordings(self) -> int:
+        """The number of recordings, which are numbered with the last argument axis first."""
+        return len(self.programs) * math.prod(len(values) for _, values in self.arguments)
 
     def modes_of(self, chip: int) -> tuple[str, ...]:
         """Return the modes of a chip that the sweep has."""
@@ -102,7 +106,7 @@ class Grid:
     def shape(self, chip: int) -> tuple[int, ...]:
         """Return the length of every axis for a chip; rows are numbered with the last axis first."""
         return (
-            len(self.programs),
+            self.recordings,
             *(len(values) for _, values in self.ranges),
             len(self.modes_of(chip)),
             len(self.clusters or (None,)),
@@ -111,8 +115,9 @@ class Grid:
             len(self.dispatch_scale or (1.0,)),
         )
 
-    def __len__(self) -> int:
-        """Count the configurations."""
+    @property
+    def rows(self) -> int:
+        """The number of configurations; `len` could not say one beyond 2**63."""
         return sum(math.prod(self.shape(chip)) for chip in range(len(self.chips)))
 
     def blocks(self) -> Iterator[Block]:
@@ -132,15 +137,14 @@ class Grid:
             "dispatch_scale": self.dispatch_scale,
         }
         present = (name for name, values in optional.items() if values is not None)
-        return (*self.argument_names, *(name for name, _ in self.ranges), *present)
+        return (*(name for name, _ in self.arguments), *(name for name, _ in self.ranges), *present)
 
     @property
     def columns(self) -> dict[str, str]:
         """The columns of the table with their types in SQL."""
         types = dict.fromkeys((*FIXED, "mode", "cluster"), "VARCHAR") | dict.fromkeys(("band", *RESULTS), "DOUBLE")
         types |= {"peak_bytes": "BIGINT", "fits": "BOOLEAN"}
-        types |= {name: _type(values) for name, values in zip(self.argument_names, self.argument_values, strict=True)}
-        types |= {name: _type(values) for name, values in self.ranges}
+        types |= {name: _type(values) for name, values in (*self.arguments, *self.ranges)}
         types |= dict.fromkeys(("link_scale", "dispatch_scale"), "DOUBLE")
         return {name: types[name] for name in (*FIXED, *self.axes, *RESULTS)}
 
@@ -151,15 +155,17 @@ class Grid:
 
     def labels(self, block: Block) -> dict[str, Array]:
         """Return the columns of a block that say which configuration a row is."""
-        program, *of_ranges, mode, cluster, host, link, dispatch = self.places(block)
+        recording, *of_ranges, mode, cluster, host, link, dispatch = self.places(block)
+        lengths = (len(self.programs), *(len(values) for _, values in self.arguments))
+        program, *of_arguments = np.unravel_index(recording, lengths)
         labels: dict[str, Array] = {
-            "program": _texts([name for name, _ in self.programs])[program],
+            "program": _texts(self.programs)[program],
             "chip": np.full(block.rows, self.chips[block.chip].name, dtype=object),
             "host": _texts([item.name for item in self.hosts])[host],
         }
-        for name, values in zip(self.argument_names, self.argument_values, strict=True):
+        for (name, values), place in zip(self.arguments, of_arguments, strict=True):
             text = self.columns[name] == "VARCHAR"
-            labels[name] = (_texts(list(map(str, values))) if text else np.asarray(values))[program]
+            labels[name] = (_texts(list(map(str, values))) if text else np.asarray(values))[place]
         for (name, numbers), place in zip(self.ranges, of_ranges, strict=True):
             labels[name] = np.asarray(numbers)[place]
         if self.modes is not None:
@@ -194,8 +200,6 @@ def of_sweep(sweep: Sweep) -> Grid:
     Raises:
         BringupError: one of them is not valid.
     """
-    from bringup.sweep.programs import combinations
-
     file = sweep.file
     chips = [load_chip(name) for name in sweep.chips]
     hosts = [load_host(name) for name in sweep.hosts]
@@ -211,8 +215,8 @@ def of_sweep(sweep: Sweep) -> Grid:
     if file.clusters is not None:
         clusters = tuple((Path(name).stem, load_cluster(sweep.located(name))) for name in file.clusters)
     grid = Grid(
-        programs=tuple((program.title, values) for program, values in combinations(sweep)),
-        argument_names=tuple(file.arguments),
+        programs=tuple(program.title for program in file.programs),
+        arguments=tuple((name, tuple(values)) for name, values in file.arguments.items()),
         chips=tuple(chips),
         hosts=tuple(hosts),
         ranges=tuple(ranges.items()),
@@ -222,7 +226,7 @@ def of_sweep(sweep: Sweep) -> Grid:
         dispatch_scale=tuple(file.dispatch_scale) if file.dispatch_scale is not None else None,
         version=version(),
     )
-    if not len(grid):
+    if not grid.rows:
         raise BringupError(f"{sweep.path}: no chip of the sweep has a mode of it: add the mode eager or graph")
     return grid
 
@@ -275,7 +279,14 @@ class Keys:
     def part(self, block: Block) -> str:
         """Return the file name of a block's part, which changes with everything that its rows depend on."""
         grid = self.grid
-        axes = [grid.ranges, grid.modes_of(block.chip), grid.link_scale, grid.dispatch_scale, grid.programs]
+        axes = [
+            grid.ranges,
+            grid.modes_of(block.chip),
+            grid.link_scale,
+            grid.dispatch_scale,
+            grid.programs,
+            grid.arguments,
+        ]
         digest = _digest(
             [
                 *(grid.version, self._chips[block.chip], self._hosts, self._clusters, self.recordings, axes),

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 LIST, LOCK, EARLIER, RECORDINGS = "sweep.json", f"{OURS}lock", "earlier", "recordings"
 COPIED = ("band", *RESULTS)  # the columns that a key determines
+PART = re.compile(r"[A-Za-z0-9_-]{1,60}-\d{9,}-[0-9a-f]{16}\.parquet")  # what `Keys.part` returns
 _LEFT_OVER = re.compile(rf"{re.escape(OURS)}[0-9a-f]{{16}}")
 
 
@@ -94,7 +95,8 @@ def listed(out: Path) -> dict[str, Any] | None:
         data = json.loads(read_text(path, "list of parts"))
         is_whole = (
             all(isinstance(data[name], list) for name in ("parts", "axes", "arguments"))
-            and all(isinstance(name, str) and "/" not in name for name in data["parts"])
+            and all(isinstance(name, str) for name in (*data["axes"], *data["arguments"], *data["parts"]))
+            and all(PART.fullmatch(name) for name in data["parts"])
             and isinstance(data["rows"], int)
         )
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -103,6 +105,11 @@ def listed(out: Path) -> dict[str, Any] | None:
         raise BringupError(f"{path}: is damaged: run the sweep again with --resume")
     whole: dict[str, Any] = data
     return whole
+
+
+def files(folder: Path) -> list[Path]:
+    """Return the parts in a folder; other files are not ours, whatever they are."""
+    return sorted(path for path in folder.glob("*.parquet") if PART.fullmatch(path.name))
 
 
 def write_list(out: Path, data: dict[str, Any]) -> None:
@@ -209,7 +216,7 @@ class Earlier:
 
 def set_aside(out: Path, parts: set[str]) -> None:
     """Move the parts that a sweep does not have to the folder ``earlier``."""
-    for path in out.glob("*.parquet"):
+    for path in files(out):
         if path.name not in parts:
             with suppress(FileExistsError):
                 (out / EARLIER).mkdir()

@@ -80,7 +80,7 @@ class Pricer:
     def of_chip(self, chip: Chip, column: str) -> Array:
         """Return a column for a chip as it is, on all axes but those of chips; the rows of a program are one block."""
         self._begin(replace(self.grid, chips=(chip,), ranges=()))
-        return self.price(Block(0, 0, len(self.grid)))[column]
+        return self.price(Block(0, 0, self.grid.rows))[column]
 
     def price(self, block: Block, rows: Array | None = None) -> dict[str, Array]:
         """Return the values of a block's rows, or of some of them; not a number stands for no value."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,10 +48,17 @@ class Recording:
     digest: str
 
 
-def combinations(sweep: Sweep) -> list[tuple[Program, tuple[Value, ...]]]:
-    """Return every program with every combination of the argument axes."""
-    values = list(itertools.product(*sweep.file.arguments.values()))
-    return [(program, combination) for program in sweep.file.programs for combination in values]
+def combinations(sweep: Sweep) -> Iterator[tuple[Program, tuple[Value, ...]]]:
+    """Yield every program with every combination of the argument axes."""
+    for program in sweep.file.programs:
+        for values in itertools.product(*sweep.file.arguments.values()):
+            yield program, values
+
+
+def script_runs(sweep: Sweep) -> int:
+    """Return how often a sweep runs a script."""
+    scripts = sum(program.script is not None for program in sweep.file.programs)
+    return scripts * math.prod(map(len, sweep.file.arguments.values()))
 
 
 def record_all(sweep: Sweep, chip: str, folder: Path, say: Callable[[str], None]) -> list[Recording]:

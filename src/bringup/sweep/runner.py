@@ -15,7 +15,7 @@ from bringup.errors import BringupError
 from bringup.recording.trace import Trace
 from bringup.sweep import parts
 from bringup.sweep.file import Sweep
-from bringup.sweep.grid import Block, Grid, Keys, of_sweep
+from bringup.sweep.grid import MOST_ROWS, Block, Grid, Keys, of_sweep
 from bringup.sweep.prices import Pricer
 from bringup.sweep.programs import Recording, record_all
 from bringup.text import quantity
@@ -24,6 +24,7 @@ Array = npt.NDArray[Any]
 # Configurations per second of one core: measured on a Xeon at 2.1 GHz with eight recordings of 36 to 3,062 launches.
 RATE = 1500
 MOST_SECONDS = 3600.0  # a longer sweep has to be confirmed; chosen
+MOST_SCRIPT_RUNS = 500  # of a sweep that is not confirmed; chosen, at some seconds for each
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ def recorded(sweep: Sweep, grid: Grid, out: Path, say: Callable[[str], None]) ->
 
 def seconds_for(rows: int, workers: int = 1) -> float:
     """Return about how long a number of configurations takes."""
-    return rows / RATE / workers
+    return min(rows, 10**300) / RATE / workers  # more is beyond a float
 
 
 def run(
@@ -108,9 +109,11 @@ def run(
     """
     began = time.monotonic()
     grid = of_sweep(sweep)
+    if grid.rows > MOST_ROWS:
+        raise BringupError(f"{sweep.path}: has more than {MOST_ROWS:,} configurations: make it smaller")
     parts.database().close()  # says early if DuckDB is missing
     with parts.locked(out):
-        if not resume and (parts.listed(out) is not None or any(out.glob("*.parquet"))):
+        if not resume and (parts.listed(out) is not None or parts.files(out)):
             raise BringupError(f"{out}: has a sweep already: go on with --resume, or choose another directory")
         recordings = recorded(sweep, grid, out, say)
         keys = Keys(grid, tuple(item.digest for item in recordings))
@@ -120,9 +123,9 @@ def run(
             {
                 "sweep": str(sweep.path),
                 "version": grid.version,
-                "rows": len(grid),
+                "rows": grid.rows,
                 "axes": list(grid.axes),
-                "arguments": list(grid.argument_names),
+                "arguments": [name for name, _ in grid.arguments],
                 "columns": grid.columns,
                 "parts": list(names),
             },
@@ -131,13 +134,13 @@ def run(
         existing = sum(names[name].rows for name in whole)
         advance(existing)
         parts.set_aside(out, set(names))
-        earlier = parts.Earlier(sorted((out / parts.EARLIER).glob("*.parquet")) if len(whole) < len(names) else [])
+        earlier = parts.Earlier(parts.files(out / parts.EARLIER) if len(whole) < len(names) else [])
         ready = _Parts(out, grid, keys, earlier, advance)
         tasks = ready.tasks([block for name, block in names.items() if name not in whole])
         for priced in engine(grid, [item.trace for item in recordings], tasks):
             ready.finish(*priced)
     return Done(
-        rows=len(grid),
+        rows=grid.rows,
         priced=ready.priced,
         copied=ready.copied,
         existing=existing,

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 VIEW = "sweep"
+PLACE = "row place"  # no axis has a space in its name
 SHORT_NAMES = {"seconds": "step_seconds", "usd": "cost_usd", "joules": "energy_joules", "bytes": "peak_bytes"}
 _NOT_IN_NAMES = r"[\w.\"']"
 
@@ -32,12 +33,14 @@ class Rows:
         columns: name -> values; None stands for no value.
         total: rows of the whole sweep.
         priced: those that are there.
+        chosen: rows that the condition and the Pareto front leave; a limit may have cut them.
         without: rows that the condition chose and that have no value in a column of the Pareto front.
     """
 
     columns: dict[str, list[Any]]
     total: int
     priced: int
+    chosen: int
     without: int = 0
 
     def __len__(self) -> int:
@@ -57,8 +60,8 @@ def connect(out: str | Path) -> duckdb.DuckDBPyConnection:
     """
     folder = Path(out)
     contents = parts.listed(folder)
-    names = contents["parts"] if contents else sorted(path.name for path in folder.glob("*.parquet"))
-    files = [folder / name for name in names if (folder / name).is_file()]
+    listed = [folder / name for name in contents["parts"]] if contents else parts.files(folder)
+    files = [path for path in listed if path.is_file()]
     if not files:
         raise BringupError(f"{out}: has no part of a sweep: run `bringup sweep FILE --out {short(str(out))}` first")
     connection = parts.database()
@@ -117,32 +120,43 @@ def select(
     with connect(out) as connection:
         names = [row[0] for row in connection.execute(f"DESCRIBE {VIEW}").fetchall()]
         pareto = [_column(name, names) for name in pareto]
-        by = ["program", *contents.get("arguments", [])] if by is None else [_column(name, names) for name in by]
+        by = ["program", *contents.get("arguments", [])] if by is None else by
+        by = [_column(name, names) for name in by]
         order = _column(order, names) if order else (pareto[0] if pareto else None)
         condition = f"WHERE ({_with_quotes(where, names)}\n)" if where else ""
         try:
             total = connection.execute(f"SELECT count(*) FROM {VIEW}").fetchall()[0][0]
             query = f"SELECT * FROM {VIEW} {condition}"
-            if not pareto:
+            without = 0
+            if pareto:
+                wanted = ", ".join(map(parts.quoted, dict.fromkeys((*pareto, *by, order or pareto[0]))))
+                points = connection.execute(f"SELECT {wanted} FROM ({query})").fetchnumpy()
+                places, without = _front(points, pareto, by)
+                chosen = len(places)
+                places = places[np.argsort(points[order or pareto[0]][places], kind="stable")][:limit]
+                query = f"SELECT *, row_number() OVER () - 1 AS {parts.quoted(PLACE)} FROM ({query})"
+                query = f"SELECT * FROM ({query}) WHERE {parts.quoted(PLACE)} IN (SELECT unnest(?))"
+                columns = connection.execute(query, [places.tolist()]).fetchnumpy()
+                as_stored = columns.pop(PLACE)
+                order_of = np.argsort(as_stored)
+                order_of = order_of[np.searchsorted(as_stored, places, sorter=order_of)]
+                columns = {name: values[order_of] for name, values in columns.items()}
+            else:
+                chosen = connection.execute(f"SELECT count(*) FROM ({query})").fetchall()[0][0]
                 query += f" ORDER BY {parts.quoted(order)} NULLS LAST" if order else ""
                 query += f" LIMIT {int(limit)}" if limit is not None else ""
-            columns = connection.execute(query).fetchnumpy()
+                columns = connection.execute(query).fetchnumpy()
         except duckdb.Error as error:
             text = short(str(error).splitlines()[0], 200) if str(error) else type(error).__name__
             raise BringupError(f"--where {short(where or '')}: {text}") from None
-    without = 0
-    if pareto:
-        places, without = _front(columns, pareto, by)
-        keep = places[np.argsort(columns[order or pareto[0]][places], kind="stable")][:limit]
-        columns = {name: values[keep] for name, values in columns.items()}
     as_lists = {name: _plain(values) for name, values in columns.items()}
-    return Rows(as_lists, int(contents.get("rows", total)), int(total), without)
+    return Rows(as_lists, int(contents.get("rows", total)), int(total), int(chosen), without)
 
 
 def _column(name: str, names: Sequence[str]) -> str:
     import difflib
 
-    full = SHORT_NAMES.get(name, name)
+    full = name if name in names else SHORT_NAMES.get(name, name)
     if full not in names:
         nearest = difflib.get_close_matches(name[:80], [*SHORT_NAMES, *names], n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]}?" if nearest else f"the columns are {', '.join(names)}"

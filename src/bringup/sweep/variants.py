@@ -137,7 +137,15 @@ _dumps: dict[int, tuple[Chip, dict[str, Any]]] = {}
 
 def numbers_of(chip: Chip) -> dict[str, float]:
     """Return the numbers of a chip by their fields, without those that no price depends on."""
-    entries = chip.model_dump(exclude_none=True)
+    return _numbers(chip.model_dump(exclude_none=True))
+
+
+def stated_numbers(chip: Chip) -> dict[str, float]:
+    """Return the numbers that a chip's file states, without those that no price depends on."""
+    return _numbers(chip.model_dump(exclude_none=True, exclude_unset=True))
+
+
+def _numbers(entries: dict[str, Any]) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for name, _ in fields():
         value = _get(entries, name.removesuffix(".*"))

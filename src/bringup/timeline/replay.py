@@ -255,9 +255,9 @@ def row_inputs(
             further = np.where(apart, 0.0, prices.kernels - 1)[signature] * host.dispatch.launch_us * 1e-6
             counted = (columns["phase"] == IN_BACKWARD) & work.is_family(*host.dispatch.backward_families)[signature]
             # Calls of the driver, whose code is in the host's caches by then. Times of backward passes have them.
-            host_seconds += np.where(is_launch & ~in_graph & ~placed & ~counted, further, 0.0)
+            host_seconds = host_seconds + np.where(is_launch & ~in_graph & ~placed & ~counted, further, 0.0)
     if chip.launch.attention_plan_ms and what_if.keep_plans:
-        host_seconds = host_seconds if calls is None else host_seconds.copy()
+        host_seconds = host_seconds.copy()
         rows = (plans or Plans()).first_uses(trace) if calls is None else calls.plans
         host_seconds[rows] += chip.launch.attention_plan_ms * 1e-3
     host_seconds = host_seconds * what_if.dispatch_scale
