@@ -60,7 +60,12 @@ ONNX = {
     "nodes": Limit(1 << 18, "a model of a thousand layers with 200 nodes each"),
     "letters": Limit(1024, "a node's name, with the names of ten modules around it"),
     "elements": Limit(1 << 28, "a sparse weight of 16,384 x 16,384"),
-    "folded elements": Limit(1 << 24, "a constant that is computed when the model is loaded, such as a causal mask"),
+    "folded elements": Limit(1 << 24, "constants that are computed when the model is loaded, such as causal masks"),
+    "folding operations": Limit(1 << 20, "calls of torch that compute those constants; a node has ten"),
+    "dimensions": Limit(32, "numpy before 2.0 allows 32"),
+    "nested calls": Limit(
+        64, "functions and graphs within each other; exporters make one function per level of modules"
+    ),
 }
 
 # The text of a Triton kernel. The largest of 1,600 kernels of FlagGems, Liger and the tutorials has 90,000 letters,

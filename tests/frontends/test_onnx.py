@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -184,6 +186,49 @@ def test_loops_and_branches_follow_values(tmp_path: Path) -> None:
     weights = {"two": np.float32(2), "limit": np.float32(100)}
     model = bringup.load_onnx(save(tmp_path / "model.onnx", nodes, {"x": (FLOAT, [2])}, ["y"], weights))
     assert model(torch.tensor([1.0, 2.0])).tolist() == [64.0, 128.0]  # 3 * 2**6 is the first sum above 100
+
+
+@pytest.mark.parametrize("kind", ["weight", "Constant"])
+def test_branches_may_use_the_same_names(kind: str, tmp_path: Path) -> None:
+    def branch(value: float) -> Any:
+        tensor = numpy_helper.from_array(np.float32([value]), "w")
+        nodes = [helper.make_node("Add", ["x", "w"], ["r"], "add")]
+        if kind == "Constant":
+            nodes.insert(0, helper.make_node("Constant", [], ["w"], "constant", value=tensor))
+        result = [helper.make_empty_tensor_value_info("r")]
+        return helper.make_graph(nodes, "branch", [], result, [tensor] if kind == "weight" else [])
+
+    node = helper.make_node("If", ["c"], ["y"], "if", then_branch=branch(1), else_branch=branch(2))
+    path = save(tmp_path / "model.onnx", [node], {"c": (TensorProto.BOOL, []), "x": (FLOAT, [1])}, ["y"], {})
+    model = bringup.load_onnx(path)
+    assert [model(np.bool_(c), np.zeros(1, dtype=np.float32)).tolist() for c in (True, False)] == [[1], [2]]
+
+
+@pytest.mark.parametrize("op", ["InstanceNormalization", "GroupNormalization", "BatchNormalization"])
+def test_normalization_of_one_element_gives_the_bias(op: str, tmp_path: Path) -> None:
+    weights = {"s": np.ones(2, dtype=np.float32), "b": np.float32([3, 4])}
+    names = ["x", "s", "b", *(["s", "s"] if op == "BatchNormalization" else [])]
+    options = {"GroupNormalization": {"num_groups": 2}, "BatchNormalization": {"training_mode": 1}}.get(op, {})
+    nodes = [helper.make_node(op, names, ["y"], "normalize", **options)]
+    path = save(tmp_path / "model.onnx", nodes, {"x": (FLOAT, [1, 2, 1, 1])}, ["y"], weights)
+    result = bringup.load_onnx(path)(np.full((1, 2, 1, 1), 7, dtype=np.float32))
+    result = result[0] if isinstance(result, tuple) else result
+    # 7 / sqrt(1e-5) is 2,214, and float32 has a number there every 2**-12.
+    assert result.reshape(-1).tolist() == pytest.approx([3, 4], abs=2**-12)
+
+
+def test_model_is_loaded_where_torch_does_not_load_devices(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [helper.make_node("Relu", ["x"], ["y"])], {"x": (FLOAT, [1])}, ["y"], {})
+    code = f"import bringup; print(bringup.load_onnx({str(path)!r})._place.device.type)"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stdout == "chip\n", done.stderr
 
 
 def test_external_data_is_mapped(tmp_path: Path) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bringup.text import plain, quantity, short
 OPSETS = range(13, 25)  # the versions of ONNX's operators whose translations are tested
 DOMAINS = ("", "ai.onnx")
 Array = npt.NDArray[Any]
+Signature = tuple[str, str, str]  # domain, name and overload of a function
 
 
 class OnnxError(BringupError):
@@ -140,7 +142,7 @@ def parse_model(model: Any, file: str) -> Graph:
         )
     if model.functions:
         model = _inline(model, file)
-    return _Parser(file, opset).graph(model.graph, outside=frozenset())
+    return _Parser(file, opset).graph(model.graph, outside={})
 
 
 def _texts(message: Any) -> Iterator[Any]:
@@ -156,14 +158,20 @@ def _texts(message: Any) -> Iterator[Any]:
 
 def _inline(model: Any, file: str) -> Any:
     """Put the bodies of the model's own functions in the place of their calls."""
-    functions = {(item.domain, item.name): item for item in model.functions}
-    sizes: dict[tuple[str, str], int] = {}
+    functions = {_signature(item, item.name): item for item in model.functions}
+    if len(functions) < len(model.functions):
+        raise OnnxError(f"{plain(file)}: two of its functions have the same name and overload")
+    sizes: dict[Signature, int] = {}
 
-    def size(nodes: Iterable[Any], open_calls: tuple[tuple[str, str], ...]) -> int:
+    def size(nodes: Iterable[Any], open_calls: tuple[Signature | None, ...]) -> int:
+        if len(open_calls) > ONNX["nested calls"].most:
+            limit = ONNX["nested calls"]
+            raise OnnxError(f"{plain(file)}: its calls of functions are nested deeper than {limit.most} ({limit.why})")
         total = 0
         for node in nodes:
-            total += 1 + sum(size(item.g.node, open_calls) for item in node.attribute if item.HasField("g"))
-            key = node.domain, node.op_type
+            graphs = [graph for item in node.attribute for graph in (item.g, *item.graphs) if graph.node]
+            total += 1 + sum(size(graph.node, (*open_calls, None)) for graph in graphs)
+            key = _signature(node, node.op_type)
             if key in open_calls:
                 raise OnnxError(f"{plain(file)}: its function {short(key[1])} calls itself")
             if key in functions:
@@ -179,6 +187,11 @@ def _inline(model: Any, file: str) -> Any:
     return require_onnx().inliner.inline_local_functions(model)
 
 
+def _signature(item: Any, name: str) -> Signature:
+    """Return by what a node finds its function."""
+    return "" if item.domain in DOMAINS else item.domain, name, item.overload
+
+
 class _Parser:
     """Parses the graphs of one model; numbers its nodes."""
 
@@ -189,33 +202,59 @@ class _Parser:
         self.onnx = require_onnx()
         self.count = 0
         self.types: dict[str, int] = {}  # of inputs and weights, by name
+        self.names: set[str] = set()  # of all values
+        self.renamed = 0
+        self.sparse_elements = 0
 
-    def graph(self, graph: Any, outside: frozenset[str]) -> Graph:
+    def graph(self, graph: Any, outside: dict[str, str]) -> Graph:
+        """Parse a graph.
+
+        Args:
+            graph: a ``GraphProto``.
+            outside: the names of the values around it, and their names in the result.
+        """
         weights = {item.name: self.array(item, f"weight {short(item.name)}") for item in graph.initializer}
         weights |= {item.values.name: self.sparse(item) for item in graph.sparse_initializer}
         inputs = [self.input(item) for item in graph.input if item.name not in weights]
         for name in [item.name for item in inputs] + list(weights):
             if not name:
                 raise OnnxError(f"{self.shown}: an input or weight of graph {short(graph.name)} has no name")
-        self.types |= {item.name: item.type.tensor_type.elem_type for item in graph.input}
-        self.types |= {item.name: item.data_type for item in graph.initializer}
         produced = [*(item.name for item in inputs), *weights]
         produced += [name for node in graph.node for name in node.output if name]
-        if len(set(produced)) < len(produced):
-            twice = next(name for name in produced if produced.count(name) > 1)
+        unique = {name: self.unique(name) for name in dict.fromkeys(produced)}
+        if len(unique) < len(produced):
+            twice = next(name for name, count in Counter(produced).items() if count > 1)
             raise OnnxError(f"{self.shown}: two nodes, inputs or weights have the name {short(twice)}")
-        available = outside | set(produced)
-        nodes = [self.node(node, available) for node in graph.node]
-        self.check_names(graph, nodes, available)
-        inside = set(produced)
-        outputs = [item.name for item in graph.output]
+        scope = {**outside, **unique}
+        self.types |= {scope[item.name]: item.type.tensor_type.elem_type for item in graph.input}
+        self.types |= {scope[item.name]: item.data_type for item in graph.initializer}
+        inputs = [replace(item, name=scope[item.name]) for item in inputs]
+        weights = {scope[name]: array for name, array in weights.items()}
+        nodes = [self.node(node, scope) for node in graph.node]
+        self.check_names(graph, nodes, scope)
+        inside = set(unique.values())
+        outputs = [scope[item.name] for item in graph.output]
         read = dict.fromkeys(name for node in nodes for name in node.reads)
         captures = [name for name in dict.fromkeys([*read, *outputs]) if name not in inside]
         ready = {item.name for item in inputs} | set(weights) | set(captures)
         return Graph(graph.name, inputs, outputs, weights, self.sort(nodes, ready), captures)
 
-    def check_names(self, graph: Any, nodes: list[Node], available: frozenset[str]) -> None:
-        missing = {name: node for node in nodes for name in node.reads if name not in available}
+    def unique(self, name: str) -> str:
+        """Return the name of a value, with a number if another graph of the model has it too, such as a sibling."""
+        result = name
+        while result in self.names:
+            self.renamed += 1
+            result = f"{name}_{self.renamed}"
+        self.names.add(result)
+        return result
+
+    def check_names(self, graph: Any, nodes: list[Node], scope: dict[str, str]) -> None:
+        missing = {
+            name: node
+            for item, node in zip(graph.node, nodes, strict=True)
+            for name in item.input
+            if name and name not in scope
+        }
         if missing:
             name, node = next(iter(missing.items()))
             others = f", and {quantity(len(missing) - 1, 'other value')}" if len(missing) > 1 else ""
@@ -224,7 +263,7 @@ class _Parser:
                 "produces"
             )
         for item in graph.output:
-            if item.name not in available:
+            if item.name not in scope:
                 raise OnnxError(f"{self.shown}: nothing produces the output {short(item.name)}")
 
     def sort(self, nodes: list[Node], ready: set[str]) -> list[Node]:
@@ -257,29 +296,29 @@ class _Parser:
             )
         return ordered
 
-    def node(self, node: Any, available: frozenset[str]) -> Node:
+    def node(self, node: Any, scope: dict[str, str]) -> Node:
         self.count += 1
         if self.count > ONNX["nodes"].most:
             limit = ONNX["nodes"]
             raise OnnxError(f"{self.shown}: has more than {limit.most:,} nodes ({limit.why})")
         number = self.count
         name = plain(node.name or f"{node.op_type}_{number}")[: ONNX["letters"].most]
-        attributes = {
-            item.name: self.attribute(item, name, available) for item in node.attribute if not item.ref_attr_name
-        }
+        attributes = {item.name: self.attribute(item, name, scope) for item in node.attribute if not item.ref_attr_name}
+        inputs = tuple(scope.get(item, item) for item in node.input)  # an unknown name is refused by `check_names`
+        outputs = tuple(scope.get(item, item) for item in node.output)
         # Torch holds numbers of four bits in bytes, so their type would be lost.
-        if node.op_type == "QuantizeLinear" and len(node.input) > 2:
-            attributes.setdefault("output_dtype", self.types.get(node.input[2], 0))
-        elif node.op_type == "CastLike" and len(node.input) > 1:
-            attributes["to"] = self.types.get(node.input[1], 0)
+        if node.op_type == "QuantizeLinear" and len(inputs) > 2:
+            attributes.setdefault("output_dtype", self.types.get(inputs[2], 0))
+        elif node.op_type == "CastLike" and len(inputs) > 1:
+            attributes["to"] = self.types.get(inputs[1], 0)
         op = node.op_type if node.domain in DOMAINS else f"{node.domain}.{node.op_type}"
         label = f"{os.path.basename(self.file)}:{name}"
-        return Node(op, name, number, label, tuple(node.input), tuple(node.output), attributes, self.opset)
+        return Node(op, name, number, label, inputs, outputs, attributes, self.opset)
 
-    def attribute(self, item: Any, owner: str, available: frozenset[str]) -> Any:
+    def attribute(self, item: Any, owner: str, scope: dict[str, str]) -> Any:
         kinds = self.onnx.AttributeProto
         if item.type == kinds.GRAPH:
-            return self.graph(item.g, available)
+            return self.graph(item.g, scope)
         if item.type == kinds.TENSOR:
             return self.array(item.t, f"attribute {short(item.name)} of node {short(owner)}")
         if item.type == kinds.SPARSE_TENSOR:
@@ -313,29 +352,42 @@ class _Parser:
         dtype = self.dtype(tensor.data_type, what)
         if dtype in ("string", "undefined"):
             raise OnnxError(f"{self.shown}: {what} has the data type {dtype}, which no chip computes with")
-        if any(size < 0 for size in tensor.dims):
-            raise OnnxError(f"{self.shown}: {what} has a negative dimension: {short(str(list(tensor.dims)))}")
+        shape = self.shape(tensor, what)
         if tensor.data_location == self.onnx.TensorProto.EXTERNAL:
             return self.external(tensor, what)
-        if tensor.ByteSize() < np.prod(tensor.dims, dtype=object) // 4:  # the smallest value has two bits
-            raise OnnxError(f"{self.shown}: {what} has fewer values than its shape {short(str(list(tensor.dims)))}")
+        if tensor.ByteSize() < math.prod(shape) // 4:  # the smallest value has two bits
+            raise OnnxError(f"{self.shown}: {what} has fewer values than its shape {short(str(list(shape)))}")
         try:
             return np.array(self.onnx.numpy_helper.to_array(tensor))  # a copy: the original is read-only
         except (ValueError, TypeError) as error:
             raise OnnxError(f"{self.shown}: {what} is damaged ({short(str(error))})") from None
 
+    def shape(self, tensor: Any, what: str) -> tuple[int, ...]:
+        """Return the dimensions of a tensor, which an array can have even if one of them is 0."""
+        shape, most = tuple(tensor.dims), ONNX["dimensions"].most
+        if len(shape) > most:
+            raise OnnxError(f"{self.shown}: {what} has {len(shape)} dimensions, and {most} are supported")
+        if any(size < 0 for size in shape):
+            raise OnnxError(f"{self.shown}: {what} has a negative dimension: {short(str(list(shape)))}")
+        if math.prod(size or 1 for size in shape) > 1 << 59:  # elements of 16 bytes with addresses of 63 bits
+            raise OnnxError(f"{self.shown}: {what} has fewer values than its shape {short(str(list(shape)))}")
+        return shape
+
     def sparse(self, tensor: Any) -> Array:
         what = f"sparse weight {short(tensor.values.name)}"
         values, indices = self.array(tensor.values, what), self.array(tensor.indices, what)
-        shape = tuple(tensor.dims)
-        if np.prod(shape, dtype=object) > ONNX["elements"].most:
+        shape = self.shape(tensor, what)
+        self.sparse_elements += math.prod(shape)
+        if self.sparse_elements > ONNX["elements"].most:
             limit = ONNX["elements"]
-            raise OnnxError(f"{self.shown}: {what} has more than {limit.most:,} elements ({limit.why})")
+            raise OnnxError(
+                f"{self.shown}: {what} and those before it have more than {limit.most:,} elements ({limit.why})"
+            )
         dense = np.zeros(shape, dtype=values.dtype)
         try:
             flat = indices if indices.ndim == 1 else np.ravel_multi_index(tuple(indices.T), shape)
             dense.reshape(-1)[flat] = values
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, TypeError) as error:
             raise OnnxError(f"{self.shown}: {what} is damaged ({short(str(error))})") from None
         return dense
 
@@ -346,12 +398,18 @@ class _Parser:
         problem = partial("{}: {} is in the external file {}, {}".format, self.shown, what, short(location))
         folder = Path(os.path.abspath(self.file)).parent.resolve()
         target = Path(os.path.normpath(folder / location))
-        if not location or os.path.isabs(location) or not target.resolve().is_relative_to(folder):
+        try:
+            outside = not location or os.path.isabs(location) or not target.resolve().is_relative_to(folder)
+            missing = not outside and not target.is_file()
+        except (OSError, ValueError, RuntimeError) as error:  # too long, a NUL, or links in a circle
+            raise OnnxError(problem(f"which cannot be opened ({short(str(error))})")) from None
+        if outside:
             raise OnnxError(problem("which is outside of the model's folder"))
-        if not target.is_file():
+        if missing:
             raise OnnxError(problem("which is missing: put it beside the model"))
         dtype = self.onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        count = int(np.prod(tensor.dims, dtype=object))
+        shape = self.shape(tensor, what)
+        count = math.prod(shape)
         bits = {"int4": 4, "uint4": 4, "float4_e2m1fn": 4, "int2": 2, "uint2": 2}.get(dtype.name, dtype.itemsize * 8)
         needed = (count * bits + 7) // 8
         try:
@@ -361,10 +419,13 @@ class _Parser:
         if offset < 0 or length != needed or offset + length > target.stat().st_size:
             raise OnnxError(problem(f"which does not hold its {quantity(needed, 'byte')} at offset {offset}"))
         if not needed:
-            return np.zeros(tuple(tensor.dims), dtype=dtype)
-        content = np.memmap(target, dtype=np.uint8, mode="c", offset=offset, shape=(length,))
+            return np.zeros(shape, dtype=dtype)
+        try:
+            content = np.memmap(target, dtype=np.uint8, mode="c", offset=offset, shape=(length,))
+        except OSError as error:
+            raise OnnxError(problem(f"which cannot be opened ({short(str(error))})")) from None
         if bits % 8 == 0:
-            return content.view(dtype).reshape(tuple(tensor.dims))
+            return content.view(dtype).reshape(shape)
         inline = self.onnx.TensorProto(data_type=tensor.data_type, dims=tensor.dims, raw_data=content.tobytes())
         return np.array(self.onnx.numpy_helper.to_array(inline))
 

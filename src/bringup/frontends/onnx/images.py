@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from bringup.frontends.onnx.graph import OnnxError
-from bringup.frontends.onnx.operators import Call, Tensor, axes_of, ints, operator, scalar
+from bringup.frontends.onnx.operators import Call, Tensor, axes_of, helper_device, ints, operator, scalar
 
 SAMPLING = {
     "linear": "bilinear",
@@ -35,7 +35,8 @@ def resize(
             factors = [factor] * len(axes)
             wanted = [math.floor(length * factor + 0.5) for length in lengths]
     else:
-        assert scales is not None
+        if scales is None or not scales.numel():
+            raise OnnxError("it needs scales or sizes")
         factors = [float(factor) for factor in scales.tolist()]
         wanted = [math.floor(length * factor) for length, factor in zip(lengths, factors, strict=True)]
     crop = [] if region is None or not region.numel() else [float(edge) for edge in region.tolist()]
@@ -82,7 +83,8 @@ def _resize_axis(call: Call, x: Tensor, axis: int, count: int, factor: float, ed
     length = x.shape[axis]
 
     def make() -> tuple[Tensor, Tensor]:
-        places, outside = _places(call, length, count, factor, edges)
+        out = torch.arange(count, dtype=torch.float64, device=helper_device(x))
+        places, outside = _places(call, out, length, factor, edges)
         weights = _weights(call, places, length, min(factor, 1.0) if call("antialias", 0) else 1.0)
         return weights.to(x.device, x.dtype if x.is_floating_point() else torch.float32), outside.to(x.device)
 
@@ -102,9 +104,9 @@ def _resize_axis(call: Call, x: Tensor, axis: int, count: int, factor: float, ed
     return result
 
 
-def _places(call: Call, length: int, count: int, factor: float, edges: tuple[float, float]) -> tuple[Tensor, Tensor]:
+def _places(call: Call, out: Tensor, length: int, factor: float, edges: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return where in the input each element of the output lies, and True for those outside of it."""
-    out = torch.arange(count, dtype=torch.float64)
+    count = len(out)
     how = call("coordinate_transformation_mode", "half_pixel")
     if how == "align_corners":
         whole = length * factor  # ONNX counts the output's length before it is rounded down
@@ -137,8 +139,8 @@ def _weights(call: Call, places: Tensor, length: int, scale: float) -> Tensor:
         scale: below 1, the filter is widened by it (antialias).
     """
     mode = call("mode", "nearest")
-    result = torch.zeros(len(places), length, dtype=torch.float64)
-    rows = torch.arange(len(places))
+    result = torch.zeros(len(places), length, dtype=torch.float64, device=places.device)
+    rows = torch.arange(len(places), device=places.device)
     if mode == "nearest":
         result[rows, _nearest(call, places).clamp(0, length - 1)] = 1
         return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import math
 import os
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from bringup.device.choose import choose_from_environment
 from bringup.device.load import register
@@ -39,6 +42,7 @@ Values = dict[str, Any]
 SHAPES = ("Shape", "Size", "SequenceLength")  # their results are on the host without a look at the chip's memory
 _PYTHON = compile("call = lambda function, arguments: function(*arguments)", "onnx", "exec").co_consts[0]
 FEW = 1 << 16  # elements of constants of which a node may be computed although its result's shape is not known before
+DEEPEST = 64  # modules that a weight's name spells; chosen: models of transformers have ten
 MOST_NAMED = 8  # operators without a translation that a message names
 
 
@@ -79,7 +83,7 @@ def load_onnx(path: str | os.PathLike[str], device: str | torch.device = "chip")
     """
     graph = read_model(path)
     check_operators(graph, os.fspath(path))
-    if torch.device(device).type == "chip":
+    if str(device).partition(":")[0] == "chip":  # before it is registered, torch.device refuses the name
         register()
         if not torch.ops.bringup.is_configured():
             choose_from_environment()
@@ -132,9 +136,11 @@ class OnnxModel(torch.nn.Module):
     def keep(self, name: str, value: torch.Tensor, trainable: bool) -> None:
         """Hold a weight as a parameter, another constant as a buffer, in modules that its name spells.
 
-        ``layer1.0.conv.weight`` is the parameter ``weight`` of the module ``layer1.0.conv``.
+        ``layer1.0.conv.weight`` is the parameter ``weight`` of the module ``layer1.0.conv``. What lies deeper than
+        `DEEPEST` modules stays in one name, because torch walks through modules by recursion.
         """
         parts = [part or "_" for part in plain(name).replace("/", ".").strip(".").split(".")]
+        parts[DEEPEST:] = ["_".join(parts[DEEPEST:])] * (len(parts) > DEEPEST)
         owner: torch.nn.Module = self
         for part in parts[:-1]:
             if part not in owner._modules:
@@ -221,11 +227,10 @@ class OnnxModel(torch.nn.Module):
             if isinstance(error, OnnxError) and not str(error).startswith(node.label.partition(":")[0]):
                 raise OnnxError(f"{node.label} ({node.op}, node {node.number}): {error}") from None
             raise
-        except (RuntimeError, IndexError, ValueError, TypeError, KeyError) as error:
-            shapes = ", ".join(_described(item) for item in arguments)
-            raise OnnxError(
-                f"{node.label} ({node.op}, node {node.number}) cannot run on {shapes}: {short(str(error), 400)}"
-            ) from error
+        except Exception as error:  # attributes or values that the file may have, and torch or Python refuses
+            shapes = ", ".join(_described(item) for item in arguments) or "no inputs"
+            reason = short(str(error) or type(error).__name__, 400)
+            raise OnnxError(f"{node.label} ({node.op}, node {node.number}) cannot run on {shapes}: {reason}") from error
         results = result if isinstance(result, tuple) else (result,)
         for name, value in zip(node.outputs, results, strict=False):
             if name:
@@ -252,15 +257,50 @@ def _line(node: Node) -> Callable[..., Any]:
     return FunctionType(code, {"__builtins__": builtins})
 
 
+class _TooMuch(Exception):
+    """A node gives tensors that are too large to be computed when the model is loaded."""
+
+
+class _Watch(TorchDispatchMode):
+    """Raises _TooMuch if a call of torch gives a tensor that is too large; used on meta, where it is not allocated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.most = 0
+        self.left = ONNX["folding operations"].most
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call torch, and look at the sizes of the results."""
+        result = function(*args, **(kwargs or {}))
+        self.left -= 1
+        tensors = [item for item in tree_leaves(result) if isinstance(item, torch.Tensor)]
+        if self.left < 0 or any(_extent(item) > self.most for item in tensors):
+            raise _TooMuch
+        return result
+
+
+def _extent(tensor: torch.Tensor) -> int:
+    """Return the elements of a tensor as if it were not empty: what leads to an empty one may be large."""
+    return math.prod(size or 1 for size in tensor.shape)
+
+
 class _Planner:
     """Decides where each node runs and which values it frees; computes constants."""
 
     def __init__(self, model: OnnxModel, constants: Values) -> None:
         self.model = model
-        self.constants = constants
+        self.constants: Values = {}
         self.weights = set(constants)
         self.on_host: set[str] = set()  # values that the host has without a look at the chip's memory
         self.read_on_host: set[str] = set()  # constants
+        self.watch = _Watch()
+        self.left = ONNX["folded elements"].most  # elements that may still be computed
+        self.add(constants)
+
+    def add(self, constants: Values) -> None:
+        """Add constants of the file. Each may be computed anew twice: converted, and transposed."""
+        self.constants |= constants
+        self.left += 2 * sum(value.numel() for value in constants.values() if isinstance(value, torch.Tensor))
 
     def plan(self) -> None:
         model = self.model
@@ -279,7 +319,7 @@ class _Planner:
         remaining = []
         for node in graph.nodes:
             for inner in node.graphs:
-                self.constants |= {name: as_tensor(array) for name, array in inner.weights.items()}
+                self.add({name: as_tensor(array) for name, array in inner.weights.items()})
                 inner.weights.clear()
                 self.fold(inner)
             operator = OPERATORS[node.op]
@@ -294,26 +334,33 @@ class _Planner:
                 remaining.append(node)
                 continue
             results = result if isinstance(result, tuple) else (result,)
-            for name, value in zip(node.outputs, results, strict=False):
-                if name:
-                    self.constants[name] = _own(value)
+            values = {name: _own(value) for name, value in zip(node.outputs, results, strict=False) if name}
+            if node.op == "Constant":
+                self.add(values)
+                continue
+            self.constants |= values
+            self.left -= sum(value.numel() for value in values.values() if isinstance(value, torch.Tensor))
         graph.nodes[:] = remaining
 
     def is_small(self, node: Node, operator: Operator) -> bool:
-        """Return False for a node that may give a large constant: the file is small, and the memory is not."""
+        """Return False for a node that may need much memory: the file is small, and the memory is not."""
+        if node.op == "Constant":
+            return True
         values = [self.constants[name] if name else None for name in node.inputs]
         sizes = [value.numel() for value in values if isinstance(value, torch.Tensor)]
         arguments = [
             value.to("meta") if isinstance(value, torch.Tensor) and place not in operator.host else value
             for place, value in enumerate(values)
         ]
+        self.watch.most = max([ONNX["folded elements"].most, *sizes])
         try:  # shapes only: nothing is allocated
-            result = operator.function(Call(node, lambda *_: [], torch.device("meta")), *arguments)
+            with self.watch:
+                result = operator.function(Call(node, lambda *_: [], torch.device("meta")), *arguments)
+        except _TooMuch:
+            return False
         except Exception:  # the shape depends on values, or the node is wrong
-            return sum(sizes) <= FEW
-        results = result if isinstance(result, tuple) else (result,)
-        outputs = [value.numel() for value in results if isinstance(value, torch.Tensor)]
-        return max(outputs, default=0) <= max([ONNX["folded elements"].most, *sizes])
+            return not operator.host and sum(sizes) <= min(FEW, self.left)
+        return sum(value.numel() for value in tree_leaves(result) if isinstance(value, torch.Tensor)) <= self.left
 
     def needed_on_host(self, graph: Graph) -> set[str]:
         """Return the values whose content the host needs, and what they are computed from."""

@@ -17,13 +17,14 @@ def batch_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor, mean
         return functional.batch_norm(x, mean, variance, scale, bias, False, 0.0, epsilon)
     axes = [axis for axis in range(x.dim()) if axis != 1]
     spread, middle = torch.var_mean(x, axes, correction=0)
-    result = functional.batch_norm(x, None, None, scale, bias, True, 0.0, epsilon)
+    result = torch.batch_norm(x, scale, bias, None, None, True, 0.0, epsilon, False)
     return result, mean * momentum + middle * (1 - momentum), variance * momentum + spread * (1 - momentum)
 
 
 @operator("InstanceNormalization")
 def instance_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-    return functional.instance_norm(x, None, None, scale, bias, eps=call("epsilon", 1e-5))
+    # torch.nn.functional refuses images of one element.
+    return torch.instance_norm(x, scale, bias, None, None, True, 0.0, call("epsilon", 1e-5), False)
 
 
 @operator("GroupNormalization")
@@ -31,7 +32,7 @@ def group_normalization(call: Call, x: Tensor, scale: Tensor, bias: Tensor) -> T
     groups, epsilon = call("num_groups"), call("epsilon", 1e-5)
     if scale.shape[0] != x.shape[1]:  # before opset 21, there is one per group
         scale, bias = (item.repeat_interleave(x.shape[1] // groups) for item in (scale, bias))
-    return functional.group_norm(x, groups, scale, bias, epsilon)
+    return torch.group_norm(x, groups, scale, bias, epsilon)
 
 
 @operator("LayerNormalization")

@@ -133,6 +133,11 @@ def scalar(value: Tensor | Constant) -> Any:
     return value.flat[0] if isinstance(value, Constant) else value.reshape(()).item()
 
 
+def helper_device(x: Tensor) -> torch.device:
+    """Return where to compute a small tensor that an operator needs: the host, or meta if only shapes are computed."""
+    return x.device if x.device.type == "meta" else torch.device("cpu")
+
+
 def axes_of(rank: int, axes: list[int] | None) -> list[int]:
     """Return axes counted from the front; None are all axes."""
     return list(range(rank)) if axes is None else [axis % rank if rank else 0 for axis in axes]

@@ -15,7 +15,7 @@ from bringup.frontends.onnx.tensors import NAMED
 from bringup.recording.recording import step
 from bringup.text import plain, short
 
-_SIZES = re.compile(r"(\d+(?:x\d+)*|scalar)(?::(\w+))?")
+_SIZES = re.compile(r"([0-9]{1,18}(?:x[0-9]{1,18})*|scalar)(?::(\w+))?")  # 18 digits fit into 64 bits
 _TYPES = {**{str(dtype).removeprefix("torch."): dtype for dtype in NAMED.values()}, **NAMED}
 
 
@@ -148,12 +148,20 @@ def _name(dtype: torch.dtype) -> str:
 
 
 def stand_ins(inputs: Sequence[tuple[str, list[int], torch.dtype]]) -> list[torch.Tensor]:
-    """Return inputs on the host: normal random numbers, the same in each run; ones for whole numbers and masks."""
+    """Return inputs on the host: normal random numbers, the same in each run; ones for whole numbers and masks.
+
+    Raises:
+        OnnxError: an input is too large for the host's memory.
+    """
     generator = torch.Generator().manual_seed(0)
     tensors = []
-    for _, sizes, dtype in inputs:
-        if dtype.is_floating_point:
-            tensors.append(torch.randn(sizes, generator=generator).to(dtype))
-        else:
-            tensors.append(torch.ones(sizes, dtype=dtype))
+    for name, sizes, dtype in inputs:
+        try:
+            if dtype.is_floating_point:
+                tensors.append(torch.randn(sizes, generator=generator).to(dtype))
+            else:
+                tensors.append(torch.ones(sizes, dtype=dtype))
+        except RuntimeError as error:
+            text = short(str(error))
+            raise OnnxError(f"input {short(name)}={short(_text(sizes))} does not fit into memory: {text}") from None
     return tensors

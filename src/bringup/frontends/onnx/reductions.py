@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from bringup.frontends.onnx.graph import OnnxError
 from bringup.frontends.onnx.operators import Call, Tensor, axes_of, ints, operator, scalar, widened
 
 Reduce = Callable[[Tensor, list[int], bool], Tensor]
@@ -163,4 +164,7 @@ def det(_call: Call, x: Tensor) -> Tensor:
 
 @operator("Einsum")
 def einsum(call: Call, *items: Tensor) -> Tensor:
-    return torch.einsum(call("equation").replace(" ", ""), *items)
+    equation = call("equation")
+    if equation is None:
+        raise OnnxError("it needs an equation")
+    return torch.einsum(equation.replace(" ", ""), *items)

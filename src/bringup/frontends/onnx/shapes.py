@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from bringup.frontends.onnx.graph import OnnxError
-from bringup.frontends.onnx.operators import Call, Tensor, axes_of, ints, operator, scalar
+from bringup.frontends.onnx.operators import Call, Tensor, axes_of, helper_device, ints, operator, scalar
 from bringup.frontends.onnx.tensors import as_tensor, torch_dtype
 
 
@@ -97,10 +97,11 @@ def concat(call: Call, *items: Tensor) -> Tensor:
 
 @operator("Split", host=(1,))
 def split(call: Call, x: Tensor, sizes: Tensor | None = None) -> tuple[Tensor, ...]:
-    axis = call("axis", 0)
+    axis, count = call("axis", 0), len(call.node.outputs)
+    if (sizes.numel() if sizes is not None else call("num_outputs", count)) != count:
+        raise OnnxError(f"a split must have as many parts as outputs, which are {count}")
     if sizes is not None:
         return torch.split(x, ints(sizes) or [], axis)
-    count = call("num_outputs", len(call.node.outputs))
     each = -(-x.shape[axis] // count)
     parts = [min(each, max(x.shape[axis] - number * each, 0)) for number in range(count)]
     return torch.split(x, parts, axis)
@@ -144,13 +145,13 @@ def pad(call: Call, x: Tensor, pads: Tensor, value: Tensor | None = None, axes: 
         return functional.pad(x, flat, value=fill)
     for axis in range(x.dim()):
         if before[axis] or after[axis]:
-            x = x.index_select(axis, _indices(x.shape[axis], before[axis], after[axis], mode).to(x.device))
+            places = torch.arange(-before[axis], x.shape[axis] + after[axis], device=helper_device(x))
+            x = x.index_select(axis, _repeated(places, x.shape[axis], mode).to(x.device))
     return x
 
 
-def _indices(length: int, before: int, after: int, mode: str) -> Tensor:
-    """Return the elements along an axis that padding repeats."""
-    places = torch.arange(-before, length + after)
+def _repeated(places: Tensor, length: int, mode: str) -> Tensor:
+    """Return the elements along an axis of this length that padding repeats at these places."""
     if mode == "edge":
         return places.clamp(0, length - 1)
     if mode == "wrap":
@@ -396,7 +397,7 @@ def concat_from_sequence(call: Call, items: list[Tensor]) -> Tensor:
     return torch.stack(items, call("axis")) if call("new_axis", 0) else torch.cat(items, call("axis"))
 
 
-@operator("SplitToSequence", host=(1,))
+@operator("SplitToSequence", host=(1,), foldable=False)
 def split_to_sequence(call: Call, x: Tensor, sizes: Tensor | None = None) -> list[Tensor]:
     axis = call("axis", 0)
     if sizes is None:

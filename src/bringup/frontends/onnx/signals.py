@@ -112,17 +112,12 @@ def mel_weight_matrix(call: Call, *numbers: Tensor) -> Tensor:
     spectrum = length // 2 + 1
     low_mel, high_mel = (2595 * math.log10(1 + edge / 700) for edge in (low, high))  # the mel scale of ONNX
     step = (high_mel - low_mel) / (bins + 2)
-    mels = torch.arange(bins + 2, dtype=torch.float64) * step + low_mel
+    device = call.device if call.device.type == "meta" else torch.device("cpu")
+    mels = torch.arange(bins + 2, dtype=torch.float64, device=device) * step + low_mel
     hertz = 700 * (10 ** (mels / 2595) - 1)
-    places = torch.floor((length + 1) * hertz / rate).to(torch.int64)
-    table = torch.zeros(spectrum, bins, dtype=torch.float64)
-    for column in range(bins):
-        first, middle, last = places[column : column + 3].tolist()
-        if middle == first:
-            table[middle, column] = 1
-        for row in range(first, middle + 1):
-            if middle > first:
-                table[row, column] = (row - first) / (middle - first)
-        for row in range(middle, last):
-            table[row, column] = (last - row) / (last - middle)
+    places = torch.floor((length + 1) * hertz / rate)
+    rows = torch.arange(spectrum, dtype=torch.float64, device=device)[:, None]
+    first, middle, last = places[:-2], places[1:-1], places[2:]
+    table = torch.minimum((rows - first) / (middle - first), (last - rows) / (last - middle)).clamp(min=0)
+    table = torch.where(rows == middle, 1.0, table)  # also where an edge of the triangle has no width
     return table.to(torch_dtype(call("output_datatype", 1))).to(call.device)
