@@ -64,7 +64,8 @@ def _run(shell: Any, cell: str, options: Any) -> None:
         result = _run_as(shell, cell)
     if not result.success:
         raise CellFailedError
-    prediction = price(trace, chip, host, host_clock=project.host_clock or "modelled")
+    clock: Any = project.host_clock or "modelled"
+    prediction = price(trace, chip, host, host_clock=clock)
     if not trace.launches:
         print("bringup: the cell launched nothing on the chip: use the device 'chip', or --cuda if it says cuda")
     else:

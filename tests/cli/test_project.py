@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from bringup.cli import project
+from bringup.cli import CONFIGURED, project
 from bringup.errors import BringupError
 
 TABLE = '[project]\nname = "p"\n\n[tool.bringup]\n'
@@ -71,3 +71,7 @@ def test_run_takes_settings_and_options_win(tmp_path: Path, bringup_run) -> None
     table(tmp_path, 'max_step = "soon"\n')
     done = bringup_run("add.py")
     assert done.returncode == 2 and "'soon' is not a time" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_command_line_knows_which_verbs_have_defaults() -> None:
+    assert set(CONFIGURED) == set(project.PARAMETERS)

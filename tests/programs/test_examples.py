@@ -1,7 +1,6 @@
 """Every example runs, and the README tells the truth."""
 
 import json
-import os
 import re
 import subprocess
 import sys
@@ -123,10 +122,10 @@ def test_readme_run_prints_what_the_readme_shows(tmp_path: Path) -> None:
         str(tmp_path / "out"),
         "examples/digits.py",
     ]
-    environment = {**os.environ, "COLUMNS": "140"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     printed = done.stdout[done.stdout.index("step ") :]
-    assert printed.split("report: ")[0] == shown[1].split("report: ")[0], done.stderr
+    lines = [printed.split("report: ")[0], shown[1].split("report: ")[0]]  # the README's are those of a narrow terminal
+    assert lines[0].split() == lines[1].split(), done.stderr
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import sys
 
 import click
 
-from bringup.cli import project
 from bringup.errors import BringupError
 from bringup.text import plain, short
 
@@ -29,6 +28,7 @@ VERBS = {
     "validate": "Compare predictions with published or own measurements.",
     "doctor": "Examine this installation: what is wrong, and how to mend it.",
 }
+CONFIGURED = ("run", "fit", "compare", "place")  # their options have defaults in pyproject.toml, see project.PARAMETERS
 
 
 class _Verbs(click.Group):
@@ -68,7 +68,9 @@ class _Verbs(click.Group):
 def bringup(context: click.Context, isolated: bool) -> None:
     """Run an unmodified PyTorch program on an AI chip that you do not have."""
     verb = context.invoked_subcommand
-    if verb in project.PARAMETERS and not isolated:
+    if verb in CONFIGURED and not isolated:
+        from bringup.cli import project  # the other verbs have no use for it
+
         context.default_map = {verb: project.settings().defaults(verb)}
 
 

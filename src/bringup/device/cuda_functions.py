@@ -74,7 +74,7 @@ def patch_cuda() -> None:
     for name, why in _MISSING.items():
         setattr(cuda, name, _missing(name, why))
     nccl: Any = importlib.import_module("torch.cuda.nccl")
-    for name in ("all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter", "version"):
+    for name in ("all_reduce", "reduce", "broadcast", "all_gather", "reduce_scatter"):
         setattr(nccl, name, _missing(f"nccl.{name}", "is NVIDIA's library of collectives"))
     # A jiterator kernel may be created without CUDA, as in torch. Only its launch is an error.
     jiterator: Any = importlib.import_module("torch.cuda.jiterator")

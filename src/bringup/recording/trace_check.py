@@ -195,6 +195,7 @@ class _About(BaseModel):
     inputs: Annotated[list[_Input], Field(max_length=MOST["lines"])] = []
     sleeps: Annotated[list[_Sleep], Field(max_length=MOST["lines"])] = []
     clock_reads: Annotated[list[_ClockRead], Field(max_length=MOST["lines"])] = []
+    framework: Text = ""
     stopped_by: Literal["", "SIGINT", "SIGTERM"] = ""
     host: Text = ""
     host_clock: Literal["modelled", "measured"] = "modelled"

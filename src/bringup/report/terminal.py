@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import sys
 from itertools import groupby
@@ -28,10 +27,10 @@ LEAST_WIDTH = 20  # columns for the text in a narrow terminal
 
 
 def console() -> Console:
-    """Return a console as wide as the terminal; without one, lines are not wrapped unless COLUMNS says so."""
+    """Return a console as wide as the terminal; without one, lines are not wrapped."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters of a name
-    return Console(width=None if sys.stdout.isatty() or os.environ.get("COLUMNS") else UNWRAPPED, emoji=False)
+    return Console(width=None if sys.stdout.isatty() else UNWRAPPED, emoji=False)
 
 
 def escaped(text: object) -> str:
