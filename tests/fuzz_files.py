@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bringup.errors import BringupError
-from bringup.machine.files import tomllib
+from bringup.files import tomllib
 from tests.campaign import campaign as in_processes
 
 ROOT = Path(__file__).parent

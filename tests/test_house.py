@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from bringup import core_build
-from bringup.machine.files import tomllib
+from bringup.files import tomllib
 from tests.conftest import ROOT
 
 SOURCE = ROOT / "src"

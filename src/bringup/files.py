@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import stat
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from bringup.errors import BringupError
 from bringup.limits import BYTES
-from bringup.text import size
+from bringup.text import short, size
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 StrPath = str | os.PathLike[str]
 OURS = ".bringup-"  # prefix of our temporary files and folders
@@ -22,6 +30,8 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+# tomllib's time grows with the square of the number of parts of a key. Keys of our files have at most four parts.
+_DEEP_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){16}")
 _STREAMS = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")  # refused even if the shell redirects a regular file to them
 
 
@@ -87,6 +97,28 @@ def read_text(path: StrPath, what: str, error: type[BringupError] = BringupError
         return read_bytes(path, what, error).decode("utf-8")
     except UnicodeDecodeError as problem:
         raise error(f"{path}: is not a {what}: it is not UTF-8 text ({problem.reason})") from None
+
+
+def parse_toml(text: str, path: StrPath, remedy: str, error: type[BringupError] = BringupError) -> dict[str, Any]:
+    """Return the contents of a TOML file.
+
+    Args:
+        text: of the file.
+        path: its path, for messages.
+        remedy: for a file that is nested too deeply.
+        error: the type of error to raise.
+
+    Raises:
+        BringupError: the text is not valid TOML, or nested too deeply.
+    """
+    try:
+        if _DEEP_KEY.search(text):
+            raise RecursionError
+        return tomllib.loads(text)
+    except ValueError as problem:
+        raise error(f"{path}: is not valid TOML: {short(str(problem), 200)}") from None
+    except RecursionError:
+        raise error(f"{path}: is nested too deeply: {remedy}") from None
 
 
 def refuse_unwritable(*paths: StrPath) -> None:

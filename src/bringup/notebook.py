@@ -8,10 +8,10 @@ from IPython.core.error import UsageError
 from IPython.core.magic_arguments import argument, magic_arguments, parse_argstring
 from IPython.display import display
 
-from bringup.cli.project import settings
 from bringup.errors import BringupError
 from bringup.machine.files import load_chip, load_host
 from bringup.process import DEFAULT_CHIP, asked_chip
+from bringup.project import settings
 
 
 class CellFailedError(Exception):

@@ -16,13 +16,13 @@ import torch
 
 from bringup import pytest_baseline, units
 from bringup.analyse.summarize import by_group
-from bringup.cli.project import Settings
 from bringup.device.dry import DryWarning, dry
 from bringup.device.load import use
 from bringup.errors import BringupError, ChipWarning, MissingFeatureError
 from bringup.files import refuse_unwritable
 from bringup.machine.files import load_chip, load_host
 from bringup.process import asked_devices
+from bringup.project import Settings
 from bringup.pytest_baseline import Baseline, Used
 from bringup.recording import sanitize
 from bringup.recording.findings import Finding
@@ -64,8 +64,8 @@ class ChipPlugin:
         self.clock: Any = project.host_clock or "modelled"
         if self.clock not in ("modelled", "measured"):
             raise BringupError(f"{project.file}: host_clock must be modelled or measured, got {self.clock!r}")
-        self.max_step = project.max_step and units.parse_time(project.max_step)
-        self.max_memory = project.max_memory and units.parse_size(project.max_memory)
+        self.max_step = units.parse_time(project.max_step) if project.max_step else None
+        self.max_memory = units.parse_size(project.max_memory) if project.max_memory else None
         self.checks = sanitize.checks(project.sanitize or ",".join(CHECKS))
         self.cuda = bool(config.getoption("--chip-cuda"))
         self.baseline_file: str = config.getoption("--chip-baseline") or project.baseline or ""
@@ -196,10 +196,9 @@ class ChipPlugin:
 
     def _budgets(self, item: pytest.Item, trace: Any) -> list[Finding]:
         findings = []
-        if trace.launches and (self.max_step or self.max_memory):
+        if trace.launches and (self.max_step is not None or self.max_memory is not None):
             summary = price(trace, self.chip, self.host, host_clock=self.clock).summary
-            limits = {"max_step": self.max_step or None, "max_memory": self.max_memory or None}
-            for sentence in exceeded.by_run(summary, **limits):  # type: ignore[arg-type]
+            for sentence in exceeded.by_run(summary, self.max_step, self.max_memory):
                 findings.append(Finding("budget", sentence, "", "", "see the report of `bringup run`"))
         for marker in item.iter_markers("max_syncs"):
             waits = sanitize.waits(trace)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bringup.cli.project import settings
 from bringup.errors import BringupError, ChipWarning
+from bringup.project import settings
 
 __all__ = ["ChipWarning"]
 

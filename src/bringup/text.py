@@ -25,6 +25,17 @@ def _shows(character: str) -> bool:
     return character in _JOINERS or unicodedata.category(character) not in _HIDDEN
 
 
+def visible(text: str) -> str:
+    """Return a text of a file that has no hidden characters.
+
+    Raises:
+        ValueError: it has one.
+    """
+    if plain(text) != text:
+        raise ValueError(f"a text may not have the character in {short(text)!r}: leave it out")
+    return text
+
+
 def short(text: str, most: int = 80) -> str:
     """Return the first letters of a text in one line, escaped by `plain`."""
     text = plain(text)

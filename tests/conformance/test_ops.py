@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from bringup.machine.files import tomllib
+from bringup.files import tomllib
 from tests.conformance import opinfo
 from tests.conftest import ROOT
 
@@ -76,7 +76,7 @@ def test_one_sample_of_each_op_passes_launch_blocking() -> None:
 import sys, warnings
 warnings.simplefilter("ignore")
 import torch
-from bringup.machine.files import tomllib
+from bringup.files import tomllib
 from tests.conformance import opinfo
 bad = []
 for op in opinfo.ops(torch.float32):

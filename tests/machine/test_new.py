@@ -9,7 +9,8 @@ from pydantic import BaseModel
 
 import bringup
 from bringup.errors import ChipFileError
-from bringup.machine.files import CHIPS, tomllib
+from bringup.files import tomllib
+from bringup.machine.files import CHIPS
 from bringup.machine.new import MEANINGS, text_of, write
 from bringup.machine.schema import Chip
 

@@ -69,7 +69,7 @@ def bringup(context: click.Context, isolated: bool) -> None:
     """Run an unmodified PyTorch program on an AI chip that you do not have."""
     verb = context.invoked_subcommand
     if verb in CONFIGURED and not isolated:
-        from bringup.cli import project  # the other verbs have no use for it
+        from bringup import project  # the other verbs have no use for it
 
         context.default_map = {verb: project.settings().defaults(verb)}
 

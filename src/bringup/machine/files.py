@@ -3,21 +3,14 @@
 from __future__ import annotations
 
 import difflib
-import re
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from bringup.errors import BringupError, ChipFileError, UnknownChipError
-from bringup.files import read_text
+from bringup.files import parse_toml, read_text
 from bringup.text import plain, short
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -130,20 +123,11 @@ def _find(text: str, what: str, folder: Path, names: list[str]) -> Path:
     return folder / f"{text}.toml"
 
 
-# tomllib's time grows with the square of the number of parts of a key. A chip file's keys have at most three parts.
-_DEEP_KEY = re.compile(r"(?<![\w\"'-])(?:[\w\"'-]+[ \t]*\.[ \t]*){16}")
 _Described = TypeVar("_Described", bound="_Sourced")
 
 
 def _parsed(path: Path, text: str) -> dict[str, Any]:
-    try:
-        if _DEEP_KEY.search(text):
-            raise RecursionError
-        return tomllib.loads(text)
-    except ValueError as error:
-        raise ChipFileError(f"{path}: is not valid TOML: {short(str(error), 200)}") from None
-    except RecursionError:
-        raise ChipFileError(f"{path}: is nested too deeply: begin with a copy of a file that ships") from None
+    return parse_toml(text, path, "begin with a copy of a file that ships", ChipFileError)
 
 
 def _read(path: Path, kind: type[_Described]) -> _Described:

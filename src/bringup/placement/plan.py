@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,27 +14,16 @@ import tomli_w
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bringup.errors import BringupError
-from bringup.files import read_text, write_text
+from bringup.files import parse_toml, read_text, write_text
 from bringup.placement.groups import Granularity, Key
-from bringup.text import duration, html_table, plain, short, size
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
+from bringup.text import duration, html_table, plain, short, size, visible
 
 VERSION = 1
 Side = Literal["host", "chip"]
 MOST_CALLS = 1 << 20  # of one group in a step; a recording holds 16 million rows
 
 
-def _shown(text: str) -> str:
-    if plain(text) != text:
-        raise ValueError(f"a text may not have the character in {short(text)!r}: leave it out")
-    return text
-
-
-Text = Annotated[str, Field(max_length=4096), AfterValidator(_shown)]  # a path or a module's name, as in a trace
+Text = Annotated[str, Field(max_length=4096), AfterValidator(visible)]  # a path or a module's name, as in a trace
 Seconds = Annotated[float, Field(ge=0, le=1e9)]
 
 
@@ -225,10 +213,7 @@ class Plan:
             BringupError: it is missing, too large, or not a plan; the message names the key.
         """
         name = str(path)
-        try:
-            data = tomllib.loads(read_text(path, "plan file"))
-        except (ValueError, RecursionError) as error:
-            raise BringupError(f"{name}: is not valid TOML: {short(str(error), 200)}") from None
+        data = parse_toml(read_text(path, "plan file"), name, "plan again")
         if data.get("version") != VERSION:
             version = short(repr(data.get("version")))
             raise BringupError(f"{name}: is a plan of version {version}, this bringup reads {VERSION}: plan again")

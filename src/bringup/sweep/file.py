@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,15 +11,10 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bringup.errors import BringupError
-from bringup.files import read_text
+from bringup.files import parse_toml, read_text
 from bringup.machine.files import DEFAULT_HOST, available_chips, available_hosts
-from bringup.text import plain, short
+from bringup.text import plain, short, visible
 from bringup.units import MOST
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
 
 Value = bool | int | float | str
 MOST_VALUES = 100_000  # of one axis; the values themselves are held in memory
@@ -29,16 +22,9 @@ MOST_VALUES = 100_000  # of one axis; the values themselves are held in memory
 RESULTS = ("step_seconds", "device_seconds", "peak_bytes", "fits", "energy_joules", "cost_usd")
 FIXED = ("key", "version", "band", "program", "chip", "host")
 RESERVED = {*FIXED, *RESULTS, "mode", "cluster", "dispatch_scale", "link_scale"}
-DEEP_KEY = re.compile(r"(?:[\w\"'-]+[ \t]*\.[ \t]*){16}")  # tomllib's time grows with the square of a key's parts
 
 
-def _shown(text: str) -> str:
-    if plain(text) != text:
-        raise ValueError(f"a text may not have the character in {short(text)!r}: leave it out")
-    return text
-
-
-Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_shown)]
+Text = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(visible)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z_][\w-]{0,62}$")]
 Scale = Annotated[float, Field(gt=0, le=1e6)]
 
@@ -139,7 +125,7 @@ class File(_Table):
                 if not isinstance(value, (bool, int, float, str)) or (isinstance(value, str) and not value):
                     raise ValueError(f"arguments.{name} has {short(repr(value))}: give texts, numbers, true or false")
                 if isinstance(value, str):
-                    _shown(value)
+                    visible(value)
                 if isinstance(value, int) and abs(value) >= 2**63:
                     raise ValueError(f"arguments.{name} has {short(repr(value))}: give a smaller number")
         for program in self.programs:
@@ -192,15 +178,7 @@ def load(path: str | Path) -> Sweep:
         BringupError: the file is missing or malformed; one sentence with the key and the remedy.
     """
     file = Path(path)
-    text = read_text(file, "sweep file")
-    try:
-        if DEEP_KEY.search(text):
-            raise RecursionError
-        data = tomllib.loads(text)
-    except ValueError as error:
-        raise BringupError(f"{file}: is not valid TOML: {short(str(error), 200)}") from None
-    except RecursionError:
-        raise BringupError(f"{file}: is nested too deeply: docs/sweeps.md has an example") from None
+    data = parse_toml(read_text(file, "sweep file"), file, "docs/sweeps.md has an example")
     try:
         contents = File.model_validate(data)
     except ValidationError as error:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from bringup.cli import CONFIGURED, project
+from bringup import project
+from bringup.cli import CONFIGURED
 from bringup.errors import BringupError
 
 TABLE = '[project]\nname = "p"\n\n[tool.bringup]\n'

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 from bringup.errors import BringupError
-from bringup.files import current_directory, read_text
+from bringup.files import current_directory, parse_toml, read_text
 from bringup.process import asked_chip
 from bringup.text import short
 
@@ -75,10 +69,7 @@ def _table(file: Path) -> Any:
     text = read_text(file, "project file")
     if "bringup" not in text:  # whatever else is wrong with the file, it has nothing to say here
         return None
-    try:
-        tools = tomllib.loads(text).get("tool", {})
-    except (ValueError, RecursionError) as error:
-        raise BringupError(f"{file}: is not valid TOML: {short(str(error), 200)}") from None
+    tools = parse_toml(text, file, "write it anew").get("tool", {})
     return tools.get("bringup") if isinstance(tools, dict) else None
 
 
