@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,7 +21,45 @@ from bringup.timeline.replay import replay
 if TYPE_CHECKING:
     from bringup.analyse.summary import Summary
     from bringup.machine.schema import Chip, Host
-    from bringup.recording.trace import Trace
+
+
+def record_dry(
+    words: Sequence[str],
+    *,
+    chip: str,
+    out: Path,
+    environment: Mapping[str, str],
+    shown: str,
+    folder: Path | None = None,
+) -> Trace:
+    """Run a program dry in a process of its own, past the chip's capacity, and return its recording.
+
+    Args:
+        words: further options of `bringup run`, the script and its arguments.
+        chip: name or file.
+        out: the report's directory.
+        environment: of the process.
+        shown: the program, for messages.
+        folder: where it runs (default: the current directory).
+
+    Raises:
+        BringupError: the run failed; the message has its last line on stderr.
+    """
+    command = [sys.executable, "-m", "bringup", "--isolated", "run", "--dry", "--oom=continue", f"--chip={chip}"]
+    done = subprocess.run(
+        [*command, f"--out={out}", *words],
+        cwd=folder,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+    )
+    if done.returncode != 0 or not (out / "trace.npz").is_file():
+        errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("bringup: ")]
+        last = (errors or done.stderr.splitlines() or ["it printed nothing on stderr"])[-1]
+        raise BringupError(f"{shown} ends with exit code {done.returncode} in a dry run: {last}")
+    return Trace.load(out / "trace.npz")
 
 
 @dataclass(frozen=True)
@@ -90,31 +128,14 @@ class _Runs:
             return self.traces[value, name]
         arguments, environment = self.program.call(value)
         out = self.folder / str(len(self.traces))
-        command = [
-            sys.executable,
-            "-m",
-            "bringup",
-            "--isolated",
-            "run",
-            "--dry",
-            "--oom=continue",
-            f"--chip={name}",
-            f"--out={out}",
-        ]
-        done = subprocess.run(
-            [*command, *self.program.options, self.program.script, *arguments],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
+        how = "" if value is None else f" with {self.program.vary} {value}"
+        trace = self.traces[value, name] = record_dry(
+            [*self.program.options, "--", self.program.script, *arguments],
+            chip=name,
+            out=out,
+            environment=environment,
+            shown=f"{self.program.script}{how}",
         )
-        if done.returncode != 0 or not (out / "trace.npz").is_file():
-            errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("bringup: ")]
-            last = (errors or done.stderr.splitlines() or ["it printed nothing on stderr"])[-1]
-            how = "" if value is None else f" with {self.program.vary} {value}"
-            raise BringupError(f"{self.program.script}{how} ends with exit code {done.returncode} in a dry run: {last}")
-        trace = self.traces[value, name] = Trace.load(out / "trace.npz")
         if not trace.launches:
             raise BringupError(
                 f"{self.program.script} launched nothing on the chip: move its model to the device 'chip'"

@@ -7,8 +7,6 @@ import itertools
 import json
 import math
 import os
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bringup.analyse.search import record_dry
 from bringup.errors import BringupError
 from bringup.files import read_bytes
 from bringup.recording.trace import VERSION, Trace
@@ -153,32 +152,14 @@ def _recorded(
         return Trace.load(file)
     shown = " ".join([*(f"{key}={value}" for key, value in environment.items()), program.script, *arguments])
     with tempfile.TemporaryDirectory() as out:
-        command = [
-            sys.executable,
-            "-m",
-            "bringup",
-            "--isolated",
-            "run",
-            "--dry",
-            "--oom=continue",
-            f"--chip={chip}",
-            f"--out={out}/run",
-        ]
-        done = subprocess.run(
-            [*command, *options, "--", str(script.resolve()), *arguments],
-            cwd=sweep.path.parent,
-            env={**os.environ, **environment},
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
+        trace = record_dry(
+            [*options, "--", str(script.resolve()), *arguments],
+            chip=chip,
+            out=Path(out, "run"),
+            environment={**os.environ, **environment},
+            shown=short(shown, 200),
+            folder=sweep.path.parent,
         )
-        written = Path(out, "run", "trace.npz")
-        if done.returncode != 0 or not written.is_file():
-            errors = [line for line in done.stderr.splitlines() if line.strip() and not line.startswith("bringup: ")]
-            last = (errors or done.stderr.splitlines() or ["it printed nothing on stderr"])[-1]
-            raise BringupError(f"{short(shown, 200)} ends with exit code {done.returncode} in a dry run: {last}")
-        trace = Trace.load(written)
     folder.mkdir(parents=True, exist_ok=True)
     trace.save(file)
     say(f"recorded {short(shown, 200)}: {counted(trace.launches, 'launch')}")
