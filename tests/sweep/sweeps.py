@@ -32,6 +32,15 @@ trace = "mlp.npz"
 name = "big"
 trace = "conv.npz"
 """
+LARGE = """
+chips = ["t4", "h100-sxm"]
+hosts = ["xeon-8275cl", "epyc-9654"]
+dispatch_scale = [{}]
+[ranges]
+memory.bandwidth_gb_s = [1000, 4000, 7]
+[[programs]]
+trace = "mlp.npz"
+"""
 SCRIPT = """
 import argparse
 import torch
@@ -105,3 +114,8 @@ def cli(folder: Path, *arguments: str, timeout: float = 240, **options: Any) -> 
 def environment() -> dict[str, str]:
     """The environment of a command line that imports this repository's sources."""
     return {**without_bringup(), "PYTHONPATH": str(ROOT / "src")}
+
+
+def scales(count: int) -> str:
+    """The values of an axis of so many places."""
+    return ", ".join(f"{1 - number / 2000}" for number in range(count))

@@ -14,7 +14,7 @@ import pytest
 
 from bringup import BringupError
 from bringup.sweep import parts, ray_engine, runner
-from tests.sweep.sweeps import cli, environment, needs_extras, sweep_of
+from tests.sweep.sweeps import LARGE, cli, environment, needs_extras, scales, sweep_of
 from tests.sweep.sweeps import table as rows_of
 
 pytestmark = needs_extras
@@ -22,22 +22,14 @@ BLOCK = 140  # more parts than workers have in hand, so that a kill always leave
 PROGRAM = f"from bringup.sweep import grid; grid.BLOCK = {BLOCK}; from bringup.cli import main; main()"
 COMMAND = [sys.executable, "-c", PROGRAM, "sweep", "sweep.toml", "--on", "local:2", "--out", "out", "--json"]
 PARTS = 36
-TEXT = """
-chips = ["t4", "h100-sxm", "a40"]
-hosts = ["xeon-8275cl", "epyc-9654"]
-dispatch_scale = [{}]
-[ranges]
-memory.bandwidth_gb_s = [1000, 4000, 7]
-[[programs]]
-trace = "mlp.npz"
-"""
+TEXT = LARGE.replace('"h100-sxm"]', '"h100-sxm", "a40"]')
 
 
 @pytest.fixture
 def sweep_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a sweep in 36 parts, and its table from one process."""
     monkeypatch.setattr("bringup.sweep.grid.BLOCK", BLOCK)
-    sweep = sweep_of(folder, TEXT.format(", ".join(f"{1 - number / 2000}" for number in range(120))))
+    sweep = sweep_of(folder, TEXT.format(scales(120)))
     assert runner.run(sweep, folder / "whole").parts == PARTS
     return folder
 

@@ -16,7 +16,7 @@ import bringup
 from bringup import BringupError, Trace
 from bringup.sweep import file, grid, parts, runner, table
 from bringup.sweep.grid import Grid
-from tests.sweep.sweeps import SCRIPT, SMALL, cli, environment, needs_extras, sweep_of
+from tests.sweep.sweeps import LARGE, SCRIPT, SMALL, cli, environment, needs_extras, scales, sweep_of
 from tests.sweep.sweeps import table as rows_of
 
 pytestmark = needs_extras
@@ -211,21 +211,9 @@ def test_full_disk_is_one_sentence_and_loses_nothing(folder: Path) -> None:
     assert runner.run(sweep, out, resume=True).rows == 40 and rows_of(out) == rows_of(folder / "whole")
 
 
-LARGE = """
-chips = ["t4", "h100-sxm"]
-hosts = ["xeon-8275cl", "epyc-9654"]
-dispatch_scale = [{}]
-[ranges]
-memory.bandwidth_gb_s = [1000, 4000, 7]
-[[programs]]
-trace = "mlp.npz"
-"""
-
-
 def large(folder: Path) -> file.Sweep:
     """A sweep of some seconds in four parts."""
-    scales = ", ".join(f"{1 - number / 2000}" for number in range(100))
-    return sweep_of(folder, LARGE.format(scales))
+    return sweep_of(folder, LARGE.format(scales(100)))
 
 
 def test_driver_killed_at_random_points(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,8 +61,15 @@ def _hash(script: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
 
 
-COLOURS = {"chip busy": "chip", "link": "link", "between chips": "between", "host-bound": "host"}
-COLOURS |= {"waiting on fallbacks": "fallback", "host computes": "fallback"}
+# The parts of a step -> the colours of the palette, which page.css names so, too.
+_CSS = {
+    "chip busy": "chip",
+    "link": "link",
+    "between chips": "between",
+    "host-bound": "host",
+    "waiting on fallbacks": "fallback",
+    "host computes": "fallback",
+}
 CELL_STYLES = {"step": "font-size:1.2em;font-weight:bold", "advice": "margin-left:2em", "finding": "font-weight:bold"}
 
 
@@ -78,8 +85,7 @@ def first_screen(summary: Summary) -> str:
             parts.append(("table", [item.cells]))
     total = summary.step_seconds or 1.0
     shares = [
-        (name, round(100 * seconds / total, 2), palette.PAGE[COLOURS[name]])
-        for name, seconds in summary.parts().items()
+        (name, round(100 * seconds / total, 2), palette.PAGE[_CSS[name]]) for name, seconds in summary.parts().items()
     ]
     return templates().get_template("cell.html").render(parts=parts, shares=shares, styles=CELL_STYLES)
 
@@ -177,16 +183,6 @@ def validation(count: int, tables: dict[str, Any], charts: dict[str, Figure], se
         tables=tables,
         sets=sets,
     )
-
-
-_CSS = {
-    "chip busy": "chip",
-    "link": "link",
-    "between chips": "between",
-    "host-bound": "host",
-    "waiting on fallbacks": "fallback",
-    "host computes": "fallback",
-}
 
 
 def _parts(summary: Summary) -> list[dict[str, Any]]:
