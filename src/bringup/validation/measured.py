@@ -183,7 +183,7 @@ def read_measured(folder: Path) -> MeasuredSet:
             continue
         missing: Counter[str] = Counter()
         try:
-            comparisons += _READERS[path.name](path, _Machine(*machine), missing)
+            comparisons += list(_READERS[path.name](path, _Machine(*machine), missing))
         except (BringupError, ArithmeticError, LookupError, RecursionError, TypeError, ValueError, csv.Error) as error:
             skipped.append(f"{path} is skipped, because it is not in the format of our measurements: {_reason(error)}")
         skipped += [f"{path}: {count:,} rows are skipped, because {reason}" for reason, count in missing.items()]
