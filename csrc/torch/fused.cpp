@@ -202,11 +202,18 @@ bool wants_another_fused_kernel(const Tensor& query, const optional<Tensor>& mas
   return wants && takes && !(mask && mask->defined() && mask->requires_grad());
 }
 
+// True if no fused kernel of an accelerator takes the mask: neighbours in a row must be neighbours in memory. The CPU's takes all
+// masks (check_last_dim_stride_equals_1_dense of ATen/native/transformers/sdp_utils_cpp.h).
+bool is_strided_mask(const optional<Tensor>& mask) {
+  return mask && mask->defined() && mask->dim() > 0 && mask->sym_stride(-1) != 1;
+}
+
 // Chooses between the kernels for attention without reading data. With dropout, the CPU has no fused kernel, and accelerators
 // have.
 int64_t attention_choice(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& attn_mask,
                          double dropout_p, bool is_causal, optional<double> scale, bool enable_gqa) {
   constexpr int64_t kMath = 0, kFlash = 1, kOverrideable = 4;  // of SDPBackend, whose namespace depends on the release
+  if (is_strided_mask(attn_mask)) return kMath;
   if (dropout_p < 1 && wants_another_fused_kernel(query, attn_mask)) return kOverrideable;
   int64_t choice = at::native::_fused_sdp_choice_cpp(query, key, value, attn_mask, 0, is_causal, scale, enable_gqa);
   if (dropout_p == 0 || choice != kFlash) return choice;

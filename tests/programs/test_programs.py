@@ -304,6 +304,25 @@ def test_recurrent_modules(cell: Any) -> None:
         torch.testing.assert_close(ours.grad.cpu(), theirs.grad)
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_no_fused_kernel_takes_masks_whose_rows_are_not_dense(compiled: bool) -> None:
+    """As in transformers' bidirectional masks: the rows of a padding mask, expanded over keys, have stride 0."""
+
+    def attend(q: torch.Tensor, allowed: torch.Tensor) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(q, q, q, attn_mask=allowed)
+
+    q, allowed = torch.randn(2, 2, 33, 16), torch.ones(2, 1, 33, 1, dtype=torch.bool).expand(2, 1, 33, 33)
+    expected, run = attend(q, allowed), torch.compile(attend) if compiled else attend
+    q, allowed = q.to("chip"), torch.ones(2, 1, 33, 1, dtype=torch.bool, device="chip").expand(2, 1, 33, 33)
+    for mask, is_fused in ((allowed, False), (allowed.contiguous(), True)):
+        run(q, mask)
+        with bringup.record() as trace:
+            found = run(q, mask)
+        torch.testing.assert_close(found.cpu(), expected)
+        named = str(trace.signature_data)
+        assert ("_scaled_dot_product" in named) == is_fused and ("bmm" in named) != is_fused
+
+
 def test_attention_takes_the_fused_kernel() -> None:
     q = torch.randn(2, 2, 64, 16)
     both(lambda q: functional.scaled_dot_product_attention(q, q, q, is_causal=True), q)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-_ON_CHIP = 4  # SDPBackend.OVERRIDEABLE: a kernel of the device's own
+_MATH, _ON_CHIP = 0, 4  # SDPBackend: no fused kernel; OVERRIDEABLE, a kernel of the device's own
 _NAME = "bringup_fused::_scaled_dot_product_flash_attention"
 
 
@@ -21,11 +21,19 @@ def attend(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Compute ``torch.nn.functional.scaled_dot_product_attention``; with dropout by csrc/torch/fused.cpp."""
+    """Compute ``torch.nn.functional.scaled_dot_product_attention`` by the kernels that the chip would choose.
+
+    With dropout it is that of csrc/torch/fused.cpp. A mask that no fused kernel takes means several kernels.
+    """
     options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     drops = isinstance(dropout_p, float) and 0 < dropout_p < 1
     fused = torch.ops.bringup_fused
-    if not drops or fused._fused_sdp_choice(query, key, value, attn_mask, dropout_p, *options.values()) != _ON_CHIP:
+    asks = drops or attn_mask is not None  # else the choice is the CPU's
+    choice = asks and fused._fused_sdp_choice(query, key, value, attn_mask, dropout_p, *options.values())
+    if attn_mask is not None and choice == _MATH:
+        apart = torch.ops.aten._scaled_dot_product_attention_math
+        return apart(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)[0]
+    if not drops or choice != _ON_CHIP:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **options)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros_like(attn_mask, dtype=query.dtype).masked_fill(attn_mask.logical_not(), float("-inf"))
