@@ -251,12 +251,13 @@ def _operators(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator
         if item is None:
             missing["their operators are not recorded"] += 1
             continue
+        once = machine.step(item, 1, wait_each=False)
         about = row["family"], "", DTYPES.get(row["dtype"], row["dtype"]), ""
         if row["graph_us"]:
             pair = GRAPH, _number(row["graph_us"], 1e-6), machine.graph_seconds(item)
         else:
             pair = EAGER, _number(row["eager_us"], 1e-6), machine.step(item, LOOPS, wait_each=False).step_seconds
-        for figure, measured, predicted in (pair, (KERNELS, float(row["kernels"] or 0), item.launches)):
+        for figure, measured, predicted in (pair, (KERNELS, float(row["kernels"] or 0), machine.kernels(once))):
             if measured > 0 and predicted > 0:
                 yield Comparison(machine.chip.name, row["id"], figure, *about, measured, float(predicted), path.name)
 

@@ -38,11 +38,6 @@ class Recorded:
     peak_reserved: int
     signature_data: list[dict[str, Any]]
 
-    @property
-    def launches(self) -> int:
-        """Count the launches."""
-        return int(np.count_nonzero(self.columns["kind"] == LAUNCH))
-
     def trace(self, steps: int, *, wait_each: bool = False) -> Trace:
         """Return a trace of equal steps: the host waits for the chip after each of them, or after the last one."""
         count = len(self.columns["kind"])
