@@ -12,6 +12,7 @@ RECOMMENDER, GRAPH, OTHER = "recommender", "graph network", "other"
 CLASSES = (LANGUAGE, TRANSFORMER, CNN, RNN, RECOMMENDER, GRAPH, OTHER)
 _EMBEDDINGS, _CELLS = ("embedding", "index_select"), ("lstm", "gru", "rnn_tanh", "rnn_relu", "_thnn_fused")
 _SCATTERS = ("index_add", "scatter_add", "scatter_reduce")
+_SOFTMAX = {"amax", "exp", "sum.dim_IntList"}  # as compilers take it apart
 
 
 def program_class(trace: Trace) -> str:
@@ -35,7 +36,8 @@ def program_class(trace: Trace) -> str:
 
     if launches(*_CELLS):
         return RNN
-    if of_family("attention") or (of_family("softmax") and launches("bmm", "baddbmm")):
+    softmaxes = of_family("softmax") or any(_SOFTMAX <= set(operators) for operators in names)
+    if of_family("attention") or (softmaxes and launches("bmm", "baddbmm")):
         return LANGUAGE if launches("embedding") else TRANSFORMER
     if of_family("convolution", "depthwise"):
         return CNN

@@ -31,8 +31,10 @@ def attend(
     asks = drops or attn_mask is not None  # else the choice is the CPU's
     choice = asks and fused._fused_sdp_choice(query, key, value, attn_mask, dropout_p, *options.values())
     if attn_mask is not None and choice == _MATH:
-        apart = torch.ops.aten._scaled_dot_product_attention_math
-        return apart(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)[0]
+        parts: tuple[torch.Tensor, torch.Tensor] = torch.ops.aten._scaled_dot_product_attention_math(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
+        return parts[0]
     if not drops or choice != _ON_CHIP:
         return F.scaled_dot_product_attention(query, key, value, attn_mask, dropout_p, **options)
     if attn_mask is not None and attn_mask.dtype == torch.bool:
