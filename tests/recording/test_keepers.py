@@ -1,12 +1,14 @@
 """A leak's finding names the variable that keeps what leaks."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 import bringup
+from bringup.paths import Places
 from bringup.recording.findings import Finding
 from bringup.recording.keepers import with_keeper
 
@@ -61,6 +63,33 @@ def test_a_state_is_named_before_the_loss_that_is_computed_from_it() -> None:
             step(variables, model, torch.ones(1))
             variables["alpha"].backward(retain_graph=True, inputs=[model.bias])  # type: ignore[attr-defined]
     assert "the variable state keeps the graph" in with_keeper(LEAK, trace, variables).what
+
+
+@pytest.mark.parametrize(
+    ("program", "lines"),
+    [
+        ("seen = []\nfor step in range(8):\n    seen.append(step)", [3]),
+        ("seen = {}\ndef hook(loss):\n    seen.setdefault('loss', []).append(loss)", [3]),
+        ("seen = 0.0\nwhile True:\n    seen = seen + loss\n    seen += loss", [3, 4]),
+        ("class Net:\n    def forward(self, x):\n        seen['x'] = x", [3]),
+        ("seen = []\nhook = lambda module, args, out: seen.append(out)", [2]),
+        ("def evaluate(seen):\n    seen.append(1)\ndef sample():\n    seen = []\n    seen.append(1)", []),
+        ("def evaluate():\n    global seen\n    seen = seen + 1", [3]),
+        ("seen = []\nfor step in range(8):\n    print(seen)\n    seen.clear()", []),
+    ],
+)
+def test_the_lines_that_fill_a_variable_are_named(tmp_path: Path, program: str, lines: list[int]) -> None:
+    file = tmp_path / "train.py"
+    file.write_text(program)
+    tensors = [torch.ones(1, device="chip") for _ in range(8)]
+    with bringup.record() as trace:
+        for _ in range(8):
+            tensors[0].add_(1)
+            bringup.step()
+    what = with_keeper(LEAK, trace, {"seen": tensors, "__file__": str(file)}).what
+    places = [Places.of_process().line(f"{file}:{line}") for line in lines]
+    filled = f", filled at {' and '.join(places)}," if lines else ""
+    assert what == f"{LEAK.what}; the variable seen{filled} keeps 8 tensors"
 
 
 def test_the_last_step_alone_is_no_keeper() -> None:
