@@ -50,7 +50,7 @@ class Program:
         check_operators(module)
         self.module = module
         self.inputs, self.outputs = module.inputs, module.outputs
-        self.device = torch.device(device)
+        self._place = device
         self.__name__ = module.name
         self._lines: dict[tuple[str, str, int], Callable[..., Any]] = {}
         self._moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # constants of the host, on the chip
@@ -67,6 +67,7 @@ class Program:
             if tuple(value.shape) != kind.shape or value.dtype != kind.dtype:
                 got = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
                 raise StableHloError(f"{self.module.name}: input {number} is {kind}, got {got}")
+        self.device = torch.device(self._place)  # only now: the name chip is refused before it is registered
         with torch.no_grad():
             results = self._call("main", [value.to(self.device) for value in arguments])
             return tuple(self._on_chip(value) for value in results)
@@ -169,7 +170,9 @@ def _find_neutral(block: Block) -> None:
             value = op.attributes["value"]
             value.is_constant = True
             constants[op.results[0]] = value
-        if op.name == "reduce" and len(op.operands) == 2 and op.operands[1] in constants:
+        if op.name == "broadcast_in_dim" and op.operands[0] in constants:  # JAX's windows begin with one
+            constants[op.results[0]] = constants[op.operands[0]]
+        if op.name in ("reduce", "reduce_window") and len(op.operands) == 2 and op.operands[1] in constants:
             value = constants[op.operands[1]]
             op.prepared["neutral"] = bool((value == neutral(body(op), op.operand_types[0])).all())
         for inner in op.blocks:

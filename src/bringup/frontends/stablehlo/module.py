@@ -102,6 +102,7 @@ def bindings() -> SimpleNamespace:
     try:
         from jaxlib import version
         from jaxlib.mlir import ir
+        from jaxlib.mlir._mlir_libs import _jax_mlir_ext
         from jaxlib.mlir.dialects import chlo, func, sdy, stablehlo
     except ImportError as error:
         raise StableHloError(f"StableHLO needs jaxlib ({short(str(error))}): pip install 'bringup[jax]'") from None
@@ -111,7 +112,9 @@ def bindings() -> SimpleNamespace:
             f"jaxlib {version.__version__} is newer than {'.'.join(map(str, TESTED))}, the newest that was tested: "
             "pip install 'bringup[jax]'"
         )
-    return SimpleNamespace(ir=ir, chlo=chlo, func=func, sdy=sdy, stablehlo=stablehlo)
+    return SimpleNamespace(
+        ir=ir, register_dialects=_jax_mlir_ext.register_dialects, chlo=chlo, func=func, sdy=sdy, stablehlo=stablehlo
+    )
 
 
 def read_file(path: str | os.PathLike[str]) -> Module:
@@ -124,7 +127,10 @@ def read_file(path: str | os.PathLike[str]) -> Module:
     text = read_text(path, "StableHLO module")
     check_nesting(text, shown)
     mlir = bindings()
-    context = mlir.ir.Context()
+    context, registry = mlir.ir.Context(), mlir.ir.DialectRegistry()
+    mlir.register_dialects(registry)
+    context.append_dialect_registry(registry)
+    context.load_all_available_dialects()
     for dialect in (mlir.stablehlo, mlir.chlo, mlir.sdy):
         dialect.register_dialect(context)
     with context:

@@ -287,7 +287,10 @@ def shift_left(call: Call, x: Tensor, y: Tensor) -> Tensor:
 @operator("shift_right_arithmetic")
 def shift_right_arithmetic(call: Call, x: Tensor, y: Tensor) -> Tensor:
     bits = call.source.bits
-    return x >> torch.where((y < 0) | (y >= bits), bits - 1, y)
+    amount = torch.where((y < 0) | (y >= bits), bits - 1, y)
+    if x.dtype == torch.uint8:
+        return (x.view(torch.int8) >> amount.view(torch.int8)).view(torch.uint8)
+    return x >> amount
 
 
 @operator("shift_right_logical")

@@ -12,7 +12,10 @@ from bringup.frontends.stablehlo.shapes import padded
 from bringup.frontends.stablehlo.tensors import Type
 
 # Operations of a body that may run on whole tensors at once, and a comparator that sorting understands.
-_ARGUMENT_BEST = ("compare", "compare", "or", "compare", "compare", "and", "or", "select", "select")
+_ARGUMENT_BEST = (
+    ("compare", "compare", "or", "compare", "compare", "and", "or", "select", "select"),
+    ("compare", "compare", "compare", "and", "or", "select", "select"),  # of numbers without NaN
+)
 _OF_COMPARATORS = {"constant", "compare", "select", "and", "or", "bitcast_convert", "subtract", "call", "xor"}
 
 
@@ -53,39 +56,36 @@ def reduce(call: Call, *operands: Tensor) -> Any:
     items, initial = list(operands[:count]), list(operands[count:])
     if count == 1 and _has_reduction(name := body(op), call.source):
         x = reduced(name, items[0], dims, call.source) if dims else items[0]
-        return x if _is_neutral(call, name) else call.run(op.blocks[0], [initial[0], x])[0]
+        return x if call.op.prepared.get("neutral") else call.run(op.blocks[0], [initial[0], x])[0]
     if _is_argument_best(op) and len(dims) == 1:
-        return _argument_best(items, dims[0], op.blocks[0].ops[0].attributes["comparison_direction"])
+        return _argument_best(items, dims[0], op.blocks[0].ops[0].attributes["comparison_direction"], call.source)
     order = [*dims, *(dim for dim in range(items[0].dim()) if dim not in dims)]
     items = [item.permute(order).flatten(0, len(dims) - 1) if dims else item.unsqueeze(0) for item in items]
+    return folded(call, items, initial)
+
+
+def folded(call: Call, items: list[Tensor], initial: list[Tensor]) -> tuple[Tensor, ...]:
+    """Reduce the first dimension by the operation's block, which runs on half of what is left at once."""
     if not items[0].shape[0]:
-        return tuple(start.expand(kind.shape) for start, kind in zip(initial, op.result_types, strict=True))
+        return tuple(start.expand(kind.shape) for start, kind in zip(initial, call.op.result_types, strict=True))
     while (size := items[0].shape[0]) > 1:
         half = size // 2
         pairs = [item[:half] for item in items], [item[half : 2 * half] for item in items]
-        merged = call.run(op.blocks[0], [*pairs[0], *pairs[1]])
+        merged = call.run(call.op.blocks[0], [*pairs[0], *pairs[1]])
         rest = [item[2 * half :] for item in items]
         items = [torch.cat(pair) if size % 2 else pair[0] for pair in zip(merged, rest, strict=True)]
-    return tuple(call.run(op.blocks[0], [*initial, *(item[0] for item in items)]))
-
-
-def _is_neutral(call: Call, name: str) -> bool:
-    """Return True if the initial value is a constant that changes nothing."""
-    return bool(call.op.prepared.get("neutral"))
+    return tuple(call.run(call.op.blocks[0], [*initial, *(item[0] for item in items)]))
 
 
 def _is_argument_best(op: Op) -> bool:
     """Return True for the body that jax.lax.argmax and argmin make."""
     names = tuple(inner.name for inner in op.blocks[0].ops)
-    whole = tuple(name for name in _ARGUMENT_BEST if name)
-    without_nan = ("compare", "compare", "compare", "and", "or", "select", "select")
-    return len(op.operands) == 4 and names in (whole, without_nan)
+    return len(op.operands) == 4 and names in _ARGUMENT_BEST
 
 
-def _argument_best(items: list[Tensor], dim: int, direction: str) -> tuple[Tensor, Tensor]:
+def _argument_best(items: list[Tensor], dim: int, direction: str, kind: Type) -> tuple[Tensor, Tensor]:
     x, numbers = items
-    if x.dtype == torch.bool:
-        x = x.to(torch.uint8)
+    x = x.to(torch.uint8) if x.dtype == torch.bool else wide(x, kind)
     best = (torch.argmax if direction.startswith("G") else torch.argmin)(x, dim, keepdim=True)
     return items[0].gather(dim, best).squeeze(dim), numbers.gather(dim, best).squeeze(dim)
 
@@ -113,26 +113,31 @@ def windows(x: Tensor, call: Call, fill: Tensor) -> tuple[Tensor, int]:
     return x, count
 
 
-def _other_window(op: Op) -> str:
-    if not _has_reduction(body(op), op.operand_types[0]) or len(op.operands) != 2:
-        return "with a body other than add, multiply, maximum, minimum"
-    return ""
-
-
-@operator("reduce_window", refusal=_other_window)
-def reduce_window(call: Call, x: Tensor, initial: Tensor) -> Tensor:
+@operator("reduce_window", refusal=_nested)
+def reduce_window(call: Call, *operands: Tensor) -> Any:
+    items, initial = operands[: len(operands) // 2], operands[len(operands) // 2 :]
     name = body(call.op)
-    if (dim := _cumulative(call)) is not None:
+    if len(items) > 1 or not _has_reduction(name, call.source):
+        tiles = [windows(x, call, fill) for x, fill in zip(items, initial, strict=True)]
+        count = tiles[0][1]
+        return folded(call, [_first(tile, count) for tile, _ in tiles], list(initial))
+    x = items[0]
+    if (dim := _cumulative(call)) is not None and call.op.prepared.get("neutral"):
         if name == "add":
             return torch.cumsum(x, dim, dtype=x.dtype)
         if name in ("maximum", "minimum") and not call.source.is_unsigned:
             return (torch.cummax if name == "maximum" else torch.cummin)(x, dim).values
         if name == "multiply":
             return torch.cumprod(x, dim, dtype=x.dtype)
-    x, count = windows(x, call, initial)
-    if not count:
-        return x
-    return reduced(name, x, list(range(x.dim() - count, x.dim())), call.source)
+    x, count = windows(x, call, initial[0])
+    if count:
+        x = reduced(name, x, list(range(x.dim() - count, x.dim())), call.source)
+    return x if call.op.prepared.get("neutral") else call.run(call.op.blocks[0], [initial[0], x])[0]
+
+
+def _first(x: Tensor, count: int) -> Tensor:
+    """Return a tensor whose last dimensions are one, and the first."""
+    return x.flatten(-count).movedim(-1, 0) if count else x.unsqueeze(0)
 
 
 def _cumulative(call: Call) -> int | None:
