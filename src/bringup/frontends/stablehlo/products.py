@@ -21,12 +21,15 @@ def dot_general(call: Call, x: Tensor, y: Tensor) -> Tensor:
     def form(value: Tensor, *groups: list[int]) -> Tensor:
         sizes = [math.prod(value.shape[dim] for dim in group) for group in groups]
         order = [dim for group in groups for dim in group]
-        return value.permute(order).reshape(sizes if batch_x else sizes[1:]).to(dtype)
+        value = value if order == sorted(order) else value.permute(order)
+        sizes = sizes if batch_x else sizes[1:]
+        return (value if list(value.shape) == sizes else value.reshape(sizes)).to(dtype)
 
     a_BMK, b_BKN = form(x, batch_x, outer_x, inner_x), form(y, batch_y, inner_y, outer_y)
     if dtype == torch.bool:
         return (a_BMK.to(torch.float32) @ b_BKN.to(torch.float32) != 0).reshape(call.shape)
-    return (a_BMK @ b_BKN).reshape(call.shape)
+    result = a_BMK @ b_BKN
+    return result if result.shape == call.shape else result.reshape(call.shape)
 
 
 @operator("convolution")
