@@ -26,7 +26,7 @@ from bringup.errors import BringupError
 from bringup.frontends.stablehlo.program import lowered_program
 from bringup.frontends.stablehlo.tensors import as_array, as_tensor
 
-Python = Callable[..., "subprocess.CompletedProcess[str]"]
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
 STEPS = 5
 
 
@@ -192,10 +192,17 @@ def test_dry_prediction_runs_loops_that_count() -> None:
     assert (few, many) == (3, 30)
 
 
-def test_jax_is_not_imported_unless_it_is_used(python: Python) -> None:
+def test_jax_is_not_imported_unless_it_is_used(python: Run) -> None:
     done = python(
         "import sys, torch, bringup\n"
         "bringup.predict(lambda x: x + x, torch.ones(8), chip='t4')\n"
         "print([name for name in ('jax', 'jaxlib') if name in sys.modules])"
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_script_of_jax_is_told_what_to_do(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("import jax\nprint(jax.numpy.ones(3).sum())\n", encoding="utf-8")
+    done = bringup_run("--chip", "tpu-v6e", "train.py")
+    assert done.returncode == 0 and "3.0" in done.stdout
+    assert "JAX's own CPU runs what JAX compiles; predict its step: bringup.predict(jax.jit" in done.stderr

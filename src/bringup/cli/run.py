@@ -557,6 +557,9 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
 
 
 def _how_to_launch(options: RunOptions) -> str:
+    if "jax" in sys.modules:
+        call = "bringup.predict(jax.jit(step).lower(...), chip=...)"
+        return f"JAX's own CPU runs what JAX compiles; predict its step: {call}"
     if options.cuda:
         return "move its model and data to the device 'cuda'"
     return (
