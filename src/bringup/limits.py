@@ -34,6 +34,7 @@ BYTES = {
     "scorecard": Limit(16 << 20, "56 items, and a matrix of 700 operators"),
     "measurement file": Limit(64 << 20, "the measurements of seven publishers have 67,000 rows together"),
     "ONNX model": Limit((1 << 31) - 1, "protobuf reads no larger message, and larger weights are external data"),
+    "StableHLO module": Limit(1 << 29, "weights are inputs; a program of 100,000 operations has 40 MB"),
     "request file": Limit(1 << 29, "a million requests have 200 MB"),
     "step table": Limit(16 << 20, "a profile of 100,000 steps has 4 MB"),
     "report": Limit(1 << 29, "a page whose timeline draws 600,000 launches has 80 MiB"),
@@ -66,6 +67,14 @@ ONNX = {
     "nested calls": Limit(
         64, "functions and graphs within each other; exporters make one function per level of modules"
     ),
+}
+
+# The contents of a StableHLO module.
+STABLEHLO = {
+    "operations": Limit(1 << 20, "a training step of a thousand layers with a thousand operations each"),
+    "brackets": Limit(100, "open at once; loops and branches within each other need two each"),
+    "nested calls": Limit(200, "functions that call each other; JAX makes one per nested jit"),
+    "frames": Limit(10_000, "call frames of one location"),
 }
 
 # The text of a Triton kernel. The largest of 1,600 kernels of FlagGems, Liger and the tutorials has 90,000 letters,

@@ -72,17 +72,23 @@ def script_program(script: str) -> Program:
 
 
 def model_program(file: str, arguments: Sequence[str]) -> Program:
-    """Read an ONNX model, whose steps are then the program.
+    """Read an ONNX model or a StableHLO module, whose steps are then the program.
 
     Raises:
         BringupError: the model is malformed, or an argument does not fit it.
     """
-    from bringup.frontends.onnx.program import onnx_program  # imports torch and onnx
+    model: object
+    if file.endswith(".onnx"):
+        from bringup.frontends.onnx.program import onnx_program  # imports torch and onnx
 
-    model = onnx_program(file, arguments)
+        model, framework = onnx_program(file, arguments), "onnx"
+    else:
+        from bringup.frontends.stablehlo.program import stablehlo_program  # imports torch and jaxlib
+
+        model, framework = stablehlo_program(file, arguments), "stablehlo"
     path = os.path.abspath(file)
     code = partial(compile, "model.run()", path, "exec", dont_inherit=True)
-    return Program(path, os.path.dirname(path), code, framework="onnx", names={"model": model})
+    return Program(path, os.path.dirname(path), code, framework=framework, names={"model": model})
 
 
 def module_program(name: str) -> Program:

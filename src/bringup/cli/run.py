@@ -249,7 +249,7 @@ def command(**values: Any) -> None:
     """Run SCRIPT with ARGUMENTS on a virtual chip, and report where the time of chip, link and host goes.
 
     The program runs as under python: arguments, input, signals and exit code are unchanged. SCRIPT may be an ONNX
-    model: bringup run model.onnx --input x=1x3x224x224:float32 --steps 3
+    model or a StableHLO module: bringup run model.onnx --input x=1x3x224x224:float32 --steps 3
     """
     options = RunOptions(**values)
     topology = _cluster(options)
@@ -347,7 +347,7 @@ def prepare(options: RunOptions) -> Job:
 def _program(script: str, module: bool, arguments: tuple[str, ...]) -> Program:
     if module:
         return module_program(script)
-    return model_program(script, arguments) if script.endswith(".onnx") else script_program(script)
+    return model_program(script, arguments) if script.endswith((".onnx", ".mlir")) else script_program(script)
 
 
 def _dry(mode: str | None, value: str) -> AbstractContextManager[None]:
@@ -557,6 +557,9 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
 
 
 def _how_to_launch(options: RunOptions) -> str:
+    if "jax" in sys.modules:
+        call = "bringup.predict(jax.jit(step).lower(...), chip=...)"
+        return f"JAX's own CPU runs what JAX compiles; predict its step: {call}"
     if options.cuda:
         return "move its model and data to the device 'cuda'"
     return (

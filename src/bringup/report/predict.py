@@ -12,13 +12,14 @@ import torch
 from bringup.device import dry as dryrun
 from bringup.device.load import use_unless_chosen
 from bringup.errors import BringupError
+from bringup.frontends.inputs import stand_ins
 from bringup.machine.files import load_chip
 from bringup.recording.recording import record, step
 from bringup.report.prediction import Prediction, price
 
 
 def predict(
-    function: Callable[..., Any] | str | os.PathLike[str],
+    function: Any,
     *args: Any,
     chip: str | os.PathLike[str],
     host: str | os.PathLike[str] | None = None,
@@ -33,8 +34,9 @@ def predict(
     step unless the function marks steps itself.
 
     Args:
-        function: the function or module to call, or the path of an ONNX model.
-        args: its arguments. A model whose inputs have no dynamic axes needs none.
+        function: the function or module to call, what ``jax.jit(f).lower(x)`` returns, or the path of an ONNX model or
+            a StableHLO module (``.mlir``).
+        args: its arguments. A model whose inputs have no dynamic axes needs none, a lowered program takes none.
         chip: name or file of the chip to price it on.
         host: name or file of the host (default: see `load_host`).
         dry: True computes nothing; False runs every kernel.
@@ -45,15 +47,18 @@ def predict(
     """
     described = load_chip(os.fspath(chip))
     about: dict[str, Any] = {}
-    if isinstance(function, (str, os.PathLike)):
-        function, args = _model(function, args, kwargs)
-        about["framework"] = "onnx"
+    prepare = False
+    if is_lowered(function) or isinstance(function, (str, os.PathLike)):
+        function, args, about["framework"] = _model(function, args, kwargs)
+        prepare = about["framework"] != "onnx"
     use_unless_chosen(chip)
     modules = [item for item in (function, *args, *kwargs.values()) if isinstance(item, torch.nn.Module)]
     with dryrun.dry() if dry else nullcontext(), _put_back(modules, values=dry):
         chip_args, chip_kwargs = _on_chip(args), _on_chip(kwargs)
         if isinstance(function, torch.nn.Module):
             function = function.to("chip")
+        if prepare:  # a program's constants move to the chip in its first run
+            function(*chip_args, **chip_kwargs)
         torch.chip.synchronize()  # type: ignore[attr-defined]
         with record() as trace:
             function(*chip_args, **chip_kwargs)
@@ -69,15 +74,30 @@ def predict(
 
 
 def _model(
-    path: str | os.PathLike[str], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[torch.nn.Module, tuple[Any, ...]]:
-    """Load an ONNX model to the host; return it with its arguments, or with stand-ins if there are none."""
-    from bringup.frontends.onnx import model, program  # needs the package onnx
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], tuple[Any, ...], str]:
+    """Return a model to call, its arguments, or stand-ins if there are none, and its framework."""
+    if not is_lowered(model) and not os.fspath(model).endswith(".mlir"):
+        from bringup.frontends.onnx.model import load_onnx  # needs the package onnx
+        from bringup.frontends.onnx.program import inputs_of
+        from bringup.frontends.onnx.program import stand_ins as onnx_inputs
 
-    loaded = model.load_onnx(path, device="cpu")
+        loaded = load_onnx(model, device="cpu")
+        if args or kwargs:
+            return loaded, args, "onnx"
+        return loaded, tuple(onnx_inputs(inputs_of(loaded.graph, os.fspath(model)))), "onnx"
+    from bringup.frontends.stablehlo import executor, module, program  # needs jaxlib
+
+    lowered = is_lowered(model)
+    ready = program.lowered_program(model) if lowered else executor.Program(module.read_file(model))
     if args or kwargs:
-        return loaded, args
-    return loaded, tuple(program.stand_ins(program.inputs_of(loaded.graph, os.fspath(path))))
+        raise BringupError(f"{ready.__name__}: has the sizes of its inputs: leave out the arguments")
+    return ready, tuple(stand_ins(program.described(ready))), "jax" if lowered else "stablehlo"
+
+
+def is_lowered(function: object) -> bool:
+    """Return True for what ``jax.jit(f).lower(x)`` returns. Does not import JAX."""
+    return type(function).__module__.partition(".")[0] == "jax" and hasattr(function, "compiler_ir")
 
 
 @contextmanager

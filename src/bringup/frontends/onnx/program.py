@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import click
 import torch
 
+from bringup.frontends import inputs as models
 from bringup.frontends.onnx.graph import Graph, Input, OnnxError, read_model
 from bringup.frontends.onnx.model import OnnxModel, check_operators
 from bringup.frontends.onnx.tensors import NAMED
@@ -17,6 +19,8 @@ from bringup.text import plain, short
 
 _SIZES = re.compile(r"([0-9]{1,18}(?:x[0-9]{1,18})*|scalar)(?::(\w+))?")  # 18 digits fit into 64 bits
 _TYPES = {**{str(dtype).removeprefix("torch."): dtype for dtype in NAMED.values()}, **NAMED}
+
+stand_ins = partial(models.stand_ins, error=OnnxError)
 
 
 @dataclass
@@ -145,23 +149,3 @@ def _text(sizes: object) -> str:
 
 def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def stand_ins(inputs: Sequence[tuple[str, list[int], torch.dtype]]) -> list[torch.Tensor]:
-    """Return inputs on the host: normal random numbers, the same in each run; ones for whole numbers and masks.
-
-    Raises:
-        OnnxError: an input is too large for the host's memory.
-    """
-    generator = torch.Generator().manual_seed(0)
-    tensors = []
-    for name, sizes, dtype in inputs:
-        try:
-            if dtype.is_floating_point:
-                tensors.append(torch.randn(sizes, generator=generator).to(dtype))
-            else:
-                tensors.append(torch.ones(sizes, dtype=dtype))
-        except RuntimeError as error:
-            text = short(str(error))
-            raise OnnxError(f"input {short(name)}={short(_text(sizes))} does not fit into memory: {text}") from None
-    return tensors

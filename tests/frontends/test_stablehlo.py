@@ -1,0 +1,523 @@
+"""StableHLO's operators on the chip, each compared with jaxlib's CPU, and module files."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.conftest import NO_JAX
+
+try:
+    import jax
+except ImportError:
+    pytest.skip(NO_JAX, allow_module_level=True)
+
+import jax.numpy as jnp
+from jax import lax
+
+from bringup.errors import BringupError
+from bringup.frontends.stablehlo import executor, module
+from bringup.frontends.stablehlo.executor import Program
+from bringup.frontends.stablehlo.module import StableHloError, read_file
+from bringup.frontends.stablehlo.operators import OPERATORS
+from bringup.frontends.stablehlo.program import lowered_program
+from bringup.frontends.stablehlo.tensors import as_array, as_tensor
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def on_cpu() -> Any:
+    """JAX's own results are those of its CPU."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        yield
+
+
+def with_64_bits(name: str) -> Any:
+    return jax.enable_x64(any(word in name for word in ("64", "wider")))
+
+
+def numbers(shape: tuple[int, ...], dtype: Any = jnp.float32, seed: int = 0, low: float = -2, high: float = 2) -> Any:
+    values = np.random.default_rng(seed).uniform(low, high, shape)
+    return values.astype(dtype)
+
+
+def whole(shape: tuple[int, ...], dtype: Any = jnp.int32, seed: int = 0) -> Any:
+    info = jnp.iinfo(dtype)
+    low, high = max(int(info.min), -(2**62)), min(int(info.max), 2**62)
+    wide = np.random.default_rng(seed).integers(low, high, shape, endpoint=True)
+    edges = np.asarray([info.min, info.max, 0, 1, 3], dtype=np.dtype(dtype))
+    values = wide.astype(np.dtype(dtype))
+    values.reshape(-1)[:5] = edges
+    return values
+
+
+X = numbers((4, 6))
+Y = numbers((4, 6), seed=1)
+POSITIVE = numbers((4, 6), low=0.1, high=3)
+UNIT = numbers((4, 6), low=-0.95, high=0.95)
+I = whole((4, 6))  # noqa: E741
+J = whole((4, 6), seed=1)
+IMAGE = numbers((2, 9, 8, 6))
+KERNEL = numbers((3, 3, 6, 4))
+NHWC = ("NHWC", "HWIO", "NHWC")
+EDGES = np.asarray([0.0, -0.0, 1.5, 2.5, -2.5, jnp.inf, -jnp.inf, jnp.nan, 3e9, -3e9, 1e20, 255.7], jnp.float32)
+SYMMETRIC = X @ X.T + 5 * np.eye(4, dtype=np.float32)
+KEY = np.asarray([3, 7], jnp.uint32)
+
+
+def conv(x: Any, w: Any, strides: Any = (1, 1), padding: Any = "SAME", **options: Any) -> Any:
+    return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=NHWC, **options)
+
+
+def window(x: Any, start: float, op: Any, size: Any = (1, 3, 2, 1), padding: Any = "SAME", **options: Any) -> Any:
+    return lax.reduce_window(x, np.dtype(x.dtype).type(start), op, size, (1, 2, 2, 1), padding, **options)
+
+
+CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
+    **{
+        name: (getattr(lax, name), (X,))
+        for name in [
+            "abs",
+            "ceil",
+            "cos",
+            "cosh",
+            "erf",
+            "erfc",
+            "exp",
+            "expm1",
+            "floor",
+            "is_finite",
+            "logistic",
+            "neg",
+            "round",
+            "sign",
+            "sin",
+            "sinh",
+            "square",
+            "tan",
+            "tanh",
+            "cbrt",
+            "asinh",
+            "atan",
+            "bessel_i1e",
+        ]
+    },
+    **{name: (getattr(lax, name), (POSITIVE,)) for name in ["log", "log1p", "rsqrt", "sqrt", "lgamma", "digamma"]},
+    **{name: (getattr(lax, name), (UNIT,)) for name in ["acos", "asin", "atanh", "erf_inv"]},
+    "acosh": (lambda x: lax.acosh(x + 1), (POSITIVE,)),
+    **{
+        name: (getattr(lax, name), (X, Y))
+        for name in ["add", "sub", "mul", "div", "rem", "max", "min", "atan2", "nextafter"]
+    },
+    **{
+        f"{name} {kind}": (getattr(lax, name), (whole((4, 6), kind), whole((4, 6), kind, 1)))
+        for name in [
+            "add",
+            "sub",
+            "mul",
+            "div",
+            "rem",
+            "max",
+            "min",
+            "bitwise_and",
+            "bitwise_or",
+            "bitwise_xor",
+            "lt",
+            "le",
+            "eq",
+            "ne",
+            "gt",
+            "ge",
+        ]
+        for kind in ("int8", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    },
+    **{
+        f"{name} {kind}": (
+            getattr(lax, name),
+            (
+                whole((4, 6), kind),
+                np.arange(24, dtype=kind).reshape(4, 6) * np.dtype(kind).type(2 if "64" not in kind else 3),
+            ),
+        )
+        for name in ["shift_left", "shift_right_arithmetic", "shift_right_logical"]
+        for kind in ("int8", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    },
+    **{
+        f"{name} {kind}": (getattr(lax, name), (whole((4, 6), kind),))
+        for name in ["bitwise_not", "population_count", "clz"]
+        for kind in ("int8", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+    },
+    **{
+        f"convert {source} {target}": (
+            lambda x, target=target: x.astype(target),
+            (whole((4, 6), source) if "int" in source else EDGES.astype(source),),
+        )
+        for source in ("int8", "int32", "int64", "uint16", "uint32", "uint64", "float32", "float64", "bfloat16")
+        for target in ("bool", "int8", "int32", "int64", "uint8", "uint32", "uint64", "float32", "float64", "float16")
+    },
+    "fp8": (lambda x: x.astype(jnp.float8_e4m3fn).astype(jnp.float32) * 2, (X,)),
+    "add bool": (lambda x, y: lax.max(x, y), (X > 0, Y > 0)),
+    "compare": (lambda x, y: (x < y, x <= y, x == y, x != y, x > y, x >= y), (EDGES, EDGES[::-1])),
+    "divide by zero": (lambda x: (lax.div(x, x * 0), lax.rem(x, x * 0)), (I,)),
+    "power": (lambda x, y: x**y, (POSITIVE, Y)),
+    "power of whole numbers": (lambda x: lax.integer_pow(x, 3), (I,)),
+    "polygamma": (lambda x: jax.scipy.special.polygamma(2, x), (POSITIVE,)),
+    "zeta": (lambda x: lax.zeta(x + 2, x + 1), (POSITIVE,)),
+    "clamp": (lambda x: lax.clamp(-0.5, x, 0.5), (X,)),
+    "clamp unsigned": (lambda x: lax.clamp(jnp.uint32(9), x, jnp.uint32(3 << 30)), (whole((4, 6), jnp.uint32),)),
+    "round to even": (jnp.round, (EDGES[1:6],)),
+    "real": (lambda x, y: lax.real(lax.complex(x, y)) + 1, (X, Y)),
+    "reduce_precision": (lambda x: lax.reduce_precision(x, 8, 7), (X,)),
+    "bitcast": (lambda x: lax.bitcast_convert_type(x, jnp.uint32), (X,)),
+    "bitcast narrower": (lambda x: lax.bitcast_convert_type(x, jnp.uint16), (X,)),
+    "bitcast wider": (lambda x: lax.bitcast_convert_type(x.reshape(4, 3, 2), jnp.float64), (X,)),
+    "complex": (lambda x, y: (lax.complex(x, y) * (1 + 2j), abs(lax.complex(x, y)), jnp.exp(1j * x).imag), (X, Y)),
+    "constants": (lambda x: x + np.arange(24.0).reshape(4, 6).astype(jnp.bfloat16).astype(x.dtype), (X,)),
+    "select": (lambda x, y: jnp.where(x > y, x, y), (X, Y)),
+    "iota": (lambda x: x + lax.broadcasted_iota(jnp.float32, (4, 6), 1), (X,)),
+    "broadcast": (
+        lambda x: lax.broadcast_in_dim(x, (6, 2, 4), (2,)) if x.ndim == 1 else x[None] + x[:, None, 0:1],
+        (X,),
+    ),
+    "transpose": (lambda x: lax.transpose(x, (2, 0, 3, 1)), (IMAGE,)),
+    "reverse": (lambda x: lax.rev(x, (0, 1)), (X,)),
+    "slice": (lambda x: lax.slice(x, (1, 0), (4, 6), (2, 3)), (X,)),
+    "concatenate": (lambda x, y: lax.concatenate([x, y, x], 1), (X, Y)),
+    "pad": (lambda x: lax.pad(x, 1.0, ((1, 2, 1), (0, 3, 2))), (X,)),
+    "pad less": (lambda x: lax.pad(x, 0.0, ((-1, 2, 1), (1, -2, 0))), (X,)),
+    "dynamic_slice": (lambda x, i: lax.dynamic_slice(x, (i[0], i[1]), (2, 3)), (X, np.asarray([1, 5], np.int32))),
+    "dynamic_slice constant": (lambda x: lax.dynamic_slice(x, (1, 2), (2, 3)), (X,)),
+    "dynamic_update": (
+        lambda x, y, i: lax.dynamic_update_slice(x, y[:2, :3], (i[0], i[1])),
+        (X, Y, np.asarray([3, -2], np.int32)),
+    ),
+    "dynamic_update constant": (lambda x, y: lax.dynamic_update_slice(x, y[:2, :3], (1, 2)), (X, Y)),
+    "dot": (lambda x, y: x @ y.T, (X, Y)),
+    "dot batched": (lambda x, y: jnp.einsum("bij,bkj->bki", x, y), (IMAGE[0], IMAGE[1])),
+    "dot of two": (lambda x, y: jnp.einsum("bijc,bkjc->ik", x, y), (IMAGE, IMAGE)),
+    "dot bfloat16": (lambda x, y: x @ y.T, (X.astype(jnp.bfloat16), Y.astype(jnp.bfloat16))),
+    "dot accumulated": (
+        lambda x, y: lax.dot(x, y.T, preferred_element_type=jnp.float32),
+        (X.astype(jnp.bfloat16), Y.astype(jnp.bfloat16)),
+    ),
+    "dot int8": (
+        lambda x, y: lax.dot(x, y.T, preferred_element_type=jnp.int32),
+        (whole((4, 6), jnp.int8), whole((4, 6), jnp.int8, 1)),
+    ),
+    "conv": (conv, (IMAGE, KERNEL)),
+    "conv strided": (lambda x, w: conv(x, w, (2, 3), ((1, 0), (2, 1))), (IMAGE, KERNEL)),
+    "conv dilated": (
+        lambda x, w: conv(x, w, padding=((1, 2), (0, 3)), lhs_dilation=(2, 1), rhs_dilation=(1, 2)),
+        (IMAGE, KERNEL),
+    ),
+    "conv grouped": (lambda x, w: conv(x, w[:, :, :2], feature_group_count=3), (IMAGE, numbers((3, 3, 6, 9)))),
+    "conv grad": (lambda x, w: jax.grad(lambda *a: (conv(*a, (2, 2)) ** 2).sum(), (0, 1))(x, w), (IMAGE, KERNEL)),
+    "conv depthwise grad": (
+        lambda x, w: jax.grad(lambda *a: (conv(*a, feature_group_count=6) ** 2).sum(), (0, 1))(x, w),
+        (IMAGE, numbers((3, 3, 1, 12))),
+    ),
+    "conv 1d": (
+        lambda x, w: lax.conv_general_dilated(x, w, (2,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")),
+        (IMAGE[0], numbers((3, 6, 5))),
+    ),
+    "conv 3d": (lambda x, w: lax.conv(x, w, (1, 2, 1), "SAME"), (numbers((1, 2, 5, 6, 7)), numbers((3, 2, 2, 3, 3)))),
+    **{
+        f"reduce {name}": (lambda x, name=name: getattr(jnp, name)(x, axis=(0, 2)), (IMAGE,))
+        for name in ("sum", "max", "min", "prod", "mean", "any", "all")
+    },
+    "reduce unsigned": (lambda x: (jnp.max(x, 1), jnp.min(x, 0), jnp.sum(x)), (whole((4, 6), jnp.uint32),)),
+    "reduce from a number": (lambda x: lax.reduce(x, np.float32(7), lax.add, (1,)), (X,)),
+    "reduce bits": (lambda x: (lax.reduce_xor(x, (0,)), lax.reduce_or(x, (1,)), lax.reduce_and(x, (1,))), (I,)),
+    "reduce of pairs": (
+        lambda x, y: lax.reduce((x, y), (np.float32(0), np.float32(1)), lambda a, b: (a[0] + b[0], a[1] * b[1]), (1,)),
+        (X, Y),
+    ),
+    **{
+        f"{name} {kind}": (lambda x, name=name: (getattr(jnp, name)(x, axis=0), getattr(jnp, name)(x)), (x,))
+        for name in ("argmax", "argmin")
+        for kind, x in (
+            ("float", np.round(X)),
+            ("nan", np.where(np.arange(24).reshape(4, 6) == 15, np.float32(np.nan), X)),
+            ("int", I % 4),
+            ("unsigned", whole((4, 6), jnp.uint32)),
+            ("bool", X > 0),
+        )
+    },
+    **{
+        name: (lambda x, name=name: (getattr(lax, name)(x, 1), getattr(lax, name)(x, 0, reverse=True)), (X,))
+        for name in ("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
+    },
+    "max_pool": (lambda x: window(x, -np.inf, lax.max), (IMAGE,)),
+    "min_pool": (lambda x: window(x, np.inf, lax.min, padding="VALID"), (IMAGE,)),
+    "sum_pool": (lambda x: window(x, 0.0, lax.add), (IMAGE,)),
+    "pool dilated": (
+        lambda x: window(x, 0.0, lax.add, window_dilation=(1, 2, 3, 1), base_dilation=(1, 1, 2, 1)),
+        (IMAGE,),
+    ),
+    "max_pool grad": (lambda x: jax.grad(lambda a: (window(a, -np.inf, lax.max) ** 2).sum())(x), (IMAGE,)),
+    "max_pool grad of equals": (
+        lambda x: jax.grad(lambda a: (window(a, -np.inf, lax.max) ** 2).sum())(x),
+        (np.round(IMAGE),),
+    ),
+    "avg_pool grad": (lambda x: jax.grad(lambda a: (window(a, 0.0, lax.add) ** 2).sum())(x), (IMAGE,)),
+    **{
+        f"sort {kind}": (lambda x: (jnp.sort(x, 0), jnp.sort(x, 1, descending=True), jnp.argsort(x, 1)), (x,))
+        for kind, x in (
+            ("float", EDGES.reshape(3, 4)),
+            ("int", I),
+            ("unsigned", whole((4, 6), jnp.uint32)),
+            ("unsigned 64", whole((4, 6), jnp.uint64)),
+            ("bfloat16", X.astype(jnp.bfloat16)),
+            ("equal", I % 3),
+        )
+    },
+    "sort by two": (lambda x, y: lax.sort((x % 3, y, x), num_keys=2), (I, Y)),
+    "sort by three": (lambda x, y: lax.sort((x % 2, x % 3, y, x), num_keys=3, dimension=0), (I, Y)),
+    "top_k": (lambda x: lax.top_k(x, 3), (X,)),
+    "top_k of equals": (lambda x: lax.top_k(x % 3, 4), (I,)),
+    "gather rows": (lambda x, i: x[i], (X, np.asarray([[1, 3], [-1, 9]], np.int32))),
+    "gather columns": (lambda x, i: x[:, i], (X, np.asarray([1, 3, 5], np.int32))),
+    "gather elements": (lambda x, i, j: x[i, j], (X, np.asarray([0, 3, 2], np.int32), np.asarray([5, 1, 1], np.int32))),
+    "gather filled": (lambda x, i: jnp.take(x, i, axis=1, mode="fill"), (X, np.asarray([1, 30, -9], np.int32))),
+    "gather clipped": (lambda x, i: jnp.take(x, i, axis=0, mode="clip"), (X, np.asarray([[1, 30], [-9, 2]], np.int32))),
+    "gather along": (lambda x, i: jnp.take_along_axis(x, i, 1), (X, whole((4, 3), jnp.int32) % 6)),
+    "gather windows": (
+        lambda x, i: jax.vmap(lambda k: lax.dynamic_slice(x, (k, 1), (2, 3)))(i),
+        (X, np.asarray([0, 1, 2, 7], np.int32)),
+    ),
+    "gather of batches": (
+        lambda x, i: jax.vmap(lambda row, k: lax.dynamic_slice(row, (k,), (2,)))(x, i),
+        (X, np.asarray([0, 1, 4, 9], np.int32)),
+    ),
+    **{
+        f"scatter {name}": (
+            lambda x, i, u, name=name: getattr(x.at[i], name)(u),
+            (
+                X,
+                np.asarray([1, 3, 9], np.int32) if name == "set" else np.asarray([1, 1, 9, 0], np.int32),
+                Y[: 3 if name == "set" else 4],
+            ),
+        )
+        for name in ("set", "add", "multiply", "min", "max")
+    },
+    "scatter elements": (
+        lambda x, i, j: x.at[i, j].add(2.0),
+        (X, np.asarray([0, 3, 2], np.int32), np.asarray([5, 1, 1], np.int32)),
+    ),
+    "scatter columns": (lambda x, i: x.at[:, i].set(2.0), (X, np.asarray([5, 1], np.int32))),
+    "scatter int": (lambda x, i: x.at[i].add(7), (I, np.asarray([2, 2, 0], np.int32))),
+    "scatter bool": (lambda x, i: x.at[i].set(True), (X > 0, np.asarray([2, 0], np.int32))),
+    "scatter windows": (
+        lambda x, i, u: jax.vmap(lambda row, k, v: lax.dynamic_update_slice(row, v, (k,)))(x, i, u[:, :2]),
+        (X, np.asarray([0, 1, 4, 9], np.int32), Y),
+    ),
+    "gather grad": (lambda x, i: jax.grad(lambda a: (a[i] ** 2).sum())(x), (X, np.asarray([1, 1, 2], np.int32))),
+    "segment_sum": (lambda x, i: jax.ops.segment_sum(x, i, 3), (X, np.asarray([0, 2, 2, 1], np.int32))),
+    "scan": (lambda x: lax.scan(lambda c, a: (c * 0.9 + a, c.sum()), x[0], x), (X,)),
+    "while on the chip": (lambda x: lax.while_loop(lambda c: c.sum() < 50, lambda c: c * 1.5, x), (POSITIVE,)),
+    "cond": (lambda x: lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x), (X,)),
+    "switch": (
+        lambda x, i: [lax.switch(k, [jnp.sin, jnp.cos, jnp.tan], x) for k in i],
+        (X, np.asarray([-3, 1, 9], np.int32)),
+    ),
+    "random": (lambda k: jax.random.normal(jax.random.wrap_key_data(k), (40,)), (KEY,)),
+    "permutation": (lambda k: jax.random.permutation(jax.random.wrap_key_data(k), 50), (KEY,)),
+    "fft": (lambda x: (jnp.fft.fft(x), jnp.fft.rfft2(x), jnp.fft.ifft(x), jnp.fft.irfft(jnp.fft.rfft(x))), (X,)),
+    "cholesky": (jnp.linalg.cholesky, (SYMMETRIC,)),
+    "solve": (jnp.linalg.solve, (SYMMETRIC, X)),
+    "triangular": (
+        lambda a, b: lax.linalg.triangular_solve(a, b, left_side=True, lower=True, transpose_a=True),
+        (SYMMETRIC, X),
+    ),
+    "det": (jnp.linalg.det, (SYMMETRIC,)),
+    "qr": (lambda x: [abs(item) for item in jnp.linalg.qr(x.T)], (X,)),
+    "eigh": (lambda x: jnp.linalg.eigh(x)[0], (SYMMETRIC,)),
+    "svd": (lambda x: jnp.linalg.svd(x, full_matrices=False)[1], (X,)),
+    "logsumexp": (lambda x: jax.nn.logsumexp(x, 1), (X,)),
+    "map": (lambda x: lax.map(lambda row: jnp.sort(row), x), (X,)),
+}
+
+
+def run_both(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[tuple[Any, Any]]:
+    """Return results of the chip and of jaxlib's CPU."""
+    jitted = jax.jit(function)
+    wanted = jax.tree.leaves(jitted(*arguments))
+    program = lowered_program(
+        jitted.lower(
+            *arguments,
+        )
+    )
+    results = program(*(as_tensor(np.asarray(item)) for item in jax.tree.leaves(arguments)))
+    assert all(result.device.type == "chip" for result in results)
+    arrays = [as_array(result, kind.kind) for result, kind in zip(results, program.outputs, strict=True)]
+    return list(zip(arrays, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_operator_equals_jaxlib(name: str) -> None:
+    function, arguments = CASES[name]
+    with with_64_bits(name):
+        pairs = run_both(function, arguments)
+    for result, want in pairs:
+        narrow = want.dtype in (jnp.bfloat16, jnp.float16)
+        array = np.asarray(want.astype(jnp.float32) if narrow else want)
+        assert result.shape == array.shape
+        if array.dtype.kind in "iub":
+            np.testing.assert_array_equal(result, array)
+        else:
+            scale = float(np.max(np.abs(array[np.isfinite(array)]), initial=1e-3))
+            tolerance = 1e-2 if narrow else 1e-5
+            np.testing.assert_allclose(result.astype(array.dtype), array, rtol=tolerance, atol=tolerance * scale)
+
+
+def test_every_translation_ran() -> None:
+    """JAX lowers the cases to all operators with a translation, but for those below and a few rare ones."""
+    used = set()
+    for name, (function, arguments) in CASES.items():
+        with with_64_bits(name):
+            used |= {op.name for op in ops_of(function, arguments)}
+    rare = {"if", "composite", "is_pos_inf", "is_neg_inf", "conj", "mulhi"}
+    assert set(OPERATORS) - used <= {*WITHOUT_JAX, *rare}
+
+
+def ops_of(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[module.Op]:
+    read = module.read_module(jax.jit(function).lower(*arguments).compiler_ir("stablehlo"), "case")
+    return [op for block in read.functions.values() for op in block.walk()]
+
+
+WITHOUT_JAX = {
+    "logistic": ("%0 = stablehlo.logistic %x : tensor<4x4xf32>", torch.sigmoid),
+    "triangular_solve": (
+        '%0 = "stablehlo.triangular_solve"(%x, %x) {left_side = true, lower = true, unit_diagonal = false, transpose_a '
+        "= #stablehlo<transpose TRANSPOSE>} : (tensor<4x4xf32>, tensor<4x4xf32>) -> tensor<4x4xf32>",
+        lambda x: torch.linalg.solve(x.tril().T, x),
+    ),
+    "cholesky": ("%0 = stablehlo.cholesky %x, lower = true : tensor<4x4xf32>", torch.linalg.cholesky),
+    "round_nearest_afz": (
+        "%0 = stablehlo.round_nearest_afz %x : tensor<4x4xf32>",
+        lambda x: torch.sign(x) * torch.floor(x.abs() + 0.5),
+    ),
+    "optimization_barrier": ("%0 = stablehlo.optimization_barrier %x : tensor<4x4xf32>", lambda x: x),
+    "is_inf": (
+        "%1 = chlo.is_inf %x : tensor<4x4xf32> -> tensor<4x4xi1>\n%0 = stablehlo.select %1, %x, %x : "
+        "tensor<4x4xi1>, tensor<4x4xf32>",
+        lambda x: x,
+    ),
+    "map": (
+        '%0 = "stablehlo.map"(%x) ({\n^bb0(%a: tensor<f32>):\n%b = stablehlo.add %a, %a : tensor<f32>\n'
+        "stablehlo.return %b : tensor<f32>\n}) {dimensions = array<i64: 0, 1>} : (tensor<4x4xf32>) -> tensor<4x4xf32>",
+        lambda x: x + x,
+    ),
+}
+
+
+def module_text(line: str) -> str:
+    return f"func.func @main(%x: tensor<4x4xf32>) -> tensor<4x4xf32> {{\n{line}\nreturn %0 : tensor<4x4xf32>\n}}\n"
+
+
+@pytest.mark.parametrize("name", WITHOUT_JAX)
+def test_operator_that_jax_does_not_lower_to(name: str, tmp_path: Path) -> None:
+    line, function = WITHOUT_JAX[name]
+    (tmp_path / "m.mlir").write_text(module_text(line), encoding="utf-8")
+    x = torch.from_numpy(np.array(SYMMETRIC))
+    (result,) = Program(read_file(tmp_path / "m.mlir"))(x)
+    torch.testing.assert_close(result.cpu(), function(x))
+
+
+def test_missing_operators_are_all_named(tmp_path: Path) -> None:
+    text = module_text(
+        "%1 = stablehlo.custom_call @mine(%x) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
+        "%2 = stablehlo.custom_call @mine(%1) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
+        "%3 = stablehlo.replica_id : tensor<ui32>\n"
+        "%0 = stablehlo.add %2, %2 : tensor<4x4xf32>"
+    )
+    (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
+    with pytest.raises(StableHloError) as caught:
+        Program(read_file(tmp_path / "m.mlir"))
+    assert "2 operators without a translation: custom_call of mine (2 operations, " in str(caught.value)
+    assert "m.mlir:2), replica_id (1 operation, " in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("no module", "is no StableHLO module in text form"),
+        ("module {}", "has no function main"),
+        ("[" * 5000, "more than 100 brackets are open at once"),
+        ("func.func @main(%x: tensor<?xf32>) -> tensor<?xf32> { return %x : tensor<?xf32> }", "is dynamic"),
+        ("func.func @main(%x: tensor<2xi4>) -> tensor<2xi4> { return %x : tensor<2xi4> }", "no data type for i4"),
+        (
+            "func.func @main(%x: tensor<2xf32>) -> tensor<2xf32> {\n%0 = call @main(%x) : (tensor<2xf32>) -> "
+            "tensor<2xf32>\nreturn %0 : tensor<2xf32>\n}",
+            "function main calls itself",
+        ),
+    ],
+)
+def test_malformed_module_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
+    (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
+    with pytest.raises(StableHloError, match=sentence) as caught:
+        read_file(tmp_path / "m.mlir")
+    assert "\n" not in str(caught.value)
+
+
+def test_wrong_arguments_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.mlir").write_text(module_text(WITHOUT_JAX["map"][0]), encoding="utf-8")
+    program = Program(read_file(tmp_path / "m.mlir"))
+    with pytest.raises(BringupError, match=r"input 0 is f32\[4, 4\], got float32\[2\]"):
+        program(torch.zeros(2))
+    with pytest.raises(BringupError, match="takes 1 input, got 0"):
+        program()
+
+
+def test_too_new_jaxlib_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TESTED", (0, 1))
+    with pytest.raises(StableHloError, match=r"is newer than 0.1, the newest that was tested"):
+        module.bindings()
+
+
+def test_loop_with_a_counter_does_not_wait() -> None:
+    import bringup
+
+    program = lowered_program(jax.jit(lambda x: lax.fori_loop(0, 5, lambda i, c: c * x[i], x[0])).lower(X))
+    x = as_tensor(np.asarray(X)).to("chip")
+    program(x)
+    before = bringup.launch_stats()["synchronizations"]
+    program(x)
+    assert bringup.launch_stats()["synchronizations"] == before
+
+
+def test_values_are_freed_when_nothing_reads_them_any_more() -> None:
+    def chain(x: Any) -> Any:
+        for _ in range(20):
+            x = jnp.sin(x)
+        return x
+
+    program = lowered_program(jax.jit(chain).lower(jnp.zeros(1 << 20, jnp.float32)))
+    x = torch.zeros(1 << 20, device="chip")
+    torch.chip.reset_peak_memory_stats()  # type: ignore[attr-defined]
+    before = torch.chip.memory_allocated()  # type: ignore[attr-defined]
+    program(x)
+    peak = torch.chip.max_memory_allocated() - before  # type: ignore[attr-defined]
+    assert peak == 2 * 4 * 2**20  # the operand and the result of one operation
+
+
+def test_neutral_values_need_no_launch() -> None:
+    assert executor.neutral("maximum", module.Type("ui32", ())) == 0
+    assert executor.neutral("minimum", module.Type("i8", ())) == 127
+
+
+def test_module_file_runs_from_the_command_line(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "m.mlir").write_text(module_text(WITHOUT_JAX["map"][0]), encoding="utf-8")
+    done = bringup_run("--chip", "t4", "m.mlir", "--steps", "2")
+    assert done.returncode == 0, done.stderr
+    assert "output 0 f32[4, 4]" in done.stdout
+    assert '"framework": "stablehlo"' in (tmp_path / "bringup-m" / "summary.json").read_text()
+    wrong = bringup_run("m.mlir", "--input", "x=3")
+    assert wrong.returncode == 2 and "a module takes --steps N" in wrong.stderr
