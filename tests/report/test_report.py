@@ -1,6 +1,7 @@
 """The report in a browser, and that it cannot be broken out of."""
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -140,6 +141,14 @@ def test_counters_have_memory_queue_and_link(prediction: bringup.Prediction) -> 
     assert counters["launches queued"][-1][1] == counters["link to the chip, GB/s"][-1][1] == 0
     rates = {value for _, value in counters["link to the chip, GB/s"]}
     assert max(rates) < prediction.timeline.chip.link.h2d_gb_s
+
+
+def test_timeline_is_compressed_if_its_name_says_so(prediction: bringup.Prediction, tmp_path: Path) -> None:
+    from bringup.report import perfetto
+
+    perfetto.write(tmp_path / "a.json.gz", prediction.timeline, "12")
+    perfetto.write(tmp_path / "a.json", prediction.timeline, "12")
+    assert gzip.decompress((tmp_path / "a.json.gz").read_bytes()) == (tmp_path / "a.json").read_bytes()
 
 
 def test_long_timeline_is_cut_with_a_note(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,8 +102,7 @@ def _column(lane: str, name: str) -> str:
     return "host" if name == "fallback" else "link" if lane.startswith("link") or " to " in lane else "chip"
 
 
-def _device_marks(replayed: Timeline, members: Sequence[int]) -> _Spans:
-    rows = np.asarray(members)
+def _device_marks(replayed: Timeline, rows: npt.NDArray[Any]) -> _Spans:
     return _Spans(rows, None, replayed.start[rows], replayed.end[rows])
 
 
@@ -125,7 +124,7 @@ def _host_lanes(replayed: Timeline, first: int, last: int) -> list[tuple[str, st
     return lanes
 
 
-def _lanes(replayed: Timeline, rows: npt.NDArray[Any]) -> dict[tuple[str, str], list[int]]:
+def _lanes(replayed: Timeline, rows: npt.NDArray[Any]) -> dict[tuple[str, str], npt.NDArray[Any]]:
     """Return the rows of each lane; rows that agree in what a lane depends on are looked at once."""
     columns = replayed.trace.columns
     signature = columns["signature"][rows]
@@ -136,10 +135,10 @@ def _lanes(replayed: Timeline, rows: npt.NDArray[Any]) -> dict[tuple[str, str], 
     _, first, alike = np.unique(np.stack(fields), axis=1, return_index=True, return_inverse=True)
     order = np.argsort(alike.ravel(), kind="stable")
     groups = np.split(rows[order], np.cumsum(np.bincount(alike.ravel()))[:-1])
-    lanes: dict[tuple[str, str], list[int]] = {}
+    lanes: dict[tuple[str, str], list[npt.NDArray[Any]]] = {}
     for place, members in zip(first.tolist(), groups, strict=True):
-        lanes.setdefault(_lane(replayed, int(rows[place])), []).extend(members.tolist())
-    return {lane: sorted(members) for lane, members in lanes.items()}
+        lanes.setdefault(_lane(replayed, int(rows[place])), []).append(members)
+    return {lane: np.sort(np.concatenate(members)) for lane, members in lanes.items()}
 
 
 def _lane(replayed: Timeline, row: int) -> tuple[str, str]:

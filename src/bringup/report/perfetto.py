@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from bringup.files import written_whole
 from bringup.recording.rows import ALLOC, D2D, D2H, FREE, H2D, KINDS, LAUNCH
 from bringup.recording.trace import Trace
 from bringup.timeline.host_spans import COMPUTES, COPIES, LAUNCHES, NAMES, HostSpans, host_spans
@@ -31,6 +34,15 @@ def text(timeline: Timeline, run: str = "") -> str:
     about = json.dumps({"displayTimeUnit": "ms", "otherData": {"run": run}})
     events = ",\n".join(_events(timeline))
     return f'{about[:-1]}, "traceEvents": [{events}]}}'
+
+
+def write(path: str | Path, timeline: Timeline, run: str = "") -> None:
+    """Write the timeline to a file, compressed if its name ends in ``.gz``; an error changes no file."""
+    data = text(timeline, run).encode()
+    if str(path).endswith(".gz"):
+        data = gzip.compress(data, mtime=0)  # equal timelines have equal files
+    with written_whole(path) as temporary:
+        Path(temporary).write_bytes(data)
 
 
 def _events(timeline: Timeline) -> Iterator[str]:
