@@ -19,6 +19,7 @@ _PACKAGE = re.compile(r".*/(?:site|dist)-packages/(.+)", re.S)
 _ABSOLUTE = re.compile(r"(?:(?<![\w./:])(?:/+|[A-Za-z]:\\+|(?:\.\./)+)|(?<=file:)/+)[^\s'\"(),:;<>]+")
 _NODE = re.compile(r"[^/]+\.onnx:")  # a node of a model stands for a line; its name is no path
 _HOMES = ("/", "/home", "/Users")  # a path relative to one of these would still contain a user's name
+BACKWARD = " (backward)"  # ends a line whose launches autograd makes
 MOST_LETTERS = 4096  # in one name; the limit of trace files
 
 

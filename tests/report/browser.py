@@ -23,18 +23,22 @@ AXE = AXE_PACKAGE and Path(str(AXE_PACKAGE.origin)).with_name("axe.min.js")
 FRAME = """<!doctype html><title></title>
 <script>addEventListener("message", (event) => (document.title = event.data))</script>
 <iframe src="page.html" width="{width}" height="1200" style="border: 0"></iframe>"""
-Task = Literal["use", "read", "axe"]
+Task = Literal["use", "read", "pick", "axe"]
 
 
-def look(text: str, folder: Path, task: Task, *, width: int, parts: Iterable[str] = ()) -> dict[str, Any]:
+def look(
+    text: str, folder: Path, task: Task, *, width: int, parts: Iterable[str] = (), dark: bool = False
+) -> dict[str, Any]:
     """Open a page and return the outcome of check_page.js.
 
     Args:
         text: the page.
         folder: an empty one.
-        task: use all controls of the charts, read their texts by cursor and table, or have axe-core look for problems.
+        task: use all controls of the charts, read their texts by cursor and table, select marks, or
+            have axe-core look for problems.
         width: of the page.
         parts: selectors, whose elements are counted.
+        dark: True for a screen that prefers dark colours.
     """
     scripts = [f"const PARTS = {json.dumps([*parts])}, TASK = {json.dumps(task)};", CHECK.read_text(encoding="utf-8")]
     if task == "axe":
@@ -46,6 +50,8 @@ def look(text: str, folder: Path, task: Task, *, width: int, parts: Iterable[str
     page.write_text(text.replace("<head>", "<head>" + "".join(f"<script>{script}</script>" for script in scripts)))
     frame.write_text(FRAME.format(width=width))
     flags = [*FLAGS, f"--user-data-dir={folder}/profile", "--window-size=2600,1300", "--virtual-time-budget=60000"]
+    if dark:
+        flags.append("--blink-settings=preferredColorScheme=0")
     assert CHROMIUM is not None
     done = subprocess.run(
         [CHROMIUM, *flags, "--dump-dom", frame.as_uri()], capture_output=True, text=True, timeout=240, check=True

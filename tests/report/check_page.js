@@ -96,9 +96,46 @@ async function use(chart) {
   };
 }
 
+/** The rows of the sums below a chart. */
+const summed = (chart) =>
+  [...chart.querySelectorAll(".sums tbody tr")].map((row) => [...row.cells].map((cell) => cell.textContent));
+
+/** Selects marks by key, click and search. */
+async function pick(chart) {
+  const [picked, tools] = [chart.querySelector(".picked"), chart.querySelector(".tools")];
+  const over = chart.querySelector(".u-over");
+  const all = pixels(chart);
+  const outcome = { sums: summed(chart) };
+  tools.dispatchEvent(new KeyboardEvent("keydown", { key: "n" }));
+  await pause();
+  Object.assign(outcome, { next: picked.textContent, arrow: differ(all, pixels(chart)) });
+  await press(tools.querySelector("[data-do=all]"));
+  outcome.cleared = picked.textContent;
+  const { left, top, width, height } = over.getBoundingClientRect();
+  for (let x = 0.3; x < 0.9 && !picked.textContent; x += 0.01)
+    for (let y = 0.1; y < 0.99 && !picked.textContent; y += 0.05) {
+      const place = { bubbles: true, clientX: left + x * width, clientY: top + y * height };
+      for (const type of ["mousemove", "mousedown", "mouseup", "click"]) over.dispatchEvent(new MouseEvent(type, place));
+      await null;
+    }
+  outcome.clicked = picked.textContent;
+  await press(tools.querySelector("[data-do=all]"));
+  await press(tools.querySelector("[data-do=in]"));
+  outcome.zoomed = summed(chart);
+  await press(tools.querySelector("[data-do=all]"));
+  const field = tools.querySelector("input");
+  if (field) {
+    field.value = "addmm";
+    field.dispatchEvent(new Event("input", { bubbles: true }));
+    await pause();
+    outcome.searched = summed(chart);
+  }
+  return outcome;
+}
+
 /** What the cursor and the table say about a chart. */
 async function read(chart) {
-  const rows = [...chart.querySelectorAll("details tbody tr")];
+  const rows = [...chart.querySelectorAll("details.marks tbody tr")];
   return { texts: await hover(chart), rows: rows.map((row) => [...row.cells].map((cell) => cell.textContent)) };
 }
 
@@ -107,13 +144,14 @@ addEventListener("load", async () => {
   document.querySelectorAll("details").forEach((item) => (item.open = true));
   await pause();
   const charts = {};
-  const task = { use, read }[TASK];
+  const task = { use, read, pick }[TASK];
   if (task) for (const chart of document.querySelectorAll(".chart")) charts[chart.id] = await task(chart);
   const problems = TASK === "axe" ? (await axe.run()).violations : [];
   const outcome = {
     failures,
     charts,
     parts: PARTS.map((part) => document.querySelectorAll(part).length),
+    back: getComputedStyle(document.body).backgroundColor,
     width: innerWidth,
     overflow: document.documentElement.scrollWidth - innerWidth,
     problems: problems.flatMap(({ id, nodes }) => nodes.map((node) => `${id}: ${node.target} ${node.failureSummary}`)),

@@ -40,3 +40,28 @@ def test_white_text_on_a_badge_is_readable(score: float | None) -> None:
 @pytest.mark.parametrize("back", ["back", "soft"])
 def test_text_is_readable(name: str, back: str) -> None:
     assert contrast(palette.PAGE[name], palette.PAGE[back]) >= 4.5
+
+
+@pytest.mark.parametrize("name", palette.PAGE)
+def test_dark_page_has_the_same_colours(name: str) -> None:
+    assert name in palette.DARK
+    least = 4.5 if name in ("ink", "dim", "chip") else 3 if name not in ("line", "back", "soft") else 1
+    assert contrast(palette.DARK[name], palette.DARK["back"]) >= least
+
+
+@pytest.mark.parametrize("colours", [palette.FAMILY, palette.HOST, palette.MEMORY], ids=["family", "host", "memory"])
+def test_charts_stand_out_on_a_light_and_a_dark_page(colours: dict[str, str]) -> None:
+    for colour in colours.values():
+        assert contrast(colour) >= 3
+        assert contrast(palette.dark(colour), palette.DARK["back"]) >= 3
+
+
+def test_series_stand_out_on_a_dark_page() -> None:
+    colours = [palette.dark(palette.series(number)) for number in range(16)]
+    assert min(contrast(colour, palette.DARK["back"]) for colour in colours) >= 3
+
+
+def test_kinds_of_memory_have_a_colour() -> None:
+    from bringup.recording.rows import OWNERS
+
+    assert set(palette.MEMORY) == set(OWNERS)

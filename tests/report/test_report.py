@@ -1,6 +1,7 @@
 """The report in a browser, and that it cannot be broken out of."""
 
 import base64
+import gzip
 import hashlib
 import json
 import re
@@ -17,6 +18,8 @@ from torch import nn
 
 import bringup
 from bringup.recording.rows import D2D, D2H, H2D, KINDS, LAUNCH
+from bringup.report import palette
+from bringup.report.chart import read
 from tests.conftest import NO_AXE, NO_BROWSER, ROOT
 from tests.report import browser
 
@@ -66,7 +69,7 @@ def test_timeline_has_a_slice_per_launch_and_copy(prediction: bringup.Prediction
     rows = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D)))
     names = {row: trace.signatures[trace.columns["signature"][row]].op for row in rows[kind[rows] == LAUNCH]}
     events = json.loads(perfetto.text(timeline))["traceEvents"]
-    slices = [event for event in events if event["ph"] == "X" and not event["name"].startswith("wait: ")]
+    slices = [event for event in events if event["ph"] == "X" and event["pid"] > 0]
     assert len(slices) == len(rows) > 50
     for event, row in zip(slices, rows, strict=True):
         assert event["name"] == names.get(row, KINDS[kind[row]]).removeprefix("aten::")
@@ -92,8 +95,70 @@ def test_timeline_names_processes_and_waits(prediction: bringup.Prediction) -> N
     assert events["otherData"]["run"] == "a run"
     names = {event["pid"]: event["args"]["name"] for event in events["traceEvents"] if event["name"] == "process_name"}
     assert names == {0: f"host {prediction.summary.host}", 1: "chip:0 t4"}
+    threads = {
+        (event["pid"], event["args"]["name"]) for event in events["traceEvents"] if event["name"] == "thread_name"
+    }
+    assert threads == {(0, "host thread 0"), (0, "host thread 1"), (1, "stream 0"), (1, "link to the chip")}
     waits = [event for event in events["traceEvents"] if event["name"].startswith("wait: ")]
     assert all(event["pid"] == 0 and event["dur"] >= 0 for event in waits)
+
+
+def test_arrow_leads_from_each_call_to_its_launch(prediction: bringup.Prediction) -> None:
+    from bringup.report import perfetto
+
+    events = [event for event in json.loads(perfetto.text(prediction.timeline))["traceEvents"] if event["ph"] == "X"]
+    calls = {event["bind_id"]: event for event in events if event.get("flow_out")}
+    launched = {event["bind_id"]: event for event in events if event.get("flow_in")}
+    assert set(calls) == set(launched) and len(calls) > 50
+    for number, event in launched.items():
+        call = calls[number]
+        assert call["pid"] == 0 and call["name"] in (f"launch: {event['name']}", f"copy: {event['name']}")
+        assert call["ts"] + call["dur"] <= event["ts"] + 2e-3
+    threads = defaultdict(list)
+    for event in events:
+        if event["pid"] == 0:
+            threads[event["tid"]].append(event)
+    for spans in threads.values():  # a thread does one thing at a time, to the last digit
+        spans.sort(key=lambda event: event["ts"])
+        assert all(round(event["ts"] + event["dur"], 3) <= after["ts"] for event, after in pairwise(spans))
+
+
+def test_counters_have_memory_queue_and_link(prediction: bringup.Prediction) -> None:
+    from bringup.report import perfetto
+
+    events = json.loads(perfetto.text(prediction.timeline))["traceEvents"]
+    counters = defaultdict(list)
+    for event in events:
+        if event["ph"] == "C":
+            counters[event["name"]].append((event["ts"], event["args"]["value"]))
+    assert set(counters) == {"memory, MiB", "launches queued", "link to the chip, GB/s"}
+    for values in counters.values():
+        moments = [moment for moment, _ in values]
+        assert moments == sorted(set(moments)) and min(value for _, value in values) >= 0
+    highest = max(value for _, value in counters["memory, MiB"])
+    assert highest <= prediction.summary.peak_bytes / 2**20 + 1e-3  # what came and went at one moment is left out
+    assert highest >= 0.5 * prediction.summary.peak_bytes / 2**20
+    assert counters["launches queued"][-1][1] == counters["link to the chip, GB/s"][-1][1] == 0
+    rates = {value for _, value in counters["link to the chip, GB/s"]}
+    assert max(rates) < prediction.timeline.chip.link.h2d_gb_s
+
+
+def test_timeline_is_compressed_if_its_name_says_so(prediction: bringup.Prediction, tmp_path: Path) -> None:
+    from bringup.report import perfetto
+
+    perfetto.write(tmp_path / "a.json.gz", prediction.timeline, "12")
+    perfetto.write(tmp_path / "a.json", prediction.timeline, "12")
+    assert gzip.decompress((tmp_path / "a.json.gz").read_bytes()) == (tmp_path / "a.json").read_bytes()
+
+
+def test_long_timeline_is_cut_with_a_note(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bringup.report import perfetto
+
+    monkeypatch.setattr(perfetto, "MOST_EVENTS", 10)
+    events = [event for event in json.loads(perfetto.text(prediction.timeline))["traceEvents"] if event["ph"] == "X"]
+    assert len([event for event in events if event["pid"] == 1]) == 10
+    total = int(np.isin(prediction.trace.columns["kind"], (LAUNCH, H2D, D2H, D2D)).sum())
+    assert events[-1]["name"] == f"cut: {total - 10} more events"
 
 
 def test_what_the_host_waits_for_is_drawn() -> None:
@@ -201,7 +266,7 @@ def scorecard_page(_: bringup.Prediction) -> str:
 
 
 PAGES = {  # page -> its main parts, by selector, and how many of each are drawn at least
-    "report": (report_page, {".plot canvas": 3, ".legend button": 10, ".split span": 4, "tbody tr": 20}),
+    "report": (report_page, {".plot canvas": 4, ".legend button": 10, ".split span": 4, "tbody tr": 20}),
     "compare": (compare_page, {"tbody tr": 3}),
     "validation": (validation_page, {".plot canvas": 2, ".legend button": 10, "tbody tr": 2}),
     "scorecard": (scorecard_page, {"p svg": 1, ".cards div": 3, "tbody tr": 5}),
@@ -260,7 +325,7 @@ def number(text: str) -> float:
 @pytest.mark.parametrize("name", ["report", "validation"])
 def test_cursor_and_table_show_the_marks(prediction: bringup.Prediction, tmp_path: Path, name: str) -> None:
     page = PAGES[name][0](prediction)
-    figures = {name: json.loads(text) for name, text in re.findall(CHART, page, re.DOTALL)}
+    figures = {name: read(text) for name, text in re.findall(CHART, page, re.DOTALL)}
     seen = browser.look(page, tmp_path, "read", width=1280)["charts"]
     assert set(seen) == set(figures) and figures
     for name, figure in figures.items():
@@ -272,8 +337,45 @@ def test_cursor_and_table_show_the_marks(prediction: bringup.Prediction, tmp_pat
         shown = "\n".join(seen[name]["texts"])
         assert all(any(text in row[3] for row in rows) for text in (text.replace("\n", ", ") for text in texts))
         assert sum(text in shown for text in texts) >= 0.5 * len(texts)  # others are covered, or narrower than the grid
-        hovers = {one["hover"].partition("{")[0] for one in figure["series"]}
-        assert all(hover in shown for hover in hovers)
+        highest = max(max(one["y"]) for one in figure["series"])
+        for one in figure["series"]:  # a thin stack is between the lines of the grid
+            is_thin = one["shape"] == "stack" and max(one["y"]) < 0.1 * highest
+            assert is_thin or one.get("hover", "").partition("{")[0] in shown
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
+def test_launch_is_connected_to_its_kernel_and_sums_follow_the_view(
+    prediction: bringup.Prediction, tmp_path: Path
+) -> None:
+    page = PAGES["report"][0](prediction)
+    figures = {name: read(text) for name, text in re.findall(CHART, page, re.DOTALL)}
+    seen = browser.look(page, tmp_path, "pick", width=1280)["charts"]
+    drawn, series = seen["chart-timeline"], figures["chart-timeline"]["series"]
+    row = min(number for one in series for number in one["row"])
+    marks = [(one["column"], one["text"][i]) for one in series for i, other in enumerate(one["row"]) if other == row]
+    assert {"host"} < {column for column, _ in marks}
+    assert all(text.replace("\n", ", ") in drawn["next"] for _, text in marks)  # after the key n
+    assert drawn["arrow"] > 100 and drawn["clicked"] and drawn["cleared"] == ""
+    sums, zoomed, searched = (
+        {cells[0]: list(map(number, filter(None, cells[1:]))) for cells in drawn[name] if len(cells) > 2}
+        for name in ("sums", "zoomed", "searched")
+    )
+    calls = [width for one in series if one["name"] == "host: launch" for width in one["width"]]
+    assert sums["host: launch"] == [pytest.approx(sum(calls), rel=1e-3)]
+    assert zoomed["host: launch"] < sums["host: launch"]
+    assert "matmul" in searched and "optimizer" in sums and "optimizer" not in searched
+    held = seen["chart-memory"]["clicked"]
+    assert " ms: " in held and "MiB" in held and "test_report.py:" in held
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
+@pytest.mark.parametrize("name", PAGES)
+def test_page_is_dark_on_a_dark_screen(prediction: bringup.Prediction, tmp_path: Path, name: str) -> None:
+    task: browser.Task = "use" if browser.AXE is None else "axe"  # axe measures contrasts
+    seen = browser.look(PAGES[name][0](prediction), tmp_path, task, width=1280, dark=True)
+    back = palette.DARK["back"]
+    assert seen["back"] == f"rgb({', '.join(str(int(back[i : i + 2], 16)) for i in (1, 3, 5))})"
+    assert seen["failures"] == [] and seen["problems"] == []
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)

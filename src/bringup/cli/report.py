@@ -29,7 +29,13 @@ from bringup.text import short
 @host_clock_option("the CPU time measured during the recording", default=None)
 @click.option("--terminal", "as_text", is_flag=True, help="Print the summary, as without a view, beside other views.")
 @click.option("--html", "page", default=None, metavar="FILE", help="Write the report as a page.")
-@click.option("--perfetto", "events", default=None, metavar="FILE", help="Write the timeline for ui.perfetto.dev.")
+@click.option(
+    "--perfetto",
+    "events",
+    default=None,
+    metavar="FILE",
+    help="Write the timeline for ui.perfetto.dev, compressed if FILE ends in .gz.",
+)
 @click.option(
     "--out", default=None, metavar="DIR", help="Write the four files of a report there, and print the summary."
 )
@@ -61,7 +67,7 @@ def command(
     if page:
         write_text(page, html.page(prediction.timeline, prediction.summary))
     if events:
-        write_text(events, perfetto.text(prediction.timeline, prediction.summary.run))
+        perfetto.write(events, prediction.timeline, prediction.summary.run)
     if as_json:
         click.echo(summary_json.as_json(prediction.summary, indent=None))
         return

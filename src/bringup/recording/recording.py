@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import linecache
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,17 +19,19 @@ from bringup.cost.signature import Signature
 from bringup.device import load
 from bringup.device.choose import choose_from_environment
 from bringup.errors import BringupError
-from bringup.paths import Places, as_text, is_library
+from bringup.paths import BACKWARD, Places, as_text, is_library
 from bringup.process import FACTS, Facts, process
 from bringup.recording import inputs, modules
 from bringup.recording.rows import BY_PROGRAM, COLUMNS, STEP
 from bringup.recording.trace import Trace
+from bringup.text import split_line
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
 
 Part = TypeVar("Part")
 HostClock = Literal["modelled", "measured"]
+MOST_SOURCE = 200  # letters of a source line that a recording keeps
 
 
 @lru_cache(maxsize=1 << 16)
@@ -99,6 +102,8 @@ class Recording:
             {place[text] for text, line in zip(texts, recorded, strict=True) if is_library(line)}
         ):
             about["library_lines"] = of_libraries
+        if any(source := _sources(lines, dict(zip(texts, recorded, strict=True)))):
+            about["source"] = source
         if loaders := self.inputs.facts():
             about["inputs"] = loaders
         if sleeps := self.inputs.sleeps():
@@ -202,3 +207,13 @@ def record() -> Iterator[Trace]:
 def step() -> None:
     """Mark the end of a step of the program. Without marks, `recording.steps.find_steps` finds the steps."""
     torch.ops.bringup.record_mark(STEP, BY_PROGRAM)
+
+
+def _sources(lines: list[str], recorded: dict[str, str]) -> list[str]:
+    """Return the source text of each of the program's own lines; empty for libraries, and where it is unknown."""
+    texts = []
+    for line in lines:
+        path, number = split_line(recorded[line].removesuffix(BACKWARD))
+        own = number > 0 and not is_library(recorded[line])
+        texts.append(as_text(linecache.getline(path, number).strip()[:MOST_SOURCE]) if own else "")
+    return texts

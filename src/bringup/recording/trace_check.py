@@ -191,6 +191,7 @@ class _About(BaseModel):
     chip_time: StrictBool = False
     out_of_memory: StrictBool = False
     failed: StrictBool = False
+    source: Annotated[list[Text], Field(max_length=MOST["lines"])] = []
     library_lines: Annotated[list[Count], Field(max_length=MOST["lines"])] = []
     inputs: Annotated[list[_Input], Field(max_length=MOST["lines"])] = []
     sleeps: Annotated[list[_Sleep], Field(max_length=MOST["lines"])] = []

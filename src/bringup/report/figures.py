@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from bringup import pricing
-from bringup.analyse.holders import memory_over_time
+from bringup.analyse.holders import Storages, memory_over_time, storages
 from bringup.analyse.summary import Summary
 from bringup.cost import FAMILIES
-from bringup.recording.rows import D2D, D2H, H2D, LAUNCH
+from bringup.recording.rows import ALLOC, BEFORE, D2D, D2H, FREE, H2D, LAUNCH, OWNERS, PHASES
 from bringup.report import palette
-from bringup.report.chart import Axis, Figure, Series
+from bringup.report.chart import Axis, Figure, Parts, Series
 from bringup.text import duration, short, size
+from bringup.timeline.host_spans import NAMES, host_spans
 from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import steady
 
 MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
 MOST_LANES = 200  # by stream and family: ten streams with kernels of every family
-MOST_POINTS = 4000
+MOST_POINTS = 2000
+LEAST_SHARE = 1e-3  # of the chip's time: what takes less is no part of the flame graph
+MOST_PARTS = 1000  # storages of one kind that a click lists
 MOST_SIGNATURES = 400
 
 
 def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
-    """Draw the typical step: a lane per stream, one per direction of the link, one for fallbacks.
+    """Draw the typical step: lanes for the host's threads, streams, each direction of the link, and fallbacks.
 
     Returns:
         the figure, or None if nothing ran, and a sentence on what it shows.
@@ -36,26 +41,35 @@ def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
     rows = rows[np.isin(kind[rows], (LAUNCH, H2D, D2H, D2D)) & (replayed.end[rows] > replayed.start[rows])]
     if not len(rows):
         return None, "Nothing ran on the chip."
-    since = float(replayed.start[rows].min())
     lanes = _lanes(replayed, rows)
     hidden = len(lanes) - MOST_LANES
     if hidden > 0:
         lanes = dict(sorted(lanes.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_LANES])
+    marks = [
+        (lane, _column(lane, name), name, palette.FAMILY.get(name, palette.OTHER), _device_marks(replayed, members))
+        for (lane, name), members in sorted(lanes.items())
+    ]
+    marks = _host_lanes(replayed, first, last) + marks
+    since = min(float(spans.start.min()) for *_, spans in marks)
+    names = list(dict.fromkeys(sorted((lane for lane, *_ in marks), key=_place)))
     merged = 0
-    names = sorted({lane for lane, _ in lanes}, reverse=True)
     series = []
-    for (lane, family), members in sorted(lanes.items()):
-        spans = _spans(replayed, np.asarray(members), since)
-        merged += len(members) - len(spans)
+    for lane, column, name, colour, spans in marks:
+        drawn = _drawn(replayed, spans, since)
+        merged += (len(spans.row) - len(drawn)) * (column != "host")
+        begin, width, text, lines, modules, row = map(list, zip(*drawn, strict=True))
         series.append(
             Series(
-                family,
+                name,
                 "bars",
-                palette.FAMILY.get(family, palette.OTHER),
-                x=[start for start, _, _ in spans],
-                y=[names.index(lane)] * len(spans),
-                width=[length for _, length, _ in spans],
-                text=[text for _, _, text in spans],
+                colour,
+                x=begin,
+                y=[names.index(lane)] * len(drawn),
+                width=width,
+                text=text,
+                row=[number - first for number in row],
+                column=column,
+                labels={"line": lines, "module": modules},
             )
         )
     shown = "whole recording" if replayed.steps.by == "whole" else "typical step"
@@ -64,11 +78,53 @@ def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
         note += f" {merged:,} are merged with a neighbour; timeline.json has all of them."
     if hidden > 0:
         note += f" The chart leaves out {hidden:,} lanes with fewer of them."
-    height = 80 + 50 * len(names)
-    return Figure(Axis("milliseconds of chip time"), Axis(lanes=names), series, height), note
+    height = 80 + 40 * len(names)
+    return Figure(Axis("milliseconds"), Axis(lanes=names), series, height), note
 
 
-def _lanes(replayed: Timeline, rows: npt.NDArray[Any]) -> dict[tuple[str, str], list[int]]:
+@dataclass(frozen=True)
+class _Spans:
+    """Spans of one lane and colour: their rows, what each is, and their ends in seconds."""
+
+    row: npt.NDArray[Any]
+    what: Sequence[str] | None  # None: what the row ran on the chip or link
+    start: npt.NDArray[Any]
+    end: npt.NDArray[Any]
+
+
+def _place(lane: str) -> tuple[int, str]:
+    """Return the place of a lane from below: the link, fallbacks, chips, and the host's threads above them."""
+    order = ("link", "fallbacks", "chip", "host")
+    return next(number for number, start in enumerate(order) if lane.startswith(start)), lane
+
+
+def _column(lane: str, name: str) -> str:
+    return "host" if name == "fallback" else "link" if lane.startswith("link") or " to " in lane else "chip"
+
+
+def _device_marks(replayed: Timeline, rows: npt.NDArray[Any]) -> _Spans:
+    return _Spans(rows, None, replayed.start[rows], replayed.end[rows])
+
+
+def _host_lanes(replayed: Timeline, first: int, last: int) -> list[tuple[str, str, str, str, _Spans]]:
+    """Return lane, column, name, colour and spans of each kind of span in the host's threads."""
+    spans = host_spans(replayed, first, last)
+    thread = replayed.trace.columns["thread"][spans.row]
+    several = len(np.unique(thread)) > 1
+    lanes = []
+    for number in np.unique(thread).tolist():
+        lane = f"host thread {number}" if several else "host"
+        for what in np.unique(spans.what[thread == number]).tolist():
+            members = np.flatnonzero((thread == number) & (spans.what == what))
+            name = NAMES[what]
+            colour = palette.HOST.get(name, palette.HOST["wait" if name.startswith("wait") else "computes"])
+            names = [name] * len(members)
+            picked = _Spans(spans.row[members], names, spans.start[members], spans.end[members])
+            lanes.append((lane, "host", f"host: {name}", colour, picked))
+    return lanes
+
+
+def _lanes(replayed: Timeline, rows: npt.NDArray[Any]) -> dict[tuple[str, str], npt.NDArray[Any]]:
     """Return the rows of each lane; rows that agree in what a lane depends on are looked at once."""
     columns = replayed.trace.columns
     signature = columns["signature"][rows]
@@ -76,13 +132,22 @@ def _lanes(replayed: Timeline, rows: npt.NDArray[Any]) -> dict[tuple[str, str], 
     fields = [columns[name][rows].astype(np.int64) for name in ("kind", "device", "stream", "object")]
     fields[-1] *= fields[0] == D2D  # only copies between chips are told apart by it
     fields += [family, replayed.fallback[rows] >= 0]
-    _, first, alike = np.unique(np.stack(fields), axis=1, return_index=True, return_inverse=True)
-    order = np.argsort(alike.ravel(), kind="stable")
-    groups = np.split(rows[order], np.cumsum(np.bincount(alike.ravel()))[:-1])
-    lanes: dict[tuple[str, str], list[int]] = {}
+    _, first, alike = np.unique(_keys(fields), return_index=True, return_inverse=True)
+    order = np.argsort(alike, kind="stable")
+    groups = np.split(rows[order], np.cumsum(np.bincount(alike))[:-1])
+    lanes: dict[tuple[str, str], list[npt.NDArray[Any]]] = {}
     for place, members in zip(first.tolist(), groups, strict=True):
-        lanes.setdefault(_lane(replayed, int(rows[place])), []).extend(members.tolist())
-    return {lane: sorted(members) for lane, members in lanes.items()}
+        lanes.setdefault(_lane(replayed, int(rows[place])), []).append(members)
+    return {lane: np.sort(np.concatenate(members)) for lane, members in lanes.items()}
+
+
+def _keys(fields: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    """Return one number per row, equal for rows whose fields are equal: numbers are sorted faster than columns."""
+    keys = np.zeros(len(fields[0]), dtype=np.int64)
+    for field in fields:
+        low = int(field.min())
+        keys = keys * (int(field.max()) - low + 1) + (field.astype(np.int64) - low)
+    return keys
 
 
 def _lane(replayed: Timeline, row: int) -> tuple[str, str]:
@@ -93,22 +158,46 @@ def _lane(replayed: Timeline, row: int) -> tuple[str, str]:
     if what != LAUNCH:
         return f"link to the {'host' if what == D2H else 'chip'}", "link"
     if replayed.fallback[row] >= 0:
-        return "host", "fallback"
+        return "fallbacks on the host", "fallback"
     family = FAMILIES[replayed.work.family[columns["signature"][row]]]
     return f"chip:{device} s{int(columns['stream'][row])}", family
 
 
-def _spans(replayed: Timeline, rows: npt.NDArray[Any], since: float) -> list[tuple[float, float, str]]:
-    """(start, length in ms, text); neighbours are merged if there are too many to draw."""
-    start, end = (replayed.start[rows] - since) * 1e3, (replayed.end[rows] - since) * 1e3
-    pieces = np.array_split(np.arange(len(rows)), min(len(rows), MOST_SPANS))
-    spans = []
+def _drawn(replayed: Timeline, spans: _Spans, since: float) -> list[tuple[float, float, str, str, str, int]]:
+    """(start, length in ms, text, line, module, row); neighbours are merged if there are too many to draw."""
+    start, end = (spans.start - since) * 1e3, (spans.end - since) * 1e3
+    pieces = np.array_split(np.arange(len(start)), min(len(start), MOST_SPANS))
+    drawn = []
     for piece in pieces:
-        row = int(rows[piece[0]])
-        text = _text(replayed, row) if len(piece) == 1 else f"{len(piece)} launches, the first {_text(replayed, row)}"
-        low, high = float(start[piece[0]]), float(end[piece].max())
-        spans.append((round(low, 6), round(high - low, 6), text))
-    return spans
+        place = int(piece[0])
+        row = int(spans.row[place])
+        if spans.what is None:
+            text = _text(replayed, row)
+        else:
+            took = duration(float(spans.end[place] - spans.start[place]))
+            text = f"{spans.what[place]} {took}\n{_what(replayed, row)}"
+        if len(piece) > 1:
+            text = f"{len(piece)} launches, the first {text}"
+        low, high = float(start[place]), float(end[piece].max())
+        line, module = _where(replayed, row)
+        drawn.append((round(low, 6), round(high - low, 6), text, line, module, row))
+    return drawn
+
+
+def _where(replayed: Timeline, row: int) -> tuple[str, str]:
+    """Return the line and the module of a row."""
+    trace = replayed.trace
+    line, module = (int(trace.columns[name][row]) for name in ("line", "module"))
+    return trace.lines[line] if line >= 0 else "no Python line", trace.modules[module] if module >= 0 else "no module"
+
+
+def _what(replayed: Timeline, row: int) -> str:
+    """Return operator and line of a row."""
+    columns = replayed.trace.columns
+    line, _ = _where(replayed, row)
+    if int(columns["kind"][row]) != LAUNCH:
+        return line
+    return f"{replayed.trace.signatures[columns['signature'][row]].op}\n{line}"
 
 
 def _text(replayed: Timeline, row: int) -> str:
@@ -123,22 +212,125 @@ def _text(replayed: Timeline, row: int) -> str:
     return f"{signature.op} {took}\n{short(signature.shapes, 120)}\n{where}{inside}"
 
 
-def memory(replayed: Timeline, summary: Summary) -> Figure | None:
-    """Draw the bytes that tensors hold over time, with the capacity if it is near; None if nothing was allocated."""
-    _, held = memory_over_time(replayed.trace)
-    rows = np.flatnonzero(np.diff(held, prepend=0) != 0)
+def flame(replayed: Timeline) -> Figure | None:
+    """Draw the chip's time in the typical step by pass, module and operator, each part below what it belongs to."""
+    first, last, *_ = steady(replayed)
+    trace = replayed.trace
+    rows = np.flatnonzero(trace.columns["kind"][first:last] == LAUNCH) + first
     if not len(rows):
         return None
-    if len(rows) > MOST_POINTS:  # the largest of every piece, so that no peak is lost
-        rows = np.asarray([piece[np.argmax(held[piece])] for piece in np.array_split(rows, MOST_POINTS)])
-    x = [round(float(value) * 1e3, 6) for value in replayed.issued[rows]]
-    y = [round(float(value) / 2**20, 4) for value in held[rows]]
-    series = [Series("held by tensors", "steps", palette.PAGE["chip"], x, y, hover="{y} MiB at {x} ms")]
+    ops = [item.op.removeprefix("aten::") for item in trace.signatures]
+    fields = [trace.columns[name][rows] for name in ("phase", "module", "signature")]
+    _, some, place = np.unique(_keys(fields), return_index=True, return_inverse=True)
+    seconds = np.bincount(place, (replayed.end - replayed.start)[rows])
+    totals: dict[tuple[str, ...], float] = {}
+    groups = zip(*(field[some].tolist() for field in fields), strict=True)
+    for (phase, module, signature), spent in zip(groups, seconds.tolist(), strict=True):
+        path = _modules(trace.modules[module]) if module >= 0 else ()
+        whole = (PHASES[phase], *path, ops[signature])
+        for depth in range(1, len(whole) + 1):
+            totals[whole[:depth]] = totals.get(whole[:depth], 0.0) + spent
+    total = sum(seconds.tolist()) or 1.0
+    begins: dict[tuple[str, ...], float] = {}
+    ends: dict[tuple[str, ...], float] = {}  # of the children so far
+    shown = [path for path, spent in totals.items() if spent >= total * LEAST_SHARE]
+    for path in sorted(shown, key=lambda path: (len(path), PHASES.index(path[0]), -totals[path], path)):
+        begins[path] = ends.get(path[:-1], begins.get(path[:-1], 0.0))
+        ends[path[:-1]] = begins[path] + totals[path]
+    deepest = max(len(path) for path in shown)
+    series = []
+    for name in PHASES:
+        paths = sorted((path for path in shown if path[0] == name), key=lambda path: (len(path), begins[path]))
+        if paths:
+            series.append(
+                Series(
+                    f"{name} pass" if name != "optimizer" else name,
+                    "bars",
+                    palette.PHASE[name],
+                    x=[round(begins[path] * 1e3, 6) for path in paths],
+                    y=[deepest - len(path) for path in paths],
+                    width=[round(totals[path] * 1e3, 6) for path in paths],
+                    text=[_of_flame(path, totals[path], total) for path in paths],
+                    inside=True,
+                )
+            )
+    lanes = [f"level {deepest - number}" for number in range(deepest)]
+    return Figure(Axis("milliseconds of chip time per step"), Axis(lanes=lanes), series, 80 + 30 * deepest)
+
+
+def _modules(name: str) -> tuple[str, ...]:
+    """Return a module and those around it, the outermost first: ``layers``, ``layers.0`` and ``layers.0.mlp``."""
+    parts = name.split(".")
+    return tuple(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _of_flame(path: tuple[str, ...], spent: float, total: float) -> str:
+    return f"{path[-1]} {duration(spent)}\n{spent / total:.1%} of the chip's time\n{' > '.join(path[:-1])}".strip()
+
+
+def memory(replayed: Timeline, summary: Summary) -> Figure | None:
+    """Draw the bytes that tensors of the fullest device hold over time, stacked by kind; None if nothing was allocated.
+
+    The capacity is drawn if it is near.
+    """
+    trace = replayed.trace
+    _, held = memory_over_time(trace)
+    if not len(held) or not held.any():
+        return None
+    device = int(trace.columns["device"][int(np.argmax(held))])
+    rows = np.flatnonzero(np.isin(trace.columns["kind"], (ALLOC, FREE)) & (trace.columns["device"] == device))
+    if not len(rows):
+        return None
+    handed_out = storages(trace, device)
+    by_kind = _held_by_kind(handed_out, rows)
+    rest = held[rows] - sum(by_kind.values())  # held before the recording, and not freed yet
+    if rest.any():
+        by_kind[OWNERS[BEFORE]] = rest
+    points = np.arange(len(rows))
+    if len(points) > MOST_POINTS:  # the largest of every piece, so that no peak is lost
+        points = np.asarray([piece[np.argmax(held[rows[piece]])] for piece in np.array_split(points, MOST_POINTS)])
+    times = replayed.issued[rows]
+    x = [round(float(value) * 1e3, 6) for value in times[points]]
+    series = []
+    for kind in (kind for kind in palette.MEMORY if kind in by_kind):
+        y = [round(float(value) / 2**20, 4) for value in by_kind[kind][points]]
+        hover = f"{kind}: {{y}} MiB at {{x}} ms"
+        parts = _largest(replayed, handed_out, kind, float(times[-1]))
+        series.append(Series(kind, "stack", palette.MEMORY[kind], x, y, hover=hover, parts=parts))
     if summary.peak_bytes * 4 > summary.capacity_bytes:
         capacity = summary.capacity_bytes / 2**20
         ends, colour = [x[0], x[-1]], palette.PAGE["fallback"]
         series.append(Series("capacity", "line", colour, ends, [capacity] * 2, hover="capacity: {y} MiB", dashed=True))
     return Figure(Axis("milliseconds, when the host issued it"), Axis("MiB"), series)
+
+
+def _held_by_kind(handed_out: Storages, rows: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    """Return the bytes that storages of each kind hold after each of these rows."""
+    by_kind = {}
+    for code in np.unique(handed_out.kind).tolist():
+        of_kind = handed_out.kind == code
+        change = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.add.at(change, np.searchsorted(rows, handed_out.allocated[of_kind]), handed_out.bytes[of_kind])
+        np.subtract.at(change, np.searchsorted(rows, handed_out.freed[of_kind]), handed_out.bytes[of_kind])
+        by_kind[OWNERS[code]] = np.cumsum(change[:-1])
+    return by_kind
+
+
+def _largest(replayed: Timeline, handed_out: Storages, kind: str, last: float) -> Parts:
+    """Return the storages of a kind with the most bytes times seconds, and the lines that allocated them."""
+    trace = replayed.trace
+    members = np.flatnonzero(handed_out.kind == OWNERS.index(kind))
+    until = np.append(replayed.issued, last + 1e-3)[handed_out.freed[members]]
+    since = replayed.issued[handed_out.allocated[members]]
+    weight = handed_out.bytes[members] * (until - since)
+    picked = np.sort(np.argsort(-weight, kind="stable")[:MOST_PARTS])
+    lines = trace.columns["line"][handed_out.allocated[members[picked]]].tolist()
+    return Parts(
+        x=[round(float(value) * 1e3, 6) for value in since[picked]],
+        width=[round(float(value) * 1e3, 6) for value in (until - since)[picked]],
+        y=[round(float(value) / 2**20, 4) for value in handed_out.bytes[members[picked]]],
+        text=[trace.lines[line] if line >= 0 else "no Python line" for line in lines],
+    )
 
 
 def roofline(replayed: Timeline) -> Figure:

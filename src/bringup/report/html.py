@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from bringup.analyse.compare import Row
 from bringup.analyse.holders import allocations_at_peak
+from bringup.analyse.source_lines import source_lines
 from bringup.analyse.summarize import by_group
 from bringup.analyse.summary import Summary
 from bringup.machine.facts import flat, source_of
@@ -42,6 +43,7 @@ from bringup.timeline.replay import Timeline
 FOLDER = Path(__file__).parent
 MOST_ROWS = 25
 MOST_OWNERS = 15
+MOST_FILES = 10  # with the lines of the program
 
 
 @cache
@@ -99,7 +101,8 @@ def render(template: str, *, title: str, charts: Mapping[str, Figure | None] | N
         charts: by name; the page leaves out what is None.
         values: for the template.
     """
-    css = Template((FOLDER / "page.css").read_text(encoding="utf-8")).substitute(palette.PAGE)
+    colours = palette.PAGE | {f"dark_{name}": colour for name, colour in palette.DARK.items()}
+    css = Template((FOLDER / "page.css").read_text(encoding="utf-8")).substitute(colours)
     scripts = [_own("page.js")]
     drawn = {name: Markup(figure.as_json()) for name, figure in (charts or {}).items() if figure is not None}
     if drawn:
@@ -122,9 +125,11 @@ def render(template: str, *, title: str, charts: Mapping[str, Figure | None] | N
 
 def page(timeline: Timeline, summary: Summary) -> str:
     """Write the report of one recording on one machine."""
+    files = source_lines(timeline)
     shown, note = figures.timeline(timeline)
     charts = {
         "timeline": shown,
+        "flame": figures.flame(timeline),
         "memory": figures.memory(timeline, summary),
         "roofline": figures.roofline(timeline),
     }
@@ -143,6 +148,8 @@ def page(timeline: Timeline, summary: Summary) -> str:
         steps=[line.text.strip() for line in (*step_lines(summary), *compilation_lines(summary))],
         parts=_parts(summary),
         groups=_groups(timeline),
+        files=files[:MOST_FILES],
+        longest=max((max(x.chip_seconds, x.host_seconds) for _, listed in files for x in listed), default=0.0) or 1.0,
         owners=allocations_at_peak(timeline.trace, summary.memory.at)[:MOST_OWNERS],
         kinds=by_kind(summary.memory.owners),
         fullest=moment(summary.memory.at, summary) if summary.memory.at else "",

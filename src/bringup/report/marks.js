@@ -2,15 +2,35 @@
 "use strict";
 
 /**
- * The data of chart.py.
+ * The data of chart.py, with what `complete` adds: texts in place of numbers, and the heights of stacks.
  * @typedef {{title: string, log: boolean, lanes: string[]}} Axis
- * @typedef {{name: string, shape: "bars"|"points"|"line"|"steps", colour: string, x: number[], y: number[],
- *   width: number[], size: number[], text: string[], hover: string, dashed: boolean}} Series
- * @typedef {{x: Axis, y: Axis, series: Series[], height: number}} Figure
+ * @typedef {{x: number[], width: number[], y: number[], text: string[]}} Parts
+ * @typedef {{name: string, shape: "bars"|"points"|"line"|"steps"|"stack", colour: string, dark: string, x: number[], y: number[],
+ *   width: number[], size: number[], text: string[], hover: string, dashed: boolean, row: number[], column: string,
+ *   labels: Record<string, string[]>, inside: boolean, parts: Parts, base: number[], top: number[]}} Series
+ * @typedef {{x: Axis, y: Axis, series: Series[], height: number, texts: string[]}} Figure
  * @typedef {[number, number]} Pair
  */
 
 const LANE = 0.76; // share of a lane that bars fill
+
+/** Writes what fits between two places, white or black on the colour of the mark. */
+/** @type {(context: CanvasRenderingContext2D, text: string, left: number, right: number, y: number, ratio: number) => void} */
+function write(context, text, left, right, y, ratio) {
+  const colour = String(context.fillStyle);
+  const [red, green, blue] = [1, 3, 5].map((start) => parseInt(colour.slice(start, start + 2), 16));
+  const from = Math.max(left, 0) + 4 * ratio;
+  context.save();
+  context.font = `${11 * ratio}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  context.textAlign = "left";
+  context.beginPath();
+  context.rect(from, y - 20 * ratio, right - from - 3 * ratio, 40 * ratio);
+  context.clip();
+  context.fillStyle = 0.299 * red + 0.587 * green + 0.114 * blue > 140 ? "#000000" : "#ffffff";
+  context.fillText(text, from, y);
+  context.restore();
+}
 
 /**
  * How each shape is drawn on the canvas, and the distance of a mark from a place in the plot, in pixels.
@@ -26,6 +46,7 @@ const SHAPES = {
         const [left, top] = at(x, series.y[i] + LANE / 2);
         const [right, bottom] = at(x + series.width[i], series.y[i] - LANE / 2);
         context.fillRect(left, top, Math.max(right - left, ratio), bottom - top);
+        if (series.inside && right - left > 30 * ratio) write(context, series.text[i].split("\n")[0], left, right, (top + bottom) / 2, ratio);
       });
     },
     distance(series, i, at, left, top) {
@@ -82,6 +103,30 @@ const SHAPES = {
       const [start] = at(series.x[i], series.y[i]);
       const [end] = i + 1 < series.x.length ? at(series.x[i + 1], series.y[i]) : [Infinity];
       return start <= left && left < end ? 5 : Infinity; // marks at the cursor come first
+    },
+  },
+  stack: {
+    draw(context, { x, base, top }, at, ratio) {
+      const last = x.length - 1;
+      context.beginPath();
+      for (let i = 0; i <= last; i++) {
+        context.lineTo(...at(x[i], top[Math.max(i - 1, 0)]));
+        context.lineTo(...at(x[i], top[i]));
+      }
+      for (let i = last; i >= 0; i--) {
+        context.lineTo(...at(x[Math.min(i + 1, last)], base[i]));
+        context.lineTo(...at(x[i], base[i]));
+      }
+      context.globalAlpha *= 0.8;
+      context.fill();
+      context.lineWidth = 0.5 * ratio;
+      context.stroke();
+    },
+    distance({ x, base, top }, i, at, left, cursor) {
+      const [start, low] = at(x[i], base[i]);
+      const [end] = i + 1 < x.length ? at(x[i + 1], base[i]) : [Infinity];
+      const [, high] = at(x[i], top[i]);
+      return start <= left && left < end && high <= cursor && cursor < low ? 1 : Infinity;
     },
   },
 };

@@ -11,6 +11,12 @@ PAGE = {
     **{"chip": "#2563a8", "link": "#b3561d", "host": "#8b94a3", "fallback": BAD, "between": "#7a4fb0"},
     **{"matrix": "#2563a8", "vector": "#7a9a2e", "special": "#8d3f97", "memory": "#c9822a"},
 }
+# The same on a dark screen, as ``$dark_chip``.
+DARK = {
+    **{"ink": "#e4e8ef", "dim": "#a9b2c0", "line": "#363d4a", "back": "#14181f", "soft": "#1d232d", "focus": "#7db0ea"},
+    **{"chip": "#6aa5e8", "link": "#dd8a52", "host": "#7c8594", "fallback": "#e57670", "between": "#ad8be0"},
+    **{"matrix": "#6aa5e8", "vector": "#a3c452", "special": "#c37ccc", "memory": "#dba258"},
+}
 # The families of operators, and the other lanes of the timeline.
 FAMILY = {
     **{"matmul": PAGE["chip"], "convolution": "#3b82c4", "attention": "#17406d", "normalization": "#0f8a6d"},
@@ -20,6 +26,21 @@ FAMILY = {
     **{"linalg": "#c0397b", "other": "#333333", "sparse": "#8c6d1f", "rnn": "#4f6fb0"},
     "collective": "#0b7285",
     **{"fallback": PAGE["fallback"], "link": PAGE["link"], "between chips": PAGE["between"]},
+}
+# The host's spans in the timeline.
+HOST = {
+    "launch": "#5f6b7d",
+    "copy": "#94603a",
+    "other call": "#767d88",
+    "computes": PAGE["fallback"],
+    "wait": "#c2255c",
+}
+PHASE = {"forward": "#2563a8", "backward": "#b3561d", "optimizer": "#8d3f97"}
+# The kinds of memory, from the ones that live longest to those that come and go.
+MEMORY = {
+    **{"held before the recording": "#6b7280", "cuBLAS workspace": "#7d5a3c", "parameters": "#2563a8"},
+    **{"buffers": "#5a86b5", "optimizer state": "#8d3f97", "kept between calls": "#0f8a9d", "inputs": "#a08a10"},
+    **{"gradients": "#b3561d", "activations": "#2f8f57", "workspace": "#c2255c", "tensors outside modules": "#4f5b93"},
 }
 # Chips, operators and roofs: series that belong to no family.
 _SERIES = (
@@ -31,6 +52,13 @@ _SERIES = (
 def series(number: int) -> str:
     """Return the colour of a chart's series by its number; colours repeat after 16."""
     return _SERIES[number % len(_SERIES)]
+
+
+def dark(colour: str) -> str:
+    """Return the colour on a dark screen: mixed with white until it stands out."""
+    share = 0.35  # chosen: the darkest of our colours then has a contrast of 3 with the page
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + share * (255 - part)):02x}" for part in parts)
 
 
 def verdict(score: float | None) -> str:

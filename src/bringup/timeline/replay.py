@@ -67,6 +67,7 @@ class Timeline:
         start, end: start and end on the row's engine.
         waited: duration of the host's wait in the call.
         seconds: duration on the engine.
+        called: duration of the host's call, without its wait.
         fallback: index into `fallback_parts`, or -1. Rows that a plan puts on the host have `placed`, the last one.
         fallback_parts: seconds of [d2h, host, h2d], one row per unsupported signature, and zeros.
         host_clock: the clock of the host's time.
@@ -83,6 +84,7 @@ class Timeline:
     end: Array
     waited: Array
     seconds: Array
+    called: Array
     fallback: Array
     fallback_parts: Array
     host_clock: HostClock = "modelled"
@@ -188,6 +190,7 @@ def replay(
         end,
         waited,
         inputs.seconds,
+        inputs.host_seconds,
         inputs.fallback,
         inputs.parts,
         host_clock,
