@@ -36,7 +36,7 @@ def program_class(trace: Trace) -> str:
 
     if launches(*_CELLS):
         return RNN
-    softmaxes = of_family("softmax") or any(_SOFTMAX <= set(operators) for operators in names)
+    softmaxes = of_family("softmax") or any(set(operators) >= _SOFTMAX for operators in names)
     if of_family("attention") or (softmaxes and launches("bmm", "baddbmm")):
         return LANGUAGE if launches("embedding") else TRANSFORMER
     if of_family("convolution", "depthwise"):
