@@ -191,8 +191,8 @@ WORDS = ("native", "fallback", "fails")
 @contextmanager
 def _group_of_one() -> Iterator[None]:
     """Set up a process group with this process only."""
-    with tempfile.NamedTemporaryFile() as file:
-        dist.init_process_group("gloo", init_method=f"file://{file.name}", rank=0, world_size=1)
+    with tempfile.TemporaryDirectory() as folder:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=0, world_size=1)
         try:
             yield
         finally:
@@ -206,7 +206,11 @@ def _one_process(device: torch.device, wrap: Any) -> float:
         model = wrap(torch.nn.Linear(8, 4).to(device))
         loss = model(torch.ones(2, 8, device=device)).square().sum()
         loss.backward()
-        return float(loss.item())
+        value = float(loss.item())
+        # Else the reducer is the last to hold the group, and ends its threads with the interpreter's lock held, which
+        # they may be waiting for.
+        del model, loss
+        return value
 
 
 @item("I2", "T", "DistributedDataParallel", hint="register a c10d backend for the device")
