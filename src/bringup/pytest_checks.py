@@ -21,6 +21,7 @@ from bringup.device.load import use
 from bringup.errors import BringupError, ChipWarning, MissingFeatureError
 from bringup.files import refuse_unwritable
 from bringup.machine.files import load_chip, load_host
+from bringup.paths import BACKWARD
 from bringup.process import asked_devices
 from bringup.project import Settings
 from bringup.pytest_baseline import Baseline, Used
@@ -366,7 +367,7 @@ def _leak(count: int, lines: set[str]) -> Finding:
     blocks = [
         block for i in range(_chips().device_count()) for block in json.loads(torch.ops.bringup.live_blocks(i, 1000))
     ]
-    blocks = [block for block in blocks if block["line"].removesuffix(" (backward)") in lines] or blocks
+    blocks = [block for block in blocks if block["line"].removesuffix(BACKWARD) in lines] or blocks
     largest = "; ".join(f"{size(block['bytes'])} {block['what']} {block['line']}" for block in blocks[:3])
     line = blocks[0]["line"] if blocks else ""
     text = f"{size(count)} of device memory outlive the test; the largest live tensors: {largest}"

@@ -28,8 +28,9 @@ def attend(
     options: dict[str, Any] = {"is_causal": is_causal, "scale": scale, "enable_gqa": enable_gqa}
     drops = isinstance(dropout_p, float) and 0 < dropout_p < 1
     fused = torch.ops.bringup_fused
-    asks = drops or attn_mask is not None  # else the choice is the CPU's
-    choice = asks and fused._fused_sdp_choice(query, key, value, attn_mask, dropout_p, *options.values())
+    if not drops and attn_mask is None:  # the choice is the CPU's
+        return F.scaled_dot_product_attention(query, key, value, None, dropout_p, **options)
+    choice = fused._fused_sdp_choice(query, key, value, attn_mask, dropout_p, *options.values())
     if attn_mask is not None and choice == _MATH:
         parts: tuple[torch.Tensor, torch.Tensor] = torch.ops.aten._scaled_dot_product_attention_math(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa

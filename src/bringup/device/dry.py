@@ -13,6 +13,7 @@ import torch
 from bringup.device import load
 from bringup.device.devices import real_device
 from bringup.errors import BringupError
+from bringup.paths import BACKWARD
 
 Value = Union[float, Literal["random"]]
 _strict = False
@@ -108,7 +109,7 @@ def notice(where: str, what: str) -> None:
     if where in _noticed:
         return
     _noticed.add(where)
-    file, _, line = where.removesuffix(" (backward)").rpartition(":")
+    file, _, line = where.removesuffix(BACKWARD).rpartition(":")
     number = int(line) if line.isdigit() else 1
     stand_in = "a number from [0, 1)" if _value == "random" else f"{_value:g}"
     message = f"{what} was not computed (dry run): this line reads a stand-in, {stand_in}; an index is in its range"

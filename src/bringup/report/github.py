@@ -13,6 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any, Literal
 
 from bringup.errors import BringupError
+from bringup.paths import BACKWARD
 from bringup.report import diff as comparison
 from bringup.report.lines import Line, lines, unit
 from bringup.text import duration, plain, quantity, size
@@ -37,7 +38,7 @@ class Note:
 
     def __str__(self) -> str:
         """Return the workflow command."""
-        file, _, number = self.line.removesuffix(" (backward)").rpartition(":")
+        file, _, number = self.line.removesuffix(BACKWARD).rpartition(":")
         properties = {"file": file, "line": number} if file and number.isdigit() else {}
         properties["title"] = "bringup"
         listed = ",".join(f"{name}={_escaped(value, ':,')}" for name, value in properties.items())

@@ -29,7 +29,7 @@ from bringup.recording.rows import LAUNCH
 from bringup.recording.trace import Trace
 from bringup.report.prediction import Prediction, price
 from bringup.text import short
-from bringup.timeline.replay import WhatIf, replay
+from bringup.timeline.replay import Timeline, WhatIf, replay
 from bringup.validation.recorded import Recorded, recordings
 
 # The machine of a set, by the name of its folder: a chip file and the host file that is nearest.
@@ -156,9 +156,9 @@ class _Machine:
         """Price a step that plans its attention."""
         return price(item.trace(1, wait_each=True), self.planning, self.host)
 
-    def kernels(self, prediction: Prediction) -> float:
+    def kernels(self, timeline: Timeline) -> float:
         """Return the number of kernels that the chip's library launches."""
-        columns, prices = prediction.trace.columns, prediction.timeline.prices
+        columns, prices = timeline.trace.columns, timeline.prices
         return float(prices.kernels[columns["signature"][columns["kind"] == LAUNCH]].sum())
 
     def gaps(self, trace: Trace) -> float:
@@ -166,9 +166,8 @@ class _Machine:
         gap = launch_seconds(self.chip) - launch_seconds(self.chip, graph=True)
         return gap * float(trace.work.kernels[trace.columns["signature"][trace.columns["kind"] == LAUNCH]].sum())
 
-    def graph_seconds(self, item: Recorded) -> float:
-        timeline = replay(item.trace(1), self.chip, self.host, what_if=WhatIf(graph=True))
-        return float(timeline.seconds[timeline.trace.columns["kind"] == LAUNCH].sum())
+    def in_graph(self, item: Recorded) -> Timeline:
+        return replay(item.trace(1), self.chip, self.host, what_if=WhatIf(graph=True))
 
 
 def read_measured(folder: Path) -> MeasuredSet:
@@ -232,7 +231,7 @@ def _programs(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator[
             (STEP, _number(row["sync_first2_us" if decodes else "free_us"], 1e-6), looped.step_seconds),
             *([(NEW_LENGTH, _number(row["sync_us"], 1e-6), machine.first_step(item).step_seconds)] if decodes else []),
             (BUSY, _number(row["busy_union_us"], 1e-6), once.device_seconds - machine.gaps(once.trace)),
-            (LAUNCHES, float(row["kernels"]), machine.kernels(once)),
+            (LAUNCHES, float(row["kernels"]), machine.kernels(once.timeline)),
             (ALLOCATED, _number(row["peak_allocated"], 1), item.peak_allocated),
             (RESERVED, _number(row["peak_reserved"], 1), item.peak_reserved),
         )
@@ -251,13 +250,19 @@ def _operators(path: Path, machine: _Machine, missing: Counter[str]) -> Iterator
         if item is None:
             missing["their operators are not recorded"] += 1
             continue
-        once = machine.step(item, 1, wait_each=False)
         about = row["family"], "", DTYPES.get(row["dtype"], row["dtype"]), ""
         if row["graph_us"]:
-            pair = GRAPH, _number(row["graph_us"], 1e-6), machine.graph_seconds(item)
+            timeline = machine.in_graph(item)
+            seconds = float(timeline.seconds[timeline.trace.columns["kind"] == LAUNCH].sum())
+            pair, calls = (GRAPH, _number(row["graph_us"], 1e-6), seconds), 1
         else:
-            pair = EAGER, _number(row["eager_us"], 1e-6), machine.step(item, LOOPS, wait_each=False).step_seconds
-        for figure, measured, predicted in (pair, (KERNELS, float(row["kernels"] or 0), machine.kernels(once))):
+            looped = machine.step(item, LOOPS, wait_each=False)
+            pair, calls = (EAGER, _number(row["eager_us"], 1e-6), looped.step_seconds), LOOPS
+            timeline = looped.timeline
+        for figure, measured, predicted in (
+            pair,
+            (KERNELS, float(row["kernels"] or 0), machine.kernels(timeline) / calls),
+        ):
             if measured > 0 and predicted > 0:
                 yield Comparison(machine.chip.name, row["id"], figure, *about, measured, float(predicted), path.name)
 

@@ -10,8 +10,8 @@ import click
 import torch
 
 from bringup.frontends.inputs import stand_ins
-from bringup.frontends.stablehlo.executor import Program, check_operators
-from bringup.frontends.stablehlo.module import Module, StableHloError, read_file, read_module
+from bringup.frontends.stablehlo.executor import Program
+from bringup.frontends.stablehlo.module import StableHloError, read_file, read_module
 from bringup.recording.recording import step
 from bringup.text import plain
 
@@ -20,7 +20,7 @@ from bringup.text import plain
 class StableHloProgram:
     """A module to run."""
 
-    module: Module
+    program: Program
     steps: int
 
     def run(self) -> None:
@@ -30,17 +30,16 @@ class StableHloProgram:
             SystemExit: an operation cannot run; the exit code is 2.
         """
         try:
-            program = Program(self.module)
-            arguments = stand_ins(described(program))
+            arguments = stand_ins(described(self.program))
             for _ in range(self.steps):
-                results = program(*(item.to("chip") for item in arguments))
+                results = self.program(*(item.to("chip") for item in arguments))
                 for result in results:
                     result.cpu()
                 step()
         except StableHloError as error:
             click.echo(f"bringup: {plain(str(error))}", err=True)
             raise SystemExit(2) from None
-        for number, kind in enumerate(program.outputs):
+        for number, kind in enumerate(self.program.outputs):
             click.echo(f"output {number} {kind}")
 
 
@@ -48,7 +47,7 @@ def stablehlo_program(file: str, arguments: Sequence[str] = ()) -> StableHloProg
     """Read a module, and the options that follow its name.
 
     Raises:
-        StableHloError: the module is malformed, or an option is unknown.
+        StableHloError: the module is malformed, operators have no translation, or an option is unknown.
     """
     parser = click.Command(
         file, params=[click.Option(["--steps"], type=click.IntRange(1, 1 << 20), default=3)], add_help_option=False
@@ -59,9 +58,7 @@ def stablehlo_program(file: str, arguments: Sequence[str] = ()) -> StableHloProg
         raise StableHloError(
             f"{plain(file)}: {error.format_message().rstrip('.')}: a module takes --steps N; its inputs have sizes"
         ) from None
-    module = read_file(file)
-    check_operators(module)
-    return StableHloProgram(module, steps)
+    return StableHloProgram(Program(read_file(file)), steps)
 
 
 def described(program: Program) -> list[tuple[str, tuple[int, ...], torch.dtype]]:

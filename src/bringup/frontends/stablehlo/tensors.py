@@ -9,25 +9,15 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bringup.triton.values import DTYPES as MLIR_DTYPES
+
 # Torch has few kernels for unsigned numbers beyond 8 bits: they are held as signed ones with the same bits.
 DTYPES = {
-    "i1": torch.bool,
-    "i8": torch.int8,
-    "i16": torch.int16,
-    "i32": torch.int32,
-    "i64": torch.int64,
+    **MLIR_DTYPES,
     "ui8": torch.uint8,
     "ui16": torch.int16,
     "ui32": torch.int32,
     "ui64": torch.int64,
-    "f16": torch.float16,
-    "bf16": torch.bfloat16,
-    "f32": torch.float32,
-    "f64": torch.float64,
-    "f8E4M3FN": torch.float8_e4m3fn,
-    "f8E4M3FNUZ": torch.float8_e4m3fnuz,
-    "f8E5M2": torch.float8_e5m2,
-    "f8E5M2FNUZ": torch.float8_e5m2fnuz,
     "f8E8M0FNU": torch.float8_e8m0fnu,
     "complex<f32>": torch.complex64,
     "complex<f64>": torch.complex128,
