@@ -30,7 +30,7 @@ for _ in range(3):
     optimizer.zero_grad()
     model(torch.randn(32, 64, device=device)).sum().backward()
     optimizer.step()
-print("rank", rank, "of", sys.argv[1])
+print(f"rank {rank} of {sys.argv[1]}")  # in one piece: the ranks share the output
 dist.destroy_process_group()
 """
 
