@@ -255,6 +255,17 @@ def test_one_action_is_named_once_with_both_causes() -> None:
     assert "host-bound" in compile_actions[0].condition and "memory-bound" in compile_actions[0].condition
 
 
+def test_advice_for_programs_without_steps_is_per_run() -> None:
+    with bringup.dry():
+        x = on_chip(4096, 4096)
+        with bringup.record() as trace:
+            x @ x
+    (item,) = bringup.price(trace, chip="t4").summary.bottlenecks
+    text = f"{item.condition} {item.cause} {item.action}"
+    assert "per run" in text
+    assert "per step" not in text
+
+
 def test_what_saves_nothing_is_no_advice() -> None:
     model, x = nn.Linear(8, 8).to("chip"), on_chip(4, 8)
 

@@ -75,8 +75,7 @@ def _worth_it(item: Bottleneck, summary: Summary) -> bool:
 
 
 def _with_saving(item: Bottleneck, summary: Summary) -> Bottleneck:
-    per = "run" if summary.steps_by == "whole" else "step"
-    saving = f"saves {duration(item.seconds)} per {per} ({item.seconds / input_bound.whole_step(summary):.0%})"
+    saving = f"saves {duration(item.seconds)} per {summary.unit} ({item.seconds / input_bound.whole_step(summary):.0%})"
     return replace(item, action=f"{saving}: {item.action}")
 
 
@@ -134,9 +133,9 @@ def _fallbacks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
         where = f"{item.file}:{item.line}" if item.file else ""
         bottlenecks.append(
             Bottleneck(
-                f"fallback: {item.op} {item.dtype} runs on the host, {duration(item.seconds)} per step",
+                f"fallback: {item.op} {item.dtype} runs on the host, {duration(item.seconds)} per {summary.unit}",
                 f"the chip file of {summary.chip} does not list it; "
-                f"{quantity(item.count, 'launch')} per step at {where or 'an unknown line'}",
+                f"{quantity(item.count, 'launch')} per {summary.unit} at {where or 'an unknown line'}",
                 SPARSE_REMEDY if "sparse" in item.op or "coalesce" in item.op else ELSEWHERE,
                 _saving(summary, changes.supported(timeline, item.op, item.dtype)),
                 key="fallback",
@@ -179,8 +178,8 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     )
     return [
         Bottleneck(
-            f"link-bound: the chip waits {duration(lost)} per step for copies",
-            f"{size(moved)} per step over {summary.link}, "
+            f"link-bound: the chip waits {duration(lost)} per {summary.unit} for copies",
+            f"{size(moved)} per {summary.unit} over {summary.link}, "
             f"{share:.0%} of the copies from pageable memory{_most_at(line)}",
             action,
             _saving(
@@ -224,9 +223,9 @@ def _float32(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     dtype, device = half.dtype, "cuda" if summary.named_cuda else "chip"
     return [
         Bottleneck(
-            f"compute-bound in float32: products take {duration(heavy)} per step",
+            f"compute-bound in float32: products take {duration(heavy)} per {summary.unit}",
             f"{summary.chip} multiplies {dtype} faster than float32",
-            f"use torch.autocast('{device}', dtype=torch.{dtype}): {duration(half.step_seconds)} per step, "
+            f"use torch.autocast('{device}', dtype=torch.{dtype}): {duration(half.step_seconds)} per {summary.unit}, "
             "without the time of its casts",
             max(summary.step_seconds - half.step_seconds, 0.0),
             key="compute-bound",

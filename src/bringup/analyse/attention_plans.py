@@ -30,10 +30,10 @@ def without_plans(timeline: Timeline, summary: Summary) -> tuple[list[Bottleneck
     plan = (timeline.chip.launch.attention_plan_ms or 0.0) * 1e-3
     line = timeline.trace.longest_line(rows, timeline.seconds[rows])
     advice = Bottleneck(
-        f"the host plans attention for {duration(len(rows) * plan)} per step",
-        f"{quantity(len(rows), 'new shape')} per step{f', mostly at {line}' if line else ''}; in half precision, "
-        f"PyTorch prefers cuDNN on {summary.chip}, and cuDNN plans each new length for {duration(plan)}",
-        f"with {KERNELS}, which need no plans, or a cache of fixed length: {duration(seconds)} per step",
+        f"the host plans attention for {duration(len(rows) * plan)} per {summary.unit}",
+        f"{quantity(len(rows), 'new shape')} per {summary.unit}{f', mostly at {line}' if line else ''}; in half "
+        f"precision, PyTorch prefers cuDNN on {summary.chip}, and cuDNN plans each new length for {duration(plan)}",
+        f"with {KERNELS}, which need no plans, or a cache of fixed length: {duration(seconds)} per {summary.unit}",
         max(summary.step_seconds - seconds, 0.0),
         key="host-bound",
         remedy="attention-plans",

@@ -55,15 +55,19 @@ def bottlenecks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     numbers: dict[str, float] = {}
     if waits:
         short = _short_launches(timeline)
-        conditions.append(f"host-bound: the chip waits {duration(summary.host_seconds)} per step for launches")
+        conditions.append(
+            f"host-bound: the chip waits {duration(summary.host_seconds)} per {summary.unit} for launches"
+        )
         causes.append(
-            f"{quantity(short, 'launch')} per step of less than {SHORT_KERNEL * 1e6:g} us, "
+            f"{quantity(short, 'launch')} per {summary.unit} of less than {SHORT_KERNEL * 1e6:g} us, "
             "each taking the host longer than the chip"
         )
         numbers |= {"waited_seconds": summary.host_seconds, "short_launches": short}
     if moves:
-        conditions.append(f"memory-bound: pointwise operators take {duration(moving)} per step")
-        causes.append(f"{quantity(launches, 'launch')} per step; a chain of them moves every tensor several times")
+        conditions.append(f"memory-bound: pointwise operators take {duration(moving)} per {summary.unit}")
+        causes.append(
+            f"{quantity(launches, 'launch')} per {summary.unit}; a chain of them moves every tensor several times"
+        )
         numbers |= {"moving_seconds": moving, "launches": launches}
     for way in ways:
         numbers |= way.numbers
@@ -110,7 +114,9 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
     if _differentiates_gradients(timeline):  # AOTAutograd, which torch.compile uses, "does not support double backward"
         graph = changes.same_step_seconds(timeline, changes.as_graph(timeline, _outside_optimizers(timeline)))
         by_hand = f"replay the step as a graph that the program captures (torch.{_module(summary)}.graph)"
-        action = f"torch.compile cannot differentiate gradients again, so {by_hand}: {duration(graph)} per step"
+        action = (
+            f"torch.compile cannot differentiate gradients again, so {by_hand}: {duration(graph)} per {summary.unit}"
+        )
         by_graph = Way(max(step - graph, 0.0), "graph", action, {"graph_seconds": graph})
         return [by_graph] if once and not _replays(timeline) else []
     if summary.compiled_graphs:
@@ -129,7 +135,7 @@ def _compiled(timeline: Timeline, summary: Summary, waits: bool) -> list[Way]:
         if alone - graph >= LEAST_SHARE * step:
             action = (
                 'fuse operators with torch.compile(mode="reduce-overhead"), which also replays them as a graph: '
-                f"{duration(graph)} per step"
+                f"{duration(graph)} per {summary.unit}"
             )
             ways = [Way(max(step - graph, 0.0), "fuse", action, {"graph_seconds": graph})]
     return ways

@@ -85,10 +85,10 @@ def advice(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     return [
         Bottleneck(
             f"input-bound: the chip waits for input {max(whole - busy, 0.0) / whole:.0%} of the time",
-            f"the DataLoader at {where} gives {quantity(slowest.per_step, 'batch')} per step, and each takes "
+            f"the DataLoader at {where} gives {quantity(slowest.per_step, 'batch')} per {summary.unit}, and each takes "
             f"{duration(slowest.batch_seconds)} with num_workers={slowest.workers}",
             f"load batches in processes of their own: DataLoader(num_workers={workers}){at_maker}, "
-            f"{duration(faster)} per step",
+            f"{duration(faster)} per {summary.unit}",
             max(whole - faster, 0.0),
             key="input-bound",
             remedy="workers",

@@ -378,6 +378,11 @@ class Summary:
     run: str = ""
 
     @property
+    def unit(self) -> str:
+        """The unit of work that the times are for: ``step``, or ``run`` if no steps were found."""
+        return "run" if self.steps_by == "whole" else "step"
+
+    @property
     def room_bytes(self) -> int:
         """The device memory that the program's tensors can take."""
         return self.capacity_bytes - self.context_bytes

@@ -47,9 +47,9 @@ def bottlenecks(timeline: Timeline, summary: Summary) -> Iterable[Bottleneck]:
     spent = _product_seconds(timeline, switches)
     statements = " and ".join(STATEMENTS[name] for name in switches)
     yield Bottleneck(
-        f"float32 products without TF32 take {duration(spent)} per step",
+        f"float32 products without TF32 take {duration(spent)} per {summary.unit}",
         f"{summary.chip} computes them in TF32 if torch allows it: 10 instead of 23 bits of each factor's mantissa",
-        f"{statements} ({duration(after)} per step then)",
+        f"{statements} ({duration(after)} per {summary.unit} then)",
         max(summary.step_seconds - after, 0.0),
         key="compute-bound",
         remedy="tf32",

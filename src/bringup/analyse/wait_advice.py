@@ -68,7 +68,7 @@ def _bottleneck(
     times = "once" if count_text(per_step) == "1" else f"{count_text(per_step)} times"
     return [
         Bottleneck(
-            f"the host waits for the chip {times} per step, {duration(stood)} in all",
+            f"the host waits for the chip {times} per {summary.unit}, {duration(stood)} in all",
             f"{noun(kind, per_step, ops)}{at}; until its next launch the chip idles",
             remedy(kind, small=is_small, ops=ops, scaler=scaler),
             max(saved, 0.0),

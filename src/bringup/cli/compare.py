@@ -18,7 +18,7 @@ from bringup.cli.options import complete_chips, host_clock_option, host_option
 from bringup.files import write_text
 from bringup.machine.files import available_chips, chip_names, load_chip, load_host
 from bringup.report import directory, html, terminal
-from bringup.report.lines import memory_share, per_million, unit
+from bringup.report.lines import memory_share, per_million
 from bringup.report.prediction import read_trace
 from bringup.report.summary_json import as_dict
 from bringup.report.terminal import escaped
@@ -85,7 +85,7 @@ def command(
 def print_table(rows: list[Row], console: Console) -> None:
     """Print a table with one row per chip."""
     table = Table(box=None, pad_edge=False, header_style="bold")
-    step_or_run = unit(rows[0].summary)
+    step_or_run = rows[0].summary.unit
     for title in ("chip", step_or_run, "", "bound", "busy", "memory", "fallbacks", "energy", "cost", "band"):
         table.add_column(title, justify="left" if title in ("chip", "bound") else "right", no_wrap=True)
     for row in rows:

@@ -167,9 +167,9 @@ command.params[:0] = SHARED
 def _print(fits: list[Fit], program: Any) -> None:
     console = terminal.console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    titles = ["chip", "capacity", "needs", "", lines.unit(fits[0].as_is)]
+    titles = ["chip", "capacity", "needs", "", fits[0].as_is.unit]
     if program.vary:
-        titles += [f"largest {program.vary}", lines.unit(fits[0].as_is), "samples/s"]
+        titles += [f"largest {program.vary}", fits[0].as_is.unit, "samples/s"]
     for title in titles:
         table.add_column(title, justify="left" if title in ("chip", "") else "right", no_wrap=True)
     for fit in fits:

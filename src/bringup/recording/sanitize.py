@@ -306,20 +306,29 @@ def _leaks(rows: _Rows) -> Iterator[Finding]:
     last = len(steps.ends)
     lines = columns["line"][alive]
     for line in np.unique(lines[lines >= 0]):
-        members = lines == line
-        in_steps = set(step[members & (step > 0) & (step < last)].tolist())
+        members = (lines == line) & (step > 0) & (step < last)
+        in_steps = set(step[members].tolist())
         if len(in_steps) < max(3, (last - 1) * 3 // 4):
             continue
-        each = int(columns["bytes"][alive[members]].sum()) // max(len(in_steps), 1)
+        ended = members & (step < last - 1)  # the last step's other tensors live until the program ends
+        each = int(np.median(np.bincount(step[ended], columns["bytes"][alive[ended]])[np.unique(step[ended])]))
         text = rows.trace.lines[int(line)]
         yield Finding(
             "leak",
-            f"{text} allocates {size(each)} per step that is never freed, in {len(in_steps)} of the {last - 1} steps "
-            "after the first",
+            f"{text} allocates {size(each)} per step{_in_module(rows.trace, alive[ended])} that is never freed, in "
+            f"{len(in_steps)} of the {last - 1} steps after the first",
             text,
             "",
             "keep numbers, not tensors (.item(), .detach().cpu()), or delete tensors that are no longer needed",
         )
+
+
+def _in_module(trace: Trace, allocations: Array) -> str:
+    """Return the module with most bytes of these allocations as `` in module layers.0``; "" outside of modules."""
+    modules = trace.columns["module"][allocations]
+    names, place = np.unique(modules, return_inverse=True)
+    most = int(names[np.argmax(np.bincount(place, trace.columns["bytes"][allocations]))])
+    return f" {'mostly ' if len(names) > 1 else ''}in module {trace.modules[most]}" if most >= 0 else ""
 
 
 # ---- waits

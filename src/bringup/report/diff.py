@@ -10,7 +10,6 @@ from rich.table import Table
 
 from bringup.analyse.diff import Diff, Part
 from bringup.analyse.summary import Summary
-from bringup.report.lines import unit
 from bringup.report.terminal import escaped
 from bringup.text import duration, quantity, size
 
@@ -61,7 +60,7 @@ def verdict(diff: Diff, names: tuple[str, str]) -> str:
     """Return in one sentence which run is faster, and which part of the step accounts for most of it."""
     before, after = diff.runs
     change = after.step_seconds - before.step_seconds
-    noun = unit(after)
+    noun = after.unit
     if abs(change) <= LEAST * before.step_seconds:
         return f"{names[1]} is as fast as {names[0]}: {duration(after.step_seconds)} per {noun}"
     share = f"{abs(change) / before.step_seconds:.1%} " if before.step_seconds else ""
@@ -91,13 +90,13 @@ def print_diff(diff: Diff, names: tuple[str, str], console: Console) -> None:
     table = _table("", escaped(names[0]), escaped(names[1]), "change")
     if before.chip != after.chip:
         table.add_row("chip", escaped(before.chip), escaped(after.chip), "")
-    rows = {f"time of a {unit(after)}": (before.step_seconds, after.step_seconds)}
+    rows = {f"time of a {after.unit}": (before.step_seconds, after.step_seconds)}
     rows |= {f"  {name}": pair for name, pair in _time_parts(before, after).items()}
     for name, (first, second) in rows.items():
         table.add_row(name, duration(first), duration(second), signed(second - first))
     launches = after.launches - before.launches
     table.add_row(
-        f"launches per {unit(after)}",
+        f"launches per {after.unit}",
         f"{before.launches:,}",
         f"{after.launches:,}",
         f"{launches:+,}" if launches else "=",
@@ -106,7 +105,7 @@ def print_diff(diff: Diff, names: tuple[str, str], console: Console) -> None:
     table.add_row("memory at the peak", *map(size, peaks), _signed_size(peaks[1] - peaks[0]))
     console.print(table)
     for title, parts in (("slower", diff.slower), ("faster", diff.faster), ("new", diff.new), ("gone", diff.gone)):
-        _print_parts(f"{title}, in time of a {unit(after)}", parts, console)
+        _print_parts(f"{title}, in time of a {after.unit}", parts, console)
     _print_parts("memory at the peak", diff.memory, console, times=False)
     if diff.slower or diff.faster or diff.new or diff.gone:
         console.print(

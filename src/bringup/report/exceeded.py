@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bringup.analyse.summary import Summary
-from bringup.report.lines import unit
 from bringup.text import duration, size
 from bringup.units import Change
 
@@ -22,7 +21,7 @@ def by_run(summary: Summary, max_step: float | None, max_memory: int | None) -> 
         yield "the limits cannot be checked: the program launched nothing on the chip"
         return
     if max_step is not None and summary.step_seconds > max_step:
-        took = f"a {unit(summary)} takes {duration(summary.step_seconds)} on {summary.chip}"
+        took = f"a {summary.unit} takes {duration(summary.step_seconds)} on {summary.chip}"
         yield f"{took}, which exceeds --max-step by {duration(summary.step_seconds - max_step)}"
     if max_memory is not None and summary.peak_bytes > max_memory:
         where = f" at {summary.memory.at.line}" if summary.memory.at and summary.memory.at.line else ""
@@ -46,7 +45,7 @@ def by_change(
     before, after = runs
     if max_slower is not None and max_slower.exceeded(before.step_seconds, after.step_seconds):
         more = f"{after.step_seconds / before.step_seconds - 1:.1%}" if before.step_seconds else "infinitely"
-        times = f"{duration(before.step_seconds)} -> {duration(after.step_seconds)} per {unit(after)}"
+        times = f"{duration(before.step_seconds)} -> {duration(after.step_seconds)} per {after.unit}"
         yield f"{names[1]} is {more} slower than {names[0]} ({times}), --max-slower allows {max_slower.text}"
     if max_memory is not None and max_memory.exceeded(before.peak_bytes, after.peak_bytes):
         more = size(after.peak_bytes - before.peak_bytes)

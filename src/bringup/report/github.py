@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bringup.errors import BringupError
 from bringup.paths import BACKWARD
 from bringup.report import diff as comparison
-from bringup.report.lines import Line, lines, unit
+from bringup.report.lines import Line, lines
 from bringup.text import duration, plain, quantity, size
 
 if TYPE_CHECKING:
@@ -90,11 +90,11 @@ def of_run(summary: Summary, program: str, exceeded: Iterable[str]) -> Page:
         at = summary.memory.at.line if summary.memory.at else ""
         page.notes.append(Note("error", f"out of memory on {summary.chip}", at or ""))
     for ledger in summary.fallbacks:
-        took = f"{ledger.count:,.4g}x per {unit(summary)}, {duration(ledger.seconds)}"
+        took = f"{ledger.count:,.4g}x per {summary.unit}, {duration(ledger.seconds)}"
         text = f"{ledger.op} {ledger.dtype} runs on the host ({took})"
         page.notes.append(Note("warning", text, f"{ledger.file}:{ledger.line}"))
     numbers = {
-        unit(summary): duration(summary.step_seconds),
+        summary.unit: duration(summary.step_seconds),
         **{name: duration(seconds) for name, seconds in summary.parts().items()},
         "launches": f"{summary.launches:,}",
         "memory at the peak": f"{size(summary.peak_bytes)} of {size(summary.capacity_bytes)}",
@@ -116,7 +116,7 @@ def of_diff(compared: Diff, names: tuple[str, str], exceeded: Iterable[str]) -> 
         slower = [part for part in (*compared.slower, *compared.new) if part.group == "line"]
         page.notes.extend(Note("warning", f"slower: {_change(part.seconds)}", part.name) for part in slower)
     rows = {
-        f"time of a {unit(after)}": (duration(before.step_seconds), duration(after.step_seconds)),
+        f"time of a {after.unit}": (duration(before.step_seconds), duration(after.step_seconds)),
         "launches": (f"{before.launches:,}", f"{after.launches:,}"),
         "memory at the peak": (size(before.peak_bytes), size(after.peak_bytes)),
     }
@@ -125,7 +125,7 @@ def of_diff(compared: Diff, names: tuple[str, str], exceeded: Iterable[str]) -> 
         parts = getattr(compared, title)[: comparison.MOST_PARTS]
         if parts:
             cells = ((part.group, part.name, _change(part.seconds)) for part in parts)
-            page.body.append(_table((title, "", f"time of a {unit(after)}"), cells))
+            page.body.append(_table((title, "", f"time of a {after.unit}"), cells))
     return page
 
 

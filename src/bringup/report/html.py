@@ -34,7 +34,6 @@ from bringup.report.lines import (
     moment,
     per_million,
     step_lines,
-    unit,
     used_peak,
 )
 from bringup.text import duration, size
@@ -141,7 +140,7 @@ def page(timeline: Timeline, summary: Summary) -> str:
         about=timeline.trace.about,
         chip=timeline.chip,
         s=summary,
-        unit=unit(summary),
+        unit=summary.unit,
         band=band(summary),
         cost=per_million,
         used_peak=used_peak(summary),
@@ -173,7 +172,7 @@ def comparison(trace: Trace, rows: list[Row]) -> str:
         fastest=min(row.summary.step_seconds for row in rows) or 1.0,
         cost=per_million,
         memory_share=memory_share,
-        unit=unit(rows[0].summary),
+        unit=rows[0].summary.unit,
         duration=duration,
         fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),
     )

@@ -101,7 +101,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
 def _times(summary: Summary) -> Iterator[Line]:
     yield _line(
         "step",
-        (f"{unit(summary)} {duration(summary.step_seconds)}", "bold"),
+        (f"{summary.unit} {duration(summary.step_seconds)}", "bold"),
         " on ",
         (summary.chip, "bold"),
         f" (host {summary.host}, {summary.link})    ",
@@ -142,7 +142,7 @@ def _notes(summary: Summary) -> Iterator[Line]:
 
 def step_lines(summary: Summary) -> Iterator[Line]:
     """Yield how many steps there are and which one is shown, and what differs from it."""
-    one = unit(summary)
+    one = summary.unit
     launches = f"{quantity(summary.launches, 'launch')} per {one}"
     if summary.steps_by == "whole":
         yield _line("launches", f"  {quantity(summary.launches, 'launch')}, {summary.steps_text()}")
@@ -211,7 +211,7 @@ def compilation_lines(summary: Summary) -> Iterator[Line]:
 
 def _size(summary: Summary) -> Iterator[Line]:
     verdict = (summary.verdict_text(), "" if summary.fits else "bold red")
-    energy = "" if summary.energy_joules is None else f"   energy {figure(summary.energy_joules)} J per {unit(summary)}"
+    energy = "" if summary.energy_joules is None else f"   energy {figure(summary.energy_joules)} J per {summary.unit}"
     cost = "" if summary.cost_usd is None else f"   {per_million(summary)}"
     mfu = f"   MFU {used_peak(summary)}" if summary.mfu is not None else ""
     peak = f"  memory {size(summary.peak_bytes)} of {size(summary.capacity_bytes)}, "
@@ -284,7 +284,7 @@ def _fallbacks(summary: Summary) -> Iterator[Line | Row]:
             "stall": item.stall_seconds,
         }
         where = f"{item.file}:{item.line}" if item.file else "-"
-        took = f"{duration(item.seconds)}/{unit(summary)}"
+        took = f"{duration(item.seconds)}/{summary.unit}"
         terms = " + ".join(f"{name} {duration(seconds)}" for name, seconds in parts.items())
         yield Row(
             "fallback", ("  fallback", f"{item.op} {item.dtype}", where, f"{item.count:,.3g}x", took, f"({terms})")
@@ -294,7 +294,7 @@ def _fallbacks(summary: Summary) -> Iterator[Line | Row]:
         rest = sum(item.seconds for item in more)
         yield _line(
             "more-fallbacks",
-            f"  and {quantity(len(more), 'more fallback')}, {duration(rest)} per {unit(summary)}: see the report",
+            f"  and {quantity(len(more), 'more fallback')}, {duration(rest)} per {summary.unit}: see the report",
         )
 
 
@@ -307,8 +307,8 @@ def _input(summary: Summary) -> Iterator[Line]:
     maker = f" (made by {slowest.maker})" if slowest.by_library else ""
     yield _line(
         "input",
-        (f"  waiting for input {duration(summary.input_seconds)} per {unit(summary)}", "bold"),
-        f", {beside} the {unit(summary)} above: the DataLoader at {slowest.file}:{slowest.line}{maker} takes "
+        (f"  waiting for input {duration(summary.input_seconds)} per {summary.unit}", "bold"),
+        f", {beside} the {summary.unit} above: the DataLoader at {slowest.file}:{slowest.line}{maker} takes "
         f"{duration(slowest.batch_seconds)} for a batch, num_workers={slowest.workers} (measured on this machine)",
     )
 
@@ -322,15 +322,15 @@ def _own_time(summary: Summary) -> Iterator[Line]:
     mostly = f": mostly {place} {longest.file}:{longest.line}" if longest.file else ""
     yield _line(
         "own-time",
-        (f"  waiting for the program's own Python {duration(summary.own_seconds)} per {unit(summary)}", "bold"),
-        f", not part of the {unit(summary)} above{mostly} (measured on this machine)",
+        (f"  waiting for the program's own Python {duration(summary.own_seconds)} per {summary.unit}", "bold"),
+        f", not part of the {summary.unit} above{mostly} (measured on this machine)",
     )
 
 
 def _host_alone(summary: Summary) -> Iterator[Line]:
     """Yield that the CPU is faster than the chip, if it clearly is."""
     if summary.host_alone_seconds is not None:
-        core = f"one core of {summary.host} takes about {duration(summary.host_alone_seconds)} per {unit(summary)}"
+        core = f"one core of {summary.host} takes about {duration(summary.host_alone_seconds)} per {summary.unit}"
         yield _line("host-alone", ("  the CPU is faster for this", "bold"), f": {core}")
 
 
@@ -349,7 +349,7 @@ def _waits(summary: Summary) -> Iterator[Line]:
     if not kinds:
         return
     times = "once" if count_text(total) == "1" else f"{count_text(total)} times"
-    yield _line("waits", f"  the host waits for the chip {times} per {unit(summary)}: {'; '.join(kinds)}")
+    yield _line("waits", f"  the host waits for the chip {times} per {summary.unit}: {'; '.join(kinds)}")
 
 
 def _kernels(summary: Summary) -> Iterator[Line | Row]:
@@ -370,7 +370,7 @@ def _compiled(summary: Summary) -> Iterator[Line]:
         return
     breaks = len(summary.graph_breaks)
     lost = summary.graph_breaks_seconds
-    costs = f", which costs {duration(lost)} per {unit(summary)}" if lost else ""
+    costs = f", which costs {duration(lost)} per {summary.unit}" if lost else ""
     cut = f", cut at {quantity(breaks, 'line')}{costs}:" if breaks else ", no graph breaks"
     yield _line("compiled", f"  torch.compile: {quantity(summary.compiled_graphs, 'graph')}{cut}")
     for cut_at in summary.graph_breaks[:MOST_BREAKS]:
@@ -386,11 +386,6 @@ def band(summary: Summary) -> str:
     return f"+- {summary.error_band:.0%} ({summary.error_source})"
 
 
-def unit(summary: Summary) -> str:
-    """Return the unit of work that the times are for: ``step``, or ``run`` if no steps were found."""
-    return "run" if summary.steps_by == "whole" else "step"
-
-
 def used_peak(summary: Summary) -> str:
     """Write the share of the peak that products use, with its denominator; empty without products."""
     if summary.mfu is None or summary.mfu_peak_flops is None:
@@ -404,7 +399,7 @@ def per_million(summary: Summary) -> str:
     """Write the cost of a million samples, or of a million steps if the batch is unknown."""
     if summary.cost_usd is None:
         return "-"
-    samples, noun = (summary.samples * summary.batches, "samples") if summary.samples else (1, f"{unit(summary)}s")
+    samples, noun = (summary.samples * summary.batches, "samples") if summary.samples else (1, f"{summary.unit}s")
     return f"{figure(summary.cost_usd * 1e6 / samples)} USD per million {noun}"
 
 

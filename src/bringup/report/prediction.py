@@ -18,7 +18,6 @@ from bringup.machine.files import available_chips, load_chip, load_host
 from bringup.machine.schema import Chip, Host
 from bringup.recording.trace import Trace
 from bringup.report import directory, html
-from bringup.report.lines import unit
 from bringup.timeline.replay import HostClock, Timeline, replay
 
 
@@ -44,7 +43,7 @@ class Prediction:
 
     def __repr__(self) -> str:
         """Return the step time and the chip as text."""
-        took = f"{self.summary.step_seconds * 1e3:.4g} ms per {unit(self.summary)}"
+        took = f"{self.summary.step_seconds * 1e3:.4g} ms per {self.summary.unit}"
         return f"<Prediction: {took} on {self.summary.chip}>"
 
     def _repr_html_(self) -> str:
