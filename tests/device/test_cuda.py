@@ -11,6 +11,15 @@ Run = Callable[..., Any]
 BEGIN = "import bringup\nbringup.redirect_cuda()\nimport torch\nfrom torch import nn\n"
 
 PROGRAMS = {
+    "layers of cuDNN": """
+import warnings
+warnings.simplefilter("error")
+for layer in (nn.LSTM(4, 4, 2), nn.GRU(4, 4), nn.RNN(4, 4, bidirectional=True)):
+    layer = layer.cuda()
+    layer.flatten_parameters()
+    layer(torch.ones(3, 2, 4, device="cuda"))[0].sum().backward()
+    assert layer.weight_hh_l0.grad.is_cuda
+""",
     "devices": """
 x = torch.randn(4, 4, device="cuda")
 assert x.is_cuda and x.device == torch.device("cuda:0") and "device='cuda:0'" in repr(x), x

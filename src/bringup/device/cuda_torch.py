@@ -77,6 +77,8 @@ def patch_torch() -> None:
 
     space.set_default_tensor_type = set_default_tensor_type
     torch.backends.cuda.is_built = lambda: True
+    # Asked before nn.LSTM lays out its weights for cuDNN, with a warning if torch lacks cuDNN.
+    torch.backends.cudnn.is_acceptable = lambda tensor: False
     _add_names_of_cuda()
     profile = torch.profiler.profile.__init__
 
