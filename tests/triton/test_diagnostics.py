@@ -101,6 +101,21 @@ k[(3,)](x, 1_200_000_000, B=1024)
 """
 
 
+def test_copy_of_a_file_has_its_own_lines(tmp_path: Path) -> None:
+    source = """
+        @triton.jit
+        def reads_beyond_its_end(x, B: tl.constexpr):
+            tl.store(x + tl.arange(0, B), tl.load(x + tl.arange(0, B)) + 1)  # here
+
+        reads_beyond_its_end[(1,)](torch.zeros(10, device="chip"), B=16)
+        """
+    for folder in (tmp_path / "project", tmp_path / "copy"):  # Triton's cache has the kernel of the first for both
+        folder.mkdir()
+        with pytest.raises(RuntimeError) as error:
+            run(folder, source)
+        assert f"{folder / 'k.py'}:{line_with(folder, '# here')}" in str(error.value)
+
+
 def test_offset_beyond_32_bits_is_named_as_the_kernel_computes_it(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError) as caught, bringup.dry():
         run(tmp_path, WIDE)

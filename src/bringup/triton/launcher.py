@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -35,6 +36,14 @@ def compiled(text: str) -> Kernel:
     return _kernels[key]
 
 
+def _in_file(kernel: Kernel, file: str) -> Kernel:
+    """Return the kernel with the lines of this file, because Triton's cache does not tell copies of a file apart."""
+    module = kernel.module
+    if not file or not module.file or file == module.file or set(file) & set('"\\'):
+        return kernel
+    return compiled(module.text.replace(f'"{module.file}":', f'"{file}":'))
+
+
 @dataclass
 class _Launch:
     kernel: Kernel
@@ -54,6 +63,8 @@ class Launcher:
         self.metadata = metadata
         self.kernel: Kernel | None = None
         self.constants = _constants(src, metadata)
+        function = getattr(getattr(src, "fn", None), "fn", None)
+        self.file = function.__code__.co_filename if isinstance(function, FunctionType) else ""
 
     def __call__(
         self,
@@ -74,7 +85,8 @@ class Launcher:
             return
         if self.kernel is None:
             limits.check(kernel, metadata)
-            self.kernel = kernel
+            self.kernel = _in_file(kernel, self.file)
+        kernel = self.kernel
         limits.check_grid(kernel.name, grid)
         if enter is not None:
             enter(launch_metadata)

@@ -99,10 +99,17 @@ class Function:
 
 @dataclass
 class Module:
-    """The kernel (the public function) and the functions that it calls, by name."""
+    """The kernel (the public function) and the functions that it calls, by name.
+
+    Attributes:
+        text: the module's TTIR.
+        file: the Python file of the kernel; empty if the text does not say.
+    """
 
     kernel: Function
     functions: dict[str, Function]
+    text: str
+    file: str
 
 
 _ALIAS = re.compile(r"^(#loc\d*) = loc\((.*)\)$", re.M)
@@ -241,6 +248,7 @@ def _result_types(name: str, types: str) -> list[Type]:
 
 class _Parser:
     def __init__(self, text: str) -> None:
+        self.text = text
         self.locations = dict(_ALIAS.findall(text))
         self.known_lines: dict[str, str] = {}
         self.visited = 0  # parts of the current location
@@ -265,7 +273,8 @@ class _Parser:
                 self.at += 1
         if kernel is None:
             raise BringupError("this TTIR has no public function: nothing to launch")
-        return Module(kernel, functions)
+        own = next(self.frames("#loc"), ("", 0))  # the module's location is that of the kernel
+        return Module(kernel, functions, self.text, own[0])
 
     # ---- locations
 
