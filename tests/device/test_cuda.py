@@ -11,7 +11,7 @@ Run = Callable[..., Any]
 BEGIN = "import bringup\nbringup.redirect_cuda()\nimport torch\nfrom torch import nn\n"
 
 PROGRAMS = {
-    "layers of cuDNN": """
+    "libraries that torch lacks": """
 import warnings
 warnings.simplefilter("error")
 for layer in (nn.LSTM(4, 4, 2), nn.GRU(4, 4), nn.RNN(4, 4, bidirectional=True)):
@@ -19,6 +19,7 @@ for layer in (nn.LSTM(4, 4, 2), nn.GRU(4, 4), nn.RNN(4, 4, bidirectional=True)):
     layer.flatten_parameters()
     layer(torch.ones(3, 2, 4, device="cuda"))[0].sum().backward()
     assert layer.weight_hh_l0.grad.is_cuda
+assert not torch.cuda.nccl.is_available([torch.ones(1, device="cuda")])
 """,
     "devices": """
 x = torch.randn(4, 4, device="cuda")

@@ -49,6 +49,8 @@ def patch_distributed() -> None:
     c10d._NCCL_AVAILABLE = True
     take_nccl_from(c10d)
     torch.cuda.nccl.version = lambda: _VERSION
+    # nn.DataParallel asks, with a warning if torch lacks NCCL; it copies between the chips instead.
+    torch.cuda.nccl.is_available = lambda tensors: False
     c10d.default_pg_nccl_timeout = datetime.timedelta(minutes=10)  # NCCL's, in torch's documentation of `timeout`
 
     helper = c10d._new_process_group_helper
