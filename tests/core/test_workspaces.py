@@ -43,10 +43,10 @@ def test_first_product_of_a_thread_keeps_a_workspace(python: Run, chip: str, bla
 def test_workspaces_belong_to_a_handle_and_a_stream(python: Run) -> None:
     body = """
 import os, time
-threads = len(os.listdir("/proc/self/task"))
 for _ in range(2):  # the second thread takes over the handle of the first
     thread = threading.Thread(target=product); thread.start(); thread.join()
-    while len(os.listdir("/proc/self/task")) > threads: time.sleep(0.001)  # join returns before the thread has ended
+    # join returns before the thread has ended
+    while os.path.exists(f"/proc/self/task/{thread.native_id}"): time.sleep(0.001)
     held()
 product(); held()  # so does this thread
 with torch.chip.stream(torch.Stream(device="chip")): product()
