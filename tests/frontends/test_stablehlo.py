@@ -28,6 +28,7 @@ from bringup.frontends.stablehlo.module import StableHloError, read_file
 from bringup.frontends.stablehlo.operators import OPERATORS
 from bringup.frontends.stablehlo.program import lowered_program
 from bringup.frontends.stablehlo.tensors import as_array, as_tensor
+from bringup.limits import STABLEHLO, Limit
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -445,6 +446,11 @@ def test_missing_operators_are_all_named(tmp_path: Path) -> None:
     assert "m.mlir:2), replica_id (1 operation, " in str(caught.value)
 
 
+def body_of(line: str) -> str:
+    """A function with one more line."""
+    return f"func.func @main(%x: tensor<4x4xf32>) -> tensor<4x4xf32> {{\n{line}\nreturn %x : tensor<4x4xf32>\n}}\n"
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -458,6 +464,27 @@ def test_missing_operators_are_all_named(tmp_path: Path) -> None:
             "tensor<2xf32>\nreturn %0 : tensor<2xf32>\n}",
             "function main calls itself",
         ),
+        (body_of("%0 = stablehlo.add %x#2147483647, %x : tensor<4x4xf32>"), "more than 4,194,304 results"),
+        (body_of(f"%0 = stablehlo.add %x#{'9' * 6000}, %x : tensor<4x4xf32>"), "more than 4,194,304 results"),
+        (
+            body_of(
+                '%0 = "stablehlo.convolution"(%x, %x) {a = #stablehlo.conv<[b, 0, 2147483647, f]x[0, 1, i, o]->'
+                "[b, 0, 1, f]>} : (tensor<4x4xf32>, tensor<4x4xf32>) -> tensor<4x4xf32>"
+            ),
+            "a convolution has more than 64 dimensions",
+        ),
+        (body_of('"a.b"() {padding = dense<0> : tensor<2147483647x2xi64>} : () -> ()'), "more than 1,048,576 elements"),
+        (
+            body_of("%0 = stablehlo.constant dense<(1.0, 1.0)> : tensor<2147483647xcomplex<f32>>"),
+            "more than 1,048,576 elements",
+        ),
+        (body_of(f"%0 = stablehlo.iota dim = 0 : tensor<{'1x' * 100}f32>"), "more than 64 dimensions"),
+        ("!t = tuple<tensor<f32>, tensor<f32>>\n!u = tuple<!t, !t>", "!t is an alias of a type or a list"),
+        ("#a = [1]\n#b = [#a, #a]", "#a is an alias of a type or a list"),
+        (
+            body_of("%0 = stablehlo.constant sparse<[[0, 0]], [1.0]> : tensor<4x4xf32>"),
+            r"constant of type f32\[4, 4\] is not written as dense",
+        ),
     ],
 )
 def test_malformed_module_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
@@ -465,6 +492,31 @@ def test_malformed_module_is_one_sentence(text: str, sentence: str, tmp_path: Pa
     with pytest.raises(StableHloError, match=sentence) as caught:
         read_file(tmp_path / "m.mlir")
     assert "\n" not in str(caught.value)
+
+
+def test_splat_of_a_type_that_numpy_lacks_takes_no_memory(tmp_path: Path) -> None:
+    text = body_of("%0 = stablehlo.constant dense<2.0> : tensor<2147483647x1024xbf16>")
+    (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
+    value = read_file(tmp_path / "m.mlir").functions["main"].ops[0].attributes["value"]
+    assert value.shape == (2147483647, 1024) and value.dtype == torch.bfloat16
+    assert value.untyped_storage().nbytes() == 2 and value[0, 0].item() == 2
+
+
+def test_program_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STABLEHLO, "runs", Limit(100, "of the test"))
+    loop = lowered_program(jax.jit(lambda x: lax.fori_loop(0, 10**9, lambda i, c: c + 1, x)).lower(X))
+    chip = torch.zeros(4, 6, device="chip")
+    with pytest.raises(StableHloError, match="its loops and calls run more than 100 blocks"):
+        loop(chip)
+    shape = "tensor<4x4xf32>"
+    functions = ["func.func @main(%x: {0}) -> {0} {{\n%0 = call @f59(%x) : ({0}) -> {0}\nreturn %0 : {0}\n}}"]
+    for i in range(60):  # each calls the one before it twice
+        calls = f"%0 = call @f{i - 1}(%x) : ({{0}}) -> {{0}}\n%1 = call @f{i - 1}(%0) : ({{0}}) -> {{0}}"
+        lines = calls if i else "%1 = stablehlo.add %x, %x : {0}"
+        functions.append(f"func.func private @f{i}(%x: {{0}}) -> {{0}} {{{{\n{lines}\nreturn %1 : {{0}}\n}}}}")
+    (tmp_path / "m.mlir").write_text("\n".join(item.format(shape) for item in functions), encoding="utf-8")
+    with pytest.raises(StableHloError, match="its loops and calls run more than 100 blocks"):
+        Program(read_file(tmp_path / "m.mlir"))(torch.zeros(4, 4, device="chip"))
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ class OnnxProgram:
         try:
             model = OnnxModel(self.graph, self.file).to("chip")
             call = torch.compile(model) if self.compiled else model
-            arguments = stand_ins(self.inputs)
+            arguments = stand_ins(self.inputs, dry=torch.ops.bringup.is_dry())
             for _ in range(self.steps):
                 results = call(*(item.to("chip") for item in arguments))
                 results = results if isinstance(results, tuple) else (results,)
