@@ -73,6 +73,13 @@ SYMMETRIC = X @ X.T + 5 * np.eye(4, dtype=np.float32)
 KEY = np.asarray([3, 7], jnp.uint32)
 
 
+def on_one_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function on a mesh of one device, whose axis is i."""
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("i")
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
+
+
 def conv(x: Any, w: Any, strides: Any = (1, 1), padding: Any = "SAME", **options: Any) -> Any:
     return lax.conv_general_dilated(x, w, strides, padding, dimension_numbers=NHWC, **options)
 
@@ -343,6 +350,32 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "svd": (lambda x: jnp.linalg.svd(x, full_matrices=False)[1], (X,)),
     "logsumexp": (lambda x: jax.nn.logsumexp(x, 1), (X,)),
     "map": (lambda x: lax.map(lambda row: jnp.sort(row), x), (X,)),
+    "collectives": (
+        on_one_device(lambda x: (lax.psum(x, "i"), lax.pmax(x, "i"), lax.pmean(x, "i"), lax.all_gather(x, "i"))),
+        (X,),
+    ),
+    "collectives that move": (
+        on_one_device(
+            lambda x: (
+                lax.psum_scatter(x, "i", tiled=True),
+                lax.ppermute(x, "i", [(0, 0)]),
+                lax.ppermute(x, "i", []),
+                x + lax.axis_index("i"),
+            )
+        ),
+        (X,),
+    ),
+    "random bits": (
+        lambda k: (lax.rng_bit_generator(k, (7, 3)), lax.rng_bit_generator(k, (1,))),
+        (np.asarray([2**32 - 5, 3, 2**32 - 2, 9], np.uint32),),
+    ),
+    "random bits, 64": (lambda k: lax.rng_bit_generator(k, (7,), jnp.uint64), (np.arange(4, dtype=np.uint32),)),
+    "random numbers of rbg": (
+        lambda k: jax.random.normal(jax.random.wrap_key_data(k, impl="rbg"), (40,)),
+        (np.arange(4, dtype=np.uint32),),
+    ),
+    "random with a key": (lambda k: jax.random.categorical(jax.random.wrap_key_data(k), np.log(POSITIVE)), (KEY,)),
+    "ragged_dot": (lambda x, w, n: lax.ragged_dot(x, w, n), (X, numbers((2, 6, 3)), np.asarray([3, 1], np.int32))),
 }
 
 
@@ -419,6 +452,30 @@ WITHOUT_JAX = {
 }
 
 
+GROUPS = "replica_groups = dense<0> : tensor<1x1xi64>"
+WITHOUT_JAX |= {
+    "all_to_all": (
+        '%0 = "stablehlo.all_to_all"(%x) <{concat_dimension = 0 : i64, split_count = 1 : i64, '
+        f"split_dimension = 1 : i64, {GROUPS}}}> : (tensor<4x4xf32>) -> tensor<4x4xf32>",
+        lambda x: x,
+    ),
+    "collective_broadcast": (
+        f'%0 = "stablehlo.collective_broadcast"(%x) <{{{GROUPS}}}> : (tensor<4x4xf32>) -> tensor<4x4xf32>',
+        lambda x: x,
+    ),
+    "replica_id": (
+        "%1 = stablehlo.replica_id : tensor<ui32>\n%2 = stablehlo.convert %1 : (tensor<ui32>) -> tensor<f32>\n"
+        "%3 = stablehlo.broadcast_in_dim %2, dims = [] : (tensor<f32>) -> tensor<4x4xf32>\n"
+        "%0 = stablehlo.add %x, %3 : tensor<4x4xf32>",
+        lambda x: x,
+    ),
+    "sdy.sharding_constraint": (
+        '%0 = sdy.sharding_constraint %x <mesh<["a"=1]>, [{"a"}, {}]> : tensor<4x4xf32>',
+        lambda x: x,
+    ),
+}
+
+
 def module_text(line: str) -> str:
     return f"func.func @main(%x: tensor<4x4xf32>) -> tensor<4x4xf32> {{\n{line}\nreturn %0 : tensor<4x4xf32>\n}}\n"
 
@@ -436,14 +493,16 @@ def test_missing_operators_are_all_named(tmp_path: Path) -> None:
     text = module_text(
         "%1 = stablehlo.custom_call @mine(%x) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
         "%2 = stablehlo.custom_call @mine(%1) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
-        "%3 = stablehlo.replica_id : tensor<ui32>\n"
+        "%s = stablehlo.constant dense<4> : tensor<2xi64>\n%e = stablehlo.constant dense<1.0> : tensor<f32>\n"
+        "%3 = stablehlo.rng %e, %e, %s, distribution = UNIFORM : (tensor<f32>, tensor<f32>, tensor<2xi64>) -> "
+        "tensor<4x4xf32>\n"
         "%0 = stablehlo.add %2, %2 : tensor<4x4xf32>"
     )
     (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
     with pytest.raises(StableHloError) as caught:
         Program(read_file(tmp_path / "m.mlir"))
     assert "2 operators without a translation: custom_call of mine (2 operations, " in str(caught.value)
-    assert "m.mlir:2), replica_id (1 operation, " in str(caught.value)
+    assert "m.mlir:2), rng (1 operation, " in str(caught.value)
 
 
 def body_of(line: str) -> str:
@@ -517,6 +576,27 @@ def test_program_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     (tmp_path / "m.mlir").write_text("\n".join(item.format(shape) for item in functions), encoding="utf-8")
     with pytest.raises(StableHloError, match="its loops and calls run more than 100 blocks"):
         Program(read_file(tmp_path / "m.mlir"))(torch.zeros(4, 4, device="chip"))
+
+
+def test_collectives_over_several_devices_are_named(tmp_path: Path) -> None:
+    reduce = (
+        '%{0} = "stablehlo.all_reduce"(%x) <{{replica_groups = dense<{1}>}}> ({{\n'
+        "^bb0(%a: tensor<f32>, %b: tensor<f32>):\n%s = stablehlo.add %a, %b : tensor<f32>\n"
+        "stablehlo.return %s : tensor<f32>\n}}) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
+    )
+    groups = ["[[0, 1]]> : tensor<1x2xi64", "[[0], [1]]> : tensor<2x1xi64", "> : tensor<0x0xi64"]
+    lines = "".join(reduce.format(number, text) for number, text in enumerate(groups, 1))
+    body = module_text(
+        f"{lines}%9 = stablehlo.partition_id : tensor<ui32>\n%0 = stablehlo.add %x, %x : tensor<4x4xf32>"
+    )
+    text = f"module attributes {{mhlo.num_partitions = 4 : i32}} {{\n{body}}}\n"
+    (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
+    with pytest.raises(StableHloError) as caught:
+        Program(read_file(tmp_path / "m.mlir"))
+    message = str(caught.value)
+    assert "3 operators without a translation" in message
+    for part in ("all_reduce over 2 devices", "all_reduce over 4 devices", "partition_id in a program of 4 devices"):
+        assert part in message
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ import torch
 from bringup.errors import BringupError
 from bringup.frontends.stablehlo import (  # noqa: F401  (their operators register themselves)
     algebra,
+    collectives,
     control,
     indexing,
     pointwise,
     products,
+    random,
     reductions,
     shapes,
 )

@@ -193,6 +193,9 @@ def read_module(module: Any, shown: str) -> Module:
     mlir = bindings()
     with module.context, mlir.ir.Location.unknown():
         reader = _Reader(mlir, shown)
+        sizes = ("mhlo.num_partitions", "mhlo.num_replicas")
+        whole = module.operation.attributes
+        reader.devices = math.prod(int(reader.attribute(whole[name])) for name in sizes if name in whole)
         bodies = {
             str(op.attributes["sym_name"]).strip('"'): op
             for op in module.body.operations
@@ -237,6 +240,7 @@ class _Reader:
 
     Attributes:
         numbers: the number of each value of the current function.
+        devices: of the program.
     """
 
     def __init__(self, mlir: SimpleNamespace, shown: str) -> None:
@@ -249,6 +253,7 @@ class _Reader:
         self.numbers: dict[Any, int] = {}
         self.count = 0
         self.read = 0  # attributes
+        self.devices = 1
         self.lines: dict[Any, tuple[str, int] | None] = {}
         self.is_main = True
 
@@ -301,6 +306,7 @@ class _Reader:
             attributes: dict[str, Any] = {"value": self.constant(operation, result_types[0])}
         else:
             attributes = {key: self.attribute(operation.attributes[key]) for key in operation.attributes}
+        attributes["devices"] = self.devices
         operands = tuple(self.number(value) for value in operation.operands)
         blocks = tuple(self.block(inner, depth + 1) for region in operation.regions for inner in region.blocks)
         results = tuple(self.number(value) for value in operation.results)
