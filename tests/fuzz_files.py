@@ -14,10 +14,12 @@ import collections
 import contextlib
 import copy
 import functools
+import importlib.util
 import io
 import json
 import math
 import random
+import re
 import sys
 import tempfile
 import time
@@ -444,17 +446,12 @@ def use_set(path: Path) -> None:
     finite(command("validate", "--data", str(path), "--json"))
 
 
-def make_ttir(rng: Random, folder: Path) -> Path:
-    """Break the text of a kernel."""
-    path = folder / "kernel.ttir"
-    lines = rng.choice(sorted((ROOT / "triton" / "ttir").glob("*/*.ttir"))).read_text().splitlines()
-    if rng.random() < 0.3:
-        path.write_bytes(mutated_bytes(rng, "\n".join(lines).encode()))
-        return path
-    strange_words = (*TEXTS, *map(str, COUNTS), "%0", "%nothing", "tensor<0xf32>", "(" * 500)
+def mutated_lines(rng: Random, lines: list[str], words: tuple[str, ...]) -> str:
+    """Return text of which lines, words or sizes are changed, left out, doubled or moved."""
+    lines = list(lines)
     for _ in range(rng.randint(1, 3)):
         place = rng.randrange(len(lines))
-        words = lines[place].split(" ")
+        inside = lines[place].split(" ")
         how = rng.randrange(6)
         if how == 0 and len(lines) > 1:
             del lines[place : place + rng.choice((1, 1, 5, 10**6))]
@@ -462,16 +459,27 @@ def make_ttir(rng: Random, folder: Path) -> Path:
         elif how == 1:
             lines[place:place] = [rng.choice(lines)] * rng.choice((1, 2, 500))
         elif how == 2:
-            words[rng.randrange(len(words))] = rng.choice(strange_words)
-            lines[place] = " ".join(words)
+            inside[rng.randrange(len(inside))] = rng.choice(words)
+            lines[place] = " ".join(inside)
         elif how == 3:
-            words.pop(rng.randrange(len(words)))
-            lines[place] = " ".join(words)
+            inside.pop(rng.randrange(len(inside)))
+            lines[place] = " ".join(inside)
         elif how == 4:
             lines[place] = lines[place].replace(str(rng.choice((16, 64, 1, 32))), str(rng.choice(COUNTS)))
         else:
             lines[place], lines[-1] = lines[-1], lines[place]
-    path.write_text("\n".join(lines), "utf-8", "surrogatepass")
+    return "\n".join(lines)
+
+
+def make_ttir(rng: Random, folder: Path) -> Path:
+    """Break the text of a kernel."""
+    path = folder / "kernel.ttir"
+    lines = rng.choice(sorted((ROOT / "triton" / "ttir").glob("*/*.ttir"))).read_text().splitlines()
+    if rng.random() < 0.3:
+        path.write_bytes(mutated_bytes(rng, "\n".join(lines).encode()))
+        return path
+    words = (*TEXTS, *map(str, COUNTS), "%0", "%nothing", "tensor<0xf32>", "(" * 500)
+    path.write_text(mutated_lines(rng, lines, words), "utf-8", "surrogatepass")
     return path
 
 
@@ -522,6 +530,158 @@ def use_sweep(path: Path) -> None:
         Expression(text, "search").value({"compute.cores": 40.0})
 
 
+# ---- models of other frameworks
+
+
+@functools.cache
+def stablehlo_texts() -> tuple[str, ...]:
+    """Modules that JAX lowers: a training step with a loop and windows, and a function with a branch."""
+    import jax
+    import jax.numpy as jnp
+    from jax import lax
+
+    def step(weights: Value, image: Value, key: Value) -> Value:
+        def loss(weights: Value) -> Value:
+            options = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+            x = jax.nn.gelu(lax.conv_general_dilated(image, weights["conv"], (1, 1), "SAME", **options))
+            x = lax.reduce_window(x, -jnp.inf, lax.max, (1, 2, 2, 1), (1, 2, 2, 1), "VALID").reshape(2, -1)
+            x = jnp.where(jax.random.bernoulli(jax.random.wrap_key_data(key), 0.9, x.shape), x, 0)
+            x, _ = lax.scan(lambda c, w: (jnp.tanh(c @ w), None), x, weights["layers"])
+            return jax.nn.logsumexp(x).astype(jnp.bfloat16).sum()
+
+        return jax.tree.map(lambda w, g: w - 0.1 * g, weights, jax.grad(loss)(weights))
+
+    def single(x: Value, i: Value) -> Value:
+        y = lax.cond(x[0, 0] > 0, jnp.sin, jnp.cos, x)[i].at[i].add(2.0)
+        return lax.sort(y), lax.top_k(x, 2), jnp.linalg.cholesky(x @ x.T), jnp.fft.rfft(x), jnp.pad(x, 1) + 1j
+
+    weights = {"conv": jnp.ones((3, 3, 3, 4)), "layers": jnp.ones((3, 64, 64))}
+    lowered = (
+        jax.jit(step).lower(weights, jnp.ones((2, 8, 8, 3)), jnp.ones(2, jnp.uint32)),
+        jax.jit(single).lower(jnp.ones((4, 4)), jnp.arange(3)),
+    )
+    return (*(item.as_text(debug_info=True) for item in lowered), *(item.as_text() for item in lowered))
+
+
+def make_stablehlo(rng: Random, folder: Path) -> Path:
+    """Break the text of a module."""
+    path, text = folder / "step.mlir", rng.choice(stablehlo_texts())
+    if rng.random() < 0.3:
+        path.write_bytes(mutated_bytes(rng, text.encode()))
+        return path
+    words = (
+        *TEXTS,
+        *(str(number) for number in COUNTS),
+        *("%0", "%arg0", "%nothing", "tensor<0xf32>", "tensor<?xf32>", "tensor<*xf32>", "tensor<2xi4>", "!nothing"),
+        *("tensor<4294967296x4294967296xf32>", "tensor<99999999xf32>", "dense<1>", 'dense<"0x01">', "dense<>"),
+        *("stablehlo.add", "stablehlo.while", "call @main", "@nothing", "array<i64: 0, 0>", "dims = [9]", "(" * 500),
+    )
+    if rng.random() < 0.6:  # a size or another number, wherever it is, or once
+        old, new = rng.choice(re.findall(r"\b\d+", text)), rng.choice((*COUNTS, *range(10)))
+        places = [match.start() for match in re.finditer(rf"\b{old}(?!\d)", text)]
+        for place in reversed(places if rng.random() < 0.6 else [rng.choice(places)]):
+            text = f"{text[:place]}{new}{text[place + len(old) :]}"
+    else:
+        text = mutated_lines(rng, text.splitlines(), words)
+    path.write_text(text, "utf-8", "surrogatepass")
+    return path
+
+
+def use_model(path: Path) -> None:
+    """Predict a step, which computes nothing but shapes."""
+    import torch
+
+    import bringup
+    from bringup import limits
+    from bringup.device.dry import DryWarning
+
+    warnings.simplefilter("ignore", DryWarning)
+    for table, name in ((limits.ONNX, "turns"), (limits.STABLEHLO, "runs")):  # else an input may take a minute
+        table[name] = limits.Limit(1000, "of the campaign")
+    with contextlib.suppress(torch.OutOfMemoryError):  # of the chip
+        bringup.predict(path, chip="t4")
+
+
+@functools.cache
+def onnx_models() -> tuple[Value, ...]:
+    """Models as dictionaries: a perceptron with what decides shapes, and loops, branches and functions."""
+    import numpy as np
+    from google.protobuf import json_format
+    from onnx import TensorProto, helper, numpy_helper
+
+    def node(op: str, inputs: str, outputs: str, **options: Value) -> Value:
+        return helper.make_node(op, inputs.split(), outputs.split(), op.lower(), **options)
+
+    def value(name: str, sizes: Value = None, kind: int = TensorProto.FLOAT) -> Value:
+        return helper.make_tensor_value_info(name, kind, sizes)
+
+    def weight(name: str, array: Value) -> Value:
+        return numpy_helper.from_array(np.asarray(array), name)
+
+    def model(nodes: Value, weights: Value, **options: Value) -> Value:
+        graph = helper.make_graph(nodes, "g", [value("x", [2, 3, 8, 8])], [value("y")], weights)
+        opsets = [helper.make_opsetid("", 17), helper.make_opsetid("own", 1)]
+        return json_format.MessageToDict(helper.make_model(graph, opset_imports=opsets, **options))
+
+    network = [
+        node("Conv", "x kernel", "a", pads=[1, 1, 1, 1], strides=[2, 2]),
+        node("MaxPool", "a", "b", kernel_shape=[2, 2]),
+        node("Shape", "b", "shape"),
+        node("Gather", "shape first", "batch", axis=0),
+        node("Concat", "batch rest", "sizes", axis=0),
+        node("Reshape", "b sizes", "c"),
+        node("Slice", "c start end", "d"),
+        node("Pad", "d pads", "e"),
+        node("Gemm", "e matrix", "f", transB=1),
+        node("ConstantOfShape", "many", "mask"),
+        node("Resize", "x empty empty sizes4", "large", mode="linear"),
+        node("ReduceMean", "large", "mean", keepdims=0),
+        node("Softmax", "f", "g"),
+        node("Add", "g mean", "y"),
+    ]
+    constants = {
+        **{"kernel": np.ones((4, 3, 3, 3), np.float32), "matrix": np.ones((5, 10), np.float32)},
+        **{"first": [0], "rest": [-1], "start": [0, 0], "end": [9, 8], "pads": [0, 1, 0, 1], "many": [7, 7]},
+        **{"sizes4": [2, 3, 16, 16], "empty": np.ones(0, np.float32)},
+    }
+    body = helper.make_graph(
+        [node("Add", "state state", "next"), node("Identity", "go", "again")],
+        "body",
+        [value("i", [], TensorProto.INT64), value("go", [], TensorProto.BOOL), value("state")],
+        [value("again", None, TensorProto.BOOL), value("next"), value("next")],
+    )
+    one = helper.make_graph([node("Own", "looped", "inner", domain="own")], "one", [], [value("inner")])
+    other = helper.make_graph([node("Neg", "looped", "inner2")], "other", [], [value("inner2")])
+    control = [
+        node("Loop", "count true x", "looped rows", body=body),
+        node("If", "true", "chosen", then_branch=one, else_branch=other),
+        node("Add", "chosen looped", "y"),
+    ]
+    own = helper.make_function("own", "Own", ["p"], ["q"], [node("Relu", "p", "q")], [helper.make_opsetid("", 17)])
+    return (
+        model(network, [weight(name, array) for name, array in constants.items()]),
+        model(control, [weight("count", 3), weight("true", True)], functions=[own]),
+    )
+
+
+def make_onnx(rng: Random, folder: Path) -> Path:
+    """Break the messages or the bytes of a model."""
+    import onnx
+    from google.protobuf import json_format
+
+    path, described = folder / "model.onnx", rng.choice(onnx_models())
+    whole = json_format.ParseDict(described, onnx.ModelProto()).SerializeToString()
+    if rng.random() < 0.3:
+        path.write_bytes(mutated_bytes(rng, whole))
+        return path
+    try:
+        broken = json_format.ParseDict(mutated(rng, described), onnx.ModelProto(), ignore_unknown_fields=True)
+        path.write_bytes(broken.SerializeToString())
+    except Exception:  # what a message cannot say
+        path.write_bytes(mutated_bytes(rng, whole))
+    return path
+
+
 FORMATS = {
     "chip file": Format(_make_described("chip"), use_chip),
     "host file": Format(_make_described("host"), use_host),
@@ -531,6 +691,8 @@ FORMATS = {
     "measurement set": Format(make_set, use_set),
     "sweep": Format(make_sweep, use_sweep),
     "TTIR": Format(make_ttir, use_ttir),
+    **({"StableHLO": Format(make_stablehlo, use_model)} if importlib.util.find_spec("jax") else {}),
+    **({"ONNX": Format(make_onnx, use_model)} if importlib.util.find_spec("onnx") else {}),
 }
 
 

@@ -67,6 +67,7 @@ ONNX = {
     "nested calls": Limit(
         64, "functions and graphs within each other; exporters make one function per level of modules"
     ),
+    "turns": Limit(1 << 20, "a million small turns take a minute"),
 }
 
 # The contents of a StableHLO module.
@@ -75,6 +76,11 @@ STABLEHLO = {
     "brackets": Limit(100, "open at once; loops and branches within each other need two each"),
     "nested calls": Limit(200, "functions that call each other; JAX makes one per nested jit"),
     "frames": Limit(10_000, "call frames of one location"),
+    "dimensions": Limit(64, "torch allows 64"),
+    "results": Limit(1 << 22, "four for each operation"),
+    "attribute": Limit(1 << 20, "paddings and groups of devices have few elements"),
+    "attributes": Limit(1 << 25, "32 for each operation, with the elements of those that are lists"),
+    "runs": Limit(1 << 21, "two for each turn of a loop; a million small turns take a minute"),
 }
 
 # The text of a Triton kernel. The largest of 1,600 kernels of FlagGems, Liger and the tutorials has 90,000 letters,

@@ -183,6 +183,42 @@ def test_functions_that_call_themselves_or_multiply_are_refused(tmp_path: Path, 
     assert bringup.load_onnx(path)(np.array([-1, 2], dtype=np.float32)).tolist() == [0, 2]
 
 
+def test_call_with_more_inputs_than_its_function_has(tmp_path: Path) -> None:
+    opsets = [helper.make_opsetid("", 21), helper.make_opsetid("own", 1)]
+    function = helper.make_function("own", "f", ["a"], ["b"], [relu("a", "b")], opsets[:1])
+    for inputs, outputs, what in ((["x", "x"], ["y"], "input"), (["x"], ["y", "z"], "output")):
+        call = helper.make_node("f", inputs, outputs, "call", domain="own")
+        text = refusal(tmp_path / "m.onnx", model([call], functions=[function], opset_imports=opsets))
+        assert text == f"its function f has 1 {what}, and node call has 2"
+
+
+def test_branch_with_fewer_outputs_than_its_node_is_named(tmp_path: Path) -> None:
+    graphs = [helper.make_graph([], name, [], []) for name in ("yes", "no")]
+    node = helper.make_node("If", ["c"], ["y"], "choose", then_branch=graphs[0], else_branch=graphs[1])
+    onnx.save(model([node], [numpy_helper.from_array(np.array(True), "c")]), tmp_path / "m.onnx")
+    loaded = bringup.load_onnx(tmp_path / "m.onnx")
+    with pytest.raises(OnnxError, match=r"m.onnx:choose \(If, node 1\): gives 0 outputs, not 1"):
+        loaded(np.zeros(2, dtype=np.float32))
+
+
+def test_loop_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ONNX, "turns", Limit(100, "of the test"))
+    names = ("number", "go", "state")
+    body = helper.make_graph(
+        [relu("state", "next"), helper.make_node("Identity", ["go"], ["again"])],
+        "body",
+        [helper.make_empty_tensor_value_info(name) for name in names],
+        [helper.make_empty_tensor_value_info(name) for name in ("again", "next")],
+    )
+    count = numpy_helper.from_array(np.array(1 << 40), "count")
+    onnx.save(
+        model([helper.make_node("Loop", ["count", "", "x"], ["y"], "l", body=body)], [count]), tmp_path / "m.onnx"
+    )
+    loaded = bringup.load_onnx(tmp_path / "m.onnx")
+    with pytest.raises(OnnxError, match=r"m.onnx:l \(Loop, node 1\): its loops run their graphs more than 100 times"):
+        loaded(np.zeros(2, dtype=np.float32))
+
+
 @pytest.mark.parametrize("op", ["ConstantOfShape", "Expand", "MatMul", "Add", "Concat"])
 def test_large_constants_are_not_computed_when_a_model_is_loaded(op: str, tmp_path: Path) -> None:
     million = 1 << 20
@@ -308,6 +344,14 @@ def test_input_without_memory_is_named() -> None:
     sizes = [10**17, 10**17]
     with pytest.raises(OnnxError, match="input x=100000000000000000x100000000000000000 does not fit into memory"):
         stand_ins([("x", sizes, torch.float32)])
+
+
+def test_input_larger_than_the_machine_is_only_described_in_a_dry_run() -> None:
+    inputs = [("x", [1 << 45], torch.int8)]  # 32 TiB
+    with pytest.raises(OnnxError, match="it is larger than what this machine has"):
+        stand_ins(inputs)
+    few, many = stand_ins([("few", [2], torch.int64), ("many", [1 << 21], torch.int64)], dry=True)
+    assert few.tolist() == [1, 1] and many.shape == (1 << 21,)
 
 
 def test_damaged_files_end_in_a_sentence(tmp_path: Path) -> None:

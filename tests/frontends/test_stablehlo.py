@@ -28,6 +28,7 @@ from bringup.frontends.stablehlo.module import StableHloError, read_file
 from bringup.frontends.stablehlo.operators import OPERATORS
 from bringup.frontends.stablehlo.program import lowered_program
 from bringup.frontends.stablehlo.tensors import as_array, as_tensor
+from bringup.limits import STABLEHLO, Limit
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -70,6 +71,13 @@ NHWC = ("NHWC", "HWIO", "NHWC")
 EDGES = np.asarray([0.0, -0.0, 1.5, 2.5, -2.5, jnp.inf, -jnp.inf, jnp.nan, 3e9, -3e9, 1e20, 255.7], jnp.float32)
 SYMMETRIC = X @ X.T + 5 * np.eye(4, dtype=np.float32)
 KEY = np.asarray([3, 7], jnp.uint32)
+
+
+def on_one_device(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function on a mesh of one device, whose axis is i."""
+    mesh = jax.make_mesh((1,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("i")
+    return jax.shard_map(function, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
 
 
 def conv(x: Any, w: Any, strides: Any = (1, 1), padding: Any = "SAME", **options: Any) -> Any:
@@ -342,6 +350,32 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "svd": (lambda x: jnp.linalg.svd(x, full_matrices=False)[1], (X,)),
     "logsumexp": (lambda x: jax.nn.logsumexp(x, 1), (X,)),
     "map": (lambda x: lax.map(lambda row: jnp.sort(row), x), (X,)),
+    "collectives": (
+        on_one_device(lambda x: (lax.psum(x, "i"), lax.pmax(x, "i"), lax.pmean(x, "i"), lax.all_gather(x, "i"))),
+        (X,),
+    ),
+    "collectives that move": (
+        on_one_device(
+            lambda x: (
+                lax.psum_scatter(x, "i", tiled=True),
+                lax.ppermute(x, "i", [(0, 0)]),
+                lax.ppermute(x, "i", []),
+                x + lax.axis_index("i"),
+            )
+        ),
+        (X,),
+    ),
+    "random bits": (
+        lambda k: (lax.rng_bit_generator(k, (7, 3)), lax.rng_bit_generator(k, (1,))),
+        (np.asarray([2**32 - 5, 3, 2**32 - 2, 9], np.uint32),),
+    ),
+    "random bits, 64": (lambda k: lax.rng_bit_generator(k, (7,), jnp.uint64), (np.arange(4, dtype=np.uint32),)),
+    "random numbers of rbg": (
+        lambda k: jax.random.normal(jax.random.wrap_key_data(k, impl="rbg"), (40,)),
+        (np.arange(4, dtype=np.uint32),),
+    ),
+    "random with a key": (lambda k: jax.random.categorical(jax.random.wrap_key_data(k), np.log(POSITIVE)), (KEY,)),
+    "ragged_dot": (lambda x, w, n: lax.ragged_dot(x, w, n), (X, numbers((2, 6, 3)), np.asarray([3, 1], np.int32))),
 }
 
 
@@ -418,6 +452,30 @@ WITHOUT_JAX = {
 }
 
 
+GROUPS = "replica_groups = dense<0> : tensor<1x1xi64>"
+WITHOUT_JAX |= {
+    "all_to_all": (
+        '%0 = "stablehlo.all_to_all"(%x) <{concat_dimension = 0 : i64, split_count = 1 : i64, '
+        f"split_dimension = 1 : i64, {GROUPS}}}> : (tensor<4x4xf32>) -> tensor<4x4xf32>",
+        lambda x: x,
+    ),
+    "collective_broadcast": (
+        f'%0 = "stablehlo.collective_broadcast"(%x) <{{{GROUPS}}}> : (tensor<4x4xf32>) -> tensor<4x4xf32>',
+        lambda x: x,
+    ),
+    "replica_id": (
+        "%1 = stablehlo.replica_id : tensor<ui32>\n%2 = stablehlo.convert %1 : (tensor<ui32>) -> tensor<f32>\n"
+        "%3 = stablehlo.broadcast_in_dim %2, dims = [] : (tensor<f32>) -> tensor<4x4xf32>\n"
+        "%0 = stablehlo.add %x, %3 : tensor<4x4xf32>",
+        lambda x: x,
+    ),
+    "sdy.sharding_constraint": (
+        '%0 = sdy.sharding_constraint %x <mesh<["a"=1]>, [{"a"}, {}]> : tensor<4x4xf32>',
+        lambda x: x,
+    ),
+}
+
+
 def module_text(line: str) -> str:
     return f"func.func @main(%x: tensor<4x4xf32>) -> tensor<4x4xf32> {{\n{line}\nreturn %0 : tensor<4x4xf32>\n}}\n"
 
@@ -435,14 +493,21 @@ def test_missing_operators_are_all_named(tmp_path: Path) -> None:
     text = module_text(
         "%1 = stablehlo.custom_call @mine(%x) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
         "%2 = stablehlo.custom_call @mine(%1) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
-        "%3 = stablehlo.replica_id : tensor<ui32>\n"
+        "%s = stablehlo.constant dense<4> : tensor<2xi64>\n%e = stablehlo.constant dense<1.0> : tensor<f32>\n"
+        "%3 = stablehlo.rng %e, %e, %s, distribution = UNIFORM : (tensor<f32>, tensor<f32>, tensor<2xi64>) -> "
+        "tensor<4x4xf32>\n"
         "%0 = stablehlo.add %2, %2 : tensor<4x4xf32>"
     )
     (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
     with pytest.raises(StableHloError) as caught:
         Program(read_file(tmp_path / "m.mlir"))
     assert "2 operators without a translation: custom_call of mine (2 operations, " in str(caught.value)
-    assert "m.mlir:2), replica_id (1 operation, " in str(caught.value)
+    assert "m.mlir:2), rng (1 operation, " in str(caught.value)
+
+
+def body_of(line: str) -> str:
+    """A function with one more line."""
+    return f"func.func @main(%x: tensor<4x4xf32>) -> tensor<4x4xf32> {{\n{line}\nreturn %x : tensor<4x4xf32>\n}}\n"
 
 
 @pytest.mark.parametrize(
@@ -458,6 +523,27 @@ def test_missing_operators_are_all_named(tmp_path: Path) -> None:
             "tensor<2xf32>\nreturn %0 : tensor<2xf32>\n}",
             "function main calls itself",
         ),
+        (body_of("%0 = stablehlo.add %x#2147483647, %x : tensor<4x4xf32>"), "more than 4,194,304 results"),
+        (body_of(f"%0 = stablehlo.add %x#{'9' * 6000}, %x : tensor<4x4xf32>"), "more than 4,194,304 results"),
+        (
+            body_of(
+                '%0 = "stablehlo.convolution"(%x, %x) {a = #stablehlo.conv<[b, 0, 2147483647, f]x[0, 1, i, o]->'
+                "[b, 0, 1, f]>} : (tensor<4x4xf32>, tensor<4x4xf32>) -> tensor<4x4xf32>"
+            ),
+            "a convolution has more than 64 dimensions",
+        ),
+        (body_of('"a.b"() {padding = dense<0> : tensor<2147483647x2xi64>} : () -> ()'), "more than 1,048,576 elements"),
+        (
+            body_of("%0 = stablehlo.constant dense<(1.0, 1.0)> : tensor<2147483647xcomplex<f32>>"),
+            "more than 1,048,576 elements",
+        ),
+        (body_of(f"%0 = stablehlo.iota dim = 0 : tensor<{'1x' * 100}f32>"), "more than 64 dimensions"),
+        ("!t = tuple<tensor<f32>, tensor<f32>>\n!u = tuple<!t, !t>", "!t is an alias of a type or a list"),
+        ("#a = [1]\n#b = [#a, #a]", "#a is an alias of a type or a list"),
+        (
+            body_of("%0 = stablehlo.constant sparse<[[0, 0]], [1.0]> : tensor<4x4xf32>"),
+            r"constant of type f32\[4, 4\] is not written as dense",
+        ),
     ],
 )
 def test_malformed_module_is_one_sentence(text: str, sentence: str, tmp_path: Path) -> None:
@@ -465,6 +551,52 @@ def test_malformed_module_is_one_sentence(text: str, sentence: str, tmp_path: Pa
     with pytest.raises(StableHloError, match=sentence) as caught:
         read_file(tmp_path / "m.mlir")
     assert "\n" not in str(caught.value)
+
+
+def test_splat_of_a_type_that_numpy_lacks_takes_no_memory(tmp_path: Path) -> None:
+    text = body_of("%0 = stablehlo.constant dense<2.0> : tensor<2147483647x1024xbf16>")
+    (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
+    value = read_file(tmp_path / "m.mlir").functions["main"].ops[0].attributes["value"]
+    assert value.shape == (2147483647, 1024) and value.dtype == torch.bfloat16
+    assert value.untyped_storage().nbytes() == 2 and value[0, 0].item() == 2
+
+
+def test_program_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(STABLEHLO, "runs", Limit(100, "of the test"))
+    loop = lowered_program(jax.jit(lambda x: lax.fori_loop(0, 10**9, lambda i, c: c + 1, x)).lower(X))
+    chip = torch.zeros(4, 6, device="chip")
+    with pytest.raises(StableHloError, match="its loops and calls run more than 100 blocks"):
+        loop(chip)
+    shape = "tensor<4x4xf32>"
+    functions = ["func.func @main(%x: {0}) -> {0} {{\n%0 = call @f59(%x) : ({0}) -> {0}\nreturn %0 : {0}\n}}"]
+    for i in range(60):  # each calls the one before it twice
+        calls = f"%0 = call @f{i - 1}(%x) : ({{0}}) -> {{0}}\n%1 = call @f{i - 1}(%0) : ({{0}}) -> {{0}}"
+        lines = calls if i else "%1 = stablehlo.add %x, %x : {0}"
+        functions.append(f"func.func private @f{i}(%x: {{0}}) -> {{0}} {{{{\n{lines}\nreturn %1 : {{0}}\n}}}}")
+    (tmp_path / "m.mlir").write_text("\n".join(item.format(shape) for item in functions), encoding="utf-8")
+    with pytest.raises(StableHloError, match="its loops and calls run more than 100 blocks"):
+        Program(read_file(tmp_path / "m.mlir"))(torch.zeros(4, 4, device="chip"))
+
+
+def test_collectives_over_several_devices_are_named(tmp_path: Path) -> None:
+    reduce = (
+        '%{0} = "stablehlo.all_reduce"(%x) <{{replica_groups = dense<{1}>}}> ({{\n'
+        "^bb0(%a: tensor<f32>, %b: tensor<f32>):\n%s = stablehlo.add %a, %b : tensor<f32>\n"
+        "stablehlo.return %s : tensor<f32>\n}}) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
+    )
+    groups = ["[[0, 1]]> : tensor<1x2xi64", "[[0], [1]]> : tensor<2x1xi64", "> : tensor<0x0xi64"]
+    lines = "".join(reduce.format(number, text) for number, text in enumerate(groups, 1))
+    body = module_text(
+        f"{lines}%9 = stablehlo.partition_id : tensor<ui32>\n%0 = stablehlo.add %x, %x : tensor<4x4xf32>"
+    )
+    text = f"module attributes {{mhlo.num_partitions = 4 : i32}} {{\n{body}}}\n"
+    (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
+    with pytest.raises(StableHloError) as caught:
+        Program(read_file(tmp_path / "m.mlir"))
+    message = str(caught.value)
+    assert "3 operators without a translation" in message
+    for part in ("all_reduce over 2 devices", "all_reduce over 4 devices", "partition_id in a program of 4 devices"):
+        assert part in message
 
 
 def test_wrong_arguments_are_refused(tmp_path: Path) -> None:

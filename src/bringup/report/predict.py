@@ -49,7 +49,7 @@ def predict(
     about: dict[str, Any] = {}
     prepare = False
     if is_lowered(function) or isinstance(function, (str, os.PathLike)):
-        function, args, about["framework"] = _model(function, args, kwargs)
+        function, args, about["framework"] = _model(function, args, kwargs, dry)
         prepare = about["framework"] != "onnx"
     use_unless_chosen(chip)
     modules = [item for item in (function, *args, *kwargs.values()) if isinstance(item, torch.nn.Module)]
@@ -74,7 +74,7 @@ def predict(
 
 
 def _model(
-    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Any, args: tuple[Any, ...], kwargs: dict[str, Any], dry: bool
 ) -> tuple[Callable[..., Any], tuple[Any, ...], str]:
     """Return a model to call, its arguments, or stand-ins if there are none, and its framework."""
     if not is_lowered(model) and not os.fspath(model).endswith(".mlir"):
@@ -85,14 +85,14 @@ def _model(
         loaded = load_onnx(model, device="cpu")
         if args or kwargs:
             return loaded, args, "onnx"
-        return loaded, tuple(onnx_inputs(inputs_of(loaded.graph, os.fspath(model)))), "onnx"
+        return loaded, tuple(onnx_inputs(inputs_of(loaded.graph, os.fspath(model)), dry=dry)), "onnx"
     from bringup.frontends.stablehlo import executor, module, program  # needs jaxlib
 
     lowered = is_lowered(model)
     ready = program.lowered_program(model) if lowered else executor.Program(module.read_file(model))
     if args or kwargs:
         raise BringupError(f"{ready.__name__}: has the sizes of its inputs: leave out the arguments")
-    return ready, tuple(stand_ins(program.described(ready))), "jax" if lowered else "stablehlo"
+    return ready, tuple(stand_ins(program.described(ready), dry=dry)), "jax" if lowered else "stablehlo"
 
 
 def is_lowered(function: object) -> bool:

@@ -175,6 +175,11 @@ def _inline(model: Any, file: str) -> Any:
             if key in open_calls:
                 raise OnnxError(f"{plain(file)}: its function {short(key[1])} calls itself")
             if key in functions:
+                for what in ("input", "output"):
+                    most, count = len(getattr(functions[key], what)), len(getattr(node, what))
+                    if count > most:
+                        function = f"function {short(key[1])} has {quantity(most, what)}"
+                        raise OnnxError(f"{plain(file)}: its {function}, and node {short(node.name)} has {count}")
                 if key not in sizes:
                     sizes[key] = size(functions[key].node, (*open_calls, key))
                 total += sizes[key]

@@ -161,6 +161,7 @@ class OnnxModel(torch.nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model; inputs on the host are copied to the chip."""
         device = self._place.device
+        self._turns = 0  # of loops
         values: Values = {}
         for name, value in self._bind(args, kwargs).items():
             on_host = isinstance(value, (np.ndarray, np.generic))  # as a tuple, which Dynamo reads
@@ -218,6 +219,10 @@ class OnnxModel(torch.nn.Module):
         def run(graph: Graph, items: list[Any]) -> list[Any]:
             inner: Values = {name: values[name] for name in graph.captures if name in values}
             inner |= zip((item.name for item in graph.inputs), items, strict=True)
+            self._turns += 1
+            if self._turns > ONNX["turns"].most:
+                limit = ONNX["turns"]
+                raise OnnxError(f"its loops run their graphs more than {limit.most:,} times ({limit.why})")
             return self._run(graph, inner, device)
 
         call = Call(node, run, where, step.constants, step.prepared)
@@ -232,6 +237,9 @@ class OnnxModel(torch.nn.Module):
             reason = short(str(error) or type(error).__name__, 400)
             raise OnnxError(f"{node.label} ({node.op}, node {node.number}) cannot run on {shapes}: {reason}") from error
         results = result if isinstance(result, tuple) else (result,)
+        if any(node.outputs[len(results) :]):  # such as those of a branch whose graph has fewer
+            outputs = quantity(len(results), "output")
+            raise OnnxError(f"{node.label} ({node.op}, node {node.number}): gives {outputs}, not {len(node.outputs)}")
         for name, value in zip(node.outputs, results, strict=False):
             if name:
                 values[name] = value

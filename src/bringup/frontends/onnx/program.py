@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import click
 import torch
@@ -14,7 +14,7 @@ from bringup.frontends import inputs as models
 from bringup.frontends.onnx.graph import Graph, Input, OnnxError, read_model
 from bringup.frontends.onnx.model import OnnxModel, check_operators
 from bringup.frontends.onnx.tensors import NAMED
-from bringup.recording.recording import step
+from bringup.frontends.program import ModelProgram, options
 from bringup.text import plain, short
 
 _SIZES = re.compile(r"([0-9]{1,18}(?:x[0-9]{1,18})*|scalar)(?::(\w+))?")  # 18 digits fit into 64 bits
@@ -23,69 +23,33 @@ _TYPES = {**{str(dtype).removeprefix("torch."): dtype for dtype in NAMED.values(
 stand_ins = partial(models.stand_ins, error=OnnxError)
 
 
-@dataclass
-class OnnxProgram:
-    """A model to run, with the shapes and types of its inputs."""
-
-    file: str
-    graph: Graph
-    inputs: list[tuple[str, list[int], torch.dtype]]
-    steps: int
-    compiled: bool = False
-
-    def run(self) -> None:
-        """Run the steps. Each copies its inputs to the chip and its outputs back.
-
-        Raises:
-            SystemExit: a node cannot run on these inputs; the exit code is 2.
-        """
-        try:
-            model = OnnxModel(self.graph, self.file).to("chip")
-            call = torch.compile(model) if self.compiled else model
-            arguments = stand_ins(self.inputs)
-            for _ in range(self.steps):
-                results = call(*(item.to("chip") for item in arguments))
-                results = results if isinstance(results, tuple) else (results,)
-                held = [result.cpu() if isinstance(result, torch.Tensor) else result for result in results]
-                step()
-        except OnnxError as error:
-            click.echo(f"bringup: {plain(str(error))}", err=True)
-            raise SystemExit(2) from None
-        for name, value in zip(model.outputs, held, strict=True):
-            shape = f"{_text(value.shape)}:{_name(value.dtype)}" if isinstance(value, torch.Tensor) else "a sequence"
-            click.echo(f"{plain(name)} {shape}")
-
-
-def onnx_program(file: str, arguments: Sequence[str] = ()) -> OnnxProgram:
+def onnx_program(file: str, arguments: Sequence[str] = ()) -> ModelProgram:
     """Read a model, and the options that follow its name.
 
     Raises:
         OnnxError: the model is malformed, or an option does not fit it.
     """
-    shapes, steps, compiled = _options(file, arguments)
+    own: list[click.Parameter] = [
+        click.Option(["--input", "inputs"], multiple=True),
+        click.Option(["--compile", "compiled"], is_flag=True),
+    ]
+    takes = "a model takes --input NAME=1x3x224x224:float32, --steps N and --compile"
+    values = options(file, arguments, own, takes, OnnxError)
     graph = read_model(file)
     check_operators(graph, file)
-    return OnnxProgram(file, graph, inputs_of(graph, file, shapes), steps, compiled)
+
+    def load() -> Callable[..., Any]:
+        model = OnnxModel(graph, file).to("chip")
+        return torch.compile(model) if values["compiled"] else model
+
+    def lines(results: Sequence[Any]) -> list[str]:
+        return [f"{name} {_shown(value)}" for name, value in zip(graph.outputs, results, strict=True)]
+
+    return ModelProgram(inputs_of(graph, file, values["inputs"]), values["steps"], load, lines, OnnxError)
 
 
-def _options(file: str, arguments: Sequence[str]) -> tuple[list[str], int, bool]:
-    parser = click.Command(
-        file,
-        params=[
-            click.Option(["--input", "inputs"], multiple=True),
-            click.Option(["--steps"], type=click.IntRange(1, 1 << 20), default=3),
-            click.Option(["--compile", "compiled"], is_flag=True),
-        ],
-        add_help_option=False,
-    )
-    try:
-        values = parser.make_context(file, list(arguments)).params
-    except click.ClickException as error:
-        raise OnnxError(
-            f"{plain(file)}: {error.format_message().rstrip('.')}: a model takes --input NAME=1x3x224x224:float32, "
-            "--steps N and --compile"
-        ) from None
-    return list(values["inputs"]), int(values["steps"]), bool(values["compiled"])
+def _shown(value: Any) -> str:
+    return f"{_text(value.shape)}:{_name(value.dtype)}" if isinstance(value, torch.Tensor) else "a sequence"
 
 
 def inputs_of(graph: Graph, file: str, shapes: Sequence[str] = ()) -> list[tuple[str, list[int], torch.dtype]]:

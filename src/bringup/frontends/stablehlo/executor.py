@@ -14,16 +14,19 @@ import torch
 from bringup.errors import BringupError
 from bringup.frontends.stablehlo import (  # noqa: F401  (their operators register themselves)
     algebra,
+    collectives,
     control,
     indexing,
     pointwise,
     products,
+    random,
     reductions,
     shapes,
 )
 from bringup.frontends.stablehlo.module import Block, Module, Op, StableHloError
 from bringup.frontends.stablehlo.operators import OPERATORS, Call, body
 from bringup.frontends.stablehlo.tensors import Type
+from bringup.limits import STABLEHLO
 from bringup.text import plain, quantity, short
 
 FEW = 8  # elements that the host computes if it has all operands, such as counters of loops and random keys; chosen
@@ -68,6 +71,7 @@ class Program:
                 got = f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
                 raise StableHloError(f"{self.module.name}: input {number} is {kind}, got {got}")
         self.device = torch.device(self._place)  # only now: the name chip is refused before it is registered
+        self._runs = 0
         with torch.no_grad():
             results = self._call("main", [value.to(self.device) for value in arguments])
             return tuple(self._on_chip(value) for value in results)
@@ -78,6 +82,12 @@ class Program:
 
     def _run(self, block: Block, values: Values) -> list[torch.Tensor]:
         """Run a block; `values` holds its arguments and captures, and is consumed."""
+        self._runs += 1
+        if self._runs > STABLEHLO["runs"].most:
+            limit = STABLEHLO["runs"]
+            raise StableHloError(
+                f"{self.module.name}: its loops and calls run more than {limit.most:,} blocks ({limit.why})"
+            )
         for op in block.ops:
             self._execute(op, values)
             for value in op.frees:

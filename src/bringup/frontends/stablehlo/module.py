@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -23,6 +24,12 @@ TESTED = (0, 10)  # the newest minor release of jaxlib that our tests ran with
 _RETURNS = ("func.return", "stablehlo.return", "sdy.return")
 _INSIDE = {"(": 1, "[": 1, "{": 1, "<": 1, ")": -1, "]": -1, "}": -1, ">": -1}
 _NO_CODE = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|->|>=|=>')
+# Numbers that make MLIR's parser or verifier allocate memory, and aliases whose print grows with powers of two.
+_RESULT = re.compile(r"(%[\w$.-]+)#(\d+)")
+_CONVOLUTION = re.compile(r"\[[\s,\d]*[bfio][\s,\dbfio]*\]")
+_ATTRIBUTE = re.compile(r"(constant|[^#\w]value\s*=)?\s*\b(?:dense|sparse)<[^<>]*>\s*:\s*tensor<((?:\d+x)*)(i|complex)")
+_ALIAS = re.compile(r"^\s*(?:![\w$.-]+\s*=|#[\w$.-]+\s*=\s*[\[{])", re.MULTILINE)
+_RANK = re.compile(rf"<(?:\d+x){{{STABLEHLO['dimensions'].most + 1}}}")
 
 
 class StableHloError(BringupError):
@@ -125,7 +132,7 @@ def read_file(path: str | os.PathLike[str]) -> Module:
     """
     shown = plain(os.fspath(path))
     text = read_text(path, "StableHLO module")
-    check_nesting(text, shown)
+    check_text(text, shown)
     mlir = bindings()
     context, registry = mlir.ir.Context(), mlir.ir.DialectRegistry()
     mlir.register_dialects(registry)
@@ -136,19 +143,45 @@ def read_file(path: str | os.PathLike[str]) -> Module:
     with context:
         try:
             module = mlir.ir.Module.parse(text)
-        except (ValueError, mlir.ir.MLIRError) as error:
+        except (ValueError, MemoryError, mlir.ir.MLIRError) as error:
             reason = short(" ".join(str(error).split()), 300)
             raise StableHloError(f"{shown}: is no StableHLO module in text form ({reason})") from None
         return read_module(module, shown)
 
 
-def check_nesting(text: str, shown: str) -> None:
-    """Raise StableHloError if brackets are nested so deeply that a recursive parser could overflow the stack."""
-    limit, depth = STABLEHLO["brackets"], 0
-    for letter in re.findall(r"[()\[\]{}<>]", _NO_CODE.sub(" ", text)):
+def check_text(text: str, shown: str) -> None:
+    """Raise StableHloError if MLIR's parser could overflow the stack, or allocate more memory than the file has."""
+
+    def refuse(what: str, name: str) -> None:
+        limit = STABLEHLO[name]
+        raise StableHloError(f"{shown}: {what.format(f'{limit.most:,}')} ({limit.why})")
+
+    code, depth = _NO_CODE.sub(" ", text), 0
+    for letter in re.findall(r"[()\[\]{}<>]", code):
         depth += _INSIDE[letter]
-        if depth > limit.most:
-            raise StableHloError(f"{shown}: more than {limit.most} brackets are open at once ({limit.why})")
+        if depth > STABLEHLO["brackets"].most:
+            refuse("more than {} brackets are open at once", "brackets")
+    if _RANK.search(code):
+        refuse("a value has more than {} dimensions", "dimensions")
+    if alias := _ALIAS.search(code):
+        name = alias[0].split("=")[0].strip()
+        raise StableHloError(f"{shown}: {short(name)} is an alias of a type or a list: write it where it is used")
+    results: dict[str, int] = {}
+    for name, number in _RESULT.findall(code):
+        results[name] = max(results.get(name, 0), _number(number))
+    if sum(results.values()) > STABLEHLO["results"].most:
+        refuse("its operations have more than {} results", "results")
+    numbers = [number for part in _CONVOLUTION.findall(code) for number in re.findall(r"\d+", part)]
+    if any(_number(number) > STABLEHLO["dimensions"].most for number in numbers):
+        refuse("a convolution has more than {} dimensions", "dimensions")
+    for owner, sizes, kind in _ATTRIBUTE.findall(code):
+        is_kept = owner and kind == "i"  # as one value that is expanded
+        if not is_kept and math.prod(map(_number, sizes.split("x")[:-1])) > STABLEHLO["attribute"].most:
+            refuse("an attribute has more than {} elements", "attribute")
+
+
+def _number(digits: str) -> int:
+    return int(digits[-20:]) if len(digits) <= 20 else 10**20  # Python refuses to read thousands of digits
 
 
 def read_module(module: Any, shown: str) -> Module:
@@ -160,6 +193,9 @@ def read_module(module: Any, shown: str) -> Module:
     mlir = bindings()
     with module.context, mlir.ir.Location.unknown():
         reader = _Reader(mlir, shown)
+        sizes = ("mhlo.num_partitions", "mhlo.num_replicas")
+        whole = module.operation.attributes
+        reader.devices = math.prod(int(reader.attribute(whole[name])) for name in sizes if name in whole)
         bodies = {
             str(op.attributes["sym_name"]).strip('"'): op
             for op in module.body.operations
@@ -204,6 +240,7 @@ class _Reader:
 
     Attributes:
         numbers: the number of each value of the current function.
+        devices: of the program.
     """
 
     def __init__(self, mlir: SimpleNamespace, shown: str) -> None:
@@ -215,6 +252,8 @@ class _Reader:
         ]
         self.numbers: dict[Any, int] = {}
         self.count = 0
+        self.read = 0  # attributes
+        self.devices = 1
         self.lines: dict[Any, tuple[str, int] | None] = {}
         self.is_main = True
 
@@ -267,13 +306,17 @@ class _Reader:
             attributes: dict[str, Any] = {"value": self.constant(operation, result_types[0])}
         else:
             attributes = {key: self.attribute(operation.attributes[key]) for key in operation.attributes}
+        attributes["devices"] = self.devices
         operands = tuple(self.number(value) for value in operation.operands)
         blocks = tuple(self.block(inner, depth + 1) for region in operation.regions for inner in region.blocks)
         results = tuple(self.number(value) for value in operation.results)
         return Op(name, operands, results, operand_types, result_types, attributes, blocks, line)
 
-    def attribute(self, value: Any) -> Any:
+    def attribute(self, value: Any, depth: int = 0) -> Any:
         ir, kind = self.ir, type(value).__name__
+        self.read += math.prod(ir.ShapedType(value.type).shape) if kind == "DenseIntElementsAttr" else 1
+        if self.read > STABLEHLO["attributes"].most or depth > STABLEHLO["brackets"].most:
+            raise StableHloError(f"{self.shown}: its attributes are too many, or nested too deeply")
         if kind in ("IntegerAttr", "BoolAttr", "FloatAttr", "StringAttr", "FlatSymbolRefAttr"):
             return value.value
         if kind in ("DenseI64ArrayAttr", "DenseI32ArrayAttr", "DenseBoolArrayAttr"):
@@ -281,9 +324,9 @@ class _Reader:
         if kind == "DenseIntElementsAttr":
             return np.array(value).reshape(ir.ShapedType(value.type).shape).tolist()
         if kind == "ArrayAttr":
-            return [self.attribute(item) for item in value]
+            return [self.attribute(item, depth + 1) for item in value]
         if kind == "DictAttr":
-            return {item.name: self.attribute(item.attr) for item in value}
+            return {item.name: self.attribute(item.attr, depth + 1) for item in value}
         value = next((form(value) for form in self.forms if form.isinstance(value)), value)
         names = set(dir(type(value))) - set(dir(ir.OpaqueAttr)) - {"get", "isinstance"}
         own = {name: getattr(value, name) for name in names if not name.startswith("_")}
@@ -293,15 +336,18 @@ class _Reader:
 
     def constant(self, operation: Any, kind: Type) -> torch.Tensor:
         """Return a constant, as a scalar that is expanded if all of its values are equal."""
-        readable = kind.kind in ("i1", "f16", "f32", "f64") or kind.kind.lstrip("u").startswith("i")
-        if not readable:
+        if kind.dtype.is_complex:
             return self.evaluated(operation, kind)
         value = operation.attributes["value"]
+        if not isinstance(value, self.ir.DenseElementsAttr):
+            raise StableHloError(f"{self.shown}: a constant of type {kind} is not written as dense<...>")
         if value.is_splat:
             value = value.get_splat_value().value
             if kind.is_unsigned:
                 value = (value & (1 << kind.bits) - 1) - ((value >> kind.bits - 1 & 1) << kind.bits)
             return torch.full((), value, dtype=kind.dtype).expand(kind.shape)
+        if kind.kind not in ("f16", "f32", "f64") and not kind.kind.lstrip("u").startswith("i"):
+            return self.evaluated(operation, kind)
         return as_tensor(np.array(value)).reshape(kind.shape)
 
     def evaluated(self, operation: Any, kind: Type) -> torch.Tensor:
