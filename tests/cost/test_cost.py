@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import bringup
 from bringup import pricing
 from bringup.cost import family_of, work_of
+from bringup.cost.normalization import BATCH_OFFSET, STEP_WAITS, STEP_WAITS_RMS
 from bringup.cost.rules import rule
 from bringup.recording.rows import LAUNCH
 
@@ -82,6 +84,33 @@ def test_bias_of_a_convolution_is_apart_but_in_torchs_depthwise_kernel(
         table = pricing.WorkTable.from_signatures([signature])
         prices[name] = pricing.price_table(table, [signature], bringup.load_chip(name)).kernels[0]
     assert prices["t4"] - prices["tpu-v3"] == apart
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_gradients_of_layer_norms_parameters_step_through_rows(dtype: torch.dtype) -> None:
+    """256 rows a step, whatever they hold; RMS norm has no mean to wait for."""
+    with bringup.dry(), bringup.record() as trace:
+        for norm in (nn.LayerNorm(8), nn.RMSNorm(8)):
+            norm.to("chip", dtype)(torch.ones(513, 8, device="chip", dtype=dtype, requires_grad=True)).sum().backward()
+    chains = {signature.base: work_of(signature).chain for signature in trace.signatures if "norm" in signature.base}
+    assert chains["native_layer_norm_backward"] == pytest.approx(3 * STEP_WAITS)
+    assert chains["_fused_rms_norm_backward"] == pytest.approx(3 * STEP_WAITS_RMS)
+
+
+def test_batch_norm_in_inference_finds_each_element() -> None:
+    x = torch.ones(2, 3, 4, 4, device="chip")
+    with bringup.record() as trace:
+        nn.BatchNorm2d(3).to("chip").eval()(x)
+    assert [work_of(s).offsets for s in trace.signatures if "batch_norm" in s.base] == [BATCH_OFFSET * 96]
+
+
+@pytest.mark.parametrize("fill", ["normal_", "uniform_", "random_", "bernoulli_", "exponential_", "geometric_"])
+def test_random_fills_read_nothing(fill: str) -> None:
+    x = torch.empty(64, device="chip")
+    with bringup.record() as trace:
+        getattr(x, fill)(*[0.5] if fill in ("bernoulli_", "geometric_") else [])
+    works = [work_of(signature) for signature in trace.signatures]
+    assert [(work.read_bytes, work.written_bytes) for work in works] == [(0, 256)]
 
 
 def test_attention_counts_two_products_forward_and_five_backward() -> None:

@@ -153,12 +153,19 @@ class Signature:
     @property
     def overwrites(self) -> bool:
         """True if the launch does not read the tensors that it writes."""
-        return self.op.endswith((".out", "_out")) or self.base in ("copy", "fill", "zero", "normal", "uniform")
+        return self.op.endswith((".out", "_out")) or self.base in FILLS
 
     @property
     def shapes(self) -> str:
         """The inputs, or the results if it has none, as text: ``float32[8, 3] int64[8]``."""
         return " ".join(f"{t.dtype}{list(t.shape)}" for t in (self.tensors or self.results))
+
+
+# Operators whose in-place form overwrites its tensor: those of constants and of random numbers.
+FILLS = (
+    *("copy", "fill", "zero", "normal", "uniform", "random"),
+    *("bernoulli", "exponential", "geometric", "cauchy", "log_normal"),
+)
 
 
 @cache
