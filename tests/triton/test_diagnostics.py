@@ -595,6 +595,7 @@ def test_kernel_runs_on_the_current_stream_and_on_another_chip() -> None:
 
     x = torch.rand(5000, device="chip:1")
     stream = torch.chip.Stream(device="chip:1")
+    stream.wait_stream(torch.chip.current_stream("chip:1"))  # which may still draw the numbers
     with bringup.record() as trace, stream:
         y = tutorials.add(x, x)
     stream.synchronize()

@@ -54,9 +54,8 @@ def forward(signature: Signature) -> Work:
     """Price a sum, a sum of squares, and scale and shift: 8 operations per element; a row is read twice."""
     work = streaming(signature, "normalization", flops=8)
     if signature.args.get("training") is False or signature.base.endswith("no_training"):
-        return replace(
-            work, offsets=float(BATCH_OFFSET * signature.tensors[0].numel)
-        )  # one pass: inputs have the statistics
+        # The statistics are inputs, so one pass is enough.
+        return replace(work, offsets=float(BATCH_OFFSET * signature.tensors[0].numel))
     data = signature.tensors[0]
     width = math.prod(signature.args.get("normalized_shape") or [_row_length(signature)])
     if "layer" not in signature.base and "rms" not in signature.base:

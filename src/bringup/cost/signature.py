@@ -161,7 +161,7 @@ class Signature:
         return " ".join(f"{t.dtype}{list(t.shape)}" for t in (self.tensors or self.results))
 
 
-# Operators whose in-place form overwrites its tensor: those of constants and of random numbers.
+# Operators whose in-place form overwrites its tensor, with a copy, a constant or random numbers.
 FILLS = (
     *("copy", "fill", "zero", "normal", "uniform", "random"),
     *("bernoulli", "exponential", "geometric", "cauchy", "log_normal"),
