@@ -238,6 +238,7 @@ def test_error_keeps_its_type_and_gets_the_launching_line(
         wait(o)
     where = f"kernel k, launched at {tmp_path}/k.py:{line_with(tmp_path, '# here')}"
     assert str(caught.value).startswith("no room for a tile") and where in str(caught.value)
+    traceback.clear_frames(caught.tb)  # torch turns off torch.func while the frame that prints a tensor lives
     torch.chip.synchronize()
     assert torch.ones(2, device=CHIP).sum().item() == 2
 
