@@ -93,7 +93,7 @@ def test_example_runs_and_its_summary_is_as_expected(example: str, bringup_run: 
 
 def test_readme_program_prints_what_the_readme_shows(python: Run) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    program = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", readme, re.DOTALL)
+    program = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", readme, re.DOTALL)
     assert program is not None
     done = python(program[1])
     assert done.stdout == program[2], done.stderr
