@@ -21,6 +21,8 @@ def on_files(files: Any, config: Any) -> Any:
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
     """Rewrite links: to pages of the site, to the repository, or to plain names if its address is unknown."""
+    from mkdocs.exceptions import PluginError
+
     place = page.file.src_uri
     folder = "" if place in FIRST else posixpath.join("docs", posixpath.dirname(place))
     first = {source: target for target, source in FIRST.items()}
@@ -30,7 +32,8 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         page_there = first.get(target) or (target.removeprefix("docs/") if target.startswith("docs/") else None)
         if page_there is not None and files.get_file_from_path(page_there):
             return f"[{text}]({posixpath.relpath(page_there, posixpath.dirname(place) or '.')}{anchor})"
-        assert (ROOT / target).exists(), f"{place}: {target}"
+        if not (ROOT / target).exists():
+            raise PluginError(f"{place}: the link to {target} leads nowhere")
         kind = "tree" if (ROOT / target).is_dir() else "blob"
         return f"[{text}]({config.repo_url.rstrip('/')}/{kind}/main/{target}{anchor})" if config.repo_url else text
 

@@ -87,8 +87,8 @@ def test_verbs_and_options_exist() -> None:
     for place, words in calls():
         context = bringup.make_context("bringup", list(words))
         command: click.Command = bringup
-        while isinstance(command, click.Group):
-            name, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        while isinstance(command, click.Group) and (left := [*context._protected_args, *context.args]):
+            name, inner, rest = command.resolve_command(context, left)
             assert inner is not None and name is not None, place
             context, command = inner.make_context(name, rest, parent=context), inner
 

@@ -50,7 +50,7 @@ def in_a_terminal(folder: Path) -> str:
 def test_line_has_steps_memory_and_fallbacks_and_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(PROGRAM, encoding="utf-8")
     shown = in_a_terminal(tmp_path)
-    line = r"t4: step \d+, [\d.]+ us each, memory [\d.]+ KiB, [\d.]+ KiB at the peak, no fallbacks"
+    line = r"t4: step \d+, [\d.]+ us each, memory [\d.]+ MiB, [\d.]+ MiB at the peak, no fallbacks"
     assert re.search(rf"\x1b7\x1b\[30;1H\x1b\[K\x1b\[2m{line}\x1b\[0m\x1b8", shown), shown
     assert "\x1b[1;29r" in shown and shown.rindex("\x1b[r") > shown.rindex("at the peak, no fallbacks")
     assert shown.index("the program's own line") < shown.rindex("\x1b[r") < shown.index("report: ")
