@@ -57,7 +57,7 @@ lint: $(VENV)/.lint
 
 # The site of the documentation, in build/site; a dead link is an error.
 docs: $(VENV)/.docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 soak: $(VENV)/.test
 	$(BIN)/python benchmarks/soak.py

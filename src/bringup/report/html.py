@@ -102,7 +102,7 @@ def render(template: str, *, title: str, charts: Mapping[str, Figure | None] | N
         values: for the template.
     """
     colours = palette.PAGE | {f"dark_{name}": colour for name, colour in palette.DARK.items()}
-    css = Template((FOLDER / "page.css").read_text(encoding="utf-8")).substitute(colours)
+    css = Markup(Template((FOLDER / "page.css").read_text(encoding="utf-8")).substitute(colours))
     scripts = [_own("page.js")]
     drawn = {name: Markup(figure.as_json()) for name, figure in (charts or {}).items() if figure is not None}
     if drawn:
@@ -114,7 +114,7 @@ def render(template: str, *, title: str, charts: Mapping[str, Figure | None] | N
         .get_template(template)
         .render(
             title=title,
-            css=Markup(css),
+            css=css,
             scripts=scripts,
             hashes=Markup(" ".join(map(_hash, scripts))),
             charts=drawn,
