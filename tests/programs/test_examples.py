@@ -22,6 +22,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str], str, dict[str, tuple[float, floa
         r"accuracy on 297 unseen digits: 9\d\.\d%",
         {"samples": (50, 50), "launches": (20, 60)},
     ),
+    "train.py": ([], ["--batch-size", "48"], r"epoch 0  loss \d\.\d{4}", {"samples": (48, 48), "steps": (10, 10)}),
     "gpt.py": (
         ["--cuda", "--chip-time"],
         [],
