@@ -410,7 +410,8 @@ def use_card(path: Path) -> None:
     from bringup.scorecard import card, page
 
     old = card.load(str(path))
-    new = {"schema": 1, "device": "chip", "chip": "t4", "items": [line(1, 0.9), line(2, 0.1)], "ops": {}}
+    lines = [line(1, 0.9), line(2, 0.1)]
+    new = {"schema": 1, "device": "chip", "chip": "t4", "items": lines, "listed": 57, "ops": {}}
     for word, was, now in card.changes(old, new):
         f"{word} {was['verdict']} {was['score']:.0%} {now['score']:.0%}"
     page.page(new, {}, old)
