@@ -33,6 +33,7 @@ from bringup.report.lines import (
     memory_share,
     moment,
     per_million,
+    placement_lines,
     step_lines,
     used_peak,
 )
@@ -144,7 +145,9 @@ def page(timeline: Timeline, summary: Summary) -> str:
         band=band(summary),
         cost=per_million,
         used_peak=used_peak(summary),
-        steps=[line.text.strip() for line in (*step_lines(summary), *compilation_lines(summary))],
+        steps=[
+            line.text.strip() for line in (*step_lines(summary), *compilation_lines(summary), *placement_lines(summary))
+        ],
         parts=_parts(summary),
         groups=_groups(timeline),
         files=files[:MOST_FILES],

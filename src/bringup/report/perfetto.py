@@ -15,7 +15,7 @@ from bringup.files import written_whole
 from bringup.recording.rows import ALLOC, D2D, D2H, FREE, H2D, KINDS, LAUNCH
 from bringup.recording.trace import Trace
 from bringup.timeline.host_spans import COMPUTES, COPIES, LAUNCHES, NAMES, HostSpans, host_spans
-from bringup.timeline.replay import Timeline
+from bringup.timeline.replay import Timeline, is_placed
 
 Array = npt.NDArray[Any]
 MOST_EVENTS = (
@@ -47,7 +47,8 @@ def write(path: str | Path, timeline: Timeline, run: str = "") -> None:
 
 def _events(timeline: Timeline) -> Iterator[str]:
     kind = timeline.trace.columns["kind"]
-    shown = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D)))
+    on_host = is_placed(timeline.trace.columns)  # the host's threads have what a plan puts there
+    shown = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D)) & ~on_host)
     rows = shown[:MOST_EVENTS]
     last = int(rows[-1]) + 1 if len(shown) > MOST_EVENTS else len(kind)
     spans = host_spans(timeline, 0, last)
