@@ -18,6 +18,7 @@ from bringup.recording.rows import D2H, H2D, LAUNCH, ON_HOST
 from bringup.recording.trace import Trace
 from bringup.recording.waits import own_waits
 from bringup.report import figures, html
+from bringup.report.lines import placement_lines
 from bringup.timeline.replay import replay
 from bringup.timeline.steady import step_seconds
 from tests.placement.steps import Tables
@@ -242,6 +243,8 @@ def test_report_of_a_placed_run_tells_host_and_chip_apart() -> None:
     assert "bottom.0" in modules and not any(name.startswith("tables.") for name in modules)
     assert len(own_waits(placed).rows) == len(trace.waits.rows) < len(placed.waits.rows)
     assert "Placed: planned" in html.page(prediction.timeline, prediction.summary)
+    on_driver = replace(prediction.summary, measured_step_seconds=2e-3)
+    assert [", measured 2.0 ms; " in line.text for line in placement_lines(on_driver)] == [True]
 
 
 def test_launches_without_a_plan_are_counted_and_named() -> None:

@@ -117,5 +117,7 @@ def test_command_prints_parts(
 
     screen = run()
     assert "chip:0 (t4)" in screen and "chip:1 (h100-sxm)" in screen and "no division takes less than" in screen
+    with pytest.raises(BringupError, match="leave out --chip"):
+        run("--chip", "t4")
     data = json.loads(run("--json"))
     assert len(data["parts"]) == 2 and data["bound_seconds"] <= data["seconds"]

@@ -273,19 +273,10 @@ def placement_page(prediction: bringup.Prediction) -> str:
     return page(planned(prediction.trace, "h100-sxm"), NAMES)
 
 
-def break_even_page(_: bringup.Prediction) -> str:
-    from bringup.placement import page
-    from bringup.placement.break_even import break_even
-
-    chip, host = bringup.load_chip("t4"), bringup.load_host()
-    return page.break_even_page(break_even(chip, host), chip, host)
-
-
 PAGES = {  # page -> its main parts, by selector, and how many of each are drawn at least
     "report": (report_page, {".plot canvas": 4, ".legend button": 10, ".split span": 4, "tbody tr": 20}),
     "compare": (compare_page, {"tbody tr": 3}),
     "placement": (placement_page, {".plot canvas": 1, ".legend button": 3, "tbody tr": 4}),
-    "break-even": (break_even_page, {".plot canvas": 5, ".legend button": 15, "tbody tr": 5}),
     "validation": (validation_page, {".plot canvas": 2, ".legend button": 10, "tbody tr": 2}),
     "scorecard": (scorecard_page, {"p svg": 1, ".cards div": 3, "tbody tr": 5}),
 }

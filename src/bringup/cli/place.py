@@ -165,6 +165,8 @@ def command(
     if described is None:
         described = load_chip(shipped(trace, "chip", str(recording.about.get("chip", "")), available_chips()))
     if chips:
+        if chip:
+            raise BringupError("--chips names all chips of the machine: leave out --chip")
         several = [load_chip(name) for name in chip_names(chips, "--chips")]
         print_chain(divide(recording, several, machine, host_clock=host_clock), as_json)  # type: ignore[arg-type]
         return
