@@ -214,6 +214,7 @@ def test_command_prints_and_writes(
     plan = bringup.Plan.load("plan.toml")
     assert plan.proposed_seconds == data["proposed_seconds"]
     assert "leave it as it is: the chip alone takes less than 1.0 s" in run("--deadline", "1s")
+    assert "plan: stays.toml, which moves nothing" in run("--deadline", "1s", "--out", "stays.toml")
     assert "host times at percentile 99, 2.01 times their prices" in run("--percentile", "99")
     assert "is faster than xeon-8275cl" in run("--break-even", "--out", "sizes.html")
     assert "copied up and down" in Path("sizes.html").read_text(encoding="utf-8")

@@ -306,6 +306,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"  {note} (lognormal, sigma {SPREAD})", highlight=False)
     if not plan.proposes:
         console.print(escaped(f"  {_refusal(plan)}"), highlight=False, soft_wrap=True)
+        if plan.plan:
+            shown_in = Path(plan.plan).with_suffix(".html")
+            console.print(escaped(f"  plan: {plan.plan}, which moves nothing   page: {shown_in}"), highlight=False)
         return
     for number, move in enumerate(plan.moves[:MOST_MOVES], 1):
         console.print(f"  [bold]{number}.[/] {escaped(_text(move))}", highlight=False, soft_wrap=True)
