@@ -46,6 +46,9 @@ def random_step(rng: np.random.Generator, nodes: int, persistent: int = 0) -> St
         read=pair[0],
         holder=use[0],
         held=use[1],
+        held_bytes=np.zeros(len(uses)),
+        held_read=np.ones(len(uses), dtype=bool),
+        held_written=np.zeros(len(uses), dtype=bool),
         persistent_bytes=rng.lognormal(15, 1, persistent),
         persistent=np.arange(persistent),
     )
@@ -118,6 +121,22 @@ def training() -> Callable[[], Any]:
     return run
 
 
+def cached() -> Callable[[], Any]:
+    """Rows of two caches of 4 MiB are written, and half of each is read."""
+    weight = torch.zeros(1024, 1024).to("chip")
+    caches = [torch.zeros(1024, 1024).to("chip") for _ in range(2)]
+    x = torch.zeros(1, 1024)
+
+    def run() -> None:
+        y = x.to("chip") @ weight
+        for cache in caches:
+            cache[511:512] = y
+            y = y @ cache[:512].T @ cache[:512]
+        y.cpu()
+
+    return run
+
+
 PROGRAMS = {"tables": tables, "cell": cell, "layers": layers, "training": training}
 
 
@@ -125,7 +144,7 @@ def recorded(name: str, steps: int = 3) -> Trace:
     """Record a program dry, which reads its results."""
     with bringup.dry(), warnings.catch_warnings():
         warnings.simplefilter("ignore", bringup.DryWarning)
-        run = PROGRAMS[name]()
+        run = {**PROGRAMS, "cached": cached}[name]()
         with bringup.record() as trace:
             for _ in range(steps):
                 if name == "training":

@@ -12,8 +12,13 @@ import torch
 from torch import nn
 
 import bringup
+from bringup.analyse.holders import memory_over_time, usage
+from bringup.analyse.summarize import by_group
 from bringup.recording.rows import D2H, H2D, LAUNCH, ON_HOST
 from bringup.recording.trace import Trace
+from bringup.recording.waits import own_waits
+from bringup.report import figures, html
+from bringup.report.lines import placement_lines
 from bringup.timeline.replay import replay
 from bringup.timeline.steady import step_seconds
 from tests.placement.steps import Tables
@@ -84,7 +89,28 @@ def loop() -> Program:
     return run
 
 
-PROGRAMS = {"tables": tables, "cell": cell, "detector": detector, "training": training, "loop": loop}
+def carried() -> Program:
+    """A recurrent state, which each step hands to the next one in new storages."""
+    model, head = nn.LSTMCell(32, 64).to("chip"), nn.Linear(64, 4).to("chip")
+    inputs = torch.randn(8, 1, 32)
+    state = [torch.zeros(1, 64).to("chip") for _ in range(2)]
+    place = iter(range(8))
+
+    def run() -> torch.Tensor:
+        state[:] = model(inputs[next(place)].to("chip"), tuple(state))
+        return head(state[0]).cpu()
+
+    return run
+
+
+PROGRAMS = {
+    "tables": tables,
+    "cell": cell,
+    "detector": detector,
+    "training": training,
+    "loop": loop,
+    "carried": carried,
+}
 
 
 def record(name: str, steps: int = 4) -> tuple[Trace, list[torch.Tensor]]:
@@ -167,6 +193,58 @@ def test_what_stays_on_the_host_crosses_no_link() -> None:
     step = slice(int(ends[-2]), int(ends[-1]))
     kinds, place = columns["kind"][step], columns["object"][step]
     assert (place[(kinds == LAUNCH) | (kinds == H2D) | (kinds == D2H)] == ON_HOST).all()
+
+
+def whole(build: Callable[[], Program], steps: int = 3) -> Trace:
+    """Record a program with its set-up."""
+    with bringup.record() as trace, torch.no_grad():
+        run = build()
+        for _ in range(steps):
+            run()
+            bringup.step()
+        torch.chip.synchronize()
+    return trace
+
+
+def drawn() -> Program:
+    """Tables whose weights the chip draws."""
+    with torch.device("chip"):
+        model = Tables(rows=2000).eval()
+    dense, indices = torch.randn(64, 13), torch.randint(0, 2000, (64, 8, 20))
+    return lambda: model(dense.to("chip"), indices.to("chip")).cpu()
+
+
+@pytest.mark.parametrize("build", [tables, drawn])
+def test_memory_leaves_out_what_only_the_host_uses(build: Callable[[], Program]) -> None:
+    trace = whole(build)
+    plan = bringup.place(trace, "h100-sxm")
+    with bringup.placed(moved(plan, lambda number, entry: entry.module.startswith("tables."))):
+        placed = whole(build)
+    freed = 8 * 2000 * 64 * 4  # the tables
+    before, after = (memory_over_time(recording)[1][-1] for recording in (trace, placed))
+    assert before - after == pytest.approx(freed, rel=0.01)
+    peak = usage(placed, placed.steps.ends)
+    assert sum(owner.bytes for owner in peak.owners) == peak.peak_bytes
+    if build is tables:  # they are never on the chip
+        assert peak.peak_bytes <= usage(trace, trace.steps.ends).peak_bytes - freed
+        assert not any(owner.module.startswith("tables.") for owner in peak.owners)
+
+
+def test_report_of_a_placed_run_tells_host_and_chip_apart() -> None:
+    trace, _ = record("tables")
+    plan = moved(bringup.place(trace, "h100-sxm"), lambda number, entry: entry.module.startswith("tables."))
+    with bringup.placed(plan):
+        placed, _ = record("tables")
+    prediction = bringup.price(placed, "h100-sxm")
+    figure, note = figures.timeline(prediction.timeline)
+    assert figure is not None and "fallbacks on the host" not in figure.y.lanes
+    assert "24 of them run on the host, where a plan puts them" in note  # three launches for each of 8 tables
+    modules = {name for name, *_ in by_group(prediction.timeline, "module")}
+    assert "bottom.0" in modules and not any(name.startswith("tables.") for name in modules)
+    assert len(own_waits(placed).rows) == len(trace.waits.rows) < len(placed.waits.rows)
+    assert "Placed: planned" in html.page(prediction.timeline, prediction.summary)
+    on_driver = replace(prediction.summary, measured_step_seconds=2e-3)
+    assert [", measured 2.0 ms; " in line.text for line in placement_lines(on_driver)] == [True]
 
 
 def test_launches_without_a_plan_are_counted_and_named() -> None:

@@ -34,7 +34,7 @@ def best_of_all(step: Step, costs: Costs, price: float = 0.0) -> float:
 @pytest.mark.parametrize("seed", range(200))
 def test_cut_equals_the_best_of_all_divisions(seed: int) -> None:
     rng = np.random.default_rng(seed)
-    step = random_step(rng, int(rng.integers(1, 13)), persistent=int(rng.integers(0, 4)))
+    step = random_step(rng, int(rng.integers(1, 15)), persistent=int(rng.integers(0, 4)))
     form = serial if seed % 2 else overlapped
     costs, price = form(step, rng.random()), rng.choice([0.0, 1e-11])
     division = cheapest(step, costs, np.arange(len(step)), Memory(price))
@@ -44,8 +44,11 @@ def test_cut_equals_the_best_of_all_divisions(seed: int) -> None:
     assert paid == pytest.approx(best_of_all(step, costs, price), rel=1e-6)
 
 
-def exact(step: Step) -> float:
-    """The least time without overlap of copies, by HiGHS: what runs on the host, copies, and the busier of two."""
+def exact(step: Step, capacity: float = np.inf) -> float:
+    """The least time without overlap of copies, by HiGHS: what runs on the host, copies, and the busier of two.
+
+    Persistent storages of the chip take at most the capacity. Where HiGHS needs too long, a lower bound.
+    """
     from scipy.optimize import Bounds, LinearConstraint, milp
     from scipy.sparse import coo_array
 
@@ -87,6 +90,14 @@ def exact(step: Step) -> float:
         parts += [(at + 1, -1e3 * float(costs.up[value])) for value, at in number.items()]
         parts += [(at, -1e3 * float(costs.down[value])) for value, at in number.items()]
         constrain(1e3 * float(costs.host.sum() + costs.constant), *parts)
+    if step.persistent_bytes.sum() > capacity:
+        first = len(objective)
+        objective += [0.0] * len(step.persistent)
+        upper += [1.0] * len(step.persistent)
+        for node, storage in zip(step.holder.tolist(), step.held.tolist(), strict=True):
+            constrain(0.0, (first + storage, 1.0), (node, -1.0))
+        shares = (step.persistent_bytes / capacity).tolist()
+        constrain(-1.0, *((first + storage, -share) for storage, share in enumerate(shares)))
     rows, places, factors = (np.asarray(item) for item in zip(*terms, strict=True))
     matrix = coo_array((factors, (rows, places)), shape=(len(lowest), len(objective))).tocsr()
     done = milp(
@@ -94,10 +105,10 @@ def exact(step: Step) -> float:
         integrality=np.asarray([1] * nodes + [0] * (len(objective) - nodes)),
         bounds=Bounds(0, np.asarray(upper)),
         constraints=LinearConstraint(matrix, np.asarray(lowest), np.inf),
-        options={"mip_rel_gap": 1e-4},
+        options={"mip_rel_gap": 1e-4, "time_limit": 60},
     )
-    assert done.success
-    return float(done.fun / 1e3)
+    assert done.success or done.status == 1
+    return float(done.fun if done.success else done.mip_dual_bound) / 1e3
 
 
 def without_overlap(step: Step, on_chip: Any) -> float:

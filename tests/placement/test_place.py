@@ -1,18 +1,23 @@
 """Plans of recordings: baselines, memory, the error band, and mistakes."""
 
 import json
+import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import bringup
 from bringup.machine.files import load_chip, load_host
 from bringup.placement.graph import step_graph
 from bringup.placement.groups import GRANULARITIES, Groups
+from bringup.placement.place import peak_of
 from bringup.placement.placed import Factors, Replayer
 from bringup.placement.search import lower_bound, search, turns_round
+from bringup.recording.rows import H2D
 from bringup.recording.trace import Trace
 from bringup.timeline.replay import replay
 from bringup.timeline.steady import step_seconds
@@ -117,6 +122,32 @@ def test_objectives(traces: dict[str, Trace]) -> None:
     assert plans["latency"].proposed_seconds >= plans["time"].proposed_seconds * 0.99
 
 
+def test_cost_is_that_of_the_chips_time(traces: dict[str, Trace]) -> None:
+    plans = {name: bringup.place(traces["tables"], "h100-sxm", objective=name) for name in ("time", "cost")}
+    price = load_chip("h100-sxm").price
+    assert price is not None and price.usd_per_hour is not None
+    assert plans["cost"].entries == plans["time"].entries
+    proposed = plans["cost"].baselines["proposed"]
+    assert proposed.dollars == pytest.approx(price.usd_per_hour / 3600 * proposed.seconds)
+
+
+def test_peak_of_the_set_up_is_not_needed_by_steps() -> None:
+    """Weights that a program draws as float32 and keeps as bfloat16."""
+    with bringup.dry(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", bringup.DryWarning)
+        with bringup.record() as trace, torch.no_grad():
+            model = torch.nn.Sequential(*(torch.nn.Linear(4096, 4096, bias=False) for _ in range(8))).to("chip")
+            model = model.to(torch.bfloat16)
+            for _ in range(3):
+                model(torch.zeros(16, 4096, dtype=torch.bfloat16).to("chip")).cpu()
+                bringup.step()
+    step = replayer_of(trace, "t4").step
+    layer = 4096 * 4096 * 2
+    assert step.persistent_bytes.sum() == 8 * layer
+    assert 8 * layer <= peak_of(step) < 9 * layer
+    assert bringup.place(trace, "t4", capacity=10 * layer).fits
+
+
 def test_deadline_moves_only_what_it_has_to(traces: dict[str, Trace]) -> None:
     trace = traces["tables"]
     free = bringup.place(trace, "h100-sxm", objective="latency")
@@ -145,6 +176,15 @@ def test_mistakes_are_one_sentence(traces: dict[str, Trace], tmp_path: Path) -> 
     without = chip.model_copy(update={"power": None})
     with pytest.raises(bringup.BringupError, match=r"has no \[power\]"):
         bringup.place(traces["layers"], without, objective="energy")
+    without = chip.model_copy(update={"price": None})
+    with pytest.raises(bringup.BringupError, match="has no price per hour"):
+        bringup.place(traces["layers"], without, objective="cost")
+    for damage, sentence in ((-(10**12), "has negative times, so nothing can be placed"), (np.nan, "is not finite")):
+        columns = {name: values.copy() for name, values in traces["layers"].columns.items()}
+        columns["bytes"] = np.where(columns["kind"] == H2D, damage, columns["bytes"])
+        damaged = replace(traces["layers"], columns=columns)
+        with pytest.raises(bringup.BringupError, match=sentence):
+            bringup.place(damaged, "t4")
     with bringup.record() as empty:
         pass
     with pytest.raises(bringup.BringupError, match="no launches"):
@@ -164,6 +204,8 @@ def test_command_prints_and_writes(
         return capsys.readouterr().out
 
     screen = run("--out", "plan.toml")
+    assert "each where its own price is lower" in screen and "page: plan.html" in screen
+    assert "timeline of one step after" in Path("plan.html").read_text(encoding="utf-8")
     assert "all on the chip" in screen and "1. tables.0-7 (8 groups" in screen and "plan: plan.toml" in screen
     data = json.loads(run("--json"))
     assert data["proposes"] and data["plan"] is None and data["moves"][0]["where"] == "host"
@@ -172,6 +214,10 @@ def test_command_prints_and_writes(
     plan = bringup.Plan.load("plan.toml")
     assert plan.proposed_seconds == data["proposed_seconds"]
     assert "leave it as it is: the chip alone takes less than 1.0 s" in run("--deadline", "1s")
+    assert "plan: stays.toml, which moves nothing" in run("--deadline", "1s", "--out", "stays.toml")
     assert "host times at percentile 99, 2.01 times their prices" in run("--percentile", "99")
-    assert "is faster than xeon-8275cl" in run("--break-even")
+    assert "is faster than xeon-8275cl" in run("--break-even", "--out", "sizes.html")
+    assert "copied up and down" in Path("sizes.html").read_text(encoding="utf-8")
+    with pytest.raises(bringup.BringupError, match="the plan is a TOML file, whose page gets its name"):
+        run("--out", "plan.html")
     assert {row["op"] for row in json.loads(run("--break-even", "--json"))["operators"]} >= {"add", "mm"}

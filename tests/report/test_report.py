@@ -323,9 +323,18 @@ def scorecard_page(_: bringup.Prediction) -> str:
     return page.page({"schema": 1, "device": "chip", "chip": "t4", "items": items, "listed": 57, "ops": ops}, {}, old)
 
 
+def placement_page(prediction: bringup.Prediction) -> str:
+    from bringup.cli.place import NAMES
+    from bringup.placement.page import page
+    from bringup.placement.place import planned
+
+    return page(planned(prediction.trace, "h100-sxm"), NAMES)
+
+
 PAGES = {  # page -> its main parts, by selector, and how many of each are drawn at least
     "report": (report_page, {".plot canvas": 4, ".legend button": 10, ".split span": 4, "tbody tr": 20}),
     "compare": (compare_page, {"tbody tr": 3}),
+    "placement": (placement_page, {".plot canvas": 1, ".legend button": 3, "tbody tr": 4}),
     "validation": (validation_page, {".plot canvas": 2, ".legend button": 10, "tbody tr": 2}),
     "scorecard": (scorecard_page, {"p svg": 1, ".cards div": 3, "tbody tr": 5}),
 }

@@ -8,6 +8,7 @@ import sys
 import types
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import bringup
 from bringup.analyse import summarize
 from bringup.cli.check import _select
 from bringup.errors import BringupError
+from bringup.placement.break_even import BreakEven, break_even
 from bringup.recording import sanitize
 from bringup.recording.waits import Waits
 from bringup.report import html, perfetto, pftrace
@@ -223,6 +225,10 @@ def few_of_flaggems(patch: Patch) -> Any:
     return Wrong("sin")
 
 
+def never_faster(row: BreakEven) -> BreakEven:
+    return replace(row, chip=tuple(2 * seconds for seconds in row.host))
+
+
 FAULTS: dict[str, Callable[[Patch], Any]] = {
     "A1": lambda p: p.setattr(torch.accelerator, "current_accelerator", lambda *_a, **_k: None),
     "A2": lambda p: Wrong("copy", "to"),
@@ -264,6 +270,8 @@ FAULTS: dict[str, Callable[[Patch], Any]] = {
     "E6": lambda p: p.setattr(html, "page", lambda *_a: "<html>"),
     "E7": lambda p: p.setattr(bringup.Trace, "load", classmethod(lambda cls, file: 1 / 0)),
     "F1": lambda p: price_without(p, step_seconds=1.0),
+    "F2": lambda p: p.setattr(system, "break_even", lambda chip, host: [never_faster(break_even(chip, host)[0])]),
+    "F3": lambda p: p.setattr(bringup, "placed", lambda plan: nullcontext()),
     "F4": lambda p: price_without(p, what_if=[]),
     "F5": lambda p: price_without(p, step_seconds=0.0),
     "F7": lambda p: price_without(p, energy_joules=None),
@@ -353,7 +361,7 @@ def test_the_cpu_gets_the_honest_result() -> None:
 
 
 def test_there_are_enough_items_and_the_documentation_lists_them() -> None:
-    assert len(ITEMS) >= 57
+    assert len(ITEMS) >= 59
     page = (ROOT / "docs" / "scorecard.md").read_text(encoding="utf-8")
     for name, entry in ITEMS.items():
         assert f"| {name} | {entry.level} | {entry.title} | {entry.about} |" in page, name

@@ -32,7 +32,7 @@ from bringup.recording.rows import D2H, H2D, LAUNCH, PINNED
 from bringup.recording.trace import Trace
 from bringup.recording.waits import REMEDIES, SPARSE_REMEDY, STAGED_BYTES, VALUE_BYTES
 from bringup.text import duration, quantity, size
-from bringup.timeline.replay import Timeline, WhatIf
+from bringup.timeline.replay import Timeline, WhatIf, is_placed
 from bringup.timeline.steady import steady, step_seconds
 
 Array = npt.NDArray[Any]
@@ -195,9 +195,14 @@ def _copies(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
 
 
 def _large_copies(trace: Trace) -> Array:
-    """Return for every row whether it is a large copy; small ones are waits (see `for_waits`), which pinning leaves."""
+    """Return for every row whether it is a large copy; small ones are waits (see `for_waits`), which pinning leaves.
+
+    In a placed run, pinned copies may be those of the plan, which cannot be made ahead.
+    """
     kind, moves = trace.columns["kind"], trace.columns["bytes"]
     large: Array = ((kind == H2D) & (moves > STAGED_BYTES)) | ((kind == D2H) & (moves > VALUE_BYTES))
+    if trace.about.get("placement") is not None:
+        large &= ~is_placed(trace.columns) & ((trace.columns["flags"] & PINNED) == 0)
     return large
 
 

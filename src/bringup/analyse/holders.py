@@ -13,6 +13,8 @@ from bringup.recording.rows import (
     ALLOC,
     BEFORE,
     BLAS_WORKSPACE,
+    D2D,
+    D2H,
     FORWARD,
     FREE,
     GRADIENTS,
@@ -22,6 +24,7 @@ from bringup.recording.rows import (
     INPUTS,
     KEPT,
     LAUNCH,
+    ON_HOST,
     OPTIMIZER_STATE,
     OUTSIDE,
     OWNER,
@@ -135,20 +138,76 @@ class Storages:
 
 
 def memory_over_time(trace: Trace) -> tuple[int, Array]:
-    """Return the peak in bytes of the fullest device, and the bytes held after every row on its device."""
-    return _over_time(trace, ALLOC, FREE, "held_bytes")
+    """Return the peak in bytes of the fullest device, and the bytes held after every row on its device.
+
+    What a plan puts on the host is not held, see `chip_uses`.
+    """
+    change = _change(trace, ALLOC, FREE)
+    if trace.about.get("placement") is not None:
+        columns = trace.columns
+        allocated, frees = np.flatnonzero(columns["kind"] == ALLOC), np.flatnonzero(columns["kind"] == FREE)
+        ends = chip_uses(trace)
+        frees = frees[np.isin(columns["object"][frees], columns["object"][allocated])]
+        moved, freed = ends[columns["object"][allocated]], ends[columns["object"][frees]]
+        change[allocated[moved == NEVER]] = 0
+        change[frees[freed < frees]] = 0
+        sooner = (moved >= 0) & (moved < _freed_by(trace)[columns["object"][allocated]])
+        np.subtract.at(change, moved[sooner], columns["bytes"][allocated[sooner]])
+    return _over_time(trace, change, "held_bytes")
 
 
 def reserved_over_time(trace: Trace) -> tuple[int, Array]:
     """Return the same as `memory_over_time` for the bytes that the allocator reserved from the device."""
-    return _over_time(trace, RESERVE, RELEASE, "held_reserved_bytes")
+    return _over_time(trace, _change(trace, RESERVE, RELEASE), "held_reserved_bytes")
 
 
-def _over_time(trace: Trace, more: int, less: int, held_before: str) -> tuple[int, Array]:
-    kind, size, device = (trace.columns[name] for name in ("kind", "bytes", "device"))
-    change = np.where(kind == more, size, 0) - np.where(kind == less, size, 0)
+NEVER = -1  # the chip uses a storage at no row
+
+
+def chip_uses(trace: Trace) -> Array:
+    """Return for every storage of a placed run the last row at which the chip uses it; `NEVER` for none.
+
+    Storages that only the host's launches use are never on the chip, although the program has allocated them there.
+    Those that the host's launches do not use have the number of rows.
+    """
+    columns = trace.columns
+    kind, on_host = columns["kind"], columns["object"] == ON_HOST
+    rows, storage = trace.use_rows, trace.uses >> 1
+    size = _numbers(trace)
+    by_host = _used_by(trace, (kind == LAUNCH) & on_host, size)
+    on_chip = ((kind == LAUNCH) & ~on_host) | (kind == D2D)
+    by_chip = _used_by(trace, on_chip, size)
+    last = np.full(size, NEVER, dtype=np.int64)
+    touched = (on_chip | (np.isin(kind, (H2D, D2H)) & ~on_host))[rows]
+    np.maximum.at(last, storage[touched], rows[touched])
+    return np.where(~by_host, len(trace), np.where(by_chip, last, NEVER))
+
+
+def _numbers(trace: Trace) -> int:
+    """Return the number of storages; a module may own an empty one, which nothing allocates or uses."""
+    columns = trace.columns
+    named = np.isin(columns["kind"], (ALLOC, FREE, OWNER))
+    return int(max(columns["object"][named].max(initial=-1), (trace.uses >> 1).max(initial=-1))) + 1
+
+
+def _freed_by(trace: Trace) -> Array:
+    """Return for every storage the row that frees it; the number of rows for none."""
+    freed_by = np.full(_numbers(trace), len(trace), dtype=np.int64)
+    frees = np.flatnonzero(trace.columns["kind"] == FREE)
+    freed_by[trace.columns["object"][frees]] = frees
+    return freed_by
+
+
+def _change(trace: Trace, more: int, less: int) -> Array:
+    kind, size = trace.columns["kind"], trace.columns["bytes"]
+    change: Array = np.where(kind == more, size, 0) - np.where(kind == less, size, 0)
+    return change
+
+
+def _over_time(trace: Trace, change: Array, held_before: str) -> tuple[int, Array]:
+    device = trace.columns["device"]
     before = trace.about.get(held_before, [])
-    held_bytes = np.zeros(len(kind), dtype=np.int64)
+    held_bytes = np.zeros(len(device), dtype=np.int64)
     peak = max(before, default=0)
     for index in np.unique(device) if len(device) else ():
         is_device = device == index
@@ -176,12 +235,13 @@ def storages(trace: Trace, device: int) -> Storages:
     kind, objects = columns["kind"], columns["object"]
     allocated = np.flatnonzero((kind == ALLOC) & (columns["device"] == device))
     number = objects[allocated]
-    named = np.isin(kind, (ALLOC, FREE, OWNER))  # a module may own an empty storage, which nothing allocates or uses
-    size = int(max(objects[named].max(initial=-1), (trace.uses >> 1).max(initial=-1))) + 1
-    freed_by = np.full(size, rows, dtype=np.int64)
-    frees = np.flatnonzero(kind == FREE)
-    freed_by[objects[frees]] = frees
-    freed = freed_by[number]
+    size = _numbers(trace)
+    freed = _freed_by(trace)[number]
+    held = columns["bytes"][allocated].astype(np.int64)
+    if trace.about.get("placement") is not None:
+        ends = chip_uses(trace)[number]
+        held[ends == NEVER] = 0
+        freed = np.minimum(freed, np.maximum(ends, allocated))
 
     marked = np.full(size, -1, dtype=np.int64)
     owner_module = np.full(size, -1, dtype=np.int64)
@@ -223,7 +283,7 @@ def storages(trace: Trace, device: int) -> Storages:
     )
     module = np.where(owner_module[number] >= 0, owner_module[number], columns["module"][allocated])
     before = _before(trace.about.get("held_bytes", []), device)
-    return Storages(device, allocated, freed, columns["bytes"][allocated].astype(np.int64), kinds, module, before)
+    return Storages(device, allocated, freed, held, kinds, module, before)
 
 
 def _used_by(trace: Trace, rows: Array, size: int) -> Array:
@@ -273,7 +333,8 @@ def usage(trace: Trace, steps: Array) -> Memory:
         int(np.searchsorted(steps, top, side="right")),
         handed_out.device,
     )
-    free = max(int(reserved_bytes[top] - held_bytes[top]), 0)  # both on the device of this row
+    _, allocated_bytes = _over_time(trace, _change(trace, ALLOC, FREE), "held_bytes")
+    free = max(int(reserved_bytes[top] - allocated_bytes[top]), 0)  # both on the device of this row
     owners.sort(key=lambda item: (-item.bytes, item.kind, item.module))
     return Memory(peak, reserved, free, at, owners, expandable)
 
@@ -292,9 +353,10 @@ def needed_bytes(trace: Trace, peak: Memory, chip: Chip) -> int:
     """Return the bytes that decide if the program fits the chip's memory.
 
     On the chip of the recording, the allocator released cached memory before it went past the capacity, so reserved
-    bytes beyond the room are needed. Within the room, and on another chip, the bytes held by tensors are needed.
+    bytes beyond the room are needed. Within the room, and on another chip, the bytes held by tensors are needed. So
+    are they in a placed run, whose allocator has reserved memory for what the plan puts on the host, too.
     """
-    was_recorded_here = trace.about.get("chip") == chip.name
+    was_recorded_here = trace.about.get("chip") == chip.name and trace.about.get("placement") is None
     return peak.reserved_bytes if was_recorded_here and peak.reserved_bytes > chip.room_bytes else peak.peak_bytes
 
 

@@ -8,7 +8,6 @@ import numpy as np
 
 from bringup import pricing
 from bringup.pricing import ENGINES
-from bringup.recording.rows import LAUNCH
 from bringup.timeline.replay import Timeline
 
 MOST_KERNELS = 25
@@ -49,7 +48,7 @@ class Kernel:
 def kernels(timeline: Timeline, first: int, last: int) -> list[Kernel]:
     """List the kinds of launches in the rows from `first` to `last`, at most 25, the longest first."""
     columns, prices, work = timeline.trace.columns, timeline.prices, timeline.work
-    rows = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
+    rows = timeline.launches_on_chip(first, last)
     numbers = columns["signature"][rows]
     counts = np.bincount(numbers, minlength=len(prices.seconds))
     spent = np.where(prices.supported, counts * prices.seconds, 0.0)

@@ -10,7 +10,7 @@ from bringup.paths import BACKWARD
 from bringup.recording.rows import ALLOC, D2D, D2H, H2D, LAUNCH
 from bringup.text import split_line
 from bringup.timeline.host_spans import FULL_QUEUE, host_spans
-from bringup.timeline.replay import Timeline
+from bringup.timeline.replay import Timeline, is_placed
 from bringup.timeline.steady import steady
 
 
@@ -46,7 +46,8 @@ def source_lines(timeline: Timeline) -> list[tuple[str, list[SourceLine]]]:
     launched, copied = columns["kind"] == LAUNCH, np.isin(columns["kind"], (H2D, D2H, D2D))
     on_engine = (timeline.end - timeline.start)[first:last]
     launches = np.bincount(line[launched], minlength=count + 1)
-    chip, link = (np.bincount(line[rows], on_engine[rows], count + 1) for rows in (launched, copied))
+    beside = ~is_placed(columns)  # the host's spans have what a plan puts on the host
+    chip, link = (np.bincount(line[rows & beside], on_engine[rows & beside], count + 1) for rows in (launched, copied))
     spans = host_spans(timeline, first, last)
     of_span, length, waits = line[spans.row - first], spans.end - spans.start, spans.what >= FULL_QUEUE
     host = np.bincount(of_span, length, count + 1)

@@ -24,7 +24,7 @@ from bringup.pricing.bands import bound, error_band
 from bringup.recording.driver_rows import seconds_of
 from bringup.recording.findings import Finding
 from bringup.recording.rows import LAUNCH
-from bringup.recording.waits import WAIT_KINDS, is_small, waiting_ops
+from bringup.recording.waits import WAIT_KINDS, is_small, own_waits, waiting_ops
 from bringup.text import split_line
 from bringup.timeline import library
 from bringup.timeline.batch import batches, samples
@@ -200,7 +200,7 @@ def fallbacks(timeline: Timeline, first: int, last: int) -> list[Fallback]:
 def waits(timeline: Timeline, first: int, last: int) -> list[Wait]:
     """List the host's waits for the chip in the rows from `first` to `last`, by kind and line, the longest first."""
     trace = timeline.trace
-    steady_waits = trace.waits.between(first, last)
+    steady_waits = own_waits(trace).between(first, last)
     lines = trace.columns["line"][steady_waits.rows]
     small = is_small(trace, steady_waits)
     groups, place, counts = np.unique(
@@ -221,15 +221,14 @@ def waits(timeline: Timeline, first: int, last: int) -> list[Wait]:
 
 
 def by_group(timeline: Timeline, label: str) -> list[tuple[str, int, float, float]]:
-    """Group the steady launches by ``family``, ``op``, ``module`` or ``line``.
+    """Group the steady launches by ``family``, ``op``, ``module`` or ``line``, without those of the host by a plan.
 
     Returns:
         tuples of name, launches, device seconds and flops per step, the longest first.
     """
     first, last, *_ = steady(timeline)
     columns = timeline.trace.columns
-    kind = columns["kind"][first:last]
-    rows = np.flatnonzero(kind == LAUNCH) + first
+    rows = timeline.launches_on_chip(first, last)
     signature = columns["signature"][rows]
     if label == "family":
         names, codes = list(FAMILIES), timeline.work.family[signature]

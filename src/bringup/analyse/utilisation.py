@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bringup.pricing.rates import engine_dtype, matrix_peak
-from bringup.recording.rows import LAUNCH
 from bringup.timeline.replay import Timeline
 
 
@@ -32,7 +31,7 @@ class Utilisation:
 def utilisation(timeline: Timeline, first: int, last: int, seconds: float) -> Utilisation | None:
     """Return the utilisation in the rows from `first` to `last`, which take `seconds`; None without products."""
     columns, work = timeline.trace.columns, timeline.work
-    rows = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
+    rows = timeline.launches_on_chip(first, last)
     counts = np.bincount(columns["signature"][rows], minlength=len(work.flops))
     flops = counts * np.maximum(work.flops - work.vector_flops - work.special, 0.0)
     total = float(flops.sum())

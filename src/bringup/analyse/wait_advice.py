@@ -16,6 +16,7 @@ from bringup.recording.waits import (
     is_of_scaler,
     is_small,
     noun,
+    own_waits,
     places,
     remedy,
     waiting_ops,
@@ -40,7 +41,7 @@ def for_waits(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
 
     Small uploads are a kind of their own, and so are the reads of GradScaler.
     """
-    waits = timeline.trace.waits
+    waits = own_waits(timeline.trace)
     small, scaler = is_small(timeline.trace, waits), is_of_scaler(timeline.trace, waits)
     groups = [waits.where((waits.kind == kind) & ~small & ~scaler) for kind in range(len(WAIT_KINDS))]
     return [

@@ -19,11 +19,15 @@ from rich.table import Table
 from bringup.cli.options import complete_chips, host_clock_option, host_option, quantity
 from bringup.cli.report import shipped
 from bringup.errors import BringupError
-from bringup.files import refuse_unwritable
-from bringup.machine.files import available_chips, load_chip, load_host
+from bringup.files import refuse_unwritable, write_text
+from bringup.machine.files import available_chips, chip_names, load_chip, load_host
 from bringup.placement.break_even import BreakEven, break_even
+from bringup.placement.chain import Chain, divide
 from bringup.placement.groups import GRANULARITIES
-from bringup.placement.place import SPREAD, place, slowness
+from bringup.placement.offload import offloads, shown
+from bringup.placement.page import break_even_page, page
+from bringup.placement.place import SPREAD, Planned, capacity_of, place, planned, replayer_of, slowness
+from bringup.placement.placed import Replayer
 from bringup.placement.plan import Baseline, Move, Plan, refuse_other
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_driver
 from bringup.recording.trace import Trace
@@ -40,7 +44,13 @@ if TYPE_CHECKING:
 
 LEVELS = "_.-=#"  # half decades of the chip's time over the host's
 MOST_MOVES = 8  # on a screen
-NAMES = {"all_chip": "all on the chip", "all_host": "all on the host", "proposed": "proposed"}
+NAMES = {
+    "all_chip": "all on the chip",
+    "all_host": "all on the host",
+    "cheapest": "each where its own price is lower",
+    "first_layers": "first layers on the chip (-ngl)",
+    "proposed": "proposed",
+}
 
 
 @click.command()
@@ -70,10 +80,10 @@ NAMES = {"all_chip": "all on the chip", "all_host": "all on the host", "proposed
 )
 @click.option(
     "--objective",
-    type=click.Choice(["time", "latency", "energy"]),
+    type=click.Choice(["time", "latency", "energy", "cost"]),
     default="time",
     show_default=True,
-    help="What to minimise: the time per step, the latency of one step, or the chip's energy.",
+    help="What to minimise: the time per step, the latency of one step, the chip's energy, or its cost.",
 )
 @click.option(
     "--deadline",
@@ -89,12 +99,29 @@ NAMES = {"all_chip": "all on the chip", "all_host": "all on the host", "proposed
     show_default=True,
     help="Plan for this percentile of the host's times: its calls and work take longer by a lognormal factor.",
 )
-@click.option("--out", default=None, metavar="FILE", help="Write the plan there (default: plan.toml in the report).")
+@click.option(
+    "--out",
+    default=None,
+    metavar="FILE",
+    help="Write the plan there, and its page beside it (default: plan.toml in the report). With --break-even, a page.",
+)
 @click.option(
     "--break-even",
     "sizes",
     is_flag=True,
     help="Instead of a plan, print from which size common operators are faster on the chip. Needs no recording.",
+)
+@click.option(
+    "--offload",
+    "what_if",
+    is_flag=True,
+    help="Instead of a plan, print what a step takes with weights, optimizer state or caches in the host's memory.",
+)
+@click.option(
+    "--chips",
+    default=None,
+    metavar="NAME|FILE,...",
+    help="Instead of a plan for one chip and its host, divide the layers among several chips of one machine.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan's numbers and moves as one line of JSON.")
 def command(
@@ -109,6 +136,8 @@ def command(
     percentile: float,
     out: str | None,
     sizes: bool,
+    what_if: bool,
+    chips: str | None,
     as_json: bool,
 ) -> None:
     """Plan which launches of a recording run on the host and which on the chip, and what that gains.
@@ -120,16 +149,32 @@ def command(
     machine = load_host(host)
     if sizes:
         described = described or load_chip(asked_chip() or DEFAULT_CHIP)
-        print_break_even(break_even(described, machine), described, machine, as_json)
+        rows = break_even(described, machine)
+        if out:
+            refuse_unwritable(out)
+            write_text(out, break_even_page(rows, described, machine))
+        print_break_even(rows, described, machine, as_json)
         return
     if trace is None:
         raise BringupError("bringup place needs TRACE: the directory that `bringup run` has written, or its trace.npz")
+    if out and Path(out).suffix == ".html":
+        raise BringupError(f"{out}: the plan is a TOML file, whose page gets its name: give --out another ending")
     if out:
-        refuse_unwritable(out)
+        refuse_unwritable(out, Path(out).with_suffix(".html"))
     recording = read_trace(trace)
     if described is None:
         described = load_chip(shipped(trace, "chip", str(recording.about.get("chip", "")), available_chips()))
-    plan = place(
+    if chips:
+        if chip:
+            raise BringupError("--chips names all chips of the machine: leave out --chip")
+        several = [load_chip(name) for name in chip_names(chips, "--chips")]
+        print_chain(divide(recording, several, machine, host_clock=host_clock), as_json)  # type: ignore[arg-type]
+        return
+    if what_if:
+        replayer = replayer_of(recording, described, machine, percentile=percentile, host_clock=host_clock)  # type: ignore[arg-type]
+        print_offloads(replayer, capacity_of(replayer.step, capacity), as_json)
+        return
+    result = planned(
         recording,
         described,
         machine,
@@ -140,7 +185,7 @@ def command(
         percentile=percentile,
         host_clock=host_clock,  # type: ignore[arg-type]
     )
-    plan = saved(plan, trace, out)
+    plan = saved(result, trace, out)
     if as_json:
         click.echo(json.dumps(plan.as_dict(), sort_keys=True))
         return
@@ -171,6 +216,59 @@ def print_break_even(rows: list[BreakEven], chip: Chip, host: Host, as_json: boo
     )
 
 
+def print_offloads(replayer: Replayer, room: int, as_json: bool) -> None:
+    """Print what a step takes with storages in the host's memory: per kind and way, with as few layers as fit."""
+    chip, before = replayer.step.timeline.chip, replayer.outcome(None)
+    curves = offloads(replayer, room)
+    if as_json:
+        about = {"chip": chip.name, "host": replayer.step.timeline.host.name, "room_bytes": room}
+        about |= {"step_seconds": before.seconds, "chip_bytes": before.resident_bytes}
+        click.echo(json.dumps({**about, "offloads": [vars(point) for point in curves]}, sort_keys=True))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
+    for title in ("in the host's memory", "layers", "per step", "on the chip", "copied per step", ""):
+        table.add_column(title, justify="left" if title in ("in the host's memory", "") else "right", no_wrap=True)
+
+    def row(name: str, count: str, seconds: float, held: int, copied: int) -> None:
+        fits = "" if held <= room else "does not fit"
+        table.add_row(f"  {name}", count, duration(seconds), size(held), size(copied) if copied else "-", fits)
+
+    row("nothing", "-", before.seconds, before.resident_bytes, 0)
+    for point in shown(curves):
+        counted_layers = f"{point.layers} of {point.of_layers}"
+        row(f"{point.kind}, {_USED[point.way]}", counted_layers, point.seconds, point.chip_bytes, point.copied_bytes)
+    console = terminal.console()
+    console.print(table)
+    console.print(f"  {escaped(chip.name)} has {size(room)} for what outlives a step.", highlight=False)
+
+
+def print_chain(chain: Chain, as_json: bool) -> None:
+    """Print which layers run on which chip, and the step beside that of one chip."""
+    if as_json:
+        data = {**vars(chain), "parts": [vars(part) for part in chain.parts]}
+        click.echo(json.dumps(data, sort_keys=True))
+        return
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
+    for title in ("", "layers", "work per step", "memory", "modules"):
+        table.add_column(title, justify="left" if title in ("", "modules") else "right", no_wrap=title != "modules")
+    for number, part in enumerate(chain.parts):
+        cells = (f"{part.layers}", duration(part.seconds), size(part.bytes), escaped(part.modules))
+        table.add_row(f"  chip:{number} ({escaped(part.chip)})", *cells)
+    console = terminal.console()
+    console.print(table)
+    one = duration(chain.first_chip_seconds) + ("" if chain.first_chip_fits else ", but does not fit")
+    crosses = f"; {size(chain.copied_bytes)} cross between chips" if chain.copied_bytes else ""
+    console.print(
+        f"  per step {duration(chain.seconds)}{crosses}; one {escaped(chain.parts[0].chip)} alone: {one}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    console.print(f"  no division takes less than {duration(chain.bound_seconds)}", highlight=False)
+
+
+_USED = {"streamed": "copied up for each use", "on the host": "used by the host"}
+
+
 def _elements(size: int | None) -> str:
     return "never" if size is None else f"{size:,}"
 
@@ -181,20 +279,23 @@ def _plot(row: BreakEven) -> str:
     return "".join(LEVELS[min(max(place, 0), len(LEVELS) - 1)] for place in places)
 
 
-def saved(plan: Plan, trace: str, out: str | None) -> Plan:
-    """Write a plan that proposes something, or that a file was asked for; return it with its path."""
+def saved(result: Planned, trace: str, out: str | None) -> Plan:
+    """Write a plan that proposes something, or that a file was asked for, and its page; return it with its path."""
+    plan = result.plan
     in_report = Path(trace) / "plan.toml" if os.path.isdir(trace) else None
     if out is None and (not plan.proposes or in_report is None or not os.access(trace, os.W_OK)):
         return plan
-    path = out or str(in_report)
+    path = Path(out or str(in_report))
+    write_text(path.with_suffix(".html"), page(result, NAMES))
     plan.save(path)
-    return replace(plan, plan=path)
+    return replace(plan, plan=str(path))
 
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the baselines, the proposal and its moves on one screen."""
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
-    for title in ("", "latency" if plan.objective == "latency" else "per step", "memory", "energy", ""):
+    spent = "USD per million" if plan.objective == "cost" else "energy"
+    for title in ("", "latency" if plan.objective == "latency" else "per step", "memory", spent, ""):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
     for name, baseline in plan.baselines.items():
         table.add_row(f"  {NAMES[name]}", *_cells(name, baseline, plan))
@@ -205,6 +306,9 @@ def print_plan(plan: Plan, console: Console) -> None:
         console.print(f"  {note} (lognormal, sigma {SPREAD})", highlight=False)
     if not plan.proposes:
         console.print(escaped(f"  {_refusal(plan)}"), highlight=False, soft_wrap=True)
+        if plan.plan:
+            shown_in = Path(plan.plan).with_suffix(".html")
+            console.print(escaped(f"  plan: {plan.plan}, which moves nothing   page: {shown_in}"), highlight=False)
         return
     for number, move in enumerate(plan.moves[:MOST_MOVES], 1):
         console.print(f"  [bold]{number}.[/] {escaped(_text(move))}", highlight=False, soft_wrap=True)
@@ -215,20 +319,24 @@ def print_plan(plan: Plan, console: Console) -> None:
     rest = "keep the rest on the chip" if any(entry.where == "chip" for entry in plan.entries) else "nothing stays"
     copied = plan.baselines["proposed"].copied_bytes
     crosses = f"; {size(copied)} more cross the link per step" if copied else ""
-    where = f"   plan: {plan.plan}" if plan.plan else "   give --out FILE to write the plan"
+    where = "   give --out FILE to write the plan"
+    if plan.plan:
+        where = f"   plan: {plan.plan}   page: {Path(plan.plan).with_suffix('.html')}"
     console.print(escaped(f"  {rest}{crosses}.{where}"), highlight=False, soft_wrap=True)
 
 
 def _cells(name: str, baseline: Baseline, plan: Plan) -> tuple[str, ...]:
     memory = size(baseline.resident_bytes) if baseline.resident_bytes else "-"
-    energy = "-" if baseline.joules is None else f"{figure(baseline.joules)} J"
+    spent = "-" if baseline.joules is None else f"{figure(baseline.joules)} J"
+    if plan.objective == "cost":
+        spent = "-" if baseline.dollars is None else figure(baseline.dollars * 1e6)
     note = ""
     if name == "all_chip" and not plan.fits:
         note = "does not fit"
     if name == "proposed":
         change = baseline.seconds / plan.all_chip_seconds - 1 if plan.all_chip_seconds else 0.0
         note = f"{change:+.0%} (+- {plan.band:.0%})" if plan.fits else f"fits (+- {plan.band:.0%})"
-    return f"{figure(baseline.seconds * 1e3)} ms", memory, energy, note
+    return f"{figure(baseline.seconds * 1e3)} ms", memory, spent, note
 
 
 def _refusal(plan: Plan) -> str:

@@ -3,7 +3,8 @@
 Note [Values]
 A value is one version of a storage: one launch makes it, and later ones read it until the storage is written again. If
 maker and reader are on different sides, the value is copied once, before its first reader there. A storage that is
-alive before the step persists: what the step reads of it before writing it is the last version of the step before.
+alive before the step persists: what the step reads of it before writing it is the last version of the step before. So
+is what the step before has left in a storage that this step frees, such as a recurrent state.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Uses:
         value_bytes: per value, the bytes of its storage.
         reader, read: pairs of a node and a value that it reads, each once.
         holder, held: pairs of a node and a persistent storage that it uses, as an index into `persistent_bytes`.
+        held_bytes: per pair, the bytes of the storage that the node reads or writes.
+        held_read, held_written: per pair, if the node reads the storage, and if it writes it.
         persistent_bytes: the sizes of the storages that are alive before the step and after it.
         persistent: their numbers in the trace.
     """
@@ -56,18 +59,20 @@ class Uses:
     read: Array
     holder: Array
     held: Array
+    held_bytes: Array
+    held_read: Array
+    held_written: Array
     persistent_bytes: Array
     persistent: Array
 
     @classmethod
-    def of_rows(cls, trace: Trace, rows: Array, first: int, last: int) -> Uses:
-        """Return the values of the nodes in these rows, of a step from row `first` to `last`."""
+    def of_rows(cls, trace: Trace, rows: Array, first: int, last: int, before: int) -> Uses:
+        """Return the values of the nodes in these rows, of a step from row `first` to `last`.
+
+        The step before begins at row `before`, which is `first` if there is none.
+        """
         columns = trace.columns
-        begins, counts = trace.offsets[rows], np.diff(trace.offsets)[rows]
-        node = np.repeat(np.arange(len(rows)), counts)
-        place = np.arange(len(node)) - np.repeat(np.cumsum(counts) - counts, counts)  # within its row
-        uses = trace.uses[np.repeat(begins, counts) + place]
-        storage, writes = uses >> 1, (uses & 1) != 0
+        node, place, storage, writes = _uses(trace, rows)
         reads, touched, overwrites = _accesses(trace, rows, node, place, writes)
 
         names, storage = np.unique(storage, return_inverse=True)
@@ -75,6 +80,7 @@ class Uses:
         extent = np.zeros(len(names))
         np.maximum.at(extent, storage, touched)
         reads = reads & ~(overwrites & (touched >= extent[storage]))
+        touched = np.minimum(touched, _moved(trace, rows)[node])  # a lookup touches some rows of its table
         allocated = np.flatnonzero(columns["kind"] == ALLOC)
         blocks = _last_of(columns["object"][allocated], columns["bytes"][allocated], names)
         size = np.where(blocks > 0, blocks, extent)
@@ -83,7 +89,8 @@ class Uses:
         dies = np.isin(names, columns["object"][within[columns["kind"][within] == FREE]])
 
         order = np.lexsort((node, storage))
-        node, storage, reads, writes = node[order], storage[order], reads[order], writes[order]
+        node, storage, touched, place = node[order], storage[order], touched[order], place[order]
+        reads, writes = reads[order], writes[order]
         writers = np.bincount(storage, writes, len(names)).astype(np.int64)
         version = np.cumsum(writes) - writes - np.repeat(np.cumsum(writers) - writers, np.bincount(storage))
         base = np.cumsum(writers + 1) - (writers + 1)
@@ -96,11 +103,24 @@ class Uses:
         persists = ~born & ~dies
         from_before = persists[storage] & (version == 0) & (writers[storage] > 0)
         value = np.where(from_before, base[storage] + writers[storage], value)
+        # What a step hands to the next one in a new storage was made by the same node of the step before.
+        hands, at, use = _handed_on(trace, rows, names[dies & ~born], before, first)
+        written = np.flatnonzero(writes)
+        written = written[np.lexsort((place[written], node[written]))]
+        which = np.searchsorted(_pairs(node[written], place[written]), _pairs(at, use))
+        made_by = written[np.minimum(which, max(len(written) - 1, 0))] if len(written) else written
+        if len(made_by):
+            same = (node[made_by] == at) & (place[made_by] == use)
+            handed = np.full(len(names), -1)
+            made_by = made_by[same]
+            handed[np.searchsorted(names, hands[same])] = base[storage[made_by]] + version[made_by] + 1
+            value = np.where((version == 0) & (handed[storage] >= 0), handed[storage], value)
         real = reads & (maker[value] != OUTSIDE) & (maker[value] != node)
         reader, read = np.unique(np.stack([node[real], value[real]]), axis=1)
         held = persists[storage]
         number = np.cumsum(persists) - 1
-        return cls(maker, size[owner], reader, read, node[held], number[storage[held]], size[persists], names[persists])
+        holds = (node[held], number[storage[held]], touched[held], reads[held], writes[held])
+        return cls(maker, size[owner], reader, read, *holds, size[persists], names[persists])
 
 
 @dataclass(frozen=True)
@@ -207,7 +227,9 @@ def step_graph(timeline: Timeline) -> Step:
     sync = _syncs(columns, first, last, rows)
     waits = launched & ((inputs.flags[rows] & WAITS) != 0)
     synchronize = host.dispatch.synchronize_us * 1e-6
-    uses = Uses.of_rows(trace, rows, first, last)
+    marks = trace.step_work.rows
+    before = int(marks[max(int(np.searchsorted(marks, first)) - 1, 0)])
+    uses = Uses.of_rows(trace, rows, first, last, min(before, first))
     return Step(
         timeline=timeline,
         first=first,
@@ -243,6 +265,50 @@ def _syncs(columns: dict[str, Array], first: int, last: int, rows: Array) -> Arr
         same_thread = columns["thread"][np.minimum(following, last - 1)] == columns["thread"][rows[copies]]
         wait_of[copies] = np.where(blocking & same_thread, following, -1)
     return wait_of
+
+
+def _uses(trace: Trace, rows: Array) -> tuple[Array, Array, Array, Array]:
+    """Return for every use of the rows: its row's number among them, its place in it, the storage, and if written."""
+    begins, counts = trace.offsets[rows], np.diff(trace.offsets)[rows]
+    node = np.repeat(np.arange(len(rows)), counts)
+    place = np.arange(len(node)) - np.repeat(np.cumsum(counts) - counts, counts)
+    uses = trace.uses[np.repeat(begins, counts) + place]
+    return node, place, uses >> 1, (uses & 1) != 0
+
+
+def _pairs(node: Array, place: Array) -> Array:
+    """Return one number per node and place within it, in their order."""
+    pairs: Array = node.astype(np.int64) * (1 << 32) + place
+    return pairs
+
+
+def _handed_on(trace: Trace, rows: Array, storages: Array, before: int, first: int) -> tuple[Array, Array, Array]:
+    """Return which of the storages the step before has written, and by which node and use.
+
+    Empty if the step before did not launch the same.
+    """
+    columns = trace.columns
+    earlier = np.flatnonzero(np.isin(columns["kind"][before:first], (LAUNCH, H2D, D2H))) + before
+    alike = len(earlier) == len(rows) and all(
+        (columns[name][earlier] == columns[name][rows]).all() for name in ("kind", "signature")
+    )
+    if not alike:
+        return (np.zeros(0, dtype=np.int64),) * 3
+    node, place, storage, writes = _uses(trace, earlier)
+    picked = np.flatnonzero(writes & np.isin(storage, storages))
+    order = picked[np.lexsort((node[picked], storage[picked]))]
+    ends = np.flatnonzero(np.diff(storage[order], append=-1) != 0)  # the last write of each
+    last = order[ends]
+    return storage[last], node[last], place[last]
+
+
+def _moved(trace: Trace, rows: Array) -> Array:
+    """Return the most bytes that each row can touch."""
+    columns = trace.columns
+    launched = columns["kind"][rows] == LAUNCH
+    moved: Array = columns["bytes"][rows].astype(np.float64)
+    moved[launched] = trace.work.bytes[columns["signature"][rows[launched]]]
+    return moved
 
 
 def _last_of(keys: Array, values: Array, names: Array) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from bringup.placement.graph import Step, step_graph
 from bringup.placement.groups import GRANULARITIES, Granularity, Groups, Key
 from bringup.placement.placed import Outcome, Replayer
 from bringup.placement.plan import Baseline, Entry, Move, Plan
-from bringup.placement.search import Candidate, Search, search, turns_round
+from bringup.placement.search import Candidate, Mask, Search, search, turns_round
 from bringup.pricing.bands import bound, error_band
 from bringup.recording.rows import D2H
 from bringup.recording.trace import Trace
@@ -29,13 +29,22 @@ from bringup.text import size, split_line
 from bringup.timeline.replay import HostClock, Timeline, replay
 
 Array = npt.NDArray[Any]
-Objective = Literal["time", "latency", "energy"]
+Objective = Literal["time", "latency", "energy", "cost"]
 # The band of chips without measurements: that of the operators of measured chips is 9 to 20 % (pricing/bands.csv).
 UNMEASURED_BAND = 0.15
 # The stated distribution of the host's times: all of a step are longer by one lognormal factor; its median is 1.
 # Chosen: at the 99th percentile the host then takes twice its price, as on a machine that shares its cores.
 SPREAD = 0.3
 MOST_REPLAYED = 40  # moves whose gain is replayed; chosen: those of smaller nodes are added up from their prices
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan, the replayer of its step, and the division that it proposes or, if it proposes nothing, would have."""
+
+    plan: Plan
+    replayer: Replayer
+    on_chip: Mask | None
 
 
 def place(
@@ -57,7 +66,7 @@ def place(
         chip: name, file or loaded chip.
         host: name, file or loaded host (default: see `load_host`).
         granularity: what moves as one: an ``operator``'s launch, a ``line``'s launches, or those of a ``module``.
-        objective: ``time`` of a step, ``latency`` of one step on an idle machine, or ``energy`` of the chip.
+        objective: ``time`` of a step, ``latency`` of one step on an idle machine, or the chip's ``energy`` or ``cost``.
         capacity: bytes of the chip's memory that the program can have (default: what the chip file says).
         deadline: seconds that one step on an idle machine may take; the objective is then ``latency``.
         percentile: of the host's times, for which the plan is made; see `SPREAD`.
@@ -66,29 +75,79 @@ def place(
     Raises:
         BringupError: the recording cannot be placed, or an argument is invalid.
     """
+    return planned(
+        trace,
+        chip,
+        host,
+        granularity=granularity,
+        objective=objective,
+        capacity=capacity,
+        deadline=deadline,
+        percentile=percentile,
+        host_clock=host_clock,
+    ).plan
+
+
+def planned(
+    trace: Trace,
+    chip: str | os.PathLike[str] | Chip,
+    host: str | os.PathLike[str] | Host | None = None,
+    *,
+    granularity: Granularity = "module",
+    objective: Objective = "time",
+    capacity: int | None = None,
+    deadline: float | None = None,
+    percentile: float = 50.0,
+    host_clock: HostClock = "modelled",
+) -> Planned:
+    """Plan as `place` does, and return what the plan's page shows beside it."""
     if granularity not in GRANULARITIES:
         raise BringupError(f"granularity must be {', '.join(GRANULARITIES)}, got {granularity!r}")
     described = chip if isinstance(chip, Chip) else load_chip(os.fspath(chip))
-    machine = host if isinstance(host, Host) else load_host(None if host is None else os.fspath(host))
-    if objective == "energy" and described.power is None:
-        raise BringupError(f"{described.name} has no [power], so its energy is not known: choose another objective")
-    timeline = replay(trace, described, machine, host_clock=host_clock)
+    _refuse_unknown(described, objective)
     if not 0 < percentile < 100:
         raise BringupError(f"percentile must be above 0 and below 100, got {percentile:g}")
     if deadline is not None and not (math.isfinite(deadline) and deadline > 0):
         raise BringupError(f"deadline must be a positive time, got {deadline:g} s")
     objective = "latency" if deadline is not None else objective
-    step = step_graph(timeline).slowed(slowness(percentile))
+    replayer = replayer_of(trace, described, host, percentile=percentile, host_clock=host_clock)
+    step = replayer.step
     groups = Groups.of_step(step, granularity)
-    replayer = Replayer(step)
     room = capacity_of(step, capacity)
     result = search(replayer, groups.ties(step, granularity), room, objective)
-    band = band_of(timeline, result.as_is.outcome)
+    band = band_of(step.timeline, result.as_is.outcome)
     chosen, proposes = _choose(replayer, result, band, objective)
     if deadline is not None:
         chosen, proposes = _in_time(result, deadline)
     plan = _plan(step, replayer, groups, result, chosen, proposes, band, granularity, objective)
-    return replace(plan, deadline_seconds=deadline, percentile=percentile)
+    return Planned(replace(plan, deadline_seconds=deadline, percentile=percentile), replayer, chosen.on_chip)
+
+
+def replayer_of(
+    trace: Trace,
+    chip: str | os.PathLike[str] | Chip,
+    host: str | os.PathLike[str] | Host | None = None,
+    *,
+    percentile: float = 50.0,
+    host_clock: HostClock = "modelled",
+) -> Replayer:
+    """Return the replayer of a recording's typical step; see `place` for the arguments."""
+    described = chip if isinstance(chip, Chip) else load_chip(os.fspath(chip))
+    machine = host if isinstance(host, Host) else load_host(None if host is None else os.fspath(host))
+    timeline = replay(trace, described, machine, host_clock=host_clock)
+    return Replayer(step_graph(timeline).slowed(slowness(percentile)))
+
+
+def _refuse_unknown(chip: Chip, objective: Objective) -> None:
+    """Refuse an objective of which the chip file says nothing.
+
+    Raises:
+        BringupError: it is one of them.
+    """
+    if objective == "energy" and chip.power is None:
+        raise BringupError(f"{chip.name} has no [power], so its energy is not known: choose another objective")
+    if objective == "cost" and (chip.price is None or chip.price.usd_per_hour is None):
+        raise BringupError(f"{chip.name} has no price per hour, so its cost is not known: choose another objective")
 
 
 def slowness(percentile: float) -> float:
@@ -118,7 +177,7 @@ def capacity_of(step: Step, capacity: int | None) -> int:
         BringupError: it is less than one layer takes.
     """
     timeline = step.timeline
-    peak = holders.usage(timeline.trace, timeline.steps.ends).peak_bytes
+    peak = peak_of(step)
     total = timeline.chip.room_bytes if capacity is None else capacity
     persistent = float(step.persistent_bytes.sum())
     room = total - max(int(peak - persistent), 0)
@@ -130,6 +189,12 @@ def capacity_of(step: Step, capacity: int | None) -> int:
             "(activations, workspaces, and the smallest parameter)"
         )
     return room
+
+
+def peak_of(step: Step) -> int:
+    """Return the most bytes that tensors hold in the step; what a program holds while it begins is not counted."""
+    _, held = holders.memory_over_time(step.timeline.trace)
+    return int(held[step.first : step.last].max(initial=0))
 
 
 def _choose(replayer: Replayer, result: Search, band: float, objective: Objective) -> tuple[Candidate, bool]:
@@ -159,8 +224,12 @@ def _plan(
     on_chip = everywhere & ~step.must_be_host if chosen.on_chip is None else chosen.on_chip
     applied = on_chip if proposes else everywhere & ~step.must_be_host
     trace = step.timeline.trace
-    shown = {"all_chip": result.as_is, "all_host": result.all_host, "proposed": chosen}
+    shown = {"all_chip": result.as_is, "all_host": result.all_host, "cheapest": result.cheaper}
+    shown |= {} if result.fits else {"first_layers": result.first_layers}
+    shown["proposed"] = chosen
     latency = objective == "latency"
+    price = step.timeline.chip.price
+    per_hour = price.usd_per_hour if price else None
 
     def seconds(candidate: Candidate) -> float:
         return candidate.outcome.latency if latency else candidate.outcome.seconds
@@ -187,6 +256,7 @@ def _plan(
                 item.outcome.resident_bytes,
                 item.outcome.copied_bytes,
                 None if math.isnan(item.outcome.joules) else item.outcome.joules,
+                None if per_hour is None else per_hour * seconds(item) / 3600,
             )
             for name, item in shown.items()
         },

@@ -52,16 +52,29 @@ class Outcome:
     resident_bytes: int
 
     def value(self, objective: str) -> float:
-        """Return what an objective minimises: ``time``, ``latency`` or ``energy``."""
-        return {"time": self.seconds, "latency": self.latency, "energy": self.joules}[objective]
+        """Return what an objective minimises; the chip is paid by the hour, so ``cost`` is ``time``."""
+        return {"latency": self.latency, "energy": self.joules}.get(objective, self.seconds)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a placed step, by column, as `timeline.library` takes them, and the bytes that were added."""
+    """The rows of a placed step, by column, as `timeline.library` takes them, and the bytes that were added.
+
+    Beside these, `row` is the row of the trace, and `added` is 1 for rows before it that are not in the trace.
+    """
 
     columns: dict[str, Array]
     copied_bytes: int
+
+
+def inserted(columns: dict[str, Array], at: Array, added: dict[str, Array]) -> dict[str, Array]:
+    """Insert rows before others, which share the device, stream and thread with them unless `added` has these."""
+    constants = {"flags": 0, "object": 0, "share": 1.0, "fallback": -1, "bytes": 0, "added": 1}
+    longer = {}
+    for name, column in columns.items():
+        behind = np.full(len(at), constants[name]) if name in constants else column[np.minimum(at, len(column) - 1)]
+        longer[name] = np.insert(column, at, added.get(name, behind).astype(column.dtype))
+    return longer
 
 
 class Replayer:
@@ -71,10 +84,12 @@ class Replayer:
         self.step = step
         part = slice(step.first, step.last)
         columns, inputs = step.timeline.trace.columns, step.inputs
-        self.columns = {name: columns[name][part] for name in ("kind", "device", "stream", "thread", "object")}
+        self.columns = {name: columns[name][part] for name in ("kind", "device", "stream", "thread", "object", "bytes")}
         self.columns |= {
             name: getattr(inputs, name)[part] for name in ("flags", "host_seconds", "seconds", "share", "fallback")
         }
+        self.columns["row"] = np.arange(step.first, step.last)
+        self.columns["added"] = np.zeros(step.last - step.first, dtype=np.int64)
         self.placed = len(inputs.parts) - 1
 
     def rows(self, on_chip: Array, factors: Factors = AS_PRICED) -> Rows:
@@ -113,15 +128,9 @@ class Replayer:
             "kind": np.concatenate([np.where(goes_down, D2H, H2D), np.full(len(waits), STREAM_SYNC)]),
             "seconds": np.concatenate([link, np.zeros(len(waits))]),
             "host_seconds": np.concatenate(calls) * factors.calls,
+            "bytes": np.concatenate([step.value_bytes[values], np.zeros(len(waits))]),
         }
-        constants = {"flags": 0, "object": 0, "share": 1.0, "fallback": -1}
-        placed = {}
-        for name, column in rows.items():
-            if name in added:
-                values_of = added[name][order]
-            else:
-                values_of = np.full(len(at), constants[name]) if name in constants else column[at]
-            placed[name] = np.insert(column, at, values_of.astype(column.dtype))
+        placed = inserted(rows, at, {name: values[order] for name, values in added.items()})
         return Rows(placed, int(step.value_bytes[values].sum()))
 
     def _copies(self, on_chip: Array) -> tuple[Array, Array, Array, Array]:
@@ -154,24 +163,38 @@ class Replayer:
 
     def outcome(self, on_chip: Array | None, factors: Factors = AS_PRICED) -> Outcome:
         """Replay a division; None is the recorded program as it is."""
-        rows = Rows(self._as_is(factors), 0) if on_chip is None else self.rows(on_chip, factors)
-        step = self.step
-        columns = rows.columns
-        once = len(columns["kind"])
-        twice = {name: np.concatenate([column, column]) for name, column in columns.items()}
-        graphs = (twice["kind"] == LAUNCH) & (twice["object"] > 0)
-        twice["object"][once:][graphs[once:]] += int(columns["object"].max(initial=0)) + 1
-        issued, start, end, waited = self._replay(twice, factors)
+        rows = Rows(self.as_is(factors), 0) if on_chip is None else self.rows(on_chip, factors)
+        everywhere = np.ones(len(self.step), dtype=bool)
+        return self.judge(rows, self.step.resident_bytes(everywhere if on_chip is None else on_chip), factors)
+
+    def judge(self, rows: Rows, resident_bytes: int, factors: Factors = AS_PRICED) -> Outcome:
+        """Replay rows of a step, with these bytes of persistent storages on the chip."""
+        twice, issued, start, end, waited = self.replayed(rows.columns, factors)
+        once = len(rows.columns["kind"])
         ours = ~np.isin(twice["kind"], WAITS_OF_THREADS)
         done = np.maximum.accumulate(np.maximum(end, issued + waited) * ours)
         since, until = float(done[once - 1]), float(done[-1])
         busy, *_ = library.shares(twice["kind"], twice["fallback"], start, end, since, until)
-        resident = step.resident_bytes(np.ones(len(step), dtype=bool) if on_chip is None else on_chip)
         seconds = until - since
-        joules = step.timeline.chip.joules(seconds, busy)
-        return Outcome(seconds, since, busy, math.nan if joules is None else joules, rows.copied_bytes, resident)
+        joules = self.step.timeline.chip.joules(seconds, busy)
+        return Outcome(seconds, since, busy, math.nan if joules is None else joules, rows.copied_bytes, resident_bytes)
 
-    def _as_is(self, factors: Factors) -> dict[str, Array]:
+    def replayed(
+        self, columns: dict[str, Array], factors: Factors = AS_PRICED
+    ) -> tuple[dict[str, Array], Array, Array, Array, Array]:
+        """Replay a step twice, so that the second one begins on a busy machine.
+
+        Returns:
+            the rows, and for each when it was issued, started and ended, and how long its call waited.
+        """
+        twice = {name: np.concatenate([column, column]) for name, column in columns.items()}
+        once = len(columns["kind"])
+        graphs = (twice["kind"] == LAUNCH) & (twice["object"] > 0)
+        twice["object"][once:][graphs[once:]] += int(columns["object"].max(initial=0)) + 1
+        return twice, *self._replay(twice, factors)
+
+    def as_is(self, factors: Factors = AS_PRICED) -> dict[str, Array]:
+        """Return the rows of the recorded step."""
         rows = {name: column.copy() for name, column in self.columns.items()}
         rows["seconds"] *= np.where(rows["kind"] == HOST, 1.0, factors.chip)
         rows["host_seconds"] *= factors.calls

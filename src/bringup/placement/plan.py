@@ -87,7 +87,7 @@ class File(_Table):
     chip: Text
     host: Text
     granularity: Granularity
-    objective: Literal["time", "latency", "energy"]
+    objective: Literal["time", "latency", "energy", "cost"]
     predicted: Predicted
     launches: Annotated[list[Entry], Field(min_length=1, max_length=1 << 20)]
 
@@ -122,12 +122,14 @@ class Baseline:
         resident_bytes: persistent storages on the chip.
         copied_bytes: what crosses the link beside the program's own copies.
         joules: the chip's energy; None if the chip file has no power.
+        dollars: what the chip costs in that time; None if the chip file has no price per hour.
     """
 
     seconds: float
     resident_bytes: int
     copied_bytes: int
     joules: float | None
+    dollars: float | None = None
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ class Plan:
             leaves the program as it is.
         moves: what leaves its side, the largest gain first; also if nothing is proposed.
         entries: all groups of launches.
-        baselines: ``all_chip``, ``all_host`` and ``proposed``.
+        baselines: ``all_chip``, ``all_host``, ``cheapest`` and ``proposed``; ``first_layers`` if not all fits the chip.
         deadline_seconds: the latency that was asked for; None without one.
         percentile: that of the host's times for which all seconds are.
     """
@@ -154,7 +156,7 @@ class Plan:
     host: str
     program: str
     granularity: Granularity
-    objective: Literal["time", "latency", "energy"]
+    objective: Literal["time", "latency", "energy", "cost"]
     all_chip_seconds: float
     all_host_seconds: float
     cheapest_seconds: float

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +20,8 @@ WEIGHTS = (1.0, 0.7, 0.5, 0.3, 0.0)  # chosen: further ones changed none of eigh
 MANY = 20_000  # nodes, from which the search tries two weights; chosen: 100,000 nodes then take a few seconds
 FEW_WEIGHTS = (1.0, 0.5)
 BYTE_PRICES = (0.0, 1e-13, 1e-12, 1e-11)  # seconds per resident byte: 10 TB/s to 100 GB/s, the rates of memories
+LEAVES = ("least used", "last", "first")  # storages that leave the chip until the others fit
+MOST_BETWEEN = 8  # cuts between two weights; chosen: eight programs take at most four
 CLIMBS = 3  # rounds over the largest groups, each turned round on its own; chosen: a fourth found nothing
 
 
@@ -38,6 +41,7 @@ class Search:
         as_is: the recorded program; `fits` is False if the chip cannot hold it.
         all_host: everything on the host.
         cheaper: each node where its own price is lower, copies not counted.
+        first_layers: the rule of llama.cpp's ``-ngl``: the first layers on the chip, as many as it holds.
         best: the candidate of least objective, baselines that fit among them.
         bound: a lower bound of the step's seconds for every division of it.
         tried: the number of divisions that were replayed.
@@ -47,13 +51,14 @@ class Search:
     fits: bool
     all_host: Candidate
     cheaper: Candidate
+    first_layers: Candidate
     best: Candidate
     bound: float
     tried: int
 
 
 def search(replayer: Replayer, ties: npt.NDArray[np.int64], capacity: int, objective: str = "time") -> Search:
-    """Look for the division of least objective: ``time``, ``latency`` or ``energy``.
+    """Look for the division of least objective: ``time``, ``latency``, ``energy`` or ``cost``.
 
     Args:
         replayer: replays divisions of the step.
@@ -70,15 +75,17 @@ def search(replayer: Replayer, ties: npt.NDArray[np.int64], capacity: int, objec
     cheaper = Candidate(cheap, replayer.outcome(cheap))
     fits = step.resident_bytes(everywhere) <= capacity
     tries: dict[bytes, Mask] = {}
-    starts = [_together(step, start, ties) for start in (cheap, _first_layers(step, capacity))]
-    starts = [start for start in starts if step.resident_bytes(start) <= capacity]
+    start = _together(step, cheap, ties)
+    starts = [start] if step.resident_bytes(start) <= capacity else []
+    layers = _together(step, _first_layers(step, capacity), ties)
+    first_layers = Candidate(layers, replayer.outcome(layers))
     for division in itertools.chain(starts, _cuts(step, ties, capacity, objective)):
         tries.setdefault(np.packbits(division).tobytes(), division)
     candidates = [Candidate(division, replayer.outcome(division)) for division in tries.values()]
-    candidates += [all_host, *([as_is] if fits else [])]
+    candidates += [all_host, first_layers, *([as_is] if fits else [])]
     best = min(candidates, key=lambda item: item.outcome.value(objective))
     best = _climb(replayer, best, ties, capacity, objective)
-    return Search(as_is, fits, all_host, cheaper, best, lower_bound(step), len(candidates) + 1)
+    return Search(as_is, fits, all_host, cheaper, first_layers, best, lower_bound(step), len(candidates) + 1)
 
 
 def lower_bound(step: Step) -> float:
@@ -102,32 +109,61 @@ def _cuts(step: Step, ties: npt.NDArray[np.int64], capacity: int, objective: str
     if objective == "energy" and chip.power is not None:
         idle = chip.joules(1.0, 0.0) or 1.0
         price = (chip.power.tdp_w - idle) / max(idle, 1e-3)  # a busy second costs as much energy as these idle ones
-    everything = step.resident_bytes(np.ones(len(step), dtype=bool))
-    prices = BYTE_PRICES if everything > capacity else (None,)
     many = len(step) >= MANY
-    forms: tuple[Callable[[Step, float, float], Costs], ...] = (serial, overlapped)
-    for form, weight in itertools.product(forms, FEW_WEIGHTS if many else WEIGHTS):
-        costs = form(step, weight, price)
-        for byte_price in prices[:2] if many else prices:
-            if byte_price is None:
-                yield cheapest(step, costs, ties)
-            else:
-                yield _within(step, costs, ties, capacity, byte_price)
+    forms = (serial, overlapped)
+    if step.resident_bytes(np.ones(len(step), dtype=bool)) <= capacity:
+        for form in forms:
+            yield from _by_weights(step, partial(form, step, busy_price=price), ties, many)
+        return
+    weights, prices = (FEW_WEIGHTS, BYTE_PRICES[:2]) if many else (WEIGHTS, BYTE_PRICES)
+    for form, weight, byte_price, leaves in itertools.product(forms, weights, prices, LEAVES):
+        yield _within(step, form(step, weight, price), ties, capacity, byte_price, leaves)
 
 
-def _within(step: Step, costs: Costs, ties: npt.NDArray[np.int64], capacity: int, price: float) -> Mask:
-    """Cut, ban the storages of least use until the others fit, and cut again: identical layers leave one by one."""
+def _by_weights(step: Step, costs: Callable[[float], Costs], ties: npt.NDArray[np.int64], many: bool) -> Iterator[Mask]:
+    """Yield cuts of fixed weights, and of those at which the host's thread is as busy as the chip's stream.
+
+    Of all cuts, one of the latter has the least maximum of both: where the lines of two cuts over the weight meet.
+    """
+    ends = (costs(0.0), costs(1.0))
+
+    def busy(division: Mask) -> tuple[float, float]:
+        stream, thread = (total(step, end, division) for end in ends)
+        return stream, thread
+
+    divisions = {weight: cheapest(step, costs(weight), ties) for weight in (FEW_WEIGHTS if many else WEIGHTS)}
+    yield from divisions.values()
+    points = [busy(division) for division in divisions.values()]
+    left = min((point for point in points if point[1] <= point[0]), key=lambda point: point[0], default=None)
+    right = min((point for point in points if point[1] > point[0]), key=lambda point: point[1], default=None)
+    for _ in range(MOST_BETWEEN):
+        if left is None or right is None:
+            return
+        rise = (left[1] - left[0]) - (right[1] - right[0])
+        weight = (right[0] - left[0]) / rise if rise else -1.0
+        if not 0.0 <= weight <= 1.0:
+            return
+        division = cheapest(step, costs(weight), ties)
+        stream, thread = busy(division)
+        if weight * thread + (1 - weight) * stream >= (weight * left[1] + (1 - weight) * left[0]) * (1 - 1e-9):
+            return
+        yield division
+        left, right = ((stream, thread), right) if thread <= stream else (left, (stream, thread))
+
+
+def _within(step: Step, costs: Costs, ties: npt.NDArray[np.int64], capacity: int, price: float, leaves: str) -> Mask:
+    """Cut, ban storages until the others fit, and cut again: identical layers leave one by one."""
     banned = np.zeros(len(step.persistent), dtype=bool)
     while True:
         division = cheapest(step, costs, ties, Memory(price, banned))
         if step.resident_bytes(division) <= capacity or banned.all():
             return division
-        banned |= _beyond(step, costs, division, capacity)
+        banned |= _beyond(step, costs, division, capacity, leaves)
 
 
-def _beyond(step: Step, costs: Costs, on_chip: Mask, capacity: int) -> Mask:
-    """Return the storages to give up: those of most use per byte stay, of equal use the first of the program."""
-    used = on_chip[step.holder]
+def _beyond(step: Step, costs: Costs, division: Mask, capacity: int, leaves: str) -> Mask:
+    """Return the storages to give up: the last or the first of the program, or those of least use per byte."""
+    used = division[step.holder]
     count = len(step.persistent)
     gain = np.bincount(step.held[used], np.maximum(costs.host - costs.chip, 0.0)[step.holder[used]], count)
     first = np.full(count, len(step))
@@ -135,7 +171,8 @@ def _beyond(step: Step, costs: Costs, on_chip: Mask, capacity: int) -> Mask:
     resident = np.flatnonzero(first < len(step))
     per_byte = gain[resident] / np.maximum(step.persistent_bytes[resident], 1.0)
     alike = np.round(2 * np.log10(per_byte + 1e-30))  # half decades: layers of one kind differ by less
-    order = resident[np.lexsort((first[resident], -alike))]
+    orders = {"last": (first[resident],), "first": (-first[resident],), "least used": (first[resident], -alike)}
+    order = resident[np.lexsort(orders[leaves])]
     beyond = np.cumsum(step.persistent_bytes[order]) > capacity
     banned = np.zeros(count, dtype=bool)
     banned[order[beyond]] = True

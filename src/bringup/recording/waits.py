@@ -18,6 +18,7 @@ from bringup.recording.rows import (
     LAUNCH,
     OF_DOWNLOAD,
     OF_UPLOAD,
+    PINNED,
     STREAM_SYNC,
     WAITS,
 )
@@ -132,6 +133,15 @@ def find_waits(trace: Trace) -> Waits:
     kinds[launched] = np.where(gives_value[columns["signature"][rows[launched]]], READ, DATA_DEPENDENT)
     kinds[launched & ((flags[rows] & HOST_INDEX) != 0)] = UPLOAD  # of the index
     return Waits(rows, kinds, copy)
+
+
+def own_waits(trace: Trace) -> Waits:
+    """Return the waits of a trace without those of a plan, for what it copies to the host through pinned memory."""
+    waits, columns = trace.waits, trace.columns
+    if trace.about.get("placement") is None:
+        return waits
+    copied = (columns["kind"][waits.copy] == D2H) & ((columns["flags"][waits.copy] & PINNED) != 0)
+    return waits.where((waits.copy < 0) | ~copied)
 
 
 def _copies_before(columns: dict[str, Array], rows: Array) -> Array:

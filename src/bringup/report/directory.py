@@ -35,7 +35,7 @@ from bringup.files import OURS, current_directory, read_bytes
 
 OUTPUTS = ("trace.npz", "summary.json", "timeline.pftrace.gz", "report.html")
 ADDED = ("compare.html",)  # `bringup compare` adds it to a report later
-PLANS = ("plan.toml",)  # plans in a report's directory stay when the program runs again
+PLANS = ("plan.toml", "plan.html")  # plans in a report's directory stay when the program runs again
 CARD = ("scorecard.json", "scorecard.html", "scorecard.svg")
 STAGE, NEW = f"{OURS}stage-", f"{OURS}new"
 PATIENCE = 10.0  # seconds to wait for another process's renames, which take microseconds unless it is stopped

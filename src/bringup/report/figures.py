@@ -18,7 +18,7 @@ from bringup.report import palette
 from bringup.report.chart import Axis, Figure, Parts, Series
 from bringup.text import duration, short, size
 from bringup.timeline.host_spans import NAMES, host_spans
-from bringup.timeline.replay import Timeline
+from bringup.timeline.replay import Timeline, is_placed
 from bringup.timeline.steady import steady
 
 MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
@@ -31,19 +31,25 @@ MOST_MODULES = 10  # groups of modules in the chart of memory; more are hard to 
 OUTSIDE_MODULES = "tensors outside modules"
 
 
-def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
+def timeline(replayed: Timeline, part: tuple[int, int] | None = None) -> tuple[Figure | None, str]:
     """Draw the typical step: lanes for the host's threads, streams, each direction of the link, and fallbacks.
+
+    Args:
+        replayed: the replay of a recording.
+        part: the first row and the row after the last one, if they are not those of the typical step.
 
     Returns:
         the figure, or None if nothing ran, and a sentence on what it shows.
     """
-    first, last, *_ = steady(replayed)
-    kind = replayed.trace.columns["kind"]
+    first, last = part or steady(replayed)[:2]
+    columns = replayed.trace.columns
     rows = np.arange(first, last)
-    rows = rows[np.isin(kind[rows], (LAUNCH, H2D, D2H, D2D)) & (replayed.end[rows] > replayed.start[rows])]
-    if not len(rows):
+    rows = rows[np.isin(columns["kind"][rows], (LAUNCH, H2D, D2H, D2D)) & (replayed.end[rows] > replayed.start[rows])]
+    on_host = is_placed({name: columns[name][rows] for name in ("kind", "object")})  # the host's lane has them
+    count, rows = len(rows), rows[~on_host]
+    if not count:
         return None, "Nothing ran on the chip."
-    lanes = _lanes(replayed, rows)
+    lanes = _lanes(replayed, rows) if len(rows) else {}
     hidden = len(lanes) - MOST_LANES
     if hidden > 0:
         lanes = dict(sorted(lanes.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_LANES])
@@ -75,7 +81,9 @@ def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
             )
         )
     shown = "whole recording" if replayed.steps.by == "whole" else "typical step"
-    note = f"The {shown}: {len(rows):,} launches and copies."
+    note = f"The {shown}: {count:,} launches and copies."
+    if count > len(rows):
+        note += f" {count - len(rows):,} of them run on the host, where a plan puts them."
     if merged > 0:
         note += f" {merged:,} are merged with a neighbour; timeline.pftrace.gz has all of them."
     if hidden > 0:
@@ -218,7 +226,7 @@ def flame(replayed: Timeline) -> Figure | None:
     """Draw the chip's time in the typical step by pass, module and operator, each part below what it belongs to."""
     first, last, *_ = steady(replayed)
     trace = replayed.trace
-    rows = np.flatnonzero(trace.columns["kind"][first:last] == LAUNCH) + first
+    rows = replayed.launches_on_chip(first, last)
     if not len(rows):
         return None
     ops = [item.op.removeprefix("aten::") for item in trace.signatures]
@@ -408,7 +416,8 @@ class _Memory:
 def roofline(replayed: Timeline) -> Figure:
     """Draw achieved flop/s over flops per byte, one point per kind of launch, under the chip's roofs."""
     columns, work, prices = replayed.trace.columns, replayed.work, replayed.prices
-    counts = np.bincount(columns["signature"][columns["kind"] == LAUNCH], minlength=len(prices.seconds))
+    rows = replayed.launches_on_chip(0, len(replayed.trace))
+    counts = np.bincount(columns["signature"][rows], minlength=len(prices.seconds))
     spent = counts * prices.seconds
     shown = [int(i) for i in np.argsort(-spent, kind="stable")[:MOST_SIGNATURES] if spent[i] > 0 and work.flops[i] > 0]
     shown = [i for i in shown if prices.supported[i] and work.bytes[i] > 0]

@@ -34,6 +34,7 @@ from bringup.report.lines import (
     memory_share,
     moment,
     per_million,
+    placement_lines,
     step_lines,
     used_peak,
 )
@@ -146,7 +147,9 @@ def page(timeline: Timeline, summary: Summary) -> str:
         band=band(summary),
         cost=per_million,
         used_peak=used_peak(summary),
-        steps=[line.text.strip() for line in (*step_lines(summary), *compilation_lines(summary))],
+        steps=[
+            line.text.strip() for line in (*step_lines(summary), *compilation_lines(summary), *placement_lines(summary))
+        ],
         parts=_parts(summary),
         groups=_groups(timeline),
         measured=measured_step(timeline),

@@ -21,6 +21,7 @@ MOST_OF_RUN = 0.5  # if the typical steps take less of the run, the summary says
 FEW_STEPS = 6  # of so few, the quantiles are the shortest and the longest
 LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
 MEMBER = re.compile(r"(^|\.)\d+(?=\.|$)")  # the number of a member of a list
+MOST_RANGES = 4  # of the members of a list in a name
 LEAST_MFU = 1e-4  # smaller ones are not written with their digits
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
@@ -76,7 +77,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
     yield from _host_alone(summary)
     yield from _size(summary)
     yield from _expandable(summary)
-    yield from _placement(summary)
+    yield from placement_lines(summary)
     yield from _waits(summary)
     if not summary.fits:
         yield from _memory(summary)
@@ -233,13 +234,15 @@ def _expandable(summary: Summary) -> Iterator[Line]:
         yield _line("expandable", f"  {text}")
 
 
-def _placement(summary: Summary) -> Iterator[Line]:
+def placement_lines(summary: Summary) -> Iterator[Line]:
     """Yield the planned step beside the replay of what ran, and the launches that had no plan."""
     placement = summary.placement
     if placement is None:
         return
     planned = placement.planned_seconds
     off = f" ({placement.replayed_seconds / planned - 1:+.1%})" if planned else ""
+    took = summary.measured_step_seconds  # on a driver
+    measured = "" if took is None else f", measured {duration(took)}"
     rest = "".join(
         f", {count:,} {what}"
         for count, what in (
@@ -250,7 +253,7 @@ def _placement(summary: Summary) -> Iterator[Line]:
     )
     yield _line(
         "placement",
-        f"  placed: planned {duration(planned)}, replayed {duration(placement.replayed_seconds)}{off}; "
+        f"  placed: planned {duration(planned)}, replayed {duration(placement.replayed_seconds)}{off}{measured}; "
         f"{quantity(placement.launches_as_planned, 'launch')} where planned{rest}",
     )
 
@@ -431,10 +434,19 @@ def moment(at: Moment, summary: Summary) -> str:
 
 
 def names_as_one(names: set[str]) -> str:
-    """Write names that differ only in their numbers as one: ``layers.0-11.mlp``."""
+    """Write names that differ only in their numbers as one: ``layers.0-11.mlp``, or ``layers.0,3-11.mlp``."""
     columns = zip(*(name.split(".") for name in names), strict=True)
     parts = (sorted(set(column), key=lambda part: (len(part), part)) for column in columns)
-    return ".".join(part[0] if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
+    return ".".join(part[0] if len(part) == 1 else _ranges([int(number) for number in part]) for part in parts)
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Write numbers in order, neighbours as one; only the first and the last if that is long."""
+    begins = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    if len(begins) > MOST_RANGES:
+        begins, ends = numbers[:1], numbers[-1:]
+    return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in zip(begins, ends, strict=True))
 
 
 def by_kind(owners: list[Owner]) -> list[tuple[str, int, list[tuple[str, int]]]]:

@@ -16,7 +16,7 @@ from bringup.recording.rows import ALLOC, D2D, D2H, FREE, H2D, KINDS, LAUNCH
 from bringup.recording.trace import Trace
 from bringup.report import pftrace
 from bringup.timeline.host_spans import COMPUTES, COPIES, LAUNCHES, NAMES, HostSpans, host_spans
-from bringup.timeline.replay import Timeline
+from bringup.timeline.replay import Timeline, is_placed
 
 Array = npt.NDArray[Any]
 Described = tuple[str, Mapping[str, str | int]]
@@ -39,7 +39,8 @@ def trace(timeline: Timeline, run: str = "") -> pftrace.Writer:
     are not done, and the link's rate.
     """
     kind = timeline.trace.columns["kind"]
-    shown = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D)))
+    on_host = is_placed(timeline.trace.columns)  # the host's threads have what a plan puts there
+    shown = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D)) & ~on_host)
     rows = shown[:MOST_EVENTS]
     last = int(rows[-1]) + 1 if len(shown) > MOST_EVENTS else len(kind)
     writer = pftrace.Writer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import importlib.util
 import os
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import torch.distributed as dist
 import bringup
 from bringup import core, core_build
 from bringup.errors import BringupError, VersionError
+from bringup.placement.break_even import break_even
 from bringup.scorecard import framework
 from bringup.scorecard.matrix import support
 from bringup.scorecard.registry import NotApplicable, item, needs_accelerator, needs_chip, require
@@ -35,6 +37,59 @@ def step_time(device: torch.device) -> str:
     require(prediction.error_source, "the error band is missing")
     band = "" if prediction.error_band is None else f"+- {prediction.error_band:.0%}, "
     return f"{prediction.step_seconds * 1e6:.0f} us ({band}{prediction.error_source})"
+
+
+@item("F2", "T", "break-even size per operator", hint="compare the prices on chip and host by size")
+def sizes(device: torch.device) -> str:
+    """Every operator of the list has a size from which the chip is faster than the host, with the data there."""
+    needs_chip(device)
+    rows = break_even(bringup.load_chip("h100-sxm"), bringup.load_host())
+    require(rows, "there are no operators")
+    for row in rows:
+        faster = [size for size, chip, host in zip(row.sizes, row.chip, row.host, strict=True) if chip < host]
+        require(row.resident in faster, f"{row.op}: the chip is not faster from {row.resident} elements on")
+        require(row.copied is None or row.copied >= (row.resident or 0), f"{row.op}: copies make the chip faster")
+    return "on h100-sxm from " + ", ".join(f"{row.resident or 0:,} ({row.op})" for row in rows) + " elements"
+
+
+@item("F3", "T", "placement plan", hint="plan from a recording, and let the launch ask the plan where it runs")
+def placement(device: torch.device) -> str:
+    """A plan is made from a recording, compared with chip and host alone, written, edited, read and applied."""
+    needs_chip(device)
+    if importlib.util.find_spec("scipy") is None:
+        raise NotApplicable('placement needs scipy (pip install "bringup[place]")')
+    model = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).to(device)
+    x = torch.ones(2, 16)
+
+    def recorded() -> tuple[bringup.Trace, torch.Tensor]:
+        with torch.no_grad(), bringup.record() as trace:
+            for _ in range(3):
+                result = model(x.to(device)).cpu()
+                bringup.step()
+        return trace, result
+
+    trace, expected = recorded()
+    plan = bringup.place(trace, "h100-sxm")
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "plan.toml")
+        plan.save(path)
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        edited = text.replace('where = "host"', 'where = "chip"', 1)
+        require(edited != text, "nothing of a small program is on the host")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(edited)
+        loaded = bringup.Plan.load(path)
+    differ = sum(one != other for one, other in zip(plan.entries, loaded.entries, strict=True))
+    require(differ == 1, f"{differ} entries changed when one was edited")
+    with bringup.placed(loaded):
+        placed, result = recorded()
+    facts = placed.about["placement"]
+    require(torch.equal(result, expected), "the placed program has other results")
+    require(facts["launches_as_planned"] == placed.launches, f"launches are not where planned: {facts}")
+    gains = (1 - plan.proposed_seconds / seconds for seconds in (plan.all_chip_seconds, plan.all_host_seconds))
+    chip, host = (f"{gain:.0%}" for gain in gains)
+    return f"{chip} less than all on the chip, {host} less than all on the host; edited and applied"
 
 
 @item("F4", "T", "sensitivity to the host", hint="replay with another host")

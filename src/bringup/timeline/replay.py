@@ -117,6 +117,11 @@ class Timeline:
         """The number in `fallback` of rows that a plan puts on the host; `seconds` has their time."""
         return len(self.fallback_parts) - 1
 
+    def launches_on_chip(self, first: int, last: int) -> Array:
+        """Return the rows of launches from `first` to `last`, without those that a plan puts on the host."""
+        kind, at = (self.trace.columns[name][first:last] for name in ("kind", "object"))
+        return np.flatnonzero((kind == LAUNCH) & (at != ON_HOST)) + first
+
     @property
     def total_seconds(self) -> float:
         """Seconds from the first row to the end of the host's last call and of all device work."""
