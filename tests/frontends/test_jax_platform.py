@@ -96,7 +96,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "lax.bitcast_convert_type": (lambda x: lax.bitcast_convert_type(x, jnp.int32), (X,)),
     "lax.erf_inv": (lax.erf_inv, (X / 3,)),
     "lax.igamma": (lambda x: lax.igamma(x + 3, x + 3), (X,)),
-    "lax.reduce_precision": (lambda x: lax.reduce_precision(x, 5, 7), (X,)),
+    "lax.reduce_precision": (lambda x: lax.reduce_precision(x, 8, 7), (X,)),
     # jax.numpy
     "einsum": (lambda x, y: jnp.einsum("ij,kj->ik", x, y), (X, Y)),
     "softplus of bfloat16": (jax.nn.softplus, (values((4, 6), jnp.bfloat16),)),
@@ -106,7 +106,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         lambda x, y: lax.dot(x, y, preferred_element_type=jnp.int32),
         (whole((4, 6), np.int8), whole((6, 3), np.int8)),
     ),
-    "float8": (lambda x: (x.astype(jnp.float8_e4m3fn) * 2).astype(jnp.float32), (X,)),
+    "float8": (lambda x: x.astype(jnp.float8_e4m3fn).astype(jnp.float32), (X,)),
     "complex": (lambda x, y: jnp.abs(lax.complex(x, y) ** 2), (X, Y)),
     "uint32": (lambda x: (x * np.uint32(2654435761)) >> 7, (whole((9,), np.uint32),)),
     "uint16 sorted": (jnp.sort, (whole((9,), np.uint16, most=60000),)),
@@ -316,7 +316,7 @@ def step(w, x):
     loss, gradient = jax.value_and_grad(lambda w: (jnp.tanh(x @ w) ** 2).mean())(w)
     return w - 0.1 * gradient, loss
 
-w = jnp.ones((64, 32)) / 8
+w = jnp.ones((64, 32)) / 100
 for number in range(5):
     w, loss = step(w, np.ones((16, 64), np.float32))
 print(jax.default_backend(), jax.devices()[0].device_kind, f"{float(loss):.4f}")
@@ -326,7 +326,7 @@ print(jax.default_backend(), jax.devices()[0].device_kind, f"{float(loss):.4f}")
 def test_script_runs_under_bringup_run(bringup_run: Run, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(SCRIPT, encoding="utf-8")
     done = bringup_run("--chip", "tpu-v6e", "train.py")
-    assert done.returncode == 0 and "chip tpu-v6e 0." in done.stdout and done.stderr == "", done.stderr
+    assert done.returncode == 0 and "chip tpu-v6e 0.0196" in done.stdout and done.stderr == "", done.stderr
     summary = json.loads((tmp_path / "bringup-train" / "summary.json").read_text(encoding="utf-8"))
     assert (summary["framework"], summary["steps"], summary["steps_by"]) == ("jax", 5, "execution")
     assert any(str(line).startswith("train.py:6") for line in json.dumps(summary).split('"'))
@@ -338,12 +338,12 @@ def test_script_runs_under_bringup_run(bringup_run: Run, tmp_path: Path) -> None
 
 def test_script_runs_by_itself(python: Run) -> None:
     done = python(SCRIPT, JAX_PLATFORMS="chip", BRINGUP_CHIP="t4")
-    assert done.returncode == 0 and done.stdout.startswith("chip t4 0.") and done.stderr == "", done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("chip t4 0.0196") and done.stderr == "", done.stderr
 
 
 def test_script_that_does_not_ask_for_the_chip_pays_nothing(python: Run) -> None:
     done = python(SCRIPT + "print([name for name in ('torch', 'bringup') if name in sys.modules])\n")
-    assert done.stdout.startswith("cpu cpu 0.") and "'torch'" not in done.stdout, done.stderr
+    assert done.stdout.startswith("cpu cpu 0.0196") and "'torch'" not in done.stdout, done.stderr
 
 
 def test_script_on_another_platform_is_told_so(bringup_run: Run, tmp_path: Path) -> None:
@@ -356,7 +356,8 @@ def test_script_on_another_platform_is_told_so(bringup_run: Run, tmp_path: Path)
 
 
 def test_untested_jaxlib_is_refused(python: Run) -> None:
-    done = python("import jaxlib.version\njaxlib.version.__version__ = '0.12.1'\n" + SCRIPT, JAX_PLATFORMS="chip")
+    untested = "import jax, jaxlib.version\njaxlib.version.__version__ = '0.12.1'\n"
+    done = python(untested + SCRIPT, JAX_PLATFORMS="chip")
     assert done.returncode == 1
     assert (
         "Unable to initialize backend 'chip': jaxlib 0.12.1 is not 0.10, the release that was tested: pip install "

@@ -31,7 +31,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str], str, dict[str, tuple[float, floa
     "gpt_jax.py": (
         ["--chip-time"],
         [],
-        r"459,264 parameters on chip\n(.*\n)*step 30: loss [23]\.\d+, \d+\.\d+ ms per step",
+        r"434,816 parameters on chip\n(.*\n)*step 30: loss [23]\.\d+, \d+\.\d+ ms per step",
         {"steps": (30, 30)},
     ),
     "gpt.py --compile": (
