@@ -15,6 +15,7 @@ def register(platform: str) -> None:
     from jax._src import callback
     from jax._src.interpreters import mlir
     from jax._src.lax import lax
+    from jax._src.random import threefry2x32
     from jaxlib.mlir.dialects import chlo
 
     rules = mlir._platform_specific_lowerings
@@ -25,6 +26,7 @@ def register(platform: str) -> None:
         if isinstance(rule, partial) and rule.func is lax._nary_lower_hlo and rule.args[0] in names:
             whole = partial(lax._nary_lower_hlo, _operator(mlir, names[rule.args[0]]))
             rules[platform][primitive] = mlir.LoweringRuleEntry(whole, entry.inline)
+    rules[platform][threefry2x32.threefry2x32_p] = mlir.LoweringRuleEntry(partial(_threefry, mlir), True)
     if platform not in mlir._platforms_with_donation:
         mlir._platforms_with_donation.append(platform)
     callback.emit_python_callback = _emitter(callback.emit_python_callback, mlir, platform)
@@ -40,6 +42,11 @@ def _operator(mlir: Any, name: str) -> Callable[..., Any]:
     return write
 
 
+def _threefry(mlir: Any, context: Any, *operands: Any) -> Any:
+    kinds = [mlir.aval_to_ir_type(context.module_context, aval) for aval in context.avals_out]
+    return mlir.custom_call("bringup.threefry2x32", result_types=kinds, operands=operands).results
+
+
 def _emitter(original: Callable[..., Any], mlir: Any, platform: str) -> Callable[..., Any]:
     """Return what JAX is to call instead of ``emit_python_callback``."""
 
@@ -50,7 +57,7 @@ def _emitter(original: Callable[..., Any], mlir: Any, platform: str) -> Callable
         if tuple(module.platforms) != (platform,):
             return original(context, function, token, operands, operand_avals, result_avals, **options)
         operation = mlir.custom_call(
-            callbacks.TARGET,
+            "bringup.callback",
             result_types=[mlir.aval_to_ir_type(module, aval) for aval in result_avals],
             operands=operands,
             backend_config=callbacks.add(function),

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from bringup.frontends.stablehlo.callbacks import TARGET, call_back
 from bringup.frontends.stablehlo.module import Op
 from bringup.frontends.stablehlo.operators import Call, Tensor, operator
 
@@ -46,7 +45,7 @@ def fft(call: Call, x: Tensor) -> Tensor:
 
 def _other_target(op: Op) -> str:
     target = op.attributes["call_target_name"]
-    return "" if target in (*_IDENTITY, TARGET) or _LAPACK.fullmatch(target) else f"of {target}"
+    return "" if target in _IDENTITY or _LAPACK.fullmatch(target) else f"of {target}"
 
 
 @operator("custom_call", refusal=_other_target)
@@ -54,8 +53,6 @@ def custom_call(call: Call, *items: Tensor) -> Any:
     target = call("call_target_name")
     if target in _IDENTITY:
         return items[0]
-    if target == TARGET:
-        return call_back(call, *items)
     options = {key: _letter(value) for key, value in call("mhlo.backend_config", {}).items()}
     match = _LAPACK.fullmatch(target)
     assert match is not None

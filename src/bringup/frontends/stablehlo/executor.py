@@ -12,6 +12,7 @@ from bringup.errors import BringupError
 from bringup.frontends.lines import at_line
 from bringup.frontends.stablehlo import (  # noqa: F401  (their operators register themselves)
     algebra,
+    callbacks,
     collectives,
     control,
     indexing,
@@ -148,18 +149,21 @@ def _where(op: Op, module: Module) -> str:
     return f"{plain(op.line[0])}:{op.line[1]}" if op.line else module.name
 
 
+# Where a custom call or a composite has the name of the operator that it stands for, and that operator's attributes.
+_WRITTEN_AS = {"custom_call": ("call_target_name", "mhlo.attributes"), "composite": ("name", "composite_attributes")}
+
+
 def _rename(module: Module) -> None:
-    """Give operators the names that JAX has for them, if XLA has written them as custom calls or composites."""
+    """Name the operators that XLA, or bringup's lowering, has written as custom calls or composites."""
     for block in module.functions.values():
         for op in block.walk():
-            whole = str(op.attributes.get("call_target_name" if op.name == "custom_call" else "name", ""))
-            dialect, _, name = whole.partition(".")
-            name = "top_k" if name == "topk" else name
-            if op.name not in ("custom_call", "composite") or dialect not in ("mhlo", "chlo") or name not in OPERATORS:
+            if op.name not in _WRITTEN_AS:
                 continue
-            inner = op.attributes.get("mhlo.attributes" if op.name == "custom_call" else "composite_attributes", {})
-            if inner.get("largest", True):
-                op.name, op.attributes = name, {**inner, "devices": op.attributes["devices"]}
+            key, inner = _WRITTEN_AS[op.name]
+            dialect, _, name = str(op.attributes.get(key, "")).partition(".")
+            name, attributes = "top_k" if name == "topk" else name, op.attributes.get(inner, {})
+            if dialect in ("mhlo", "chlo", "bringup") and name in OPERATORS and attributes.get("largest", True):
+                op.name, op.attributes = name, {**op.attributes, **attributes}
 
 
 def check_operators(module: Module) -> None:
