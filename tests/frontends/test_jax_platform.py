@@ -225,6 +225,16 @@ def test_operations_without_jit_equal_numpy() -> None:
         assert back.devices() == {chip()} and bool((back == y).all())
 
 
+def test_array_of_the_host_may_change_after_the_call() -> None:
+    for count in (8, 1 << 18):
+        source = np.ones(count, np.float32)
+        held = jax.device_put(source, chip())
+        source[:] = 2
+        assert held.block_until_ready().is_ready() and float(held.sum()) == count
+        strided = jax.device_put(np.arange(24.0, dtype=np.float32).reshape(4, 6)[::-1, ::2].T, chip())
+        assert np.asarray(strided)[:, 0].tolist() == [18, 20, 22]
+
+
 @pytest.mark.parametrize("name", [*list(test_jax.PROGRAMS)[:3:2], pytest.param("cnn", marks=pytest.mark.slow)])
 def test_training_equals_jaxlib(name: str) -> None:
     loss, parameters, batch = test_jax.PROGRAMS[name]
@@ -363,3 +373,44 @@ def test_untested_jaxlib_is_refused(python: Run) -> None:
         "Unable to initialize backend 'chip': jaxlib 0.12.1 is not 0.10, the release that was tested: pip install "
         "'bringup[jax]', or run on the CPU with JAX_PLATFORMS=cpu" in done.stderr
     )
+
+
+@pytest.mark.slow
+def test_flax_and_optax_train_as_on_the_cpu() -> None:
+    linen = pytest.importorskip("flax.linen", reason="needs flax")
+    optax = pytest.importorskip("optax", reason="needs optax")
+
+    class Decoder(linen.Module):
+        @linen.compact
+        def __call__(self, tokens: Any, train: bool) -> Any:
+            x = linen.Embed(64, 32)(tokens)
+            for _ in range(2):
+                attention = linen.MultiHeadDotProductAttention(4, dropout_rate=0.1, deterministic=not train)
+                x = x + attention(linen.LayerNorm()(x), mask=linen.make_causal_mask(tokens))
+                x = x + linen.Dense(32)(linen.gelu(linen.Dense(128)(linen.LayerNorm()(x))))
+            return linen.Dense(64)(x)
+
+    model, tokens = Decoder(), whole((4, 17), np.uint32, most=64).astype(np.int32)
+    schedule = optax.warmup_cosine_decay_schedule(0, 3e-3, 5, STEPS)
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule))
+
+    @jax.jit
+    def step(parameters: Any, state: Any, key: Any) -> Any:
+        def loss(parameters: Any) -> Any:
+            logits = model.apply(parameters, tokens[:, :-1], True, rngs={"dropout": key})
+            return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:]).mean()
+
+        value, gradients = jax.value_and_grad(loss)(parameters)
+        updates, state = optimizer.update(gradients, state, parameters)
+        return optax.apply_updates(parameters, updates), state, value
+
+    losses: list[list[float]] = []
+    for device in (jax.devices("cpu")[0], chip()):
+        with jax.default_device(device):
+            parameters = model.init(jax.random.key(0), tokens[:, :-1], False)
+            state = optimizer.init(parameters)
+            losses.append([])
+            for number in range(STEPS):
+                parameters, state, value = step(parameters, state, jax.random.key(number))
+                losses[-1].append(float(value))
+    np.testing.assert_allclose(*losses, rtol=1e-5)

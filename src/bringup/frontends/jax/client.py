@@ -42,6 +42,7 @@ _TYPES = {kind: number for number, kind in enumerate(_KINDS) if kind}
 # Same file, PJRT_Error_Code.
 CANCELLED, INVALID, EXHAUSTED, UNIMPLEMENTED, INTERNAL = 1, 3, 8, 12, 13
 DEVICE = "chip:0"
+STAGED = 1 << 16  # bytes of pageable memory that a copy stages (CUDA Runtime API, API synchronization behavior)
 _ROOM = 256  # numbers of freed tensors that are fetched at once; chosen
 
 _NUMBERS, _SIZES = POINTER(c_int64), POINTER(c_int64)
@@ -66,7 +67,7 @@ class Held:
     """A tensor of JAX.
 
     Attributes:
-        ready: reached when the program that makes the tensor has run; None for uploads.
+        ready: reached when the tensor is there; None for empty ones and copies.
     """
 
     tensor: torch.Tensor
@@ -197,13 +198,12 @@ class Client:
             tensors = [_own(tensor) for tensor in program.run(arguments)]
         finally:
             ops.set_program(before)
-        ready = torch.chip.Event()  # type: ignore[attr-defined]
-        ready.record()
+        ready = _recorded_event()
         for place, tensor in enumerate(tensors):
             results[place] = self._hold(tensor, ready)
 
     def upload(self, data: int, kind: int, rank: int, sizes: Any, strides: Any) -> int:
-        """Copy an array of the host to the chip."""
+        """Copy an array of the host to the chip. The array may change after the call, and the host does not wait."""
         name = _KINDS[kind] if 0 <= kind < len(_KINDS) else None
         if name is None:
             raise StableHloError(f"torch has no data type for PJRT's type {kind}, such as numbers of four bits")
@@ -217,7 +217,9 @@ class Client:
         raw = (c_char * (before + after + dtype.itemsize)).from_address(data - before)
         bits = np.ndarray(shape, f"V{dtype.itemsize}", raw, before, steps)
         host = torch.from_numpy(np.ascontiguousarray(bits).reshape(-1).view(np.uint8)).view(dtype).view(shape)
-        return self._hold(host.to(DEVICE))
+        if host.numel() * host.itemsize > STAGED:
+            host = host.pin_memory()
+        return self._hold(host.to(DEVICE, non_blocking=True), _recorded_event())
 
     def download(self, number: int, to: int, size: int) -> None:
         """Copy a tensor to memory of the host, and wait for it."""
@@ -259,6 +261,12 @@ def _calling_line() -> tuple[str, int] | None:
     while frame is not None and not _is_program(frame.f_code.co_filename):
         frame = frame.f_back
     return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
+
+
+def _recorded_event() -> Any:
+    event = torch.chip.Event()  # type: ignore[attr-defined]
+    event.record()
+    return event
 
 
 def _own(tensor: torch.Tensor) -> torch.Tensor:

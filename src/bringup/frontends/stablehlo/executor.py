@@ -139,7 +139,7 @@ class Program:
         if value.numel() == 1:
             moved = torch.full(value.shape, value.item(), dtype=value.dtype, device=self.device)
         else:
-            moved = value.to(self.device)
+            moved = value.to(self.device, non_blocking=value.numel() <= FEW)  # few bytes are staged at the call
         if hasattr(value, "is_constant"):
             self._moved[id(value)] = value, moved
         return moved
