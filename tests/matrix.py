@@ -3,6 +3,7 @@
     python -m tests.matrix                                      # all cells
     python -m tests.matrix --cells 2.13-3.11,2.14-3.11          # these; the records of the others stay
     python -m tests.matrix --cells 2.10-3.11 --check            # write nothing; exit with 1 if an item fails
+    python -m tests.matrix --check --without cuda,uv            # leave items out
     python -m tests.matrix --jobs 2                             # two cells at a time
     CXX=clang++ python -m tests.matrix --cells 2.13-3.11        # compiled by clang
 
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,8 +205,8 @@ def make_environment(cell: str, environment: Environment) -> None:
         raise NoTorch(f"torch {release} was not installed within {INSTALL_S // 60} minutes") from None
 
 
-def steps(cell: str, home: Path, work: Path) -> Iterator[tuple[str, Any]]:
-    """Install into a cell's environment and try it.
+def steps(cell: str, home: Path, work: Path, without: Collection[str] = ()) -> Iterator[tuple[str, Any]]:
+    """Install into a cell's environment and try it, but for the items of SMOKE, or "uv", that are left out.
 
     Yields torch's version, the outcome of every item, and the figures of "operators".
     """
@@ -221,7 +222,10 @@ def steps(cell: str, home: Path, work: Path) -> Iterator[tuple[str, Any]]:
     figures = json.loads(environment.run(environment.python, "-m", "tests.conformance.forward", cwd=checkout))
     yield "operators", figures
     for item, selection in SMOKE.items():
-        yield item, smoke(environment, checkout, selection)
+        if item not in without:
+            yield item, smoke(environment, checkout, selection)
+    if "uv" in without:
+        return
     environment.uv("uninstall", "bringup")
     before = environment.packages()
     environment.uv("install", str(checkout))
@@ -267,11 +271,11 @@ def failed_tests(environment: Environment, checkout: Path, selection: tuple[str,
     return tuple(name for name in named if (checkout / name.partition("::")[0]).exists()) or selection
 
 
-def try_cell(cell: str, home: Path, work: Path) -> dict[str, Any]:
+def try_cell(cell: str, home: Path, work: Path, without: Collection[str] = ()) -> dict[str, Any]:
     """Return a cell's record: what it was made of, the outcome of every item, and the figures of the operators."""
     record: dict[str, Any] = {"torch": "", "compiler": compiler(), "operators": {}, "items": {}}
     try:
-        for name, outcome in steps(cell, home, work):
+        for name, outcome in steps(cell, home, work, without):
             print(f"{cell}  {name}: {outcome}", flush=True)
             (record if name in record else record["items"])[name] = outcome
     except NoTorch as error:
@@ -354,12 +358,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cells", default=",".join(CELLS), help="torch-Python, with commas between")
     parser.add_argument("--check", action="store_true", help="write no records; exit with 1 if an item fails")
+    parser.add_argument("--without", default="", help="items to leave out, with commas between; only with --check")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
     parser.add_argument("--environments", type=Path, help="the folder of those that are there already")
     asked = parser.parse_args()
     unknown = set(asked.cells.split(",")) - set(CELLS)
     if unknown:
         parser.error(f"no such cells: {', '.join(sorted(unknown))} (there are {', '.join(CELLS)})")
+    without = set(filter(None, asked.without.split(",")))
+    if unknown := without - {*SMOKE, "uv"}:
+        parser.error(f"no such items: {', '.join(sorted(unknown))} (there are {', '.join([*SMOKE, 'uv'])})")
+    if without and not asked.check:
+        parser.error("a record has all items: --without needs --check")
     os.environ["PIP_CONSTRAINT"] = os.devnull  # what this machine wants of its own torch
     os.environ.pop("PYTHONPATH", None)  # the sources of this checkout must not be found
     writing = threading.Lock()
@@ -368,7 +378,7 @@ def main() -> None:
         """Try a cell, keep its record, and return whether nothing failed."""
         with tempfile.TemporaryDirectory(prefix=f"matrix-{cell}-") as folder:
             home = asked.environments.absolute() / cell if asked.environments else Path(folder) / "venv"
-            record = try_cell(cell, home, Path(folder))
+            record = try_cell(cell, home, Path(folder), without)
         if record["torch"] and not asked.check:
             with writing:
                 keep(record_name(cell), record)

@@ -13,7 +13,13 @@ from tests.conftest import ROOT
 
 SOURCE = ROOT / "src"
 # The picture of the house, from left to right. A file that stands alone has a place of its own.
-LAYOUT = (ROOT / "docs" / "design.md").read_text(encoding="utf-8").partition("## Layout")[2].split("```")
+LAYOUT = (
+    (ROOT / "docs" / "design.md")
+    .read_text(encoding="utf-8")
+    .partition("## Layout")[2]
+    .replace("```text", "```")
+    .split("```")
+)
 FOLDERS = (*(name for line in LAYOUT[1].strip().splitlines() for name in line.split("  ")[0].split()), "__main__")
 FILES = {".".join(path.relative_to(SOURCE).with_suffix("").parts): path for path in SOURCE.rglob("*.py")}
 FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}

@@ -696,12 +696,13 @@ at::Tensor column(const std::deque<TraceRow>& rows, size_t first, c10::ScalarTyp
   return tensor;
 }
 
-// The rows from `start` on, as columns. Storages are numbered only if `start` is 0.
-std::vector<at::Tensor> recorded_columns(int64_t start) {
+// The rows from `start` on, as columns. Storages are numbered only if `start` is 0. Without `settle`, no row is added for
+// views, so that the recording is the same whoever reads it meanwhile.
+std::vector<at::Tensor> recorded_columns(int64_t start, bool settle) {
   wait_for_kernels();
   Recording& state = recording_state();
   std::lock_guard<std::mutex> lock(state.mutex);
-  settle_views(state);
+  if (settle) settle_views(state);
   const auto& rows = state.rows;
   size_t first = size_t(std::min<int64_t>(start, int64_t(rows.size())));
   using c10::ScalarType;
@@ -797,7 +798,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
     return int64_t(recording_state().rows.size());
   });
   m.def("row_count() -> int", &recorded_rows);  // unlike `recorded_rows`, adds no rows for views
-  m.def("recorded_columns(int start) -> Tensor[]", &recorded_columns);
+  m.def("recorded_columns(int start, bool settle=True) -> Tensor[]", &recorded_columns);
   m.def("recorded_signatures(int start) -> str[]", &recorded_signatures);
   m.def("recorded_lines() -> str[]", &recorded_lines);
   m.def("record_mark(int kind, int object) -> ()", [](int64_t kind, int64_t object) {

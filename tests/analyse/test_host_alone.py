@@ -29,6 +29,21 @@ def test_small_steps_are_faster_on_the_cpu() -> None:
     )
 
 
+def test_a_small_net_by_hand_is_faster_on_the_cpu() -> None:
+    x, y = torch.ones(256, 32, device="chip"), torch.ones(256, 5, device="chip")
+    a, b = torch.ones(32, 64, device="chip"), torch.ones(64, 5, device="chip")
+    with bringup.record() as trace:
+        for _ in range(20):
+            hidden = (x @ a).clamp(min=0)
+            error = 2 * (hidden @ b - y)
+            to_a = x.t() @ ((error @ b.t()) * (hidden > 0))
+            b -= 1e-6 * (hidden.t() @ error)
+            a -= 1e-6 * to_a
+            bringup.step()
+    summary = bringup.price(trace, "t4", "xeon-8275cl").summary
+    assert summary.host_alone_seconds is not None and 2 * summary.host_alone_seconds < summary.step_seconds
+
+
 def test_work_for_the_chip_is_not_compared() -> None:
     assert bringup.price(four_products()[0], "t4").summary.host_alone_seconds is None
     assert steps_of(256).host_alone_seconds is None, "a core needs longer than the launches take"

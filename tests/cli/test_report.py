@@ -41,13 +41,13 @@ def test_report_equals_that_of_the_run(recorded: Path) -> None:
 
 
 def test_views_have_the_bytes_of_the_run(recorded: Path, tmp_path: Path) -> None:
-    page, events = tmp_path / "page.html", tmp_path / "events.json"
+    page, events = tmp_path / "page.html", tmp_path / "events.pftrace.gz"
     done = CliRunner().invoke(command, [str(recorded), "--html", str(page), "--perfetto", str(events)])
     assert done.output == f"page: {page}\ntimeline: {events}\n"
     assert page.read_bytes() == (recorded / "report.html").read_bytes()
-    assert events.read_bytes() == (recorded / "timeline.json").read_bytes()
+    assert events.read_bytes() == (recorded / "timeline.pftrace.gz").read_bytes()
     done = CliRunner().invoke(command, [str(recorded), "--out", str(tmp_path / "out")])
-    for name in ("summary.json", "timeline.json", "report.html", "trace.npz"):
+    for name in ("summary.json", "timeline.pftrace.gz", "report.html", "trace.npz"):
         assert (tmp_path / "out" / name).read_bytes() == (recorded / name).read_bytes(), name
 
 
@@ -80,7 +80,7 @@ def test_report_on_another_chip_writes_its_files(recorded: Path, tmp_path: Path)
     other = summary(str(recorded), "--chip", "h100-sxm", "--out", str(tmp_path / "out"))
     assert other["chip"] == "h100-sxm"
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["report.html", "summary.json", "timeline.json", "trace.npz"]
+    assert names == ["report.html", "summary.json", "timeline.pftrace.gz", "trace.npz"]
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["step_seconds"] == other["step_seconds"]
 
 

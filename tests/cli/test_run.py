@@ -65,7 +65,7 @@ def test_run_prints_the_summary_and_writes_the_report(bringup: Bringup, tmp_path
         assert f"{written[name] / written['step_seconds']:.0%}" in done.stdout
     assert "report: bringup-train/report.html" in done.stdout
     assert {path.name for path in (tmp_path / "bringup-train").iterdir()} == {
-        *("trace.npz", "summary.json", "report.html", "timeline.json")
+        *("trace.npz", "summary.json", "report.html", "timeline.pftrace.gz")
     }
     assert done.stderr == ""
 
@@ -88,7 +88,7 @@ def test_summary_has_the_promised_fields_and_its_schema(bringup: Bringup, tmp_pa
 def test_two_runs_give_the_same_bytes(bringup: Bringup, tmp_path: Path) -> None:
     first, second = (bringup("run", "--chip", "t4", "--out", name, "train.py") for name in ("a", "b"))
     assert first.stdout.replace("a/", "b/") == second.stdout
-    for name in ("summary.json", "timeline.json", "report.html"):
+    for name in ("summary.json", "timeline.pftrace.gz", "report.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
 
 

@@ -22,6 +22,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str], str, dict[str, tuple[float, floa
         r"accuracy on 297 unseen digits: 9\d\.\d%",
         {"samples": (50, 50), "launches": (20, 60)},
     ),
+    "train.py": ([], ["--batch-size", "48"], r"epoch 0  loss \d\.\d{4}", {"samples": (48, 48), "steps": (10, 10)}),
     "gpt.py": (
         ["--cuda", "--chip-time"],
         [],
@@ -101,7 +102,7 @@ def test_example_runs_and_its_summary_is_as_expected(example: str, bringup_run: 
 
 def test_readme_program_prints_what_the_readme_shows(python: Run) -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    program = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", readme, re.DOTALL)
+    program = re.search(r"```python\n(.*?)```\n\n```text\n(.*?)```", readme, re.DOTALL)
     assert program is not None
     done = python(program[1])
     assert done.stdout == program[2], done.stderr

@@ -100,7 +100,7 @@ def test_close_neighbours_are_merged(prediction: bringup.Prediction, monkeypatch
         assert x == one.x[0]
         assert x + width == pytest.approx(max(map(sum, zip(one.x, one.width, strict=True))), abs=2e-6)
     left = sum(len(series.x) - 1 for series in whole.series if series.column != "host")
-    assert f" {left} are merged with a neighbour; timeline.json has all of them." in note
+    assert f" {left} are merged with a neighbour; timeline.pftrace.gz has all of them." in note
 
 
 def test_busiest_lanes_are_drawn(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,6 +184,24 @@ def test_launch_and_kernel_have_the_same_row(prediction: bringup.Prediction) -> 
     assert len(begins) == sum(len(one.row) for one in kernels)
     for one in kernels:
         assert all(begins[row] < x for row, x in zip(one.row, one.x, strict=True))
+
+
+def test_memory_by_module_is_the_same_memory(prediction: bringup.Prediction) -> None:
+    by_kind = figures.memory(prediction.timeline, prediction.summary)
+    figure = figures.memory_by_module(prediction.timeline)
+    assert by_kind is not None and figure is not None
+    assert totals(figure) == pytest.approx(totals(by_kind), abs=1e-2)
+    names = {series.name for series in figure.series}
+    assert len(names) == len(figure.series) <= figures.MOST_MODULES + 2
+    assert names & set(prediction.trace.modules)
+
+
+def test_modules_are_grouped_where_they_are_large() -> None:
+    names = ["embed", "layers.0.mlp", "layers.0.attn", *(f"layers.{number}" for number in range(1, 20)), "head"]
+    weight = np.asarray([5.0, 90.0, 80.0, *[1.0] * 19, 2.0])
+    assert figures._grouped(names, weight) == ["embed", *["layers"] * 21, "head"]
+    few = names[:4]
+    assert figures._grouped(few, weight[:4]) == few
 
 
 def test_memory_peak_survives_thinning(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:

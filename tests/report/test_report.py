@@ -1,9 +1,9 @@
 """The report in a browser, and that it cannot be broken out of."""
 
 import base64
+import dataclasses
 import gzip
 import hashlib
-import json
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -17,11 +17,14 @@ import torch
 from torch import nn
 
 import bringup
+from bringup.analyse.summarize import by_group
 from bringup.recording.rows import D2D, D2H, H2D, KINDS, LAUNCH
-from bringup.report import palette
+from bringup.report import palette, perfetto, pftrace
 from bringup.report.chart import read
 from tests.conftest import NO_AXE, NO_BROWSER, ROOT
 from tests.report import browser
+from tests.report.traces import Contents, Slice
+from tests.report.traces import read as read_trace
 
 CHART = r'<figure class="chart" id="(.*?)">.*?<script type="application/json">(.*?)</script>'
 
@@ -61,116 +64,137 @@ def test_page_is_self_contained_and_escaped(prediction: bringup.Prediction, tmp_
     assert not re.search(r"(src|href)=[\"']?(https?:)?//", own)
 
 
-def test_timeline_has_a_slice_per_launch_and_copy(prediction: bringup.Prediction) -> None:
-    from bringup.report import perfetto
+def contents(timeline: Any, run: str = "") -> Contents:
+    return read_trace(b"".join(perfetto.trace(timeline, run).packets()))
 
+
+def test_timeline_has_a_slice_per_launch_and_copy(prediction: bringup.Prediction) -> None:
     timeline = prediction.timeline
     trace, kind = timeline.trace, timeline.trace.columns["kind"]
     rows = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D)))
+    rows = rows[np.argsort(timeline.start[rows], kind="stable")]
     names = {row: trace.signatures[trace.columns["signature"][row]].op for row in rows[kind[rows] == LAUNCH]}
-    events = json.loads(perfetto.text(timeline))["traceEvents"]
-    slices = [event for event in events if event["ph"] == "X" and event["pid"] > 0]
+    slices = [piece for piece in contents(timeline).slices if piece.process.startswith("chip:")]
     assert len(slices) == len(rows) > 50
-    for event, row in zip(slices, rows, strict=True):
-        assert event["name"] == names.get(row, KINDS[kind[row]]).removeprefix("aten::")
-        assert event["ts"] == pytest.approx(1e6 * timeline.start[row], abs=1e-3) and event["ts"] >= 0
-        assert event["dur"] == pytest.approx(1e6 * (timeline.end[row] - timeline.start[row]), abs=1e-3)
-        assert event["dur"] >= 0
-        line = trace.columns["line"][row]
-        assert event["args"]["line"] == (trace.lines[line] if line >= 0 else "")
     lanes = defaultdict(list)
-    for event in sorted(slices, key=lambda event: event["ts"]):
-        lanes[event["pid"], event["tid"]].append(event)
-    assert set(lanes) == {(1, 0), (1, 1000)}  # chip:0's default stream, and its link to the chip
-    for lane in lanes.values():  # a stream, or a direction of the link, does one thing at a time
-        assert all(event["ts"] + event["dur"] <= after["ts"] + 2e-3 for event, after in pairwise(lane))
-    last = max(event["ts"] + event["dur"] for event in slices)
-    assert last <= 1e6 * prediction.summary.total_seconds + 2e-3
+    for piece in slices:
+        lanes[piece.process, piece.track].append(piece)
+    assert set(lanes) == {("chip:0 t4", "stream 0"), ("chip:0 t4", "link to the chip")}
+    for (_, track), pieces in lanes.items():
+        ours = rows[kind[rows] == (H2D if track == "link to the chip" else LAUNCH)]
+        for piece, row in zip(pieces, ours, strict=True):
+            assert piece.name == names.get(row, KINDS[kind[row]]).removeprefix("aten::")
+            assert piece.begin == pytest.approx(1e9 * timeline.start[row], abs=pftrace.TOLERANCE) and piece.begin >= 0
+            assert piece.end == pytest.approx(1e9 * timeline.end[row], abs=pftrace.TOLERANCE)
+            line = trace.columns["line"][row]
+            assert piece.arguments["line"] == (trace.lines[line] if line >= 0 else "")
+            assert ("shapes" in piece.arguments) == (kind[row] == LAUNCH) != ("bytes" in piece.arguments)
+    for pieces in contents_by_track(slices):  # a stream, or a direction of the link, does one thing at a time
+        assert all(piece.begin <= piece.end <= after.begin for piece, after in pairwise(pieces))
+    last = max(piece.end for piece in slices)
+    assert last <= 1e9 * prediction.summary.total_seconds + pftrace.TOLERANCE
+
+
+def contents_by_track(slices: list[Slice]) -> list[list[Slice]]:
+    tracks = defaultdict(list)
+    for piece in slices:
+        tracks[piece.process, piece.track].append(piece)
+    return list(tracks.values())
 
 
 def test_timeline_names_processes_and_waits(prediction: bringup.Prediction) -> None:
-    from bringup.report import perfetto
-
-    events = json.loads(perfetto.text(prediction.timeline, "a run"))
-    assert events["otherData"]["run"] == "a run"
-    names = {event["pid"]: event["args"]["name"] for event in events["traceEvents"] if event["name"] == "process_name"}
-    assert names == {0: f"host {prediction.summary.host}", 1: "chip:0 t4"}
-    threads = {
-        (event["pid"], event["args"]["name"]) for event in events["traceEvents"] if event["name"] == "thread_name"
+    shown = contents(prediction.timeline, "0123")
+    host = f"host {prediction.summary.host}"
+    assert shown.processes == {host: "run 0123", "chip:0 t4": ""}
+    assert shown.tracks == {
+        *((host, name) for name in ("host thread 0", "host thread 1")),
+        *(("chip:0 t4", name) for name in ("stream 0", "link to the chip")),
     }
-    assert threads == {(0, "host thread 0"), (0, "host thread 1"), (1, "stream 0"), (1, "link to the chip")}
-    waits = [event for event in events["traceEvents"] if event["name"].startswith("wait: ")]
-    assert all(event["pid"] == 0 and event["dur"] >= 0 for event in waits)
+    waits = [piece for piece in shown.slices if piece.name.startswith("wait: ")]
+    assert all(piece.process == host and piece.duration >= 0 for piece in waits)
 
 
 def test_arrow_leads_from_each_call_to_its_launch(prediction: bringup.Prediction) -> None:
-    from bringup.report import perfetto
-
-    events = [event for event in json.loads(perfetto.text(prediction.timeline))["traceEvents"] if event["ph"] == "X"]
-    calls = {event["bind_id"]: event for event in events if event.get("flow_out")}
-    launched = {event["bind_id"]: event for event in events if event.get("flow_in")}
-    assert set(calls) == set(launched) and len(calls) > 50
-    for number, event in launched.items():
-        call = calls[number]
-        assert call["pid"] == 0 and call["name"] in (f"launch: {event['name']}", f"copy: {event['name']}")
-        assert call["ts"] + call["dur"] <= event["ts"] + 2e-3
-    threads = defaultdict(list)
-    for event in events:
-        if event["pid"] == 0:
-            threads[event["tid"]].append(event)
-    for spans in threads.values():  # a thread does one thing at a time, to the last digit
-        spans.sort(key=lambda event: event["ts"])
-        assert all(round(event["ts"] + event["dur"], 3) <= after["ts"] for event, after in pairwise(spans))
+    shown = contents(prediction.timeline)
+    on_chip = [piece for piece in shown.slices if piece.process == "chip:0 t4"]
+    assert len(shown.arrows) == len(on_chip) > 50
+    for call, launched in shown.arrows:
+        assert call.process != launched.process == "chip:0 t4"
+        assert call.name in (f"launch: {launched.name}", f"copy: {launched.name}")
+        assert call.end <= launched.begin + 2 * pftrace.TOLERANCE
+    ends = sorted(launched.begin for _, launched in shown.arrows)
+    assert ends == sorted(piece.begin for piece in on_chip)
+    for pieces in contents_by_track([piece for piece in shown.slices if piece.process != "chip:0 t4"]):
+        assert all(piece.end <= after.begin for piece, after in pairwise(pieces))  # to the last digit
 
 
 def test_counters_have_memory_queue_and_link(prediction: bringup.Prediction) -> None:
-    from bringup.report import perfetto
-
-    events = json.loads(perfetto.text(prediction.timeline))["traceEvents"]
-    counters = defaultdict(list)
-    for event in events:
-        if event["ph"] == "C":
-            counters[event["name"]].append((event["ts"], event["args"]["value"]))
-    assert set(counters) == {"memory, MiB", "launches queued", "link to the chip, GB/s"}
+    shown = contents(prediction.timeline)
+    counters = {name: values for (process, name), values in shown.counters.items() if process == "chip:0 t4"}
+    assert set(counters) == {"memory", "launches queued", "link to the chip"}
+    assert {name: shown.units["chip:0 t4", name] for name in counters} == {
+        **{"memory": "B", "launches queued": "", "link to the chip": "B/s"}
+    }
     for values in counters.values():
         moments = [moment for moment, _ in values]
-        assert moments == sorted(set(moments)) and min(value for _, value in values) >= 0
-    highest = max(value for _, value in counters["memory, MiB"])
-    assert highest <= prediction.summary.peak_bytes / 2**20 + 1e-3  # what came and went at one moment is left out
-    assert highest >= 0.5 * prediction.summary.peak_bytes / 2**20
-    assert counters["launches queued"][-1][1] == counters["link to the chip, GB/s"][-1][1] == 0
-    rates = {value for _, value in counters["link to the chip, GB/s"]}
-    assert max(rates) < prediction.timeline.chip.link.h2d_gb_s
+        assert moments == sorted(moments) and min(value for _, value in values) >= 0
+    highest = max(value for _, value in counters["memory"])
+    assert highest <= prediction.summary.peak_bytes  # what came and went at one moment is left out
+    assert highest >= 0.5 * prediction.summary.peak_bytes
+    assert counters["launches queued"][-1][1] == counters["link to the chip"][-1][1] == 0
+    rates = {value for _, value in counters["link to the chip"]}
+    assert max(rates) < prediction.timeline.chip.link.h2d_gb_s * 1e9
 
 
 def test_timeline_is_compressed_if_its_name_says_so(prediction: bringup.Prediction, tmp_path: Path) -> None:
-    from bringup.report import perfetto
+    perfetto.write(tmp_path / "a.pftrace.gz", prediction.timeline, "12")
+    perfetto.write(tmp_path / "a.pftrace", prediction.timeline, "12")
+    whole = (tmp_path / "a.pftrace").read_bytes()
+    packed = (tmp_path / "a.pftrace.gz").read_bytes()
+    assert gzip.decompress(packed) == whole and b"timeline-12.pftrace" in packed[:40]
 
-    perfetto.write(tmp_path / "a.json.gz", prediction.timeline, "12")
-    perfetto.write(tmp_path / "a.json", prediction.timeline, "12")
-    assert gzip.decompress((tmp_path / "a.json.gz").read_bytes()) == (tmp_path / "a.json").read_bytes()
+
+def test_timeline_has_few_bytes_for_a_launch(prediction: bringup.Prediction, tmp_path: Path) -> None:
+    perfetto.write(tmp_path / "a.pftrace.gz", prediction.timeline)
+    launches = int((prediction.trace.columns["kind"] == LAUNCH).sum())
+    assert (tmp_path / "a.pftrace.gz").stat().st_size < 2000 + 10 * launches
 
 
 def test_long_timeline_is_cut_with_a_note(prediction: bringup.Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bringup.report import perfetto
-
     monkeypatch.setattr(perfetto, "MOST_EVENTS", 10)
-    events = [event for event in json.loads(perfetto.text(prediction.timeline))["traceEvents"] if event["ph"] == "X"]
-    assert len([event for event in events if event["pid"] == 1]) == 10
+    slices = contents(prediction.timeline).slices
+    assert len([piece for piece in slices if piece.process == "chip:0 t4"]) == 10
     total = int(np.isin(prediction.trace.columns["kind"], (LAUNCH, H2D, D2H, D2D)).sum())
-    assert events[-1]["name"] == f"cut: {total - 10} more events"
+    assert [piece.name for piece in slices if piece.track == "cut"] == [f"cut: {total - 10} more events"]
 
 
 def test_what_the_host_waits_for_is_drawn() -> None:
-    from bringup.report import perfetto
-
     with bringup.record() as trace:
         torch.ones(4, device="chip")
         torch.ops.bringup.record_wait(2_000_000)
         torch.ones(4, device="chip")
-    spans = json.loads(perfetto.text(bringup.price(trace, chip="t4").timeline))["traceEvents"]
-    (sleep,) = [event for event in spans if event["name"] == "wait: sleep"]
-    assert sleep["dur"] == 2000.0 and sleep["pid"] == 0
+    slices = contents(bringup.price(trace, chip="t4").timeline).slices
+    (sleep,) = [piece for piece in slices if piece.name == "wait: sleep"]
+    assert sleep.duration == pytest.approx(2_000_000, abs=pftrace.TOLERANCE) and sleep.process.startswith("host ")
+
+
+def test_times_stay_within_the_tolerance_and_equal_steps_have_equal_lengths() -> None:
+    times = np.cumsum(np.tile([0.0, 1234.4e-9, 5000.3e-9, 81e-9], 20_000))
+    written = pftrace.ticks(times)
+    assert np.abs(written - times * 1e9).max() <= pftrace.TOLERANCE
+    steps = np.diff(written, prepend=0).reshape(-1, 4)
+    usual, counts = np.unique(steps, axis=0, return_counts=True)
+    assert counts.max() > 0.8 * len(steps) and usual.min() >= 0
+
+
+def test_slices_that_overlap_have_tracks_of_their_own(prediction: bringup.Prediction) -> None:
+    timeline = prediction.timeline
+    longer = dataclasses.replace(timeline, end=timeline.end + 1e-4)
+    slices = contents(longer).slices
+    on_chip = [piece for piece in slices if piece.track == "stream 0"]
+    assert len(on_chip) == int((timeline.trace.columns["kind"] == LAUNCH).sum())
+    lengths = timeline.seconds[timeline.trace.columns["kind"] == LAUNCH] * 1e9 + 1e5
+    assert max(piece.duration for piece in on_chip) <= lengths.max() + 2 * pftrace.TOLERANCE
 
 
 def test_the_screen_says_who_where_and_what_to_do(prediction: bringup.Prediction) -> None:
@@ -218,6 +242,40 @@ def test_the_screen_lists_fallbacks_memory_and_ways_to_fit(python: Callable[...,
     assert all(way.change in text for way, text in zip(summary.ways_to_fit, ways, strict=True))
 
 
+DRIVER = {
+    "name": "acme",
+    "step_seconds": 5e-3,
+    "on_device": {"aten::addmm": 80},
+    "on_host": [],
+}
+ROW = {
+    **dict.fromkeys(("launches", "bytes_down", "bytes_up", "kernel_seconds", "down_seconds", "host_seconds"), 0.0),
+    **{"up_seconds": 0.0, "between_seconds": 0.0, "reason": "", "on_device": True, "kernel_possible": True},
+}
+
+
+def test_report_of_a_driver_has_predicted_beside_measured(prediction: bringup.Prediction) -> None:
+    from bringup.analyse.on_driver import measured_step
+
+    rows = [
+        {**ROW, "op": "aten::addmm", "launches": 2.0, "kernel_seconds": 3e-3},
+        {**ROW, "op": "aten::gelu", "on_device": False, "reason": "<no kernel>", "launches": 1.0, "host_seconds": 1e-3},
+        {**ROW, "op": "", "between_seconds": 5e-4},
+    ]
+    trace = dataclasses.replace(
+        prediction.trace, about={**prediction.trace.about, "driver": {**DRIVER, "step_rows": rows}}
+    )
+    measured = bringup.price(trace, "t4")
+    step = measured_step(measured.timeline)
+    assert step is not None and [op.op for op in step.ops[:2]] == ["aten::addmm", "aten::gelu"]
+    assert step.parts() == {"on the device": 3e-3, "on the host": 1e-3, "between launches": 5e-4}
+    predicted = {name: seconds for name, _, seconds, _ in by_group(measured.timeline, "op")}
+    assert {op.op: op.predicted_seconds for op in step.ops} == predicted
+    page = report_page(measured)
+    assert "The program ran on acme: 5.0 ms per step were measured" in page and "&lt;no kernel&gt;" in page
+    assert "Predicted and measured" not in report_page(prediction) and measured_step(prediction.timeline) is None
+
+
 def test_what_holds_the_peak_adds_up_by_line_and_by_module(prediction: bringup.Prediction) -> None:
     from bringup.analyse.holders import allocations_at_peak
 
@@ -262,7 +320,7 @@ def scorecard_page(_: bringup.Prediction) -> str:
     old = {"schema": 1, "items": [line(1, "pass", 1.0)]}
     ops = {"mm": {"float32": "native"}, "topk": {"float32": "fallback"}}
     items = [line(1, "fail", 0.0), line(2, "partial", 0.5)]
-    return page.page({"schema": 1, "device": "chip", "chip": "t4", "items": items, "ops": ops}, {}, old)
+    return page.page({"schema": 1, "device": "chip", "chip": "t4", "items": items, "listed": 57, "ops": ops}, {}, old)
 
 
 PAGES = {  # page -> its main parts, by selector, and how many of each are drawn at least

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import bringup
 from bringup.analyse import summarize
+from bringup.cli.check import _select
 from bringup.errors import BringupError
 from bringup.recording import sanitize
 from bringup.recording.waits import Waits
-from bringup.report import html, perfetto
+from bringup.report import html, perfetto, pftrace
 from bringup.scorecard import (
     card,
     framework,
@@ -256,7 +257,7 @@ FAULTS: dict[str, Callable[[Patch], Any]] = {
     "D9": lambda p: Wrong("mm", "softmax"),
     "D10": few_of_flaggems,
     "E1": lambda p: p.setattr(summarize, "by_group", lambda *_a: []),
-    "E2": lambda p: p.setattr(perfetto, "text", lambda timeline: '{"traceEvents": []}'),
+    "E2": lambda p: p.setattr(perfetto, "trace", lambda timeline: pftrace.Writer()),
     "E3": lambda p: price_without(p, fallbacks=[]),
     "E4": lambda p: price_without(p, bottlenecks=[]),
     "E5": lambda p: p.setattr(torch.profiler, "profile", lambda **_k: nullcontext(types.SimpleNamespace(events=list))),
@@ -439,7 +440,8 @@ def test_crashes_and_hangs_are_verdicts_and_vendors_add_items(check: Any, tmp_pa
     page = (tmp_path / "bringup-check" / "scorecard.html").read_text(encoding="utf-8")
     assert "crashes" in page and "<svg" in page and page.rstrip().endswith("</html>")
     assert "25 %" not in (tmp_path / "bringup-check" / "scorecard.svg").read_text(encoding="utf-8")
-    assert "50 %" in (tmp_path / "bringup-check" / "scorecard.svg").read_text(encoding="utf-8")
+    badge = (tmp_path / "bringup-check" / "scorecard.svg").read_text(encoding="utf-8")
+    assert f"50 %, 4 of {len(load(())) + 3} items" in badge and f"4 of {len(load(())) + 3} items were checked" in page
 
 
 def test_two_cards_are_compared(check: Any, tmp_path: Path) -> None:
@@ -457,6 +459,7 @@ def test_mistakes_are_one_sentence(check: Any, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"schema": 99}')
     for arguments, words in (
         (("--only", "Z9"), "there is no item 'Z9'"),
+        (("--only", "E7,J6", "--level", "T"), "--only E7,J6: no such item has level T or a lower one"),
         (("--device", "cpu", "--chip", "t4"), "--chip applies to --device chip, not to cpu"),
         (("--device", "cuda"), "--device cuda: this torch cannot use it"),
         (("--chip", "t5"), "no chip is named 't5'"),
@@ -512,12 +515,28 @@ def test_the_card_escapes_what_items_say() -> None:
     line = registry.line(
         registry.Item("X1", "D", "<b>", "", lambda device: "", 1), "fail", 0.0, "<script>alert(1)</script>", 0.1
     )
-    page = scorecard_page.page({"schema": 1, "device": "<i>", "chip": None, "items": [line], "ops": {}}, {}, None)
+    page = scorecard_page.page(
+        {"schema": 1, "device": "<i>", "chip": None, "items": [line], "listed": 1, "ops": {}}, {}, None
+    )
     assert (
         "<script>alert(1)" not in page
         and "&lt;script&gt;alert(1)" in page
         and "<i>" not in page.split("<body")[1][:300]
     )
+
+
+def test_level_limits_the_items_that_are_named() -> None:
+    items = load(())
+    assert [item.id for item in _select(items, "J6,A1,A4", "D")] == ["A1"]
+    assert [item.id for item in _select(items, "J6,A1,A4", "P")] == ["J6", "A1", "A4"]
+    assert {item.level for item in _select(items, None, "T")} == {"D", "T"}
+
+
+def test_badge_of_all_items_has_the_share_alone() -> None:
+    line = registry.line(registry.Item("X1", "D", "a", "", lambda device: "", 1), "pass", 1.0, "", 0.1)
+    whole = {"device": "chip", "chip": "t4", "items": [line], "listed": 1}
+    assert ">100 %</text>" in scorecard_page.badge(whole)
+    assert ">100 %, 1 of 57 items</text>" in scorecard_page.badge({**whole, "listed": 57})
 
 
 def test_shares_leave_out_what_does_not_apply() -> None:

@@ -16,6 +16,7 @@ from bringup.cli import bringup as cli
 from bringup.errors import BringupError
 from bringup.serving.outcome import Objective, growth
 from bringup.serving.serve import Options, check
+from tests.report import traces
 
 HEADER = "prefill_tokens,decode_requests,context_tokens,seconds\n"
 ROWS = "0,1,0,0.01\n0,64,0,0.02\n1000,1,0,0.06\n1000,64,0,0.07\n"
@@ -257,12 +258,13 @@ def test_the_files_of_a_report(tmp_path: Path, steps: str) -> None:
     asked = ("--arrivals", "poisson:5", "--lengths", "fixed:100:20", "--requests", "50", "--kv-tokens", "5000")
     numbers = invoke("--step-seconds", steps, *asked, "--out", str(out), "--slo", "ttft=1s")
     assert {path.name for path in out.iterdir()} == {
-        *("report.html", "timeline.json", "requests.parquet", "summary.json", "steps.csv")
+        *("report.html", "timeline.pftrace.gz", "requests.parquet", "summary.json", "steps.csv")
     }
     table = parquet.read_table(out / "requests.parquet").to_pydict()
     assert np.mean(table["ttft"]) == pytest.approx(numbers["ttft"]["mean"])
-    events = json.loads((out / "timeline.json").read_text(encoding="utf-8"))["traceEvents"]
-    assert len({event["tid"] for event in events if event["ph"] == "X"}) == 50
+    slices = traces.read((out / "timeline.pftrace.gz").read_bytes()).slices
+    assert len({piece.track for piece in slices}) == 50
+    assert {piece.name for piece in slices} == {"waits", "prefill", "decode"}
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure") == 3 and "keep the service level" in page
     again = invoke("--step-seconds", str(out / "steps.csv"), *asked)

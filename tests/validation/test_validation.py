@@ -353,6 +353,19 @@ def test_calibration_finds_efficiencies_again() -> None:
     assert found["add"] == pytest.approx(1.0, rel=0.05)
 
 
+def test_calibration_prices_weights_that_come_from_memory_as_a_program_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [row for row in calibration.suite("float32") if row.op in ("linear", "convolution", "mm")]
+    monkeypatch.setattr(calibration, "timed", lambda call: 1e-3)
+    monkeypatch.setattr(calibration, "_runner", lambda row, device: lambda: None)
+    described = bringup.load_chip("h100-sxm")  # any with a cache
+    chip = described.model_copy(update={"kind": "cpu"})
+    timed_rows = calibration.measure(rows, torch.device("cpu"), "mine", lambda: None)
+    for group in grouped([row for row in timed_rows if row.op != "mm"]):
+        in_a_program = pricing.price_table(group.work, group.signatures, chip, graph=group.graph)
+        assert group.predicted(chip) == pytest.approx(in_a_program.seconds)
+    assert all(row.warm for row in timed_rows if row.op == "mm")
+
+
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = {"mm": 2, "linear": 3, "convolution": 3, "add": 3, "softmax": 3, "max_pool": 1, "batch_norm": 1}

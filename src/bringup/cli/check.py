@@ -45,9 +45,9 @@ COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
     type=click.Choice(["D", "T", "P"]),
     default="P",
     show_default=True,
-    help="Highest level to check: D devkit, T try-out, P production.",
+    help="Highest level to check: D devkit, T try-out, P production. It also limits --only.",
 )
-@click.option("--only", default=None, metavar="ID,...", help="Check only these items (default: all up to the level).")
+@click.option("--only", default=None, metavar="ID,...", help="Check only these items (default: all).")
 @click.option("--items", "files", multiple=True, metavar="FILE", help="Python file with more items; may be repeated.")
 @click.option(
     "--jobs", default=2, show_default=True, type=click.IntRange(min=1), help="Number of items that run in parallel."
@@ -101,7 +101,7 @@ def command(
     folder = directory.prepare(out, None)
     if json_file:
         refuse_unwritable(json_file)
-    new = card.run(selected, target, jobs=jobs, matrix=only is None, report=report)
+    new = card.run(selected, target, listed=len(items), jobs=jobs, matrix=only is None, report=report)
     text = json.dumps(new, indent=2, sort_keys=True) + "\n"
     texts = (text, page.page(new, items, old), page.badge(new))
     directory.write(folder, {name: _writes(content) for name, content in zip(directory.CARD, texts, strict=True)})
@@ -151,13 +151,14 @@ def _check_device(device: str) -> None:
 
 
 def _select(items: dict[str, Any], only: str | None, level: str) -> list[Any]:
-    if only is None:
-        return [entry for entry in items.values() if "DTP".index(entry.level) <= "DTP".index(level)]
-    names = [name for name in only.split(",") if name]
+    names = list(items) if only is None else [name for name in only.split(",") if name]
     for name in names:
         if name not in items:
             raise BringupError(f"--only: there is no item {name!r}; `bringup check --list` lists them")
-    return [items[name] for name in names]
+    selected = [items[name] for name in names if "DTP".index(items[name].level) <= "DTP".index(level)]
+    if not selected:
+        raise BringupError(f"--only {only}: no such item has level {level} or a lower one: leave out --level")
+    return selected
 
 
 def _print(new: dict[str, Any], console: Any) -> None:

@@ -34,7 +34,7 @@ from bringup.text import short
     "events",
     default=None,
     metavar="FILE",
-    help="Write the timeline for ui.perfetto.dev, compressed if FILE ends in .gz.",
+    help="Write the timeline for ui.perfetto.dev, such as FILE.pftrace.gz; .gz compresses it.",
 )
 @click.option(
     "--out", default=None, metavar="DIR", help="Write the four files of a report there, and print the summary."

@@ -44,6 +44,7 @@ from bringup.units import parse_size, parse_time
 
 if TYPE_CHECKING:
     from bringup.analyse.summary import Summary
+    from bringup.cli.live import Live
     from bringup.machine.schema import Chip, Host
     from bringup.machine.topology import Topology
     from bringup.placement.plan import Plan
@@ -79,6 +80,7 @@ class RunOptions:
     ranks: int | None
     rank: int | None
     cluster: str | None
+    live: bool
     out: str | None
     output: str
     module: bool
@@ -240,6 +242,11 @@ class Outcome:
     metavar="NAME|FILE",
     help="Predict collectives on this cluster, such as dgx-h100x32 (default: the chip's first node).",
 )
+@click.option(
+    "--live",
+    is_flag=True,
+    help="While the program runs, show steps, memory and fallbacks in the terminal's last line. Quiet in pipes.",
+)
 @click.option("--out", default=None, metavar="DIR", help="Directory for the report (default: bringup-SCRIPT).")
 @output_options("the summary")
 @click.option("-m", "module", is_flag=True, help="SCRIPT is the name of a module, as in python -m.")
@@ -327,6 +334,8 @@ def prepare(options: RunOptions) -> Job:
         os.environ["BRINGUP_DRIVER"] = resolve(options.driver)
     if asked_driver() and (options.dry is not None or options.sanitize is not None):
         raise BringupError("--dry and --sanitize need the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
+    if options.live and options.chip_time:
+        raise BringupError("--live reads the recording beside the program, whose clocks --chip-time shows: give one")
     if options.shadow and not asked_driver():
         raise BringupError("--shadow compares the kernels of a driver with the CPU: name one with --driver")
     names = chip_names(chips or asked_chip() or DEFAULT_CHIP, "--chip" if chips else "BRINGUP_CHIP")
@@ -424,6 +433,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
     summary: Summary | None = None
     on_driver = measured() if asked_driver() else nullcontext()
     plan = placed(job.plan) if job.plan is not None else nullcontext()
+    line = _live(job, options)
     with job.dry, watch, on_driver as measurement, plan, recorded(job.host, options.host_clock) as recorder:
         parent = os.getpid()
 
@@ -431,6 +441,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
             nonlocal summary
             if os.getpid() != parent:  # in a fork of the program: only the parent writes the report
                 return
+            if line is not None:
+                line.end()
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
                 if measurement is not None:
@@ -445,7 +457,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
         recorder.about |= _of_ranks(options)
         os.environ.setdefault("JAX_PLATFORMS", "chip,cpu")  # JAX reads it when the program imports it
         gc.freeze()  # what is imported by now needs no collection
-        with clock.shown() if options.chip_time else nullcontext():
+        with clock.shown() if options.chip_time else line or nullcontext():
             code = execute(job.program)
         if os.getpid() != parent:
             sys.stdout.flush()
@@ -461,6 +473,15 @@ def record(job: Job, options: RunOptions) -> Outcome:
         finish()
     diverged = bool(options.shadow and recorder.about.get("driver", {}).get("shadow", {}).get("first"))
     return Outcome(code, summary, diverged)
+
+
+def _live(job: Job, options: RunOptions) -> Live | None:
+    """Return the context in which the terminal's last line follows the program, if it is to be shown."""
+    if not options.live or ranks.rank_here() is not None:
+        return None
+    from bringup.cli import live  # imports torch
+
+    return live.Live(live.Progress(job.chips[0], job.host, options.host_clock))
 
 
 def _of_ranks(options: RunOptions) -> dict[str, Any]:
@@ -549,7 +570,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
             lines += shadow.sentences(facts["shadow"])
         for sentence in lines:
             console.print(terminal.escaped(sentence), highlight=False, soft_wrap=True)
-    page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.npz", "timeline.json"))
+    page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.npz", "timeline.pftrace.gz"))
     paths = f"report: {page}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
     console.print(terminal.escaped(paths), highlight=False, soft_wrap=True)
     if len(job.chips) > 1:

@@ -188,5 +188,5 @@ def _value(value: Any, inputs: tuple[Tensor | None, ...]) -> Any:
     if isinstance(value, dict):
         return inputs[value["tensor"]] if "tensor" in value else value
     if isinstance(value, list):
-        return [_value(item, inputs) for item in value]
+        return [_value(item, inputs) if isinstance(item, (dict, list)) else item for item in value]
     return value

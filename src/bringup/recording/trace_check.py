@@ -172,6 +172,34 @@ class _Placement(BaseModel):
     unused: Annotated[list[Text], Field(max_length=MOST["lines"])]
 
 
+# Between two events of a device, whose clock may step back.
+Seconds = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
+
+
+class _LedgerRow(BaseModel):
+    """A row of `driver_rows`; the counts of a typical step may be halves."""
+
+    op: Text
+    on_device: StrictBool
+    reason: Sentence
+    launches: Annotated[float, Field(ge=0, lt=2**62)]
+    bytes_down: Annotated[float, Field(ge=0, lt=2**62)]
+    bytes_up: Annotated[float, Field(ge=0, lt=2**62)]
+    kernel_seconds: Seconds
+    down_seconds: Seconds
+    host_seconds: Seconds
+    up_seconds: Seconds
+    between_seconds: Seconds
+
+
+class _Driver(BaseModel):
+    name: Text
+    step_seconds: Seconds | None
+    step_rows: Annotated[list[_LedgerRow], Field(max_length=MOST["signatures"])]
+    on_device: Annotated[dict[Text, Count], Field(max_length=MOST["signatures"])]
+    on_host: Annotated[list[_LedgerRow], Field(max_length=MOST["signatures"])]
+
+
 class _About(BaseModel):
     """The entries of `Trace.about` that bringup reads; there may be others."""
 
@@ -205,6 +233,7 @@ class _About(BaseModel):
     ranks: Annotated[int, Field(strict=True, ge=1, lt=2**31)] = 1
     rank: Count = 0
     placement: _Placement | None = None
+    driver: _Driver | None = None
 
 
 class _Description(BaseModel):

@@ -33,7 +33,7 @@ from pathlib import Path
 from bringup.errors import BringupError
 from bringup.files import OURS, current_directory, read_bytes
 
-OUTPUTS = ("trace.npz", "summary.json", "timeline.json", "report.html")
+OUTPUTS = ("trace.npz", "summary.json", "timeline.pftrace.gz", "report.html")
 ADDED = ("compare.html",)  # `bringup compare` adds it to a report later
 PLANS = ("plan.toml",)  # plans in a report's directory stay when the program runs again
 CARD = ("scorecard.json", "scorecard.html", "scorecard.svg")
@@ -43,7 +43,7 @@ PATIENCE = 10.0  # seconds to wait for another process's renames, which take mic
 _LEFT_OVER = re.compile(
     rf"\.({'|'.join(map(re.escape, (*OUTPUTS, *ADDED, *CARD)))})\.\d+|{re.escape(OURS)}[0-9a-f]{{16}}"
 )
-_RUN = re.compile(rb'(?:"run": |name="bringup-run" content=)"([0-9a-f]+)"')
+_RUN = re.compile(rb'(?:"run": "|name="bringup-run" content="|^\x1f\x8b.{8}timeline-)([0-9a-f]+)', re.DOTALL)
 
 
 # ---- before the run

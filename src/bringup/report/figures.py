@@ -27,6 +27,8 @@ MOST_POINTS = 2000
 LEAST_SHARE = 1e-3  # of the chip's time: what takes less is no part of the flame graph
 MOST_PARTS = 1000  # storages of one kind that a click lists
 MOST_SIGNATURES = 400
+MOST_MODULES = 10  # groups of modules in the chart of memory; more are hard to tell apart
+OUTSIDE_MODULES = "tensors outside modules"
 
 
 def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
@@ -75,7 +77,7 @@ def timeline(replayed: Timeline) -> tuple[Figure | None, str]:
     shown = "whole recording" if replayed.steps.by == "whole" else "typical step"
     note = f"The {shown}: {len(rows):,} launches and copies."
     if merged > 0:
-        note += f" {merged:,} are merged with a neighbour; timeline.json has all of them."
+        note += f" {merged:,} are merged with a neighbour; timeline.pftrace.gz has all of them."
     if hidden > 0:
         note += f" The chart leaves out {hidden:,} lanes with fewer of them."
     height = 80 + 40 * len(names)
@@ -273,64 +275,134 @@ def memory(replayed: Timeline, summary: Summary) -> Figure | None:
 
     The capacity is drawn if it is near.
     """
-    trace = replayed.trace
-    _, held = memory_over_time(trace)
-    if not len(held) or not held.any():
+    drawn = _Memory.of_replay(replayed)
+    if drawn is None:
         return None
-    device = int(trace.columns["device"][int(np.argmax(held))])
-    rows = np.flatnonzero(np.isin(trace.columns["kind"], (ALLOC, FREE)) & (trace.columns["device"] == device))
-    if not len(rows):
-        return None
-    handed_out = storages(trace, device)
-    by_kind = _held_by_kind(handed_out, rows)
-    rest = held[rows] - sum(by_kind.values())  # held before the recording, and not freed yet
-    if rest.any():
-        by_kind[OWNERS[BEFORE]] = rest
-    points = np.arange(len(rows))
-    if len(points) > MOST_POINTS:  # the largest of every piece, so that no peak is lost
-        points = np.asarray([piece[np.argmax(held[rows[piece]])] for piece in np.array_split(points, MOST_POINTS)])
-    times = replayed.issued[rows]
-    x = [round(float(value) * 1e3, 6) for value in times[points]]
-    series = []
-    for kind in (kind for kind in palette.MEMORY if kind in by_kind):
-        y = [round(float(value) / 2**20, 4) for value in by_kind[kind][points]]
-        hover = f"{kind}: {{y}} MiB at {{x}} ms"
-        parts = _largest(replayed, handed_out, kind, float(times[-1]))
-        series.append(Series(kind, "stack", palette.MEMORY[kind], x, y, hover=hover, parts=parts))
+    kinds = drawn.handed_out.kind
+    groups = {OWNERS[code]: kinds == code for code in np.unique(kinds).tolist()}
+    series = drawn.stacks(groups, palette.MEMORY, list(palette.MEMORY))
     if summary.peak_bytes * 4 > summary.capacity_bytes:
         capacity = summary.capacity_bytes / 2**20
-        ends, colour = [x[0], x[-1]], palette.PAGE["fallback"]
+        ends, colour = [series[0].x[0], series[0].x[-1]], palette.PAGE["fallback"]
         series.append(Series("capacity", "line", colour, ends, [capacity] * 2, hover="capacity: {y} MiB", dashed=True))
     return Figure(Axis("milliseconds, when the host issued it"), Axis("MiB"), series)
 
 
-def _held_by_kind(handed_out: Storages, rows: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
-    """Return the bytes that storages of each kind hold after each of these rows."""
-    by_kind = {}
-    for code in np.unique(handed_out.kind).tolist():
-        of_kind = handed_out.kind == code
-        change = np.zeros(len(rows) + 1, dtype=np.int64)
-        np.add.at(change, np.searchsorted(rows, handed_out.allocated[of_kind]), handed_out.bytes[of_kind])
-        np.subtract.at(change, np.searchsorted(rows, handed_out.freed[of_kind]), handed_out.bytes[of_kind])
-        by_kind[OWNERS[code]] = np.cumsum(change[:-1])
-    return by_kind
-
-
-def _largest(replayed: Timeline, handed_out: Storages, kind: str, last: float) -> Parts:
-    """Return the storages of a kind with the most bytes times seconds, and the lines that allocated them."""
-    trace = replayed.trace
-    members = np.flatnonzero(handed_out.kind == OWNERS.index(kind))
-    until = np.append(replayed.issued, last + 1e-3)[handed_out.freed[members]]
-    since = replayed.issued[handed_out.allocated[members]]
-    weight = handed_out.bytes[members] * (until - since)
-    picked = np.sort(np.argsort(-weight, kind="stable")[:MOST_PARTS])
-    lines = trace.columns["line"][handed_out.allocated[members[picked]]].tolist()
-    return Parts(
-        x=[round(float(value) * 1e3, 6) for value in since[picked]],
-        width=[round(float(value) * 1e3, 6) for value in (until - since)[picked]],
-        y=[round(float(value) / 2**20, 4) for value in handed_out.bytes[members[picked]]],
-        text=[trace.lines[line] if line >= 0 else "no Python line" for line in lines],
+def memory_by_module(replayed: Timeline) -> Figure | None:
+    """Draw the same bytes, stacked by the module that owns or allocated them; None without modules."""
+    drawn = _Memory.of_replay(replayed)
+    if drawn is None or (drawn.handed_out.module < 0).all():
+        return None
+    handed_out, names = drawn.handed_out, replayed.trace.modules
+    weight = np.bincount(handed_out.module + 1, handed_out.bytes * drawn.seconds(), len(names) + 1)[1:]
+    group = np.asarray([*_grouped(names, weight), OUTSIDE_MODULES])[handed_out.module]
+    groups = {str(name): group == name for name in np.unique(group)}
+    order = sorted(
+        groups, key=lambda name: (name == OUTSIDE_MODULES, -float(handed_out.bytes[groups[name]].sum()), name)
     )
+    colours = {name: palette.series(number) for number, name in enumerate(order)}
+    colours |= {name: palette.MEMORY[name] for name in (OWNERS[BEFORE], OUTSIDE_MODULES)}
+    series = drawn.stacks(groups, colours, [OWNERS[BEFORE], *order])
+    return Figure(Axis("milliseconds, when the host issued it"), Axis("MiB"), series)
+
+
+def _grouped(names: Sequence[str], weight: npt.NDArray[Any]) -> list[str]:
+    """Return the group of every module: the heaviest groups are divided further, while there are few."""
+    paths = [tuple(name.split(".")) for name in names]
+    groups: dict[tuple[str, ...], list[int]] = {(): list(range(len(names)))}
+    whole: set[tuple[str, ...]] = set()  # groups that stay as they are
+    while parts := [path for path in groups if path not in whole]:
+        path = max(parts, key=lambda path: (float(weight[groups[path]].sum()), path))
+        inner: dict[tuple[str, ...], list[int]] = {}
+        for module in groups[path]:
+            inner.setdefault(paths[module][: len(path) + 1], []).append(module)
+        if len(groups) - 1 + len(inner) > MOST_MODULES or list(inner) == [path]:
+            whole.add(path)
+        else:
+            del groups[path]
+            groups |= inner
+    group = {module: ".".join(path) or "all modules" for path, modules in groups.items() for module in modules}
+    return [group[module] for module in range(len(names))]
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """The storages of the fullest device over time.
+
+    Attributes:
+        held: bytes after each of the rows, in which storages are allocated and freed.
+        points: the rows that are drawn, as places in `rows`.
+    """
+
+    replayed: Timeline
+    handed_out: Storages
+    rows: npt.NDArray[Any]
+    held: npt.NDArray[Any]
+    points: npt.NDArray[Any]
+
+    @staticmethod
+    def of_replay(replayed: Timeline) -> _Memory | None:
+        """Return them, None if nothing was allocated."""
+        trace = replayed.trace
+        _, held = memory_over_time(trace)
+        if not len(held) or not held.any():
+            return None
+        device = int(trace.columns["device"][int(np.argmax(held))])
+        rows = np.flatnonzero(np.isin(trace.columns["kind"], (ALLOC, FREE)) & (trace.columns["device"] == device))
+        if not len(rows):
+            return None
+        points = np.arange(len(rows))
+        if len(points) > MOST_POINTS:  # the largest of every piece, so that no peak is lost
+            points = np.asarray([piece[np.argmax(held[rows[piece]])] for piece in np.array_split(points, MOST_POINTS)])
+        return _Memory(replayed, storages(trace, device), rows, held[rows], points)
+
+    def seconds(self) -> npt.NDArray[Any]:
+        """Return how long each storage lives; those that are never freed live to the end."""
+        issued = self.replayed.issued
+        last = float(issued[self.rows[-1]])
+        since = issued[self.handed_out.allocated]
+        seconds: npt.NDArray[Any] = np.append(issued, last + 1e-3)[self.handed_out.freed] - since
+        return seconds
+
+    def stacks(
+        self, groups: dict[str, npt.NDArray[Any]], colours: dict[str, str], order: Sequence[str]
+    ) -> list[Series]:
+        """Return a stack for each group of storages; what was held before the recording is one, too."""
+        over_time = {name: self._over_time(members) for name, members in groups.items()}
+        rest = self.held - sum(over_time.values())  # held before the recording, and not freed yet
+        if rest.any():
+            over_time[OWNERS[BEFORE]] = rest
+        x = [round(float(value) * 1e3, 6) for value in self.replayed.issued[self.rows[self.points]]]
+        series = []
+        for name in (name for name in order if name in over_time):
+            y = [round(float(value) / 2**20, 4) for value in over_time[name][self.points]]
+            parts = self._largest(groups.get(name, np.zeros(len(self.handed_out.bytes), bool)))
+            hover = f"{name}: {{y}} MiB at {{x}} ms"
+            series.append(Series(name, "stack", colours[name], x, y, hover=hover, parts=parts))
+        return series
+
+    def _over_time(self, members: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Return the bytes that some storages hold after each of the rows."""
+        change = np.zeros(len(self.rows) + 1, dtype=np.int64)
+        for moments, sign in ((self.handed_out.allocated, 1), (self.handed_out.freed, -1)):
+            np.add.at(change, np.searchsorted(self.rows, moments[members]), sign * self.handed_out.bytes[members])
+        return np.cumsum(change[:-1])
+
+    def _largest(self, members: npt.NDArray[Any]) -> Parts:
+        """Return the storages of a group with the most bytes times seconds, and the lines that allocated them."""
+        trace = self.replayed.trace
+        chosen = np.flatnonzero(members)
+        lived = self.seconds()[chosen]
+        weight = self.handed_out.bytes[chosen] * lived
+        picked = np.sort(np.argsort(-weight, kind="stable")[:MOST_PARTS])
+        allocated = self.handed_out.allocated[chosen[picked]]
+        lines = trace.columns["line"][allocated].tolist()
+        return Parts(
+            x=[round(float(value) * 1e3, 6) for value in self.replayed.issued[allocated]],
+            width=[round(float(value) * 1e3, 6) for value in lived[picked]],
+            y=[round(float(value) / 2**20, 4) for value in self.handed_out.bytes[chosen[picked]]],
+            text=[trace.lines[line] if line >= 0 else "no Python line" for line in lines],
+        )
 
 
 def roofline(replayed: Timeline) -> Figure:

@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from bringup.analyse.compare import Row
 from bringup.analyse.holders import allocations_at_peak
+from bringup.analyse.on_driver import measured_step
 from bringup.analyse.source_lines import source_lines
 from bringup.analyse.summarize import by_group
 from bringup.analyse.summary import Summary
@@ -101,7 +102,7 @@ def render(template: str, *, title: str, charts: Mapping[str, Figure | None] | N
         values: for the template.
     """
     colours = palette.PAGE | {f"dark_{name}": colour for name, colour in palette.DARK.items()}
-    css = Template((FOLDER / "page.css").read_text(encoding="utf-8")).substitute(colours)
+    css = Markup(Template((FOLDER / "page.css").read_text(encoding="utf-8")).substitute(colours))
     scripts = [_own("page.js")]
     drawn = {name: Markup(figure.as_json()) for name, figure in (charts or {}).items() if figure is not None}
     if drawn:
@@ -113,7 +114,7 @@ def render(template: str, *, title: str, charts: Mapping[str, Figure | None] | N
         .get_template(template)
         .render(
             title=title,
-            css=Markup(css),
+            css=css,
             scripts=scripts,
             hashes=Markup(" ".join(map(_hash, scripts))),
             charts=drawn,
@@ -130,6 +131,7 @@ def page(timeline: Timeline, summary: Summary) -> str:
         "timeline": shown,
         "flame": figures.flame(timeline),
         "memory": figures.memory(timeline, summary),
+        "memory_by_module": figures.memory_by_module(timeline),
         "roofline": figures.roofline(timeline),
     }
     return render(
@@ -147,6 +149,8 @@ def page(timeline: Timeline, summary: Summary) -> str:
         steps=[line.text.strip() for line in (*step_lines(summary), *compilation_lines(summary))],
         parts=_parts(summary),
         groups=_groups(timeline),
+        measured=measured_step(timeline),
+        most_rows=MOST_ROWS,
         files=files[:MOST_FILES],
         longest=max((max(x.chip_seconds, x.host_seconds) for _, listed in files for x in listed), default=0.0) or 1.0,
         owners=allocations_at_peak(timeline.trace, summary.memory.at)[:MOST_OWNERS],

@@ -34,7 +34,7 @@ def write(prediction: Prediction, target: Path, *, progress: bool = False) -> No
     work: dict[str, Callable[[Path], None]] = {
         "trace.npz": trace.save,
         "summary.json": lambda path: write_text(path, summary_json.as_json(summary) + "\n"),
-        "timeline.json": lambda path: perfetto.write(path, timeline, run),
+        "timeline.pftrace.gz": lambda path: perfetto.write(path, timeline, run),
         "report.html": lambda path: write_text(path, html.page(timeline, summary)),
     }
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:

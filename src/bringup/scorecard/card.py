@@ -59,13 +59,14 @@ class Target:
 
 
 def run(
-    items: list[Item], target: Target, *, jobs: int, matrix: bool, report: Callable[[dict[str, Any]], None]
+    items: list[Item], target: Target, *, listed: int, jobs: int, matrix: bool, report: Callable[[dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Run items, each in a process with a time limit, so that a crash or a hang is only this item's verdict.
 
     Args:
         items: the items to run.
         target: the device to check.
+        listed: number of all items, of which these may be some.
         jobs: number of processes at the same time.
         matrix: True also tries every operator by dtype.
         report: called with every line of the scorecard when it is ready.
@@ -87,6 +88,7 @@ def run(
         "device": target.device,
         "chip": target.chip,
         "items": lines,
+        "listed": listed,
         "ops": ops if isinstance(ops, dict) else {"error": ops},
     }
 
@@ -126,6 +128,12 @@ def share(card: dict[str, Any], level: str | None = None) -> float | None:
     """Return the passed share of the items that apply, partial ones by their score; None if no item applies."""
     scores = [entry["score"] for entry in card["items"] if entry["verdict"] != "na" and level in (None, entry["level"])]
     return sum(scores) / len(scores) if scores else None
+
+
+def part(card: dict[str, Any]) -> str:
+    """Return how many of all items ran; nothing if all did."""
+    number = len(card["items"])
+    return "" if number == card["listed"] else f"{number} of {card['listed']} items"
 
 
 def load(file: str) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def page(card: dict[str, Any], items: dict[str, Any], old: dict[str, Any] | None
         card=card,
         name=name,
         badge=Markup(badge(card)),
+        part=cards.part(card),
         about={key: entry.about for key, entry in items.items()},
         levels=[(level, text, cards.share(card, level), cards.totals(card)[level]) for level, text in LEVELS.items()],
         changes=cards.changes(old, card) if old else [],
@@ -33,5 +34,7 @@ def badge(card: dict[str, Any]) -> str:
     """Draw the passed share as an SVG."""
     score = cards.share(card)
     text = "no item applies" if score is None else f"{int(100 * score)} %"
+    if part := cards.part(card):
+        text += f", {part}"
     colour = palette.verdict(score)
     return templates().get_template("badge.svg").render(name=card["chip"] or card["device"], text=text, colour=colour)

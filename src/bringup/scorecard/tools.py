@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -52,17 +51,17 @@ def per_operator(device: torch.device) -> str:
     "E2",
     "T",
     "one timeline of host, link and engines",
-    hint="replay the launches with predicted times, and write the Chrome trace format",
+    hint="replay the launches with predicted times, and write them as a Perfetto trace",
 )
 def timeline(device: torch.device) -> str:
     """The timeline has ordered rows for the host, the link and the chip, and can be opened in Perfetto."""
     prediction = recording(device)
-    data = json.loads(perfetto.text(prediction.timeline))
-    names = json.dumps([row for row in data["traceEvents"] if row.get("ph") == "M"])
-    require(all(word in names for word in ("host", "chip")), "the timeline lacks the host or the chip")
+    names = perfetto.trace(prediction.timeline).names
+    for word in ("host", "chip:", "stream", "link"):
+        require(any(name.startswith(word) for name in names), f"the timeline has no track of the {word.rstrip(':')}")
     line = prediction.timeline
     require(bool((line.end >= line.start).all()), "a row ends before it starts")
-    return f"{len(data['traceEvents'])} rows for Perfetto"
+    return f"{len(names)} tracks for Perfetto"
 
 
 @item(

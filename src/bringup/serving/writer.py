@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ import numpy.typing as npt
 
 from bringup.errors import BringupError
 from bringup.files import write_text
-from bringup.report import directory, html, palette
+from bringup.report import directory, html, palette, pftrace
 from bringup.report.chart import Axis, Figure, Series
 from bringup.serving.outcome import Outcome
 from bringup.serving.steps import COLUMNS
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
     from bringup.serving.serve import Simulation
 
 Array = npt.NDArray[Any]
-FILES = ("report.html", "timeline.json", "requests.parquet", "summary.json", "steps.csv")
+FILES = ("report.html", "timeline.pftrace.gz", "requests.parquet", "summary.json", "steps.csv")
 MOST_POINTS = 2000
 MOST_TRACKS = 20_000  # requests in the timeline; chosen: the viewer opens them without trouble
 PREFILL, REQUESTS, CONTEXTS = (0, 256, 512, 1024, 2048), (0, 1, 8, 32, 64, 128, 256), (0, 256, 1024, 4096)
@@ -47,7 +46,7 @@ def write(simulation: Simulation, outcome: Outcome, out: str, name: str) -> None
     """Write all files, together or not at all."""
     work = {
         "report.html": lambda path: write_text(path, page(outcome, name)),
-        "timeline.json": lambda path: write_text(path, timeline(outcome)),
+        "timeline.pftrace.gz": lambda path: pftrace.write(path, timeline(outcome).packets()),
         "requests.parquet": lambda path: parquet(outcome, path),
         "summary.json": lambda path: write_text(path, json.dumps(outcome.as_dict(), sort_keys=True) + "\n"),
     }
@@ -77,29 +76,22 @@ def steps(simulation: Simulation, path: Path) -> None:
                         writer.writerow([prefill, requests, requests * context, f"{seconds:.6g}"])
 
 
-def timeline(outcome: Outcome) -> str:
-    """Write a track per request in the Chrome trace format, for ui.perfetto.dev."""
-    return f'{{"displayTimeUnit": "ms", "traceEvents": [{", ".join(_events(outcome))}]}}'
-
-
-def _events(outcome: Outcome) -> Iterator[str]:
-    for engine in sorted({request.engine for request in outcome.requests}):
-        args = {"name": f"engine {max(engine, 0)}"}
-        yield json.dumps({"ph": "M", "name": "process_name", "pid": max(engine, 0), "args": args})
+def timeline(outcome: Outcome) -> pftrace.Writer:
+    """Return a trace for ui.perfetto.dev with a track per request."""
+    writer = pftrace.Writer()
+    engines = sorted({max(request.engine, 0) for request in outcome.requests})
+    processes = {engine: writer.process(f"engine {engine}") for engine in engines}
     for request in outcome.requests[:MOST_TRACKS]:
-        process, track = max(request.engine, 0), request.number
-        args = {"name": f"request {request.number}"}
-        yield json.dumps({"ph": "M", "name": "thread_name", "pid": process, "tid": track, "args": args})
-        parts = [("waits", request.arrival, request.begun)]
+        track = writer.track(processes[max(request.engine, 0)], f"request {request.number}")
+        moments = [request.arrival, request.begun, request.last]
+        names = ["waits", "runs"]
         if outcome.kv_blocks:
-            parts += [("prefill", request.begun, request.first), ("decode", request.first, request.last)]
-        else:
-            parts += [("runs", request.begun, request.last)]
+            moments.insert(2, request.first)
+            names[1:] = ["prefill", "decode"]
         about = {"prompt": request.prompt, "output": request.output, "preemptions": request.preemptions}
-        for name, start, end in parts:
-            begin, until = round(start * 1e6, 3), round(end * 1e6, 3)
-            span = {"ph": "X", "name": name, "pid": process, "tid": track, "ts": begin, "dur": round(until - begin, 3)}
-            yield json.dumps({**span, "args": about})
+        times = np.repeat(moments, 2)[1:-1]  # each part ends where the next one begins
+        writer.slices(track, times, np.arange(len(names)), [(name, about) for name in names])
+    return writer
 
 
 # ---- the page

@@ -44,12 +44,22 @@ if TYPE_CHECKING:
 
 
 class ChipClock:
-    """A replay that follows a recording. Each query first replays the rows recorded since the query before."""
+    """A replay that follows a recording. Each query first replays the rows recorded since the query before.
 
-    def __init__(self, chip: Chip, host: Host, host_clock: timeline.HostClock = "modelled") -> None:
+    Args:
+        chip: the device.
+        host: the host.
+        host_clock: ``modelled`` or ``measured``.
+        settles: if False, queries add nothing to the recording, and leave out the newest views.
+    """
+
+    def __init__(
+        self, chip: Chip, host: Host, host_clock: timeline.HostClock = "modelled", *, settles: bool = True
+    ) -> None:
         self.chip = chip
         self.host = host
         self.host_clock = host_clock
+        self.settles = settles
         self.rows = 0
         self.data: list[dict[str, Any]] = []
         self.signatures: list[Signature] = []
@@ -67,9 +77,9 @@ class ChipClock:
         ops = torch.ops.bringup
         if self.replay is None:
             self.replay = timeline.open_replay(self.chip)
-        if ops.recorded_rows() == self.rows:
+        if (ops.recorded_rows() if self.settles else ops.row_count()) == self.rows:
             return self.replay
-        *values, _, _ = (column.numpy() for column in ops.recorded_columns(self.rows))
+        *values, _, _ = (column.numpy() for column in ops.recorded_columns(self.rows, self.settles))
         columns = dict(zip(COLUMNS, values, strict=True))
         new = ops.recorded_signatures(len(self.signatures))
         texts = [read_signature(text) for text in new]

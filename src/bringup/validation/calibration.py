@@ -42,6 +42,8 @@ PASSES = 5  # over the suite; the median of the passes is used
 LONGEST = 100.0  # seconds after which no further pass begins; a device's graphs repeat within some percent
 CALLS = 50  # in a graph, so that starting it takes no notable part
 PARAMETER_BYTES = 128 << 20  # larger than the caches of most machines
+# Their weights are read from memory, as a model reads its own: they are priced as in a program, and not as if warm.
+FROM_MEMORY = ("linear", "convolution")
 # Shares of the bandwidth that are tried for families whose kernels reorder their operands.
 SHARES = tuple(0.02 * 1.35**i for i in range(14))
 # A family or operator with fewer measurements than this gets no efficiency.
@@ -255,7 +257,14 @@ def measure(
                             raise BringupError(f"{row.op} of {row.dims} failed: {error}") from None
                 progress()
     return [
-        replace(row, chip=chip, seconds=statistics.median(values), source="this machine", warm=True, graph=in_graph)
+        replace(
+            row,
+            chip=chip,
+            seconds=statistics.median(values),
+            source="this machine",
+            warm=row.op not in FROM_MEMORY,
+            graph=in_graph,
+        )
         for (row, in_graph), values in seconds.items()
     ]
 

@@ -1,0 +1,68 @@
+"""The terminal's last line while a program runs."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+from tests.conftest import without_bringup
+
+PROGRAM = """
+import time, torch
+model = torch.nn.Linear(64, 64).to("chip")
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+for step in range(50):
+    optimizer.zero_grad()
+    model(torch.randn(8, 64).to("chip")).square().mean().backward()
+    optimizer.step()
+    time.sleep(0.06)
+print("the program's own line")
+"""
+RUN = [sys.executable, "-m", "bringup", "run", "--chip", "t4", "--live", "train.py"]
+
+
+def in_a_terminal(folder: Path) -> str:
+    """What the program and the line write to a terminal of 100 columns and 30 rows."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    process = subprocess.Popen(RUN, cwd=folder, env=without_bringup(), stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    while True:
+        try:
+            piece = os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not piece:
+            break
+        shown += piece
+    os.close(ours)
+    assert process.wait() == 0, shown.decode()
+    return shown.decode()
+
+
+def test_line_has_steps_memory_and_fallbacks_and_changes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM, encoding="utf-8")
+    shown = in_a_terminal(tmp_path)
+    line = r"t4: step \d+, [\d.]+ us each, memory [\d.]+ MiB, [\d.]+ MiB at the peak, no fallbacks"
+    assert re.search(rf"\x1b7\x1b\[30;1H\x1b\[K\x1b\[2m{line}\x1b\[0m\x1b8", shown), shown
+    assert "\x1b[1;29r" in shown and shown.rindex("\x1b[r") > shown.rindex("at the peak, no fallbacks")
+    assert shown.index("the program's own line") < shown.rindex("\x1b[r") < shown.index("report: ")
+    live = json.loads((tmp_path / "bringup-train" / "summary.json").read_text())
+    done = subprocess.run(RUN, cwd=tmp_path, env=without_bringup(), capture_output=True, text=True)
+    assert done.returncode == 0 and "\x1b" not in done.stdout + done.stderr  # quiet in pipes
+    assert done.stderr == ""
+    assert json.loads((tmp_path / "bringup-train" / "summary.json").read_text())["run"] == live["run"]
+
+
+def test_line_and_the_programs_clocks_exclude_each_other(tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text("", encoding="utf-8")
+    command = [*RUN[:-1], "--chip-time", "train.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=without_bringup(), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("bringup: --live reads the recording beside the program")
