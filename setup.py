@@ -28,7 +28,7 @@ class BuildPython(build_py):
         try:
             if refusal := TORCH.refusal():
                 raise core_build.BuildError(refusal)
-            for library in (core_build.core_library(TORCH), core_build.replay_library()):
+            for library in (core_build.core_library(TORCH), core_build.replay_library(), core_build.jax_library()):
                 if not (package / library.file).exists():  # of an editable installation
                     core_build.compile_library(library, package)
                     core_build.remove_others(library, package)

@@ -37,6 +37,7 @@
 #include "torch/ops.cpp"
 #include "torch/fused.cpp"
 #include "torch/layouts.cpp"
+#include "torch/random_bits.cpp"
 #include "torch/torch.cpp"
 #include "torch/autocast.cpp"
 #include "torch/autograd_threads.cpp"

@@ -5,14 +5,15 @@ TORCH := $(shell $(PYTHON) -c 'import importlib.util as u; print(u.find_spec("to
 FILE := PYTHONPATH=src $(PYTHON) -c 'import sys; from bringup.core_build import *; print(eval(sys.argv[1]).file)'
 CORE := src/bringup/$(shell $(FILE) 'core_library(find_torch())')
 REPLAY := src/bringup/$(shell $(FILE) 'replay_library()')
-APART := csrc/record/timeline.cpp $(filter-out csrc/drivers/virtual.cpp,$(wildcard csrc/drivers/*.cpp))
+JAX := src/bringup/$(shell $(FILE) 'jax_library()')
+APART := csrc/record/timeline.cpp csrc/jax/plugin.cpp $(filter-out csrc/drivers/virtual.cpp,$(wildcard csrc/drivers/*.cpp))
 OBJECTS := $(patsubst csrc/%.cpp,$(BUILD)/%.o,$(filter-out $(APART),$(wildcard csrc/*/*.cpp)))
 PRECOMPILED := $(BUILD)/precompiled.h.gch
 COMPILE := $(CXX) @csrc/flags -fPIC -MMD -MP -isystem $(TORCH)/include -isystem $(TORCH)/include/kineto
 .DELETE_ON_ERROR:
 .PHONY: all
 
-all: $(CORE) $(REPLAY)
+all: $(CORE) $(REPLAY) $(JAX)
 
 # The new core is linked under another name and then moved, since processes may be using the old one.
 $(CORE): $(OBJECTS)
@@ -26,6 +27,13 @@ $(REPLAY): csrc/record/timeline.cpp csrc/record/rows.h csrc/record/rows.inc csrc
 	$(CXX) @csrc/flags -fPIC -shared $< @csrc/link_flags -o $(BUILD)/replay.so
 	rm -f src/bringup/_replay.*
 	mv $(BUILD)/replay.so $@
+
+# So is the plug-in of JAX.
+$(JAX): csrc/jax/plugin.cpp csrc/jax/xla/pjrt_c_api.h csrc/flags csrc/core.mk
+	@mkdir -p $(BUILD)
+	$(CXX) @csrc/flags -DNDEBUG -fPIC -shared $< @csrc/link_flags -o $(BUILD)/jax.so
+	rm -f src/bringup/_jax.*
+	mv $(BUILD)/jax.so $@
 
 $(BUILD)/%.o: csrc/%.cpp $(PRECOMPILED) csrc/flags csrc/core.mk $(TORCH)/version.py
 	@mkdir -p $(@D)

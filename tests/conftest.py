@@ -11,6 +11,7 @@ import pytest
 
 os.environ.setdefault("BRINGUP_DEVICES", "2")
 os.environ.setdefault("BRINGUP_CHIP", "edge8")  # the default; beside a real accelerator, a chip has to be asked for
+os.environ.setdefault("JAX_PLATFORMS", "cpu,chip")  # JAX's own results are those of its CPU
 ROOT = Path(__file__).parent.parent
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background jobs have it: programs would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -45,7 +46,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def without_bringup() -> dict[str, str]:
     """The environment of a process that is to choose for itself. Beside a real accelerator it asks for a chip."""
     kept = {"BRINGUP_CHIP"} if torch.cuda.is_available() or torch.xpu.is_available() else set()
-    return {key: value for key, value in os.environ.items() if not key.startswith("BRINGUP_") or key in kept}
+    choices = ("BRINGUP_", "JAX_PLATFORMS")
+    return {key: value for key, value in os.environ.items() if not key.startswith(choices) or key in kept}
 
 
 @pytest.fixture(autouse=True)

@@ -205,7 +205,7 @@ def test_a_wheel_holds_one_core_the_sources_and_no_claim_on_torch(checkout: Path
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         metadata = next(archive.read(name).decode() for name in names if name.endswith("METADATA"))
-    libraries = [core_build.core_library(torch), core_build.replay_library()]
+    libraries = [core_build.core_library(torch), core_build.jax_library(), core_build.replay_library()]
     assert sorted(name for name in names if name.endswith(".so")) == [f"bringup/{each.file}" for each in libraries]
     sources = {f"bringup/csrc/{name}" for name in ("driver.h", "flags", "drivers/array.sv", "drivers/rtl.cpp")}
     assert {*sources, "bringup/machine/chips/t4.toml"} <= set(names)

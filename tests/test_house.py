@@ -30,6 +30,7 @@ OTHER_TESTS = {
     "frontends/test_onnx_cases.py": "the test cases of the package onnx",
     "frontends/test_onnx_files.py": "model files that are malformed or hostile",
     "frontends/test_jax.py": "programs of JAX on the chip: numbers, lines, predictions",
+    "frontends/test_jax_platform.py": "scripts of JAX, which compile and run on the chip themselves",
     "frontends/test_stablehlo.py": "StableHLO's operators, compared with jaxlib's CPU",
     "machine/test_capacity.py": "the memory that chip files offer, as torch reports it on hardware",
     "placement/test_programs.py": "whole programs: the exact optimum, wrong prices, plans in force",
@@ -97,7 +98,7 @@ def test_developers_build_writes_what_is_loaded() -> None:
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     torch = core_build.find_torch()
     assert torch is not None
-    for library in (core_build.core_library(torch), core_build.replay_library()):
+    for library in (core_build.core_library(torch), core_build.replay_library(), core_build.jax_library()):
         assert f" src/bringup/{library.file}\n" in printed
     drivers = {f"csrc/drivers/{path.name}" for path in (ROOT / "csrc" / "drivers").glob("*.cpp")}
     assert {driver for driver in drivers if driver in printed} == {"csrc/drivers/virtual.cpp"}  # others are libraries

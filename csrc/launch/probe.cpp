@@ -79,6 +79,11 @@ void lay_out(TensorMeta& meta, c10::IntArrayRef like) {
   meta.nbytes = at::detail::computeStorageNbytes(meta.sizes, meta.strides, c10::elementSize(meta.dtype));
 }
 
+// True if an argument is a list of sizes; lists of dimensions are never cut.
+bool has_sizes(const Op& op, size_t argument, const IValue& value) {
+  return value.isIntList() && op.handle.schema().arguments()[argument].name().rfind("dim", 0) != 0;
+}
+
 // Cuts large sizes to 8, 12, 16, ... Equal sizes stay equal, and unequal ones stay unequal and in their order. If a call has very
 // many different sizes, all become one size.
 class Cut {
@@ -86,7 +91,7 @@ class Cut {
   Cut(const Signature& signature, const IValue* arguments) {
     for (const TensorMeta& meta : signature.inputs) add(meta.sizes);
     for (size_t i = 0; i < signature.op->args.size(); ++i)
-      if (arguments[i].isIntList()) add(arguments[i].toIntVector());
+      if (has_sizes(*signature.op, i, arguments[i])) add(arguments[i].toIntVector());
     std::sort(large_.begin(), large_.end());
     large_.erase(std::unique(large_.begin(), large_.end()), large_.end());
   }
@@ -222,11 +227,11 @@ Try attempt(const Signature& signature, const Results& results, const Slots& slo
     Stack stack =
         rebuild(*signature.op, arguments, c10::kCPU, &generator, [&](int slot) { return outcome.inputs[size_t(slot)]; });
     if (!manner.whole)
-      for (IValue& argument : stack) {
-        if (!argument.isIntList()) continue;
-        std::vector<int64_t> sizes = argument.toIntVector();
+      for (size_t i = 0; i < stack.size(); ++i) {
+        if (!has_sizes(*signature.op, i, stack[i])) continue;
+        std::vector<int64_t> sizes = stack[i].toIntVector();
         for (int64_t& size : sizes) size = cut(size);
-        argument = std::move(sizes);
+        stack[i] = std::move(sizes);
       }
     signature.op->handle.redispatchBoxed(DispatchKeySet(DispatchKey::CPU), &stack);
     outcome.results = std::move(stack);
@@ -345,7 +350,7 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
     else if (value.isInt())  // may be a dimension, or the k of topk
       add(uint64_t(value.toInt()) << 8 | 7);
     else if (value.isIntList())
-      for (int64_t item : value.toIntVector()) add(uint64_t(cut(item)));
+      for (int64_t item : value.toIntVector()) add(uint64_t(has_sizes(*signature.op, i, value) ? cut(item) : item));
     else if (value.isList())
       add(value.toListRef().size() << 8 | 5);
     else

@@ -440,6 +440,9 @@ void skip_host_time() {
   thread_clock.elapsed();
 }
 
+// The compiled program that the thread executes: its launches are one call of the host, as those of a graph. 0: none.
+static thread_local int64_t program_under_way = 0;
+
 void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results) {
   if (C10_UNLIKELY(Unrecorded::on())) return;
   Recording& state = recording_state();
@@ -447,7 +450,7 @@ void record_launch(const LaunchRow& launch, uint8_t flags, const Stack* results)
   if (C10_UNLIKELY(has_plan())) add_copies(state, launch.stream, launch.line, touched_by(launch), launch.replay == kPlacedOnHost);
   TraceRow row = new_row(state, RowKind::Launch, &launch.stream, launch.line, flags);
   row.signature = intern_signature(state, launch, results);
-  row.object = launch.replay;
+  row.object = launch.replay ? launch.replay : program_under_way;
   row.bytes = node_of_launch(launch.line, launch.in_graph);
   const auto& written = launch.signature.storage_written;
   for (size_t i = 0; i < launch.storages.size(); ++i) add_use(state, launch.storages[i].address, written[i]);
@@ -811,6 +814,8 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
          int64_t replay) { record_compiled(signature, read, written, line, module, backward, node, replay); });
   m.def("latest_node() -> int", &latest_node);
   m.def("next_replay() -> int", &next_replay);
+  // Numbers the compiled program that this thread executes, as `next_replay` does; returns the number before.
+  m.def("set_program(int number) -> int", [](int64_t number) { return std::exchange(program_under_way, number); });
   m.def("skip_host_time() -> ()", &skip_host_time);
   m.def("be_quiet(bool quiet) -> ()", [](bool quiet) { quiet ? Unrecorded::enter() : Unrecorded::leave(); });
   m.def("tf32_switches() -> str[]", [] { return names_of(tf32_switches()); });  // those that are on

@@ -115,8 +115,8 @@ def core_library(torch: Torch) -> Library:
     """Return the core for a torch, these sources and this Python."""
     replay = sources() / "record" / "timeline.cpp"
     files = [path for path in sources().rglob("*") if path.suffix in SOURCES or path.name in FLAGS]
-    drivers = set((sources() / "drivers").glob("*")) - {sources() / "drivers" / "virtual.cpp"}
-    files = sorted(set(files) - {replay} - drivers)
+    apart = {*(sources() / "drivers").glob("*"), *(sources() / "jax").rglob("*")}
+    files = sorted(set(files) - {replay} - (apart - {sources() / "drivers" / "virtual.cpp"}))
     prefix = f"_core.torch-{torch.release}."
     return Library(
         f"{prefix}{_digest(files, f'abi={torch.abi}')}{SUFFIX}",
@@ -137,6 +137,21 @@ def replay_library() -> Library:
         f"_replay.*.{sysconfig.get_platform()}.so",
         lambda target: [
             *(*compiler(), *_flags("flags"), "-fPIC", "-shared", str(source)),
+            *(*_flags("link_flags"), "-o", str(target)),
+        ],
+    )
+
+
+def jax_library() -> Library:
+    """Return the plug-in of JAX, which needs neither torch nor Python."""
+    folder = sources() / "jax"
+    files = [folder / "plugin.cpp", folder / "xla" / "pjrt_c_api.h", *(sources() / name for name in FLAGS)]
+    return Library(
+        f"_jax.{_digest(files)}.{sysconfig.get_platform()}.so",
+        "the plug-in of JAX",
+        f"_jax.*.{sysconfig.get_platform()}.so",
+        lambda target: [
+            *(*compiler(), *_flags("flags"), "-DNDEBUG", "-fPIC", "-shared", str(folder / "plugin.cpp")),
             *(*_flags("link_flags"), "-o", str(target)),
         ],
     )

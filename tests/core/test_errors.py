@@ -373,3 +373,11 @@ for _ in range(2):
 """
     done = python(program, BRINGUP_CHIP="nonsense")
     assert done.stdout.count("no chip is named 'nonsense'") == 2, done.stderr
+
+
+def test_dimensions_from_the_sixth_on_are_no_sizes() -> None:
+    x = torch.arange(8**4 * 6, dtype=torch.float32).view(8, 8, 8, 8, 2, 3)  # large enough that trials cut the sizes
+    for function in (lambda t: t.sum([4, 5]), lambda t: t.amax(5), lambda t: t.flip(5)):
+        torch.testing.assert_close(function(x.to("chip")).cpu(), function(x))
+    with pytest.raises(IndexError, match="Dimension out of range"):
+        x.to("chip").sum([4, 6])

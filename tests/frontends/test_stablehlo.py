@@ -418,6 +418,7 @@ def test_every_translation_ran() -> None:
         with with_64_bits(name):
             used |= {op.name for op in ops_of(function, arguments)}
     rare = {"if", "composite", "is_pos_inf", "is_neg_inf", "conj", "mulhi"}
+    rare |= {"callback", "threefry2x32"}  # where JAX lowers for the chip: test_jax_platform.py
     assert set(OPERATORS) - used <= {*WITHOUT_JAX, *rare}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import NO_JAX, ROOT
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -28,6 +28,12 @@ EXAMPLES: dict[str, tuple[list[str], list[str], str, dict[str, tuple[float, floa
         [],
         r"parameters on cuda:0\n(.*\n)*step 30: loss [23]\.\d+, 3\.\d+ ms per step",
         {"samples": (8, 8), "launches": (120, 150), "compiled_graphs": (0, 0), "step_seconds": (3.5e-3, 3.7e-3)},
+    ),
+    "gpt_jax.py": (
+        ["--chip-time"],
+        [],
+        r"434,816 parameters on chip\n(.*\n)*step 30: loss [23]\.\d+, \d+\.\d+ ms per step",
+        {"steps": (30, 30)},
     ),
     "gpt.py --compile": (
         ["--cuda", "--chip-time"],
@@ -77,6 +83,8 @@ def test_every_example_is_run() -> None:
 def test_example_runs_and_its_summary_is_as_expected(example: str, bringup_run: Run, tmp_path: Path) -> None:
     if example.startswith("kernel"):
         pytest.importorskip("triton", reason="needs bringup[triton]")
+    if "jax" in example:
+        pytest.importorskip("jax", reason=NO_JAX)
     options, arguments, printed, bounds = EXAMPLES[example]
     script = str(ROOT / "examples" / example.split()[0])
     if options[:1] == ["-W"]:  # without any warning, and without bringup run

@@ -415,6 +415,7 @@ class Summary:
             "period": "one per repetition of the same launches",
             "backward": "one per backward pass",
             "forward": "one per outermost module call",
+            "execution": "one per execution of the largest program",
             "program": "marked by the program",
             "whole": "recorded up to the error" if self.failed else "no steps found",
         }[self.steps_by]

@@ -104,6 +104,8 @@ def examine() -> Report:
     else:
         has_core = _library(report, "core", core_build.core_library(torch))
     _library(report, "replay", core_build.replay_library())
+    if _version("jaxlib"):
+        _library(report, "jax", core_build.jax_library())
     if torch is not None and not torch.refusal() and has_core:
         _device(report)
     _chips(report)

@@ -455,6 +455,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
         recorder.about["chip_time"] = options.chip_time
         recorder.about["framework"] = job.program.framework
         recorder.about |= _of_ranks(options)
+        os.environ.setdefault("JAX_PLATFORMS", "chip,cpu")  # JAX reads it when the program imports it
         gc.freeze()  # what is imported by now needs no collection
         with clock.shown() if options.chip_time else line or nullcontext():
             code = execute(job.program)
@@ -578,9 +579,9 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
 
 
 def _how_to_launch(options: RunOptions) -> str:
-    if "jax" in sys.modules:
-        call = "bringup.predict(jax.jit(step).lower(...), chip=...)"
-        return f"JAX's own CPU runs what JAX compiles; predict its step: {call}"
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    if "jax" in sys.modules and "chip" not in platforms.split(","):
+        return f"JAX_PLATFORMS={platforms} keeps JAX on another device: unset it"
     if options.cuda:
         return "move its model and data to the device 'cuda'"
     return (

@@ -283,6 +283,12 @@ def random(signature: Signature) -> Work:
     return replace(work, offsets=float(PHILOX * work.items) if signature.results else 0.0)
 
 
+@rule("random", "threefry2x32")
+def threefry(signature: Signature) -> Work:
+    """Price 20 rounds of 5 operations and 15 additions of keys, which make two numbers (Salmon et al., SC 2011)."""
+    return streaming(signature, "random", flops=(20 * 5 + 15) / 2)
+
+
 @rule("optimizer", "_foreach_", "_fused_")
 def lists(signature: Signature) -> Work:
     """Price a multi-tensor launch over lists, as several kernels if the tensors exceed one kernel's arguments."""

@@ -27,7 +27,8 @@ class Steps:
     Attributes:
         by: the marks of the steps: ``program`` (bringup.step), ``optimizer``, ``replay`` (replays of a captured graph),
             ``period`` (a repeated series of launches with several module calls or none), ``backward`` (backward
-            passes), ``forward`` (calls of the module that does most of the work), or ``whole`` for none.
+            passes), ``forward`` (calls of the module that does most of the work), ``execution`` (of the program of JAX
+            that does most of the work), or ``whole`` for none.
         start: the first row of the first step.
         ends: the row after the last row of each step.
         evaluations: how often an optimizer evaluates its closure in one step; 1 without closures.
@@ -42,9 +43,9 @@ class Steps:
 def find_steps(trace: Trace) -> Steps:
     """Return the steps that the program marks, else those of optimizers, or of graphs that contain optimizer steps.
 
-    Without an optimizer they are repetitions of a series of launches, else replays of graphs if most launches are
-    replayed, else backward passes, else module calls. If an error or a signal ended the program, the step that it
-    interrupted is left out.
+    In programs of JAX they are executions of one program, if it does most of the work. Without an optimizer they are
+    repetitions of a series of launches, else replays of graphs if most launches are replayed, else backward passes,
+    else module calls. If an error or a signal ended the program, the step that it interrupted is left out.
     """
     steps = _steps(trace)
     ended = not trace.about.get("failed") and not trace.about.get("stopped_by")
@@ -68,6 +69,9 @@ def _steps(trace: Trace) -> Steps:
         return _by_replays(trace, replays[trains])
     if len(optimizers):
         return _by_optimizers(trace, optimizers)
+    calls = np.flatnonzero(kind == FORWARD)
+    if trace.about.get("framework") == "jax" and (executions := _by_executions(trace, calls)) is not None:
+        return executions
     period = find_period(trace)
     if period is not None and period.calls != 1:
         return Steps("period", int(period.starts[0]), np.append(period.starts[1:], period.end))
@@ -78,7 +82,7 @@ def _steps(trace: Trace) -> Steps:
     if len(passes.firsts):
         starts = _with_data(trace, forward_starts(trace, passes))
         return Steps("backward", int(starts[0]), np.append(starts[1:], len(trace)))
-    return _by_calls(trace, np.flatnonzero(kind == FORWARD))
+    return _by_calls(trace, calls)
 
 
 def _replays(trace: Trace) -> tuple[Array, Array]:
@@ -152,6 +156,18 @@ def _by_calls(trace: Trace, calls: Array) -> Steps:
     _, _, chosen = min(zip(-weights, firsts, numbers, strict=True))
     starts = _with_data(trace, calls[modules == chosen])
     return Steps("forward", int(starts[0]), np.append(starts[1:], rows))
+
+
+def _by_executions(trace: Trace, calls: Array) -> Steps | None:
+    """Return the executions of the program of JAX that does most of the work; None if no program does half of it."""
+    numbers = trace.columns["object"][calls]
+    weights = _weights(trace, calls)
+    shares = np.bincount(numbers, weights) if len(calls) else np.zeros(1)
+    own = calls[numbers == int(shares.argmax())]
+    if len(own) < 2 or 2 * shares.max() < weights.sum():
+        return None
+    starts = _with_data(trace, own)
+    return Steps("execution", int(starts[0]), np.append(starts[1:], len(trace)))
 
 
 def _weights(trace: Trace, calls: Array) -> Array:

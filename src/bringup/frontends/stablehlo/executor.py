@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import builtins
 import math
 from collections import Counter
-from collections.abc import Callable
-from types import FunctionType
 from typing import Any
 
 import torch
 
 from bringup.errors import BringupError
+from bringup.frontends.lines import at_line
 from bringup.frontends.stablehlo import (  # noqa: F401  (their operators register themselves)
     algebra,
+    callbacks,
     collectives,
     control,
     indexing,
@@ -31,7 +30,6 @@ from bringup.text import plain, quantity, short
 
 FEW = 8  # elements that the host computes if it has all operands, such as counters of loops and random keys; chosen
 MOST_NAMED = 8  # operators without a translation that a message names
-_PYTHON = compile("call = lambda function, arguments: function(*arguments)", "stablehlo", "exec").co_consts[0]
 _HOST = torch.device("cpu")
 Values = dict[int, torch.Tensor]
 
@@ -50,18 +48,22 @@ class Program:
     """
 
     def __init__(self, module: Module, device: str | torch.device = "chip") -> None:
+        _rename(module)
         check_operators(module)
         self.module = module
         self.inputs, self.outputs = module.inputs, module.outputs
         self._place = device
         self.__name__ = module.name
-        self._lines: dict[tuple[str, str, int], Callable[..., Any]] = {}
         self._moved: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # constants of the host, on the chip
         for block in module.functions.values():
             _find_neutral(block)
 
     def __call__(self, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Run the module; return its results on the chip."""
+        return self.run(list(arguments))
+
+    def run(self, arguments: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Run the module; return its results on the chip. The list is emptied, so that inputs can be freed early."""
         if len(arguments) != len(self.inputs):
             raise StableHloError(
                 f"{self.module.name}: takes {quantity(len(self.inputs), 'input')}, got {len(arguments)}"
@@ -73,12 +75,16 @@ class Program:
         self.device = torch.device(self._place)  # only now: the name chip is refused before it is registered
         self._runs = 0
         with torch.no_grad():
-            results = self._call("main", [value.to(self.device) for value in arguments])
+            inputs = [value.to(self.device) for value in arguments]
+            arguments.clear()
+            results = self._call("main", inputs)
             return tuple(self._on_chip(value) for value in results)
 
     def _call(self, name: str, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
         block = self.module.functions[name]
-        return self._run(block, dict(zip(block.arguments, arguments, strict=True)))
+        values = dict(zip(block.arguments, arguments, strict=True))
+        arguments.clear()
+        return self._run(block, values)
 
     def _run(self, block: Block, values: Values) -> list[torch.Tensor]:
         """Run a block; `values` holds its arguments and captures, and is consumed."""
@@ -115,7 +121,7 @@ class Program:
             if op.line is None:  # the innermost frame with a line is then that of the call
                 result = operator.function(call, *arguments)
             else:
-                result = self._line(op.name, *op.line)(operator.function, (call, *arguments))
+                result = at_line(op.name, *op.line)(operator.function, (call, *arguments))
         except (torch.OutOfMemoryError, BringupError):
             raise
         except Exception as error:  # what torch refuses
@@ -133,21 +139,31 @@ class Program:
         if value.numel() == 1:
             moved = torch.full(value.shape, value.item(), dtype=value.dtype, device=self.device)
         else:
-            moved = value.to(self.device)
+            moved = value.to(self.device, non_blocking=value.numel() <= FEW)  # few bytes are staged at the call
         if hasattr(value, "is_constant"):
             self._moved[id(value)] = value, moved
         return moved
 
-    def _line(self, name: str, file: str, line: int) -> Callable[..., Any]:
-        """Return a function whose source line is an operation's."""
-        if (name, file, line) not in self._lines:
-            code = _PYTHON.replace(co_filename=file, co_name=name, co_firstlineno=max(line, 1))
-            self._lines[name, file, line] = FunctionType(code, {"__builtins__": builtins})
-        return self._lines[name, file, line]
-
 
 def _where(op: Op, module: Module) -> str:
     return f"{plain(op.line[0])}:{op.line[1]}" if op.line else module.name
+
+
+# Where a custom call or a composite has the name of the operator that it stands for, and that operator's attributes.
+_WRITTEN_AS = {"custom_call": ("call_target_name", "mhlo.attributes"), "composite": ("name", "composite_attributes")}
+
+
+def _rename(module: Module) -> None:
+    """Name the operators that XLA, or bringup's lowering, has written as custom calls or composites."""
+    for block in module.functions.values():
+        for op in block.walk():
+            if op.name not in _WRITTEN_AS:
+                continue
+            key, inner = _WRITTEN_AS[op.name]
+            dialect, _, name = str(op.attributes.get(key, "")).partition(".")
+            name, attributes = "top_k" if name == "topk" else name, op.attributes.get(inner, {})
+            if dialect in ("mhlo", "chlo", "bringup") and name in OPERATORS and attributes.get("largest", True):
+                op.name, op.attributes = name, {**op.attributes, **attributes}
 
 
 def check_operators(module: Module) -> None:

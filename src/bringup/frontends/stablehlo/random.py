@@ -24,6 +24,12 @@ def _other(op: Op) -> str:
     return f"of {algorithm} from {state} to {bits.kind}"
 
 
+@operator("threefry2x32")
+def threefry2x32(call: Call, *items: Tensor) -> tuple[Tensor, Tensor]:
+    """JAX's random bits in one kernel, where JAX lowers for the chip."""
+    return torch.ops.bringup.threefry2x32(*items)
+
+
 @operator("rng_bit_generator", refusal=_other)
 def rng_bit_generator(call: Call, state: Tensor) -> tuple[Tensor, Tensor]:
     kind = call.op.result_types[1]

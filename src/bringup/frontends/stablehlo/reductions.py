@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from bringup.frontends.stablehlo.module import Block, Op
-from bringup.frontends.stablehlo.operators import OPERATORS, Call, Tensor, body, operator, wide
+from bringup.frontends.stablehlo.module import Op
+from bringup.frontends.stablehlo.operators import Call, Tensor, body, operator, wide
 from bringup.frontends.stablehlo.shapes import padded
 from bringup.frontends.stablehlo.tensors import Type
 
@@ -211,7 +211,8 @@ def _sortable(x: Tensor, kind: Type) -> Tensor:
 def keys(call: Call) -> list[tuple[int, bool]]:
     """Return the operands that decide a sort, the most important first, and whether each descends.
 
-    The comparator, which only compares, is tried on the host with operands that differ in one place or two.
+    The comparator, which only compares, is tried on the host with operands that differ in one place or two. It may read
+    constants of the blocks around it.
     """
     op = call.op
     block = op.blocks[0]
@@ -221,7 +222,7 @@ def keys(call: Call) -> list[tuple[int, bool]]:
 
     def before(first: list[Tensor], second: list[Tensor]) -> bool:
         pairs = [value for pair in zip(first, second, strict=True) for value in pair]
-        return bool(_on_host(block, pairs)[0])
+        return bool(call.run(block, pairs)[0])
 
     def mixed(places: set[int]) -> list[Tensor]:
         return [high[place] if place in places else low[place] for place in range(len(kinds))]
@@ -241,16 +242,6 @@ def keys(call: Call) -> list[tuple[int, bool]]:
                 at = number + 1
         ordered.insert(at, (place, descending))
     return ordered
-
-
-def _on_host(block: Block, arguments: list[Tensor]) -> list[Tensor]:
-    """Run a block of pointwise operations on the host."""
-    held = dict(zip(block.arguments, arguments, strict=True))
-    for op in block.ops:
-        call = Call(op, lambda *_: [], lambda *_: [], torch.device("cpu"), lambda value: value)
-        result = OPERATORS[op.name].function(call, *(held[value] for value in op.operands))
-        held.update(zip(op.results, result if isinstance(result, tuple) else (result,), strict=True))
-    return [held[value] for value in block.returns]
 
 
 @operator("top_k")

@@ -1,0 +1,1 @@
+"""JAX on the chip: programs that JAX compiles and runs itself."""

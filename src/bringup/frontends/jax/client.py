@@ -1,0 +1,296 @@
+"""What csrc/jax/plugin.cpp calls: compiles and executes JAX's programs, and holds their tensors on the chip."""
+
+from __future__ import annotations
+
+import atexit
+import ctypes
+import itertools
+import math
+import sys
+from collections.abc import Callable
+from ctypes import CFUNCTYPE, POINTER, c_char, c_char_p, c_int, c_int8, c_int64, c_size_t, c_void_p
+from dataclasses import dataclass
+from functools import lru_cache
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+
+from bringup import core, core_build
+from bringup.device import load
+from bringup.device.choose import choose_from_environment
+from bringup.errors import BringupError, VersionError
+from bringup.frontends.jax import lowerings
+from bringup.frontends.lines import at_line
+from bringup.frontends.stablehlo.executor import Program
+from bringup.frontends.stablehlo.module import TESTED, StableHloError, read_module
+from bringup.frontends.stablehlo.tensors import DTYPES
+from bringup.paths import is_library
+from bringup.process import process
+from bringup.recording import modules
+from bringup.recording.recording import current
+from bringup.recording.rows import FORWARD
+
+# csrc/jax/xla/pjrt_c_api.h, PJRT_Buffer_Type: StableHLO's names; None are types that torch lacks.
+_KINDS = (
+    *(None, "i1", "i8", "i16", "i32", "i64", "ui8", "ui16", "ui32", "ui64", "f16", "f32", "f64", "bf16"),
+    *("complex<f32>", "complex<f64>", "f8E5M2", "f8E4M3FN", None, "f8E5M2FNUZ", "f8E4M3FNUZ", None, None, None),
+    *(None, None, None, None, "f8E8M0FNU", None),
+)
+_TYPES = {kind: number for number, kind in enumerate(_KINDS) if kind}
+# Same file, PJRT_Error_Code.
+CANCELLED, INVALID, EXHAUSTED, UNIMPLEMENTED, INTERNAL = 1, 3, 8, 12, 13
+DEVICE = "chip:0"
+STAGED = 1 << 16  # bytes of pageable memory that a copy stages (CUDA Runtime API, API synchronization behavior)
+_ROOM = 256  # numbers of freed tensors that are fetched at once; chosen
+
+_NUMBERS, _SIZES = POINTER(c_int64), POINTER(c_int64)
+_HOOKS: dict[str, Any] = {  # in the order of `Hooks` in csrc/jax/plugin.cpp
+    "compile_program": CFUNCTYPE(c_int64, c_void_p, c_size_t, c_void_p),
+    "execute": CFUNCTYPE(c_int64, c_int64, c_int64, _NUMBERS, POINTER(c_int8), _NUMBERS),
+    "upload": CFUNCTYPE(c_int64, c_void_p, c_int, c_int64, _SIZES, _SIZES),
+    "download": CFUNCTYPE(c_int64, c_int64, c_void_p, c_size_t),
+    "size": CFUNCTYPE(c_int64, c_int64),
+    "copy": CFUNCTYPE(c_int64, c_int64),
+    "wait": CFUNCTYPE(c_int64, c_int64),
+    "memory": CFUNCTYPE(c_int64, *[POINTER(c_int64)] * 4),
+}
+
+
+class _Hooks(ctypes.Structure):
+    _fields_ = tuple(_HOOKS.items())
+
+
+@dataclass
+class Held:
+    """A tensor of JAX.
+
+    Attributes:
+        ready: reached when the tensor is there; None for empty ones and copies.
+    """
+
+    tensor: torch.Tensor
+    ready: Any = None
+
+
+def start(platform: str) -> Any:
+    """Load the plug-in and return JAX's client for the chip.
+
+    Raises:
+        BringupError: JAX has an untested version, the chip is unknown, or the plug-in cannot be built.
+    """
+    _check_version()
+    from jax._src import xla_bridge
+    from jax._src.lib import xla_client
+    from jaxlib.mlir.dialects import stablehlo
+
+    load.register()
+    if not torch.ops.bringup.is_configured():
+        choose_from_environment()
+    with core.loading(core.compiled(core_build.jax_library())) as path:
+        library = ctypes.CDLL(path)
+    client = Client(library)
+    version = (c_int64 * 3)(*map(int, stablehlo.get_current_version().split(".")))
+    library.bringup_start(ctypes.byref(client.hooks), process.chosen_chip().name.encode(), version)
+    atexit.register(client.stop)  # JAX frees its arrays after Python has ended
+    xla_client.load_pjrt_plugin_dynamically(platform, path)
+    lowerings.register(platform)
+    return xla_bridge.make_pjrt_c_api_client(platform)
+
+
+def _check_version() -> None:
+    import jaxlib.version
+
+    version = jaxlib.version.__version__
+    if tuple(map(int, version.split(".")[:2])) != TESTED:
+        tested = ".".join(map(str, TESTED))
+        raise VersionError(
+            f"jaxlib {version} is not {tested}, the release that was tested: pip install 'bringup[jax]', or run on the "
+            "CPU with JAX_PLATFORMS=cpu"
+        )
+
+
+class Client:
+    """JAX's tensors and programs, by the numbers that the plug-in has for them."""
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._library = library
+        library.bringup_fail.argtypes = c_int, c_char_p
+        library.bringup_name.argtypes = c_void_p, c_char_p
+        library.bringup_donate.argtypes = c_void_p, c_int64
+        library.bringup_result.argtypes = c_void_p, c_int, c_int64, _SIZES
+        library.bringup_freed.argtypes, library.bringup_freed.restype = (_NUMBERS, c_int64), c_int64
+        self._numbers = itertools.count()
+        self._tensors: dict[int, Held] = {}
+        self._programs: dict[int, Program] = {}
+        self.hooks = _Hooks(*(kind(self._guarded(getattr(self, name))) for name, kind in _HOOKS.items()))
+
+    def stop(self) -> None:
+        """Let the plug-in call nothing any more."""
+        self._library.bringup_stop()
+
+    def _guarded(self, function: Callable[..., int | None]) -> Callable[..., int]:
+        """Return a function that describes its failure to the plug-in, and then returns -1.
+
+        The function is called from the line of the program that called JAX.
+        """
+
+        def call(*arguments: Any) -> int:
+            try:
+                self._collect()
+                line = _calling_line()
+                return (at_line(function.__name__, *line)(function, arguments) if line else function(*arguments)) or 0
+            except BaseException as error:
+                code, text = _described(error)
+                self._library.bringup_fail(code, text.encode("utf-8", "replace"))
+                return -1
+
+        return call
+
+    def _collect(self) -> None:
+        """Forget what JAX has freed."""
+        numbers = (c_int64 * _ROOM)()
+        while count := self._library.bringup_freed(numbers, _ROOM):
+            for number in numbers[:count]:
+                if self._tensors.pop(number, None) is None:
+                    self._programs.pop(number, None)
+
+    def _hold(self, tensor: torch.Tensor, ready: Any = None) -> int:
+        number = next(self._numbers)
+        self._tensors[number] = Held(tensor, ready)
+        return number
+
+    def compile_program(self, code: int, size: int, into: int) -> int:
+        """Read a program in StableHLO's portable form."""
+        from jax._src.interpreters import mlir
+        from jaxlib.mlir import ir
+        from jaxlib.mlir.dialects import stablehlo
+
+        with mlir.make_ir_context():
+            module = stablehlo.deserialize_portable_artifact(ir.Context.current, ctypes.string_at(code, size))
+            name = str(module.operation.attributes["sym_name"]).strip('"').removeprefix("jit_")
+            program = Program(read_module(module, name), DEVICE)
+            donated = _donated(module)
+        number = next(self._numbers)
+        self._programs[number] = program
+        self._library.bringup_name(into, name.encode())
+        for position in donated:
+            self._library.bringup_donate(into, position)
+        for kind in program.outputs:
+            sizes = (c_int64 * len(kind.shape))(*kind.shape)
+            self._library.bringup_result(into, _TYPES[kind.kind], len(kind.shape), sizes)
+        return number
+
+    def execute(self, number: int, count: int, inputs: Any, donated: Any, results: Any) -> None:
+        """Launch a program. The memory of donated inputs is free once nothing reads them any more."""
+        program = self._programs[number]
+        arguments = [
+            (self._tensors.pop(inputs[place]) if donated[place] else self._tensors[inputs[place]]).tensor
+            for place in range(count)
+        ]
+        ops = torch.ops.bringup
+        ops.record_mark(FORWARD, modules.number(program.__name__))
+        if (recording := current()) is not None:
+            recording.about["framework"] = "jax"
+        before = ops.set_program(ops.next_replay())  # not 0 in a program whose callback runs this one
+        try:
+            tensors = [_own(tensor) for tensor in program.run(arguments)]
+        finally:
+            ops.set_program(before)
+        ready = _recorded_event()
+        for place, tensor in enumerate(tensors):
+            results[place] = self._hold(tensor, ready)
+
+    def upload(self, data: int, kind: int, rank: int, sizes: Any, strides: Any) -> int:
+        """Copy an array of the host to the chip. The array may change after the call, and the host does not wait."""
+        name = _KINDS[kind] if 0 <= kind < len(_KINDS) else None
+        if name is None:
+            raise StableHloError(f"torch has no data type for PJRT's type {kind}, such as numbers of four bits")
+        shape, dtype = tuple(sizes[:rank]), DTYPES[name]
+        if not math.prod(shape):
+            return self._hold(torch.empty(shape, dtype=dtype, device=DEVICE))
+        steps = tuple(strides[:rank]) if strides else None
+        spans = [(size - 1) * step for size, step in zip(shape, steps, strict=True)] if steps else []
+        before = -sum(span for span in spans if span < 0)
+        after = sum(span for span in spans if span > 0) if steps else (math.prod(shape) - 1) * dtype.itemsize
+        raw = (c_char * (before + after + dtype.itemsize)).from_address(data - before)
+        bits = np.ndarray(shape, f"V{dtype.itemsize}", raw, before, steps)
+        host = torch.from_numpy(np.ascontiguousarray(bits).reshape(-1).view(np.uint8)).view(dtype).view(shape)
+        if host.numel() * host.itemsize > STAGED:
+            host = host.pin_memory()
+        return self._hold(host.to(DEVICE, non_blocking=True), _recorded_event())
+
+    def download(self, number: int, to: int, size: int) -> None:
+        """Copy a tensor to memory of the host, and wait for it."""
+        tensor = self._tensors[number].tensor
+        if tensor.numel():
+            raw = (c_char * (tensor.numel() * tensor.itemsize)).from_address(to)
+            torch.frombuffer(raw, dtype=torch.uint8).view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+    def size(self, number: int) -> int:
+        """Return the bytes of a tensor."""
+        tensor = self._tensors[number].tensor
+        return tensor.numel() * tensor.itemsize
+
+    def copy(self, number: int) -> int:
+        """Copy a tensor on the chip."""
+        return self._hold(self._tensors[number].tensor.clone())
+
+    def wait(self, number: int) -> None:
+        """Wait until a tensor is computed."""
+        held = self._tensors.get(number)  # None: JAX has freed it meanwhile
+        if held is not None and held.ready is not None:
+            held.ready.synchronize()
+
+    def memory(self, now: Any, peak: Any, limit: Any, allocations: Any) -> None:
+        """Write the bytes in use and their peak, the chip's capacity, and the number of allocations."""
+        chips: Any = torch.chip  # type: ignore[attr-defined]
+        now[0], peak[0] = chips.memory_allocated(), chips.max_memory_allocated()
+        limit[0], allocations[0] = chips.mem_get_info()[1], chips.memory_stats()["allocation.all.allocated"]
+
+
+@lru_cache(maxsize=1 << 12)
+def _is_program(file: str) -> bool:
+    return not is_library(file) and not file.startswith(f"{core_build.PACKAGE}/")
+
+
+def _calling_line() -> tuple[str, int] | None:
+    """Return the innermost line of the running thread that is neither in a library nor in bringup."""
+    frame: FrameType | None = sys._getframe()
+    while frame is not None and not _is_program(frame.f_code.co_filename):
+        frame = frame.f_back
+    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
+
+
+def _recorded_event() -> Any:
+    event = torch.chip.Event()  # type: ignore[attr-defined]
+    event.record()
+    return event
+
+
+def _own(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a result that shares no larger memory with another tensor, and has its elements in order."""
+    is_whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
+    return tensor if is_whole else tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _donated(module: Any) -> list[int]:
+    """Return the inputs whose memory a program may take for its results."""
+    main = next(op for op in module.body.operations if str(op.attributes["sym_name"]) == '"main"')
+    if "arg_attrs" not in main.attributes:
+        return []
+    attributes = ({item.name for item in entry} for entry in main.attributes["arg_attrs"])
+    return [place for place, names in enumerate(attributes) if names & {"tf.aliasing_output", "jax.buffer_donor"}]
+
+
+def _described(error: BaseException) -> tuple[int, str]:
+    """Return PJRT's code for an error, and its message."""
+    text = str(error) or type(error).__name__
+    if isinstance(error, torch.OutOfMemoryError):
+        return EXHAUSTED, text
+    if isinstance(error, StableHloError) and "without a translation" in text:
+        return UNIMPLEMENTED, text
+    if isinstance(error, KeyboardInterrupt):
+        return CANCELLED, "interrupted"
+    return INVALID if isinstance(error, BringupError) else INTERNAL, text
