@@ -203,7 +203,7 @@ def test_the_screen_says_who_where_and_what_to_do(prediction: bringup.Prediction
 
     summary = prediction.summary
     shown = {line.role: line.text for line in lines(summary)}
-    assert list(shown) == ["step", "shares", "launches", "memory", "waits", "bottleneck", "advice"]
+    assert list(shown) == ["step", "shares", "launches", "host-alone", "memory", "waits", "bottleneck", "advice"]
     assert duration(summary.step_seconds) in shown["step"] and "t4" in shown["step"]
     for seconds in summary.parts().values():
         assert f"{seconds / summary.step_seconds:.0%}" in shown["shares"]
