@@ -1,6 +1,8 @@
 // The chip as a PJRT device of JAX. It has no compiler and no memory of its own: bringup/frontends/jax/client.py compiles,
 // executes and holds tensors, which have numbers here.
 #include <algorithm>
+#include <array>
+#include <atomic>
 #include <csignal>
 #include <cstdint>
 #include <cstring>
@@ -8,6 +10,7 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <utility>
 #include <vector>
 
@@ -20,7 +23,7 @@ struct Hooks {
   Number (*compile)(const char* code, size_t size, void* program);
   Number (*execute)(Number program, int64_t inputs, const Number* numbers, const int8_t* donated, Number* results);
   Number (*upload)(const void* data, int type, int64_t rank, const int64_t* sizes, const int64_t* strides);
-  Number (*download)(Number tensor, void* to, size_t size);
+  Number (*download)(Number tensor, void* to);
   Number (*bytes)(Number tensor);
   Number (*copy)(Number tensor);
   Number (*wait)(Number tensor);
@@ -59,13 +62,14 @@ struct PJRT_LoadedExecutable {
 struct PJRT_Buffer {
   Number tensor;
   PJRT_Buffer_Type type;
-  std::vector<int64_t> sizes, order;
+  std::vector<int64_t> sizes;
   bool is_deleted = false;
 };
 // Ready when a tensor is; tensor -1 is ready from the start.
 struct PJRT_Event {
-  Number tensor = -1;
+  std::atomic<Number> tensor = -1;
   std::unique_ptr<Failure> failure;
+  std::mutex mutex;  // of the failure
 };
 struct PJRT_Client {};
 struct PJRT_Device {};
@@ -75,7 +79,7 @@ struct PJRT_TopologyDescription {};
 
 namespace {
 
-Hooks hooks;  // empty before Python has begun, and after it has ended
+std::atomic<const Hooks*> hooks;  // none before Python has begun, and after it has ended; never freed
 std::string device_kind;
 int64_t stablehlo_version[3];
 thread_local Failure last_failure;
@@ -88,6 +92,7 @@ PJRT_TopologyDescription topology;
 PJRT_Device* const devices[] = {&device};
 PJRT_DeviceDescription* const descriptions[] = {&description};
 PJRT_Memory* const memories[] = {&memory};
+constexpr size_t kMostDims = 64;  // of a tensor of torch
 constexpr std::string_view kPlatform = "chip", kMemory = "device", kName = "chip:0", kFormat = "mlir";
 
 // JAX frees buffers at any time, also with an exception pending and after Python's end, so Python collects their numbers later.
@@ -105,10 +110,11 @@ PJRT_Error* refuse(PJRT_Error_Code code, std::string text) { return new PJRT_Err
 
 // Calls a function of Python; `result` is what it returned.
 template <class... Parameters, class... Arguments>
-PJRT_Error* call(Number& result, Number (*hook)(Parameters...), Arguments... arguments) {
-  if (!hook) return refuse(PJRT_Error_Code_FAILED_PRECONDITION, "the chip cannot be used after Python has ended");
+PJRT_Error* call(Number& result, Number (*Hooks::*hook)(Parameters...), Arguments... arguments) {
+  const Hooks* functions = hooks;
+  if (!functions) return refuse(PJRT_Error_Code_FAILED_PRECONDITION, "the chip cannot be used after Python has ended");
   last_failure = {};
-  result = hook(arguments...);
+  result = (functions->*hook)(arguments...);
   if (result >= 0) return nullptr;
   if (last_failure.code == PJRT_Error_Code_CANCELLED) std::raise(SIGINT);  // the program is to see the interrupt, too
   return new PJRT_Error{last_failure};
@@ -132,13 +138,13 @@ PJRT_Error* put_text(Text& text, Count& count, std::string_view value) {
   return put_list(text, count, value.data(), value.size());
 }
 
-// Waits until an event is ready.
+// Waits until an event is ready. Several threads may wait for one: the lock is not held meanwhile, as Python's may be.
 PJRT_Error* settle(PJRT_Event* event) {
-  if (event->tensor >= 0) {
-    Number result = 0;
-    std::unique_ptr<PJRT_Error> error(call(result, hooks.wait, std::exchange(event->tensor, -1)));
-    if (error) event->failure = std::make_unique<Failure>(error->failure);
-  }
+  Number tensor = event->tensor, result = 0;
+  std::unique_ptr<PJRT_Error> error(tensor < 0 ? nullptr : call(result, &Hooks::wait, tensor));
+  std::lock_guard<std::mutex> lock(event->mutex);
+  if (error && !event->failure) event->failure = std::make_unique<Failure>(error->failure);
+  event->tensor = -1;
   return event->failure ? new PJRT_Error{*event->failure} : nullptr;
 }
 
@@ -185,8 +191,8 @@ PJRT_Error* refuse_deleted(const PJRT_Buffer* buffer) {
 PJRT_Error* copied(PJRT_Buffer* buffer, PJRT_Buffer*& copy) {
   if (auto* error = refuse_deleted(buffer)) return error;
   Number tensor = 0;
-  if (auto* error = call(tensor, hooks.copy, buffer->tensor)) return error;
-  return put(copy, new PJRT_Buffer{tensor, buffer->type, buffer->sizes, {}});
+  if (auto* error = call(tensor, &Hooks::copy, buffer->tensor)) return error;
+  return put(copy, new PJRT_Buffer{tensor, buffer->type, buffer->sizes});
 }
 
 void add_plugin(PJRT_Api& api) {
@@ -271,7 +277,7 @@ void add_device(PJRT_Api& api) {
     a->pool_bytes_is_set = a->peak_pool_bytes_is_set = false;
     a->peak_bytes_in_use_is_set = a->bytes_limit_is_set = a->num_allocs_is_set = true;
     Number result = 0;
-    return call(result, hooks.memory, &a->bytes_in_use, &a->peak_bytes_in_use, &a->bytes_limit, &a->num_allocs);
+    return call(result, &Hooks::memory, &a->bytes_in_use, &a->peak_bytes_in_use, &a->bytes_limit, &a->num_allocs);
   };
   api.PJRT_DeviceDescription_Id = [](PJRT_DeviceDescription_Id_Args* a) { return put(a->id, 0); };
   api.PJRT_DeviceDescription_ProcessIndex = [](PJRT_DeviceDescription_ProcessIndex_Args* a) { return put(a->process_index, 0); };
@@ -302,13 +308,14 @@ void add_device(PJRT_Api& api) {
 PJRT_Error* compile(PJRT_Client_Compile_Args* a) {
   auto program = std::make_shared<Program>();
   program->options.assign(a->compile_options, a->compile_options_size);
-  if (auto* error = call(program->number, hooks.compile, a->program->code, a->program->code_size, program.get())) return error;
+  if (auto* error = call(program->number, &Hooks::compile, a->program->code, a->program->code_size, program.get())) return error;
   return put(a->executable, new PJRT_LoadedExecutable{std::move(program)});
 }
 
 // Returns as soon as all launches are enqueued.
 PJRT_Error* execute(PJRT_LoadedExecutable_Execute_Args* a) {
   if (a->num_devices != 1) return refuse(PJRT_Error_Code_UNIMPLEMENTED, "programs run on one chip");
+  if (a->executable->is_deleted) return refuse(PJRT_Error_Code_INVALID_ARGUMENT, "the program has been deleted");
   Program& program = *a->executable->program;
   PJRT_Buffer* const* inputs = a->argument_lists[0];
   std::vector<Number> numbers(a->num_args), results(program.types.size());
@@ -317,18 +324,28 @@ PJRT_Error* execute(PJRT_LoadedExecutable_Execute_Args* a) {
     if (auto* error = refuse_deleted(inputs[i])) return error;
     numbers[i] = inputs[i]->tensor;
   }
-  for (int64_t input : program.donated) donated.at(input) = 1;
-  for (size_t i = 0; i < a->options->num_non_donatable_input_indices; ++i)
-    donated.at(a->options->non_donatable_input_indices[i]) = 0;
+  auto mark = [&](int64_t input, int8_t is_donated) {
+    if (size_t(input) < donated.size()) donated[input] = is_donated;  // Python refuses a wrong number of inputs
+  };
+  for (int64_t input : program.donated) mark(input, 1);
+  for (size_t i = 0; i < a->options->num_non_donatable_input_indices; ++i) mark(a->options->non_donatable_input_indices[i], 0);
+  std::unordered_set<Number> passed, taken;
+  for (size_t i = 0; i < a->num_args; ++i) {
+    if (donated[i]) taken.insert(numbers[i]);
+    if (!passed.insert(numbers[i]).second && taken.count(numbers[i]))
+      return refuse(PJRT_Error_Code_INVALID_ARGUMENT, "an array is donated and passed once more in the same call");
+  }
   for (size_t i = 0; i < a->num_args; ++i)
     if (donated[i]) inputs[i]->is_deleted = true;  // Python takes the tensor, also if the program fails
   Number result = 0;
-  if (auto* error =
-          call(result, hooks.execute, program.number, int64_t(numbers.size()), numbers.data(), donated.data(), results.data()))
+  if (auto* error = call(result, &Hooks::execute, program.number, int64_t(numbers.size()), numbers.data(), donated.data(),
+                         results.data())) {
+    for (Number number : taken) freed.add(number);  // those that Python did not get to
     return error;
+  }
   const int64_t* sizes = program.sizes.data();
   for (size_t i = 0; i < results.size(); sizes += program.ranks[i++])
-    a->output_lists[0][i] = new PJRT_Buffer{results[i], program.types[i], {sizes, sizes + program.ranks[i]}, {}};
+    a->output_lists[0][i] = new PJRT_Buffer{results[i], program.types[i], {sizes, sizes + program.ranks[i]}};
   if (a->device_complete_events) a->device_complete_events[0] = new PJRT_Event();  // arrays have events of their own
   return nullptr;
 }
@@ -401,8 +418,8 @@ void add_buffers(PJRT_Api& api) {
   api.PJRT_Client_BufferFromHostBuffer = [](PJRT_Client_BufferFromHostBuffer_Args* a) -> PJRT_Error* {
     Number tensor = 0;
     const int64_t* strides = a->num_byte_strides ? a->byte_strides : nullptr;
-    if (auto* error = call(tensor, hooks.upload, a->data, int(a->type), int64_t(a->num_dims), a->dims, strides)) return error;
-    a->buffer = new PJRT_Buffer{tensor, a->type, {a->dims, a->dims + a->num_dims}, {}};
+    if (auto* error = call(tensor, &Hooks::upload, a->data, int(a->type), int64_t(a->num_dims), a->dims, strides)) return error;
+    a->buffer = new PJRT_Buffer{tensor, a->type, {a->dims, a->dims + a->num_dims}};
     return put(a->done_with_host_buffer, new PJRT_Event());
   };
   api.PJRT_Buffer_Destroy = [](PJRT_Buffer_Destroy_Args* a) -> PJRT_Error* {
@@ -426,17 +443,20 @@ void add_buffers(PJRT_Api& api) {
     return put_list(a->dynamic_dim_indices, a->num_dynamic_dims, nullptr, 0);
   };
   api.PJRT_Buffer_GetMemoryLayout = [](PJRT_Buffer_GetMemoryLayout_Args* a) -> PJRT_Error* {
-    auto& order = a->buffer->order;
-    order.clear();
-    for (size_t i = a->buffer->sizes.size(); i-- > 0;) order.push_back(int64_t(i));
+    static const auto orders = [] {  // of the most dimensions, innermost first; fewer are the end of it
+      std::array<int64_t, kMostDims> falling{};
+      for (size_t i = 0; i < kMostDims; ++i) falling[i] = int64_t(kMostDims - 1 - i);
+      return falling;
+    }();
+    size_t rank = a->buffer->sizes.size();
     a->layout.type = PJRT_Buffer_MemoryLayout_Type_Tiled;
     a->layout.tiled = {};
     a->layout.tiled.struct_size = PJRT_Buffer_MemoryLayout_Tiled_STRUCT_SIZE;
-    return put_list(a->layout.tiled.minor_to_major, a->layout.tiled.minor_to_major_size, order.data(), order.size());
+    return put_list(a->layout.tiled.minor_to_major, a->layout.tiled.minor_to_major_size, orders.end() - rank, rank);
   };
   api.PJRT_Buffer_OnDeviceSizeInBytes = [](PJRT_Buffer_OnDeviceSizeInBytes_Args* a) -> PJRT_Error* {
     Number bytes = 0;
-    if (auto* error = call(bytes, hooks.bytes, a->buffer->tensor)) return error;
+    if (auto* error = call(bytes, &Hooks::bytes, a->buffer->tensor)) return error;
     return put(a->on_device_size_in_bytes, size_t(bytes));
   };
   api.PJRT_Buffer_Device = [](PJRT_Buffer_Device_Args* a) { return put(a->device, &device); };
@@ -458,9 +478,12 @@ void add_buffers(PJRT_Api& api) {
     if (auto* error = refuse_deleted(a->src)) return error;
     if (!is_row_major(a->host_layout))
       return refuse(PJRT_Error_Code_UNIMPLEMENTED, "arrays of the chip are copied to the host in row-major order");
-    if (auto* error = call(bytes, hooks.bytes, a->src->tensor)) return error;
+    if (auto* error = call(bytes, &Hooks::bytes, a->src->tensor)) return error;
     if (!a->dst) return put(a->dst_size, size_t(bytes));
-    if (auto* error = call(bytes, hooks.download, a->src->tensor, a->dst, a->dst_size)) return error;
+    if (a->dst_size < size_t(bytes))
+      return refuse(PJRT_Error_Code_INVALID_ARGUMENT,
+                    "the host's buffer has " + std::to_string(a->dst_size) + " bytes, and the array " + std::to_string(bytes));
+    if (auto* error = call(bytes, &Hooks::download, a->src->tensor, a->dst)) return error;
     return put(a->event, new PJRT_Event());
   };
   api.PJRT_Buffer_UnsafePointer = no_dlpack;
@@ -497,12 +520,12 @@ EXPORTED const PJRT_Api* GetPjrtApi() {
 
 // Sets what Python does, the name of the chip, and the version of StableHLO that programs come in.
 EXPORTED void bringup_start(const Hooks* functions, const char* kind, const int64_t* version) {
-  hooks = *functions;
+  hooks = new Hooks(*functions);
   device_kind = kind;
   std::memcpy(stablehlo_version, version, sizeof stablehlo_version);
 }
 
-EXPORTED void bringup_stop() { hooks = {}; }
+EXPORTED void bringup_stop() { hooks = nullptr; }
 
 // Describes the failure of the hook that runs on this thread.
 EXPORTED void bringup_fail(int code, const char* text) { last_failure = {PJRT_Error_Code(code), text}; }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -267,6 +268,37 @@ def test_donated_inputs_are_freed() -> None:
         after = chip().memory_stats()
     assert after["bytes_in_use"] == before["bytes_in_use"]
     assert after["bytes_limit"] > 2 * after["peak_bytes_in_use"] > 0
+
+
+def test_array_that_is_donated_and_passed_once_more_is_refused() -> None:
+    both = jax.jit(lambda x, y: x + y, donate_argnums=0)
+    with jax.default_device(chip()):
+        x = jnp.ones(1 << 16)
+        before = chip().memory_stats()
+        with pytest.raises(RuntimeError, match=r"donate"):
+            both(x, x)
+        assert not x.is_deleted() and float(both(x, jnp.ones(1 << 16)).sum()) == 2 << 16
+    assert chip().memory_stats()["bytes_in_use"] <= before["bytes_in_use"]
+
+
+def test_threads_wait_for_one_array() -> None:
+    with jax.default_device(chip()):
+        x = jnp.ones((512, 512))
+        for _ in range(5):
+            y = x @ x
+            with ThreadPoolExecutor(8) as pool:
+                waits = [pool.submit(lambda y=y: float(y.block_until_ready()[0, 0])) for _ in range(8)]
+                assert [wait.result() for wait in waits] == [512.0] * 8
+                assert len({str(layout) for layout in pool.map(lambda y: y.format, [y] * 8)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("int32", 1j), ("bool", 2), ("complex64", 1.0), ("int32", 1.0), ("float32", 1)]
+)
+def test_callback_that_returns_another_type_is_refused(name: str, value: Any) -> None:
+    shape = jax.ShapeDtypeStruct((), name)
+    with jax.default_device(chip()), pytest.raises(RuntimeError, match="callback"):
+        jax.jit(lambda x: jax.pure_callback(lambda _: np.asarray(value), shape, x))(1.0).block_until_ready()
 
 
 def test_callbacks_are_called(capfd: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from bringup.errors import BringupError, VersionError
 from bringup.frontends.jax import lowerings
 from bringup.frontends.lines import at_line
 from bringup.frontends.stablehlo.executor import Program
-from bringup.frontends.stablehlo.module import TESTED, StableHloError, read_module
+from bringup.frontends.stablehlo.module import TESTED, StableHloError, UntranslatedError, read_module
 from bringup.frontends.stablehlo.tensors import DTYPES
 from bringup.paths import is_library
 from bringup.process import process
@@ -50,7 +50,7 @@ _HOOKS: dict[str, Any] = {  # in the order of `Hooks` in csrc/jax/plugin.cpp
     "compile_program": CFUNCTYPE(c_int64, c_void_p, c_size_t, c_void_p),
     "execute": CFUNCTYPE(c_int64, c_int64, c_int64, _NUMBERS, POINTER(c_int8), _NUMBERS),
     "upload": CFUNCTYPE(c_int64, c_void_p, c_int, c_int64, _SIZES, _SIZES),
-    "download": CFUNCTYPE(c_int64, c_int64, c_void_p, c_size_t),
+    "download": CFUNCTYPE(c_int64, c_int64, c_void_p),
     "size": CFUNCTYPE(c_int64, c_int64),
     "copy": CFUNCTYPE(c_int64, c_int64),
     "wait": CFUNCTYPE(c_int64, c_int64),
@@ -221,8 +221,8 @@ class Client:
             host = host.pin_memory()
         return self._hold(host.to(DEVICE, non_blocking=True), _recorded_event())
 
-    def download(self, number: int, to: int, size: int) -> None:
-        """Copy a tensor to memory of the host, and wait for it."""
+    def download(self, number: int, to: int) -> None:
+        """Copy a tensor to memory of the host, which has room for it, and wait for it."""
         tensor = self._tensors[number].tensor
         if tensor.numel():
             raw = (c_char * (tensor.numel() * tensor.itemsize)).from_address(to)
@@ -289,7 +289,7 @@ def _described(error: BaseException) -> tuple[int, str]:
     text = str(error) or type(error).__name__
     if isinstance(error, torch.OutOfMemoryError):
         return EXHAUSTED, text
-    if isinstance(error, StableHloError) and "without a translation" in text:
+    if isinstance(error, UntranslatedError):
         return UNIMPLEMENTED, text
     if isinstance(error, KeyboardInterrupt):
         return CANCELLED, "interrupted"

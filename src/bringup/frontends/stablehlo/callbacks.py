@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -14,19 +15,20 @@ from bringup.frontends.stablehlo.tensors import Type, as_tensor
 
 Callback = Callable[..., Sequence[Any]]
 
-_callbacks: list[Callback] = []
+_callbacks: dict[str, Callback] = {}
 
 
 def add(callback: Callback) -> str:
-    """Return the name by which a custom call calls a function."""
-    _callbacks.append(callback)
-    return str(len(_callbacks) - 1)
+    """Return the name by which a custom call calls a function. No module from elsewhere can know it."""
+    name = secrets.token_hex(16)
+    _callbacks[name] = callback
+    return name
 
 
-@operator("callback", refusal=lambda op: "" if _number(op) < len(_callbacks) else "that this process does not have")
+@operator("callback", refusal=lambda op: "" if _name(op) in _callbacks else "that this process does not have")
 def call_back(call: Call, *items: Tensor) -> tuple[Tensor, ...]:
     """Copy the operands to the host, call the function, and copy what it returns to the chip."""
-    callback = _callbacks[_number(call.op)]
+    callback = _callbacks[_name(call.op)]
     results = callback(*(_array(item, kind.kind) for item, kind in zip(items, call.op.operand_types, strict=True)))
     tensors = [as_tensor(np.asarray(result)) for result in results]
     kinds = call.op.result_types
@@ -36,14 +38,14 @@ def call_back(call: Call, *items: Tensor) -> tuple[Tensor, ...]:
     return tuple(item.to(call.device, kind.dtype) for item, kind in zip(tensors, kinds, strict=True))
 
 
-def _number(op: Op) -> int:
-    text = str(op.attributes.get("backend_config", ""))
-    return int(text) if text.isdecimal() and len(text) < 10 else len(_callbacks)
+def _name(op: Op) -> str:
+    return str(op.attributes.get("backend_config", ""))
 
 
 def _fits(tensor: Tensor, kind: Type) -> bool:
     """Return True if a result has its type, or that of Python's numbers, which have 64 bits."""
-    same = tensor.dtype.is_floating_point == kind.dtype.is_floating_point and tensor.itemsize == 8
+    number = {torch.int64: not kind.dtype.is_floating_point, torch.float64: kind.dtype.is_floating_point}
+    same = number.get(tensor.dtype, False) and kind.dtype is not torch.bool and not kind.dtype.is_complex
     return tuple(tensor.shape) == kind.shape and (tensor.dtype == kind.dtype or same)
 
 

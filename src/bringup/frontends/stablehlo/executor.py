@@ -22,7 +22,7 @@ from bringup.frontends.stablehlo import (  # noqa: F401  (their operators regist
     reductions,
     shapes,
 )
-from bringup.frontends.stablehlo.module import Block, Module, Op, StableHloError
+from bringup.frontends.stablehlo.module import Block, Module, Op, StableHloError, UntranslatedError
 from bringup.frontends.stablehlo.operators import OPERATORS, Call, body
 from bringup.frontends.stablehlo.tensors import Type
 from bringup.limits import STABLEHLO
@@ -44,7 +44,7 @@ class Program:
         inputs, outputs: the types of what it takes and returns.
 
     Raises:
-        StableHloError: operators have no translation; the message names all of them.
+        UntranslatedError: operators have no translation; the message names all of them.
     """
 
     def __init__(self, module: Module, device: str | torch.device = "chip") -> None:
@@ -167,7 +167,7 @@ def _rename(module: Module) -> None:
 
 
 def check_operators(module: Module) -> None:
-    """Raise StableHloError if operations have no translation; the message names all their operators."""
+    """Raise UntranslatedError if operations have no translation; the message names all their operators."""
     missing: dict[str, list[Op]] = {}
     for block in module.functions.values():
         for op in block.walk():
@@ -183,7 +183,7 @@ def check_operators(module: Module) -> None:
         where = _where(missing[name][0], module)
         named.append(f"{short(name)} ({quantity(count, 'operation')}, {where})")
     rest = f", and {len(counts) - MOST_NAMED} more" if len(counts) > MOST_NAMED else ""
-    raise StableHloError(
+    raise UntranslatedError(
         f"{module.name}: {quantity(len(counts), 'operator')} without a translation: {', '.join(named)}{rest}"
     )
 

@@ -36,6 +36,10 @@ class StableHloError(BringupError):
     """A StableHLO module is malformed, or has operators without a translation."""
 
 
+class UntranslatedError(StableHloError):
+    """A StableHLO module has operators without a translation."""
+
+
 @dataclass
 class Op:
     """An operation.
