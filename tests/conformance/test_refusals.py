@@ -173,7 +173,8 @@ def test_dtypes_of_large_tensors_are_refused_at_the_call() -> None:
     assert not found, f"{len(found)}:\n" + "\n".join(found)
 
 
-def test_shapes_that_the_cpu_refuses_are_refused_at_the_call() -> None:
-    refused, found = all_disagreements(shapes_of)
-    assert refused > 1500
+@pytest.mark.parametrize("every", [2, pytest.param(1, marks=pytest.mark.slow)], ids=["a half", "all"])
+def test_shapes_that_the_cpu_refuses_are_refused_at_the_call(every: int) -> None:
+    refused, found = all_disagreements(shapes_of, every=every)
+    assert refused > 1500 / every
     assert not found, f"{len(found)}:\n" + "\n".join(found)

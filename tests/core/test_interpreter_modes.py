@@ -67,7 +67,9 @@ def test_items_are_described_without_docstrings(tmp_path: Path) -> None:
     assert bare.returncode == 0 and bare.stdout == plain.stdout and bare.stderr == "", bare.stderr
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(
+    "mode", ["-OO", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES if mode != "-OO")]
+)
 def test_dry_run_is_reported(mode: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAINS)
     done = python(mode, "-m", "bringup", "run", "--dry", "--chip", "t4", "--out", "r", "train.py", cwd=tmp_path)

@@ -85,7 +85,7 @@ def test_products_of_any_shape_equal_the_cpus(python: Run, rtl: dict[str, str]) 
 
 
 @needs_verilator
-@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_arrays_of_other_sizes_equal_the_cpus(
     size: int, python: Run, rtl: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

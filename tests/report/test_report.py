@@ -447,7 +447,7 @@ def test_page_is_dark_on_a_dark_screen(prediction: bringup.Prediction, tmp_path:
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
 @pytest.mark.skipif(browser.AXE is None, reason=NO_AXE)
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize("width", [400, pytest.param(1600, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", PAGES)
 def test_page_has_no_problem_for_axe(prediction: bringup.Prediction, tmp_path: Path, name: str, width: int) -> None:
     seen = browser.look(PAGES[name][0](prediction), tmp_path, "axe", width=width)

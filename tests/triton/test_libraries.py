@@ -207,6 +207,7 @@ def test_flaggems_operators_replace_torchs(bringup_run: Callable[..., Any], tmp_
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("flag_gems", "sqlalchemy")), reason="needs flag_gems"
 )
+@pytest.mark.slow
 def test_flaggems_conforms_but_for_its_own_faults(tmp_path: Any) -> None:
     command = [sys.executable, "-m", "bringup", "check", "--only", "D10", "--json", "card.json"]
     subprocess.run(command, cwd=tmp_path, check=True, timeout=500, env=without_bringup(), capture_output=True)
