@@ -1,5 +1,6 @@
 """The terminal's last line while a program runs."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -10,7 +11,12 @@ import subprocess
 import sys
 import termios
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from bringup.cli import live
+from bringup.machine.files import load_chip, load_host
 from tests.conftest import without_bringup
 
 PROGRAM = """
@@ -66,3 +72,31 @@ def test_line_and_the_programs_clocks_exclude_each_other(tmp_path: Path) -> None
     command = [*RUN[:-1], "--chip-time", "train.py"]
     done = subprocess.run(command, cwd=tmp_path, env=without_bringup(), capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr.startswith("bringup: --live reads the recording beside the program")
+
+
+def test_time_of_a_step_stays_while_a_step_is_under_way() -> None:
+    progress = live.Progress(load_chip("t4"), load_host(), "modelled")
+    lines = []
+    for steps, seconds in [(0, 5.0), (1, 7.0), *((1, 7.5),) * 20, (2, 9.0), *((2, 9.5),) * 20, (3, 11.0)]:
+        progress.follow(steps, seconds)
+        lines.append(progress.time(steps, seconds))
+    assert lines[1] == "t4: 7.0 s predicted so far, 0 launches"
+    assert set(lines[22:-1]) == {"t4: step 2, 2.0 s each"} and lines[-1] == "t4: step 3, 2.0 s each"
+
+
+def test_terminal_that_has_gone_ends_the_line_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+    monkeypatch.setattr(live, "INTERVAL", 0.001)
+    progress: Any = live.Progress(load_chip("t4"), load_host(), "modelled")
+    monkeypatch.setattr(progress, "line", lambda: "text")
+    terminal = os.fdopen(theirs, "w")
+    following = live.Live(progress, terminal)
+    with following:
+        os.read(ours, 1)
+        os.close(ours)
+        assert following.thread is not None
+        following.thread.join(60)
+        assert not following.thread.is_alive()
+    with contextlib.suppress(OSError):
+        terminal.close()

@@ -17,11 +17,12 @@ from bringup.analyse.summarize import by_group
 from bringup.recording.rows import D2H, H2D, LAUNCH, ON_HOST
 from bringup.recording.trace import Trace
 from bringup.recording.waits import own_waits
-from bringup.report import figures, html
+from bringup.report import figures, html, perfetto
 from bringup.report.lines import placement_lines
 from bringup.timeline.replay import replay
 from bringup.timeline.steady import step_seconds
 from tests.placement.steps import Tables
+from tests.report.traces import read as read_trace
 
 Program = Callable[[], torch.Tensor]
 
@@ -225,6 +226,9 @@ def test_memory_leaves_out_what_only_the_host_uses(build: Callable[[], Program])
     assert before - after == pytest.approx(freed, rel=0.01)
     peak = usage(placed, placed.steps.ends)
     assert sum(owner.bytes for owner in peak.owners) == peak.peak_bytes
+    timeline = bringup.price(placed, "h100-sxm").timeline
+    counters = read_trace(b"".join(perfetto.trace(timeline, "").packets())).counters
+    assert counters["chip:0 h100-sxm", "memory"][-1][1] == after
     if build is tables:  # they are never on the chip
         assert peak.peak_bytes <= usage(trace, trace.steps.ends).peak_bytes - freed
         assert not any(owner.module.startswith("tables.") for owner in peak.owners)

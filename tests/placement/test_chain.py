@@ -3,6 +3,7 @@
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import pytest
 from bringup import BringupError
 from bringup.machine.files import load_chip, load_host
 from bringup.machine.schema import Chip
-from bringup.placement.chain import Layers, _between, _consecutive, _text, divide
+from bringup.placement import chain as chains
+from bringup.placement.chain import Layers, _between, _consecutive, _improve, _text, divide
 from bringup.placement.place import replayer_of
 from bringup.recording.trace import Trace
 from tests.placement.steps import recorded
@@ -96,6 +98,22 @@ def test_training_is_divided_with_its_backward_pass(traces: dict[str, Trace]) ->
     assert sum(part.layers for part in chain.parts) == 3 and chain.bound_seconds <= chain.seconds
     with pytest.raises(BringupError, match="name 2 to 64 chips, got 1"):
         divide(traces["training"], [load_chip("t4")], load_host())
+
+
+def test_moved_layers_are_replayed_so_often_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chains, "MOST_MOVES", 10)
+    replayed = []
+
+    class Judge:
+        layers = Layers(*(np.zeros(0, dtype=np.int64),) * 2, np.ones((8, 8)), *(np.ones(8),) * 3)
+
+        def outcome(self, chip_of: np.ndarray) -> SimpleNamespace:
+            replayed.append(chip_of)
+            return SimpleNamespace(seconds=1.0)
+
+    start = np.arange(8)  # each layer on a chip of its own: 8 layers may move to 7 chips
+    _, _, tried = _improve(Judge(), [start], np.full(8, 8.0))  # type: ignore[arg-type]
+    assert tried == len(replayed) == 10
 
 
 def test_neighbours_are_written_as_one() -> None:

@@ -220,4 +220,11 @@ def test_command_prints_and_writes(
     assert "copied up and down" in Path("sizes.html").read_text(encoding="utf-8")
     with pytest.raises(bringup.BringupError, match="the plan is a TOML file, whose page gets its name"):
         run("--out", "plan.html")
+    for arguments, message in (
+        (("--break-even", "--offload", "--objective", "time"), "--break-even excludes --objective, --offload: leave"),
+        (("--offload", "--out", "plan.toml"), "--offload excludes --out: leave"),
+        (("--chips", "t4,l4", "--capacity", "1GiB"), "--chips excludes --chip, --capacity: leave"),
+    ):
+        with pytest.raises(bringup.BringupError, match=message):
+            run(*arguments)
     assert {row["op"] for row in json.loads(run("--break-even", "--json"))["operators"]} >= {"add", "mm"}

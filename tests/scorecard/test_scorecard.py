@@ -466,6 +466,7 @@ def test_two_cards_are_compared(check: Any, tmp_path: Path) -> None:
 def test_mistakes_are_one_sentence(check: Any, tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text('{"schema": 99}')
     for arguments, words in (
+        (("--only", ""), "--only '' names no item"),
         (("--only", "Z9"), "there is no item 'Z9'"),
         (("--only", "E7,J6", "--level", "T"), "--only E7,J6: no such item has level T or a lower one"),
         (("--device", "cpu", "--chip", "t4"), "--chip applies to --device chip, not to cpu"),

@@ -152,6 +152,8 @@ def _check_device(device: str) -> None:
 
 def _select(items: dict[str, Any], only: str | None, level: str) -> list[Any]:
     names = list(items) if only is None else [name for name in only.split(",") if name]
+    if not names:
+        raise BringupError(f"--only {only!r} names no item; `bringup check --list` lists them")
     for name in names:
         if name not in items:
             raise BringupError(f"--only: there is no item {name!r}; `bringup check --list` lists them")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import threading
@@ -17,12 +18,16 @@ if TYPE_CHECKING:
     from bringup.timeline.replay import HostClock
 
 INTERVAL = 1.0  # seconds between two lines; chosen: a line is read in that time
-_WINDOW = 10  # lines over which the time of a step is the mean
+_WINDOW = 10  # lines with new steps over which the time of a step is the mean
 _FEWEST_ROWS = 3  # of a terminal that keeps one for the line
 
 
 class Progress:
-    """What a recording has so far. Reading it adds nothing to the recording and waits for no kernel of it."""
+    """What a recording has so far.
+
+    Reading it adds nothing to the recording. It waits until none of the kernels that the program brings itself
+    (Triton's, for example) is under way.
+    """
 
     def __init__(self, chip: Chip, host: Host, host_clock: HostClock) -> None:
         self.clock = ChipClock(chip, host, host_clock, settles=False)
@@ -46,15 +51,21 @@ class Progress:
             return ""
         seconds, _ = self.clock.follow().now(0)
         steps = max(self.steps.values(), default=0)
-        self.history.append((steps, seconds))
-        return ", ".join((self._time(steps, seconds), self._memory(), self._on_host(steps)))
+        self.follow(steps, seconds)
+        return ", ".join((self.time(steps, seconds), self._memory(), self._on_host(steps)))
 
-    def _time(self, steps: int, seconds: float) -> str:
-        first, since = self.history[0]
+    def follow(self, steps: int, seconds: float) -> None:
+        """Note the moment in seconds if there are new steps."""
+        if steps > (self.history[-1][0] if self.history else 0):
+            self.history.append((steps, seconds))
+
+    def time(self, steps: int, seconds: float) -> str:
+        """Return the time of a step, or before two lines had new steps the time of all."""
         name = plain(self.clock.chip.name)
-        if steps - first < 1:
+        if len(self.history) < 2:
             return f"{name}: {duration(seconds)} predicted so far, {quantity(self.launches, 'launch')}"
-        return f"{name}: step {steps:,}, {duration((seconds - since) / (steps - first))} each"
+        (first, since), (last, until) = self.history[0], self.history[-1]
+        return f"{name}: step {steps:,}, {duration((until - since) / (last - first))} each"
 
     def _memory(self) -> str:
         import torch
@@ -124,14 +135,19 @@ class Live:
         self.done.set()
         self.thread.join()
         self.thread = None
-        self.line.end()
+        with contextlib.suppress(OSError):  # the terminal may have gone
+            self.line.end()
         self.progress.clock.close()
 
     def _follow(self) -> None:
         while not self.done.wait(INTERVAL):
             with self.reading:
-                if text := self.progress.line():
-                    self.line.show(text)
+                text = self.progress.line()
+                try:
+                    if text:
+                        self.line.show(text)
+                except OSError:  # the terminal has gone
+                    return
 
     def _forked(self) -> None:
         self.thread = None

@@ -44,6 +44,12 @@ if TYPE_CHECKING:
 
 LEVELS = "_.-=#"  # half decades of the chip's time over the host's
 MOST_MOVES = 8  # on a screen
+# What `bringup place` prints instead of a plan, and the options that it reads besides --host and --json.
+INSTEAD = {
+    "--break-even": {"--chip", "--out"},
+    "--offload": {"--chip", "--host-clock", "--capacity", "--percentile"},
+    "--chips": {"--host-clock"},
+}
 NAMES = {
     "all_chip": "all on the chip",
     "all_host": "all on the host",
@@ -124,7 +130,9 @@ NAMES = {
     help="Instead of a plan for one chip and its host, divide the layers among several chips of one machine.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the plan's numbers and moves as one line of JSON.")
+@click.pass_context
 def command(
+    context: click.Context,
     trace: str | None,
     chip: str | None,
     host: str | None,
@@ -145,6 +153,7 @@ def command(
     TRACE is the directory that `bringup run` has written, or its trace.npz. `bringup run --place FILE` applies the
     plan. Nothing is proposed whose gain could be an error of the prices.
     """
+    _refuse_unread(context)
     described = load_chip(chip) if chip else None
     machine = load_host(host)
     if sizes:
@@ -165,8 +174,6 @@ def command(
     if described is None:
         described = load_chip(shipped(trace, "chip", str(recording.about.get("chip", "")), available_chips()))
     if chips:
-        if chip:
-            raise BringupError("--chips names all chips of the machine: leave out --chip")
         several = [load_chip(name) for name in chip_names(chips, "--chips")]
         print_chain(divide(recording, several, machine, host_clock=host_clock), as_json)  # type: ignore[arg-type]
         return
@@ -190,6 +197,20 @@ def command(
         click.echo(json.dumps(plan.as_dict(), sort_keys=True))
         return
     print_plan(plan, terminal.console())
+
+
+def _refuse_unread(context: click.Context) -> None:
+    """Refuse options of which one decides what is printed, and the others would have no effect on that."""
+    by_user = click.core.ParameterSource.COMMANDLINE
+    options = [option for option in context.command.params if isinstance(option, click.Option)]
+    used = [option.opts[0] for option in options if context.get_parameter_source(option.name or "") == by_user]
+    for mode, reads in INSTEAD.items():
+        unread = [name for name in used if name not in reads | {mode, "--host", "--json"}]
+        if mode not in used or not unread:
+            continue
+        if mode == "--chips" and unread == ["--chip"]:
+            raise BringupError("--chips names all chips of the machine: leave out --chip")
+        raise BringupError(f"{mode} excludes {', '.join(unread)}: leave out the one or the other")
 
 
 def print_break_even(rows: list[BreakEven], chip: Chip, host: Host, as_json: bool) -> None:

@@ -329,6 +329,8 @@ def _improve(judge: _Judge, starts: list[Array], room: Array) -> tuple[Array, Ou
             over = np.bincount(moved, layers.bytes, chips) > room
             if number == best[layer] or over.any() or not np.isfinite(layers.seconds[number, layer]):
                 continue
+            if tried >= MOST_MOVES:
+                break
             other = judge.outcome(moved)
             tried += 1
             if other.seconds < outcome.seconds * (1 - 1e-9):

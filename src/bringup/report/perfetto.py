@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from bringup.recording.rows import ALLOC, D2D, D2H, FREE, H2D, KINDS, LAUNCH
+from bringup.analyse.holders import memory_over_time
+from bringup.recording.rows import D2D, D2H, H2D, KINDS, LAUNCH
 from bringup.recording.trace import Trace
 from bringup.report import pftrace
 from bringup.timeline.host_spans import COMPUTES, COPIES, LAUNCHES, NAMES, HostSpans, host_spans
@@ -234,13 +235,14 @@ def _counters(
     """Yield device, name, unit, moments and values of what tensors hold, of launches that have not ended, and rates."""
     columns = timeline.trace.columns
     kind, size = columns["kind"], columns["bytes"]
-    changes = np.flatnonzero(np.isin(kind[:last], (ALLOC, FREE)))
+    _, held_bytes = memory_over_time(timeline.trace)
     before = timeline.trace.about.get("held_bytes", [])
     for device in devices:
-        held = changes[columns["device"][changes] == device]
-        balance = np.where(kind[held] == ALLOC, size[held], -size[held])
+        own = np.flatnonzero(columns["device"][:last] == device)
         start = before[device] if device < len(before) else 0
-        yield device, "memory", "B", *_values(timeline.issued[held], balance, start)
+        balance = np.diff(held_bytes[own], prepend=start)
+        changes = balance != 0
+        yield device, "memory", "B", *_values(timeline.issued[own[changes]], balance[changes], start)
         ours = rows[columns["device"][rows] == device]
         launched = ours[kind[ours] == LAUNCH]
         moments = np.concatenate([timeline.issued[launched], timeline.end[launched]])
