@@ -213,6 +213,14 @@ def _refuse_unread(context: click.Context) -> None:
         raise BringupError(f"{mode} excludes {', '.join(unread)}: leave out the one or the other")
 
 
+def _table(*titles: str, left: tuple[str, ...], wrapped: str | None = None) -> Table:
+    """Return a table without lines, whose columns are numbers but for those at the left; one of them may be wrapped."""
+    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
+    for title in titles:
+        table.add_column(title, justify="left" if title in left else "right", no_wrap=title != wrapped)
+    return table
+
+
 def print_break_even(rows: list[BreakEven], chip: Chip, host: Host, as_json: bool) -> None:
     """Print from which size operators are faster on the chip, with a line of their times over the host's."""
     if as_json:
@@ -221,9 +229,8 @@ def print_break_even(rows: list[BreakEven], chip: Chip, host: Host, as_json: boo
         operators = [a | b for a, b in zip(named, times, strict=True)]
         click.echo(json.dumps({"chip": chip.name, "host": host.name, "operators": operators}, sort_keys=True))
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
-    for title in ("float32", "data on the chip", "copied up and down", "chip over host, 1 to 2^30 elements"):
-        table.add_column(title, justify="left" if title in ("float32",) or "over" in title else "right", no_wrap=True)
+    ratio = "chip over host, 1 to 2^30 elements"
+    table = _table("float32", "data on the chip", "copied up and down", ratio, left=("float32", ratio))
     for row in rows:
         table.add_row(f"  {row.op}", *(_elements(size) for size in (row.resident, row.copied)), _plot(row))
     console = terminal.console()
@@ -246,9 +253,8 @@ def print_offloads(replayer: Replayer, room: int, as_json: bool) -> None:
         about |= {"step_seconds": before.seconds, "chip_bytes": before.resident_bytes}
         click.echo(json.dumps({**about, "offloads": [vars(point) for point in curves]}, sort_keys=True))
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
-    for title in ("in the host's memory", "layers", "per step", "on the chip", "copied per step", ""):
-        table.add_column(title, justify="left" if title in ("in the host's memory", "") else "right", no_wrap=True)
+    what = "in the host's memory"
+    table = _table(what, "layers", "per step", "on the chip", "copied per step", "", left=(what, ""))
 
     def row(name: str, count: str, seconds: float, held: int, copied: int) -> None:
         fits = "" if held <= room else "does not fit"
@@ -269,9 +275,7 @@ def print_chain(chain: Chain, as_json: bool) -> None:
         data = {**vars(chain), "parts": [vars(part) for part in chain.parts]}
         click.echo(json.dumps(data, sort_keys=True))
         return
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
-    for title in ("", "layers", "work per step", "memory", "modules"):
-        table.add_column(title, justify="left" if title in ("", "modules") else "right", no_wrap=title != "modules")
+    table = _table("", "layers", "work per step", "memory", "modules", left=("", "modules"), wrapped="modules")
     for number, part in enumerate(chain.parts):
         cells = (f"{part.layers}", duration(part.seconds), size(part.bytes), escaped(part.modules))
         table.add_row(f"  chip:{number} ({escaped(part.chip)})", *cells)
@@ -314,10 +318,8 @@ def saved(result: Planned, trace: str, out: str | None) -> Plan:
 
 def print_plan(plan: Plan, console: Console) -> None:
     """Print the baselines, the proposal and its moves on one screen."""
-    table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
     spent = "USD per million" if plan.objective == "cost" else "energy"
-    for title in ("", "latency" if plan.objective == "latency" else "per step", "memory", spent, ""):
-        table.add_column(title, justify="left" if not title else "right", no_wrap=True)
+    table = _table("", "latency" if plan.objective == "latency" else "per step", "memory", spent, "", left=("",))
     for name, baseline in plan.baselines.items():
         table.add_row(f"  {NAMES[name]}", *_cells(name, baseline, plan))
     console.print(table)
