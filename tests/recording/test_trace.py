@@ -68,7 +68,7 @@ def ops(trace: bringup.Trace, phase: str) -> Counter[str]:
 
 
 def test_a_trace_is_shown_on_one_line(trace: bringup.Trace) -> None:
-    assert repr(trace) == f"<Trace: {trace.launches} launches in {len(trace)} rows>"
+    assert repr(trace) == f"<Trace: {trace.launches} launches in {len(trace):,} rows>"
 
 
 def test_launches_have_phases(trace: bringup.Trace) -> None:
