@@ -319,5 +319,6 @@ def test_run_applies_a_plan(bringup_run: Callable[..., subprocess.CompletedProce
     assert auto.returncode == 0, auto.stderr
     again = json.loads((tmp_path / "again" / "summary.json").read_text())
     assert again["placement"] == placement
+    assert (tmp_path / "again" / "plan.toml").exists() and "plan: again/plan.toml" in auto.stderr
     refused = bringup_run("--chip", "t4", "--place", "bringup-small/plan.toml", "--out", "other", "small.py")
     assert refused.returncode == 2 and "is a plan for chip h100-sxm, and this chip is t4" in refused.stderr

@@ -26,7 +26,7 @@ from bringup.placement.chain import Chain, divide
 from bringup.placement.groups import GRANULARITIES
 from bringup.placement.offload import offloads, shown
 from bringup.placement.page import break_even_page, page
-from bringup.placement.place import SPREAD, Planned, capacity_of, place, planned, replayer_of, slowness
+from bringup.placement.place import SPREAD, Planned, capacity_of, planned, replayer_of, slowness
 from bringup.placement.placed import Replayer
 from bringup.placement.plan import Baseline, Move, Plan, refuse_other
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_driver
@@ -393,14 +393,20 @@ def _signed(seconds: float) -> str:
 # ---- bringup run --place
 
 
-def plan_of_run(options: RunOptions, chip: Chip, host: Host, program: str) -> Plan | None:
-    """Read the plan, or make one from a first run of the program; None if that proposes nothing."""
+def plan_of_run(options: RunOptions, chip: Chip, host: Host, program: str, out: str) -> Plan | None:
+    """Read the plan, or make one from a first run of the program; None if that proposes nothing.
+
+    A plan that is made here is written into the report's directory, `out`, with its page.
+    """
     if options.place != "auto":
         plan = Plan.load(str(options.place))
         refuse_other(plan, program, chip.name)
         return plan
     trace = _first_run(options)
-    plan = place(trace, chip, host, host_clock=options.host_clock)
+    result = planned(trace, chip, host, host_clock=options.host_clock)
+    if result.plan.proposes:
+        os.makedirs(out, exist_ok=True)
+    plan = saved(result, out, None)
     print_plan(plan, Console(stderr=True, width=140))
     return plan if plan.proposes else None
 

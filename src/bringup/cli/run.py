@@ -349,7 +349,7 @@ def prepare(options: RunOptions) -> Job:
     checks = () if options.sanitize is None else sanitize.checks(options.sanitize)
     sys.argv = [program.file if module else script, *options.arguments]
     prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
-    plan = None if options.place is None else plan_of_run(options, described[0], machine, program.file)
+    plan = None if options.place is None else plan_of_run(options, described[0], machine, program.file, out)
     return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton, plan)
 
 
