@@ -11,7 +11,7 @@ QUICK := $(addprefix tests/,test_house.py test_docs.py cost/test_cost.py pricing
 	core/test_core_says.py core/test_errors.py core/test_streams.py core/test_memory.py programs/test_programs.py)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo core dist docs test quick test-busy test-all test-ends sanitize sanitize-address sanitize-thread lint soak matrix clean
+.PHONY: demo core dist docs test quick test-busy test-all test-ends sanitize sanitize-address sanitize-thread sanitize-both lint docs soak matrix clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -44,9 +44,9 @@ test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 # The tests of what is written in C++, under the compiler's sanitizers: see CONTRIBUTING.md.
-sanitize: sanitize-address sanitize-thread
+sanitize: sanitize-both
 
-sanitize-address sanitize-thread: sanitize-%: $(VENV)/.test
+sanitize-address sanitize-thread sanitize-both: sanitize-%: $(VENV)/.test
 	$(BIN)/python -m tests.sanitizers $*
 
 lint: $(VENV)/.lint
