@@ -203,7 +203,7 @@ def compilation_lines(summary: Summary) -> Iterator[Line]:
     buckets = f"; buckets of {built.bucket:,}: {built.bucketed:,}" if built.bucket else ""
     if built.again:
         times = "once" if built.again == 1 else f"{built.again:,} times"
-        why = f"; {shapes}: {changes}{buckets}" if built.shapes > 1 else ""
+        why = f"; {shapes}: {changes}{buckets}" if built.axis >= 0 else ""  # else shapes may not be why
         yield _line(
             "compilations", f"  torch.compile compiled again {times} for calls{where}, which the times leave out{why}"
         )
