@@ -70,6 +70,7 @@ class Input:
         seconds: time per step, divided by the number of workers.
         maker: the line that makes it; empty if it was made before the recording.
         by_library: True if a library makes it, so the program cannot set its workers there.
+        iterable: True if it loads an IterableDataset, of which every worker has a copy.
     """
 
     file: str
@@ -80,6 +81,7 @@ class Input:
     seconds: float
     maker: str = field(default="", metadata=OURS)
     by_library: bool = field(default=False, metadata=OURS)
+    iterable: bool = field(default=False, metadata=OURS)
 
 
 @dataclass(frozen=True)

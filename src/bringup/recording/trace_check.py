@@ -136,6 +136,7 @@ class _Input(BaseModel):
     rows: Annotated[list[Count], Field(max_length=MOST["rows"])] = []
     maker: Text = ""
     by_library: StrictBool = False
+    iterable: StrictBool = False
 
 
 class _Sleep(BaseModel):

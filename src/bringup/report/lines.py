@@ -114,7 +114,7 @@ def _times(summary: Summary) -> Iterator[Line]:
 
 
 def _communication(summary: Summary) -> Iterator[Line]:
-    if not summary.collectives:
+    if not summary.collectives or summary.ranks == 1:  # a group of one moves nothing
         return
     spent, exposed = duration(summary.communication_seconds), duration(summary.exposed_communication_seconds)
     first = summary.collectives[0]
@@ -198,16 +198,18 @@ def compilation_lines(summary: Summary) -> Iterator[Line]:
     if built is None:
         return
     where = f" at {', '.join(built.changed_at[:MOST_CHANGES])}" if built.changed_at else ""
-    if built.shapes > 1:
-        changes = {-1: "shapes change", 0: "the first axis changes"}.get(built.axis, "the length changes")
-        buckets = f"; buckets of {built.bucket:,}: {built.bucketed:,}" if built.bucket else ""
+    shapes = f"{quantity(built.shapes, 'shape')} in {quantity(summary.steps, 'step')}"
+    changes = {-1: "shapes change", 0: "the first axis changes"}.get(built.axis, "the length changes")
+    buckets = f"; buckets of {built.bucket:,}: {built.bucketed:,}" if built.bucket else ""
+    if built.again:
+        times = "once" if built.again == 1 else f"{built.again:,} times"
+        why = f"; {shapes}: {changes}{buckets}" if built.axis >= 0 else ""  # else shapes may not be why
         yield _line(
-            "compilations",
-            f"  {quantity(built.shapes, 'shape')} in {quantity(summary.steps, 'step')} = "
-            f"{quantity(built.graphs, 'compilation')}, which the times leave out; {changes}{where}{buckets}",
+            "compilations", f"  torch.compile compiled again {times} for calls{where}, which the times leave out{why}"
         )
-    elif summary.compiled_graphs and where:
-        yield _line("compilations", f"  torch.compile compiled again for calls{where}")
+    elif built.shapes > 1:
+        built_for = f"{shapes} = {quantity(built.graphs, 'compilation')}, which the times leave out"
+        yield _line("compilations", f"  {built_for}; {changes}{where}{buckets}")
 
 
 def _size(summary: Summary) -> Iterator[Line]:
@@ -346,7 +348,7 @@ def _waits(summary: Summary) -> Iterator[Line]:
         if count >= LEAST_WAITS:
             total += count
             ops = sorted({op for item in of_kind for op in item.ops})
-            words = hint(kind, small=all(item.small for item in of_kind), ops=ops)
+            words = "" if summary.failed else hint(kind, small=all(item.small for item in of_kind), ops=ops)
             at = places([(item.file, item.line, item.per_step) for item in of_kind])
             kinds.append(f"{noun(kind, count, ops)}{at}{f' ({words})' if words else ''}")
     if not kinds:
