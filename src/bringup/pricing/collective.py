@@ -97,6 +97,10 @@ LIBRARIES = {
 # Share of its network cards' rate that a large all-reduce reaches: 340 of 400 Gb/s on AWS EFA
 # (github.com/stas00/ml-engineering at 744d01e, network/README.md).
 NETWORK_SUSTAINED = 0.85
+# Duration of kernels beside collectives over that alone: 18.9 % more on average of GPT and LLaMA models on A100, H100,
+# MI250 and MI210 (arXiv 2507.03114). On H100 an all-gather takes 24 of 132 cores, which is 22 % more
+# (forums.developer.nvidia.com/t/337991). For collectives beside kernels it is assumed, since nobody has published it.
+CONTENDED = 1.189
 SMALL = 512  # bytes of the all-gather in `Links.all_gather_us`
 
 KINDS = (
