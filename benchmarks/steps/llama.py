@@ -403,6 +403,7 @@ def main() -> None:
     dist.init_process_group("gloo" if kind == "cpu" else None)
     if kind != "cpu":
         torch.accelerator.set_device_index(device.index)
+    torch.backends.cuda.enable_cudnn_sdp(False)  # as torch of 2024-12, which prefers its own kernels
     torch.manual_seed(0)
     job = Job(args, device)
     random = torch.Generator().manual_seed(1 + job.mesh["data"].get_local_rank())

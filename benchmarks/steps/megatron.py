@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 @dataclass(frozen=True)
 class Size:
-    """The dimensions of a model, and the ranks that share it (arXiv 2205.05198, table 3)."""
+    """The dimensions of a model."""
 
     width: int
     heads: int
@@ -35,8 +35,9 @@ class Size:
     length: int = 2048
 
 
+# arXiv 2205.05198, table 3
 SIZES = {
-    "tiny": Size(64, 4, 4, 256, 32),
+    "tiny": Size(64, 8, 8, 256, 32),
     "22b": Size(6144, 64, 48),
     "175b": Size(12288, 96, 96),
     "530b": Size(20480, 128, 105),
@@ -76,14 +77,14 @@ class _Column(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor, weight: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-        context.tensors = tensors
-        context.save_for_backward(x, weight)
+        context.tensors, context.weight = tensors, weight
+        context.save_for_backward(x)
         return tensors.gather(x) @ weight.t()
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        x, weight = context.saved_tensors
-        tensors = context.tensors
+        (x,) = context.saved_tensors
+        tensors, weight = context.tensors, context.weight
         whole = tensors.gather(x)
         into = gradient @ weight
         work = None
@@ -105,13 +106,14 @@ class _Row(torch.autograd.Function):
 
     @staticmethod
     def forward(context: Any, x: torch.Tensor, weight: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-        context.tensors = tensors
-        context.save_for_backward(x, weight)
+        context.tensors, context.weight = tensors, weight
+        context.save_for_backward(x)
         return tensors.reduce(x @ weight.t())
 
     @staticmethod
     def backward(context: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        x, weight = context.saved_tensors
+        (x,) = context.saved_tensors
+        weight = context.weight
         whole = context.tensors.gather(gradient)
         into = whole @ weight
         accumulate(weight, whole, x)
@@ -119,8 +121,8 @@ class _Row(torch.autograd.Function):
 
 
 def accumulate(weight: torch.Tensor, gradient: torch.Tensor, x: torch.Tensor) -> None:
-    """Add a weight's gradient in float32 inside its product."""
-    weight.main_grad.addmm_(gradient.flatten(0, 1).t(), x.flatten(0, 1))
+    """Add a weight's gradient in float32. Megatron does it in the product's kernel, for which torch has no operator."""
+    weight.main_grad += gradient.flatten(0, 1).t() @ x.flatten(0, 1)
 
 
 class Parallel(nn.Module):
@@ -301,15 +303,35 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--recompute", choices=["none", "selective", "full"], default="full")
     parser.add_argument("--sequence", action="store_true", help="divide norms and dropout along the sequence")
+    parser.add_argument("--shown", type=int, default=0, help="only this number of microbatches of this rank's stage")
+    parser.add_argument("--layers", type=int, default=None, help="default: those of the size")
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--device", default=None, help="default: the accelerator")
     return parser
 
 
+def one_stage(stages: list[Stage], microbatches: int, group: Any, shape: tuple[int, ...]) -> None:
+    """Train the chunks of a stage between two others on microbatches, one after the other."""
+    ranks = dist.get_process_group_ranks(group)
+    here = dist.get_rank(group)
+    before, after = ranks[here - 1], ranks[(here + 1) % len(ranks)]
+    example = next(stages[0].parameters())
+    for _ in range(microbatches):
+        for stage in stages:
+            x = torch.empty(shape, dtype=example.dtype, device=example.device)
+            dist.recv(x, before)
+            y = stage(x.requires_grad_())
+            dist.send(y.detach(), after)
+            gradient = torch.empty_like(y)
+            dist.recv(gradient, after)
+            y.backward(gradient)
+            dist.send(x.grad, before)
+
+
 def main() -> None:
     """Train a few steps on random tokens and print the losses."""
     args = options().parse_args()
-    size = SIZES[args.size]
+    size = SIZES[args.size] if args.layers is None else replace(SIZES[args.size], layers=args.layers)
     kind = args.device or torch.accelerator.current_accelerator().type
     device = torch.device(kind) if kind == "cpu" else torch.device(kind, int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("gloo" if kind == "cpu" else None)
@@ -344,7 +366,7 @@ def main() -> None:
         return loss_of(logits, target, tensors)
 
     pipeline = None
-    if args.pipeline > 1:
+    if args.pipeline > 1 and not args.shown:
         group = mesh["pipeline"].get_group()
         parts = [PipelineStage(stage, i, count, device, group=group) for i, stage in zip(own, stages, strict=True)]
         pipeline = schedule_type(parts if chunks > 1 else parts[0], args.microbatches, loss_fn=loss_function)
@@ -352,6 +374,12 @@ def main() -> None:
     random = torch.Generator().manual_seed(1)
     batch = args.microbatch * args.microbatches
     for _ in range(args.steps):
+        if args.shown:
+            length = size.length // (args.tensor if args.sequence else 1)
+            shape = (length, args.microbatch, size.width)
+            one_stage(stages, args.shown, mesh["pipeline"].get_group(), shape)
+            optimizer.step(groups)
+            continue
         words = torch.randint(size.vocabulary, (batch, size.length + 1), generator=random)
         tokens, target = words[:, :-1].contiguous().to(device), words[:, 1:].contiguous().to(device)
         losses: list[torch.Tensor] = []
