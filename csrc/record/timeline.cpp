@@ -147,6 +147,7 @@ struct Replay {
 
   double start_of(DeviceClock& on, const Pending& item, double ready) const {
     if (const double* lane = lane_of(on, item)) return std::max(ready, *lane);
+    if (item.share < 0) return ready;  // an exchange of two ranks, which waits for the other one and holds nothing
     return item.fallback ? ready : free_cores(on, ready, item.seconds, item.share);
   }
 
@@ -235,7 +236,7 @@ struct Replay {
 
   double end_from(DeviceClock& on, const Pending& item, double moment) const {
     if (item.fallback) return moment + item.parts[item.phase];
-    if (item.kind != RowKind::Launch || item.seconds == 0) return moment + item.seconds;
+    if (item.kind != RowKind::Launch || item.seconds == 0 || item.share < 0) return moment + item.seconds;
     return item.share == 0 ? collective_end(on, moment, item.seconds) : kernel_end(on, moment, item.seconds);
   }
 
@@ -246,7 +247,7 @@ struct Replay {
     if (item.phase == 0) start[size_t(item.row)] = item.fallback ? ready : moment;
     if (double* lane = lane_of(on, item))
       *lane = over;
-    else if (!item.fallback)
+    else if (!item.fallback && item.share >= 0)
       on.running.push_back({moment, over, item.share});
     if (item.fallback && item.phase < 2) {
       item.earliest = over;

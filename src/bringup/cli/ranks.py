@@ -211,7 +211,10 @@ def _cpu_seconds(pid: int) -> float:
 
 
 # A step of the whole ends with its slowest rank; memory is that of the fullest one.
-_SLOWEST = ("step_seconds", "communication_seconds", "exposed_communication_seconds", "device_seconds")
+_SLOWEST = (
+    *("step_seconds", "communication_seconds", "exposed_communication_seconds"),
+    *("bubble_seconds", "device_seconds"),
+)
 
 
 def summarize(count: int, out: Path, code: int) -> None:

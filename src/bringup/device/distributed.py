@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from bringup.device.pretended_stages import patch_stages
+
 
 def install() -> None:
     """Make ``chip`` the backend of groups on the chip, and describe each new group to the core."""
@@ -36,6 +38,7 @@ def install() -> None:
     @functools.wraps(helper)
     def _new_process_group_helper(*args: Any, **kwargs: Any) -> Any:
         if _pretended:
+            patch_stages()
             args, kwargs = (*args[:3], "fake", *args[4:]), {**kwargs, "backend_options": None}
         _patch_random()
         group, store = helper(*args, **kwargs)

@@ -247,8 +247,9 @@ def is_collective(signature: Signature) -> bool:
 def with_collectives(prices: Prices, signatures: Sequence[Signature], chip: Chip, cluster: Topology | None) -> Prices:
     """Return the prices with those of collectives on a cluster; without one, on the nearest cluster of the chip.
 
-    A collective takes no cores: its share is 0, and the replay runs one at a time on the chip's network. A send takes
-    no time of the sender's stream, since the receiver's row has it.
+    A collective takes no cores: its share is 0, and the replay runs one at a time on the chip's network. A receive may
+    wait for the other rank, so it holds nothing: its share is -1. A send takes no time of the sender's stream, since the
+    receiver's row has it.
     """
     rows = [i for i, signature in enumerate(signatures) if is_collective(signature)]
     if not rows:
@@ -260,5 +261,5 @@ def with_collectives(prices: Prices, signatures: Sequence[Signature], chip: Chip
         kind, nbytes = signatures[i].name, float(signatures[i].args["bytes"])
         free = kind == "send"
         spent[i] = 0.0 if free else collective_seconds(kind, nbytes, cluster=topology, ranks=groups[i])
-        share[i], bound[i] = 0.0, NETWORK
+        share[i], bound[i] = -1.0 if kind in ("send", "recv") else 0.0, NETWORK
     return replace(prices, seconds=spent, share=share, bound=bound)
