@@ -2,8 +2,8 @@
 
     python benchmarks/published_steps.py DIR [ROW ...]
 
-DIR keeps the recordings, so that a second call only prices them. The programs are in benchmarks/steps. No number here or
-in the files of chips and nodes was chosen for these rows. docs/validation.md has the table.
+DIR keeps the recordings, so that a second call only prices them. The programs are in benchmarks/steps. No number here
+or in the files of chips and nodes was chosen for these rows. docs/validation.md has the table.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ class Row:
     chunks: int = 1
 
 
-def _titan(name: str, ranks: int, options: str, published: float, tokens: float, gib: float, source: str = TITAN) -> Row:
+def _titan(
+    name: str, ranks: int, options: str, published: float, tokens: float, gib: float, source: str = TITAN
+) -> Row:
     cluster = f"grand-tetonx{ranks // 8}" if ranks > 8 else "grand-teton"
     return Row(name, "h100-sxm-96-500w", cluster, ranks, f"llama.py {options}", published, tokens, gib, source)
 

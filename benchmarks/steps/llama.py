@@ -69,6 +69,7 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the result."""
         wide = x.float()
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)).type_as(x) * self.weight
 
@@ -91,6 +92,7 @@ class Attention(nn.Module):
         self.wo = nn.Linear(size.width, size.width, bias=False)
 
     def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """Compute the result."""
         batch, length, _ = x.shape
         query, key, value = (f(x).view(batch, length, -1, self.depth) for f in (self.wq, self.wk, self.wv))
         query, key = rotated(query, turns), rotated(key, turns)
@@ -112,6 +114,7 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(size.hidden, size.width, bias=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the result."""
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
 
 
@@ -124,6 +127,7 @@ class Block(nn.Module):
         self.attention, self.feed_forward = Attention(size), FeedForward(size)
 
     def forward(self, x: torch.Tensor, turns: torch.Tensor) -> torch.Tensor:
+        """Compute the result."""
         x = x + self.attention(self.attention_norm(x), turns)
         return x + self.feed_forward(self.ffn_norm(x))
 
@@ -153,6 +157,7 @@ class Llama(nn.Module):
         self.turns.copy_(torch.polar(torch.ones_like(angles), angles))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the result."""
         if self.tok_embeddings is not None:
             x = self.tok_embeddings(x)
         for layer in self.layers.values():
@@ -293,6 +298,7 @@ class Job:
         self.optimizers = [make(part.parameters()) for part in self.parts]
 
     def part(self, size: Size, first: int, last: int | None) -> Llama:
+        """Build a part of the model on this rank."""
         args = self.args
         with torch.device("meta"):
             model = Llama(size, args.length, first, last)

@@ -134,6 +134,7 @@ class Parallel(nn.Module):
         self.weight = nn.Parameter(torch.empty(columns, rows))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the result."""
         return self.kind.apply(x, self.weight, self.tensors)
 
 
@@ -158,7 +159,12 @@ class Layer(nn.Module):
     def __init__(self, size: Size, tensors: Tensors, recompute: str, fused: dict[str, Any]) -> None:
         super().__init__()
         width, part = size.width, size.width // tensors.size
-        self.heads, self.depth, self.recompute, self.fused = size.heads // tensors.size, width // size.heads, recompute, fused
+        self.heads, self.depth, self.recompute, self.fused = (
+            size.heads // tensors.size,
+            width // size.heads,
+            recompute,
+            fused,
+        )
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv = Parallel(_Column, tensors, width, 3 * part)
         self.qkv_bias = nn.Parameter(torch.empty(3 * part))
@@ -167,10 +173,12 @@ class Layer(nn.Module):
         self.down, self.down_bias = Parallel(_Row, tensors, 4 * part, width), nn.Parameter(torch.empty(width))
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Compute attention from its three inputs."""
         weights = self.fused["softmax"](torch.bmm(query.transpose(0, 1), key.permute(1, 2, 0)), mask, self.depth**-0.5)
         return torch.bmm(F.dropout(weights, 0.1), value.transpose(0, 1))
 
     def body(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Compute the layer."""
         mixed = self.qkv(self.norm1(x)) + self.qkv_bias
         length, batch, _ = mixed.shape
         parts = mixed.view(length, batch * self.heads, 3 * self.depth).split(self.depth, -1)
@@ -184,6 +192,7 @@ class Layer(nn.Module):
         return self.fused["dropout"](self.down(hidden), self.down_bias, x)
 
     def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Compute the result."""
         if self.recompute == "full":
             return checkpoint(self.body, x, mask, use_reentrant=False)
         return self.body(x, mask)
@@ -192,7 +201,9 @@ class Layer(nn.Module):
 class Stage(nn.Module):
     """Layers from `first` to `last`, with the embedding or the loss's input if they are at an end."""
 
-    def __init__(self, size: Size, tensors: Tensors, first: int, last: int, recompute: str, fused: dict[str, Any]) -> None:
+    def __init__(
+        self, size: Size, tensors: Tensors, first: int, last: int, recompute: str, fused: dict[str, Any]
+    ) -> None:
         super().__init__()
         self.tensors, self.vocabulary = tensors, size.vocabulary // tensors.size
         self.layers = nn.ModuleList(Layer(size, tensors, recompute, fused) for _ in range(first, last))
@@ -211,6 +222,7 @@ class Stage(nn.Module):
             parameter.main_grad = torch.zeros_like(parameter, dtype=torch.float32)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the result."""
         if self.words is not None:
             here = x.t() - self.tensors.rank * self.vocabulary
             outside = (here < 0) | (here >= self.vocabulary)
@@ -298,7 +310,9 @@ def options() -> argparse.ArgumentParser:
     parser.add_argument("--tensor", type=int, default=8)
     parser.add_argument("--pipeline", type=int, default=1)
     parser.add_argument("--schedule", default="1F1B")
-    parser.add_argument("--chunks", type=int, default=1, help="parts of the model per rank, if the schedule interleaves")
+    parser.add_argument(
+        "--chunks", type=int, default=1, help="parts of the model per rank, if the schedule interleaves"
+    )
     parser.add_argument("--microbatch", type=int, default=1, help="sequences of a microbatch")
     parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--recompute", choices=["none", "selective", "full"], default="full")

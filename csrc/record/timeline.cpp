@@ -540,7 +540,8 @@ EXPORTED const char* replay_open(double launch_latency, int64_t queue_depth, int
     static int64_t next = 0;
     std::lock_guard<std::mutex> lock(replays_mutex);
     auto replay = std::make_shared<Replay>();
-    replay->machine = {launch_latency, size_t(queue_depth), int(copy_engines), int(std::min<int64_t>(concurrent, 1 << 24)), contended};
+    replay->machine = {launch_latency, size_t(queue_depth), int(copy_engines), int(std::min<int64_t>(concurrent, 1 << 24)),
+                       contended};
     replays[++next] = std::move(replay);
     *handle = next;
   });

@@ -324,7 +324,9 @@ def prepare_ranks(options: RunOptions) -> None:
     if asked_driver() or options.driver:
         raise BringupError("--nproc and --stages need the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
     if options.output == "json":
-        raise BringupError("--nproc and --stages write the summary of all ranks to summary.json in --out: leave out --json")
+        raise BringupError(
+            "--nproc and --stages write the summary of all ranks to summary.json in --out: leave out --json"
+        )
     for name in chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip"):
         load_chip(name)
     load_host(options.host)

@@ -44,7 +44,9 @@ def run_stages(first: int, ranks: int, out: str, chip: str, host: Host, host_clo
         first: the rank to begin with.
         ranks: the number of ranks, most of which are not recorded.
         out: the report's directory.
-        chip, host, host_clock: the machine to predict for.
+        chip: the chip to predict for.
+        host: its host.
+        host_clock: ``modelled`` or ``measured``, as in `replay`.
     """
     os.makedirs(out, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bringup-stages-") as shapes:

@@ -1,7 +1,7 @@
 """Pipelines of ranks of which only one runs: the shapes that their stages would exchange before the first step.
 
-A stage asks the one before for the shapes of its inputs. Where all stages are recorded, one after the other, each leaves
-the shapes of its results in a folder. A gradient has the shape of the result.
+A stage asks the one before for the shapes of its inputs. Where all stages are recorded, one after the other, each
+leaves the shapes of its results in a folder. A gradient has the shape of the result.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def patch_stages() -> None:
         if "forward" in latest:  # an interleaved stage, whose inputs are those of the stages between
             return latest["forward"]
         raise BringupError(
-            f"stage {self.stage_index} of the pipeline needs the shapes that stage {src_stage} sends: record all stages "
-            "with --stages all, or give PipelineStage input_args and output_args"
+            f"stage {self.stage_index} of the pipeline needs the shapes that stage {src_stage} sends: record all "
+            "stages with --stages all, or give PipelineStage input_args and output_args"
         )
 
     kind._send_meta, kind._recv_meta = send, receive

@@ -248,8 +248,8 @@ def with_collectives(prices: Prices, signatures: Sequence[Signature], chip: Chip
     """Return the prices with those of collectives on a cluster; without one, on the nearest cluster of the chip.
 
     A collective takes no cores: its share is 0, and the replay runs one at a time on the chip's network. A receive may
-    wait for the other rank, so it holds nothing: its share is -1. A send takes no time of the sender's stream, since the
-    receiver's row has it.
+    wait for the other rank, so it holds nothing: its share is -1. A send takes no time of the sender's stream, since
+    the receiver's row has it.
     """
     rows = [i for i, signature in enumerate(signatures) if is_collective(signature)]
     if not rows:

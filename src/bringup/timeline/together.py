@@ -1,8 +1,8 @@
-"""Several ranks on one clock: a receive ends when the other rank has sent, a collective begins when all have reached it.
+"""Several ranks on one clock: a receive ends when the other rank has sent, a collective begins when all reach it.
 
 Each rank's recording is replayed alone. What its exchanges wait for follows from the other ranks' replays, and it is
-replayed again with longer ones, until nothing changes. Dependencies lead forward in time, so every round settles more of
-the steps from their beginning on. Ranks that were not recorded wait for nobody, and nobody waits for them.
+replayed again with longer ones, until nothing changes. Dependencies lead forward in time, so every round settles more
+of the steps from their beginning on. Ranks that were not recorded wait for nobody, and nobody waits for them.
 """
 
 from __future__ import annotations
