@@ -1,6 +1,7 @@
 """Which dtypes a chip supports, and at which rates."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
