@@ -21,10 +21,10 @@ parameter.grad = torch.ones_like(parameter)
 for _ in range(3):
     for _ in range(4):
         if rank > 0:
-            dist.recv(x, rank - 1)
+            dist.recv(x[:1], rank - 1)
         y = x @ weight
         if rank < ranks - 1:
-            dist.send(y, rank + 1)
+            dist.send(y[:1], rank + 1)
     dist.all_reduce(parameter.grad)
     optimizer.step()
 """
