@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bringup.analyse import holders as memory
@@ -58,6 +58,7 @@ def compare(
     host: Host,
     *,
     host_clock: HostClock = "modelled",
+    clusters: Sequence[str] | None = None,
     advance: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Price a trace on every chip; return one row per chip in the order of `chips`.
@@ -67,11 +68,14 @@ def compare(
         chips: the chips; the first one is the baseline of `Row.ratio`.
         host: the host to predict for.
         host_clock: ``modelled`` or ``measured``, as in `replay`.
+        clusters: the cluster on which each chip's collectives are priced (default: that of the recording).
         advance: called after every chip, for a progress bar.
     """
     rows = Comparison()
     peak: memory.Memory | None = None
-    for chip in chips:
+    for number, chip in enumerate(chips):
+        if clusters is not None:
+            trace = replace(trace, about={**trace.about, "cluster": clusters[number]})
         timeline = replay(trace, chip, host, host_clock=host_clock)
         peak = peak or memory.usage(trace, timeline.steps.ends)
         summary = summarize(timeline, peak=peak)

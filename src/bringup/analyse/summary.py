@@ -286,6 +286,7 @@ class Summary:
         ranks: the number of ranks of the program.
         communication_seconds: the part of a step in which a collective runs.
         exposed_communication_seconds: the part of it in which the chip computes nothing.
+        bubble_seconds: the part of a step in which the chip only waits for other ranks; 0 unless they were recorded.
         collectives: by kind, group size, bytes and line, those with most time first.
         mfu: the share of the chip's peak that products use, see `utilisation`; None without products.
         mfu_dtype, mfu_peak_flops: its denominator: the dtype of most of the flops, and the peak in flop/s.
@@ -368,6 +369,7 @@ class Summary:
     ranks: int = 1
     communication_seconds: float = 0.0
     exposed_communication_seconds: float = 0.0
+    bubble_seconds: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
     driver: str = "virtual"
     measured_step_seconds: float | None = None

@@ -17,6 +17,7 @@ from bringup.analyse.compare import compare
 from bringup.cli.options import complete_chips, host_clock_option, host_option
 from bringup.files import write_text
 from bringup.machine.files import available_chips, chip_names, load_chip, load_host
+from bringup.machine.topology import load_cluster
 from bringup.report import directory, html, terminal
 from bringup.report.lines import memory_share, per_million
 from bringup.report.prediction import read_trace
@@ -26,6 +27,8 @@ from bringup.text import duration, figure, plain
 
 if TYPE_CHECKING:
     from bringup.analyse.compare import Row
+    from bringup.machine.topology import Topology
+    from bringup.recording.trace import Trace
 
 
 @click.command()
@@ -36,6 +39,12 @@ if TYPE_CHECKING:
     shell_complete=complete_chips,
     metavar="NAME|FILE,...",
     help="Chips to compare; ratios are relative to the first one (default: all that ship with bringup).",
+)
+@click.option(
+    "--clusters",
+    default=None,
+    metavar="NAME|FILE,...",
+    help="Clusters to compare, such as dgx-a100x4,dgx-h100x4, for the recording of one rank of many.",
 )
 @click.option("--all", "all_chips", is_flag=True, help="Compare all chips that ship with bringup (as by default).")
 @host_option
@@ -49,21 +58,41 @@ if TYPE_CHECKING:
     help="Write the comparison as a page (default: compare.html in the report's directory).",
 )
 def command(
-    trace: str, chips: str | None, all_chips: bool, host: str | None, host_clock: str, as_json: bool, page: str | None
+    trace: str,
+    chips: str | None,
+    clusters: str | None,
+    all_chips: bool,
+    host: str | None,
+    host_clock: str,
+    as_json: bool,
+    page: str | None,
 ) -> None:
-    """Compare the predicted step time, memory, energy and cost of one recording on several chips.
+    """Compare the predicted step time, memory, energy and cost of one recording on several chips or clusters.
 
     TRACE is the directory that `bringup run` has written, or its trace.npz.
     """
     if all_chips and chips:
         raise click.UsageError("--all and --chips exclude each other: give one of them")
-    names = chip_names(chips, "--chips") if chips else available_chips()
-    described = [load_chip(name) for name in names]
-    machine = load_host(host)
+    if clusters and (chips or all_chips):
+        raise click.UsageError("--clusters names the chips, too: leave out --chips and --all")
+    on_clusters = chip_names(clusters, "--clusters") if clusters else None
     recording = read_trace(trace)
+    if on_clusters is not None:
+        described = [load_chip(_fitting(name, recording).node.chip) for name in on_clusters]
+    else:
+        names = chip_names(chips, "--chips") if chips else available_chips()
+        described = [load_chip(name) for name in names]
+    machine = load_host(host)
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("pricing", total=len(described))
-        rows = compare(recording, described, machine, host_clock=host_clock, advance=lambda: bar.advance(task))  # type: ignore[arg-type]
+        rows = compare(
+            recording,
+            described,
+            machine,
+            host_clock=host_clock,  # type: ignore[arg-type]
+            clusters=on_clusters,
+            advance=lambda: bar.advance(task),
+        )
     text = html.comparison(recording, rows)
     target = Path(page) if page else Path(trace) / "compare.html" if os.path.isdir(trace) else None
     if page:
@@ -77,9 +106,43 @@ def command(
         click.echo(json.dumps([{**as_dict(row.summary), "bound": row.bound} for row in rows], sort_keys=True))
         return
     console = terminal.console()
+    if on_clusters is not None:
+        print_clusters(rows, on_clusters, console)
+        return
     print_table(rows if chips else sorted(rows, key=lambda row: row.summary.step_seconds), console)
     if target is not None:
         console.print(f"page: {terminal.escaped(target)}", highlight=False, soft_wrap=True)
+
+
+def _fitting(name: str, recording: Trace) -> Topology:
+    """Load a cluster that has a chip for each rank of the recording."""
+    topology = load_cluster(name)
+    topology.group(int(recording.about.get("ranks", 1)))  # raises if the cluster has too few chips
+    return topology
+
+
+def print_clusters(rows: list[Row], clusters: list[str], console: Console) -> None:
+    """Print a table with one row per cluster."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    titles = ("cluster", "chip", "step", "", "communication", "exposed", "memory", "MFU", "energy", "cost")
+    for title in titles:
+        table.add_column(title, justify="left" if title in ("cluster", "chip") else "right", no_wrap=True)
+    for name, row in zip(clusters, rows, strict=True):
+        summary, ranks = row.summary, row.summary.ranks
+        table.add_row(
+            escaped(name),
+            escaped(summary.chip),
+            duration(summary.step_seconds),
+            f"{row.ratio:.2f}x",
+            duration(summary.communication_seconds),
+            duration(summary.exposed_communication_seconds),
+            memory_share(summary),
+            "-" if summary.mfu is None else f"{summary.mfu:.0%}",
+            "-" if summary.energy_joules is None else f"{figure(summary.energy_joules * ranks)} J",
+            "-" if summary.cost_usd is None else f"{figure(summary.cost_usd * ranks)} USD",
+        )
+    console.print(table)
+    console.print("energy and cost are those of a step on all ranks", highlight=False)
 
 
 def print_table(rows: list[Row], console: Console) -> None:

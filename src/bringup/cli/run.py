@@ -16,7 +16,7 @@ import click
 
 from bringup import triton as kernels
 from bringup.analyse.compare import compare
-from bringup.cli import ranks
+from bringup.cli import ranks, stages
 from bringup.cli.compare import print_table
 from bringup.cli.options import DryCommand, complete_chips, host_clock_option, host_option, output_options, quantity
 from bringup.cli.place import plan_of_run
@@ -79,6 +79,7 @@ class RunOptions:
     nproc: int | None
     ranks: int | None
     rank: int | None
+    stages: str | None
     cluster: str | None
     live: bool
     out: str | None
@@ -237,6 +238,12 @@ class Outcome:
 )
 @click.option("--rank", type=int, default=None, metavar="R", help="The rank that --ranks records (default: 0).")
 @click.option(
+    "--stages",
+    type=click.Choice(["all"]),
+    default=None,
+    help="With --ranks: record one rank of each stage of a pipeline, on one clock.",
+)
+@click.option(
     "--cluster",
     default=None,
     metavar="NAME|FILE",
@@ -264,6 +271,11 @@ def command(**values: Any) -> None:
     if options.nproc is not None and ranks.rank_here() is None:
         prepare_ranks(options)
         _leave(ranks.run_ranks(options.nproc, out))
+    if options.stages is not None and stages.stage_here() is None:
+        prepare_ranks(options)
+        _leave(_run_stages(options, out))
+    if stages.stage_here() is not None:
+        options = replace(options, rank=stages.stage_here(), out=str(Path(out, f"rank{stages.stage_here()}")))
     if ranks.rank_here() is not None:
         options = replace(options, out=str(Path(out, f"rank{ranks.rank_here()}")))
     job = prepare(options)
@@ -284,6 +296,8 @@ def command(**values: Any) -> None:
 
 def _cluster(options: RunOptions) -> Topology | None:
     """Read the cluster that the options name, and refuse options that contradict it."""
+    if options.stages is not None and options.ranks is None:
+        raise BringupError("--stages records ranks of --ranks: give their number, and --dry")
     if options.ranks is None and options.rank is not None:
         raise BringupError("--rank says which rank --ranks records: give both")
     if options.ranks is not None:
@@ -298,12 +312,21 @@ def _cluster(options: RunOptions) -> Topology | None:
     return topology
 
 
+def _run_stages(options: RunOptions, out: str) -> int:
+    """Record one rank per stage, beginning with --rank."""
+    chip = chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip")[0]
+    number = options.ranks or 1
+    return stages.run_stages(options.rank or 0, number, out, chip, load_host(options.host), options.host_clock)
+
+
 def prepare_ranks(options: RunOptions) -> None:
     """Refuse options of ranks that cannot run, before any of them starts."""
     if asked_driver() or options.driver:
-        raise BringupError("--nproc needs the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
+        raise BringupError("--nproc and --stages need the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
     if options.output == "json":
-        raise BringupError("--nproc writes the summary of all ranks to summary.json in --out: leave out --json")
+        raise BringupError(
+            "--nproc and --stages write the summary of all ranks to summary.json in --out: leave out --json"
+        )
     for name in chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip"):
         load_chip(name)
     load_host(options.host)
@@ -550,7 +573,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
         findings += noticed.values()
         trace.about["findings"] = [vars(item) for item in findings]
     prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
-    in_ranks = ranks.rank_here() is not None
+    in_ranks = ranks.rank_here() is not None or stages.stage_here() is not None
     writer.write(prediction, job.target, progress=sys.stderr.isatty() and not in_ranks)
     if in_ranks:  # the process that started the ranks prints their summary
         return prediction.summary

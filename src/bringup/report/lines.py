@@ -123,6 +123,9 @@ def _communication(summary: Summary) -> Iterator[Line]:
     who = f"{quantity(summary.ranks, 'rank')} on {summary.cluster}"
     times = f"  communication {spent}, of which {exposed} are exposed ({who})"
     yield _line("communication", f"{times}; most: {most}, {duration(first.seconds)}")
+    if summary.bubble_seconds:
+        share, bubble = summary.bubble_seconds / summary.step_seconds, duration(summary.bubble_seconds)
+        yield _line("communication", f"  bubble {bubble} ({share:.0%}): the chip only waits for other ranks")
 
 
 def _notes(summary: Summary) -> Iterator[Line]:
