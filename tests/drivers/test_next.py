@@ -9,7 +9,7 @@ import pytest
 from bringup.drivers import next as next_kernel
 from bringup.drivers.next import ranked
 from bringup.errors import BringupError
-from bringup.recording.driver_rows import typical
+from bringup.recording.driver_rows import middle_half, typical
 from bringup.recording.rows import LAUNCH
 
 PARTS = {"kernel_seconds": 0.0, "down_seconds": 0.0, "host_seconds": 0.0, "up_seconds": 0.0, "between_seconds": 0.0}
@@ -73,11 +73,15 @@ def test_recording_without_a_driver_is_refused() -> None:
         ranked(recording)
 
 
-def test_typical_step_has_the_median_of_each_number() -> None:
-    steps = [[row("a", 1, host_seconds=seconds)] for seconds in (9.0, 1.0, 2.0)]
-    steps[1].append(row("once", 1))
-    (only,) = typical(steps)
-    assert (only["op"], only["host_seconds"]) == ("a", 2.0)
+def test_parts_of_a_typical_step_add_up_to_it() -> None:
+    seconds = [9.0, 1.0, 2.0, 3.0, 2.5, 0.1]
+    middle = middle_half(seconds)
+    assert sorted(middle) == [1, 2, 3, 4]
+    steps = [[row("a", 1, host_seconds=0.75 * took), row("b", 2, down_seconds=0.25 * took)] for took in seconds]
+    steps[3].append(row("sometimes", 1))
+    first, second, sometimes = typical([steps[number] for number in middle])
+    assert first["host_seconds"] + second["down_seconds"] == pytest.approx((1.0 + 2.0 + 3.0 + 2.5) / 4)
+    assert (first["launches"], second["launches"], sometimes["launches"]) == (1, 2, 0.25)
 
 
 def test_fit_has_no_negative_rates() -> None:
