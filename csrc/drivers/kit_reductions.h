@@ -195,10 +195,10 @@ inline bool reduce_map(Call& call, const Tensor& to, const Tensor& in, const Red
     Step& step = call.step(kReduce, macros(out, in, r.f, g), "reduce", results).buffer(out).buffer(in).value(whole).counts(inner);
     return scaled(step), true;
   }
-  auto columns = [&](const Tensor& result, const Tensor& source, const std::string& with, const Map& of, long n, long step,
+  auto columns = [&](const Tensor& result, const Tensor& source, const std::string& with, const Map& over, long n, long step,
                      long part) {
     Step& launch = call.step(kReduce, with, "reduce_columns", (results + 255) / 256, (n + part - 1) / part);
-    launch.buffer(result).buffer(source).value(of).counts(n, step, results, part);
+    launch.buffer(result).buffer(source).value(over).counts(n, step, results, part);
     scaled(launch);
   };
   const long part = std::max(32L, long(std::ceil(std::sqrt(double(inner)))));  // both passes add as many, so rounding stays small

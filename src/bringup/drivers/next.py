@@ -118,7 +118,7 @@ def _mean_work(trace: Trace) -> dict[str, _OpWork]:
     )
     sums: dict[str, Array] = {}
     launches: dict[str, int] = {}
-    found: dict[str, _OpWork] = {}
+    means: dict[str, _OpWork] = {}
     for number, count in enumerate(counts.tolist()):
         signature = trace.signatures[number]
         op = signature.op
@@ -126,8 +126,8 @@ def _mean_work(trace: Trace) -> dict[str, _OpWork]:
         launches[op] = launches.get(op, 0) + count
         if launches[op]:
             base = re.sub("_(backward|data|forward)(?=_|$)", "", signature.base)
-            found[op] = _OpWork(base, FAMILIES[table.family[number]], sums[op] / launches[op])
-    return found
+            means[op] = _OpWork(base, FAMILIES[table.family[number]], sums[op] / launches[op])
+    return means
 
 
 def _kernel_seconds(op: str, kernels: list[dict[str, Any]], rates: Array, work: dict[str, _OpWork]) -> float | None:
