@@ -113,9 +113,8 @@ def _mean_work(trace: Trace) -> dict[str, _OpWork]:
     launched = trace.columns["signature"][trace.columns["kind"] == LAUNCH]
     counts = np.bincount(launched, minlength=len(trace.signatures))
     results = [max(len(signature.results), 1) for signature in trace.signatures]  # a list may take a kernel for each
-    terms = np.stack(
-        [results, table.bytes, table.vector_flops, table.flops - table.vector_flops, table.special], axis=1
-    )
+    products = table.flops - table.vector_flops - table.special
+    terms = np.stack([results, table.bytes, table.vector_flops, products, table.special], axis=1)
     sums: dict[str, Array] = {}
     launches: dict[str, int] = {}
     means: dict[str, _OpWork] = {}
