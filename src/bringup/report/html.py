@@ -128,6 +128,7 @@ def page(timeline: Timeline, summary: Summary) -> str:
     charts = {
         "timeline": shown,
         "flame": figures.flame(timeline),
+        "lines": figures.flame(timeline, by="line"),
         "memory": figures.memory(timeline, summary),
         "memory_by_module": figures.memory_by_module(timeline),
         "roofline": figures.roofline(timeline),
