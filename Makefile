@@ -55,8 +55,9 @@ lint: $(VENV)/.lint
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.inc tests/core/*.cpp)
 	$(BIN)/mypy
 
-# The site of the documentation, in build/site; a dead link is an error.
+# The site of the documentation, in build/site; a dead link is an error. The pages of its gallery are written first.
 docs: $(VENV)/.docs
+	$(BIN)/python docs/gallery.py build/gallery
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 soak: $(VENV)/.test
@@ -95,7 +96,7 @@ $(VENV)/.test: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs,demo]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.core

@@ -11,7 +11,7 @@ from bringup.analyse.summarize import summarize
 from bringup.analyse.summary import Summary
 from bringup.recording.trace import Trace
 from bringup.text import duration, html_table, size
-from bringup.timeline.replay import HostClock, replay
+from bringup.timeline.replay import HostClock, Timeline, replay
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
@@ -25,11 +25,13 @@ class Row:
         summary: the chip's summary.
         bound: the part that takes most of a step, as `bound_of` names it.
         ratio: the first chip's step time divided by this chip's.
+        graph_only: True if the chip runs compiled graphs alone, so that the host pays nothing per operator.
     """
 
     summary: Summary
     bound: str
     ratio: float
+    graph_only: bool = False
 
 
 class Comparison(list[Row]):
@@ -59,7 +61,7 @@ def compare(
     *,
     host_clock: HostClock = "modelled",
     clusters: Sequence[str] | None = None,
-    advance: Callable[[], None] = lambda: None,
+    done: Callable[[Timeline, Summary], None] = lambda timeline, summary: None,
 ) -> Comparison:
     """Price a trace on every chip; return one row per chip in the order of `chips`.
 
@@ -69,7 +71,7 @@ def compare(
         host: the host to predict for.
         host_clock: ``modelled`` or ``measured``, as in `replay`.
         clusters: the cluster on which each chip's collectives are priced (default: that of the recording).
-        advance: called after every chip, for a progress bar.
+        done: called after every chip, with its timeline, which is not kept.
     """
     rows = Comparison()
     peak: memory.Memory | None = None
@@ -80,8 +82,9 @@ def compare(
         peak = peak or memory.usage(trace, timeline.steps.ends)
         summary = summarize(timeline, peak=peak)
         first = rows[0].summary.step_seconds if rows else summary.step_seconds
-        rows.append(Row(summary, bound_of(summary), first / summary.step_seconds if summary.step_seconds else 0.0))
-        advance()
+        ratio = first / summary.step_seconds if summary.step_seconds else 0.0
+        rows.append(Row(summary, bound_of(summary), ratio, "eager" not in chip.modes))
+        done(timeline, summary)
     return rows
 
 

@@ -154,6 +154,8 @@ def command(
     plan. Nothing is proposed whose gain could be an error of the prices.
     """
     _refuse_unread(context)
+    if sizes and trace is not None:
+        raise BringupError(f"--break-even is of a chip and a host, not of a recording: leave out {trace}")
     described = load_chip(chip) if chip else None
     machine = load_host(host)
     if sizes:

@@ -405,10 +405,19 @@ def used_peak(summary: Summary) -> str:
 
 def per_million(summary: Summary) -> str:
     """Write the cost of a million samples, or of a million steps if the batch is unknown."""
-    if summary.cost_usd is None:
-        return "-"
-    samples, noun = (summary.samples * summary.batches, "samples") if summary.samples else (1, f"{summary.unit}s")
-    return f"{figure(summary.cost_usd * 1e6 / samples)} USD per million {noun}"
+    cost = usd_per_million(summary)
+    return "-" if cost is None else f"{figure(cost)} USD per million {priced_noun(summary)}"
+
+
+def usd_per_million(summary: Summary) -> float | None:
+    """Return the cost of a million of `priced_noun` in USD, or None if the chip has no price."""
+    samples = summary.samples * summary.batches if summary.samples else 1
+    return None if summary.cost_usd is None else summary.cost_usd * 1e6 / samples
+
+
+def priced_noun(summary: Summary) -> str:
+    """Return what the cost of a million is given for: samples, or steps or runs if the batch is unknown."""
+    return "samples" if summary.samples else f"{summary.unit}s"
 
 
 def redirected(summary: Summary) -> str:
