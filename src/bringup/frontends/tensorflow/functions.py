@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -57,8 +57,13 @@ class Functions:
     def __init__(self, call_function: Callable[..., Any], strict: bool) -> None:
         self._call_function = call_function
         self._strict = strict
-        self._known: dict[tuple[bytes, Any], Compiled | host.OnHost] = {}
+        self._known: dict[bytes, dict[Any, Compiled | host.OnHost]] = {}  # by shapes, and values of constants
         self._constants: dict[bytes, tuple[int, ...]] = {}  # inputs whose values XLA has compiled into a function
+
+    def forget(self, name: bytes) -> None:
+        """Forget a function that TensorFlow has removed."""
+        self._known.pop(name, None)
+        self._constants.pop(name, None)
 
     def call(self, context: Any, name: bytes, inputs: list[Any], count: int) -> Any:
         """Call a function with tensors and handles of variables; return its results, of which there are so many.
@@ -79,29 +84,33 @@ class Functions:
         return self._run(function, inputs, count)
 
     def _find(self, context: Any, name: bytes, inputs: list[Any], count: int) -> Compiled | host.OnHost:
-        shapes = tuple(item._shape_tuple() for item in inputs)
-        if name in self._constants:
-            shapes += tuple(inputs[place]._numpy_internal().tobytes() for place in self._constants[name])
-        function = self._known.get((name, shapes))
-        if function is None:
+        variants = self._known.setdefault(name, {})
+        key = _key(inputs, self._constants.get(name, ()))
+        if key not in variants:
             function, constants = _compiled(context, name, inputs, count)
             if constants:
                 self._constants[name] = constants
-                shapes += tuple(inputs[place]._numpy_internal().tobytes() for place in constants)
-            self._known[name, shapes] = function
-        return function
+            key = _key(inputs, self._constants.get(name, ()))
+            variants[key] = function
+        return variants[key]
 
     def _run(self, function: Compiled, inputs: list[Any], count: int) -> list[Any] | None:
         kinds = function.program.inputs
         arguments = [_argument(inputs[place], kind) for place, kind in zip(function.takes, kinds, strict=True)]
-        for place in function.written:
-            _assign(inputs[place], _nothing(inputs[place]))  # so that the old value is freed once it is read
+        for place in function.written:  # so that the old value is freed once it is read
+            _assign(inputs[place], _nothing(host.type_of_variable(inputs[place])))
         tensors = memory.unshared(executed(function.program, arguments, "tensorflow"))
         _settle()
         results = [memory.share(*item) for item in zip(tensors, function.program.outputs, strict=True)]
         for place, value in zip(function.written, results[count:], strict=True):
             _assign(inputs[place], value)
         return results[:count] or None
+
+
+def _key(inputs: Sequence[Any], constants: Sequence[int]) -> tuple[Any, ...]:
+    """Return what a program of a function depends on: the shapes of inputs, and the values of some."""
+    values = (inputs[place]._numpy_internal().tobytes() for place in constants)
+    return (*(item._shape_tuple() for item in inputs), *values)
 
 
 def activate(strict: bool = False) -> None:
@@ -111,6 +120,13 @@ def activate(strict: bool = False) -> None:
 
     functions = Functions(Context.call_function, strict)
     Context.call_function = lambda *arguments: functions.call(*arguments)
+    remove_function = Context.remove_function
+
+    def removed(self: Any, name: bytes) -> None:
+        functions.forget(name)
+        remove_function(self, name)
+
+    Context.remove_function = removed
     tensor = ops._EagerTensorBase
     own_numpy = tensor._numpy
 
@@ -232,11 +248,12 @@ def _assign(handle: Any, value: Any) -> None:
     assign_variable_op(handle, value)
 
 
-def _nothing(handle: Any) -> Any:
-    """Return an empty tensor of a variable's type."""
+@lru_cache
+def _nothing(kind: Any) -> Any:
+    """Return an empty tensor of one of TensorFlow's types."""
     import tensorflow
 
-    return tensorflow.zeros([0], host.type_of_variable(handle))
+    return tensorflow.zeros([0], kind)
 
 
 def _settle() -> None:
