@@ -296,7 +296,8 @@ class Summary:
             functions in the whole run, and the bytes copied for the latter.
         energy_joules, cost_usd: per step; None if the chip file has no power or no price.
         placement: the plan that was in force; None without one.
-        framework: the framework that the program is written in: ``torch``, ``onnx``, ``jax`` or ``stablehlo``.
+        framework: the framework that the program is written in: ``torch``, ``onnx``, ``jax``, ``tensorflow`` or
+            ``stablehlo``.
         run: the id of the run, the same in all files of its report; empty outside a report.
     """
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,7 @@ from bringup.cli.program import (
 )
 from bringup.drivers.names import resolve
 from bringup.errors import BringupError
+from bringup.frontends.tensorflow import hook
 from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.machine.topology import cluster_of, load_cluster
 from bringup.process import DEFAULT_CHIP, MAX_DEVICES, asked_chip, asked_compiler, asked_devices, asked_driver, process
@@ -67,6 +69,7 @@ class RunOptions:
     oom: str
     sanitize: str | None
     cuda: bool
+    framework: str | None
     chip_time: bool
     compiler: str
     ops: str
@@ -170,6 +173,11 @@ class Outcome:
     help="Look for mistakes: race, init, leak, sync, device, or all. The exit code is 1 if there are findings.",
 )
 @click.option("--cuda", is_flag=True, help="Run a CUDA program: the device cuda and torch.cuda mean the chip.")
+@click.option(
+    "--framework",
+    type=click.Choice(["torch", "jax", "tensorflow"]),
+    help="Framework that Keras computes with; torch and jax also leave TensorFlow on the host.",
+)
 @click.option(
     "--chip-time",
     is_flag=True,
@@ -365,6 +373,8 @@ def prepare(options: RunOptions) -> Job:
     described = [load_chip(name) for name in names]
     machine = load_host(options.host)
 
+    if options.framework:
+        _choose(options.framework)
     out = options.out or f"bringup-{stem(script, module)}"
     target = directory.prepare(out)
     program = _program(script, module, options.arguments)
@@ -374,6 +384,19 @@ def prepare(options: RunOptions) -> Job:
     prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
     plan = None if options.place is None else plan_of_run(options, described[0], machine, program.file, out)
     return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton, plan)
+
+
+def _choose(framework: str) -> None:
+    """Let Keras compute with a framework.
+
+    Raises:
+        BringupError: it is not installed, or another release than the one that was tested.
+    """
+    if find_spec(framework) is None:
+        raise BringupError(f'--framework {framework}: it is not installed: pip install "bringup[{framework}]"')
+    if framework == "tensorflow":
+        hook.check_version()
+    os.environ["KERAS_BACKEND"] = framework
 
 
 def _program(script: str, module: bool, arguments: tuple[str, ...]) -> Program:
@@ -443,6 +466,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         redirect_cuda()
     job.prepare_triton()
+    if options.framework in (None, "tensorflow"):
+        hook.watch_import(options.strict)
     if options.ranks is not None:
         from bringup.device.distributed import pretend_ranks  # only for --ranks
 
@@ -476,7 +501,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         _report_before_termination(recorder, finish)
         recorder.about["chip_time"] = options.chip_time
-        recorder.about["framework"] = job.program.framework
+        recorder.about["framework"] = options.framework or job.program.framework
         recorder.about |= _of_ranks(options)
         os.environ.setdefault("JAX_PLATFORMS", "chip,cpu")  # JAX reads it when the program imports it
         gc.freeze()  # what is imported by now needs no collection
@@ -562,7 +587,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     if failed and not len(trace) and options.output != "json":
         print("bringup: the program ended with an error before it used the chip: there is no report", file=sys.stderr)
         return None
-    if not trace.launches and not failed and job.program.framework == "torch":
+    if not trace.launches and not failed and trace.about["framework"] not in ("onnx", "stablehlo"):
         print(f"bringup: the program launched nothing on the chip: {_how_to_launch(options)}", file=sys.stderr)
     trace.about |= {"host": job.host.name, "host_clock": options.host_clock}  # for `bringup report`
     if job.checks:
@@ -602,6 +627,8 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
 
 
 def _how_to_launch(options: RunOptions) -> str:
+    if "tensorflow" in sys.modules and options.framework in (None, "tensorflow"):
+        return "TensorFlow runs single operations on the host: make its steps functions with tf.function"
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if "jax" in sys.modules and "chip" not in platforms.split(","):
         return f"JAX_PLATFORMS={platforms} keeps JAX on another device: unset it"

@@ -151,6 +151,11 @@ class _Sleep(BaseModel):
         return self
 
 
+class _HostFunction(_Sleep):
+    name: Text
+    why: Text
+
+
 class _ClockRead(BaseModel):
     line: Text
     rows: Annotated[list[Count], Field(max_length=MOST["rows"])]
@@ -224,6 +229,7 @@ class _About(BaseModel):
     library_lines: Annotated[list[Count], Field(max_length=MOST["lines"])] = []
     inputs: Annotated[list[_Input], Field(max_length=MOST["lines"])] = []
     sleeps: Annotated[list[_Sleep], Field(max_length=MOST["lines"])] = []
+    host_functions: Annotated[list[_HostFunction], Field(max_length=MOST["lines"])] = []
     clock_reads: Annotated[list[_ClockRead], Field(max_length=MOST["lines"])] = []
     framework: Text = ""
     stopped_by: Literal["", "SIGINT", "SIGTERM"] = ""
