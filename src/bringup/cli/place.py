@@ -435,6 +435,7 @@ def _passed_on(options: RunOptions) -> list[str]:
     """Return the options that decide what the program launches."""
     texts = {"--chip": options.chips, "--host": options.host, "--dry": options.dry, "--driver": options.driver}
     texts |= {"--compile": options.compiler, "--ops": options.ops, "--dry-value": options.dry_value}
+    texts |= {"--framework": options.framework}
     flags = {"--cuda": options.cuda, "-m": options.module}
     oom = [] if options.driver or asked_driver() else ["--oom=continue"]  # a plan may be what makes the program fit
     return [

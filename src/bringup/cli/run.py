@@ -175,6 +175,7 @@ class Outcome:
 @click.option("--cuda", is_flag=True, help="Run a CUDA program: the device cuda and torch.cuda mean the chip.")
 @click.option(
     "--framework",
+    default=None,
     type=click.Choice(["torch", "jax", "tensorflow"]),
     help="Framework that Keras computes with; torch and jax also leave TensorFlow on the host.",
 )

@@ -14,7 +14,6 @@ from rich.table import Table
 
 from bringup.analyse.advice import advise
 from bringup.analyse.summarize import summarize
-from bringup.device.pretended_stages import SHAPES
 from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.machine.files import load_chip
@@ -48,6 +47,8 @@ def run_stages(first: int, ranks: int, out: str, chip: str, host: Host, host_clo
         host: its host.
         host_clock: ``modelled`` or ``measured``, as in `replay`.
     """
+    from bringup.device.pretended_stages import SHAPES  # imports torch
+
     os.makedirs(out, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="bringup-stages-") as shapes:
         traces = _record(first, ranks, out, {**os.environ, SHAPES: shapes})

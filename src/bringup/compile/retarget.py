@@ -135,7 +135,7 @@ def _in_one_backward() -> Iterator[None]:
     if group is not None:
         yield
         return
-    torch._C._set_graph_exec_group(torch._C._current_graph_task_id())
+    torch._C._set_graph_exec_group(torch._C._current_graph_task_id())  # type: ignore[arg-type]
     try:
         yield
     finally:

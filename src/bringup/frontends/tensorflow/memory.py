@@ -32,7 +32,7 @@ def share(tensor: torch.Tensor, kind: Type) -> Any:
 
     size = tensor.numel() * tensor.itemsize
     if not size:
-        return from_dlpack(dlpack.to_dlpack(torch.empty(kind.shape, dtype=tensor.dtype)))
+        return from_dlpack(dlpack.to_dlpack(torch.empty(kind.shape, dtype=tensor.dtype)))  # type: ignore[attr-defined]
     # In a dry run, the chip has no memory. The zeros take none, before somebody writes to them.
     stands_in = torch.zeros(size, dtype=torch.uint8) if torch.ops.bringup.is_dry() else None
     address = tensor.data_ptr() if stands_in is None else stands_in.data_ptr()
@@ -40,7 +40,7 @@ def share(tensor: torch.Tensor, kind: Type) -> Any:
     raw.tensor, raw.stands_in, raw.is_read = tensor, stands_in, False
     _shared[address] = raw
     host = torch.frombuffer(raw, dtype=torch.uint8).view(_UNSIGNED.get(kind.kind, tensor.dtype)).view(kind.shape)
-    return from_dlpack(dlpack.to_dlpack(host))
+    return from_dlpack(dlpack.to_dlpack(host))  # type: ignore[attr-defined]
 
 
 def unshared(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
