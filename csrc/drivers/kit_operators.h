@@ -219,11 +219,8 @@ inline void add_products_and_images(Table& t) {
       t.add(std::string("upsample_") + nearest + end, interpolation(over, false, backward));
       t.add(std::string("upsample_") + linear + end, interpolation(over, true, backward));
     }
-  for (bool drops : {false, true}) {
-    std::string name = std::string("_scaled_dot_product_flash_attention") + (drops ? "" : "_for_cpu");
-    t.add(name, attention(drops));
-    t.add(name + "_backward", attention_backward(drops));
-  }
+  t.add("_scaled_dot_product_flash_attention_for_cpu", attention);
+  t.add("_scaled_dot_product_flash_attention_for_cpu_backward", attention_backward);
 }
 
 inline void add_indices_and_losses(Table& t) {

@@ -5,7 +5,6 @@
 #include <atomic>
 #include <unordered_map>
 
-#include "record/rows.h"
 #include "torch/redirect.h"
 
 namespace bringup {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bringup.analyse import holders as memory
@@ -11,7 +11,7 @@ from bringup.analyse.summarize import summarize
 from bringup.analyse.summary import Summary
 from bringup.recording.trace import Trace
 from bringup.text import duration, html_table, size
-from bringup.timeline.replay import HostClock, Timeline, replay
+from bringup.timeline.replay import HostClock, replay
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
@@ -25,13 +25,11 @@ class Row:
         summary: the chip's summary.
         bound: the part that takes most of a step, as `bound_of` names it.
         ratio: the first chip's step time divided by this chip's.
-        graph_only: True if the chip runs compiled graphs alone, so that the host pays nothing per operator.
     """
 
     summary: Summary
     bound: str
     ratio: float
-    graph_only: bool = False
 
 
 class Comparison(list[Row]):
@@ -60,8 +58,7 @@ def compare(
     host: Host,
     *,
     host_clock: HostClock = "modelled",
-    clusters: Sequence[str] | None = None,
-    done: Callable[[Timeline, Summary], None] = lambda timeline, summary: None,
+    advance: Callable[[], None] = lambda: None,
 ) -> Comparison:
     """Price a trace on every chip; return one row per chip in the order of `chips`.
 
@@ -70,21 +67,17 @@ def compare(
         chips: the chips; the first one is the baseline of `Row.ratio`.
         host: the host to predict for.
         host_clock: ``modelled`` or ``measured``, as in `replay`.
-        clusters: the cluster on which each chip's collectives are priced (default: that of the recording).
-        done: called after every chip, with its timeline, which is not kept.
+        advance: called after every chip, for a progress bar.
     """
     rows = Comparison()
     peak: memory.Memory | None = None
-    for number, chip in enumerate(chips):
-        if clusters is not None:
-            trace = replace(trace, about={**trace.about, "cluster": clusters[number]})
+    for chip in chips:
         timeline = replay(trace, chip, host, host_clock=host_clock)
         peak = peak or memory.usage(trace, timeline.steps.ends)
         summary = summarize(timeline, peak=peak)
         first = rows[0].summary.step_seconds if rows else summary.step_seconds
-        ratio = first / summary.step_seconds if summary.step_seconds else 0.0
-        rows.append(Row(summary, bound_of(summary), ratio, "eager" not in chip.modes))
-        done(timeline, summary)
+        rows.append(Row(summary, bound_of(summary), first / summary.step_seconds if summary.step_seconds else 0.0))
+        advance()
     return rows
 
 

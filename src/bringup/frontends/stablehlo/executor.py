@@ -16,7 +16,6 @@ from bringup.frontends.stablehlo import (  # noqa: F401  (their operators regist
     collectives,
     control,
     indexing,
-    normalization,
     pointwise,
     products,
     random,
