@@ -11,7 +11,7 @@ QUICK := $(addprefix tests/,test_house.py test_docs.py cost/test_cost.py pricing
 	core/test_core_says.py core/test_errors.py core/test_streams.py core/test_memory.py programs/test_programs.py)
 SOURCES := pyproject.toml setup.py $(wildcard csrc/* csrc/*/*)
 
-.PHONY: demo core dist docs test quick test-busy test-all test-ends sanitize sanitize-address sanitize-thread lint soak matrix clean
+.PHONY: demo core dist docs test quick test-busy test-all test-ends sanitize sanitize-address sanitize-thread sanitize-both lint docs soak matrix clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.demo
@@ -44,9 +44,9 @@ test-all: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 -m "slow or not slow"
 
 # The tests of what is written in C++, under the compiler's sanitizers: see CONTRIBUTING.md.
-sanitize: sanitize-address sanitize-thread
+sanitize: sanitize-both
 
-sanitize-address sanitize-thread: sanitize-%: $(VENV)/.test
+sanitize-address sanitize-thread sanitize-both: sanitize-%: $(VENV)/.test
 	$(BIN)/python -m tests.sanitizers $*
 
 lint: $(VENV)/.lint
@@ -55,8 +55,9 @@ lint: $(VENV)/.lint
 	$(BIN)/clang-format --dry-run --Werror $(wildcard csrc/*.h csrc/*.cpp csrc/*/*.h csrc/*/*.cpp csrc/*/*.inc tests/core/*.cpp)
 	$(BIN)/mypy
 
-# The site of the documentation, in build/site; a dead link is an error.
+# The site of the documentation, in build/site; a dead link is an error. The pages of its gallery are written first.
 docs: $(VENV)/.docs
+	$(BIN)/python docs/gallery.py build/gallery
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 soak: $(VENV)/.test
@@ -95,7 +96,7 @@ $(VENV)/.test: $(VENV)/.core
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.core
-	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs]"
+	$(BIN)/pip install --quiet --no-build-isolation --editable ".[docs,demo]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.core

@@ -22,6 +22,7 @@ NO_BROWSER = "there is no Chromium or Chrome on the PATH"
 NO_AXE = "axe-core is not installed (pip install axe-core-python)"
 NO_ONNX = "the package onnx is not installed (pip install onnx)"
 NO_JAX = 'JAX is not installed, or this Python is too old for it (pip install "bringup[jax]")'
+NO_TENSORFLOW = 'TensorFlow is not installed (pip install "bringup[tensorflow]")'
 NO_VERILATOR = "Verilator is not installed (apt-get install verilator)"
 NO_SWEEP = 'DuckDB, Optuna or Ray is not installed (pip install "bringup[sweep]")'
 
@@ -34,6 +35,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         "the simulated array not tested": NO_VERILATOR,
         "ONNX models not run": NO_ONNX,
         "programs of JAX not run": NO_JAX,
+        "programs of TensorFlow not run": NO_TENSORFLOW,
         "sweeps not tested": NO_SWEEP,
     }
     for title, reason in tools.items():

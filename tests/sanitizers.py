@@ -2,6 +2,7 @@
 
     python -m tests.sanitizers address                                     # and undefined behaviour
     python -m tests.sanitizers thread
+    python -m tests.sanitizers both                                        # builds the two cores at once
     python -m tests.sanitizers thread tests/core/test_streams.py -k event  # pytest's arguments instead of the selection
 
 Only the core is instrumented. The sanitizers see what Python and torch allocate, free and lock, not what they read and
@@ -16,6 +17,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +110,7 @@ SANITIZERS = {
 }
 
 
-def build(name: str, flags: str) -> Path:
+def build(name: str) -> Path:
     """Build the package with an instrumented core. Return the folder that holds it."""
     package = ROOT / "build" / name / "python" / "bringup"
     shutil.rmtree(package, ignore_errors=True)
@@ -117,7 +119,7 @@ def build(name: str, flags: str) -> Path:
     torch = core_build.find_torch()
     assert torch is not None
     for library in (core_build.core_library(torch), core_build.replay_library()):
-        core_build.compile_library(library, package, (*INSTRUMENTED, f"-fsanitize={flags}"))
+        core_build.compile_library(library, package, (*INSTRUMENTED, f"-fsanitize={SANITIZERS[name].flags}"))
     return package.parent
 
 
@@ -150,14 +152,9 @@ def wrapper(name: str) -> list[str]:
     return []
 
 
-def main() -> int:
-    """Run the tests. Return 0 if they passed and no process has reported anything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sanitizer", choices=SANITIZERS)
-    arguments, asked = parser.parse_known_args()
-    name = arguments.sanitizer
+def run(name: str, package: Path, asked: list[str]) -> int:
+    """Run the tests with the core of a folder. Return 0 if they passed and no process has reported anything."""
     sanitizer = SANITIZERS[name]
-    package = build(name, sanitizer.flags)
     reports = ROOT / "build" / name / "reports"
     shutil.rmtree(reports, ignore_errors=True)
     reports.mkdir()
@@ -167,8 +164,19 @@ def main() -> int:
     written = sorted(reports.iterdir())
     for report in written:
         print(f"\n{report.relative_to(ROOT)}:\n{report.read_text(errors='replace')}")
-    print(f"{name} sanitizer: {len(written)} processes have reported faults; pytest ended with {code}")
+    print(f"{name} sanitizer: {len(written)} processes have reported faults; pytest ended with {code}", flush=True)
     return 1 if written else code
+
+
+def main() -> int:
+    """Build and run the tests. Return 0 if they passed and no process has reported anything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sanitizer", choices=(*SANITIZERS, "both"))
+    arguments, asked = parser.parse_known_args()
+    names = list(SANITIZERS) if arguments.sanitizer == "both" else [arguments.sanitizer]
+    with ThreadPoolExecutor() as pool:
+        packages = list(pool.map(build, names))
+    return max(run(name, package, asked) for name, package in zip(names, packages, strict=True))
 
 
 if __name__ == "__main__":

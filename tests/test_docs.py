@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
 from statistics import mean
 
@@ -43,3 +44,18 @@ def test_relative_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#\s]+)", without_code_blocks(page.read_text(encoding="utf-8")))
     relative = [target for target in targets if not re.match(r"[a-z]+:", target)]
     assert [target for target in relative if not (page.parent / target).exists()] == []
+
+
+def test_gallery_links_to_the_pages_that_are_written(tmp_path: Path) -> None:
+    module = runpy.run_path(str(ROOT / "docs" / "gallery.py"))
+    names = [page.name for page in module["PAGES"]]
+    assert "gallery/" not in module["text"](tmp_path)
+    (tmp_path / f"{names[0]}.html").touch()
+    (tmp_path / f"{names[1]}.html").touch()
+    (tmp_path / f"{names[1]}.png").touch()
+    shown = module["text"](tmp_path)
+    assert re.findall(r"\((gallery/.*?)\)", shown) == [
+        *(f"gallery/{names[0]}.html", f"gallery/{names[1]}.png", f"gallery/{names[1]}.html")
+    ]
+    scripts = re.findall(r"\S+\.py", shown)
+    assert scripts and all((ROOT / script).exists() for script in scripts)

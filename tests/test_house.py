@@ -32,6 +32,7 @@ OTHER_TESTS = {
     "frontends/test_jax.py": "programs of JAX on the chip: numbers, lines, predictions",
     "frontends/test_jax_platform.py": "scripts of JAX, which compile and run on the chip themselves",
     "frontends/test_stablehlo.py": "StableHLO's operators, compared with jaxlib's CPU",
+    "frontends/test_tensorflow.py": "programs of TensorFlow and Keras, beside TensorFlow's own CPU",
     "machine/test_capacity.py": "the memory that chip files offer, as torch reports it on hardware",
     "placement/test_programs.py": "whole programs: the exact optimum, wrong prices, plans in force",
     "recording/test_trace_format.py": "docs/trace.md, which describes the file of a recording",

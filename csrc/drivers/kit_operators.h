@@ -219,8 +219,11 @@ inline void add_products_and_images(Table& t) {
       t.add(std::string("upsample_") + nearest + end, interpolation(over, false, backward));
       t.add(std::string("upsample_") + linear + end, interpolation(over, true, backward));
     }
-  t.add("_scaled_dot_product_flash_attention_for_cpu", attention);
-  t.add("_scaled_dot_product_flash_attention_for_cpu_backward", attention_backward);
+  for (bool drops : {false, true}) {
+    std::string name = std::string("_scaled_dot_product_flash_attention") + (drops ? "" : "_for_cpu");
+    t.add(name, attention(drops));
+    t.add(name + "_backward", attention_backward(drops));
+  }
 }
 
 inline void add_indices_and_losses(Table& t) {

@@ -13,8 +13,7 @@
 
 namespace kit {
 
-inline const Source kRandom = {"random", R"(
-#define C(number) ((TS)(number))
+constexpr const char* kPhilox = R"(
 DEVICE void philox(uint* w, ulong key, ulong low, ulong high) {  // Salmon et al. 2011
   uint a = (uint)key, b = (uint)(key >> 32);
   w[0] = (uint)low; w[1] = (uint)(low >> 32); w[2] = (uint)high; w[3] = (uint)(high >> 32);
@@ -25,6 +24,10 @@ DEVICE void philox(uint* w, ulong key, ulong low, ulong high) {  // Salmon et al
     a += 0x9E3779B9u; b += 0xBB67AE85u;
   }
 }
+)";
+
+inline const std::string kRandomText = std::string(kPhilox) + R"(
+#define C(number) ((TS)(number))
 // The distributions of cuRAND: number k of the words w, uniform in (0, 1] or normal.
 DEVICE ulong word(uint* w, int k) { return w[k]; }
 DEVICE ulong word_pair(uint* w, int k) { return (ulong)w[2 * k] << 32 | w[2 * k + 1]; }
@@ -70,7 +73,8 @@ KERNEL draw(ARG(TO, o), ARG(TA, a), ARG(uchar, b), Map m, long n, long threads, 
     STATEMENT;
   }
 }
-)"};
+)";
+inline const Source kRandom = {"random", kRandomText.c_str()};
 
 struct Draw {
   const char *distribution, *statement;

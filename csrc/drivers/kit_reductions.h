@@ -10,7 +10,7 @@ inline const Source kReduce = {"reduce", R"(
 DEVICE V both(V x, V y, V scale) { return BOTH; }
 DEVICE V of_one(V x, V scale) { return F; }
 DEVICE V of_all(V x, V scale) { return G; }
-// Over the dimensions of m whose stride m.o is -1.
+// Over the dimensions of m whose stride m.o is -1, a group per result.
 KERNEL reduce(ARG(TO, o), ARG(T, a), Map m, long inner, V scale) {
   LOCAL V red[LANES];
   USE(TO, o); USE(T, a);
@@ -27,6 +27,18 @@ KERNEL reduce(ARG(TO, o), ARG(T, a), Map m, long inner, V scale) {
 #define BOTH_SCALED(x, y) both(x, y, scale)
   COMBINE(total, BOTH_SCALED);
   if (LANE == 0) STORE(TO, o, GROUP, of_all(total, scale));
+}
+
+// Over elements that are `step` apart, a thread per result: neighbours read neighbours. GROUP_Y is the number of a part of them.
+KERNEL reduce_columns(ARG(TO, o), ARG(T, a), Map m, long inner, long step, long results, long part, V scale) {
+  USE(TO, o); USE(T, a);
+  long result = GROUP * LANES + LANE, r = result, base = 0, j = GROUP_Y * part, last = j + part < inner ? j + part : inner;
+  if (result >= results) return;
+  for (int d = (int)m.dims - 1; d >= 0; --d)
+    if (m.o[d] >= 0) { base += r % m.size[d] * m.a[d]; r /= m.size[d]; }
+  V total = INIT;
+  for (; j < last; ++j) total = both(total, of_one((V)LOAD(T, a, base + j * step), scale), scale);
+  STORE(TO, o, GROUP_Y * results + result, of_all(total, scale));
 }
 )"};
 
@@ -134,6 +146,33 @@ struct Reduction {
 
 inline int dim_of(int64_t dim, int dims) { return dims == 0 ? 0 : int((dim + dims) % dims); }
 
+// The same map with neighbouring dimensions as one, where their strides allow it.
+inline Map collapsed(const Map& map) {
+  Map whole = {};
+  for (int d = 0; d < map.dims; ++d) {
+    if (map.size[d] == 1) continue;
+    int64_t last = whole.dims - 1;
+    if (last >= 0 && (whole.o[last] < 0) == (map.o[d] < 0) && whole.a[last] == map.a[d] * map.size[d])
+      whole.size[last] *= map.size[d], whole.a[last] = map.a[d];
+    else
+      whole.size[whole.dims] = map.size[d], whole.a[whole.dims] = map.a[d], whole.o[whole.dims++] = map.o[d];
+  }
+  return whole;
+}
+
+// The stride of the one reduced dimension if a thread per result is faster than a group: neighbouring results are neighbours in
+// memory, or there are few elements for each. Else -1.
+inline long column_step(const Map& map, long inner) {
+  long step = inner == 1 ? 0 : -1, dense = 0;
+  for (int d = 0; d < map.dims; ++d) {
+    if (map.o[d] < 0 && step >= 0) return -1;
+    if (map.o[d] < 0) step = long(map.a[d]);
+    if (map.o[d] >= 0 && map.a[d] == 1) dense = long(map.size[d]);
+  }
+  constexpr long kFew = 16;  // chosen: fewer elements, or neighbours, leave a group of 256 threads without work
+  return inner > 0 && (dense >= kFew || inner < kFew) ? step : -1;
+}
+
 // Over the dimensions of `map` whose stride map.o is -1: `inner` elements for each result.
 inline bool reduce_map(Call& call, const Tensor& to, const Tensor& in, const Reduction& r, const Map& map, long inner,
                        Number scale = {}) {
@@ -142,11 +181,34 @@ inline bool reduce_map(Call& call, const Tensor& to, const Tensor& in, const Red
   Tensor out = call.result(to);
   int wide = is_floating(in.dtype) || !is_floating(out.dtype) ? wide_of(in.dtype) : wide_of(out.dtype);
   if (is_floating(in.dtype) && out.dtype == BRINGUP_FLOAT64) wide = BRINGUP_FLOAT64;
-  std::string g = out.dtype == BRINGUP_BOOL ? "(" + std::string(r.g) + ")!=0" : r.g;
-  std::string macros = types({{"TO", out.dtype}, {"T", in.dtype}, {"V", wide}}) + define("INIT", r.init) + define("F", r.f) +
-                       define("BOTH", r.both) + define("G", g);
-  Step& step = call.step(kReduce, macros, "reduce", out.numel()).buffer(out).buffer(in).value(map).counts(inner);
-  scale.index >= 0 ? step.scalar(letter_of(wide), scale.index) : step.number(letter_of(wide), scale.constant);
+  const std::string g = out.dtype == BRINGUP_BOOL ? "(" + std::string(r.g) + ")!=0" : r.g;
+  const Map whole = collapsed(map);
+  const long step_between = column_step(whole, inner), results = out.numel();
+  auto macros = [&](const Tensor& result, const Tensor& source, const char* f, const std::string& last) {
+    return types({{"TO", result.dtype}, {"T", source.dtype}, {"V", wide}}) + define("INIT", r.init) + define("F", f) +
+           define("BOTH", r.both) + define("G", last);
+  };
+  auto scaled = [&](Step& step) {
+    scale.index >= 0 ? step.scalar(letter_of(wide), scale.index) : step.number(letter_of(wide), scale.constant);
+  };
+  if (step_between < 0) {
+    Step& step = call.step(kReduce, macros(out, in, r.f, g), "reduce", results).buffer(out).buffer(in).value(whole).counts(inner);
+    return scaled(step), true;
+  }
+  auto columns = [&](const Tensor& result, const Tensor& source, const std::string& with, const Map& over, long n, long step,
+                     long part) {
+    Step& launch = call.step(kReduce, with, "reduce_columns", (results + 255) / 256, (n + part - 1) / part);
+    launch.buffer(result).buffer(source).value(over).counts(n, step, results, part);
+    scaled(launch);
+  };
+  const long part = std::max(32L, long(std::ceil(std::sqrt(double(inner)))));  // both passes add as many, so rounding stays small
+  if (inner <= part) return columns(out, in, macros(out, in, r.f, g), whole, inner, step_between, inner), true;
+  const long parts = (inner + part - 1) / part;
+  Tensor partial = call.scratch(wide, {parts, results});
+  Map second = {};
+  second.dims = 2, second.size[0] = parts, second.size[1] = results, second.a[0] = results, second.a[1] = 1, second.o[0] = -1;
+  columns(partial, in, macros(partial, in, r.f, "x"), whole, inner, step_between, part);
+  columns(out, partial, macros(out, partial, "x", g), second, parts, results, parts);
   return true;
 }
 

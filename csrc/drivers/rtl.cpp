@@ -93,6 +93,8 @@ int launch(bringup_stream* stream, bringup_kernel* kernel, const bringup_launch*
   return BRINGUP_OK;
 }
 
+// A program gets a simulation for each device that it opens; a list has as many as it asks for.
+int listed() { return getenv("BRINGUP_DEVICES") ? atoi(getenv("BRINGUP_DEVICES")) : 1; }
 std::string refused;  // why a device was not opened
 int open(int index, const bringup_config* config, bringup_device** device) {
   bringup_config separate = {config->device_bytes, 1};  // 1: the host cannot address the memory
@@ -140,7 +142,7 @@ extern "C" __attribute__((visibility("default"))) const bringup_driver* bringup_
     own.stream_synchronize = rtl::stream_synchronize, own.event_record = rtl::event_record;
     own.prepare = rtl::prepare, own.launch = rtl::launch;
     own.release = [](bringup_kernel* kernel) { delete kernel; };
-    own.device_name = [](int index) { return index < BRINGUP_MAX_DEVICES ? "systolic array (Verilator)" : nullptr; };
+    own.device_name = [](int index) { return index < rtl::listed() ? "systolic array (Verilator)" : nullptr; };
     own.failed_launch = [](bringup_device* device) { return rtl::arrays[device->index].failed.exchange(0); };
     return own;
   }();

@@ -322,6 +322,7 @@ void start_launch(std::unique_ptr<Launch> launch) {
     return launch_shadowed(*launch, [&] { enqueue_kernel(*launch); });
   }
   draw(*launch);
+  if (C10_UNLIKELY(shadowing()) && launch->draws_from.defined()) shadow_drawn();
   Stream& stream = *launch->stream;
   SignaturePtr signature = launch->signature;
   const char* name = signature->op->name.c_str();

@@ -11,7 +11,7 @@
 #include <limits>
 #include <mutex>
 #include <numeric>
-#include <unordered_set>
+#include <unordered_map>
 
 #include "launch/dry.h"
 #include "launch/worker.h"
@@ -27,9 +27,10 @@ using c10::IValue;
 // A kernel that refused its arguments on the stream would raise long after the call. Other devices raise at the line, and leave
 // all tensors unchanged. torch's meta kernels accept more than CPU kernels do. So the first launch of a signature is tried on the
 // host: the CPU kernel runs on scratch tensors with the call's dtypes, strides and overlaps, but other content. Small calls keep
-// their sizes. Large sizes are cut, and such a trial runs once per operator, dtypes and equal sizes. If a trial passes, the call
-// is legal, and the kernel's results correct the meta kernel's promise. If it fails for the dtypes, the call is refused. Any
-// other failure may be caused by the content or by the cut. Then the launch itself decides, while the host waits.
+// their sizes. Large sizes are cut, and such a trial runs once per operator, dtypes, orders of strides and equal sizes. If a
+// trial passes, the call is legal, and the kernel's results correct the meta kernel's promise. If it fails for the dtypes, the
+// call is refused. Any other failure may be caused by the content or by the cut. Then the launch itself decides, while the host
+// waits.
 namespace {
 
 constexpr size_t kWhole = size_t(64) << 10;  // up to this many bytes, sizes are not cut; such a trial takes about 10 us
@@ -258,7 +259,7 @@ bool same_order(const TensorMeta& promised, const TensorMeta& returned) {
 
 // Corrects a promise by what the kernel returned: the whole metadata, or only the order of the strides if sizes were cut. False
 // if the kernel returned another dtype or number of dimensions.
-bool correct(Results& promised, Results returned, bool whole) {
+bool correct(Results& promised, const Results& returned, bool whole) {
   bool same = promised.outputs.size() == returned.outputs.size();
   for (size_t i = 0; same && i < promised.outputs.size(); ++i) {
     TensorMeta& output = promised.outputs[i];
@@ -270,7 +271,7 @@ bool correct(Results& promised, Results returned, bool whole) {
     for (auto& [slot, meta] : promised.resized)
       for (const auto& [same_slot, actual] : returned.resized)
         if (slot == same_slot && same_kind(meta, actual) && !same_order(meta, actual)) lay_out(meta, actual.strides);
-  if (whole) promised = std::move(returned);
+  if (whole) promised = returned;
   return same;
 }
 
@@ -302,19 +303,21 @@ bool is_about_overlap(const Signature& signature, const Slots& slots) {
   return false;
 }
 
-// The kinds of calls that a kernel has accepted. A kind is an operator with its dtypes, cut sizes, expanded dimensions, integers
-// and kinds of arguments, as a hash.
+// The kinds of calls that a kernel has accepted, with what it returned. A kind is an operator with its dtypes, cut sizes, orders
+// of strides, expanded dimensions, integers and kinds of arguments, as a hash.
 struct Accepted {
   std::mutex mutex;
-  std::unordered_set<uint64_t> kinds;
+  std::unordered_map<uint64_t, Results> kinds;
 
-  bool has(uint64_t kind) {
+  // Null if no kernel has accepted such a call. Results are never replaced.
+  const Results* find(uint64_t kind) {
     std::lock_guard<std::mutex> lock(mutex);
-    return kinds.count(kind) != 0;
+    auto found = kinds.find(kind);
+    return found == kinds.end() ? nullptr : &found->second;
   }
-  void add(uint64_t kind) {
+  void add(uint64_t kind, Results returned) {
     std::lock_guard<std::mutex> lock(mutex);
-    kinds.insert(kind);
+    kinds.emplace(kind, std::move(returned));
   }
 };
 
@@ -338,6 +341,9 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
         uint64_t(meta.dtype) << 8 | uint64_t(meta.sizes.size()) << 16);
     for (size_t dim = 0; dim < meta.sizes.size(); ++dim)
       add(uint64_t(cut(meta.sizes[dim])) << 1 | uint64_t(meta.strides[dim] == 0 && meta.sizes[dim] > 1));
+    for (size_t a = 0; a < meta.sizes.size(); ++a)
+      for (size_t b = 0; b < a; ++b)
+        if (meta.sizes[a] > 1 && meta.sizes[b] > 1 && meta.strides[a] > meta.strides[b]) add(uint64_t(a) << 8 | b);
   }
   c10::ScalarType first = signature.inputs.empty() ? c10::ScalarType::Undefined : signature.inputs[0].dtype;
   for (size_t i = 0; i < signature.op->args.size(); ++i) {
@@ -379,7 +385,11 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
     return Verdict::Doubtful;
   uint64_t kind = whole ? 0 : kind_of(signature, arguments);
   // Large results that only follow from scalars (arange) cannot be cut.
-  if (!op.tried || (!whole && (op.by_value || accepted().has(kind)))) return Verdict::Legal;
+  if (!op.tried || (!whole && op.by_value)) return Verdict::Legal;
+  if (const Results* returned = whole ? nullptr : accepted().find(kind)) {
+    correct(results, *returned, whole);
+    return Verdict::Legal;
+  }
   auto in = [&](const Manner& manner) { return attempt(signature, results, slots, arguments, manner); };
   Try outcome = in({whole, op.content});
   if (outcome.refusal && op.content == 0) {
@@ -402,15 +412,15 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
     return is_dry() ? Verdict::Legal : Verdict::Doubtful;
   }
   std::optional<Results> returned = results_of(signature, outcome.results, outcome.inputs, outcome.before);
-  bool alike = returned && correct(results, std::move(*returned), whole);
+  bool alike = returned && correct(results, *returned, whole);
   if (!alike) op.trust_meta = false;
-  if (!whole && alike) accepted().add(kind);
+  if (!whole && alike) accepted().add(kind, std::move(*returned));
   return alike || (whole && returned) ? Verdict::Legal : Verdict::Unlike;
 }
 
 void accept(Signature& signature, const IValue* arguments) {
   if (!signature.doubtful.exchange(false)) return;
-  accepted().add(kind_of(signature, arguments));
+  accepted().add(kind_of(signature, arguments), {});
 }
 
 }  // namespace bringup

@@ -15,6 +15,9 @@ void launch_shadowed(const Launch& launch, const std::function<void()>& launch_k
 // Counts a launch that the driver leaves to the host.
 void shadow_refused(const Launch& launch, const std::string& reason);
 
+// Counts a launch that draws random numbers, on the device or on the host: they are not those of a program on the CPU.
+void shadow_drawn();
+
 // Writes into a file, during this object's life, what the driver is doing: it may end the process, or never return.
 class Named {
  public:

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <unordered_map>
 
+#include "record/rows.h"
 #include "torch/redirect.h"
 
 namespace bringup {

@@ -377,11 +377,21 @@ class Twice {
   decltype(Launch::outputs) outputs_;
 };
 
+// True if a call has a probability of dropout, and it is 0: attention's kernels then draw no numbers.
+bool drops_nothing(const Launch& launch) {
+  const auto& arguments = launch.signature->op->handle.schema().arguments();
+  for (size_t i = 0; i < std::min(arguments.size(), launch.arguments.size()); ++i)
+    if (arguments[i].name() == "dropout_p") return launch.arguments[i].isDouble() && launch.arguments[i].toDouble() == 0;
+  return false;
+}
+
 // True if an operator gives the same result when it runs again with the same arguments and generator.
-bool repeatable(const Op& op) {
+bool repeatable(const Launch& launch) {
+  const Op& op = *launch.signature->op;
   bool own_generator = false;
   for (const ArgInfo& argument : op.args) own_generator |= argument.kind == ArgKind::Generator;
-  return op.name.compare(0, 6, "aten::") == 0 && (own_generator || !op.handle.hasTag(at::Tag::nondeterministic_seeded));
+  if (op.name.compare(0, 6, "aten::") != 0) return false;
+  return own_generator || !op.handle.hasTag(at::Tag::nondeterministic_seeded) || drops_nothing(launch);
 }
 
 // Removes the marks of what a launch that ran once has written; an operator that cannot run twice may have written everything.
@@ -391,7 +401,7 @@ void unmark_written(const Launch& launch, const std::vector<Tracked>& tracked) {
     for (size_t slot = 0; slot < signature.inputs.size(); ++slot) {
       if (signature.storage_of[slot] != int(item.storage) || !signature.written[slot]) continue;
       const StorageRef& storage = launch.storages[item.storage];
-      bool whole = !repeatable(*signature.op) || covers(signature.inputs[slot], storage.bytes);
+      bool whole = !repeatable(launch) || covers(signature.inputs[slot], storage.bytes);
       if (!whole && !signature.op->overwrites) continue;
       if (whole) {
         set_marked(storage.allocation, nullptr);
@@ -491,7 +501,7 @@ void run_watched(Launch& launch, const std::function<void()>& execute) {
           reads_of(*item.entry, [&] { return marks_read(*item.entry, meta, offset); }, signature.op->name, launch.line);
       reads.insert(more.begin(), more.end());
     }
-  if (reads_marks && !launch.guesses && repeatable(*signature.op)) return Twice(launch, tracked, reads).run(execute);
+  if (reads_marks && !launch.guesses && repeatable(launch)) return Twice(launch, tracked, reads).run(execute);
   execute();
   unmark_written(launch, tracked);
 }

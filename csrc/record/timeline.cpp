@@ -32,7 +32,8 @@ struct Machine {
   double launch_latency;  // seconds from the host's call to the earliest start on the chip
   size_t queue_depth;     // maximum number of launches that have not ended
   int copy_engines;
-  int concurrent;  // maximum number of kernels that run at the same time
+  int concurrent;    // maximum number of kernels that run at the same time
+  double contended;  // duration of a kernel beside a collective, and of a collective beside kernels, over that alone
 };
 
 // An operation on a stream. `phase` counts the parts of a fallback: copy down, compute, copy up.
@@ -67,6 +68,7 @@ struct DeviceClock {
   double link[2] = {0, 0};        // time from which each direction is free: host to device, device to host
   std::map<int, double> between;  // the same for the link from another chip
   double network = 0;             // the same for collectives
+  double owed = 0;                // seconds that collectives took from kernels whose ends were known already
 };
 
 struct HostThread {
@@ -145,6 +147,7 @@ struct Replay {
 
   double start_of(DeviceClock& on, const Pending& item, double ready) const {
     if (const double* lane = lane_of(on, item)) return std::max(ready, *lane);
+    if (item.share < 0) return ready;  // an exchange of two ranks, which waits for the other one and holds nothing
     return item.fallback ? ready : free_cores(on, ready, item.seconds, item.share);
   }
 
@@ -209,14 +212,42 @@ struct Replay {
     return true;
   }
 
+  // Note [Contention]
+  // A collective and kernels take cores and memory bandwidth from each other. The end of an operation is known when it starts. So
+  // a kernel is longer for the part in which a collective runs that has started; a collective is longer if a kernel runs at its
+  // start. What it takes from that kernel, the next kernel pays.
+
+  // The end of a kernel that starts at this moment.
+  double kernel_end(DeviceClock& on, double moment, double seconds) const {
+    seconds += std::exchange(on.owed, 0.0);
+    double beside = std::max(on.network - moment, 0.0);  // seconds in which a collective runs
+    double done = std::min(seconds, beside / machine.contended);
+    return moment + done * machine.contended + (seconds - done);
+  }
+
+  double collective_end(DeviceClock& on, double moment, double seconds) const {
+    double last = moment;
+    for (const Running& kernel : on.running)
+      if (kernel.start <= moment) last = std::max(last, kernel.end);
+    double over = moment + seconds * (last > moment ? machine.contended : 1.0);
+    on.owed += (std::min(last, over) - moment) * (1 - 1 / machine.contended);
+    return over;
+  }
+
+  double end_from(DeviceClock& on, const Pending& item, double moment) const {
+    if (item.fallback) return moment + item.parts[item.phase];
+    if (item.kind != RowKind::Launch || item.seconds == 0 || item.share < 0) return moment + item.seconds;
+    return item.share == 0 ? collective_end(on, moment, item.seconds) : kernel_end(on, moment, item.seconds);
+  }
+
   // Runs the next operation of a stream, or the next part of a fallback.
   void run(DeviceClock& on, StreamQueue& stream, double moment, double ready) {
     Pending& item = stream.waiting.front();
-    double over = moment + (item.fallback ? item.parts[item.phase] : item.seconds);
+    double over = end_from(on, item, moment);
     if (item.phase == 0) start[size_t(item.row)] = item.fallback ? ready : moment;
     if (double* lane = lane_of(on, item))
       *lane = over;
-    else if (!item.fallback)
+    else if (!item.fallback && item.share >= 0)
       on.running.push_back({moment, over, item.share});
     if (item.fallback && item.phase < 2) {
       item.earliest = over;
@@ -501,14 +532,16 @@ const char* told(Function function) {
 using namespace bringup;
 
 EXPORTED const char* replay_open(double launch_latency, int64_t queue_depth, int64_t copy_engines, int64_t concurrent,
-                                 int64_t* handle) {
+                                 double contended, int64_t* handle) {
   return told([&] {
     if (queue_depth < 1 || queue_depth > 1 << 24) fail("a queue holds 1 to 2**24 launches, got " + std::to_string(queue_depth));
     if (concurrent < 1) fail("a chip runs at least one kernel at once, got " + std::to_string(concurrent));
+    if (!(contended >= 1)) fail("contention makes an operation longer, got a factor of " + std::to_string(contended));
     static int64_t next = 0;
     std::lock_guard<std::mutex> lock(replays_mutex);
     auto replay = std::make_shared<Replay>();
-    replay->machine = {launch_latency, size_t(queue_depth), int(copy_engines), int(std::min<int64_t>(concurrent, 1 << 24))};
+    replay->machine = {launch_latency, size_t(queue_depth), int(copy_engines), int(std::min<int64_t>(concurrent, 1 << 24)),
+                       contended};
     replays[++next] = std::move(replay);
     *handle = next;
   });

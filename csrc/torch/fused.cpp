@@ -4,6 +4,7 @@
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/OpMathType.h>
 #include <ATen/TensorOperators.h>
+#include <ATen/core/PhiloxRNGEngine.h>
 #include <ATen/native/DispatchStub.h>
 #include <ATen/native/transformers/attention.h>
 #include <ATen/ops/_fused_rms_norm.h>
@@ -21,9 +22,12 @@
 #include <ATen/ops/zeros_like.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstring>
 
 #include "launch/launch.h"
+#include "runtime/runtime.h"
 
 namespace bringup {
 namespace {
@@ -131,10 +135,27 @@ Tensor attention_scores(const Tensor& query, const Tensor& key, const optional<T
   return bias && bias->defined() ? scores + *bias : scores;
 }
 
-Tensor attention_keeps(const Tensor& query, const Tensor& key, double p, optional<at::Generator> generator) {
+// Note [Dropout in attention]
+// The backward pass draws the numbers of the forward pass again, from a state that the forward pass returns: that of the CPU's
+// generator before it drew. A driver with kernels may compute one of the two passes, and the host the other. So both then draw by
+// Philox, and the state begins with a seed, kPhilox, and an offset. Element i of the weights is kept by number i % 4 of thread
+// i / 4. csrc/drivers/kit_attention.h draws the same.
+constexpr uint64_t kPhilox = ~uint64_t(0);  // where a state of the CPU's generator has two small numbers
+
+// Which elements of the weights are kept.
+Tensor attention_keeps(const Tensor& query, const Tensor& key, double p, optional<at::Generator> generator, const Tensor& state) {
   auto sizes = query.sizes().vec();
   sizes.back() = key.size(-2);
-  return at::empty(sizes, query.options().dtype(c10::kBool)).bernoulli_(1 - p, std::move(generator));
+  Tensor keeps = at::empty(sizes, query.options().dtype(c10::kBool));
+  const auto* words = query.is_meta() ? nullptr : static_cast<const uint64_t*>(state.const_data_ptr());
+  if (!words || words[1] != kPhilox) return keeps.bernoulli_(1 - p, std::move(generator));
+  auto* keep = keeps.mutable_data_ptr<bool>();
+  auto below = uint64_t(std::ldexp(1 - p, 32));
+  for (int64_t i = 0; i < keeps.numel(); i += 4) {
+    at::Philox4_32 engine(words[0], uint64_t(i / 4), words[2] / 4);
+    for (int64_t k = i; k < std::min(i + 4, keeps.numel()); ++k) keep[k] = engine() < below;
+  }
+  return keeps;
 }
 
 // Compiled code draws from the CPU's default generator.
@@ -144,7 +165,11 @@ at::Generator or_default(optional<at::Generator> generator) {
 
 Tensor state_of(at::Generator generator) {
   std::lock_guard<std::mutex> lock(generator.mutex());
-  return generator.get_state();
+  Tensor state = generator.get_state();
+  if (!native_driver()) return state;
+  uint64_t words[] = {at::check_generator<at::CPUGeneratorImpl>(generator)->random64(), kPhilox, 0};
+  std::memcpy(state.mutable_data_ptr(), words, sizeof words);
+  return state;
 }
 
 double attention_scale(const Tensor& query, optional<double> scale) {
@@ -164,7 +189,7 @@ tuple<Tensor, Tensor, Tensor> attention_values(const Tensor& query, const Tensor
   static const int64_t bytes = at::detail::createCPUGenerator().get_state().numel();
   at::Generator draws = or_default(std::move(generator));
   Tensor state = query.is_meta() ? at::empty({bytes}, query.options().dtype(c10::kByte)) : state_of(draws);
-  Tensor keeps = attention_keeps(query, key, dropout_p, draws);
+  Tensor keeps = attention_keeps(query, key, dropout_p, draws, state);
   Tensor weights = at::_safe_softmax(scores, -1).mul_(keeps).div_(1 - dropout_p);
   Tensor result = at::matmul(weights, v).to(query.scalar_type());
   return {heads_side_by_side(result), at::logsumexp(scores, {-1}), state};
@@ -180,11 +205,11 @@ tuple<Tensor, Tensor, Tensor> attention_backward_values(const Tensor& grad_out, 
   Tensor grad = grad_out.to(wide);
   Tensor weights = at::_safe_softmax(attention_scores(q, k, attn_bias, is_causal, factor), -1);
   optional<at::Generator> generator;
-  if (!query.is_meta()) {
+  if (!query.is_meta() && static_cast<const uint64_t*>(state.const_data_ptr())[1] != kPhilox) {
     generator = at::detail::createCPUGenerator();
     generator->set_state(state);
   }
-  Tensor keeps = attention_keeps(query, key, dropout_p, std::move(generator)).to(wide).div_(1 - dropout_p);
+  Tensor keeps = attention_keeps(query, key, dropout_p, std::move(generator), state).to(wide).div_(1 - dropout_p);
   Tensor to_value = at::matmul((weights * keeps).transpose(-2, -1), grad);
   Tensor to_weights = at::matmul(grad, v.transpose(-2, -1)) * keeps;
   Tensor to_scores = weights * (to_weights - (to_weights * weights).sum(-1, true)) * factor;

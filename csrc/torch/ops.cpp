@@ -29,6 +29,7 @@
 #include "runtime/memory.h"
 #include "runtime/pinned.h"
 #include "torch/ops.h"
+#include "record/parts.h"
 #include "record/recorder.h"
 #include "runtime/pinned_watch.h"
 

@@ -56,6 +56,22 @@ def test_reads_are_told_to_be_rarer() -> None:
     assert "link-bound" not in found
 
 
+def test_reads_of_an_optimizer_with_a_closure_are_left_to_it() -> None:
+    weight = nn.Parameter(on_chip(10))
+    optimizer = torch.optim.LBFGS([weight], lr=1e-3, max_iter=4, tolerance_grad=0, tolerance_change=0)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = weight.square().sum()
+        loss.backward()
+        return loss
+
+    trace = record(lambda: [optimizer.step(closure) for _ in range(40)])
+    assert sum(item.kind == "read" for item in bringup.price(trace, "h100-sxm").summary.waits)
+    found = advice(trace, "h100-sxm")
+    assert "waits" not in found
+
+
 def test_pageable_batches_are_told_to_be_pinned() -> None:
     found = advice(repeated(lambda: torch.ones(1 << 22).to("chip"), 4), "t4")
     first = found["link-bound"]

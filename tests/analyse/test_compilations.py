@@ -103,7 +103,7 @@ def test_graphs_that_torch_compile_compiles_again_are_counted() -> None:
     assert summary.compilations is not None
     assert (summary.compilations.graphs, summary.compilations.changed_at) == (3, ["train.py:15"])
     (line,) = compilation_lines(summary)
-    assert line.text == "  torch.compile compiled again for calls at train.py:15"
+    assert line.text == "  torch.compile compiled again 2 times for calls at train.py:15, which the times leave out"
 
 
 def test_data_that_the_chip_makes_is_no_other_graph() -> None:

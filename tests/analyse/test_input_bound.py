@@ -114,6 +114,12 @@ def test_the_line_that_makes_the_loader_is_in_the_advice() -> None:
     assert "at data.py:3" in prediction.summary.bottlenecks[0].action
 
 
+def test_workers_of_a_stream_take_parts_of_it() -> None:
+    alone = bringup.price(trace_with(loader(0.05)), "t4").summary.bottlenecks[0].action
+    stream = bringup.price(trace_with(loader(0.05, iterable=True)), "t4").summary.bottlenecks[0].action
+    assert stream == f"{alone}; with get_worker_info, each takes its part of the IterableDataset"
+
+
 def test_workers_of_a_librarys_loader_are_not_advised() -> None:
     prediction = bringup.price(trace_with(loader(0.05, maker="fit.py:3", by_library=True)), "t4")
     assert prediction.summary.input_seconds == 0.05

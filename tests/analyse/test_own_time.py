@@ -8,10 +8,11 @@ import torch
 from torch.utils.data import DataLoader
 
 import bringup
-from bringup.recording.rows import H2D, IN_BACKWARD, LAUNCH
+from bringup.recording.rows import H2D, IN_BACKWARD, LAUNCH, STEP
 from bringup.report import writer
 from bringup.report.lines import lines
 from bringup.report.prediction import Prediction
+from bringup.timeline import clock
 from tests.analyse.programs import four_products
 
 MS = 1_000_000
@@ -71,6 +72,38 @@ def test_time_of_launching_does_not_count(nanoseconds: int) -> None:
     trace.columns["host_ns"][:] = nanoseconds
     prediction = bringup.price(trace, "t4")
     assert prediction.summary.own == [] and "own-time" not in shown(prediction)
+
+
+def test_first_launches_of_a_signature_do_not_count() -> None:
+    with bringup.record() as trace:
+        for size in range(64, 72):  # the emulation works out each of them
+            torch.ones(size, size, device="chip").relu()
+            bringup.step()
+    columns = trace.columns
+    columns["host_ns"][:] = 0
+    columns["host_ns"][columns["kind"] == LAUNCH] = 20 * MS
+    assert bringup.price(trace, "t4").summary.own == []
+
+
+def test_guards_of_compiled_graphs_do_not_count() -> None:
+    trace = recorded()
+    trace.columns["host_ns"][first_launches(trace)] = 2 * MS
+    assert bringup.price(trace, "t4").summary.own_seconds == 0.002
+    trace.about["compiled_graphs"] = 2
+    assert bringup.price(trace, "t4").summary.own == []
+
+
+def test_clocks_that_show_chip_time_take_none_of_the_program() -> None:
+    x, spent = torch.ones(64, 64, device="chip"), []
+    with bringup.record() as trace, clock.shown():
+        for _ in range(4):
+            x.relu()
+            torch.chip.synchronize()  # type: ignore[attr-defined]
+            began = time.thread_time_ns()
+            time.perf_counter()
+            spent.append(time.thread_time_ns() - began)
+            bringup.step()
+    assert min(spent) > trace.columns["host_ns"][trace.columns["kind"] == STEP].min()
 
 
 def test_time_below_the_step_does_not_count() -> None:

@@ -1,6 +1,7 @@
 """bringup diff: two recordings compared, on the command line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,24 @@ def test_limits_give_exit_code_1_and_a_sentence(
     assert done.exit_code == code
     assert sentence in done.stderr and done.stderr.count("\n") == len(limits) // 2 * code
     assert invoke(runs[1], runs[0], *limits).exit_code == 0  # faster and smaller is no excess
+
+
+def test_page_has_the_verdict_and_links_to_reports(runs: tuple[str, str], tmp_path: Path) -> None:
+    reports = [tmp_path / name for name in ("before", "after")]
+    for report, run in zip(reports, runs, strict=True):
+        report.mkdir()
+        (report / "trace.npz").write_bytes(Path(run).read_bytes())
+    (reports[1] / "report.html").write_text("")
+    page = tmp_path / "pages" / "diff.html"
+    page.parent.mkdir()
+    done = invoke(*map(str, reports), "--html", str(page))
+    assert done.exit_code == 0 and done.stdout.endswith(f"page: {page}\n")
+    text = page.read_text()
+    assert re.findall(r'<a href="([^#"]*)">', text) == ["../after/report.html"]
+    assert f"{reports[1]} is " in text and f"slower than {reports[0]}" in text
+    assert '<td class="name">aten::addmm</td><td>slower</td>' in text and "y = model(x)" in text
+    with pytest.raises(BringupError, match="nowhere"):
+        invoke(*map(str, reports), "--html", str(tmp_path / "nowhere" / "diff.html"))
 
 
 def test_limits_without_unit_are_refused(runs: tuple[str, str]) -> None:

@@ -53,6 +53,8 @@ def test_drivers_says_what_is_missing(tmp_path: Path) -> None:
     assert rows["virtual"] == {"name": "virtual", "devices": ["edge8"], "usable": True, "why_not": ""}
     for row in rows.values():
         assert row["usable"] == bool(row["devices"]) == (not row["why_not"]), row
+    if rows["rtl"]["usable"]:
+        assert rows["rtl"]["devices"] == ["systolic array (Verilator)"]
 
 
 @pytest.mark.parametrize(

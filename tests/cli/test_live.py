@@ -100,3 +100,28 @@ def test_terminal_that_has_gone_ends_the_line_only(monkeypatch: pytest.MonkeyPat
         assert not following.thread.is_alive()
     with contextlib.suppress(OSError):
         terminal.close()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12
+def test_child_of_a_fork_follows_nothing_and_later_forks_pay_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = pty.openpty()
+    monkeypatch.setattr(live, "INTERVAL", 0.001)
+    progress: Any = live.Progress(load_chip("t4"), load_host(), "modelled")
+    monkeypatch.setattr(progress, "line", lambda: "")
+    with os.fdopen(theirs, "w") as terminal:
+        following = live.Live(progress, terminal)
+        live._hook_forks()
+        registered: list[Any] = []
+        for _ in range(3):
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "register_at_fork", lambda **hooks: registered.append(hooks))
+                with following:
+                    child = os.fork()
+                    if not child:  # the lock is free here, and no thread is to be ended
+                        os._exit(not (following.reading.acquire(timeout=10) and following.thread is None))
+                    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                    assert following.thread is not None and following.thread.is_alive()
+            assert following.thread is None and live._following == live._held == []
+            following = live.Live(progress, terminal)
+        assert registered == [], "a later recording registers no further hooks"
+    os.close(ours)

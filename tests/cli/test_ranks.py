@@ -1,13 +1,15 @@
 """``bringup run --nproc``: ranks, the summary of the whole, exit codes, and the watch for deadlocks."""
 
 import json
+import socket
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from bringup.cli.ranks import deadlock
+from bringup.cli.ranks import _port, deadlock
+from bringup.errors import BringupError
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PROGRAM = """
@@ -138,6 +140,17 @@ def test_ranks_that_cannot_go_on_are_named_with_lines(
     done = bringup_run("--nproc", "2", "--out", "out", "train.py")
     assert problem in done.stderr, done.stderr[-3000:]
     assert done.returncode == code
+
+
+def test_port_in_use_is_refused_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("MASTER_PORT", str(port))
+        with pytest.raises(BringupError, match=f"MASTER_PORT {port} cannot be used .*: give another one, or unset it"):
+            _port()
+    assert _port() == port
 
 
 def test_deadlock_groups_ranks_that_wait_alike() -> None:

@@ -217,6 +217,70 @@ torch.chip.synchronize()
     assert "program.py:4" in last
 
 
+def test_reductions_of_columns_on_opencl_equal_the_cpus(python: Run, opencl: str) -> None:
+    done = python(
+        """
+import torch
+torch.manual_seed(0)
+wide, deep, cube = torch.randn(300, 20), torch.randn(4000, 3), torch.randn(6, 70, 33)
+expanded, empty = torch.randn(1, 20).expand(300, 20), torch.ones(0, 20)
+tensors = [wide, deep, cube, wide.t(), cube.transpose(0, 2), wide[::3, ::2], expanded, empty]
+for x in tensors:
+    for dims in ((0,), (1,), (0, 1), (x.dim() - 1, 0)):
+        for f in (torch.sum, torch.mean, torch.linalg.vector_norm, lambda t, dim: torch.any(t > 1, dim)):
+            computed, expected = f(x.to("chip"), dim=dims).cpu(), f(x, dim=dims)
+            torch.testing.assert_close(computed, expected, rtol=1e-5, atol=1e-4, equal_nan=True)
+        if x.numel():
+            torch.testing.assert_close(torch.amax(x.to("chip"), dims).cpu(), torch.amax(x, dims))
+            whole = (x * 100).long()
+            assert torch.equal(whole.to("chip").sum(dims).cpu(), whole.sum(dims))
+            half = x.half()
+            torch.testing.assert_close(half.to("chip").sum(dims).cpu(), half.sum(dims), rtol=1e-3, atol=1e-1)
+""",
+        BRINGUP_DRIVER=opencl,
+    )
+    skip_without_device(done)
+    assert done.returncode == 0, done.stderr
+
+
+# Of the two passes: each on the device or on the host.
+BOTH = ["", "_backward"]
+PASSES = [BOTH, BOTH[:1], BOTH[1:], []]
+
+
+@pytest.mark.parametrize("on_device", PASSES)
+def test_attention_with_dropout_draws_the_same_in_both_passes(python: Run, opencl: str, on_device: list[str]) -> None:
+    names = [f"aten::_scaled_dot_product_flash_attention{end}" for end in on_device]
+    done = python(
+        """
+import json, torch
+torch.manual_seed(0)
+p, values = 0.3, torch.eye(40).expand(1, 2, 40, 40)  # so the result is the weights that are kept
+inputs = [torch.randn(1, 2, 40, 40), torch.randn(1, 2, 40, 40), values.contiguous()]
+ours = [x.to("chip").requires_grad_() for x in inputs]
+gradient = torch.randn(1, 2, 40, 40)
+result = torch.nn.functional.scaled_dot_product_attention(*ours, dropout_p=p)
+result.backward(gradient.to("chip"))
+kept = result.detach().cpu() != 0
+assert abs(kept.float().mean() - (1 - p)) < 5 * (p * (1 - p) / kept.numel()) ** 0.5
+q, k, v = theirs = [x.clone().requires_grad_() for x in inputs]
+expected = ((q @ k.transpose(-2, -1) / 40**0.5).softmax(-1) * kept / (1 - p)) @ v
+expected.backward(gradient)
+torch.testing.assert_close(result.cpu(), expected)
+for a, b in zip(ours, theirs):
+    torch.testing.assert_close(a.grad.cpu(), b.grad)
+again = torch.nn.functional.scaled_dot_product_attention(*ours, dropout_p=p)
+assert not torch.equal(again != 0, result != 0)
+print([op for op in json.loads(torch.ops.bringup.driver_ledger())["on_device"] if "attention" in op])
+""",
+        BRINGUP_DRIVER=opencl,
+        BRINGUP_OPENCL_OPERATORS=",".join(names) or "none",
+    )
+    skip_without_device(done)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == str(sorted(names))
+
+
 def test_run_on_a_driver_shows_the_measured_step(tmp_path: Path) -> None:
     library, script = built_driver("separate", tmp_path), tmp_path / "train.py"
     script.write_text(

@@ -140,6 +140,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 import bringup
+from bringup.analyse.compare import compare
 from bringup.recording.rows import EVENT_RECORD, EVENT_WAIT, LAUNCH
 
 bringup.use("h100-sxm")
@@ -178,6 +179,9 @@ near = bringup.price(trace, "h100-sxm").summary
 far = bringup.price(trace, "h100-sxm", cluster="l40s-server").summary
 assert (near.cluster, near.ranks, far.cluster) == ("dgx-h100", 8, "l40s-server")
 assert 0 < near.communication_seconds < far.communication_seconds
+host = bringup.price(trace, "h100-sxm").timeline.host
+rows = compare(trace, [bringup.load_chip("h100-sxm")] * 2, host, clusters=["dgx-h100", "l40s-server"])
+assert [row.summary.cluster for row in rows] == ["dgx-h100", "l40s-server"] and rows[1].ratio < 1
 assert near.collectives[0].bytes == 512 * 512 * 4 and near.collectives[0].group_size == 8
 print("done")
 """

@@ -10,6 +10,7 @@ import torch
 
 from bringup.drivers import cases, check, page, shadow
 from bringup.errors import BringupError
+from bringup.scorecard.framework import moved
 from tests.conftest import ROOT
 
 HERE = Path(__file__).parent
@@ -87,6 +88,20 @@ def test_nan_for_infinity_in_whole_results_is_no_difference() -> None:
     a, b = cases._without_nonsense([torch.tensor([nan, inf, inf, 1.0])], [torch.tensor([inf, nan, -inf, nan])])
     assert a[0].tolist()[:2] == b[0].tolist()[:2] == [0.0, 0.0]
     assert a[0].tolist()[2:] == [inf, 1.0] and b[0].tolist()[2] == -inf
+
+
+def test_whole_results_may_differ_by_the_cpus_own_rounding() -> None:
+    x = torch.rand(64) + 1e4
+
+    def variance(device: torch.device) -> torch.Tensor:  # cancels: the mean of squares, less the square of the mean
+        values = moved(x, device)
+        return (values * values).mean() - values.mean() ** 2
+
+    ours, exact = variance(torch.device("cpu")), x.double().var(correction=0)
+    assert abs(ours - exact) > 1
+    assert cases._is_rounding(variance, [ours], [exact.float()], 1e-3)
+    assert not cases._is_rounding(variance, [ours], [ours + 10 * abs(ours - exact).float()], 1e-3)
+    assert moved(x, torch.device("cpu")).dtype == torch.float32
 
 
 @pytest.mark.slow

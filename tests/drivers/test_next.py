@@ -9,7 +9,7 @@ import pytest
 from bringup.drivers import next as next_kernel
 from bringup.drivers.next import ranked
 from bringup.errors import BringupError
-from bringup.recording.driver_rows import typical
+from bringup.recording.driver_rows import middle_half, typical
 from bringup.recording.rows import LAUNCH
 
 PARTS = {"kernel_seconds": 0.0, "down_seconds": 0.0, "host_seconds": 0.0, "up_seconds": 0.0, "between_seconds": 0.0}
@@ -21,13 +21,20 @@ def row(op: str, launches: float, on_device: bool = False, possible: bool = True
 
 
 def trace(rows: list[dict[str, Any]], work: dict[str, tuple[float, float]]) -> Any:
-    """A recording in which each operator was launched once, with these bytes and operations."""
+    """A recording in which each operator was launched once, with these bytes and operations of products."""
     numbers = np.asarray(list(work.values()), dtype=float).reshape(-1, 2)
+    nothing = np.zeros(len(work))
     return SimpleNamespace(
         about={"driver": {"step_seconds": 1.0, "step_rows": rows}},
         columns={"kind": np.full(len(work), LAUNCH), "signature": np.arange(len(work))},
-        signatures=[SimpleNamespace(op=op) for op in work],
-        work=SimpleNamespace(down_bytes=numbers[:, 0], up_bytes=np.zeros(len(work)), flops=numbers[:, 1]),
+        signatures=[SimpleNamespace(op=op, base=op.split(".")[0], results=(None,)) for op in work],
+        work=SimpleNamespace(
+            bytes=numbers[:, 0],
+            flops=numbers[:, 1],
+            vector_flops=nothing,
+            special=nothing,
+            family=np.zeros(len(work), dtype=int),
+        ),
     )
 
 
@@ -73,15 +80,33 @@ def test_recording_without_a_driver_is_refused() -> None:
         ranked(recording)
 
 
-def test_typical_step_has_the_median_of_each_number() -> None:
-    steps = [[row("a", 1, host_seconds=seconds)] for seconds in (9.0, 1.0, 2.0)]
-    steps[1].append(row("once", 1))
-    (only,) = typical(steps)
-    assert (only["op"], only["host_seconds"]) == ("a", 2.0)
+def test_parts_of_a_typical_step_add_up_to_it() -> None:
+    seconds = [9.0, 1.0, 2.0, 3.0, 2.5, 0.1]
+    middle = middle_half(seconds)
+    assert sorted(middle) == [1, 2, 3, 4]
+    steps = [[row("a", 1, host_seconds=0.75 * took), row("b", 2, down_seconds=0.25 * took)] for took in seconds]
+    steps[3].append(row("sometimes", 1))
+    first, second, sometimes = typical([steps[number] for number in middle])
+    assert first["host_seconds"] + second["down_seconds"] == pytest.approx((1.0 + 2.0 + 3.0 + 2.5) / 4)
+    assert (first["launches"], second["launches"], sometimes["launches"]) == (1, 2, 0.25)
+
+
+def test_relatives_say_more_than_other_kernels() -> None:
+    rows = [
+        row("add", 1, on_device=True, kernel_seconds=1e-3),
+        row("mul", 1, on_device=True, kernel_seconds=1e-3),
+        row("gelu", 1, on_device=True, kernel_seconds=10e-3),
+        row("gelu_backward", 1, down_seconds=30e-3),
+        row("relu", 1, down_seconds=30e-3),
+    ]
+    _, savings = ranked(trace(rows, dict.fromkeys(("add", "mul", "gelu", "gelu_backward", "relu"), (1e6, 0.0))))
+    kernels = {saving["op"]: 30e-3 - saving["saves_seconds"] for saving in savings}
+    assert 5e-3 < kernels["gelu_backward"] < 11e-3
+    assert 1e-3 < kernels["relu"] < kernels["gelu_backward"] / 2
 
 
 def test_fit_has_no_negative_rates() -> None:
-    work = {"a": np.asarray([1.0, 1e6, 0.0]), "b": np.asarray([1.0, 2e6, 0.0])}
     rows = [row("a", 1, on_device=True, kernel_seconds=2e-3), row("b", 1, on_device=True, kernel_seconds=1e-3)]
+    work = next_kernel._mean_work(trace(rows, {"a": (1e6, 0.0), "b": (2e6, 0.0)}))
     rates = next_kernel._rates(rows, work)
     assert rates is not None and (rates >= 0).all() and rates.any()

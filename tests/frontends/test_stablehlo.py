@@ -419,6 +419,7 @@ def test_every_translation_ran() -> None:
             used |= {op.name for op in ops_of(function, arguments)}
     rare = {"if", "composite", "is_pos_inf", "is_neg_inf", "conj", "mulhi"}
     rare |= {"callback", "threefry2x32"}  # where JAX lowers for the chip: test_jax_platform.py
+    rare |= {"mhlo.copy"}  # where XLA writes variables of TensorFlow: test_tensorflow.py
     assert set(OPERATORS) - used <= {*WITHOUT_JAX, *rare}
 
 
@@ -477,6 +478,51 @@ WITHOUT_JAX |= {
 }
 
 
+FEATURES = "tensor<4x4xf32>, tensor<4xf32>, tensor<4xf32>"
+NORMALIZED = (
+    "%a = stablehlo.constant dense<[1.0, 2.0, -1.0, 0.5]> : tensor<4xf32>\n"
+    "%b = stablehlo.constant dense<[0.5, 1.0, 2.0, 3.0]> : tensor<4xf32>\n"
+)
+BY = "<{epsilon = 0.001 : f32, feature_index = 0 : i64}>"
+A, B = torch.tensor([1.0, 2.0, -1.0, 0.5]), torch.tensor([0.5, 1.0, 2.0, 3.0])
+
+
+def normalized(x: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    mean, variance = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+    return (x - mean) * torch.rsqrt(variance + 1e-3) * scale[:, None]
+
+
+def gradient(x: torch.Tensor) -> torch.Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad((normalized(x, A) * x.detach()).sum(), x)[0]
+
+
+WITHOUT_JAX |= {
+    "dot": ("%0 = stablehlo.dot %x, %x : (tensor<4x4xf32>, tensor<4x4xf32>) -> tensor<4x4xf32>", lambda x: x @ x),
+    "rng": (
+        "%s = stablehlo.constant dense<4> : tensor<2xi64>\n%e = stablehlo.constant dense<1.0> : tensor<f32>\n"
+        "%0 = stablehlo.rng %e, %e, %s, distribution = UNIFORM : (tensor<f32>, tensor<f32>, tensor<2xi64>) -> "
+        "tensor<4x4xf32>",
+        lambda x: torch.ones(4, 4),
+    ),
+    "batch_norm_training": (
+        f'{NORMALIZED}%0, %1, %2 = "stablehlo.batch_norm_training"(%x, %a, %b) {BY} : ({FEATURES}) -> ({FEATURES})',
+        lambda x: normalized(x, A) + B[:, None],
+    ),
+    "batch_norm_inference": (
+        f'{NORMALIZED}%0 = "stablehlo.batch_norm_inference"(%x, %b, %a, %a, %b) {BY} : ({FEATURES}, tensor<4xf32>, '
+        "tensor<4xf32>) -> tensor<4x4xf32>",
+        lambda x: (x - A[:, None]) / torch.sqrt(B[:, None] + 1e-3) * B[:, None] + A[:, None],
+    ),
+    "batch_norm_grad": (
+        f'{NORMALIZED}%c, %m, %v = "stablehlo.batch_norm_training"(%x, %a, %b) {BY} : ({FEATURES}) -> ({FEATURES})\n'
+        f'%0, %1, %2 = "stablehlo.batch_norm_grad"(%x, %a, %m, %v, %x) {BY} : ({FEATURES}, tensor<4xf32>, '
+        f"tensor<4x4xf32>) -> ({FEATURES})",
+        gradient,
+    ),
+}
+
+
 def module_text(line: str) -> str:
     return f"func.func @main(%x: tensor<4x4xf32>) -> tensor<4x4xf32> {{\n{line}\nreturn %0 : tensor<4x4xf32>\n}}\n"
 
@@ -490,20 +536,57 @@ def test_operator_that_jax_does_not_lower_to(name: str, tmp_path: Path) -> None:
     torch.testing.assert_close(result.cpu(), function(x))
 
 
+@pytest.mark.parametrize(
+    ("kind", "of", "mean", "deviation"),
+    [("f32", "NORMAL", 3.0, 2.0), ("f32", "UNIFORM", 2.5, 1 / 12**0.5), ("i32", "UNIFORM", 2.0, 0.0)],
+)
+def test_random_numbers_have_their_distribution(
+    kind: str, of: str, mean: float, deviation: float, tmp_path: Path
+) -> None:
+    low, high = ("3.0", "2.0") if of == "NORMAL" else ("2", "3") if kind == "i32" else ("2.0", "3.0")
+    text = (
+        f"func.func @main() -> tensor<100x100x{kind}> {{\n%a = stablehlo.constant dense<{low}> : tensor<{kind}>\n"
+        f"%b = stablehlo.constant dense<{high}> : tensor<{kind}>\n%s = stablehlo.constant dense<100> : tensor<2xi64>\n"
+        f"%0 = stablehlo.rng %a, %b, %s, distribution = {of} : (tensor<{kind}>, tensor<{kind}>, tensor<2xi64>) -> "
+        f"tensor<100x100x{kind}>\nreturn %0 : tensor<100x100x{kind}>\n}}\n"
+    )
+    (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
+    (result,) = Program(read_file(tmp_path / "m.mlir"))()
+    values = result.cpu().double()
+    assert abs(float(values.mean()) - mean) < 0.1
+    assert abs(float(values.std()) - deviation) < 0.1
+
+
+# Of TensorFlow 2.21: tf.raw_ops.StatelessRandomUniformFullIntV2(shape=[10], key=[123456789012345], counter=[7, 9],
+# alg=1, dtype=tf.uint32), which is Philox.
+PHILOX = [3216766244, 688479277, 928408327, 3671251893, 1919700040, 585492362, 392653803, 214265601, 2137777993]
+
+
+def test_random_bits_with_a_state_of_three_words(tmp_path: Path) -> None:
+    (tmp_path / "m.mlir").write_text(
+        "func.func @main() -> (tensor<3xui64>, tensor<9xui32>) {\n"
+        "%s = stablehlo.constant dense<[123456789012345, 7, 9]> : tensor<3xui64>\n"
+        "%0, %1 = stablehlo.rng_bit_generator %s, algorithm = PHILOX : (tensor<3xui64>) -> (tensor<3xui64>, "
+        "tensor<9xui32>)\nreturn %0, %1 : tensor<3xui64>, tensor<9xui32>\n}\n",
+        encoding="utf-8",
+    )
+    state, bits = Program(read_file(tmp_path / "m.mlir"))()
+    assert (bits.cpu().long() & 0xFFFFFFFF).tolist() == PHILOX
+    assert state.tolist() == [123456789012345, 10, 9]
+
+
 def test_missing_operators_are_all_named(tmp_path: Path) -> None:
     text = module_text(
         "%1 = stablehlo.custom_call @mine(%x) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
         "%2 = stablehlo.custom_call @mine(%1) : (tensor<4x4xf32>) -> tensor<4x4xf32>\n"
-        "%s = stablehlo.constant dense<4> : tensor<2xi64>\n%e = stablehlo.constant dense<1.0> : tensor<f32>\n"
-        "%3 = stablehlo.rng %e, %e, %s, distribution = UNIFORM : (tensor<f32>, tensor<f32>, tensor<2xi64>) -> "
-        "tensor<4x4xf32>\n"
+        '%3 = stablehlo.einsum %x, %x, config = "ij,jk->ik" : (tensor<4x4xf32>, tensor<4x4xf32>) -> tensor<4x4xf32>\n'
         "%0 = stablehlo.add %2, %2 : tensor<4x4xf32>"
     )
     (tmp_path / "m.mlir").write_text(text, encoding="utf-8")
     with pytest.raises(StableHloError) as caught:
         Program(read_file(tmp_path / "m.mlir"))
     assert "2 operators without a translation: custom_call of mine (2 operations, " in str(caught.value)
-    assert "m.mlir:2), rng (1 operation, " in str(caught.value)
+    assert "m.mlir:2), einsum (1 operation, " in str(caught.value)
 
 
 def body_of(line: str) -> str:

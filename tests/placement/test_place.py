@@ -200,7 +200,8 @@ def test_command_prints_and_writes(
     traces["tables"].save("trace.npz")
 
     def run(*arguments: str) -> str:
-        verbs.main(["place", "trace.npz", "--chip", "h100-sxm", *arguments], standalone_mode=False)
+        trace = [] if "--break-even" in arguments else ["trace.npz"]
+        verbs.main(["place", *trace, "--chip", "h100-sxm", *arguments], standalone_mode=False)
         return capsys.readouterr().out
 
     screen = run("--out", "plan.toml")
@@ -227,4 +228,6 @@ def test_command_prints_and_writes(
     ):
         with pytest.raises(bringup.BringupError, match=message):
             run(*arguments)
+    with pytest.raises(bringup.BringupError, match="--break-even is of a chip and a host, not of a recording: leave"):
+        verbs.main(["place", "trace.npz", "--break-even"], standalone_mode=False)
     assert {row["op"] for row in json.loads(run("--break-even", "--json"))["operators"]} >= {"add", "mm"}

@@ -1,6 +1,7 @@
 """Which dtypes a chip supports, and at which rates."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -140,6 +141,15 @@ def test_softmax_runs_beside_the_products_of_attention_where_the_chip_file_says_
     serial = chip.model_copy(update={"library": chip.library.model_copy(update={"softmax_overlap": 1.0})})
     assert prices(serial, heads(8192)).seconds[0] > 1.15 * prices(chip, heads(8192)).seconds[0]
     assert prices(serial, heads(8192, "float32")).seconds[0] == prices(chip, heads(8192, "float32")).seconds[0]
+
+
+def test_attention_kept_from_cudnn_runs_at_the_rate_of_torchs_own_kernels() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    chosen, own = heads(8192), replace(heads(8192), cudnn=False)
+    flops = 4 * 16 * 8192 * 8192 * 128
+    seconds = prices(chip, chosen, own).seconds
+    assert seconds[0] < seconds[1]
+    assert flops / seconds[1] == pytest.approx(0.35 * 989e12, rel=0.05)
 
 
 def test_attention_of_many_short_sequences_pays_for_every_wave_of_tiles() -> None:

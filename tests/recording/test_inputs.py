@@ -4,11 +4,12 @@ import itertools
 import os
 import sysconfig
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import bringup
 
@@ -94,6 +95,16 @@ def test_a_librarys_loader_is_told_apart() -> None:
             (batch.to("chip") @ weight).sum()
     (item,) = trace.about["inputs"]
     assert item["maker"].endswith("fit.py:2") and item["by_library"]
+
+
+def test_a_stream_is_told_apart() -> None:
+    class Stream(IterableDataset[torch.Tensor]):
+        def __iter__(self) -> Iterator[torch.Tensor]:
+            return (torch.ones(4) for _ in range(32))
+
+    (stream,) = inputs(DataLoader(Stream(), batch_size=8))
+    (by_index,) = inputs(DataLoader(Slow(), batch_size=8))
+    assert stream["iterable"] and "iterable" not in by_index
 
 
 def test_two_loaders_of_one_loop_are_told_apart() -> None:

@@ -434,6 +434,14 @@ def reads_a_whole_cache_of_which_six_rows_are_written() -> Any:
 
 
 @mistake("init")
+def attends_to_a_whole_cache_of_which_six_rows_are_written() -> Any:
+    keys, values = (torch.empty(1, 2, 16, 4, device="chip") for _ in range(2))  # and here
+    keys[:, :, :6] = values[:, :, :6] = 1
+    token = torch.ones(1, 2, 1, 4, device="chip")
+    return nn.functional.scaled_dot_product_attention(token, keys, values).sum().item()  # here
+
+
+@mistake("init")
 def hides_unwritten_rows_by_adding_a_large_number() -> Any:
     keys, values = (torch.empty(1, 2, 16, 4, device="chip") for _ in range(2))  # and here
     mask = torch.zeros(16, device="chip")
@@ -502,6 +510,14 @@ def reads_only_the_rows_that_are_written() -> Any:
     keys = torch.empty(1, 2, 16, 4, device="chip")
     keys[:, :, :6] = 1
     return keys[:, :, :6].sum().item(), keys[:, :, 2].cpu()
+
+
+@correct
+def attends_to_the_rows_that_are_written() -> Any:
+    keys, values = (torch.empty(1, 2, 16, 4, device="chip") for _ in range(2))
+    keys[:, :, :6] = values[:, :, :6] = 1
+    token = torch.ones(1, 2, 1, 4, device="chip")
+    return nn.functional.scaled_dot_product_attention(token, keys[:, :, :6], values[:, :, :6]).sum().item()
 
 
 @correct

@@ -139,6 +139,22 @@ async function read(chart) {
   return { texts: await hover(chart), rows: rows.map((row) => [...row.cells].map((cell) => cell.textContent)) };
 }
 
+/** The first column of each table that can be sorted, after each of two clicks on every heading. */
+async function sorted() {
+  const outcome = [];
+  for (const table of document.querySelectorAll("table.sortable")) {
+    const columns = {};
+    for (const head of table.tHead.rows[0].cells)
+      for (const click of [1, 2]) {
+        await press(head.querySelector("button"));
+        const names = [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+        columns[`${head.textContent} ${head.getAttribute("aria-sort")}`] = names;
+      }
+    outcome.push(columns);
+  }
+  return outcome;
+}
+
 addEventListener("load", async () => {
   await pause();
   document.querySelectorAll("details").forEach((item) => (item.open = true));
@@ -150,6 +166,7 @@ addEventListener("load", async () => {
   const outcome = {
     failures,
     charts,
+    sorted: TASK === "sort" ? await sorted() : [],
     parts: PARTS.map((part) => document.querySelectorAll(part).length),
     back: getComputedStyle(document.body).backgroundColor,
     width: innerWidth,

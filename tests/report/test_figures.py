@@ -1,6 +1,7 @@
 """The numbers in the charts of the report are those of the recording and of the summary."""
 
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -220,8 +221,11 @@ def test_memory_has_the_capacity_if_it_is_near(prediction: bringup.Prediction) -
     assert list(capacity.y) == [pytest.approx(changed.summary.capacity_bytes / 2**20)] * 2
 
 
-def test_flame_graph_adds_up_from_operators_to_passes(prediction: bringup.Prediction) -> None:
-    figure = figures.flame(prediction.timeline)
+@pytest.mark.parametrize("by", ["module", "line"])
+def test_flame_graph_adds_up_from_operators_to_passes(
+    prediction: bringup.Prediction, by: Literal["module", "line"]
+) -> None:
+    figure = figures.flame(prediction.timeline, by)
     assert figure is not None
     marks = [mark for one in figure.series for mark in zip(one.x, one.y, one.width, one.text, strict=True)]
     top = len(figure.y.lanes) - 1

@@ -293,10 +293,20 @@ def report_page(prediction: bringup.Prediction) -> str:
 
 def compare_page(prediction: bringup.Prediction) -> str:
     from bringup.analyse.compare import compare
-    from bringup.report import html
+    from bringup.report import comparison
 
-    chips = [bringup.load_chip(name) for name in ("t4", "edge8", "h100-sxm")]
-    return html.comparison(prediction.trace, compare(prediction.trace, chips, bringup.load_host()))
+    chips = [bringup.load_chip(name) for name in ("t4", "edge8", "h100-sxm", "tpu-v5e")]
+    rows = compare(prediction.trace, chips, bringup.load_host())
+    return comparison.page(prediction.trace, rows, {"edge8": "edge8.html"})
+
+
+def diff_page(prediction: bringup.Prediction) -> str:
+    from bringup.analyse.diff import diff
+    from bringup.report import diff as view
+
+    other = bringup.price(prediction.trace, "edge8")
+    compared = diff((prediction.summary, other.summary), (prediction.timeline, other.timeline))
+    return view.page(compared, (prediction.trace, other.trace), ("<before>", "after"), {"after": "a/report.html"})
 
 
 def validation_page(_: bringup.Prediction) -> str:
@@ -333,7 +343,8 @@ def placement_page(prediction: bringup.Prediction) -> str:
 
 PAGES = {  # page -> its main parts, by selector, and how many of each are drawn at least
     "report": (report_page, {".plot canvas": 4, ".legend button": 10, ".split span": 4, "tbody tr": 20}),
-    "compare": (compare_page, {"tbody tr": 3}),
+    "compare": (compare_page, {".plot canvas": 2, "tbody tr": 4, "table.sortable": 2, "td a": 1}),
+    "diff": (diff_page, {"tbody tr": 10, "table.sortable": 3, "p a": 1}),
     "placement": (placement_page, {".plot canvas": 1, ".legend button": 3, "tbody tr": 4}),
     "validation": (validation_page, {".plot canvas": 2, ".legend button": 10, "tbody tr": 2}),
     "scorecard": (scorecard_page, {"p svg": 1, ".cards div": 3, "tbody tr": 5}),
@@ -382,6 +393,18 @@ def test_page_draws_in_a_browser(prediction: bringup.Prediction, tmp_path: Path,
         assert drawn["marks"] > 200 and drawn["left"] == 0
         assert len(drawn["changes"]) >= 10 and min(drawn["changes"].values()) > 200, drawn["changes"]
         assert len(drawn["alone"]) == 1
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
+def test_tables_are_sorted_by_their_numbers(prediction: bringup.Prediction, tmp_path: Path) -> None:
+    chips, graphs = browser.look(compare_page(prediction), tmp_path, "sort", width=1280)["sorted"]
+    assert [next(iter(columns.values())) for columns in (chips, graphs)] == [["edge8", "h100-sxm", "t4"], ["tpu-v5e"]]
+    steps = {name: bringup.price(prediction.trace, name).step_seconds for name in ("edge8", "h100-sxm", "t4")}
+    fastest_first = chips["step ascending"]
+    assert [steps[name] for name in fastest_first] == sorted(steps.values())
+    assert [steps[name] for name in chips["step descending"]] == sorted(steps.values(), reverse=True)
+    bands = [chips[f"band {direction}"] for direction in ("ascending", "descending")]
+    assert {names[-1] for names in bands} == {"edge8"}, "a chip without a band stays last"
 
 
 def number(text: str) -> float:

@@ -26,7 +26,7 @@ class Example:
     """A table of the page: the machine, and (call, starts, ends, host goes on); "" where the table says nothing."""
 
     title: str
-    machine: dict[str, int]
+    machine: dict[str, float]
     rows: list[tuple[str, str, str, str]]
 
 
@@ -35,9 +35,9 @@ def examples() -> list[Example]:
     for section in re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:]:
         title, _, body = section.partition("\n")
         said = re.search(r"^Machine: (.*)$", body, re.MULTILINE)
-        machine = {"queue": 1024, "copies": 2, "kernels": 16}
+        machine: dict[str, float] = {"queue": 1024, "copies": 2, "kernels": 16, "contention": 1}
         if said:
-            machine |= {name: int(number) for name, number in (part.split() for part in said[1].split(", "))}
+            machine |= {name: float(number) for name, number in (part.split() for part in said[1].split(", "))}
         table = re.findall(r"^\| `(.*?)` \| *(\S*) *\| *(\S*) *\| *(\S*) *\|$", body, re.MULTILINE)
         found.append(Example(title, machine, table))
     return found
@@ -95,12 +95,13 @@ def columns_of(calls: list[str]) -> dict[str, list[Any]]:
     return columns
 
 
-def replayed(calls: list[str], machine: dict[str, int], piece: int = 0) -> tuple[Any, Any, Any, Any]:
+def replayed(calls: list[str], machine: dict[str, float], piece: int = 0) -> tuple[Any, Any, Any, Any]:
     """Issue, start, end and wait of every call, in microseconds; `piece` rows are fed at a time, or all."""
     columns = columns_of(calls)
     arrays = {"host_seconds" if name == "host" else name: np.asarray(values) for name, values in columns.items()}
     parts = arrays.pop("parts")
-    replay = Replay(LATENCY, machine["queue"], machine["copies"], machine["kernels"])
+    sizes = [int(machine[name]) for name in ("queue", "copies", "kernels")]
+    replay = Replay(LATENCY, *sizes, machine.get("contention", 1.0))
     try:
         for first in range(0, len(calls), piece or len(calls)):
             rows = slice(first, first + (piece or len(calls)))
@@ -149,7 +150,7 @@ MACHINES = st.fixed_dictionaries(
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.lists(CALLS, max_size=40), MACHINES)
-def test_rules_hold_in_any_program(calls: list[str], machine: dict[str, int]) -> None:
+def test_rules_hold_in_any_program(calls: list[str], machine: dict[str, float]) -> None:
     """Streams run in order, engines and cores are never overbooked, and nothing could have started earlier."""
     if not calls:
         return
@@ -196,7 +197,7 @@ def test_rules_hold_in_any_program(calls: list[str], machine: dict[str, int]) ->
 
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(CALLS, min_size=2, max_size=30), MACHINES, st.integers(1, 5))
-def test_rows_that_come_in_pieces_give_the_same(calls: list[str], machine: dict[str, int], piece: int) -> None:
+def test_rows_that_come_in_pieces_give_the_same(calls: list[str], machine: dict[str, float], piece: int) -> None:
     at_once, in_pieces = replayed(calls, machine), replayed(calls, machine, piece)
     for one, other in zip(at_once, in_pieces, strict=True):
         assert np.array_equal(one, other)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import textwrap
 import traceback
 from collections import deque
@@ -505,6 +506,14 @@ def test_tuned_kernel_that_changes_what_it_reads_is_found(tmp_path: Path, name: 
     (item,) = findings(tmp_path, TUNED.format(body=body, more=""))
     assert f"changes {argument!r}, which it reads at" in item.what and f"reset_to_zero=[{argument!r}]" in item.advice
     assert item.line.endswith(f"k.py:{line_with(tmp_path, '# and here')}"), item
+
+
+def test_first_try_of_a_process_is_watched(
+    tmp_path: Path, bringup_run: Callable[..., "subprocess.CompletedProcess[str]"]
+) -> None:
+    (tmp_path / "first.py").write_text(HEADER + TUNED.format(body="tl.atomic_add(o, tl.sum(a))", more=""))
+    done = bringup_run("--chip=t4", "--sanitize=race", "first.py")
+    assert done.returncode == 1 and "in every try of autotune" in done.stdout, done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("name", RESTORED)

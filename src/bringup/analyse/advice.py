@@ -53,6 +53,7 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
     bottlenecks = [
         *input_bound.advice(timeline, summary),
         *plans,
+        *compile_advice.breaks(summary),
         *compile_advice.bottlenecks(timeline_without, summary_without),
         *_fallbacks(timeline, summary),
         *_copies(timeline, summary),
@@ -60,7 +61,8 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
         *_float32(timeline, summary),
         *tf32.bottlenecks(timeline, summary),
     ]
-    ranked = sorted((item for item in bottlenecks if _worth_it(item, summary)), key=lambda item: -item.seconds)
+    worth = [item for item in bottlenecks if _worth_it(item, summary)]
+    ranked = sorted(worth, key=lambda item: (item.remedy == "larger-batch", -item.seconds))  # it changes the program
     if any(item.key == "link-bound" for item in ranked):  # its action is also that for the waits of copies
         ranked = [item for item in ranked if item.remedy not in ("non-blocking", "copy-later")]
     best = [_with_saving(item, summary) for item in ranked[:MOST_BOTTLENECKS]]
@@ -71,11 +73,16 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
 
 def _worth_it(item: Bottleneck, summary: Summary) -> bool:
     in_all = item.seconds * max(summary.steps, 1)
+    if item.key == "graph-breaks":  # the program asked for compiled steps, so few of them are a trial
+        in_all = LEAST_SECONDS
     return item.seconds >= LEAST_SHARE * input_bound.whole_step(summary) and in_all >= LEAST_SECONDS
 
 
 def _with_saving(item: Bottleneck, summary: Summary) -> Bottleneck:
-    saving = f"saves {duration(item.seconds)} per {summary.unit} ({item.seconds / input_bound.whole_step(summary):.0%})"
+    share = f"{item.seconds / input_bound.whole_step(summary):.0%}"
+    saving = f"saves {duration(item.seconds)} per {summary.unit} ({share})"
+    if item.remedy == "larger-batch":
+        saving = f"saves {share} of the time of each sample"
     return replace(item, action=f"{saving}: {item.action}")
 
 

@@ -11,11 +11,13 @@ import numpy.typing as npt
 from bringup.analyse.summary import Collective
 from bringup.cost.collective import ranks_of
 from bringup.machine.topology import cluster_of
+from bringup.pricing.collective import CONTENDED
 from bringup.recording.rows import LAUNCH
 from bringup.text import split_line
 from bringup.timeline.replay import Timeline
 
 Array = npt.NDArray[Any]
+LEAST_WAIT = 1e-9  # seconds: a shorter wait is a difference of rounding
 
 
 def communication(timeline: Timeline, first: int, last: int, since: float, until: float) -> dict[str, Any]:
@@ -29,9 +31,17 @@ def communication(timeline: Timeline, first: int, last: int, since: float, until
     rows = launches[is_collective[columns["signature"][launches]]]
     everything = np.flatnonzero(columns["kind"] == LAUNCH)
     together = is_collective[columns["signature"][everything]]
-    spans = np.stack([timeline.start, timeline.end], axis=1).clip(since, until)
+    spans = np.stack([timeline.start, timeline.end], axis=1)
+    priced = timeline.prices.seconds[columns["signature"][everything]]
+    waits = spans[everything[together]].copy()  # for other ranks, which is no communication
+    waits[:, 1] = np.maximum(waits[:, 1] - priced[together] * CONTENDED, waits[:, 0])
+    waits = waits[waits[:, 1] - waits[:, 0] > LEAST_WAIT].clip(since, until)
+    spans[everything[together], 0] = np.maximum(
+        spans[everything[together], 0], spans[everything[together], 1] - priced[together] * CONTENDED
+    )
+    spans = spans.clip(since, until)
     network, kernels = (_union(spans[everything[which]]) for which in (together, ~together))
-    both = _union(np.concatenate([spans[everything]]))
+    both = _union(spans[everything])
     groups: dict[tuple[str, int, int, str], list[float]] = defaultdict(list)
     for row in rows:
         signature = trace.signatures[columns["signature"][row]]
@@ -48,6 +58,7 @@ def communication(timeline: Timeline, first: int, last: int, since: float, until
         "ranks": max(ranks, largest),
         "communication_seconds": network,
         "exposed_communication_seconds": max(both - kernels, 0.0),
+        "bubble_seconds": max(_union(np.concatenate([spans[everything], waits])) - both, 0.0),
         "collectives": sorted(collectives, key=lambda item: -item.seconds),
     }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bringup.analyse import holders as memory
@@ -11,7 +11,7 @@ from bringup.analyse.summarize import summarize
 from bringup.analyse.summary import Summary
 from bringup.recording.trace import Trace
 from bringup.text import duration, html_table, size
-from bringup.timeline.replay import HostClock, replay
+from bringup.timeline.replay import HostClock, Timeline, replay
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
@@ -25,11 +25,13 @@ class Row:
         summary: the chip's summary.
         bound: the part that takes most of a step, as `bound_of` names it.
         ratio: the first chip's step time divided by this chip's.
+        graph_only: True if the chip runs compiled graphs alone, so that the host pays nothing per operator.
     """
 
     summary: Summary
     bound: str
     ratio: float
+    graph_only: bool = False
 
 
 class Comparison(list[Row]):
@@ -58,7 +60,8 @@ def compare(
     host: Host,
     *,
     host_clock: HostClock = "modelled",
-    advance: Callable[[], None] = lambda: None,
+    clusters: Sequence[str] | None = None,
+    done: Callable[[Timeline, Summary], None] = lambda timeline, summary: None,
 ) -> Comparison:
     """Price a trace on every chip; return one row per chip in the order of `chips`.
 
@@ -67,17 +70,21 @@ def compare(
         chips: the chips; the first one is the baseline of `Row.ratio`.
         host: the host to predict for.
         host_clock: ``modelled`` or ``measured``, as in `replay`.
-        advance: called after every chip, for a progress bar.
+        clusters: the cluster on which each chip's collectives are priced (default: that of the recording).
+        done: called after every chip, with its timeline, which is not kept.
     """
     rows = Comparison()
     peak: memory.Memory | None = None
-    for chip in chips:
+    for number, chip in enumerate(chips):
+        if clusters is not None:
+            trace = replace(trace, about={**trace.about, "cluster": clusters[number]})
         timeline = replay(trace, chip, host, host_clock=host_clock)
         peak = peak or memory.usage(trace, timeline.steps.ends)
         summary = summarize(timeline, peak=peak)
         first = rows[0].summary.step_seconds if rows else summary.step_seconds
-        rows.append(Row(summary, bound_of(summary), first / summary.step_seconds if summary.step_seconds else 0.0))
-        advance()
+        ratio = first / summary.step_seconds if summary.step_seconds else 0.0
+        rows.append(Row(summary, bound_of(summary), ratio, "eager" not in chip.modes))
+        done(timeline, summary)
     return rows
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any
 
@@ -26,10 +26,12 @@ class Compilations:
         graphs: their number.
         changed_at: the lines from which a step first differs from the one before, the most frequent first; for
             torch.compile, the lines that call a function which is compiled again.
-        shapes: distinct shapes of steps; 0 if a step's graph does not depend on them, or if torch.compile compiles.
+        shapes: distinct shapes of steps; 0 if a step's graph does not depend on them, or if torch.compile compiles and
+            compiles nothing again.
         axis: the axis of the first input that changes; -1 if there are several, or none.
         bucket, bucketed: a size to which lengths may be rounded up, and the distinct lengths that this leaves; 0 if it
             leaves as many.
+        again: how often torch.compile compiled again.
     """
 
     graphs: int
@@ -38,6 +40,7 @@ class Compilations:
     axis: int = field(default=-1, metadata=OURS)
     bucket: int = field(default=0, metadata=OURS)
     bucketed: int = field(default=0, metadata=OURS)
+    again: int = field(default=0, metadata=OURS)
 
 
 def compilations(timeline: Timeline) -> Compilations | None:
@@ -51,7 +54,11 @@ def compilations(timeline: Timeline) -> Compilations | None:
     graphs = int(about.get("compiled_graphs", 0))
     again = {str(item["line"]): int(item["count"]) for item in about.get("recompilations", [])}
     lines = sorted((line for line in again if line), key=lambda line: (-again[line], line))
-    return Compilations(graphs, lines) if graphs else None
+    if not graphs:
+        return None
+    if not lines:
+        return Compilations(graphs, lines)
+    return replace(_by_step(timeline.trace), graphs=graphs, changed_at=lines, again=sum(again.values()))
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def bottlenecks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     if not ways:
         return []
     moves = moves and ways[0].remedy == "fuse"
+    lost = (summary.host_seconds if waits else 0.0) + (moving if moves else 0.0)
     conditions, causes = [], []
     numbers: dict[str, float] = {}
     if waits:
@@ -66,9 +67,12 @@ def bottlenecks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     if moves:
         conditions.append(f"memory-bound: pointwise operators take {duration(moving)} per {summary.unit}")
         causes.append(
-            f"{quantity(launches, 'launch')} per {summary.unit}; a chain of them moves every tensor several times"
+            f"{quantity(launches, 'pointwise launch')} per {summary.unit}, and a chain of them moves every tensor "
+            "several times"
         )
         numbers |= {"moving_seconds": moving, "launches": launches}
+    if ways[0].remedy in ("fuse", "graph") and ways[0].seconds > lost:
+        causes.append("fewer launches also take the chip less time")
     for way in ways:
         numbers |= way.numbers
     return [
@@ -80,6 +84,33 @@ def bottlenecks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
             key="host-bound" if waits else "memory-bound",
             remedy=ways[0].remedy,
             numbers=numbers,
+        )
+    ]
+
+
+def breaks(summary: Summary) -> list[Bottleneck]:
+    """Return the breaks of torch.compile's graphs as a bottleneck if they cost time in every step."""
+    cost = summary.graph_breaks_seconds
+    if not cost:
+        return []
+    first = summary.graph_breaks[0]
+    lines = quantity(len(summary.graph_breaks), "line")
+    reads = all(".item()" in item.reason for item in summary.graph_breaks)
+    action = (
+        "keep the value on the chip, or set torch._dynamo.config.capture_scalar_outputs = True, which captures its read"
+        if reads
+        else "change these lines; torch.compile(fullgraph=True) raises an error at the first that is left"
+    )
+    return [
+        Bottleneck(
+            f"graph breaks: torch.compile cuts the program at {lines}, which costs {duration(cost)} per {summary.unit}",
+            f"{first.line}: {first.reason}" + (", and others below" if len(summary.graph_breaks) > 1 else ""),
+            action,
+            cost,
+            key="graph-breaks",
+            remedy="whole-graph",
+            line=first.line,
+            numbers={"breaks": len(summary.graph_breaks)},
         )
     ]
 

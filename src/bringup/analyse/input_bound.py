@@ -31,7 +31,8 @@ def inputs(timeline: Timeline, step_seconds: float) -> list[Input]:
         if per_step >= LEAST_PER_STEP:
             spent = seconds * per_step / max(workers, 1)
             maker, by_library = str(item.get("maker", "")), bool(item.get("by_library", False))
-            listed.append(Input(*split_line(str(item["line"])), workers, per_step, seconds, spent, maker, by_library))
+            place, iterable = split_line(str(item["line"])), bool(item.get("iterable", False))
+            listed.append(Input(*place, workers, per_step, seconds, spent, maker, by_library, iterable))
     total = sum(item.seconds for item in listed)
     return sorted(listed, key=lambda item: (-item.seconds, item.file)) if total > step_seconds - _idle(timeline) else []
 
@@ -82,13 +83,14 @@ def advice(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     whole = whole_step(summary)
     where = f"{slowest.file}:{slowest.line}"
     at_maker = f" at {slowest.maker}" if slowest.maker not in ("", where) else ""
+    parts = "; with get_worker_info, each takes its part of the IterableDataset" if slowest.iterable else ""
     return [
         Bottleneck(
             f"input-bound: the chip waits for input {max(whole - busy, 0.0) / whole:.0%} of the time",
             f"the DataLoader at {where} gives {quantity(slowest.per_step, 'batch')} per {summary.unit}, and each takes "
             f"{duration(slowest.batch_seconds)} with num_workers={slowest.workers}",
             f"load batches in processes of their own: DataLoader(num_workers={workers}){at_maker}, "
-            f"{duration(faster)} per {summary.unit}",
+            f"{duration(faster)} per {summary.unit}{parts}",
             max(whole - faster, 0.0),
             key="input-bound",
             remedy="workers",

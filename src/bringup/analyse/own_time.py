@@ -14,6 +14,7 @@ from bringup.timeline.replay import Timeline
 
 Array = npt.NDArray[Any]
 LEAST_NS = 1_000_000  # a shorter time between launches is mostly that of launching, which the replay models
+LEAST_COMPILED_NS = 5_000_000  # the same with torch.compile, whose guards and wrappers run between two graphs
 WITHOUT_TIME = (ALLOC, FREE, RESERVE, RELEASE, OWNER)
 
 
@@ -73,8 +74,8 @@ def _times(timeline: Timeline) -> tuple[Array, Array, Array, Array]:
 def _computing(timeline: Timeline) -> tuple[Array, Array, Array]:
     """Return the row, the line and the CPU seconds of the long times between launches.
 
-    Those of launches that wait, of fallbacks and of sparse tensors are partly the emulation's. Those in which a
-    DataLoader makes a batch count as input.
+    Those of launches that wait, of fallbacks, of sparse tensors and of the first launch of a signature are partly the
+    emulation's. Those in which a DataLoader makes a batch count as input.
     """
     trace, columns = timeline.trace, timeline.trace.columns
     none = np.zeros(0, np.int64)
@@ -83,8 +84,10 @@ def _computing(timeline: Timeline) -> tuple[Array, Array, Array]:
         return none, none, none.astype(float)
     thread = np.bincount(launched).argmax()
     members = np.flatnonzero((columns["thread"] == thread) & ~np.isin(columns["kind"], WITHOUT_TIME))
-    is_long = (columns["host_ns"][members] >= LEAST_NS) & (columns["phase"][members] != IN_BACKWARD)
+    least = LEAST_COMPILED_NS if trace.about.get("compiled_graphs") else LEAST_NS
+    is_long = (columns["host_ns"][members] >= least) & (columns["phase"][members] != IN_BACKWARD)
     is_long &= (columns["kind"][members] != LAUNCH) | (columns["flags"][members] & (WAITS | FALLBACK) == 0)
+    is_long &= ~_is_first(columns["signature"])[members]
     sparse = np.asarray([*(item.op.startswith("sparse::") for item in trace.signatures), False])
     is_long &= ~sparse[columns["signature"][members]]
     batches = [row for item in trace.about.get("inputs", []) for row in item.get("rows", [])]
@@ -92,3 +95,11 @@ def _computing(timeline: Timeline) -> tuple[Array, Array, Array]:
     is_long[loading[loading < len(members)]] = False
     rows = members[is_long]
     return rows, columns["line"][rows].astype(np.int64), columns["host_ns"][rows] * 1e-9
+
+
+def _is_first(signature: Array) -> Array:
+    """Return for every row True if it is the first launch of its signature, which the emulation works out there."""
+    first = np.zeros(len(signature), dtype=bool)
+    numbers, rows = np.unique(signature, return_index=True)
+    first[rows[numbers >= 0]] = True
+    return first

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
@@ -24,6 +25,7 @@ from bringup.pricing.bands import bound, error_band
 from bringup.recording.driver_rows import seconds_of
 from bringup.recording.findings import Finding
 from bringup.recording.rows import LAUNCH
+from bringup.recording.trace import Trace
 from bringup.recording.waits import WAIT_KINDS, is_small, own_waits, waiting_ops
 from bringup.text import split_line
 from bringup.timeline import library
@@ -194,7 +196,21 @@ def fallbacks(timeline: Timeline, first: int, last: int) -> list[Fallback]:
         reason, each = measured.get(op, ("", None))
         took = None if each is None else each * count
         ledger.append(Fallback(op, dtype, file, number, count, seconds, d2h, on_host, h2d, stall, reason, took))
+    ledger += _host_functions(trace, first, last)
     return sorted(ledger, key=lambda item: (-item.seconds, item.op, item.line))
+
+
+def _host_functions(trace: Trace, first: int, last: int) -> Iterator[Fallback]:
+    """Yield TensorFlow's functions that ran on the host, with what they took on the machine of the recording."""
+    for item in trace.about.get("host_functions", []):
+        inside = [spent for row, spent in zip(item["rows"], item["seconds"], strict=True) if first <= row < last]
+        if inside:
+            file, number = split_line(str(item["line"]))
+            took = sum(inside)
+            name, count = str(item["name"]), float(len(inside))
+            yield Fallback(
+                name, "of TensorFlow", file, number, count, took, 0.0, took, 0.0, 0.0, str(item["why"]), took
+            )
 
 
 def waits(timeline: Timeline, first: int, last: int) -> list[Wait]:

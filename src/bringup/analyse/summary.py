@@ -70,6 +70,7 @@ class Input:
         seconds: time per step, divided by the number of workers.
         maker: the line that makes it; empty if it was made before the recording.
         by_library: True if a library makes it, so the program cannot set its workers there.
+        iterable: True if it loads an IterableDataset, of which every worker has a copy.
     """
 
     file: str
@@ -80,6 +81,7 @@ class Input:
     seconds: float
     maker: str = field(default="", metadata=OURS)
     by_library: bool = field(default=False, metadata=OURS)
+    iterable: bool = field(default=False, metadata=OURS)
 
 
 @dataclass(frozen=True)
@@ -284,6 +286,7 @@ class Summary:
         ranks: the number of ranks of the program.
         communication_seconds: the part of a step in which a collective runs.
         exposed_communication_seconds: the part of it in which the chip computes nothing.
+        bubble_seconds: the part of a step in which the chip only waits for other ranks; 0 unless they were recorded.
         collectives: by kind, group size, bytes and line, those with most time first.
         mfu: the share of the chip's peak that products use, see `utilisation`; None without products.
         mfu_dtype, mfu_peak_flops: its denominator: the dtype of most of the flops, and the peak in flop/s.
@@ -293,7 +296,8 @@ class Summary:
             functions in the whole run, and the bytes copied for the latter.
         energy_joules, cost_usd: per step; None if the chip file has no power or no price.
         placement: the plan that was in force; None without one.
-        framework: the framework that the program is written in: ``torch``, ``onnx``, ``jax`` or ``stablehlo``.
+        framework: the framework that the program is written in: ``torch``, ``onnx``, ``jax``, ``tensorflow`` or
+            ``stablehlo``.
         run: the id of the run, the same in all files of its report; empty outside a report.
     """
 
@@ -366,6 +370,7 @@ class Summary:
     ranks: int = 1
     communication_seconds: float = 0.0
     exposed_communication_seconds: float = 0.0
+    bubble_seconds: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
     driver: str = "virtual"
     measured_step_seconds: float | None = None

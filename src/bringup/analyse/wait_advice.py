@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from bringup.analyse import changes
 from bringup.analyse.summary import Bottleneck, Summary
+from bringup.recording.rows import IN_OPTIMIZER
 from bringup.recording.waits import (
     WAIT_KINDS,
     Waits,
@@ -39,9 +40,13 @@ CODES = {  # `Bottleneck.remedy` of each kind
 def for_waits(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     """Return a bottleneck for each kind of wait that happens in every step.
 
-    Small uploads are a kind of their own, and so are the reads of GradScaler.
+    Small uploads are a kind of their own, and so are the reads of GradScaler. Reads of optimizers with closures are not
+    advised against.
     """
     waits = own_waits(timeline.trace)
+    if summary.evaluations > 1:  # an optimizer with a closure, such as LBFGS, decides by the values that it reads
+        read = waits.kind == WAIT_KINDS.index("read")
+        waits = waits.where(~read | (timeline.trace.columns["phase"][waits.rows] != IN_OPTIMIZER))
     small, scaler = is_small(timeline.trace, waits), is_of_scaler(timeline.trace, waits)
     groups = [waits.where((waits.kind == kind) & ~small & ~scaler) for kind in range(len(WAIT_KINDS))]
     return [
@@ -67,9 +72,10 @@ def _bottleneck(
     ops = sorted(set(waiting_ops(timeline.trace, rows)) - {""})
     at = places(_counts(timeline, rows))
     times = "once" if count_text(per_step) == "1" else f"{count_text(per_step)} times"
+    in_all = f", {duration(stood)} in all" if stood >= saved else ""  # else the copies and the chip's pause count more
     return [
         Bottleneck(
-            f"the host waits for the chip {times} per {summary.unit}, {duration(stood)} in all",
+            f"the host waits for the chip {times} per {summary.unit}{in_all}",
             f"{noun(kind, per_step, ops)}{at}; until its next launch the chip idles",
             remedy(kind, small=is_small, ops=ops, scaler=scaler),
             max(saved, 0.0),

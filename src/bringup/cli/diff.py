@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from pathlib import Path
 
 import click
 
@@ -10,6 +12,7 @@ from bringup.analyse import diff as comparison
 from bringup.cli.options import complete_chips, host_clock_option, output_options, quantity
 from bringup.cli.report import priced
 from bringup.errors import BringupError
+from bringup.files import refuse_unwritable, write_text
 from bringup.report import diff as view
 from bringup.report import exceeded, github, terminal
 from bringup.text import plain
@@ -44,6 +47,7 @@ EXCEEDED = 1  # the exit code if a limit is exceeded
     metavar="CHANGE",
     help="End with exit code 1 if AFTER holds more memory by more than a change such as 5% or +100MiB.",
 )
+@click.option("--html", "page", default=None, metavar="FILE", help="Write the comparison as a page.")
 @output_options("the comparison")
 def command(
     before: str,
@@ -53,12 +57,14 @@ def command(
     host_clock: str | None,
     max_slower: Change | None,
     max_memory: Change | None,
+    page: str | None,
     output: str,
 ) -> None:
     """Compare two runs: what became slower or faster, what is new, what is gone.
 
     BEFORE and AFTER are directories that `bringup run` has written, or their trace files.
     """
+    refuse_unwritable(*((page,) if page else ()))
     first, second = (priced(path, chip, host, host_clock) for path in (before, after))
     runs, names = (first.summary, second.summary), (before, after)
     if (first.summary.steps_by == "whole") != (second.summary.steps_by == "whole"):
@@ -68,13 +74,25 @@ def command(
             "mark the steps of both programs with bringup.step()"
         )
     compared = comparison.diff(runs, (first.timeline, second.timeline))
+    if page:
+        traces = (first.timeline.trace, second.timeline.trace)
+        write_text(page, view.page(compared, traces, names, _reports(names, Path(page).parent)))
     if output == "json":
         click.echo(view.as_json(compared))
     else:
-        view.print_diff(compared, names, terminal.console())
+        console = terminal.console()
+        view.print_diff(compared, names, console)
+        if page:
+            console.print(f"page: {terminal.escaped(page)}", highlight=False, soft_wrap=True)
     sentences = list(exceeded.by_change(runs, names, max_slower, max_memory))
     for sentence in sentences:
         print(f"bringup: {plain(sentence)}", file=sys.stderr)
     if output == "github":
         github.write(github.of_diff(compared, names, sentences))
     sys.exit(EXCEEDED if sentences else 0)
+
+
+def _reports(names: tuple[str, str], folder: Path) -> dict[str, str]:
+    """Return the addresses of the runs' reports, seen from the folder of a page."""
+    pages = {name: Path(name, "report.html") for name in names}
+    return {name: Path(os.path.relpath(path, folder)).as_posix() for name, path in pages.items() if path.is_file()}

@@ -30,7 +30,19 @@ VARIABLES = (
     *("BRINGUP_LAUNCH_BLOCKING", "BRINGUP_MEASUREMENTS", "BRINGUP_STRICT"),
     *("BRINGUP_CUDA_LIBRARIES", "BRINGUP_CUDA_OPERATORS", "BRINGUP_OPENCL_OPERATORS"),
 )
-PACKAGES = ("numpy", "triton", "onnx", "jax", "transformers", "accelerate", "scipy", "scikit-learn", "pytest")
+PACKAGES = (
+    "numpy",
+    "triton",
+    "onnx",
+    "jax",
+    "tensorflow",
+    "keras",
+    "transformers",
+    "accelerate",
+    "scipy",
+    "scikit-learn",
+    "pytest",
+)
 # Runs in a process of its own: what is wrong may be a crash. Prints facts as one line of JSON, the last one.
 PROBE = """
 import json, sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import sys
 import threading
@@ -119,9 +120,8 @@ class Live:
     def __enter__(self) -> None:
         if not self.line.terminal.isatty():
             return
-        # A fork of the program must not copy a lock that this thread holds.
-        lock = self.reading
-        os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=self._forked)
+        _hook_forks()
+        _following.append(self)
         self.thread = threading.Thread(target=self._follow, name="bringup --live", daemon=True)
         self.thread.start()
 
@@ -135,6 +135,7 @@ class Live:
         self.done.set()
         self.thread.join()
         self.thread = None
+        _following.remove(self)
         with contextlib.suppress(OSError):  # the terminal may have gone
             self.line.end()
         self.progress.clock.close()
@@ -149,6 +150,31 @@ class Live:
                 except OSError:  # the terminal has gone
                     return
 
-    def _forked(self) -> None:
-        self.thread = None
-        self.reading.release()
+
+_following: list[Live] = []
+_held: list[Live] = []  # during a fork
+
+
+@functools.cache
+def _hook_forks() -> None:
+    """See to it that no fork of the program copies a lock that the thread of a `Live` holds.
+
+    Hooks cannot be removed. They are registered once, and do nothing when no line is shown.
+    """
+
+    def before() -> None:
+        for live in tuple(_following):
+            live.reading.acquire()
+            _held.append(live)
+
+    def in_parent() -> None:
+        while _held:
+            _held.pop().reading.release()
+
+    def in_child() -> None:
+        for live in _following:
+            live.thread = None
+        _following.clear()
+        in_parent()
+
+    os.register_at_fork(before=before, after_in_parent=in_parent, after_in_child=in_child)

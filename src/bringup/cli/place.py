@@ -154,6 +154,8 @@ def command(
     plan. Nothing is proposed whose gain could be an error of the prices.
     """
     _refuse_unread(context)
+    if sizes and trace is not None:
+        raise BringupError(f"--break-even is of a chip and a host, not of a recording: leave out {trace}")
     described = load_chip(chip) if chip else None
     machine = load_host(host)
     if sizes:
@@ -433,6 +435,7 @@ def _passed_on(options: RunOptions) -> list[str]:
     """Return the options that decide what the program launches."""
     texts = {"--chip": options.chips, "--host": options.host, "--dry": options.dry, "--driver": options.driver}
     texts |= {"--compile": options.compiler, "--ops": options.ops, "--dry-value": options.dry_value}
+    texts |= {"--framework": options.framework}
     flags = {"--cuda": options.cuda, "-m": options.module}
     oom = [] if options.driver or asked_driver() else ["--oom=continue"]  # a plan may be what makes the program fit
     return [

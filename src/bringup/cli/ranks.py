@@ -97,9 +97,20 @@ def _port() -> int:
             free.bind(("127.0.0.1", 0))
             os.environ["MASTER_PORT"] = str(free.getsockname()[1])
     try:
-        return int(os.environ["MASTER_PORT"])
+        port = int(os.environ["MASTER_PORT"])
     except ValueError:
         raise BringupError(f"MASTER_PORT must be a number, got {plain(os.environ['MASTER_PORT'])!r}") from None
+    if not 0 < port < 1 << 16:
+        raise BringupError(f"MASTER_PORT must be from 1 to {(1 << 16) - 1}, got {port}")
+    with socket.socket() as own:
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the store of the ranks
+        try:
+            own.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise BringupError(
+                f"MASTER_PORT {port} cannot be used ({error.strerror}): give another one, or unset it for a free one"
+            ) from None
+    return port
 
 
 def _start(number: int, count: int, folder: str, port: int) -> Rank:
@@ -211,7 +222,10 @@ def _cpu_seconds(pid: int) -> float:
 
 
 # A step of the whole ends with its slowest rank; memory is that of the fullest one.
-_SLOWEST = ("step_seconds", "communication_seconds", "exposed_communication_seconds", "device_seconds")
+_SLOWEST = (
+    *("step_seconds", "communication_seconds", "exposed_communication_seconds"),
+    *("bubble_seconds", "device_seconds"),
+)
 
 
 def summarize(count: int, out: Path, code: int) -> None:

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ import click
 
 from bringup import triton as kernels
 from bringup.analyse.compare import compare
-from bringup.cli import ranks
+from bringup.cli import ranks, stages
 from bringup.cli.compare import print_table
 from bringup.cli.options import DryCommand, complete_chips, host_clock_option, host_option, output_options, quantity
 from bringup.cli.place import plan_of_run
@@ -33,6 +34,7 @@ from bringup.cli.program import (
 )
 from bringup.drivers.names import resolve
 from bringup.errors import BringupError
+from bringup.frontends.tensorflow import hook
 from bringup.machine.files import chip_names, load_chip, load_host
 from bringup.machine.topology import cluster_of, load_cluster
 from bringup.process import DEFAULT_CHIP, MAX_DEVICES, asked_chip, asked_compiler, asked_devices, asked_driver, process
@@ -67,6 +69,7 @@ class RunOptions:
     oom: str
     sanitize: str | None
     cuda: bool
+    framework: str | None
     chip_time: bool
     compiler: str
     ops: str
@@ -79,6 +82,7 @@ class RunOptions:
     nproc: int | None
     ranks: int | None
     rank: int | None
+    stages: str | None
     cluster: str | None
     live: bool
     out: str | None
@@ -170,6 +174,12 @@ class Outcome:
 )
 @click.option("--cuda", is_flag=True, help="Run a CUDA program: the device cuda and torch.cuda mean the chip.")
 @click.option(
+    "--framework",
+    default=None,
+    type=click.Choice(["torch", "jax", "tensorflow"]),
+    help="Framework that Keras computes with; torch and jax also leave TensorFlow on the host.",
+)
+@click.option(
     "--chip-time",
     is_flag=True,
     help="The program's clocks show predicted time, so the times that it prints are predictions for the chip.",
@@ -237,6 +247,12 @@ class Outcome:
 )
 @click.option("--rank", type=int, default=None, metavar="R", help="The rank that --ranks records (default: 0).")
 @click.option(
+    "--stages",
+    type=click.Choice(["all"]),
+    default=None,
+    help="With --ranks: record one rank of each stage of a pipeline, on one clock.",
+)
+@click.option(
     "--cluster",
     default=None,
     metavar="NAME|FILE",
@@ -264,6 +280,11 @@ def command(**values: Any) -> None:
     if options.nproc is not None and ranks.rank_here() is None:
         prepare_ranks(options)
         _leave(ranks.run_ranks(options.nproc, out))
+    if options.stages is not None and stages.stage_here() is None:
+        prepare_ranks(options)
+        _leave(_run_stages(options, out))
+    if stages.stage_here() is not None:
+        options = replace(options, rank=stages.stage_here(), out=str(Path(out, f"rank{stages.stage_here()}")))
     if ranks.rank_here() is not None:
         options = replace(options, out=str(Path(out, f"rank{ranks.rank_here()}")))
     job = prepare(options)
@@ -284,6 +305,8 @@ def command(**values: Any) -> None:
 
 def _cluster(options: RunOptions) -> Topology | None:
     """Read the cluster that the options name, and refuse options that contradict it."""
+    if options.stages is not None and options.ranks is None:
+        raise BringupError("--stages records ranks of --ranks: give their number, and --dry")
     if options.ranks is None and options.rank is not None:
         raise BringupError("--rank says which rank --ranks records: give both")
     if options.ranks is not None:
@@ -298,12 +321,21 @@ def _cluster(options: RunOptions) -> Topology | None:
     return topology
 
 
+def _run_stages(options: RunOptions, out: str) -> int:
+    """Record one rank per stage, beginning with --rank."""
+    chip = chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip")[0]
+    number = options.ranks or 1
+    return stages.run_stages(options.rank or 0, number, out, chip, load_host(options.host), options.host_clock)
+
+
 def prepare_ranks(options: RunOptions) -> None:
     """Refuse options of ranks that cannot run, before any of them starts."""
     if asked_driver() or options.driver:
-        raise BringupError("--nproc needs the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
+        raise BringupError("--nproc and --stages need the virtual chip: leave out --driver, or unset BRINGUP_DRIVER")
     if options.output == "json":
-        raise BringupError("--nproc writes the summary of all ranks to summary.json in --out: leave out --json")
+        raise BringupError(
+            "--nproc and --stages write the summary of all ranks to summary.json in --out: leave out --json"
+        )
     for name in chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip"):
         load_chip(name)
     load_host(options.host)
@@ -342,6 +374,8 @@ def prepare(options: RunOptions) -> Job:
     described = [load_chip(name) for name in names]
     machine = load_host(options.host)
 
+    if options.framework:
+        _choose(options.framework)
     out = options.out or f"bringup-{stem(script, module)}"
     target = directory.prepare(out)
     program = _program(script, module, options.arguments)
@@ -351,6 +385,19 @@ def prepare(options: RunOptions) -> Job:
     prepare_triton = _kernels(options.compiler, options.ops, options.kernel_debug)
     plan = None if options.place is None else plan_of_run(options, described[0], machine, program.file, out)
     return Job(program, names[0], described, machine, out, target, checks, dry, prepare_triton, plan)
+
+
+def _choose(framework: str) -> None:
+    """Let Keras compute with a framework.
+
+    Raises:
+        BringupError: it is not installed, or another release than the one that was tested.
+    """
+    if find_spec(framework) is None:
+        raise BringupError(f'--framework {framework}: it is not installed: pip install "bringup[{framework}]"')
+    if framework == "tensorflow":
+        hook.check_version()
+    os.environ["KERAS_BACKEND"] = framework
 
 
 def _program(script: str, module: bool, arguments: tuple[str, ...]) -> Program:
@@ -420,6 +467,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         redirect_cuda()
     job.prepare_triton()
+    if options.framework in (None, "tensorflow"):
+        hook.watch_import(options.strict)
     if options.ranks is not None:
         from bringup.device.distributed import pretend_ranks  # only for --ranks
 
@@ -453,7 +502,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
 
         _report_before_termination(recorder, finish)
         recorder.about["chip_time"] = options.chip_time
-        recorder.about["framework"] = job.program.framework
+        recorder.about["framework"] = options.framework or job.program.framework
         recorder.about |= _of_ranks(options)
         os.environ.setdefault("JAX_PLATFORMS", "chip,cpu")  # JAX reads it when the program imports it
         gc.freeze()  # what is imported by now needs no collection
@@ -539,7 +588,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     if failed and not len(trace) and options.output != "json":
         print("bringup: the program ended with an error before it used the chip: there is no report", file=sys.stderr)
         return None
-    if not trace.launches and not failed and job.program.framework == "torch":
+    if not trace.launches and not failed and trace.about["framework"] not in ("onnx", "stablehlo"):
         print(f"bringup: the program launched nothing on the chip: {_how_to_launch(options)}", file=sys.stderr)
     trace.about |= {"host": job.host.name, "host_clock": options.host_clock}  # for `bringup report`
     if job.checks:
@@ -550,7 +599,7 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
         findings += noticed.values()
         trace.about["findings"] = [vars(item) for item in findings]
     prediction = price(trace, job.chips[0], job.host, host_clock=options.host_clock)
-    in_ranks = ranks.rank_here() is not None
+    in_ranks = ranks.rank_here() is not None or stages.stage_here() is not None
     writer.write(prediction, job.target, progress=sys.stderr.isatty() and not in_ranks)
     if in_ranks:  # the process that started the ranks prints their summary
         return prediction.summary
@@ -579,6 +628,8 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
 
 
 def _how_to_launch(options: RunOptions) -> str:
+    if "tensorflow" in sys.modules and options.framework in (None, "tensorflow"):
+        return "TensorFlow runs single operations on the host: make its steps functions with tf.function"
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if "jax" in sys.modules and "chip" not in platforms.split(","):
         return f"JAX_PLATFORMS={platforms} keeps JAX on another device: unset it"

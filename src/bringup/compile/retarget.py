@@ -9,8 +9,8 @@ function `Joined` connects the chip's tensors with these views; it does not supp
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -128,6 +128,20 @@ def finish(results: Any, stays: list[bool], index: int) -> list[Any]:
     ]
 
 
+@contextmanager
+def _in_one_backward() -> Iterator[None]:
+    """Make checkpoints take a backward pass inside another one for the same, so that they recompute once."""
+    group = getattr(torch._C, "_get_graph_exec_group", lambda: "torch without such groups")()
+    if group is not None:
+        yield
+        return
+    torch._C._set_graph_exec_group(torch._C._current_graph_task_id())  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        torch._C._set_graph_exec_group(None)
+
+
 class Joined(torch.autograd.Function):
     """Connects autograd of chip tensors with autograd of their host views."""
 
@@ -164,13 +178,14 @@ class Joined(torch.autograd.Function):
         input_grads: Any = [None] * len(inputs)
         if pairs and inputs:
             settle(ctx.index)
-            input_grads = torch.autograd.grad(
-                [result for result, _ in pairs],
-                inputs,
-                [lend(grad) for _, grad in pairs],
-                retain_graph=keep,
-                allow_unused=True,
-            )
+            with _in_one_backward():
+                input_grads = torch.autograd.grad(
+                    [result for result, _ in pairs],
+                    inputs,
+                    [lend(grad) for _, grad in pairs],
+                    retain_graph=keep,
+                    allow_unused=True,
+                )
         on_chip = iter([None if grad is None else take(grad, ctx.index) for grad in input_grads])
         tensor_grads = [next(on_chip) if x.requires_grad else None for x in ctx.inputs]
         if not keep:

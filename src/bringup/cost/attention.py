@@ -38,6 +38,7 @@ def _work(signature: Signature, products: int) -> Work:
         items=batch * rows * value.shape[-1],
         kernels=1 if products == 2 else 3,
         hides_softmax=not any(signature.tensor(name) for name in ("attn_mask", "attn_bias")),
+        torchs_own=not signature.cudnn,
     )
 
 

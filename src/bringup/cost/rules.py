@@ -66,6 +66,7 @@ class Work:
             product.
         aligned: False if a row of a product's matrices does not start at a multiple of 16 bytes.
         hides_softmax: True for attention whose products can run while the softmax does; a mask prevents it.
+        torchs_own: True for attention that the program keeps from cuDNN, so that torch's own kernels compute it.
         channels_first: True for convolutions whose data does not have channels last.
     """
 
@@ -94,6 +95,7 @@ class Work:
     bias_bytes: float = 0.0
     aligned: bool = True
     hides_softmax: bool = False
+    torchs_own: bool = False
     channels_first: bool = False
 
     @property

@@ -55,6 +55,7 @@ class WorkTable:
     bias_bytes: Array
     aligned: Array
     hides_softmax: Array
+    torchs_own: Array
     channels_first: Array
     flops: Array
     owner: Array
@@ -104,6 +105,7 @@ class WorkTable:
             bias_bytes=column("bias_bytes"),
             aligned=column("aligned"),
             hides_softmax=column("hides_softmax"),
+            torchs_own=column("torchs_own"),
             channels_first=column("channels_first"),
             flops=column("flops"),
             owner=np.asarray([i for i, _ in gemms], dtype=np.int64),

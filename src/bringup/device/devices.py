@@ -21,8 +21,11 @@ def is_available() -> bool:
 
 
 def is_initialized() -> bool:
-    """Return True if a chip has been opened in this process."""
-    return bool(_ops.is_open())
+    """Return True if a chip has been opened in this process, or another than the first one is current.
+
+    On CUDA, choosing a device opens it, too. FakeTensor asks, and takes the current device only if one is open.
+    """
+    return bool(_ops.is_open()) or current_device() != 0
 
 
 def init() -> None:

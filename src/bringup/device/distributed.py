@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from bringup.device.pretended_stages import patch_stages
+
 
 def install() -> None:
     """Make ``chip`` the backend of groups on the chip, and describe each new group to the core."""
@@ -36,7 +38,9 @@ def install() -> None:
     @functools.wraps(helper)
     def _new_process_group_helper(*args: Any, **kwargs: Any) -> Any:
         if _pretended:
+            patch_stages()
             args, kwargs = (*args[:3], "fake", *args[4:]), {**kwargs, "backend_options": None}
+        _patch_random()
         group, store = helper(*args, **kwargs)
         if isinstance(group, torch.distributed.ProcessGroup):
             ranks = kwargs["global_ranks_in_group"] if "global_ranks_in_group" in kwargs else args[2]
@@ -44,6 +48,33 @@ def install() -> None:
         return group, store
 
     c10d._new_process_group_helper = _new_process_group_helper
+
+
+@functools.cache
+def _patch_random() -> None:
+    """Patch DTensor to draw random numbers on the chip as on the CPU: each rank has those of its own generator.
+
+    DTensor moves the state of CUDA's generators, Philox, which counts. The chip's generators are the CPU's.
+    """
+    from torch.distributed.tensor import _dispatch, _random
+
+    dispatch: Any = _dispatch
+    ours = ("chip", "cuda")  # the chip, under the name that the program uses
+    is_supported, manual_seed = _random.is_rng_supported_mesh, _random.manual_seed
+
+    @functools.wraps(is_supported)
+    def is_rng_supported_mesh(device_mesh: Any) -> bool:
+        return device_mesh.device_type not in ours and is_supported(device_mesh)
+
+    @functools.wraps(manual_seed)
+    def seed_all(seed: int, device_mesh: Any) -> None:
+        if device_mesh.device_type in ours:
+            torch.manual_seed(seed)
+        else:
+            manual_seed(seed, device_mesh)
+
+    _random.is_rng_supported_mesh = dispatch.is_rng_supported_mesh = is_rng_supported_mesh
+    _random.manual_seed = seed_all
 
 
 _pretended: list[int] = []  # the number of ranks, of which only this one runs

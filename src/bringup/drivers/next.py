@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
+import re
 import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +18,17 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.errors import BringupError
+from bringup.machine.vocabulary import FAMILIES
 from bringup.recording.driver_rows import seconds_of
 from bringup.recording.rows import LAUNCH
 from bringup.recording.trace import Trace
 
 Array = npt.NDArray[Any]
+BYTES, PRODUCTS = 1, 3  # among the terms of `_OpWork`
+SAME_NAME, SAME_FAMILY = (
+    10.0,
+    0.3,
+)  # how much a relative counts, if no correction counts 1: they fit kernels of a GPT best
 
 
 def recorded(program: str, arguments: Sequence[str], driver: str, chip: str | None) -> Trace:
@@ -44,8 +53,9 @@ def ranked(trace: Trace) -> tuple[float | None, list[dict[str, Any]]]:
     """Return the measured step in seconds, and what a kernel for each operator would save of it, the most first.
 
     A launch on the host is measured from the copies that it reads to those that it writes. A kernel for it is taken to
-    be like the driver's other kernels: a time per launch, per byte and per operation, fitted to what they took. Where
-    there are none, it is taken to compute as fast as the host, so that only the copies are saved.
+    be like the driver's other kernels: a time per result, byte, operation and special function, fitted to what they
+    took, and then corrected by what its relatives took. Where there are none, it is taken to compute as fast as the
+    host, so that only the copies are saved.
 
     Raises:
         BringupError: the recording is not one of a driver.
@@ -54,62 +64,110 @@ def ranked(trace: Trace) -> tuple[float | None, list[dict[str, Any]]]:
     if not isinstance(facts, dict) or "step_rows" not in facts:
         raise BringupError("this recording is not of a driver: record it with bringup run --driver")
     work = _mean_work(trace)
-    rates = _rates(facts["step_rows"], work)
+    kernels = [
+        row for row in facts["step_rows"] if row["on_device"] and row["op"] in work and row["kernel_seconds"] > 0
+    ]
+    rates = _rates(kernels, work)
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in facts["step_rows"]:
         if not row["on_device"] and row["kernel_possible"]:
             rows.setdefault(row["op"], []).append(row)
-    savings = [_saving(op, of_op, rates, work.get(op)) for op, of_op in rows.items()]
+    savings = [
+        _saving(op, of_op, None if rates is None else _kernel_seconds(op, kernels, rates, work))
+        for op, of_op in rows.items()
+    ]
     savings = [saving for saving in savings if saving["saves_seconds"] > 0]
     return facts["step_seconds"], sorted(savings, key=lambda saving: (-saving["saves_seconds"], saving["op"]))
 
 
-def _saving(op: str, rows: list[dict[str, Any]], rates: Array | None, work: Array | None) -> dict[str, Any]:
+def _saving(op: str, rows: list[dict[str, Any]], kernel: float | None) -> dict[str, Any]:
+    """Return the line of an operator, of which a launch would take ``kernel`` seconds; None: as long as the host."""
     launches = sum(row["launches"] for row in rows)
     on_host = sum(row["host_seconds"] for row in rows)
-    kernel = on_host if rates is None or work is None else launches * float(rates @ work)
-    if rates is not None and work is not None and work[2] > 0 and rates[2] == 0:
-        kernel = max(kernel, on_host)  # no kernel of the driver says how fast it multiplies
     return {
         "op": op,
-        "saves_seconds": sum(map(seconds_of, rows)) - kernel,
+        "saves_seconds": sum(map(seconds_of, rows)) - (on_host if kernel is None else launches * kernel),
         "launches": round(launches),
         "bytes": round(sum(row["bytes_down"] + row["bytes_up"] for row in rows)),
     }
 
 
-def _mean_work(trace: Trace) -> dict[str, Array]:
-    """Return for each operator the launches (1), bytes and operations of a mean launch."""
+@dataclass(frozen=True)
+class _OpWork:
+    """A mean launch of an operator.
+
+    Attributes:
+        base: its name without overload and direction: the same for ``add`` and ``add_``, and for ``gelu_backward`` and
+            ``gelu``.
+        family: of its cost rule.
+        terms: its results, bytes, vector operations, operations of products, and special functions.
+    """
+
+    base: str
+    family: str
+    terms: Array
+
+
+def _mean_work(trace: Trace) -> dict[str, _OpWork]:
     table = trace.work
     launched = trace.columns["signature"][trace.columns["kind"] == LAUNCH]
     counts = np.bincount(launched, minlength=len(trace.signatures))
-    of_signature = np.stack([np.ones(len(counts)), table.down_bytes + table.up_bytes, table.flops], axis=1)
+    results = [max(len(signature.results), 1) for signature in trace.signatures]  # a list may take a kernel for each
+    products = table.flops - table.vector_flops - table.special
+    terms = np.stack([results, table.bytes, table.vector_flops, products, table.special], axis=1)
     sums: dict[str, Array] = {}
     launches: dict[str, int] = {}
-    for signature, count, values in zip(trace.signatures, counts.tolist(), of_signature, strict=True):
-        sums[signature.op] = sums.get(signature.op, np.zeros(3)) + count * values
-        launches[signature.op] = launches.get(signature.op, 0) + count
-    return {op: values / launches[op] for op, values in sums.items() if launches[op]}
+    means: dict[str, _OpWork] = {}
+    for number, count in enumerate(counts.tolist()):
+        signature = trace.signatures[number]
+        op = signature.op
+        sums[op] = sums.get(op, np.zeros(terms.shape[1])) + count * terms[number]
+        launches[op] = launches.get(op, 0) + count
+        if launches[op]:
+            base = re.sub("_(backward|data|forward)(?=_|$)", "", signature.base)
+            means[op] = _OpWork(base, FAMILIES[table.family[number]], sums[op] / launches[op])
+    return means
 
 
-def _rates(rows: list[dict[str, Any]], work: dict[str, Array]) -> Array | None:
-    """Return the seconds per launch, byte and operation that fit the driver's kernels best; None without kernels.
+def _kernel_seconds(op: str, kernels: list[dict[str, Any]], rates: Array, work: dict[str, _OpWork]) -> float | None:
+    """Return what a launch of a kernel for an operator would take, None if no kernel of the driver says it.
+
+    The rates are those of all kernels. The correction is the mean, in logarithms, of what the operator's relatives took
+    of what the rates say, and of 1. The nearer a relative, by name and size, the more it counts.
+    """
+    own = work.get(op)
+    if own is None or (own.terms[PRODUCTS] > 0 and rates[PRODUCTS] == 0):  # no kernel says how fast it multiplies
+        return None
+    correction, weights = 0.0, 1.0
+    for row in kernels:
+        other = work[row["op"]]
+        alike = SAME_NAME if other.base == own.base else SAME_FAMILY if other.family == own.family else 0.0
+        expected = float(rates @ other.terms)
+        if not alike or expected <= 0:
+            continue
+        weight = alike / (1 + abs(math.log((other.terms[BYTES] + 1) / (own.terms[BYTES] + 1))))
+        correction += weight * math.log(row["kernel_seconds"] / row["launches"] / expected)
+        weights += weight
+    return float(rates @ own.terms) * math.exp(correction / weights)
+
+
+def _rates(kernels: list[dict[str, Any]], work: dict[str, _OpWork]) -> Array | None:
+    """Return the seconds per unit of each term that fit the driver's kernels best; None without kernels.
 
     The relative errors are minimised, weighted by the time of the kernels, and no rate is negative: of all subsets of
-    the three rates, the best one whose solution is not negative is taken.
+    the rates, the best one whose solution is not negative is taken.
     """
-    kernels = [row for row in rows if row["on_device"] and row["op"] in work and row["kernel_seconds"] > 0]
     if not kernels:
         return None
     seconds = np.asarray([row["kernel_seconds"] / row["launches"] for row in kernels])
     weights = np.sqrt([row["kernel_seconds"] for row in kernels]) / seconds
-    terms = np.stack([work[row["op"]] for row in kernels])
-    best, least = np.zeros(3), np.inf
-    for count in (3, 2, 1):
-        for chosen in map(list, itertools.combinations(range(3), count)):
+    terms = np.stack([work[row["op"]].terms for row in kernels])
+    best, least = np.zeros(terms.shape[1]), np.inf
+    for count in range(terms.shape[1], 0, -1):
+        for chosen in map(list, itertools.combinations(range(terms.shape[1]), count)):
             solution, *_ = np.linalg.lstsq(terms[:, chosen] * weights[:, None], seconds * weights, rcond=None)
             error = float((((terms[:, chosen] @ solution - seconds) * weights) ** 2).sum())
             if (solution >= 0).all() and error < least * (1 - 1e-9):
-                best, least = np.zeros(3), error
+                best, least = np.zeros(terms.shape[1]), error
                 best[chosen] = solution
     return best

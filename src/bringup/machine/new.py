@@ -76,6 +76,7 @@ MEANINGS = {
     "launch.copy_engines": "1, or 2 for copies in both directions at once",
     "launch.attention_plan_ms": "host time for the library's plan of an attention of a new shape, ms",
     "library.attention_backward": "rate of the products in attention's backward pass, over peak",
+    "library.flash": "rate of fused attention with its softmax in torch's own kernels, over peak",
     "library.softmax_overlap": "p of (products^p + softmax^p)^(1/p), the time of fused attention in 16 bits",
     "library.sustained": "by dtype: best large product over peak, where it differs from matrix.sustained",
     "library.unaligned": "by dtype: rate of products whose rows do not start at multiples of 16 bytes",

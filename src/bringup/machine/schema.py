@@ -242,6 +242,7 @@ class Library(_Table):
         softmax_overlap: p of (products^p + softmax^p)^(1/p), the time of fused attention in 16 bits whose products, at
             the rate ``matrix.sustained``, run while the softmax does.
         attention_backward: rate of the products in the backward pass of such attention, over peak.
+        flash: rate of such attention, with its softmax, in the kernels that torch brings along, over peak.
         sustained: dtype -> best large product over peak, where it differs from ``matrix.sustained``.
         unaligned: dtype -> rate of products whose rows do not start at multiples of 16 bytes, over the sustained rate.
         outer: dtype -> rate of products whose k is the outer dimension of both factors, over the sustained rate.
@@ -257,6 +258,7 @@ class Library(_Table):
     """
 
     attention_backward: Fraction | None = None
+    flash: Fraction | None = None
     softmax_overlap: Annotated[float, Field(ge=1, le=8)] | None = None
     sustained: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
     unaligned: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}

@@ -25,6 +25,7 @@ from bringup.pricing.classes import Products, class_of
 from bringup.pricing.constants import DEFAULT, Constants
 from bringup.pricing.rates import (
     by_dtype,
+    by_torch,
     cache_rate,
     engine_dtype,
     in_half,
@@ -111,9 +112,8 @@ def price_table(
     matrix, share, exposed, adding = _matrix_seconds(computed_in, chip, reached, constants)
     memory = _memory_seconds(table, signatures, chip, share, warm, constants)
     q = np.where((table.hides_softmax > 0) & in_half(table.dtypes), chip.library.softmax_overlap or 1.0, 1.0)
-    compute = ((vector + special) ** q + matrix**q) ** (1 / q) + chip_class.core_seconds(
-        table, chip, reached, constants
-    )
+    beside = np.where(by_torch(table, chip), 0.0, vector + special)  # their rate includes the softmax
+    compute = (beside**q + matrix**q) ** (1 / q) + chip_class.core_seconds(table, chip, reached, constants)
     p = chip_class.overlap(constants)
     body = (compute**p + memory**p) ** (1 / p) + exposed + chip_class.exposed_seconds(table, chip, constants)
     converted = np.where(conversion > 0, table.converted_bytes, 0.0) / np.where(conversion > 0, conversion, 1.0)

@@ -13,6 +13,7 @@ from bringup.pricing.classes import class_of
 from bringup.pricing.constants import DEFAULT, Constants
 
 if TYPE_CHECKING:
+    from bringup.cost.work_table import WorkTable
     from bringup.machine.schema import Chip
 
 ENGINES = ("matrix", "vector", "special", "memory")
@@ -69,6 +70,11 @@ def by_dtype(dtypes: Sequence[str], value: Callable[[str], float]) -> npt.NDArra
 def in_half(dtypes: Sequence[str]) -> npt.NDArray[np.bool_]:
     """Return a mask: True for floats of 16 bits."""
     return by_dtype(dtypes, lambda dtype: dtype in ("float16", "bfloat16")) > 0
+
+
+def by_torch(table: WorkTable, chip: Chip) -> npt.NDArray[np.bool_]:
+    """Return a mask: True for fused attention in torch's own kernels, if the chip file states their rate."""
+    return (table.torchs_own > 0) & (table.hides_softmax > 0) & in_half(table.dtypes) & (chip.library.flash is not None)
 
 
 def vector_rate(chip: Chip, dtype: str) -> float:

@@ -17,6 +17,7 @@ from bringup.pricing.classes import ChipClass, Products, register
 from bringup.pricing.constants import Constants
 from bringup.pricing.rates import (
     by_dtype,
+    by_torch,
     cache_rate,
     in_half,
     matrix_sustained,
@@ -184,6 +185,7 @@ def _attention_share(table: WorkTable, chip: Chip, constants: Constants) -> Arra
         return share
     products = np.bincount(table.owner, minlength=len(table.works))  # 2 forward, 5 backward
     measured = np.where(products > 2, library.attention_backward or constants.attention, sustained)
+    measured = np.where(by_torch(table, chip), library.flash or 1.0, measured)
     return np.where(((table.hides_softmax > 0) & in_half(table.dtypes))[table.owner], measured[table.owner], share)
 
 

@@ -42,12 +42,14 @@ class _Loader:
     Attributes:
         rows: for each batch, how many rows the recording had when the program took it.
         slots: memory shared with workers, and their number.
+        iterable: True if it loads an IterableDataset, of which every worker has a copy.
     """
 
     rows: list[int] = field(default_factory=list)
     timed: int = 0
     nanoseconds: int = 0
     slots: list[tuple[mmap.mmap, int]] = field(default_factory=list)
+    iterable: bool = False
 
     def seconds(self) -> float:
         """Return the mean time of a batch."""
@@ -102,6 +104,7 @@ class Inputs:
                 "rows": item.rows,
                 "maker": origin.line,
                 "by_library": origin.by_library,
+                **({"iterable": True} if item.iterable else {}),
             }
             for (line, workers, origin), item in items
             if item.rows and item.seconds() > 0
@@ -166,6 +169,7 @@ class Inputs:
         workers, origin = int(iterator._num_workers), iterator.__dict__.get("_bringup_origin", _Origin())
         loader = self._loaders.setdefault((self._places.line(_line(frame)), workers, origin), _Loader())
         loader.rows.append(before.row)
+        loader.iterable |= isinstance(iterator._dataset, torch.utils.data.IterableDataset)
         if workers == 0 and not before.is_first:  # the first batch fills caches
             loader.timed += 1
             loader.nanoseconds += before.nanoseconds

@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from statistics import median
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from bringup.recording.driver_rows import seconds_of, typical
+from bringup.recording.driver_rows import middle_half, seconds_of, typical
 from bringup.text import duration, plain, size
 
 MOST_OPERATORS = 5  # that the summary names
@@ -29,25 +29,28 @@ class Measured:
 
     ends: list[float] = field(default_factory=list)
 
-    def step_seconds(self, on_device: list[float]) -> float | None:
-        """Return the median time from the end of a step to the end of the next one, None if there are not two.
+    def seconds_of_steps(self, on_device: list[float]) -> list[float]:
+        """Return the time from the end of each step to the end of the next one.
 
-        The device's clock counts if the driver has one: the host may have launched many steps before they run.
+        The device's clock counts if the driver has one: the host may have launched many steps before they run. The
+        device's times may be of the latest steps alone.
         """
         on_host = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
-        steps = on_device if any(on_device) else on_host
-        return median(steps) if steps else None
+        return on_device if any(on_device) else on_host
 
     def facts(self) -> dict[str, Any]:
         """Return the driver's name, the measured step, the ledger, and the parts of a step, for the trace."""
         ledger = json.loads(torch.ops.bringup.driver_ledger())
         steps = json.loads(torch.ops.bringup.driver_steps())
-        total, seconds = steps.pop("total"), steps.pop("step_seconds")
+        total, seconds = steps.pop("total"), self.seconds_of_steps(steps.pop("step_seconds"))
         measured_steps = [steps.get(str(number), []) for number in range(1, len(self.ends))]
+        latest = min(len(steps), len(seconds), len(measured_steps))
+        rows, seconds = measured_steps[len(measured_steps) - latest :], seconds[len(seconds) - latest :]
+        middle = middle_half(seconds)
         return {
             "name": str(torch.ops.bringup.driver_name()),
-            "step_seconds": self.step_seconds(seconds),
-            "step_rows": typical(measured_steps[-len(steps) :]) if measured_steps else total,
+            "step_seconds": fmean(seconds[number] for number in middle) if latest else None,
+            "step_rows": typical([rows[number] for number in middle]) if latest else total,
             **ledger,
         }
 

@@ -43,9 +43,10 @@ class Steps:
 def find_steps(trace: Trace) -> Steps:
     """Return the steps that the program marks, else those of optimizers, or of graphs that contain optimizer steps.
 
-    In programs of JAX they are executions of one program, if it does most of the work. Without an optimizer they are
-    repetitions of a series of launches, else replays of graphs if most launches are replayed, else backward passes,
-    else module calls. If an error or a signal ended the program, the step that it interrupted is left out.
+    In programs of JAX and TensorFlow they are executions of one program, if it does most of the work. Without an
+    optimizer they are repetitions of a series of launches, else replays of graphs if most launches are replayed, else
+    backward passes, else module calls. If an error or a signal ended the program, the step that it interrupted is left
+    out.
     """
     steps = _steps(trace)
     ended = not trace.about.get("failed") and not trace.about.get("stopped_by")
@@ -70,7 +71,10 @@ def _steps(trace: Trace) -> Steps:
     if len(optimizers):
         return _by_optimizers(trace, optimizers)
     calls = np.flatnonzero(kind == FORWARD)
-    if trace.about.get("framework") == "jax" and (executions := _by_executions(trace, calls)) is not None:
+    if (
+        trace.about.get("framework") in ("jax", "tensorflow")
+        and (executions := _by_executions(trace, calls)) is not None
+    ):
         return executions
     period = find_period(trace)
     if period is not None and period.calls != 1:
@@ -159,7 +163,7 @@ def _by_calls(trace: Trace, calls: Array) -> Steps:
 
 
 def _by_executions(trace: Trace, calls: Array) -> Steps | None:
-    """Return the executions of the program of JAX that does most of the work; None if no program does half of it."""
+    """Return the executions of the compiled program that does most of the work; None if no program does half of it."""
     numbers = trace.columns["object"][calls]
     weights = _weights(trace, calls)
     shares = np.bincount(numbers, weights) if len(calls) else np.zeros(1)

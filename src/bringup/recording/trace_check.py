@@ -136,6 +136,7 @@ class _Input(BaseModel):
     rows: Annotated[list[Count], Field(max_length=MOST["rows"])] = []
     maker: Text = ""
     by_library: StrictBool = False
+    iterable: StrictBool = False
 
 
 class _Sleep(BaseModel):
@@ -148,6 +149,11 @@ class _Sleep(BaseModel):
         if len(self.rows) != len(self.seconds):
             raise ValueError(f"{len(self.rows)} rows and {len(self.seconds)} times")
         return self
+
+
+class _HostFunction(_Sleep):
+    name: Text
+    why: Text
 
 
 class _ClockRead(BaseModel):
@@ -223,6 +229,7 @@ class _About(BaseModel):
     library_lines: Annotated[list[Count], Field(max_length=MOST["lines"])] = []
     inputs: Annotated[list[_Input], Field(max_length=MOST["lines"])] = []
     sleeps: Annotated[list[_Sleep], Field(max_length=MOST["lines"])] = []
+    host_functions: Annotated[list[_HostFunction], Field(max_length=MOST["lines"])] = []
     clock_reads: Annotated[list[_ClockRead], Field(max_length=MOST["lines"])] = []
     framework: Text = ""
     stopped_by: Literal["", "SIGINT", "SIGTERM"] = ""

@@ -64,8 +64,8 @@ REMEDIES = {
     "and keep indices of chip tensors on the chip",
     "download": "copy to the host less often, or keep the data on the chip; only data that the host needs later can "
     "be copied without a wait (non_blocking=True to pinned memory)",
-    "read": "read values less often: keep sums on the chip and read them every n steps; "
-    "torch.where can replace a condition",
+    "read": "read values less often, unless the program must act on each: keep sums on the chip and read them every n "
+    "steps; torch.where can replace a condition",
     "synchronize": "synchronize only where a time is measured or another device needs the result",
     "data_dependent": "use operators whose result has a fixed size, or call them less often",
 }

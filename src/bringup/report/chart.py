@@ -53,7 +53,7 @@ class Series:
         row: one number per mark, or none; a click on a mark selects all marks of its row, and an arrow connects them.
         column: of the sums below the chart that counts the lengths of the bars; empty for none.
         labels: what the sums are grouped by beside `name`, one text per mark.
-        inside: True if bars show the first line of their text.
+        inside: True if bars show the first line of their text, or points their text beside them where there is room.
         parts: what a stack consists of; a click lists those at its place.
     """
 

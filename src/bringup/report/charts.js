@@ -248,6 +248,7 @@ class Chart {
     context.beginPath();
     context.rect(bbox.left, bbox.top, bbox.width, bbox.height);
     context.clip();
+    written.length = 0;
     for (const series of this.shown()) {
       const matched = this.matched(series);
       for (const [part, alpha] of matched === series ? [[series, 1]] : [[series, 0.15], [matched, 1]]) {

@@ -1,19 +1,23 @@
-"""Shows the comparison of two runs: as text for people, and as JSON for programs."""
+"""Shows the comparison of two runs: as text or a page for people, and as JSON for programs."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bringup.analyse.diff import Diff, Part
+from bringup.analyse.diff import GROUPS, LEAST_SHARE, Diff, Part
 from bringup.analyse.summary import Summary
+from bringup.recording.trace import Trace
+from bringup.report import html
 from bringup.report.terminal import escaped
 from bringup.text import duration, quantity, size
 
 MOST_PARTS = 8  # of a list, in the terminal
+MOST_ROWS = 100  # of a table of the page
 LEAST = 0.005  # a step that changed by less is called equal
 
 
@@ -114,6 +118,70 @@ def print_diff(diff: Diff, names: tuple[str, str], console: Console) -> None:
             style="dim",
             highlight=False,
         )
+
+
+def page(diff: Diff, traces: tuple[Trace, Trace], names: tuple[str, str], reports: Mapping[str, str]) -> str:
+    """Write the comparison as a page.
+
+    Args:
+        diff: the comparison.
+        traces: of both runs; they have the source of lines.
+        names: of both runs.
+        reports: name of a run -> address of its report, for those that have one.
+    """
+    before, after = diff.runs
+    sources = {line: text for trace in traces for line, text in _sources(trace).items()}
+    listed = [
+        (what, part) for what in ("slower", "faster", "new", "gone") for part in getattr(diff, what) if _changed(part)
+    ]
+    groups = []
+    for group in GROUPS:
+        parts = [(what, part, sources.get(part.name, "")) for what, part in listed if part.group == group]
+        parts.sort(key=lambda item: -abs(_change(item[1])))
+        most = abs(_change(parts[0][1])) if parts else 1.0
+        parts[:MOST_ROWS] = sorted(parts[:MOST_ROWS], key=lambda item: -_change(item[1]))
+        groups.append((group, parts, most))
+    times = {f"time of a {after.unit}": (before.step_seconds, after.step_seconds), **_time_parts(before, after)}
+    more = after.launches - before.launches
+    held = [run.peak_bytes for run in diff.runs]
+    numbers = [
+        (f"launches per {after.unit}", *(f"{run.launches:,}" for run in diff.runs), f"{more:+,}" if more else "="),
+        ("memory at the peak", *map(size, held), _signed_size(held[1] - held[0])),
+    ]
+    return html.render(
+        "diff.html",
+        title=f"{names[0]} and {names[1]}, compared: bringup",
+        verdict=verdict(diff, names),
+        names=names,
+        runs=diff.runs,
+        reports=reports,
+        times=times,
+        longest=max(abs(second - first) for first, second in times.values()) or 1.0,
+        numbers=numbers,
+        groups=groups,
+        most_rows=MOST_ROWS,
+        memory=diff.memory,
+        most_bytes=max((abs(part.peak_bytes[1] - part.peak_bytes[0]) for part in diff.memory), default=1),
+        least=f"{LEAST_SHARE:.1%}".replace("%", " %"),
+        duration=duration,
+        signed=signed,
+        signed_size=_signed_size,
+        size=size,
+    )
+
+
+def _change(part: Part) -> float:
+    return part.seconds[1] - part.seconds[0]
+
+
+def _changed(part: Part) -> bool:
+    """Return False for what is new or gone and takes no time of its own, such as a line that only allocates."""
+    return signed(_change(part)) != "="
+
+
+def _sources(trace: Trace) -> dict[str, str]:
+    """Return the source of each line of the program that launches work."""
+    return dict(zip(trace.lines, trace.about.get("source", ()), strict=False))
 
 
 def _print_parts(title: str, parts: list[Part], console: Console, *, times: bool = True) -> None:

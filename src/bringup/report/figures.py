@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import chain, repeat
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,10 +15,12 @@ from bringup import pricing
 from bringup.analyse.holders import Storages, memory_over_time, storages
 from bringup.analyse.summary import Summary
 from bringup.cost import FAMILIES
+from bringup.paths import BACKWARD
 from bringup.recording.rows import ALLOC, BEFORE, D2D, D2H, FREE, H2D, LAUNCH, OWNERS, PHASES
+from bringup.recording.trace import Trace
 from bringup.report import palette
 from bringup.report.chart import Axis, Figure, Parts, Series
-from bringup.text import duration, short, size
+from bringup.text import duration, short, size, split_line
 from bringup.timeline.host_spans import NAMES, host_spans
 from bringup.timeline.replay import Timeline, is_placed
 from bringup.timeline.steady import steady
@@ -222,22 +226,27 @@ def _text(replayed: Timeline, row: int) -> str:
     return f"{signature.op} {took}\n{short(signature.shapes, 120)}\n{where}{inside}"
 
 
-def flame(replayed: Timeline) -> Figure | None:
-    """Draw the chip's time in the typical step by pass, module and operator, each part below what it belongs to."""
+def flame(replayed: Timeline, by: Literal["module", "line"] = "module") -> Figure | None:
+    """Draw the chip's time in the typical step, each part below what it belongs to; None if the chip computes nothing.
+
+    Args:
+        replayed: the replay of a recording.
+        by: passes, the modules in them and operators; or passes, files, their lines and operators.
+    """
     first, last, *_ = steady(replayed)
     trace = replayed.trace
     rows = replayed.launches_on_chip(first, last)
     if not len(rows):
         return None
     ops = [item.op.removeprefix("aten::") for item in trace.signatures]
-    fields = [trace.columns[name][rows] for name in ("phase", "module", "signature")]
+    fields = [trace.columns[name][rows] for name in ("phase", by, "signature")]
+    inner = [_modules(name) for name in trace.modules] if by == "module" else _lines(trace)
     _, some, place = np.unique(_keys(fields), return_index=True, return_inverse=True)
     seconds = np.bincount(place, (replayed.end - replayed.start)[rows])
     totals: dict[tuple[str, ...], float] = {}
     groups = zip(*(field[some].tolist() for field in fields), strict=True)
-    for (phase, module, signature), spent in zip(groups, seconds.tolist(), strict=True):
-        path = _modules(trace.modules[module]) if module >= 0 else ()
-        whole = (PHASES[phase], *path, ops[signature])
+    for (phase, place_of, signature), spent in zip(groups, seconds.tolist(), strict=True):
+        whole = (PHASES[phase], *(inner[place_of] if place_of >= 0 else ()), ops[signature])
         for depth in range(1, len(whole) + 1):
             totals[whole[:depth]] = totals.get(whole[:depth], 0.0) + spent
     total = sum(seconds.tolist()) or 1.0
@@ -272,6 +281,16 @@ def _modules(name: str) -> tuple[str, ...]:
     """Return a module and those around it, the outermost first: ``layers``, ``layers.0`` and ``layers.0.mlp``."""
     parts = name.split(".")
     return tuple(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+
+
+def _lines(trace: Trace) -> list[tuple[str, ...]]:
+    """Return for each line its file, and its number with its source: ``train.py`` and ``12: loss = model(x)``."""
+    sources = chain(trace.about.get("source", ()), repeat(""))
+    places = (split_line(line.removesuffix(BACKWARD)) for line in trace.lines)
+    return [
+        (file, f"line {number}: {source}" if source else f"line {number}") if number else (file or line,)
+        for (file, number), line, source in zip(places, trace.lines, sources, strict=False)
+    ]
 
 
 def _of_flame(path: tuple[str, ...], spent: float, total: float) -> str:
@@ -380,7 +399,7 @@ class _Memory:
         rest = self.held - sum(over_time.values())  # held before the recording, and not freed yet
         if rest.any():
             over_time[OWNERS[BEFORE]] = rest
-        x = [round(float(value) * 1e3, 6) for value in self.replayed.issued[self.rows[self.points]]]
+        x = self._milliseconds(self.replayed.issued[self.rows[self.points]])
         series = []
         for name in (name for name in order if name in over_time):
             y = [round(float(value) / 2**20, 4) for value in over_time[name][self.points]]
@@ -388,6 +407,12 @@ class _Memory:
             hover = f"{name}: {{y}} MiB at {{x}} ms"
             series.append(Series(name, "stack", colours[name], x, y, hover=hover, parts=parts))
         return series
+
+    def _milliseconds(self, seconds: npt.NDArray[Any]) -> list[float]:
+        """Return moments in milliseconds, rounded to a hundred-thousandth of the recording."""
+        last = float(self.replayed.issued[self.rows[-1]]) * 1e3
+        digits = max(5 - math.floor(math.log10(max(last, 1e-3))), 0)
+        return [round(float(value) * 1e3, digits) for value in seconds]
 
     def _over_time(self, members: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the bytes that some storages hold after each of the rows."""
@@ -405,9 +430,11 @@ class _Memory:
         picked = np.sort(np.argsort(-weight, kind="stable")[:MOST_PARTS])
         allocated = self.handed_out.allocated[chosen[picked]]
         lines = trace.columns["line"][allocated].tolist()
+        x = self._milliseconds(self.replayed.issued[allocated])
+        ends = self._milliseconds(self.replayed.issued[allocated] + lived[picked])
         return Parts(
-            x=[round(float(value) * 1e3, 6) for value in self.replayed.issued[allocated]],
-            width=[round(float(value) * 1e3, 6) for value in lived[picked]],
+            x=x,
+            width=[round(end - start, 6) for start, end in zip(x, ends, strict=True)],
             y=[round(float(value) / 2**20, 4) for value in self.handed_out.bytes[chosen[picked]]],
             text=[trace.lines[line] if line >= 0 else "no Python line" for line in lines],
         )

@@ -13,7 +13,6 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bringup.analyse.compare import Row
 from bringup.analyse.holders import allocations_at_peak
 from bringup.analyse.on_driver import measured_step
 from bringup.analyse.source_lines import source_lines
@@ -21,7 +20,6 @@ from bringup.analyse.summarize import by_group
 from bringup.analyse.summary import Summary
 from bringup.machine.facts import flat, source_of
 from bringup.pricing import ENGINES
-from bringup.recording.trace import Trace
 from bringup.report import figures, palette
 from bringup.report.chart import Figure
 from bringup.report.lines import (
@@ -31,7 +29,6 @@ from bringup.report.lines import (
     compilation_lines,
     expandable_text,
     lines,
-    memory_share,
     moment,
     per_million,
     placement_lines,
@@ -131,6 +128,7 @@ def page(timeline: Timeline, summary: Summary) -> str:
     charts = {
         "timeline": shown,
         "flame": figures.flame(timeline),
+        "lines": figures.flame(timeline, by="line"),
         "memory": figures.memory(timeline, summary),
         "memory_by_module": figures.memory_by_module(timeline),
         "roofline": figures.roofline(timeline),
@@ -165,23 +163,6 @@ def page(timeline: Timeline, summary: Summary) -> str:
         timeline_note=note,
         duration=duration,
         size=size,
-    )
-
-
-def comparison(trace: Trace, rows: list[Row]) -> str:
-    """Write the comparison of one recording on many chips."""
-    return render(
-        "compare.html",
-        title=f"{trace.about.get('program', 'trace')} on {len(rows)} chips: bringup",
-        run=trace.about.get("run", ""),
-        about=trace.about,
-        rows=rows,
-        fastest=min(row.summary.step_seconds for row in rows) or 1.0,
-        cost=per_million,
-        memory_share=memory_share,
-        unit=rows[0].summary.unit,
-        duration=duration,
-        fallbacks=lambda summary: sum(item.count for item in summary.fallbacks),
     )
 
 

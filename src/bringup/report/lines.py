@@ -114,7 +114,7 @@ def _times(summary: Summary) -> Iterator[Line]:
 
 
 def _communication(summary: Summary) -> Iterator[Line]:
-    if not summary.collectives:
+    if not summary.collectives or summary.ranks == 1:  # a group of one moves nothing
         return
     spent, exposed = duration(summary.communication_seconds), duration(summary.exposed_communication_seconds)
     first = summary.collectives[0]
@@ -123,6 +123,9 @@ def _communication(summary: Summary) -> Iterator[Line]:
     who = f"{quantity(summary.ranks, 'rank')} on {summary.cluster}"
     times = f"  communication {spent}, of which {exposed} are exposed ({who})"
     yield _line("communication", f"{times}; most: {most}, {duration(first.seconds)}")
+    if summary.bubble_seconds:
+        share, bubble = summary.bubble_seconds / summary.step_seconds, duration(summary.bubble_seconds)
+        yield _line("communication", f"  bubble {bubble} ({share:.0%}): the chip only waits for other ranks")
 
 
 def _notes(summary: Summary) -> Iterator[Line]:
@@ -198,16 +201,18 @@ def compilation_lines(summary: Summary) -> Iterator[Line]:
     if built is None:
         return
     where = f" at {', '.join(built.changed_at[:MOST_CHANGES])}" if built.changed_at else ""
-    if built.shapes > 1:
-        changes = {-1: "shapes change", 0: "the first axis changes"}.get(built.axis, "the length changes")
-        buckets = f"; buckets of {built.bucket:,}: {built.bucketed:,}" if built.bucket else ""
+    shapes = f"{quantity(built.shapes, 'shape')} in {quantity(summary.steps, 'step')}"
+    changes = {-1: "shapes change", 0: "the first axis changes"}.get(built.axis, "the length changes")
+    buckets = f"; buckets of {built.bucket:,}: {built.bucketed:,}" if built.bucket else ""
+    if built.again:
+        times = "once" if built.again == 1 else f"{built.again:,} times"
+        why = f"; {shapes}: {changes}{buckets}" if built.axis >= 0 else ""  # else shapes may not be why
         yield _line(
-            "compilations",
-            f"  {quantity(built.shapes, 'shape')} in {quantity(summary.steps, 'step')} = "
-            f"{quantity(built.graphs, 'compilation')}, which the times leave out; {changes}{where}{buckets}",
+            "compilations", f"  torch.compile compiled again {times} for calls{where}, which the times leave out{why}"
         )
-    elif summary.compiled_graphs and where:
-        yield _line("compilations", f"  torch.compile compiled again for calls{where}")
+    elif built.shapes > 1:
+        built_for = f"{shapes} = {quantity(built.graphs, 'compilation')}, which the times leave out"
+        yield _line("compilations", f"  {built_for}; {changes}{where}{buckets}")
 
 
 def _size(summary: Summary) -> Iterator[Line]:
@@ -346,7 +351,7 @@ def _waits(summary: Summary) -> Iterator[Line]:
         if count >= LEAST_WAITS:
             total += count
             ops = sorted({op for item in of_kind for op in item.ops})
-            words = hint(kind, small=all(item.small for item in of_kind), ops=ops)
+            words = "" if summary.failed else hint(kind, small=all(item.small for item in of_kind), ops=ops)
             at = places([(item.file, item.line, item.per_step) for item in of_kind])
             kinds.append(f"{noun(kind, count, ops)}{at}{f' ({words})' if words else ''}")
     if not kinds:
@@ -400,10 +405,19 @@ def used_peak(summary: Summary) -> str:
 
 def per_million(summary: Summary) -> str:
     """Write the cost of a million samples, or of a million steps if the batch is unknown."""
-    if summary.cost_usd is None:
-        return "-"
-    samples, noun = (summary.samples * summary.batches, "samples") if summary.samples else (1, f"{summary.unit}s")
-    return f"{figure(summary.cost_usd * 1e6 / samples)} USD per million {noun}"
+    cost = usd_per_million(summary)
+    return "-" if cost is None else f"{figure(cost)} USD per million {priced_noun(summary)}"
+
+
+def usd_per_million(summary: Summary) -> float | None:
+    """Return the cost of a million of `priced_noun` in USD, or None if the chip has no price."""
+    samples = summary.samples * summary.batches if summary.samples else 1
+    return None if summary.cost_usd is None else summary.cost_usd * 1e6 / samples
+
+
+def priced_noun(summary: Summary) -> str:
+    """Return what the cost of a million is given for: samples, or steps or runs if the batch is unknown."""
+    return "samples" if summary.samples else f"{summary.unit}s"
 
 
 def redirected(summary: Summary) -> str:

@@ -32,6 +32,28 @@ function write(context, text, left, right, y, ratio) {
   context.restore();
 }
 
+/** The rectangles of the texts beside points: left, right and middle. @type {[number, number, number][]} */
+const written = [];
+
+/** Writes a text beside a point, at the side where it fits, unless it would cover another one. */
+/** @type {(context: CanvasRenderingContext2D, text: string, x: number, y: number, away: number, ratio: number) => void} */
+function beside(context, text, x, y, away, ratio) {
+  context.save();
+  context.font = `${11 * ratio}px system-ui, sans-serif`;
+  context.textBaseline = "middle";
+  context.textAlign = "left";
+  const width = context.measureText(text).width;
+  const left = x + away + width < context.canvas.width - 40 * ratio ? x + away : x - away - width;
+  const covers = written.some(([from, to, at]) => left < to && from < left + width && Math.abs(at - y) < 11 * ratio);
+  if (!covers) {
+    written.push([left, left + width, y]);
+    context.globalAlpha = 1;
+    context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--ink");
+    context.fillText(text, left, y);
+  }
+  context.restore();
+}
+
 /**
  * How each shape is drawn on the canvas, and the distance of a mark from a place in the plot, in pixels.
  * `at(x, y)` is a mark's place, on the canvas or in the plot.
@@ -59,9 +81,11 @@ const SHAPES = {
     draw(context, series, at, ratio) {
       context.globalAlpha = 0.7;
       series.x.forEach((x, i) => {
+        const [left, top] = at(x, series.y[i]);
         context.beginPath();
-        context.arc(...at(x, series.y[i]), (series.size[i] / 2) * ratio, 0, 2 * Math.PI);
+        context.arc(left, top, (series.size[i] / 2) * ratio, 0, 2 * Math.PI);
         context.fill();
+        if (series.inside) beside(context, series.text[i], left, top, (series.size[i] / 2 + 3) * ratio, ratio);
       });
     },
     distance(series, i, at, left, top) {

@@ -1,4 +1,4 @@
-// Sections fold. Details are open in print, and where a link leads.
+// Sections fold, tables are sorted. Details are open in print, and where a link leads.
 "use strict";
 addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((item) => (item.open = true)));
 
@@ -25,5 +25,39 @@ if (links && sections.length) {
   links.addEventListener("click", ({ target }) => {
     const section = target instanceof HTMLAnchorElement && document.querySelector(target.hash)?.closest("details");
     if (section) section.open = true;
+  });
+}
+
+/** What a cell is sorted by; a number in `data-value` counts, and nothing if that is empty. */
+/** @type {(row: HTMLTableRowElement, column: number) => string|number|undefined} */
+function key(row, column) {
+  const cell = row.cells[column];
+  const { value } = cell.dataset;
+  return value === undefined ? cell.textContent ?? "" : value === "" ? undefined : Number(value);
+}
+
+/** Sorts the rows of a table; those without a value stay last. @type {(table: HTMLTableElement, column: number, sign: number) => void} */
+function sort(table, column, sign) {
+  const body = table.tBodies[0];
+  const rows = [...body.rows].map((row) => /** @type {const} */ ([key(row, column), row]));
+  rows.sort(([one], [other]) => {
+    if (one === undefined || other === undefined) return Number(one === undefined) - Number(other === undefined);
+    return sign * (one < other ? -1 : one > other ? 1 : 0);
+  });
+  body.append(...rows.map(([, row]) => row));
+}
+
+for (const table of /** @type {NodeListOf<HTMLTableElement>} */ (document.querySelectorAll("table.sortable"))) {
+  const heads = [...(table.tHead?.rows[0].cells ?? [])];
+  heads.forEach((head, column) => {
+    const button = document.createElement("button");
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const direction = head.getAttribute("aria-sort") === "ascending" ? "descending" : "ascending";
+      for (const other of heads) other.removeAttribute("aria-sort");
+      head.setAttribute("aria-sort", direction);
+      sort(table, column, direction === "ascending" ? 1 : -1);
+    });
   });
 }

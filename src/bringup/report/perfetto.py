@@ -39,15 +39,29 @@ def trace(timeline: Timeline, run: str = "") -> pftrace.Writer:
     An arrow leads from the host's call to the launch or copy. Counters have the memory of tensors, the launches that
     are not done, and the link's rate.
     """
+    writer = pftrace.Writer()
+    add(writer, timeline, run)
+    return writer
+
+
+def write_ranks(path: str | Path, timelines: Mapping[int, Timeline]) -> None:
+    """Write the timelines of several ranks on one clock to a file; each rank has its host and its chip."""
+    writer = pftrace.Writer()
+    for rank, timeline in sorted(timelines.items()):
+        add(writer, timeline, name=f"rank {rank}: ")
+    pftrace.write(path, writer.packets(), "ranks.pftrace")
+
+
+def add(writer: pftrace.Writer, timeline: Timeline, run: str = "", name: str = "") -> None:
+    """Add a timeline to a trace; the names of its processes begin with `name`."""
     kind = timeline.trace.columns["kind"]
     on_host = is_placed(timeline.trace.columns)  # the host's threads have what a plan puts there
     shown = np.flatnonzero(np.isin(kind, (LAUNCH, H2D, D2H, D2D)) & ~on_host)
     rows = shown[:MOST_EVENTS]
     last = int(rows[-1]) + 1 if len(shown) > MOST_EVENTS else len(kind)
-    writer = pftrace.Writer()
-    host = writer.process(f"host {timeline.host.name}", f"run {run}" if run else "")
+    host = writer.process(f"{name}host {timeline.host.name}", f"run {run}" if run else "")
     devices = {
-        device: writer.process(f"chip:{device} {timeline.chip.name}")
+        device: writer.process(f"{name}chip:{device} {timeline.chip.name}")
         for device in np.unique(timeline.trace.columns["device"][rows]).tolist()
     }
     tracks = [*_host(timeline, writer, host, host_spans(timeline, 0, last)), *_devices(timeline, writer, devices, rows)]
@@ -60,7 +74,6 @@ def trace(timeline: Timeline, run: str = "") -> pftrace.Writer:
     if len(shown) > MOST_EVENTS:
         cut: Described = (f"cut: {len(shown) - MOST_EVENTS} more events", {})
         writer.slices(writer.track(host, "cut"), np.repeat(timeline.end[rows[-1:]], 2), np.zeros(1, int), [cut])
-    return writer
 
 
 @dataclass(frozen=True)

@@ -41,10 +41,27 @@ def close(a: Any, b: Any, tolerance: float = 1e-4) -> bool:
     return bool(a == b) or not isinstance(a, (int, float, bool))
 
 
+_WIDE = {torch.float32: torch.float64, torch.float16: torch.float64, torch.bfloat16: torch.float64}
+_WIDE |= {torch.complex64: torch.complex128}
+_is_exact = False
+
+
+@contextmanager
+def exactly() -> Iterator[None]:
+    """Let `moved` return floating-point tensors in the widest dtype in it, so that results have less rounding."""
+    global _is_exact
+    _is_exact = True
+    try:
+        yield
+    finally:
+        _is_exact = False
+
+
 def moved(value: Any, device: torch.device) -> Any:
     """Return an argument with every tensor moved to a device as a new leaf."""
     if isinstance(value, torch.Tensor):
-        return value.detach().to(device).requires_grad_(value.requires_grad)
+        dtype = _WIDE.get(value.dtype, value.dtype) if _is_exact else value.dtype
+        return value.detach().to(device, dtype).requires_grad_(value.requires_grad)
     if isinstance(value, (list, tuple)) and type(value) in (list, tuple):
         return type(value)(moved(item, device) for item in value)
     if isinstance(value, dict):

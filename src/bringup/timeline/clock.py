@@ -236,6 +236,8 @@ def shown() -> Iterator[None]:
                 return real()  # type: ignore[no-any-return]
             recording.inputs.clock_read(sys._getframe(1))
             seconds, idle = recording.part(clock_of).now()
+            if recording.host_clock == "modelled":
+                ops.skip_host_time()  # the replay took it, not the program
             seconds -= 0.0 if counts_idle else idle
             if package in _DEADLINES:
                 seconds = max(seconds, vars(latest).get(name, 0.0) + _READING)

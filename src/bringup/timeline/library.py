@@ -41,7 +41,7 @@ class _Rows(Structure):
 
 
 _ARGUMENTS: dict[str, tuple[Any, ...]] = {
-    "replay_open": (c_double, c_int64, c_int64, c_int64, POINTER(c_int64)),
+    "replay_open": (c_double, c_int64, c_int64, c_int64, c_double, POINTER(c_int64)),
     "replay_feed": (c_int64, POINTER(_Rows)),
     "replay_rows": (c_int64, POINTER(c_int64)),
     "replay_results": (c_int64, c_int64, c_void_p, c_void_p, c_void_p, c_void_p),
@@ -86,11 +86,21 @@ class Replay:
         queue_depth: launches that may be outstanding.
         copy_engines: 1 or 2.
         concurrent_kernels: kernels that run at once.
+        contended: duration of a kernel beside a collective, and of a collective beside kernels, over that alone.
     """
 
-    def __init__(self, launch_latency: float, queue_depth: int, copy_engines: int, concurrent_kernels: int) -> None:
+    def __init__(
+        self,
+        launch_latency: float,
+        queue_depth: int,
+        copy_engines: int,
+        concurrent_kernels: int,
+        contended: float = 1.0,
+    ) -> None:
         self._handle = c_int64()
-        load().replay_open(launch_latency, queue_depth, copy_engines, concurrent_kernels, byref(self._handle))
+        load().replay_open(
+            launch_latency, queue_depth, copy_engines, concurrent_kernels, contended, byref(self._handle)
+        )
 
     def feed(self, columns: Mapping[str, Array], fallback_seconds: Array) -> None:
         """Replay further rows.

@@ -17,7 +17,7 @@ from bringup import pricing
 from bringup.cost import FAMILIES
 from bringup.errors import BringupError
 from bringup.pricing import Prices, WorkTable
-from bringup.pricing.collective import with_collectives
+from bringup.pricing.collective import CONTENDED, with_collectives
 from bringup.recording.rows import (
     D2D,
     D2H,
@@ -319,6 +319,7 @@ def open_replay(chip: Chip) -> library.Replay:
         launch.queue_depth,
         launch.copy_engines,
         chip.compute.concurrent_kernels,
+        CONTENDED,
     )
 
 

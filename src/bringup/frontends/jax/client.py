@@ -6,12 +6,9 @@ import atexit
 import ctypes
 import itertools
 import math
-import sys
 from collections.abc import Callable
 from ctypes import CFUNCTYPE, POINTER, c_char, c_char_p, c_int, c_int8, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass
-from functools import lru_cache
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,15 +19,12 @@ from bringup.device import load
 from bringup.device.choose import choose_from_environment
 from bringup.errors import BringupError, VersionError
 from bringup.frontends.jax import lowerings
-from bringup.frontends.lines import at_line
+from bringup.frontends.lines import at_line, calling_line
+from bringup.frontends.stablehlo.execution import executed, upload
 from bringup.frontends.stablehlo.executor import Program
 from bringup.frontends.stablehlo.module import TESTED, StableHloError, UntranslatedError, read_module
 from bringup.frontends.stablehlo.tensors import DTYPES
-from bringup.paths import is_library
 from bringup.process import process
-from bringup.recording import modules
-from bringup.recording.recording import current
-from bringup.recording.rows import FORWARD
 
 # csrc/jax/xla/pjrt_c_api.h, PJRT_Buffer_Type: StableHLO's names; None are types that torch lacks.
 _KINDS = (
@@ -42,7 +36,6 @@ _TYPES = {kind: number for number, kind in enumerate(_KINDS) if kind}
 # Same file, PJRT_Error_Code.
 CANCELLED, INVALID, EXHAUSTED, UNIMPLEMENTED, INTERNAL = 1, 3, 8, 12, 13
 DEVICE = "chip:0"
-STAGED = 1 << 16  # bytes of pageable memory that a copy stages (CUDA Runtime API, API synchronization behavior)
 _ROOM = 256  # numbers of freed tensors that are fetched at once; chosen
 
 _NUMBERS, _SIZES = POINTER(c_int64), POINTER(c_int64)
@@ -139,7 +132,7 @@ class Client:
         def call(*arguments: Any) -> int:
             try:
                 self._collect()
-                line = _calling_line()
+                line = calling_line()
                 return (at_line(function.__name__, *line)(function, arguments) if line else function(*arguments)) or 0
             except BaseException as error:
                 code, text = _described(error)
@@ -189,15 +182,7 @@ class Client:
             (self._tensors.pop(inputs[place]) if donated[place] else self._tensors[inputs[place]]).tensor
             for place in range(count)
         ]
-        ops = torch.ops.bringup
-        ops.record_mark(FORWARD, modules.number(program.__name__))
-        if (recording := current()) is not None:
-            recording.about["framework"] = "jax"
-        before = ops.set_program(ops.next_replay())  # not 0 in a program whose callback runs this one
-        try:
-            tensors = [_own(tensor) for tensor in program.run(arguments)]
-        finally:
-            ops.set_program(before)
+        tensors = executed(program, arguments, "jax")
         ready = _recorded_event()
         for place, tensor in enumerate(tensors):
             results[place] = self._hold(tensor, ready)
@@ -217,9 +202,7 @@ class Client:
         raw = (c_char * (before + after + dtype.itemsize)).from_address(data - before)
         bits = np.ndarray(shape, f"V{dtype.itemsize}", raw, before, steps)
         host = torch.from_numpy(np.ascontiguousarray(bits).reshape(-1).view(np.uint8)).view(dtype).view(shape)
-        if host.numel() * host.itemsize > STAGED:
-            host = host.pin_memory()
-        return self._hold(host.to(DEVICE, non_blocking=True), _recorded_event())
+        return self._hold(upload(host, DEVICE), _recorded_event())
 
     def download(self, number: int, to: int) -> None:
         """Copy a tensor to memory of the host, which has room for it, and wait for it."""
@@ -250,29 +233,10 @@ class Client:
         limit[0], allocations[0] = chips.mem_get_info()[1], chips.memory_stats()["allocation.all.allocated"]
 
 
-@lru_cache(maxsize=1 << 12)
-def _is_program(file: str) -> bool:
-    return not is_library(file) and not file.startswith(f"{core_build.PACKAGE}/")
-
-
-def _calling_line() -> tuple[str, int] | None:
-    """Return the innermost line of the running thread that is neither in a library nor in bringup."""
-    frame: FrameType | None = sys._getframe()
-    while frame is not None and not _is_program(frame.f_code.co_filename):
-        frame = frame.f_back
-    return (frame.f_code.co_filename, frame.f_lineno) if frame is not None else None
-
-
 def _recorded_event() -> Any:
     event = torch.chip.Event()  # type: ignore[attr-defined]
     event.record()
     return event
-
-
-def _own(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a result that shares no larger memory with another tensor, and has its elements in order."""
-    is_whole = tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.numel() * tensor.itemsize
-    return tensor if is_whole else tensor.clone(memory_format=torch.contiguous_format)
 
 
 def _donated(module: Any) -> list[int]:

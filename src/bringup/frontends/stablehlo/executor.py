@@ -16,6 +16,7 @@ from bringup.frontends.stablehlo import (  # noqa: F401  (their operators regist
     collectives,
     control,
     indexing,
+    normalization,
     pointwise,
     products,
     random,

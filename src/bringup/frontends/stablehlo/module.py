@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -21,6 +21,7 @@ from bringup.paths import is_library
 from bringup.text import plain, short
 
 TESTED = (0, 10)  # the newest minor release of jaxlib that our tests ran with
+Line = tuple[str, int] | None  # file and number
 _RETURNS = ("func.return", "stablehlo.return", "sdy.return")
 _INSIDE = {"(": 1, "[": 1, "{": 1, "<": 1, ")": -1, "]": -1, "}": -1, ">": -1}
 _NO_CODE = re.compile(r'"(?:[^"\\]|\\.)*"|//[^\n]*|->|>=|=>')
@@ -138,19 +139,24 @@ def read_file(path: str | os.PathLike[str]) -> Module:
     text = read_text(path, "StableHLO module")
     check_text(text, shown)
     mlir = bindings()
-    context, registry = mlir.ir.Context(), mlir.ir.DialectRegistry()
-    mlir.register_dialects(registry)
-    context.append_dialect_registry(registry)
-    context.load_all_available_dialects()
-    for dialect in (mlir.stablehlo, mlir.chlo, mlir.sdy):
-        dialect.register_dialect(context)
-    with context:
+    with new_context(mlir):
         try:
             module = mlir.ir.Module.parse(text)
         except (ValueError, MemoryError, mlir.ir.MLIRError) as error:
             reason = short(" ".join(str(error).split()), 300)
             raise StableHloError(f"{shown}: is no StableHLO module in text form ({reason})") from None
         return read_module(module, shown)
+
+
+def new_context(mlir: SimpleNamespace) -> Any:
+    """Return a context of jaxlib's bindings that knows StableHLO's dialects."""
+    context, registry = mlir.ir.Context(), mlir.ir.DialectRegistry()
+    mlir.register_dialects(registry)
+    context.append_dialect_registry(registry)
+    context.load_all_available_dialects()
+    for dialect in (mlir.stablehlo, mlir.chlo, mlir.sdy):
+        dialect.register_dialect(context)
+    return context
 
 
 def check_text(text: str, shown: str) -> None:
@@ -188,15 +194,20 @@ def _number(digits: str) -> int:
     return int(digits[-20:]) if len(digits) <= 20 else 10**20  # Python refuses to read thousands of digits
 
 
-def read_module(module: Any, shown: str) -> Module:
+def read_module(module: Any, shown: str, line: Callable[[Any], Line] | None = None) -> Module:
     """Return a module of jaxlib's bindings as data.
+
+    Args:
+        module: of jaxlib's bindings.
+        shown: its name in messages.
+        line: returns the line of a location; by default the innermost one that is not in a library.
 
     Raises:
         StableHloError: it has no function ``main``, dynamic shapes, or types that no chip computes with.
     """
     mlir = bindings()
     with module.context, mlir.ir.Location.unknown():
-        reader = _Reader(mlir, shown)
+        reader = _Reader(mlir, shown, line)
         sizes = ("mhlo.num_partitions", "mhlo.num_replicas")
         whole = module.operation.attributes
         reader.devices = math.prod(int(reader.attribute(whole[name])) for name in sizes if name in whole)
@@ -247,8 +258,9 @@ class _Reader:
         devices: of the program.
     """
 
-    def __init__(self, mlir: SimpleNamespace, shown: str) -> None:
+    def __init__(self, mlir: SimpleNamespace, shown: str, line: Callable[[Any], Line] | None) -> None:
         self.mlir, self.ir, self.shown = mlir, mlir.ir, shown
+        self.line = line or self._line
         self.forms: list[Any] = [
             form
             for form in vars(mlir.stablehlo).values()
@@ -258,7 +270,7 @@ class _Reader:
         self.count = 0
         self.read = 0  # attributes
         self.devices = 1
-        self.lines: dict[Any, tuple[str, int] | None] = {}
+        self.lines: dict[Any, Line] = {}
         self.is_main = True
 
     def number(self, value: Any) -> int:
@@ -379,7 +391,7 @@ class _Reader:
             return torch.complex(*map(as_tensor, arrays))
         return as_tensor(arrays[0]).view(kind.dtype)
 
-    def line(self, location: Any) -> tuple[str, int] | None:
+    def _line(self, location: Any) -> Line:
         """Return the innermost line that is not in a library; None in a function whose caller has it."""
         key = location, self.is_main
         if key not in self.lines:

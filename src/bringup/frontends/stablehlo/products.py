@@ -32,6 +32,11 @@ def dot_general(call: Call, x: Tensor, y: Tensor) -> Tensor:
     return result if result.shape == call.shape else result.reshape(call.shape)
 
 
+@operator("dot")
+def dot(call: Call, x: Tensor, y: Tensor) -> Tensor:
+    return x.to(call.target.dtype) @ y.to(call.target.dtype)
+
+
 @operator("convolution")
 def convolution(call: Call, x: Tensor, weight: Tensor) -> Tensor:
     numbers, dtype = call("dimension_numbers"), call.target.dtype

@@ -1,4 +1,4 @@
-"""StableHLO's random bits, as XLA's CPU makes them: Philox-4x32 with ten rounds."""
+"""StableHLO's random numbers. Bits are those of XLA's CPU, which makes them by Philox-4x32 with ten rounds."""
 
 from __future__ import annotations
 
@@ -7,19 +7,21 @@ import math
 import torch
 
 from bringup.frontends.stablehlo.module import Op
-from bringup.frontends.stablehlo.operators import Call, Tensor, operator
+from bringup.frontends.stablehlo.operators import Call, Tensor, operator, values
 from bringup.frontends.stablehlo.tensors import Type
 
 _FACTORS = 0xD2511F53, 0xCD9E8D57  # Salmon et al., Parallel Random Numbers: As Easy as 1, 2, 3 (2011), Philox-4x32
 _STEPS = 0x9E3779B9, 0xBB67AE85  # of the key, same paper
 _ROUNDS = 10  # same paper
 _LOW = 0xFFFFFFFF
+_SIGN = -(1 << 63)  # turns the order of signed numbers into that of unsigned ones
 
 
 def _other(op: Op) -> str:
     state, bits = op.operand_types[0], op.result_types[1]
     algorithm = op.attributes["rng_algorithm"]
-    if algorithm in ("DEFAULT", "PHILOX") and state == Type("ui64", (2,)) and bits.kind in ("ui32", "ui64"):
+    states = Type("ui64", (2,)), Type("ui64", (3,))
+    if algorithm in ("DEFAULT", "PHILOX") and state in states and bits.kind in ("ui32", "ui64"):
         return ""
     return f"of {algorithm} from {state} to {bits.kind}"
 
@@ -35,10 +37,13 @@ def rng_bit_generator(call: Call, state: Tensor) -> tuple[Tensor, Tensor]:
     kind = call.op.result_types[1]
     count = math.prod(kind.shape) * kind.bits // 32
     blocks = -(-count // 4)
-    key, counter = state.unbind()
+    key, counter, *rest = state.unbind()  # the counter's upper half is that of the state, or the key
+    upper = rest[0] if rest else key
     keys = [key & _LOW, key >> 32 & _LOW]
-    counters = torch.arange(blocks, device=state.device) + counter
-    words = [counters & _LOW, counters >> 32 & _LOW, *keys]
+    numbers = torch.arange(blocks, device=state.device) + counter
+    if rest:  # as unsigned numbers, the sum is less than the counter if it overflows
+        upper = upper + ((numbers ^ _SIGN) < (counter ^ _SIGN)).to(torch.int64)
+    words = [numbers & _LOW, numbers >> 32 & _LOW, upper & _LOW, upper >> 32 & _LOW]
     for _ in range(_ROUNDS):
         first, second = words[0] * _FACTORS[0], words[2] * _FACTORS[1]
         words = [
@@ -49,4 +54,20 @@ def rng_bit_generator(call: Call, state: Tensor) -> tuple[Tensor, Tensor]:
     bits = torch.stack(words, 1).flatten()[:count]
     if kind.bits == 64:
         bits = bits[0::2] | bits[1::2] << 32
-    return torch.stack([key, counter + blocks]), bits.to(kind.dtype).reshape(kind.shape)
+    ended = counter + blocks
+    if rest:
+        rest = [rest[0] + ((ended ^ _SIGN) < (counter ^ _SIGN)).to(torch.int64)]
+    return torch.stack([key, ended, *rest]), bits.to(kind.dtype).reshape(kind.shape)
+
+
+@operator("rng", as_they_are=True)
+def rng(call: Call, low: Tensor, high: Tensor, sizes: Tensor) -> Tensor:
+    """Numbers of torch's generator: StableHLO leaves the generator to the implementation."""
+    kind, device = call.target, call.device
+    low, high = values(call.on_chip(low), kind), values(call.on_chip(high), kind)
+    if call("rng_distribution") == "NORMAL":  # of this mean and deviation
+        return torch.randn(kind.shape, dtype=kind.dtype, device=device) * high + low
+    if kind.dtype.is_floating_point:
+        return torch.rand(kind.shape, dtype=kind.dtype, device=device) * (high - low) + low
+    bits = torch.empty(kind.shape, dtype=torch.int64, device=device).random_()
+    return (bits % (high - low) + low).to(kind.dtype)

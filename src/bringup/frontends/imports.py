@@ -1,0 +1,63 @@
+"""Calls after a program has imported a module."""
+
+from __future__ import annotations
+
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import sys
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any
+
+
+def after_import(name: str, call: Callable[[ModuleType], None], before: Callable[[], None] = lambda: None) -> None:
+    """Call a function with a module as soon as the program has imported it.
+
+    Args:
+        name: of the module.
+        call: the function; its errors are those of the import.
+        before: is called before the module is loaded.
+    """
+    if name in sys.modules:
+        call(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _Finder(name, call, before))
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds one module as Python does."""
+
+    def __init__(self, name: str, call: Callable[[ModuleType], None], before: Callable[[], None]) -> None:
+        self.name, self.call, self.before = name, call, before
+
+    def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
+        if name != self.name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None or spec.origin is None:  # missing, or a folder of that name
+            return spec
+        self.before()
+        spec.loader = _Loader(spec.loader, self.call)
+        return spec
+
+
+class _Loader(importlib.abc.Loader):
+    """Loads a module with its own loader."""
+
+    def __init__(self, own: Any, call: Callable[[ModuleType], None]) -> None:
+        self._own, self._call = own, call
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._own, name)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        module: ModuleType | None = self._own.create_module(spec)
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        self._own.exec_module(module)
+        assert module.__spec__ is not None
+        module.__spec__.loader = module.__loader__ = self._own
+        self._call(module)

@@ -1,0 +1,62 @@
+"""bringup compare: the page links to reports, and chips that only run compiled graphs are told apart."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner, Result
+
+import bringup
+from bringup.cli.compare import command
+from bringup.errors import BringupError
+from bringup.report.writer import write
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    x = torch.randn(16, 16).to("chip")
+    with bringup.record() as trace:
+        for _ in range(3):
+            x.relu()
+            bringup.step()
+    trace.about |= {"chip": "t4", "host": bringup.load_host().name, "host_clock": "modelled", "program": "p.py"}
+    folder = tmp_path_factory.mktemp("runs") / "report"
+    write(bringup.price(trace, "t4"), folder)
+    return folder
+
+
+def invoke(*arguments: str) -> Result:
+    return CliRunner().invoke(command, arguments, catch_exceptions=False)
+
+
+def links(page: Path) -> dict[str, str]:
+    found = re.findall(r'<td class="chipname"><a href="(.*?)">(.*?)</a>', page.read_text())
+    return {chip: address for address, chip in found}
+
+
+def test_page_links_to_the_report_of_the_run(report: Path) -> None:
+    assert invoke(str(report), "--chips", "t4,l4").exit_code == 0
+    assert links(report / "compare.html") == {"t4": "report.html"}
+    assert invoke(str(report), "--chips", "t4,l4", "--host", "epyc-7763").exit_code == 0
+    assert links(report / "compare.html") == {}, "the report is of another host"
+
+
+def test_reports_are_written_and_linked(report: Path, tmp_path: Path) -> None:
+    page, reports = tmp_path / "page.html", tmp_path / "all" / "reports"
+    done = invoke(str(report), "--chips", "t4,tpu-v5e", "--html", str(page), "--reports", str(reports))
+    assert done.exit_code == 0 and f"reports: {reports}" in done.stdout
+    assert links(page) == {"t4": "all/reports/t4.html", "tpu-v5e": "all/reports/tpu-v5e.html"}
+    for chip, address in links(page).items():
+        assert f"p.py on {chip}: bringup" in (page.parent / address).read_text()
+    with pytest.raises(BringupError, match=r"page\.html/x: cannot be created"):
+        invoke(str(report), "--chips", "t4", "--reports", str(page / "x"))
+
+
+def test_chips_that_only_run_graphs_are_marked(report: Path) -> None:
+    shown = invoke(str(report), "--chips", "t4,tpu-v5e").stdout
+    assert "tpu-v5e*" in shown and "t4*" not in shown and "* only runs compiled graphs" in shown
+    assert "*" not in invoke(str(report), "--chips", "t4,l4").stdout
+    listed = json.loads(invoke(str(report), "--chips", "t4,tpu-v5e", "--json").stdout)
+    assert [row["graph_only"] for row in listed] == [False, True]

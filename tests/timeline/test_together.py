@@ -1,0 +1,54 @@
+"""Several ranks on one clock: pipelines whose bubbles are known, recorded by the command line."""
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+PIPELINE = """
+import torch
+import torch.distributed as dist
+
+dist.init_process_group()
+rank, ranks = dist.get_rank(), dist.get_world_size()
+x, weight = (torch.ones(8192, 8192, device="chip", dtype=torch.bfloat16) for _ in range(2))
+parameter = torch.nn.Parameter(torch.ones(8, device="chip"))
+optimizer = torch.optim.SGD([parameter], lr=0.1)
+parameter.grad = torch.ones_like(parameter)
+for _ in range(3):
+    for _ in range(4):
+        if rank > 0:
+            dist.recv(x[:1], rank - 1)
+        y = x @ weight
+        if rank < ranks - 1:
+            dist.send(y[:1], rank + 1)
+    dist.all_reduce(parameter.grad)
+    optimizer.step()
+"""
+
+
+def test_stages_of_a_pipeline_wait_for_each_other(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PIPELINE)
+    arguments = ("--dry", "--chip", "h100-sxm", "--ranks", "2", "--stages", "all", "--out", "out", "train.py")
+    done = bringup_run(*arguments)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "2 ranks of h100-sxm on dgx-h100, 2 stages: a step takes" in done.stdout
+    whole = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert [stage["rank"] for stage in whole["stages"]] == [0, 1]
+    # Four microbatches of two stages take five times one: each stage waits for a fifth of the step.
+    for stage in whole["stages"]:
+        assert stage["step_seconds"] == pytest.approx(whole["step_seconds"], rel=0.02)
+        assert stage["bubble_seconds"] / stage["step_seconds"] == pytest.approx(1 / 5, abs=0.03)
+    assert (tmp_path / "out" / "ranks.pftrace.gz").stat().st_size > 1000
+    alone = json.loads((tmp_path / "out" / "rank1" / "summary.json").read_text())
+    assert alone["bubble_seconds"] == pytest.approx(whole["stages"][1]["bubble_seconds"])
+
+
+def test_stages_need_a_number_of_ranks(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PIPELINE)
+    done = bringup_run("--dry", "--stages", "all", "train.py")
+    assert done.returncode == 2
+    assert "--stages records ranks of --ranks: give their number, and --dry" in done.stderr
