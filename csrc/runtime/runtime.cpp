@@ -163,6 +163,14 @@ void choose() {
   });
 }
 
+// As torch does: a program may set the allocator's variables until it uses the device, long after the chip was chosen.
+void apply_environment() {
+  raising_in_python([] {
+    Gil gil;
+    call_python("bringup.device.allocator_settings", "apply_environment", "");
+  });
+}
+
 uint64_t least_range = UINT64_MAX;  // of the opened devices; guarded by config_mutex
 
 // The bytes that a device is opened with. The virtual chip takes only a range of addresses, which has room for every chip that
@@ -178,6 +186,7 @@ Device& open_device(int index) {
   TORCH_CHECK(!is_shut_down, "chip:", index, " is shut down: the interpreter is exiting");
   if (!configured()) choose();
   check_index(c10::DeviceIndex(index));
+  if (!opened()) apply_environment();
   std::unique_lock<std::mutex> lock(config_mutex);
   if (Device* device = devices[index].load()) return *device;
   if (!the_driver.load()) {

@@ -68,6 +68,12 @@ def test_the_environment_is_read(python: Run, name: str) -> None:
     assert done.stdout.split() == ["40"] and not done.stderr
 
 
+def test_a_program_may_set_the_variable_until_it_uses_the_chip(python: Run) -> None:
+    late = "import os, bringup\nbringup.use('t4')\nos.environ['PYTORCH_CUDA_ALLOC_CONF'] = 'expandable_segments:True'\n"
+    done = python(late + SHOW.format(device="chip"))
+    assert done.stdout.split() == ["40"] and not done.stderr
+
+
 def test_the_newer_variable_counts_before_that_of_cuda(python: Run) -> None:
     done = python(
         SHOW.format(device="chip"),

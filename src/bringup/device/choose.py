@@ -12,7 +12,6 @@ import torch
 
 from bringup import core
 from bringup.cost import family_of, named_family_of
-from bringup.device.allocator_settings import apply_environment
 from bringup.errors import BringupError, ChipInUseError
 from bringup.machine.files import load_chip
 from bringup.machine.vocabulary import ITEM_BYTES
@@ -61,7 +60,6 @@ def choose(
         _release(described.name)
     if not isinstance(devices, int) or not 1 <= devices <= MAX_DEVICES:
         raise BringupError(f"devices must be a whole number from 1 to {MAX_DEVICES}, got {devices!r}")
-    apply_environment()
     checking = asked_check() if check is None else check
     library = core.driver_path(asked_driver() if driver is None else driver)
     configuration = (
