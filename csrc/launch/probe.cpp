@@ -66,11 +66,14 @@ size_t bytes_of(const Signature& signature, const Results& results, const Slots&
   return bytes;
 }
 
-// Makes the strides dense, in the order of the strides `like`. Expanded dimensions stay expanded.
+// Makes the strides dense, in the order of the strides `like`. Expanded dimensions stay expanded. Of equal strides, those of
+// one element come first, as in tensors that are dense: is_channels_last_strides looks at them, too.
 void lay_out(TensorMeta& meta, c10::IntArrayRef like) {
   std::vector<size_t> order(meta.sizes.size());
-  std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) { return like[a] < like[b]; });
+  std::iota(order.rbegin(), order.rend(), 0);
+  std::stable_sort(order.begin(), order.end(), [&](size_t a, size_t b) {
+    return std::make_pair(like[a], meta.sizes[a] > 1) < std::make_pair(like[b], meta.sizes[b] > 1);
+  });
   int64_t next = 1;
   for (size_t dim : order) {
     if (meta.strides[dim] == 0 && meta.sizes[dim] > 1) continue;
@@ -86,10 +89,11 @@ bool has_sizes(const Op& op, size_t argument, const IValue& value) {
 }
 
 // Cuts large sizes to 8, 12, 16, ... Equal sizes stay equal, and unequal ones stay unequal and in their order. If a call has very
-// many different sizes, all become one size.
+// many different sizes, all become one size. Channels in groups stay as they are, since the number of groups divides them.
 class Cut {
  public:
   Cut(const Signature& signature, const IValue* arguments) {
+    keep_channels(*signature.op, arguments);
     for (const TensorMeta& meta : signature.inputs) add(meta.sizes);
     for (size_t i = 0; i < signature.op->args.size(); ++i)
       if (has_sizes(*signature.op, i, arguments[i])) add(arguments[i].toIntVector());
@@ -98,7 +102,8 @@ class Cut {
   }
 
   int64_t operator()(int64_t size) const {
-    if (size <= kCut || large_.size() > kMany) return std::min(size, kCut);
+    if (size <= kCut || std::count(kept_.begin(), kept_.end(), size)) return size;
+    if (large_.size() > kMany) return kCut;
     return kCut * (2 + std::lower_bound(large_.begin(), large_.end(), size) - large_.begin());
   }
 
@@ -111,7 +116,20 @@ class Cut {
 
  private:
   static constexpr size_t kMany = 8;
-  std::vector<int64_t> large_;
+  std::vector<int64_t> large_, kept_;
+
+  void keep_channels(const Op& op, const IValue* arguments) {
+    const auto& formal = op.handle.schema().arguments();
+    bool grouped = false;
+    for (size_t i = 0; i < op.args.size(); ++i)
+      grouped |= formal[i].name() == "groups" && arguments[i].isInt() && arguments[i].toInt() > 1;
+    for (size_t i = 0; grouped && i < op.args.size(); ++i) {
+      if (!arguments[i].isTensor() || !arguments[i].toTensor().defined()) continue;
+      c10::IntArrayRef sizes = arguments[i].toTensor().sizes();
+      if (sizes.size() == 1 || (sizes.size() > 1 && formal[i].name() == "weight")) kept_.push_back(sizes[0]);
+      if (sizes.size() > 1) kept_.push_back(sizes[1]);
+    }
+  }
 
   void add(c10::IntArrayRef sizes) {
     for (int64_t size : sizes)
@@ -339,11 +357,10 @@ uint64_t kind_of(const Signature& signature, const IValue* arguments) {
     const TensorMeta& meta = signature.inputs[i];
     add(uint64_t(meta.defined) | uint64_t(signature.storage_of[i] >= 0) << 1 | uint64_t(meta.conjugate) << 2 |
         uint64_t(meta.dtype) << 8 | uint64_t(meta.sizes.size()) << 16);
-    for (size_t dim = 0; dim < meta.sizes.size(); ++dim)
-      add(uint64_t(cut(meta.sizes[dim])) << 1 | uint64_t(meta.strides[dim] == 0 && meta.sizes[dim] > 1));
-    for (size_t a = 0; a < meta.sizes.size(); ++a)
-      for (size_t b = 0; b < a; ++b)
-        if (meta.sizes[a] > 1 && meta.sizes[b] > 1 && meta.strides[a] > meta.strides[b]) add(uint64_t(a) << 8 | b);
+    if (!meta.defined) continue;
+    TensorMeta small = cut(meta);
+    for (int64_t size : small.sizes) add(uint64_t(size));
+    for (int64_t stride : small.strides) add(uint64_t(stride));
   }
   c10::ScalarType first = signature.inputs.empty() ? c10::ScalarType::Undefined : signature.inputs[0].dtype;
   for (size_t i = 0; i < signature.op->args.size(); ++i) {
@@ -418,9 +435,14 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
   return alike || (whole && returned) ? Verdict::Legal : Verdict::Unlike;
 }
 
-void accept(Signature& signature, const IValue* arguments) {
-  if (!signature.doubtful.exchange(false)) return;
-  accepted().add(kind_of(signature, arguments), {});
+void accept(Signature& signature, const IValue* arguments, const Results& returned) {
+  if (!signature.doubtful) return;
+  static std::mutex mutex;  // two threads may make the same call
+  std::lock_guard<std::mutex> lock(mutex);
+  if (!signature.doubtful) return;
+  correct(signature, returned, false);
+  accepted().add(kind_of(signature, arguments), returned);
+  signature.doubtful = false;
 }
 
 }  // namespace bringup

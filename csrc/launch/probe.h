@@ -14,7 +14,7 @@ enum class Verdict {
 // returned. Throws the kernel's error if it refuses the dtypes. In a dry run, where no launch follows, it also throws errors
 // about shapes.
 Verdict judge(const Signature& signature, const Slots& slots, const c10::IValue* arguments, Results& results);
-// Notes that the kernel has accepted a doubtful call.
-void accept(Signature& signature, const c10::IValue* arguments);
+// Notes that the kernel has accepted a doubtful call, and the layout of what it returned.
+void accept(Signature& signature, const c10::IValue* arguments, const Results& returned);
 
 }  // namespace bringup

@@ -151,7 +151,8 @@ void run(const Call& call, bool fallback, bool planned) {
   if (launch->error) std::rethrow_exception(launch->error);
   TORCH_CHECK(launch->executed, op.name, " needs a value from the device, but the ", driver().name, " driver executes nothing");
   if (learning && !learn_from(signature, launch->results, launch->inputs)) signature.state = Signature::Synchronous;
-  accept(signature, arguments);
+  if (signature.doubtful)
+    accept(signature, arguments, results_of(signature, launch->results, launch->inputs, signature.inputs).value_or(Results()));
   write_back(*launch, slots, stream);
   Stack results = results_on_chip(call, *launch, content);
   if (C10_UNLIKELY(recording())) {
