@@ -1,4 +1,4 @@
-"""The layouts of results are those of torch's own kernels, whatever was called before and whether anything is computed."""
+"""The layouts of results are those of torch's kernels, whatever was called before and whether anything is computed."""
 
 import warnings
 from contextlib import nullcontext

@@ -162,6 +162,8 @@ addEventListener("load", async () => {
   const charts = {};
   const task = { use, read, pick }[TASK];
   if (task) for (const chart of document.querySelectorAll(".chart")) charts[chart.id] = await task(chart);
+  // The rows of a long table are alike, and axe takes minutes for thousands.
+  if (TASK === "axe") document.querySelectorAll("tbody tr:nth-child(n+30)").forEach((row) => row.remove());
   const problems = TASK === "axe" ? (await axe.run()).violations : [];
   const outcome = {
     failures,
