@@ -88,7 +88,8 @@ def test_every_key_of_the_metadata_is_there(recorded: Any) -> None:
     keys = set(table("key of `about`"))
     assert set(about["about"]) <= keys and keys == set(trace_check._About.model_fields)
     assert set(trace_check._GraphBreak.model_fields) == {"line", "reason"}
-    assert set(trace_check._Input.model_fields) == {"line", "workers", "batch_seconds", "rows", "maker", "by_library"}
+    of_inputs = {"line", "workers", "batch_seconds", "rows", "maker", "by_library", "iterable"}
+    assert set(trace_check._Input.model_fields) == of_inputs
 
 
 def test_every_key_of_a_signature_is_there(recorded: Any) -> None:
