@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import itertools
+import random
 import re
 from collections.abc import Iterator
 from typing import Any
 
+import numpy
 import torch
 from torch.testing._internal import common_utils
 from torch.testing._internal.common_methods_invocations import op_db
 from torch.testing._internal.opinfo import core
 from torch.testing._internal.opinfo.core import OpInfo, SampleInput
 from torch.utils._pytree import tree_flatten, tree_map
-
-# Samples look for a unittest of torch's in all frames of the stack, which takes longer than most checks; there is none.
-common_utils.extract_test_fn = core.extract_test_fn = lambda: None
 
 SAMPLES = 12
 SEED = 1234
@@ -29,6 +28,20 @@ VALUES_UNDEFINED = {
     "new_empty",
     "new_empty_strided",
 }
+
+
+def seed(value: int = SEED) -> None:
+    """Seed all generators but those of absent accelerators: torch.manual_seed notes the stack for each of these."""
+    random.seed(value)
+    numpy.random.seed(value)
+    torch.default_generator.manual_seed(value)
+    torch.chip.manual_seed_all(value)
+
+
+# Before each sample, torch's databases seed all generators, and look for a unittest of torch's in all frames.
+# There is none, and looking takes longer than most checks.
+common_utils.set_rng_seed = seed
+common_utils.extract_test_fn = core.extract_test_fn = lambda: None
 
 
 def full_name(op: OpInfo) -> str:
@@ -92,7 +105,7 @@ def to_cpu(value: Any) -> Any:
 
 
 def samples(op: OpInfo, dtype: torch.dtype, *, requires_grad: bool) -> Iterator[SampleInput]:
-    torch.manual_seed(SEED)
+    seed()
     return itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=requires_grad), SAMPLES)
 
 
@@ -101,7 +114,7 @@ def arguments(sample: SampleInput) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def run(function: Any, args: Any, kwargs: Any) -> Any:
-    torch.manual_seed(SEED)
+    seed()
     return function(*args, **kwargs)
 
 

@@ -9,14 +9,14 @@ from torch.testing._internal.common_modules import module_db
 from torch.testing._internal.common_optimizers import optim_db
 from torch.utils._pytree import tree_flatten, tree_map
 
-from tests.conformance.opinfo import SEED, compare, to_chip
+from tests.conformance.opinfo import compare, seed, to_chip
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 def run(module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, list[torch.Tensor | None]]:
     """Forward, and backward from every differentiable output."""
-    torch.manual_seed(SEED)
+    seed()
     result = module(*args, **kwargs)
     outputs = [t for t in tree_flatten(result)[0] if isinstance(t, torch.Tensor) and t.requires_grad]
     if outputs:
@@ -31,7 +31,7 @@ def test_module_equals_cpu(info: Any, training: bool) -> None:
     for number, case in enumerate(inputs):
         if case.forward_input is None:
             continue
-        torch.manual_seed(SEED)
+        seed()
         module = (
             info.module_cls(*case.constructor_input.args, **case.constructor_input.kwargs)
             .to(torch.float32)
@@ -44,7 +44,7 @@ def test_module_equals_cpu(info: Any, training: bool) -> None:
 
 
 def train(info: Any, arguments: dict[str, Any], device: str) -> list[torch.Tensor]:
-    torch.manual_seed(SEED)
+    seed()
     weight, bias = torch.randn(10, 5).to(device), torch.randn(10).to(device)
     parameters = [torch.nn.Parameter(weight), torch.nn.Parameter(bias)]
     x = torch.randn(5).to(device)
@@ -77,7 +77,7 @@ def test_optimizer_equals_cpu(info: Any, foreach: bool) -> None:
 
 def test_muon_and_sparse_adam_equal_cpu() -> None:
     def run_muon(device: str) -> torch.Tensor:
-        torch.manual_seed(SEED)
+        seed()
         weight = torch.nn.Parameter(torch.randn(10, 5).to(device))
         optimizer = torch.optim.Muon([weight])
         for _ in range(3):
@@ -87,7 +87,7 @@ def test_muon_and_sparse_adam_equal_cpu() -> None:
         return weight
 
     def run_sparse(device: str) -> torch.Tensor:
-        torch.manual_seed(SEED)
+        seed()
         table = torch.nn.Embedding(10, 3, sparse=True).to(device)
         optimizer = torch.optim.SparseAdam(table.parameters())
         for _ in range(3):

@@ -106,8 +106,8 @@ def bits(value: Any) -> Any:
     found = []
     for item in tree_flatten(value)[0]:
         if isinstance(item, torch.Tensor) and item.layout is torch.strided:
-            content = item.detach().cpu().resolve_conj().resolve_neg().reshape(-1).clone().view(torch.uint8).tolist()
-            found.append((item.dtype, item.shape, item.stride(), item.requires_grad, content))
+            content = item.detach().cpu().resolve_conj().resolve_neg().reshape(-1).clone().view(torch.uint8)
+            found.append((item.dtype, item.shape, item.stride(), item.requires_grad, content.numpy().tobytes()))
     return found
 
 
