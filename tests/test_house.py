@@ -26,6 +26,7 @@ FILES = {name.removesuffix(".__init__"): path for name, path in FILES.items()}
 # A test is named after the file that it tests, or after its folder. These test neither one file nor the whole folder.
 OTHER_TESTS = {
     "device/test_fused.py": "the operators that are one kernel on accelerators (csrc/torch/fused.cpp)",
+    "device/test_layouts.py": "the strides of results, which trials on the host find (csrc/launch/probe.cpp)",
     "frontends/test_onnx.py": "models on the chip: numbers, names of nodes, the command line",
     "frontends/test_onnx_cases.py": "the test cases of the package onnx",
     "frontends/test_onnx_files.py": "model files that are malformed or hostile",

@@ -20,9 +20,11 @@ bool starts_with_any(const std::string& text, const std::vector<std::string>& pr
   return false;
 }
 
+// The file of an importable module, which is not imported here; empty if it is missing.
 std::string file_of(const char* module_name) {
-  Ref module(PyImport_ImportModule(module_name));
-  std::string file = module ? text_of(module.get(), "__file__") : "";
+  Ref importing(PyImport_ImportModule("importlib.util"));
+  Ref spec(importing ? PyObject_CallMethod(importing.get(), "find_spec", "s", module_name) : nullptr);
+  std::string file = spec ? text_of(spec.get(), "origin") : "";
   PyErr_Clear();
   return file;
 }

@@ -15,6 +15,25 @@ from tests.machine.test_files import EDGE8
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
+def test_programs_import_compilers_only_to_compile(python: Run) -> None:
+    done = python(
+        """
+import sys
+import torch
+print(torch.ones(2, 3, device="chip").softmax(1).std())
+layer = torch.nn.TransformerEncoderLayer(8, 2, 8).to("chip")
+layer(torch.ones(2, 3, 8, device="chip")).sum().backward()
+print("torch._dynamo" in sys.modules, "triton" in sys.modules)
+x = torch.arange(3.0, device="chip")
+print(torch.compile(lambda x: torch.isfinite(x / 0) & (x.exp() > 1))(x).tolist())
+from bringup.device.meta_kernels import _hidden
+print(any(vars(kernel).get("__dynamo_disable") is kernel for kernel in _hidden()))
+"""
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[1:] == ["False False", "[False, False, False]", "False"]
+
+
 def test_device_is_there_after_import_torch(python: Run) -> None:
     done = python(
         """

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bringup.frontends.imports import after_import
 from bringup.frontends.tensorflow import functions
 from bringup.frontends.tensorflow.hook import TESTED
+from bringup.imports import after_import
 from tests.conftest import NO_TENSORFLOW, ROOT
 from tests.frontends.tensorflow_programs import PROGRAMS, STEPS
 

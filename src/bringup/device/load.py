@@ -66,7 +66,7 @@ def register() -> None:
     from torch.utils import backend_registration
 
     core.load()
-    from bringup.device import distributed, rnn, torch_chip  # they take the core's operators
+    from bringup.device import distributed, meta_kernels, rnn, torch_chip  # they take the core's operators
 
     torch.ops.bringup.start()
     backend_registration.rename_privateuse1_backend("chip")
@@ -77,6 +77,7 @@ def register() -> None:
     with suppress(BringupError):  # raised at the first use of a chip: `import torch` must not fail
         torch.ops.bringup.set_device_count(asked_devices())
     torch_chip.patch_torch()
+    meta_kernels.leave_dynamo_out()
     rnn.install()
     distributed.install()
     overrides.patch_library()

@@ -12,7 +12,7 @@ from importlib import metadata
 from types import ModuleType
 
 from bringup.errors import VersionError
-from bringup.frontends.imports import after_import
+from bringup.imports import after_import
 
 TESTED = "2.21"  # the release of TensorFlow that our tests ran with
 

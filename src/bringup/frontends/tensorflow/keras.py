@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-from bringup.frontends.imports import after_import
+from bringup.imports import after_import
 
 _TRAINER = "keras.src.backend.tensorflow.trainer"
 
