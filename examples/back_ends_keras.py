@@ -1,6 +1,6 @@
 """Train one model of Keras on any back end: 20 losses, which are equal on all three.
 
-``bringup run --framework jax examples/back_ends_keras.py``, also with ``tensorflow``, and with ``torch --cuda``.
+``bringup run --framework jax examples/back_ends_keras.py``, also with ``tensorflow`` and ``torch``.
 """
 
 import keras

@@ -116,11 +116,15 @@ def test_program_that_fails_gets_no_advice(bringup: Bringup, tmp_path: Path) -> 
     assert written["failed"] and written["bottlenecks"] == []
 
 
-@pytest.mark.parametrize("last", ["import nowhere_", "raise ValueError('mine')", "1 +"])
-def test_program_that_fails_before_it_uses_the_chip_has_no_report(bringup: Bringup, tmp_path: Path, last: str) -> None:
+@pytest.mark.parametrize(
+    ("last", "code"), [("import nowhere_", 1), ("raise ValueError('mine')", 1), ("1 +", 1), ("raise SystemExit(2)", 2)]
+)
+def test_program_that_fails_before_it_uses_the_chip_has_no_report(
+    bringup: Bringup, tmp_path: Path, last: str, code: int
+) -> None:
     (tmp_path / "ends.py").write_text(f"{last}\n")
     done = bringup("run", "ends.py")
-    assert done.returncode == 1 and done.stdout == ""
+    assert done.returncode == code and done.stdout == ""
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("bringup: ")]
     assert line == "bringup: the program ended with an error before it used the chip: there is no report"
     assert not (tmp_path / "bringup-ends").exists() or not list((tmp_path / "bringup-ends").iterdir())
@@ -142,6 +146,12 @@ def test_exit_code_is_the_programs(bringup: Bringup, tmp_path: Path, last: str, 
     done = bringup("run", "ends.py")
     assert done.returncode == plain.returncode == code
     assert done.stderr.startswith(plain.stderr)
+
+
+def test_keras_on_torch_is_told_the_device(bringup: Bringup, tmp_path: Path) -> None:
+    (tmp_path / "says.py").write_text("import os\nprint('device', os.environ['KERAS_TORCH_DEVICE'])\n")
+    assert "device chip\n" in bringup("run", "says.py").stdout
+    assert "device cuda\n" in bringup("run", "--cuda", "says.py").stdout
 
 
 def test_collections_at_exit_are_skipped(bringup: Bringup, tmp_path: Path) -> None:

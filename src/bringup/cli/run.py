@@ -462,6 +462,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
         raise BringupError("--oom=continue needs the virtual chip: unset BRINGUP_DRIVER")
     past_capacity = options.oom == "continue" or (job.plan is not None and not asked_driver())
     use(job.name, devices=devices, strict=options.strict, past_capacity=past_capacity)
+    os.environ.setdefault("KERAS_TORCH_DEVICE", "cuda" if options.cuda else "chip")  # Keras knows no other accelerator
     if options.cuda:
         from bringup.device.cuda import redirect_cuda  # only for --cuda
 
@@ -515,7 +516,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the report is being written
         torch.ops.bringup.stop_recording()
         recorder.about["out_of_memory"] = code == OUT_OF_MEMORY
-        recorder.about["failed"] = code in (OUT_OF_MEMORY, FAILED)
+        unused = not torch.ops.bringup.is_open()  # such as a program that refuses its arguments
+        recorder.about["failed"] = code in (OUT_OF_MEMORY, FAILED) or (bool(code) and unused)
         if code is None:
             recorder.about["stopped_by"] = "SIGINT"
         skip_last_collections()  # nor are there any while the report is written
