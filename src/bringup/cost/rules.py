@@ -67,7 +67,7 @@ class Work:
         aligned: False if a row of a product's matrices does not start at a multiple of 16 bytes.
         hides_softmax: True for attention whose products can run while the softmax does; a mask prevents it.
         torchs_own: True for attention that the program keeps from cuDNN, so that torch's own kernels compute it.
-        channels_first: True for convolutions whose data does not have channels last.
+        own_flops: `vector_flops` of PyTorch's own depthwise kernels, with what finding addresses is worth; else 0.
     """
 
     family: str
@@ -96,7 +96,7 @@ class Work:
     aligned: bool = True
     hides_softmax: bool = False
     torchs_own: bool = False
-    channels_first: bool = False
+    own_flops: float = 0.0
 
     @property
     def flops(self) -> float:

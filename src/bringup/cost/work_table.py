@@ -56,7 +56,7 @@ class WorkTable:
     aligned: Array
     hides_softmax: Array
     torchs_own: Array
-    channels_first: Array
+    own_flops: Array
     flops: Array
     owner: Array
     batch: Array
@@ -106,7 +106,7 @@ class WorkTable:
             aligned=column("aligned"),
             hides_softmax=column("hides_softmax"),
             torchs_own=column("torchs_own"),
-            channels_first=column("channels_first"),
+            own_flops=column("own_flops"),
             flops=column("flops"),
             owner=np.asarray([i for i, _ in gemms], dtype=np.int64),
             batch=batch,

@@ -254,7 +254,9 @@ class Library(_Table):
         cluster: dtype -> tiles of a product that load the rows or columns that they share once, in a cluster of cores.
         channels_last: dtype -> share of the sustained bandwidth that conversions to and from channels last reach, for
             dtypes whose convolutions want that layout; TF32 always does.
-        depthwise, depthwise_channels_last: rate of depthwise convolutions over the vector units' peak.
+        depthwise: rate of PyTorch's own depthwise kernels over the vector units' peak in float32, an output's addresses
+            counted as 7 taps.
+        depthwise_channels_last: rate of the library's depthwise kernels over the vector units' peak.
     """
 
     attention_backward: Fraction | None = None
@@ -270,7 +272,7 @@ class Library(_Table):
     vector_step: Factor | None = None
     cluster: Annotated[dict[Key, Factor], Field(max_length=64)] = {}
     channels_last: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
-    depthwise: Fraction = 1.0
+    depthwise: Fraction | None = None
     depthwise_channels_last: Fraction = 1.0
 
 

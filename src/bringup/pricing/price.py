@@ -106,7 +106,7 @@ def price_table(
     reached = np.clip(table.items / (chip.compute.cores * ITEMS_PER_CORE), 1.0 / chip.compute.cores, 1.0)
     vector_rates = by_dtype(table.dtypes, lambda dtype: vector_rate(chip, dtype))
     # A small launch does not fill the chip, and runs at the rate of the cores that it reaches.
-    vector = table.vector_flops / (vector_rates * _depthwise_share(table, chip)) / reached
+    vector = _vector_seconds(table, chip, vector_rates) / reached
     special = table.special / special_rate(chip) / reached
     computed_in = replace(table, dtypes=tuple(engine_dtypes))
     matrix, share, exposed, adding = _matrix_seconds(computed_in, chip, reached, constants)
@@ -130,11 +130,18 @@ def price_table(
     )
 
 
-def _depthwise_share(table: WorkTable, chip: Chip) -> Array:
-    """Return the share of the vector units' peak of depthwise convolutions; 1 for other launches."""
+def _vector_seconds(table: WorkTable, chip: Chip, rates: Array) -> Array:
+    """Return the seconds of work on the vector units, if all of them take part.
+
+    PyTorch's own depthwise kernels compute in float32, whatever the dtype.
+    """
     library = chip.library
-    share = np.where(table.channels_first > 0, library.depthwise, library.depthwise_channels_last)
-    return np.where(table.is_family("depthwise"), share, 1.0)
+    seconds = table.vector_flops / rates
+    depthwise = np.where(table.is_family("depthwise"), seconds / library.depthwise_channels_last, seconds)
+    if library.depthwise is None:
+        return depthwise
+    own = table.own_flops / (vector_rate(chip, "float32") * library.depthwise)
+    return np.where(table.own_flops > 0, own, depthwise)
 
 
 def launched_by_cells(table: WorkTable, chip: Chip) -> Array:
