@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -160,9 +160,9 @@ SUITE = ["tests/core/test_streams.py", "tests/core/test_memory.py", "tests/core/
 OWN = "not check_mode and not without_check and not fork and not past"
 
 
-def run_suite(driver: str, files: Sequence[str] = SUITE, **variables: str) -> subprocess.CompletedProcess[str]:
+def run_suite(driver: str, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", OWN, *files],
+        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-k", OWN, *SUITE],
         capture_output=True,
         text=True,
         timeout=600,
@@ -171,9 +171,9 @@ def run_suite(driver: str, files: Sequence[str] = SUITE, **variables: str) -> su
     )
 
 
-@pytest.mark.parametrize("files", [SUITE[:1], pytest.param(SUITE[1:], marks=pytest.mark.slow)], ids=["streams", "rest"])
-def test_suite_is_the_same_over_another_driver(fault_driver: str, files: list[str]) -> None:
-    done = run_suite(fault_driver, files)
+@pytest.mark.slow
+def test_suite_is_the_same_over_another_driver(fault_driver: str) -> None:
+    done = run_suite(fault_driver)
     assert done.returncode == 0, done.stdout
 
 

@@ -11,6 +11,7 @@ from bringup.cli import VERBS
 from tests.conftest import without_bringup
 
 MODES = ("-O", "-OO", "-Xdev", "-Werror", "-I")
+FEW = ["-OO", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES if mode != "-OO")]
 TRAINS = """
 import torch
 from torch import nn
@@ -48,7 +49,7 @@ def python(mode: str, *arguments: str, cwd: Path) -> "subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=cwd, env=without_bringup())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", FEW)
 def test_core_records_prices_saves_and_compares(mode: str, tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     done = python(mode, "program.py", cwd=tmp_path)
@@ -67,9 +68,7 @@ def test_items_are_described_without_docstrings(tmp_path: Path) -> None:
     assert bare.returncode == 0 and bare.stdout == plain.stdout and bare.stderr == "", bare.stderr
 
 
-@pytest.mark.parametrize(
-    "mode", ["-OO", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES if mode != "-OO")]
-)
+@pytest.mark.parametrize("mode", FEW)
 def test_dry_run_is_reported(mode: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAINS)
     done = python(mode, "-m", "bringup", "run", "--dry", "--chip", "t4", "--out", "r", "train.py", cwd=tmp_path)
