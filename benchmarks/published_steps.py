@@ -19,7 +19,6 @@ from bringup.report.prediction import read_trace
 HERE = Path(__file__).parent
 TITAN = "torchtitan, benchmarks/llama3_h100_202412_torchtitan.md"
 ASYNC = "torchtitan, benchmarks/asyncTP_llama3_h100_2025-06_torchtitan.md"
-TRAINY = "torchtitan, benchmarks/llama3-8b_h200_202506_trainy-whitefiber.md"
 MEGATRON = "arXiv 2205.05198, table 5"
 
 

@@ -89,7 +89,8 @@ bool has_sizes(const Op& op, size_t argument, const IValue& value) {
 }
 
 // Cuts large sizes to 8, 12, 16, ... Equal sizes stay equal, and unequal ones stay unequal and in their order. If a call has very
-// many different sizes, all become one size. Channels in groups stay as they are, since the number of groups divides them.
+// many different sizes, all become one size. Channels in groups stay as they are, since the number of groups divides them, and
+// another size may become equal to theirs.
 class Cut {
  public:
   Cut(const Signature& signature, const IValue* arguments) {
@@ -436,7 +437,6 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
 }
 
 void accept(Signature& signature, const IValue* arguments, const Results& returned) {
-  if (!signature.doubtful) return;
   static std::mutex mutex;  // two threads may make the same call
   std::lock_guard<std::mutex> lock(mutex);
   if (!signature.doubtful) return;

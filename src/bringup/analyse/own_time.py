@@ -14,7 +14,7 @@ from bringup.timeline.replay import Timeline
 
 Array = npt.NDArray[Any]
 LEAST_NS = 1_000_000  # a shorter time between launches is mostly that of launching, which the replay models
-LEAST_COMPILED_NS = 5_000_000  # the same with torch.compile, whose guards and wrappers run between two graphs
+LEAST_COMPILED_NS = 5_000_000  # chosen: the same with torch.compile, whose guards and wrappers run between two graphs
 WITHOUT_TIME = (ALLOC, FREE, RESERVE, RELEASE, OWNER)
 
 

@@ -183,7 +183,7 @@ Seconds = Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)]
 
 
 class _LedgerRow(BaseModel):
-    """A row of `driver_rows`; the counts of a typical step may be halves."""
+    """A row of `driver_rows`; the counts of a typical step are means, so they may be fractions."""
 
     op: Text
     on_device: StrictBool

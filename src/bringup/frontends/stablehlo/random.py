@@ -41,8 +41,8 @@ def rng_bit_generator(call: Call, state: Tensor) -> tuple[Tensor, Tensor]:
     upper = rest[0] if rest else key
     keys = [key & _LOW, key >> 32 & _LOW]
     numbers = torch.arange(blocks, device=state.device) + counter
-    if rest:  # as unsigned numbers, the sum is less than the counter if it overflows
-        upper = upper + ((numbers ^ _SIGN) < (counter ^ _SIGN)).to(torch.int64)
+    if rest:
+        upper = upper + _carry(numbers, counter)
     words = [numbers & _LOW, numbers >> 32 & _LOW, upper & _LOW, upper >> 32 & _LOW]
     for _ in range(_ROUNDS):
         first, second = words[0] * _FACTORS[0], words[2] * _FACTORS[1]
@@ -55,9 +55,13 @@ def rng_bit_generator(call: Call, state: Tensor) -> tuple[Tensor, Tensor]:
     if kind.bits == 64:
         bits = bits[0::2] | bits[1::2] << 32
     ended = counter + blocks
-    if rest:
-        rest = [rest[0] + ((ended ^ _SIGN) < (counter ^ _SIGN)).to(torch.int64)]
+    rest = [half + _carry(ended, counter) for half in rest]
     return torch.stack([key, ended, *rest]), bits.to(kind.dtype).reshape(kind.shape)
+
+
+def _carry(total: Tensor, counter: Tensor) -> Tensor:
+    """Return 1 where a sum has overflowed: as an unsigned number, it is less than the counter."""
+    return ((total ^ _SIGN) < (counter ^ _SIGN)).to(torch.int64)
 
 
 @operator("rng", as_they_are=True)
