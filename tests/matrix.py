@@ -84,7 +84,7 @@ SMOKE = {
         "tests/core/test_waits.py::test_any_number_of_threads_may_wait",
         "tests/core/test_waits.py::test_only_autograds_threads_work_for_the_one_that_runs_backward",
     ),
-    "price": ("tests/core/test_interpreter_modes.py::test_core_records_prices_saves_and_compares[-O]",),
+    "price": ("tests/core/test_interpreter_modes.py::test_core_records_prices_saves_and_compares[-OO]",),
     "dry": (
         "tests/device/test_dry.py::test_token_numbers_masks_and_positions_are_real",
         "tests/device/test_dry.py::test_a_number_is_the_value_and_says_that_it_is_dry",
