@@ -6,6 +6,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any
@@ -26,33 +27,37 @@ def after_import(name: str, call: Callable[[ModuleType], None], before: Callable
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds one module as Python does."""
+    """Finds one module as Python does, until it is imported: a program may look for it without an import."""
 
     def __init__(self, name: str, call: Callable[[ModuleType], None], before: Callable[[], None]) -> None:
         self.name, self.call, self.before = name, call, before
+        self._looks = threading.local()  # has `now` while this thread looks for the module
 
     def find_spec(self, name: str, path: Sequence[str] | None, target: ModuleType | None = None) -> Any:
-        if name != self.name:
+        if name != self.name or hasattr(self._looks, "now"):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._looks.now = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            del self._looks.now
         if spec is None or spec.loader is None or spec.origin is None:  # missing, or a folder of that name
             return spec
-        self.before()
-        spec.loader = _Loader(spec.loader, self.call)
+        spec.loader = _Loader(spec.loader, self)
         return spec
 
 
 class _Loader(importlib.abc.Loader):
     """Loads a module with its own loader."""
 
-    def __init__(self, own: Any, call: Callable[[ModuleType], None]) -> None:
-        self._own, self._call = own, call
+    def __init__(self, own: Any, finder: _Finder) -> None:
+        self._own, self._finder = own, finder
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._own, name)
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType | None:
+        self._finder.before()
         module: ModuleType | None = self._own.create_module(spec)
         return module
 
@@ -60,4 +65,6 @@ class _Loader(importlib.abc.Loader):
         self._own.exec_module(module)
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._own
-        self._call(module)
+        if self._finder in sys.meta_path:
+            sys.meta_path.remove(self._finder)
+        self._finder.call(module)

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bringup.frontends.tensorflow import functions
-from bringup.frontends.tensorflow.hook import TESTED
+from bringup.errors import BringupError
+from bringup.frontends.tensorflow import functions, hook
 from bringup.imports import after_import
 from tests.conftest import NO_TENSORFLOW, ROOT
 from tests.frontends.tensorflow_programs import PROGRAMS, STEPS
@@ -101,6 +101,22 @@ def test_function_is_called_after_an_import(fake: Path) -> None:
     assert module.__spec__ is not None and module.__spec__.loader is module.__loader__
 
 
+def test_program_may_look_for_a_module_before_it_imports_it(fake: Path) -> None:
+    path = fake / "module_of_test.py"
+    path.write_text("raise ImportError('not now')\n", encoding="utf-8")
+    events: list[Any] = []
+    after_import("module_of_test", lambda module: events.append("after"), before=lambda: events.append("before"))
+    for _ in range(2):
+        assert importlib.util.find_spec("module_of_test") is not None
+    assert events == []
+    with pytest.raises(ImportError, match="not now"):
+        importlib.import_module("module_of_test")
+    path.write_text("loaded = True  # now\n", encoding="utf-8")
+    importlib.invalidate_caches()
+    importlib.import_module("module_of_test")
+    assert events == ["before", "before", "after"]
+
+
 def test_function_is_called_at_once_for_an_imported_module() -> None:
     events: list[ModuleType] = []
     after_import("json", events.append)
@@ -125,7 +141,13 @@ def test_other_release_stays_on_the_host(bringup_run: Run, tmp_path: Path) -> No
     )
     done = bringup_run("a.py")
     assert done.returncode == 0 and "tensor(2.)" in done.stdout.replace(", device='chip:0'", "")
-    assert f"bringup: its functions stay on the host: TensorFlow 1.15.0 is not {TESTED}" in done.stderr
+    assert f"bringup: TensorFlow's functions stay on the host: TensorFlow 1.15.0 is not {hook.TESTED}" in done.stderr
+
+
+def test_chip_of_a_driver_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRINGUP_DRIVER", "opencl")
+    with pytest.raises(BringupError, match=r"^TensorFlow needs the virtual chip, .* unset BRINGUP_DRIVER$"):
+        hook.check(f"{hook.TESTED}.0")
 
 
 @pytest.mark.skipif(HAS_TENSORFLOW, reason="TensorFlow is installed")
@@ -144,6 +166,38 @@ def test_script_runs_and_its_steps_are_executions(bringup_run: Run, tmp_path: Pa
     summary = json.loads((tmp_path / "out" / "summary.json").read_text(encoding="utf-8"))
     assert summary["framework"] == "tensorflow" and summary["steps_by"] == "execution"
     assert summary["fits"] and not summary["fallbacks"]
+
+
+@needs_tensorflow
+@pytest.mark.slow
+def test_variables_have_their_values_after_a_failed_call(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text(
+        """
+import tensorflow as tf
+v, w = tf.Variable(tf.fill([4], 3.0)), tf.Variable(tf.ones([2]), shape=tf.TensorShape(None))
+@tf.function
+def f(x):
+    v.assign_add(tf.ones([4]) * tf.reduce_sum(tf.exp(x[:, None] * x[None, :] * 0.0)))
+@tf.function
+def initialize_variables(x):
+    return x + tf.reduce_sum(w)
+f(tf.ones([2]))
+try:
+    f(tf.ones([70_000]))
+except Exception as error:
+    print(type(error).__name__)
+print(v.numpy().tolist())
+f(tf.ones([2]))
+print(v.numpy().tolist(), float(initialize_variables(1.0)))
+w.assign(tf.ones([3, 2]))
+print(float(initialize_variables(1.0)))
+""",
+        encoding="utf-8",
+    )
+    done = bringup_run("--chip", "t4", "--out", "out", "a.py")
+    assert done.returncode == 0, done.stderr
+    lines = ["OutOfMemoryError", "[7.0, 7.0, 7.0, 7.0]", "[11.0, 11.0, 11.0, 11.0] 3.0", "7.0"]
+    assert done.stdout.splitlines()[:4] == lines, done.stderr
 
 
 @needs_tensorflow

@@ -396,7 +396,7 @@ def _choose(framework: str) -> None:
     if find_spec(framework) is None:
         raise BringupError(f'--framework {framework}: it is not installed: pip install "bringup[{framework}]"')
     if framework == "tensorflow":
-        hook.check_version()
+        hook.check()
     os.environ["KERAS_BACKEND"] = framework
 
 

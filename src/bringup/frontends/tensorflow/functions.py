@@ -7,6 +7,7 @@ and the parts of them that a gradient needs. What XLA cannot compile runs in Ten
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -21,7 +22,7 @@ from bringup.frontends.stablehlo.executor import Program
 from bringup.frontends.stablehlo.module import StableHloError, bindings, new_context, read_module
 from bringup.frontends.stablehlo.tensors import Type
 from bringup.frontends.tensorflow import host, memory
-from bringup.text import plain, short
+from bringup.text import plain, quantity, short
 
 FEW = 64  # elements of an input whose values XLA may need when it compiles, such as a shape; chosen
 _ALIASES = "mhlo.input_output_alias"
@@ -75,7 +76,7 @@ class Functions:
         return call(self._call, (context, name, inputs, count))
 
     def _call(self, context: Any, name: bytes, inputs: list[Any], count: int) -> Any:
-        if readable(name) == "initialize_variables":  # TensorFlow's own, which makes variables on the host
+        if readable(name) == "initialize_variables" and not count:  # TensorFlow's own: it makes variables on the host
             return self._call_function(context, name, inputs, count)
         function = self._find(context, name, inputs, count)
         if isinstance(function, host.OnHost):
@@ -97,20 +98,48 @@ class Functions:
     def _run(self, function: Compiled, inputs: list[Any], count: int) -> list[Any] | None:
         kinds = function.program.inputs
         arguments = [_argument(inputs[place], kind) for place, kind in zip(function.takes, kinds, strict=True)]
-        for place in function.written:  # so that the old value is freed once it is read
-            _assign(inputs[place], _nothing(host.type_of_variable(inputs[place])))
-        tensors = memory.unshared(executed(function.program, arguments, "tensorflow"))
-        _settle()
+        old = [_Old(inputs[place], arguments[at], kinds[at]) for at, place in _places(function)]
+        try:
+            tensors = memory.unshared(executed(function.program, arguments, "tensorflow"))
+            _settle()
+        except BaseException as error:
+            lost = sum(not variable.restore() for variable in old)
+            if lost:
+                error.add_note(
+                    f"bringup: empty now, as the old value was freed for the new one: {quantity(lost, 'variable')}"
+                )
+            raise
         results = [memory.share(*item) for item in zip(tensors, function.program.outputs, strict=True)]
         for place, value in zip(function.written, results[count:], strict=True):
             _assign(inputs[place], value)
         return results[:count] or None
 
 
+class _Old:
+    """The old value of a variable that a function writes: it is freed once it is read, and restored after a failure."""
+
+    def __init__(self, handle: Any, value: torch.Tensor, kind: Type) -> None:
+        self._handle, self._value, self._kind = handle, weakref.ref(value), kind
+        _assign(handle, _nothing(host.type_of_variable(handle)))
+
+    def restore(self) -> bool:
+        """Give the variable its old value; return False if it is freed."""
+        value = self._value()
+        if value is not None:
+            _assign(self._handle, memory.share(value, self._kind))
+        return value is not None
+
+
+def _places(function: Compiled) -> Iterator[tuple[int, int]]:
+    """Yield the written variables: the place among the program's inputs, and among the function's."""
+    return ((at, place) for at, place in enumerate(function.takes) if place in function.written)
+
+
 def _key(inputs: Sequence[Any], constants: Sequence[int]) -> tuple[Any, ...]:
     """Return what a program of a function depends on: the shapes of inputs, and the values of some."""
     values = (inputs[place]._numpy_internal().tobytes() for place in constants)
-    return (*(item._shape_tuple() for item in inputs), *values)
+    shapes = (host.shape_of_varying(item) or item._shape_tuple() for item in inputs)
+    return (*shapes, *values)
 
 
 def activate(strict: bool = False) -> None:

@@ -11,8 +11,9 @@ from functools import partial
 from importlib import metadata
 from types import ModuleType
 
-from bringup.errors import VersionError
+from bringup.errors import BringupError, VersionError
 from bringup.imports import after_import
+from bringup.process import asked_driver
 
 TESTED = "2.21"  # the release of TensorFlow that our tests ran with
 
@@ -20,17 +21,30 @@ TESTED = "2.21"  # the release of TensorFlow that our tests ran with
 def watch_import(strict: bool = False) -> None:
     """Take over TensorFlow's functions as soon as the program imports it; if strict, all have to run on the chip.
 
-    Another release than the one that was tested stays on the host, which is said: torch's programs import it, too.
+    On a driver's chip, and in another release than the one that was tested, they stay on the host, which is said:
+    torch's programs import TensorFlow, too.
     """
     after_import("tensorflow", partial(_activate, strict=strict), before=_load_triton)
 
 
-def check_version(version: str | None = None) -> None:
-    """Raise VersionError if a release, by default the installed one, is not the one that was tested."""
+def check(version: str | None = None) -> None:
+    """Raise an error if TensorFlow's functions cannot run on the chip.
+
+    Args:
+        version: the release of TensorFlow, by default the installed one.
+
+    Raises:
+        VersionError: it is not the release that was tested.
+        BringupError: the chip is that of a driver, whose memory TensorFlow cannot share.
+    """
     version = version or next(filter(None, map(_installed, ("tensorflow", "tensorflow-cpu"))), "of unknown version")
     if not version.startswith(f"{TESTED}."):
         raise VersionError(
             f"TensorFlow {version} is not {TESTED}, the release that was tested: pip install 'bringup[tensorflow]'"
+        )
+    if asked_driver():
+        raise BringupError(
+            "TensorFlow needs the virtual chip, whose memory it shares: leave out --driver, or unset BRINGUP_DRIVER"
         )
 
 
@@ -43,9 +57,9 @@ def _installed(name: str) -> str | None:
 
 def _activate(module: ModuleType, strict: bool) -> None:
     try:
-        check_version(str(getattr(module, "__version__", "of unknown version")))
-    except VersionError as error:
-        print(f"bringup: its functions stay on the host: {error}", file=sys.stderr)
+        check(str(getattr(module, "__version__", "of unknown version")))
+    except BringupError as error:
+        print(f"bringup: TensorFlow's functions stay on the host: {error}", file=sys.stderr)
         return
     from bringup.frontends.tensorflow import functions, keras  # the first imports torch
 

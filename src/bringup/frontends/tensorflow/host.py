@@ -67,6 +67,16 @@ def type_of_variable(value: Any) -> Any:
     return kind if kind.name in _KINDS else None
 
 
+def shape_of_varying(item: Any) -> tuple[int, ...] | None:
+    """Return the present shape of a variable that was made without a fixed one, by its handle; None for the rest."""
+    if type_of_variable(item) is None:
+        return None
+    from tensorflow.python.framework.tensor_shape import TensorShape
+
+    fixed = TensorShape(item._handle_data.shape_and_type[0].shape).is_fully_defined()
+    return None if fixed else tuple(value_of(item)._shape_tuple())
+
+
 def value_of(handle: Any) -> Any:
     """Return the value of a variable, by its handle."""
     from tensorflow.python.ops.gen_resource_variable_ops import read_variable_op
