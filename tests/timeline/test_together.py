@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from bringup.machine.files import load_chip, load_host
+from bringup.pricing.collective import CONTENDED
+from bringup.report.prediction import read_trace
+from bringup.timeline.together import exchanges, together
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PIPELINE = """
 import torch
@@ -52,3 +57,44 @@ def test_stages_need_a_number_of_ranks(bringup_run: Run, tmp_path: Path) -> None
     done = bringup_run("--dry", "--stages", "all", "train.py")
     assert done.returncode == 2
     assert "--stages records ranks of --ranks: give their number, and --dry" in done.stderr
+
+
+def test_ranks_that_wait_in_a_circle_are_named(bringup_run: Run, tmp_path: Path) -> None:
+    head = PIPELINE.split("for _ in range(3)")[0]
+    (tmp_path / "train.py").write_text(head + "dist.recv(x[:1], 1 - rank)\ndist.send(x[:1], 1 - rank)\n")
+    done = bringup_run("--dry", "--chip", "h100-sxm", "--ranks", "2", "--stages", "all", "--out", "out", "train.py")
+    assert done.returncode == 2, done.stderr
+    line = head.count("\n") + 1
+    assert done.stderr.splitlines()[-1] == (
+        "bringup: these ranks wait for each other, and would hang on real chips: "
+        f"rank 0 in train.py:{line}; rank 1 in train.py:{line}"
+    )
+
+
+def test_contention_does_not_stretch_the_wait_for_another_rank(bringup_run: Run, tmp_path: Path) -> None:
+    loop = """
+side = torch.chip.Stream()
+for _ in range(3):
+    dist.send(x[:1], 1) if rank == 0 else dist.recv(x[:1], 0)
+    with torch.chip.stream(side):
+        for _ in range(6 - 6 * rank):
+            x @ weight
+    for _ in range(4 * rank):
+        x @ weight
+    dist.all_reduce(x)
+    optimizer.step()
+"""
+    (tmp_path / "train.py").write_text(PIPELINE.split("for _ in range(3)")[0] + loop)
+    done = bringup_run("--dry", "--chip", "h100-sxm", "--ranks", "2", "--stages", "all", "--out", "out", "train.py")
+    assert done.returncode == 0, done.stderr
+    traces = {rank: read_trace(tmp_path / "out" / f"rank{rank}") for rank in (0, 1)}
+    chip = load_chip("h100-sxm")
+    timelines = together(traces, chip, load_host())
+    reductions = [item for item in exchanges(traces) if item.sender is None]
+    assert len(reductions) == 3
+    for exchange in reductions:
+        first, second = exchange.rows[0], exchange.rows[1]
+        begin = timelines[1].start[second]
+        assert begin - timelines[0].start[first] > 1e-3  # the first rank waits, while a kernel runs beside it
+        price = timelines[1].end[second] - begin
+        assert timelines[0].end[first] - begin == pytest.approx(price * CONTENDED, rel=1e-6)

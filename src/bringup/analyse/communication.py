@@ -11,7 +11,6 @@ import numpy.typing as npt
 from bringup.analyse.summary import Collective
 from bringup.cost.collective import ranks_of
 from bringup.machine.topology import cluster_of
-from bringup.pricing.collective import CONTENDED
 from bringup.recording.rows import LAUNCH
 from bringup.text import split_line
 from bringup.timeline.replay import Timeline
@@ -31,14 +30,12 @@ def communication(timeline: Timeline, first: int, last: int, since: float, until
     rows = launches[is_collective[columns["signature"][launches]]]
     everything = np.flatnonzero(columns["kind"] == LAUNCH)
     together = is_collective[columns["signature"][everything]]
+    priced = timeline.prices.seconds[columns["signature"][everything[together]]]
     spans = np.stack([timeline.start, timeline.end], axis=1)
-    priced = timeline.prices.seconds[columns["signature"][everything]]
     waits = spans[everything[together]].copy()  # for other ranks, which is no communication
-    waits[:, 1] = np.maximum(waits[:, 1] - priced[together] * CONTENDED, waits[:, 0])
+    waits[:, 1] = np.maximum(waits[:, 1] - priced * timeline.stretch(everything[together]), waits[:, 0])
+    spans[everything[together], 0] = waits[:, 1]
     waits = waits[waits[:, 1] - waits[:, 0] > LEAST_WAIT].clip(since, until)
-    spans[everything[together], 0] = np.maximum(
-        spans[everything[together], 0], spans[everything[together], 1] - priced[together] * CONTENDED
-    )
     spans = spans.clip(since, until)
     network, kernels = (_union(spans[everything[which]]) for which in (together, ~together))
     both = _union(spans[everything])
@@ -47,7 +44,7 @@ def communication(timeline: Timeline, first: int, last: int, since: float, until
         signature = trace.signatures[columns["signature"][row]]
         line = trace.lines[columns["line"][row]] if columns["line"][row] >= 0 else ""
         key = signature.name, len(ranks_of(signature)), int(signature.args["bytes"]), line
-        groups[key].append(float(timeline.seconds[row]))
+        groups[key].append(float(min(timeline.seconds[row], timeline.prices.seconds[columns["signature"][row]])))
     collectives = [
         Collective(kind, size, nbytes, len(seconds), sum(seconds), *split_line(line))
         for (kind, size, nbytes, line), seconds in groups.items()

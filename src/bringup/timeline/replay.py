@@ -122,6 +122,13 @@ class Timeline:
         kind, at = (self.trace.columns[name][first:last] for name in ("kind", "object"))
         return np.flatnonzero((kind == LAUNCH) & (at != ON_HOST)) + first
 
+    def stretch(self, rows: Any) -> Array:
+        """Return the times of rows on their engines by those that they take alone: what contention costs them."""
+        alone = self.seconds[rows]
+        together = self.end[rows] - self.start[rows]
+        longer: Array = np.divide(together, alone, out=np.ones_like(together), where=alone > 0)
+        return longer
+
     @property
     def total_seconds(self) -> float:
         """Seconds from the first row to the end of the host's last call and of all device work."""

@@ -1,8 +1,9 @@
 """Several ranks on one clock: a receive ends when the other rank has sent, a collective begins when all reach it.
 
 Each rank's recording is replayed alone. What its exchanges wait for follows from the other ranks' replays, and it is
-replayed again with longer ones, until nothing changes. Dependencies lead forward in time, so every round settles more
-of the steps from their beginning on. Ranks that were not recorded wait for nobody, and nobody waits for them.
+replayed again with longer ones, until nothing changes. Dependencies lead forward in time, so every round settles at
+least one more exchange. If more rounds change something, ranks wait for each other in a circle. Ranks that were not
+recorded wait for nobody, and nobody waits for them.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.cost.collective import ranks_of
+from bringup.errors import BringupError
 from bringup.pricing.collective import is_collective
 from bringup.recording.rows import LAUNCH
 from bringup.recording.trace import Trace
@@ -26,7 +28,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 SETTLED = 1e-9  # seconds: a smaller change of an exchange is none
-MOST_ROUNDS = 10_000  # a pipeline needs about as many as it has microbatches
 
 
 @dataclass(frozen=True)
@@ -71,28 +72,41 @@ def peers(trace: Trace, rank: int) -> set[int]:
 def together(
     traces: Mapping[int, Trace], chip: Chip, host: Host, *, host_clock: HostClock = "modelled"
 ) -> dict[int, Timeline]:
-    """Replay the recordings of several ranks, by rank, so that they wait for each other."""
+    """Replay the recordings of several ranks, by rank, so that they wait for each other.
+
+    Raises:
+        BringupError: ranks wait for each other in a circle, so that the program would hang.
+    """
     timelines = {rank: replay(trace, chip, host, host_clock=host_clock) for rank, trace in traces.items()}
     alone = {rank: timeline.seconds for rank, timeline in timelines.items()}
     of_rank: dict[int, list[_Exchange]] = {rank: [] for rank in traces}
-    for exchange in exchanges(traces):
+    matched = exchanges(traces)
+    for exchange in matched:
         for rank in exchange.rows:
             if rank != exchange.sender:
                 of_rank[rank].append(exchange)
     order = sorted(traces)
-    for _ in range(MOST_ROUNDS):
-        changed = False
+    for _ in range(len(matched) + 2):
+        late: list[tuple[int, int]] = []  # ranks and rows that wait longer than in the round before
         for rank in (*order, *reversed(order)):
             seconds = alone[rank].copy()
             for exchange in of_rank[rank]:
                 row = exchange.rows[rank]
-                seconds[row] += max(_reached(exchange, timelines) - timelines[rank].start[row], 0.0)
-            if np.abs(seconds - timelines[rank].seconds).max(initial=0.0) > SETTLED:
+                wait = max(_reached(exchange, timelines) - timelines[rank].start[row], 0.0)
+                seconds[row] += wait / float(timelines[rank].stretch(row))
+            changed = np.flatnonzero(np.abs(seconds - timelines[rank].seconds) > SETTLED)
+            if len(changed):
                 timelines[rank] = replay(traces[rank], chip, host, host_clock=host_clock, seconds=seconds)
-                changed = True
-        if not changed:
-            break
-    return timelines
+                late.append((rank, int(changed[0])))
+        if not late:
+            return timelines
+    waits = [f"rank {rank} in {_line(traces[rank], row)}" for rank, row in sorted(set(late))]
+    raise BringupError(f"these ranks wait for each other, and would hang on real chips: {'; '.join(waits)}")
+
+
+def _line(trace: Trace, row: int) -> str:
+    line = int(trace.columns["line"][row])
+    return trace.lines[line] if line >= 0 else "a line that is not known"
 
 
 def _reached(exchange: _Exchange, timelines: Mapping[int, Timeline]) -> float:
