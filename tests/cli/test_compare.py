@@ -60,3 +60,16 @@ def test_chips_that_only_run_graphs_are_marked(report: Path) -> None:
     assert "*" not in invoke(str(report), "--chips", "t4,l4").stdout
     listed = json.loads(invoke(str(report), "--chips", "t4,tpu-v5e", "--json").stdout)
     assert [row["graph_only"] for row in listed] == [False, True]
+
+
+def test_clusters_of_one_chip_have_a_report_each(report: Path, tmp_path: Path) -> None:
+    page, reports = tmp_path / "page.html", tmp_path / "reports"
+    done = invoke(str(report), "--clusters", "dgx-h100,dgx-h100x2", "--html", str(page), "--reports", str(reports))
+    assert done.exit_code == 0
+    assert [line.split()[:2] for line in done.stdout.splitlines()[1:3]] == [
+        ["dgx-h100", "h100-sxm"],
+        ["dgx-h100x2", "h100-sxm"],
+    ]
+    assert f"page: {page}" in done.stdout and f"reports: {reports}" in done.stdout
+    assert links(page) == {"dgx-h100": "reports/dgx-h100.html", "dgx-h100x2": "reports/dgx-h100x2.html"}
+    assert "p.py on 2 clusters</h1>" in page.read_text() and "those of one of 1 chip." in page.read_text()

@@ -19,15 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Row:
-    """One chip in a comparison.
+    """One chip or cluster in a comparison.
 
     Attributes:
+        name: of the chip, or of the cluster.
         summary: the chip's summary.
         bound: the part that takes most of a step, as `bound_of` names it.
         ratio: the first chip's step time divided by this chip's.
         graph_only: True if the chip runs compiled graphs alone, so that the host pays nothing per operator.
     """
 
+    name: str
     summary: Summary
     bound: str
     ratio: float
@@ -41,7 +43,7 @@ class Comparison(list[Row]):
         """Return a table for a notebook."""
         rows = [
             (
-                row.summary.chip,
+                row.name,
                 duration(row.summary.step_seconds),
                 f"{row.ratio:.2f}x",
                 row.bound,
@@ -61,7 +63,7 @@ def compare(
     *,
     host_clock: HostClock = "modelled",
     clusters: Sequence[str] | None = None,
-    done: Callable[[Timeline, Summary], None] = lambda timeline, summary: None,
+    done: Callable[[Timeline, Row], None] = lambda timeline, row: None,
 ) -> Comparison:
     """Price a trace on every chip; return one row per chip in the order of `chips`.
 
@@ -71,7 +73,7 @@ def compare(
         host: the host to predict for.
         host_clock: ``modelled`` or ``measured``, as in `replay`.
         clusters: the cluster on which each chip's collectives are priced (default: that of the recording).
-        done: called after every chip, with its timeline, which is not kept.
+        done: called after every chip, with its timeline, which is not kept, and its row.
     """
     rows = Comparison()
     peak: memory.Memory | None = None
@@ -83,8 +85,9 @@ def compare(
         summary = summarize(timeline, peak=peak)
         first = rows[0].summary.step_seconds if rows else summary.step_seconds
         ratio = first / summary.step_seconds if summary.step_seconds else 0.0
-        rows.append(Row(summary, bound_of(summary), ratio, "eager" not in chip.modes))
-        done(timeline, summary)
+        name = summary.chip if clusters is None else clusters[number]
+        rows.append(Row(name, summary, bound_of(summary), ratio, "eager" not in chip.modes))
+        done(timeline, rows[-1])
     return rows
 
 

@@ -30,7 +30,6 @@ from bringup.text import duration, figure, plain
 
 if TYPE_CHECKING:
     from bringup.analyse.compare import Row
-    from bringup.analyse.summary import Summary
     from bringup.machine.topology import Topology
     from bringup.recording.trace import Trace
     from bringup.timeline.replay import Timeline
@@ -85,6 +84,7 @@ def command(
     if clusters and (chips or all_chips):
         raise click.UsageError("--clusters names the chips, too: leave out --chips and --all")
     on_clusters = chip_names(clusters, "--clusters") if clusters else None
+    of = "cluster" if on_clusters else "chip"
     recording = read_trace(trace)
     if on_clusters is not None:
         described = [load_chip(_fitting(name, recording).node.chip) for name in on_clusters]
@@ -94,14 +94,14 @@ def command(
     machine = load_host(host)
     if reports:
         _make(reports)
-    written: dict[str, str] = {}  # chip -> path of its report
+    written: dict[str, str] = {}  # name of a row -> path of its report
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("pricing", total=len(described))
 
-        def done(timeline: Timeline, summary: Summary) -> None:
+        def done(timeline: Timeline, row: Row) -> None:
             if reports:
-                written[summary.chip] = os.path.join(reports, re.sub(r"[^\w.-]", "_", summary.chip) + ".html")
-                write_text(written[summary.chip], html.page(timeline, advise(timeline, summary)))
+                written[row.name] = os.path.join(reports, re.sub(r"[^\w.-]", "_", row.name) + ".html")
+                write_text(written[row.name], html.page(timeline, advise(timeline, row.summary)))
             bar.advance(task)
 
         rows = compare(
@@ -116,9 +116,9 @@ def command(
     folder = target.parent if target else Path()
     as_recorded = {"host": machine.name, "host_clock": host_clock}
     if os.path.isfile(folder / "report.html") and as_recorded.items() <= recording.about.items():
-        written.setdefault(str(recording.about.get("chip")), str(folder / "report.html"))
+        written.setdefault(str(recording.about.get(of)), str(folder / "report.html"))
     links = {name: Path(os.path.relpath(path, folder)).as_posix() for name, path in written.items()}
-    text = comparison.page(recording, rows, links)
+    text = comparison.page(recording, rows, links, of)
     if page:
         write_text(page, text)
     elif target is not None and not os.access(target.parent, os.W_OK):  # no error: the user did not request the page
@@ -132,9 +132,9 @@ def command(
         return
     console = terminal.console()
     if on_clusters is not None:
-        print_clusters(rows, on_clusters, console)
-        return
-    print_table(rows if chips else sorted(rows, key=lambda row: row.summary.step_seconds), console)
+        print_clusters(rows, console)
+    else:
+        print_table(rows if chips else sorted(rows, key=lambda row: row.summary.step_seconds), console)
     for name, path in (("page", target), ("reports", reports)):
         if path:
             console.print(f"{name}: {terminal.escaped(path)}", highlight=False, soft_wrap=True)
@@ -155,16 +155,16 @@ def _fitting(name: str, recording: Trace) -> Topology:
     return topology
 
 
-def print_clusters(rows: list[Row], clusters: list[str], console: Console) -> None:
+def print_clusters(rows: list[Row], console: Console) -> None:
     """Print a table with one row per cluster."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     titles = ("cluster", "chip", "step", "", "communication", "exposed", "memory", "MFU", "energy", "cost")
     for title in titles:
         table.add_column(title, justify="left" if title in ("cluster", "chip") else "right", no_wrap=True)
-    for name, row in zip(clusters, rows, strict=True):
+    for row in rows:
         summary, ranks = row.summary, row.summary.ranks
         table.add_row(
-            escaped(name),
+            escaped(row.name),
             escaped(summary.chip),
             duration(summary.step_seconds),
             f"{row.ratio:.2f}x",

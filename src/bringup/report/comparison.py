@@ -10,34 +10,37 @@ from bringup.recording.trace import Trace
 from bringup.report import html, palette
 from bringup.report.chart import Axis, Figure, Series
 from bringup.report.lines import memory_share, priced_noun, usd_per_million
-from bringup.text import duration, figure
+from bringup.text import duration, figure, quantity
 
 GRAPHS = "compiled graphs only"
 _COLOUR = {"chip": "chip", "link": "link", "host": "host", "fallbacks": "fallback", "between chips": "between"}
 
 
-def page(trace: Trace, rows: Sequence[Row], reports: Mapping[str, str]) -> str:
-    """Write the comparison of one recording on many chips.
+def page(trace: Trace, rows: Sequence[Row], reports: Mapping[str, str], of: str = "chip") -> str:
+    """Write the comparison of one recording on many chips or clusters.
 
     Args:
         trace: the recording.
         rows: one per chip; the first one is what the ratios compare with.
-        reports: chip -> address of its report, for those that have one.
+        reports: name of a row -> address of its report, for those that have one.
+        of: what is compared, ``chip`` or ``cluster``.
     """
     first = rows[0].summary
     fastest_first = sorted(rows, key=lambda row: row.summary.step_seconds)
     tables = [[row for row in fastest_first if row.graph_only == graph_only] for graph_only in (False, True)]
     return html.render(
         "compare.html",
-        title=f"{trace.about.get('program', 'trace')} on {len(rows)} chips: bringup",
+        title=f"{trace.about.get('program', 'trace')} on {quantity(len(rows), of)}: bringup",
         charts={
             "energy": _scatter(rows, "joules", lambda summary: summary.energy_joules),
             "cost": _scatter(rows, f"USD per million {priced_noun(first)}", usd_per_million),
         },
         run=trace.about.get("run", ""),
         about=trace.about,
-        first=first,
-        count=len(rows),
+        first=rows[0],
+        of=of,
+        chips=quantity(rows[0].summary.ranks, "chip"),
+        count=quantity(len(rows), of),
         tables=[(table, table[0].summary.step_seconds or 1.0) for table in tables if table],
         reports=reports,
         noun=priced_noun(first),
@@ -57,7 +60,7 @@ def _scatter(rows: Sequence[Row], unit: str, value: Callable[[Summary], float | 
         number, step = value(row.summary), row.summary.step_seconds
         if number and step:
             name = GRAPHS if row.graph_only else f"bound by the {row.bound}".replace("the between", "links between")
-            point = (float(f"{step * 1e3:.4g}"), float(f"{number:.4g}"), row.summary.chip)
+            point = (float(f"{step * 1e3:.4g}"), float(f"{number:.4g}"), row.name)
             groups.setdefault(name, []).append(point)
     if sum(map(len, groups.values())) < 2:
         return None
