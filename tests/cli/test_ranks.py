@@ -51,6 +51,23 @@ def test_two_ranks_report_each_and_as_a_whole(bringup_run: Run, tmp_path: Path) 
         assert summary["ranks"] == 2 and summary["collectives"][0]["kind"] == "all_reduce"
 
 
+def test_limits_are_those_of_every_rank(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM + TRAIN)
+    done = bringup_run("--chip", "h100-sxm", "--nproc", "2", "--max-step", "1ns", "--out", "out", "train.py", "two")
+    assert done.returncode == 3, done.stderr[-3000:]
+    for rank in range(2):
+        assert f"bringup: rank {rank}: a step takes" in done.stderr
+    assert "which exceeds --max-step by" in done.stderr and "are ended, too" not in done.stderr
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_code"] == 3
+
+
+def test_several_chips_are_refused(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM)
+    done = bringup_run("--chip", "h100-sxm,t4", "--nproc", "2", "train.py")
+    assert done.returncode == 2
+    assert done.stderr == "bringup: --nproc and --stages take one chip, got h100-sxm,t4\n"
+
+
 PIPELINE = """
 import os
 import torch

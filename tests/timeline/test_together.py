@@ -38,8 +38,9 @@ for _ in range(3):
 def test_stages_of_a_pipeline_wait_for_each_other(bringup_run: Run, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(PIPELINE)
     arguments = ("--dry", "--chip", "h100-sxm", "--ranks", "2", "--stages", "all", "--out", "out", "train.py")
-    done = bringup_run(*arguments)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = bringup_run("--max-step", "1ns", *arguments)
+    assert done.returncode == 3, done.stderr[-3000:]
+    assert "bringup: rank 0: a step takes" in done.stderr and "bringup: rank 1: a step takes" in done.stderr
     assert "2 ranks of h100-sxm on dgx-h100, 2 stages: a step takes" in done.stdout
     whole = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert [stage["rank"] for stage in whole["stages"]] == [0, 1]

@@ -36,6 +36,11 @@ def rank_here() -> int | None:
     return int(os.environ["RANK"]) if FOLDER in os.environ else None
 
 
+def note(code: int) -> None:
+    """Note the exit code of a rank whose program has ended well, but whose report exceeds limits or has findings."""
+    Path(os.environ[FOLDER], f"judged{rank_here()}").write_text(str(code), encoding="ascii")
+
+
 def state_file() -> str:
     """Return the file in which this rank notes what it waits for."""
     return str(Path(os.environ[FOLDER], f"state{rank_here()}"))
@@ -73,7 +78,7 @@ class Rank:
 
 
 def run_ranks(count: int, out: str) -> int:
-    """Run this command once per rank; return the exit code of the first rank that failed."""
+    """Run this command once per rank; return the first failed rank's exit code, else the largest noted one."""
     if not 1 <= count <= MAX_DEVICES:
         raise BringupError(f"--nproc must be between 1 and {MAX_DEVICES}, got {count}")
     os.makedirs(out, exist_ok=True)
@@ -86,6 +91,7 @@ def run_ranks(count: int, out: str) -> int:
             code = 130
         finally:
             _end(ranks)
+        code = code or max((int(path.read_text(encoding="ascii")) for path in Path(folder).glob("judged*")), default=0)
     summarize(count, Path(out), code)
     return code
 

@@ -292,15 +292,25 @@ def command(**values: Any) -> None:
         pretend(options, topology)
     outcome = record(job, options)
     code = 1 if outcome.code in (OUT_OF_MEMORY, FAILED) else outcome.code
-    sentences: list[str] = []
-    if code == 0 and outcome.summary:
-        sentences = list(exceeded.by_run(outcome.summary, options.max_step, options.max_memory))
-        for sentence in sentences:
-            print(f"bringup: {plain(sentence)}", file=sys.stderr)
-        code = EXCEEDED if sentences else 1 if outcome.summary.findings or outcome.diverged else 0
-    if options.output == "github" and outcome.summary:
-        github.write(github.of_run(outcome.summary, options.script, sentences))
+    if outcome.summary and stages.stage_here() is None:  # a stage's step is known when all are recorded
+        judged = _judge(outcome.summary, options, code == 0, ranks.rank_here())
+        if ranks.rank_here() is not None:  # no failure, for which the other ranks would be ended
+            ranks.note(judged)
+        else:
+            code = code or judged or int(outcome.diverged)
     _leave(code)
+
+
+def _judge(summary: Summary, options: RunOptions, ended_well: bool, rank: int | None) -> int:
+    """Say on stderr which limits a run exceeds, write what CI shows, and return the exit code."""
+    of_rank = "" if rank is None else f"rank {rank}: "
+    sentences = list(exceeded.by_run(summary, options.max_step, options.max_memory)) if ended_well else []
+    found = [str(finding) for finding in summary.findings] if rank is not None else []  # else they are on the screen
+    for sentence in (*sentences, *found):
+        print(f"bringup: {of_rank}{plain(sentence)}", file=sys.stderr)
+    if options.output == "github":
+        github.write(github.of_run(summary, options.script, sentences))
+    return EXCEEDED if sentences else int(ended_well and bool(summary.findings))
 
 
 def _cluster(options: RunOptions) -> Topology | None:
@@ -325,7 +335,9 @@ def _run_stages(options: RunOptions, out: str) -> int:
     """Record one rank per stage, beginning with --rank."""
     chip = chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip")[0]
     number = options.ranks or 1
-    return stages.run_stages(options.rank or 0, number, out, chip, load_host(options.host), options.host_clock)
+    host = load_host(options.host)
+    summaries = stages.run_stages(options.rank or 0, number, out, chip, host, options.host_clock)
+    return max(_judge(summary, options, True, rank) for rank, summary in sorted(summaries.items()))
 
 
 def prepare_ranks(options: RunOptions) -> None:
@@ -336,8 +348,10 @@ def prepare_ranks(options: RunOptions) -> None:
         raise BringupError(
             "--nproc and --stages write the summary of all ranks to summary.json in --out: leave out --json"
         )
-    for name in chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip"):
-        load_chip(name)
+    chips = chip_names(options.chips or asked_chip() or DEFAULT_CHIP, "--chip")
+    if len(chips) > 1:
+        raise BringupError(f"--nproc and --stages take one chip, got {plain(','.join(chips))}")
+    load_chip(chips[0])
     load_host(options.host)
     if options.module:
         module_program(options.script)

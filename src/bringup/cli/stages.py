@@ -36,8 +36,8 @@ def stage_here() -> int | None:
     return int(os.environ[STAGE]) if STAGE in os.environ else None
 
 
-def run_stages(first: int, ranks: int, out: str, chip: str, host: Host, host_clock: HostClock) -> int:
-    """Record a rank and all with which it exchanges tensors, one after the other; return the exit code.
+def run_stages(first: int, ranks: int, out: str, chip: str, host: Host, host_clock: HostClock) -> dict[int, Summary]:
+    """Record a rank and all with which it exchanges tensors, one after the other; return their summaries.
 
     Args:
         first: the rank to begin with.
@@ -62,7 +62,7 @@ def run_stages(first: int, ranks: int, out: str, chip: str, host: Host, host_clo
     whole = summed_up(summaries, ranks)
     write_text(str(Path(out, "summary.json")), json.dumps(whole, indent=2, sort_keys=True) + "\n")
     _print(summaries, whole, out)
-    return 0
+    return summaries
 
 
 def _record(first: int, ranks: int, out: str, environment: dict[str, str]) -> dict[int, Trace]:
