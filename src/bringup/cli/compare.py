@@ -84,7 +84,7 @@ def command(
     if clusters and (chips or all_chips):
         raise click.UsageError("--clusters names the chips, too: leave out --chips and --all")
     on_clusters = chip_names(clusters, "--clusters") if clusters else None
-    of = "cluster" if on_clusters else "chip"
+    noun = "cluster" if on_clusters else "chip"
     recording = read_trace(trace)
     if on_clusters is not None:
         described = [load_chip(_fitting(name, recording).node.chip) for name in on_clusters]
@@ -116,9 +116,9 @@ def command(
     folder = target.parent if target else Path()
     as_recorded = {"host": machine.name, "host_clock": host_clock}
     if os.path.isfile(folder / "report.html") and as_recorded.items() <= recording.about.items():
-        written.setdefault(str(recording.about.get(of)), str(folder / "report.html"))
+        written.setdefault(str(recording.about.get(noun)), str(folder / "report.html"))
     links = {name: Path(os.path.relpath(path, folder)).as_posix() for name, path in written.items()}
-    text = comparison.page(recording, rows, links, of)
+    text = comparison.page(recording, rows, links, noun)
     if page:
         write_text(page, text)
     elif target is not None and not os.access(target.parent, os.W_OK):  # no error: the user did not request the page

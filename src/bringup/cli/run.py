@@ -305,8 +305,8 @@ def _judge(summary: Summary, options: RunOptions, ended_well: bool, rank: int | 
     """Say on stderr which limits a run exceeds, write what CI shows, and return the exit code."""
     of_rank = "" if rank is None else f"rank {rank}: "
     sentences = list(exceeded.by_run(summary, options.max_step, options.max_memory)) if ended_well else []
-    found = [str(finding) for finding in summary.findings] if rank is not None else []  # else they are on the screen
-    for sentence in (*sentences, *found):
+    unseen = [str(finding) for finding in summary.findings] if rank is not None else []  # else they are on the screen
+    for sentence in (*sentences, *unseen):
         print(f"bringup: {of_rank}{plain(sentence)}", file=sys.stderr)
     if options.output == "github":
         github.write(github.of_run(summary, options.script, sentences))

@@ -16,21 +16,21 @@ GRAPHS = "compiled graphs only"
 _COLOUR = {"chip": "chip", "link": "link", "host": "host", "fallbacks": "fallback", "between chips": "between"}
 
 
-def page(trace: Trace, rows: Sequence[Row], reports: Mapping[str, str], of: str = "chip") -> str:
+def page(trace: Trace, rows: Sequence[Row], reports: Mapping[str, str], compared: str = "chip") -> str:
     """Write the comparison of one recording on many chips or clusters.
 
     Args:
         trace: the recording.
         rows: one per chip; the first one is what the ratios compare with.
         reports: name of a row -> address of its report, for those that have one.
-        of: what is compared, ``chip`` or ``cluster``.
+        compared: what is compared, ``chip`` or ``cluster``.
     """
     first = rows[0].summary
     fastest_first = sorted(rows, key=lambda row: row.summary.step_seconds)
     tables = [[row for row in fastest_first if row.graph_only == graph_only] for graph_only in (False, True)]
     return html.render(
         "compare.html",
-        title=f"{trace.about.get('program', 'trace')} on {quantity(len(rows), of)}: bringup",
+        title=f"{trace.about.get('program', 'trace')} on {quantity(len(rows), compared)}: bringup",
         charts={
             "energy": _scatter(rows, "joules", lambda summary: summary.energy_joules),
             "cost": _scatter(rows, f"USD per million {priced_noun(first)}", usd_per_million),
@@ -38,9 +38,9 @@ def page(trace: Trace, rows: Sequence[Row], reports: Mapping[str, str], of: str 
         run=trace.about.get("run", ""),
         about=trace.about,
         first=rows[0],
-        of=of,
+        compared=compared,
         chips=quantity(rows[0].summary.ranks, "chip"),
-        count=quantity(len(rows), of),
+        count=quantity(len(rows), compared),
         tables=[(table, table[0].summary.step_seconds or 1.0) for table in tables if table],
         reports=reports,
         noun=priced_noun(first),
