@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 import bringup
 from bringup.report.prediction import read_trace
@@ -20,6 +22,7 @@ HERE = Path(__file__).parent
 TITAN = "torchtitan, benchmarks/llama3_h100_202412_torchtitan.md"
 ASYNC = "torchtitan, benchmarks/asyncTP_llama3_h100_2025-06_torchtitan.md"
 MEGATRON = "arXiv 2205.05198, table 5"
+LAYERS = {"8b": 32, "70b": 80, "22b": 48}
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Row:
         memory_gib: published as reserved; 0 if it is not.
         source: where it is published.
         microbatches, stages, chunks: of a pipeline, whose stages are all as long as the recorded one.
+        layers: two numbers of layers to record and the job's, to which they are continued in a straight line.
     """
 
     name: str
@@ -49,13 +53,16 @@ class Row:
     microbatches: int = 1
     stages: int = 1
     chunks: int = 1
+    layers: tuple[int, int, int] | None = None
 
 
 def _titan(
     name: str, ranks: int, options: str, published: float, tokens: float, gib: float, source: str = TITAN
 ) -> Row:
     cluster = f"grand-tetonx{ranks // 8}" if ranks > 8 else "grand-teton"
-    return Row(name, "h100-sxm-96-500w", cluster, ranks, f"llama.py {options}", published, tokens, gib, source)
+    layers = (2, 4, LAYERS[options.split()[0]]) if "--compile" in options else None
+    row = Row(name, "h100-sxm-96-500w", cluster, ranks, f"llama.py {options}", published, tokens, gib, source)
+    return replace(row, layers=layers)
 
 
 def _megatron(
@@ -83,6 +90,7 @@ def _megatron(
                 microbatches,
                 stages,
                 chunks,
+                (2, 6, LAYERS[name]) if stages == 1 else None,
             )
         )
     return rows
@@ -127,6 +135,15 @@ def recorded(row: Row, folder: Path, extra: str = "") -> Path:
 
 def predicted(row: Row, folder: Path) -> tuple[float, float]:
     """Return seconds of a step, and the peak of memory in GiB."""
+    if row.layers:  # all layers are alike
+        shown = row.layers[:2]
+        few, more = (
+            bringup.price(read_trace(recorded(row, folder, f"--layers {n}")), row.chip, cluster=row.cluster)
+            for n in shown
+        )
+        pairs = ((few.step_seconds, more.step_seconds), (few.peak_bytes / 2**30, more.peak_bytes / 2**30))
+        seconds, gib = (float(np.polynomial.Polynomial.fit(shown, pair, 1)(row.layers[2])) for pair in pairs)
+        return seconds, gib
     if row.stages == 1:
         priced = bringup.price(read_trace(recorded(row, folder)), row.chip, cluster=row.cluster)
         return priced.step_seconds, priced.peak_bytes / 2**30
@@ -148,10 +165,12 @@ def main() -> None:
         seconds, gib = predicted(row, folder)
         value = row.tokens / seconds if row.tokens else seconds
         unit = "tokens/s" if row.tokens else "s"
-        memory = f"{gib:.1f} of {row.memory_gib} GiB | {100 * (gib / row.memory_gib - 1):+.0f} %"
-        memory = memory if row.memory_gib else f"{gib:.1f} GiB | "
+        memory = " | "
+        if row.memory_gib:
+            memory = f"{gib:.1f} of {row.memory_gib} GiB | {100 * (gib / row.memory_gib - 1):+.0f} %"
+        name = row.name + (f" ({row.layers[0]} and {row.layers[1]} layers recorded)" if row.layers else "")
         print(
-            f"| {row.name} | {row.published:,g} {unit} | {value:,.4g} | {100 * (value / row.published - 1):+.1f} % "
+            f"| {name} | {row.published:,g} {unit} | {value:,.4g} | {100 * (value / row.published - 1):+.1f} % "
             f"| {memory} | {row.source} |",
             flush=True,
         )
