@@ -115,6 +115,60 @@ def test_pipelines_of_four_ranks_compute_what_the_cpu_does(bringup_run: Run, tmp
     assert [f"rank {rank} is equal" in done.stdout for rank in range(4)] == [True] * 4
 
 
+TENSOR_PARALLEL = """
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.utils.checkpoint import checkpoint
+
+dist.init_process_group()
+mesh = init_device_mesh("chip", (dist.get_world_size(),))
+
+
+def train(compile):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 64)).to("chip")
+    parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+    def forward(x):
+        return model(nn.functional.dropout(x, 0.5)).sin()
+
+    def loss_of(x):
+        return checkpoint(forward, x, use_reentrant=False).square().mean()
+
+    loss_of = torch.compile(loss_of, fullgraph=True) if compile else loss_of
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        loss = loss_of(torch.ones(32, 64, device="chip"))
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.detach())
+    return torch.stack(losses).cpu()
+
+
+eager = train(False)
+torch.testing.assert_close(train(True), eager)
+dist.destroy_process_group()
+"""
+
+
+def test_compiled_tensor_parallel_trains_as_without_compilation(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(TENSOR_PARALLEL)
+    done = bringup_run("--chip", "h100-sxm", "--nproc", "2", "--out", "out", "train.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "bringup: a compiled graph has collectives: its operators are launched one by one" in done.stderr
+    # On many ranks, too, and the collectives of the compiled graph have the program's lines.
+    (tmp_path / "train.py").write_text(TENSOR_PARALLEL.replace("eager = train(False)", "eager = train(True)"))
+    done = bringup_run("--dry", "--chip", "h100-sxm", "--ranks", "16", "--out", "dry", "train.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "dry" / "summary.json").read_text())
+    assert {item["file"] for item in summary["collectives"]} == {"train.py"}
+
+
 @pytest.mark.parametrize(
     ("program", "code", "problem"),
     [

@@ -19,7 +19,7 @@ from torch import fx
 from torch._dynamo.callback import on_compile_end
 from torch._dynamo.eval_frame import skip_code
 
-from bringup.compile import lines
+from bringup.compile import collectives, lines
 from bringup.compile.races import look_for_races
 from bringup.compile.region import compile_region
 from bringup.compile.retarget import Joined, finish, is_host, lend, retarget, settle
@@ -59,6 +59,8 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) 
     index = next((device.index or 0 for device in devices if device.type == "chip"), 0)
     (returned,) = next(node for node in graph.graph.nodes if node.op == "output").args
     returned = returned if isinstance(returned, (list, tuple)) else [returned]
+    if collectives.are_in(graph, inputs):
+        return collectives.compile_graph(graph, inputs)
     stays = [is_host(node) for node in returned]
     look_for_races(graph, inputs)
     retarget(graph)
