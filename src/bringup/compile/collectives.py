@@ -18,7 +18,7 @@ from torch._functorch.partitioners import min_cut_rematerialization_partition
 from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 
 from bringup.compile.lines import line_of
-from bringup.frontends.lines import at_line
+from bringup.lines import at_line
 
 _NAMESPACES = ("_c10d_functional", "c10d_functional", "_c10d_functional_autograd")
 

@@ -19,11 +19,11 @@ from bringup.device import load
 from bringup.device.choose import choose_from_environment
 from bringup.errors import BringupError, VersionError
 from bringup.frontends.jax import lowerings
-from bringup.frontends.lines import at_line, calling_line
 from bringup.frontends.stablehlo.execution import executed, upload
 from bringup.frontends.stablehlo.executor import Program
 from bringup.frontends.stablehlo.module import TESTED, StableHloError, UntranslatedError, read_module
 from bringup.frontends.stablehlo.tensors import DTYPES
+from bringup.lines import at_line, calling_line
 from bringup.process import process
 
 # csrc/jax/xla/pjrt_c_api.h, PJRT_Buffer_Type: StableHLO's names; None are types that torch lacks.

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from bringup.errors import BringupError
-from bringup.frontends.lines import at_line
 from bringup.frontends.stablehlo import (  # noqa: F401  (their operators register themselves)
     algebra,
     callbacks,
@@ -27,6 +26,7 @@ from bringup.frontends.stablehlo.module import Block, Module, Op, StableHloError
 from bringup.frontends.stablehlo.operators import OPERATORS, Call, body
 from bringup.frontends.stablehlo.tensors import Type
 from bringup.limits import STABLEHLO
+from bringup.lines import at_line
 from bringup.text import plain, quantity, short
 
 FEW = 8  # elements that the host computes if it has all operands, such as counters of loops and random keys; chosen

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 
 from bringup.errors import BringupError
-from bringup.frontends.lines import at_line, calling_line
 from bringup.frontends.stablehlo.execution import executed
 from bringup.frontends.stablehlo.executor import Program
 from bringup.frontends.stablehlo.module import StableHloError, bindings, new_context, read_module
 from bringup.frontends.stablehlo.tensors import Type
 from bringup.frontends.tensorflow import host, memory
+from bringup.lines import at_line, calling_line
 from bringup.text import plain, quantity, short
 
 FEW = 64  # elements of an input whose values XLA may need when it compiles, such as a shape; chosen

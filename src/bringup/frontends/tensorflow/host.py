@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 
-from bringup.frontends.lines import calling_line
 from bringup.frontends.stablehlo.module import StableHloError
 from bringup.frontends.stablehlo.tensors import Type
 from bringup.frontends.tensorflow import memory
+from bringup.lines import calling_line
 from bringup.paths import Places
 from bringup.process import FACTS
 from bringup.recording.recording import Recording, current
