@@ -188,6 +188,7 @@ class _LedgerRow(BaseModel):
     op: Text
     on_device: StrictBool
     reason: Sentence
+    kernel_possible: StrictBool
     launches: Annotated[float, Field(ge=0, lt=2**62)]
     bytes_down: Annotated[float, Field(ge=0, lt=2**62)]
     bytes_up: Annotated[float, Field(ge=0, lt=2**62)]
