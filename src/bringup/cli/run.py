@@ -626,7 +626,8 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
     if prediction.summary.step_seconds or failed:  # else there is nothing to sum up
         console.print()
         terminal.print_summary(prediction.summary, console)
-    for sentence in unplanned(trace.about.get("placement"), options.place):
+    plan = os.path.join(job.out, "plan.toml") if options.place == "auto" else options.place
+    for sentence in unplanned(trace.about.get("placement"), plan):
         print(f"bringup: {plain(sentence)}", file=sys.stderr)
     if "driver" in trace.about:
         facts = trace.about["driver"]
