@@ -34,6 +34,7 @@ CORE = (
         "tests/recording/test_trace.py",
     ),
 )
+ONE_THREAD = ("tests/core/test_errors.py", "tests/timeline/test_replay.py")
 FORWARD = "tests/conformance/test_ops.py::test_op_forward_equals_cpu"
 # Of torch's database, what the core does with its own hands: memory, views, sizes that data decide, random numbers.
 OPERATORS = """
@@ -98,7 +99,7 @@ SANITIZERS = {
             "OMP_NUM_THREADS": "1",  # OpenMP's barriers are atomics that the sanitizer does not see
             "TSAN_OPTIONS": f"ignore_noninstrumented_modules=1:suppressions={ROOT / 'tests' / 'thread_sanitizer.supp'}",
         },
-        tests=CORE,
+        tests=tuple(path for path in CORE if path not in ONE_THREAD),
         excluded={
             "tests/core/test_memory.py::test_without_check_mode_freed_segments_are_not_readable": NO_SIGNAL,
             "tests/recording/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from functools import cache
 
 import pytest
 
@@ -50,6 +51,7 @@ OTHER_TESTS = {
 EMPTY_NAMES = {"found", "given", "known", "made", "kept", "every", "of", "asked", "said", "taken", "there"}
 
 
+@cache
 def imports(name: str) -> list[tuple[str, bool]]:
     """Return our own modules that a file imports, at its top or inside functions: (module, is it inside)."""
     own: list[tuple[str, bool]] = []
@@ -166,7 +168,7 @@ def identifiers(tree: ast.AST) -> set[str]:
 
 @pytest.mark.parametrize("part", sorted(set(FOLDERS) - {"__main__"}))
 def test_names_say_what_they_hold(part: str) -> None:
-    trees = {name: ast.parse(path.read_text(encoding="utf-8")) for name, path in FILES.items()}
-    names = {name: identifiers(tree) for name, tree in trees.items() if FOLDERS[place(name)] == part}
+    own = {name: path.read_text(encoding="utf-8") for name, path in FILES.items() if FOLDERS[place(name)] == part}
+    names = {name: identifiers(ast.parse(text)) for name, text in own.items()}
     assert names
     assert not {name: words & EMPTY_NAMES for name, words in names.items() if words & EMPTY_NAMES}

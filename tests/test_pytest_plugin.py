@@ -130,6 +130,7 @@ def test_warnings_let_the_tests_pass(suite: Run) -> None:
     assert "ChipWarning: init: aten::add_ at test_it.py:12" in done.stdout
 
 
+@pytest.mark.slow
 def test_it_works_with_xdist(suite: Run) -> None:
     done = suite(SUITE, "--chip", "t4", "-n", "2")
     assert "6 failed, 2 passed, 1 error" in done.stdout, done.stdout

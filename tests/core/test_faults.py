@@ -26,6 +26,17 @@ ENTRIES = (
         "event_elapsed",
     ),
 )
+FEW = (
+    "range_map",
+    "open",
+    "alloc",
+    "unmap",
+    "stream_synchronize",
+    "copy_h2d",
+    "launch_host",
+    "event_create",
+    "event_query",
+)
 VOID = ("unmap", "host_free", "event_destroy")  # they cannot fail
 FAIL, SLOW, LATE, NO_MEMORY = 1, 2, 3, 4
 
@@ -135,7 +146,9 @@ def environment(driver: str, **more: str) -> dict[str, str]:
     return {**plain, "BRINGUP_DRIVER": driver, "BRINGUP_CHIP": "t4", **more}
 
 
-@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize(
+    "entry", [entry if entry in FEW else pytest.param(entry, marks=pytest.mark.slow) for entry in ENTRIES]
+)
 def test_entry_that_fails_is_slow_or_late(fault_driver: str, tmp_path: Path, entry: str) -> None:
     modes = [SLOW, LATE] if entry in VOID else [FAIL, SLOW, LATE]
     modes += [NO_MEMORY] if entry in ("alloc", "range_reserve", "range_map", "host_alloc") else []

@@ -500,7 +500,8 @@ def test_fit_names_the_chips_that_hold_it(run: Command, tmp_path: Path) -> None:
     assert found["chips"][0]["ways_to_fit"] and found["chips"][1]["step_seconds"] > 0
 
 
-@pytest.mark.parametrize("vary", ["--batch", pytest.param("BATCH", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("vary", ["--batch", "BATCH"])
 def test_fit_finds_the_largest_batch(run: Command, tmp_path: Path, vary: str) -> None:
     code, out, err = run("fit", "train.py", "--chips", small_chip(tmp_path, 384), "--vary", vary, "--json")
     assert code == 0, err

@@ -115,6 +115,7 @@ def test_workers_and_driver_die(sweep_folder: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_process_stays")
 def test_cluster_goes_away(sweep_folder: Path) -> None:
     folder = sweep_folder
