@@ -8,6 +8,7 @@ import importlib.util
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
@@ -65,6 +66,6 @@ class _Loader(importlib.abc.Loader):
         self._own.exec_module(module)
         assert module.__spec__ is not None
         module.__spec__.loader = module.__loader__ = self._own
-        if self._finder in sys.meta_path:
-            sys.meta_path.remove(self._finder)
         self._finder.call(module)
+        with suppress(ValueError):  # somebody has removed it
+            sys.meta_path.remove(self._finder)

@@ -62,8 +62,9 @@ def test_stages_need_a_number_of_ranks(bringup_run: Run, tmp_path: Path) -> None
 
 def test_ranks_that_wait_in_a_circle_are_named(bringup_run: Run, tmp_path: Path) -> None:
     head = PIPELINE.split("for _ in range(3)")[0]
-    (tmp_path / "train.py").write_text(head + "dist.recv(x[:1], 1 - rank)\ndist.send(x[:1], 1 - rank)\n")
-    done = bringup_run("--dry", "--chip", "h100-sxm", "--ranks", "2", "--stages", "all", "--out", "out", "train.py")
+    (tmp_path / "train.py").write_text(head + "dist.recv(x[:1], (1, 0, 1)[rank])\ndist.send(x[:1], (1, 0, 0)[rank])\n")
+    # Rank 2 waits, too, but nobody waits for it.
+    done = bringup_run("--dry", "--chip", "h100-sxm", "--ranks", "3", "--stages", "all", "--out", "out", "train.py")
     assert done.returncode == 2, done.stderr
     line = head.count("\n") + 1
     assert done.stderr.splitlines()[-1] == (

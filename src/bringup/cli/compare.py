@@ -127,7 +127,9 @@ def command(
     elif target is not None:
         directory.add(target.parent, target.name, text, recording.about.get("run", ""))
     if as_json:
-        listed = [{**as_dict(row.summary), "bound": row.bound, "graph_only": row.graph_only} for row in rows]
+        listed = [
+            {**as_dict(row.summary), "name": row.name, "bound": row.bound, "graph_only": row.graph_only} for row in rows
+        ]
         click.echo(json.dumps(listed, sort_keys=True))
         return
     console = terminal.console()

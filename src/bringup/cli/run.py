@@ -296,8 +296,8 @@ def command(**values: Any) -> None:
         judged = _judge(outcome.summary, options, code == 0, ranks.rank_here())
         if ranks.rank_here() is not None:  # no failure, for which the other ranks would be ended
             ranks.note(judged)
-        else:
-            code = code or judged or int(outcome.diverged)
+        elif code == 0:  # None after an interrupt
+            code = judged or int(outcome.diverged)
     _leave(code)
 
 
@@ -309,7 +309,8 @@ def _judge(summary: Summary, options: RunOptions, ended_well: bool, rank: int | 
     for sentence in (*sentences, *unseen):
         print(f"bringup: {of_rank}{plain(sentence)}", file=sys.stderr)
     if options.output == "github":
-        github.write(github.of_run(summary, options.script, sentences))
+        program = options.script if rank is None else f"{options.script} (rank {rank})"
+        github.write(github.of_run(summary, program, [of_rank + sentence for sentence in sentences]))
     return EXCEEDED if sentences else int(ended_well and bool(summary.findings))
 
 

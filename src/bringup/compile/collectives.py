@@ -32,13 +32,13 @@ def are_in(graph: fx.GraphModule, inputs: Sequence[Any]) -> bool:
     nodes = [node for module in graph.modules() if isinstance(module, fx.GraphModule) for node in module.graph.nodes]
     values = [*inputs, *(node.meta.get("example_value") for node in nodes)]
     return any(isinstance(value, DTensor) for value in values) or any(
-        getattr(node.target, "namespace", "") in _NAMESPACES for node in nodes
+        str(node.target).partition(".")[0] in _NAMESPACES for node in nodes
     )
 
 
 def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
     """Return a function that launches a graph's operators on the chip."""
-    _say()
+    _say_once()
     divided = aot_autograd(
         fw_compiler=_launched,
         bw_compiler=_launched,
@@ -79,8 +79,11 @@ def _kind(node: fx.Node) -> int:
 
 
 def _launched(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[[list[Any]], Any]:
+    places = {node: line_of(node).rpartition(":") for node in graph.graph.nodes}
+    lines = {node: (file, int(line)) for node, (file, _, line) in places.items() if file}
+
     def run(arguments: list[Any]) -> Any:
-        return _Launches(graph).boxed_run(arguments)  # which empties the list, so that tensors are freed early
+        return _Launches(graph, lines).boxed_run(arguments)  # which empties the list, so that tensors are freed early
 
     run._boxed_call = True  # type: ignore[attr-defined]
     return run
@@ -108,12 +111,15 @@ _RANDOM: dict[Any, Any] = {run_and_save_rng_state: _and_random_state, run_with_r
 class _Launches(fx.Interpreter):
     """Calls the operators of a graph, each from its line of the program."""
 
+    def __init__(self, graph: fx.GraphModule, lines: dict[fx.Node, tuple[str, int]]) -> None:
+        super().__init__(graph)
+        self._lines = lines
+
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         target = _RANDOM.get(target, target)
-        file, _, line = line_of(self._node).rpartition(":")
-        if not file:
+        if self._node not in self._lines:
             return super().call_function(target, args, kwargs)
-        return at_line("compiled", file, int(line))(super().call_function, (target, args, kwargs))
+        return at_line("compiled", *self._lines[self._node])(super().call_function, (target, args, kwargs))
 
     def run_node(self, n: fx.Node) -> Any:
         self._node = n
@@ -121,8 +127,10 @@ class _Launches(fx.Interpreter):
 
 
 @lru_cache
-def _say() -> None:
+def _say_once() -> None:
+    if torch.distributed.is_initialized() and torch.distributed.get_rank():
+        return  # rank 0 says it for all
     print(
-        "bringup: a compiled graph has collectives: its operators are launched one by one, without fusion",
+        "bringup: a compiled graph has DTensors or collectives: its operators are launched one by one, without fusion",
         file=sys.stderr,
     )

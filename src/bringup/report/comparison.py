@@ -39,7 +39,6 @@ def page(trace: Trace, rows: Sequence[Row], reports: Mapping[str, str], compared
         about=trace.about,
         first=rows[0],
         compared=compared,
-        chips=quantity(rows[0].summary.ranks, "chip"),
         count=quantity(len(rows), compared),
         tables=[(table, table[0].summary.step_seconds or 1.0) for table in tables if table],
         reports=reports,

@@ -123,11 +123,11 @@ class Timeline:
         return np.flatnonzero((kind == LAUNCH) & (at != ON_HOST)) + first
 
     def stretch(self, rows: Any) -> Array:
-        """Return the times of rows on their engines by those that they take alone: what contention costs them."""
+        """Return how many times as long contention makes rows as they are alone."""
         alone = self.seconds[rows]
-        together = self.end[rows] - self.start[rows]
-        longer: Array = np.divide(together, alone, out=np.ones_like(together), where=alone > 0)
-        return longer
+        taken = self.end[rows] - self.start[rows]
+        stretch: Array = np.divide(taken, alone, out=np.ones_like(taken), where=alone > 0)
+        return stretch
 
     @property
     def total_seconds(self) -> float:

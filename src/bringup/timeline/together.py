@@ -79,29 +79,38 @@ def together(
     """
     timelines = {rank: replay(trace, chip, host, host_clock=host_clock) for rank, trace in traces.items()}
     alone = {rank: timeline.seconds for rank, timeline in timelines.items()}
-    of_rank: dict[int, list[_Exchange]] = {rank: [] for rank in traces}
     matched = exchanges(traces)
+    of_rank: dict[int, dict[int, _Exchange]] = {rank: {} for rank in traces}  # rank: by row
     for exchange in matched:
-        for rank in exchange.rows:
+        for rank, row in exchange.rows.items():
             if rank != exchange.sender:
-                of_rank[rank].append(exchange)
+                of_rank[rank][row] = exchange
     order = sorted(traces)
     for _ in range(len(matched) + 2):
-        late: list[tuple[int, int]] = []  # ranks and rows that wait longer than in the round before
+        late: dict[int, int] = {}  # rank: its first row that waits longer than before
         for rank in (*order, *reversed(order)):
             seconds = alone[rank].copy()
-            for exchange in of_rank[rank]:
-                row = exchange.rows[rank]
-                wait = max(_reached(exchange, timelines) - timelines[rank].start[row], 0.0)
-                seconds[row] += wait / float(timelines[rank].stretch(row))
+            for row, exchange in of_rank[rank].items():
+                wait = max(_reached(exchange, timelines)[0] - timelines[rank].start[row], 0.0)
+                seconds[row] += wait / max(float(timelines[rank].stretch(row)), 1.0)
             changed = np.flatnonzero(np.abs(seconds - timelines[rank].seconds) > SETTLED)
             if len(changed):
                 timelines[rank] = replay(traces[rank], chip, host, host_clock=host_clock, seconds=seconds)
-                late.append((rank, int(changed[0])))
+                late[rank] = int(changed[0])
         if not late:
             return timelines
-    waits = [f"rank {rank} in {_line(traces[rank], row)}" for rank, row in sorted(set(late))]
+    circle = _circle({rank: _reached(of_rank[rank][row], timelines)[1] for rank, row in late.items()})
+    waits = [f"rank {rank} in {_line(traces[rank], late[rank])}" for rank in circle]
     raise BringupError(f"these ranks wait for each other, and would hang on real chips: {'; '.join(waits)}")
+
+
+def _circle(waits_for: Mapping[int, int]) -> list[int]:
+    """Return the ranks that wait for each other, without those that only wait for one of them."""
+    rank, path = min(waits_for), []
+    while rank in waits_for and rank not in path:
+        path.append(rank)
+        rank = waits_for[rank]
+    return sorted(path[path.index(rank) :] if rank in path else waits_for)
 
 
 def _line(trace: Trace, row: int) -> str:
@@ -109,8 +118,8 @@ def _line(trace: Trace, row: int) -> str:
     return trace.lines[line] if line >= 0 else "a line that is not known"
 
 
-def _reached(exchange: _Exchange, timelines: Mapping[int, Timeline]) -> float:
-    """Return when the sender has sent, or the last rank has reached the collective."""
+def _reached(exchange: _Exchange, timelines: Mapping[int, Timeline]) -> tuple[float, int]:
+    """Return when the sender has sent, or the last rank has reached the collective, and that rank."""
     if exchange.sender is not None:
-        return float(timelines[exchange.sender].end[exchange.rows[exchange.sender]])
-    return max(float(timelines[rank].start[row]) for rank, row in exchange.rows.items())
+        return float(timelines[exchange.sender].end[exchange.rows[exchange.sender]]), exchange.sender
+    return max((float(timelines[rank].start[row]), rank) for rank, row in exchange.rows.items())

@@ -22,7 +22,7 @@ from bringup.frontends.stablehlo.module import StableHloError, bindings, new_con
 from bringup.frontends.stablehlo.tensors import Type
 from bringup.frontends.tensorflow import host, memory
 from bringup.lines import at_line, calling_line
-from bringup.text import plain, quantity, short
+from bringup.text import plain, short
 
 FEW = 64  # elements of an input whose values XLA may need when it compiles, such as a shape; chosen
 _ALIASES = "mhlo.input_output_alias"
@@ -98,16 +98,17 @@ class Functions:
     def _run(self, function: Compiled, inputs: list[Any], count: int) -> list[Any] | None:
         kinds = function.program.inputs
         arguments = [_argument(inputs[place], kind) for place, kind in zip(function.takes, kinds, strict=True)]
-        old = [_Old(inputs[place], arguments[at], kinds[at]) for at, place in _places(function)]
+        old: list[_Old] = []
         try:
+            for at, place in _places(function):
+                old.append(_Old(inputs[place], arguments[at], kinds[at]))
             tensors = memory.unshared(executed(function.program, arguments, "tensorflow"))
             _settle()
         except BaseException as error:
             lost = sum(not variable.restore() for variable in old)
             if lost:
-                error.add_note(
-                    f"bringup: empty now, as the old value was freed for the new one: {quantity(lost, 'variable')}"
-                )
+                empty = "1 variable is" if lost == 1 else f"{lost} variables are"
+                error.add_note(f"bringup: {empty} empty now: the call had freed the old value before it failed")
             raise
         results = [memory.share(*item) for item in zip(tensors, function.program.outputs, strict=True)]
         for place, value in zip(function.written, results[count:], strict=True):
