@@ -125,8 +125,8 @@ class Timeline:
     def stretch(self, rows: Any) -> Array:
         """Return how many times as long contention makes rows as they are alone."""
         alone = self.seconds[rows]
-        taken = self.end[rows] - self.start[rows]
-        stretch: Array = np.divide(taken, alone, out=np.ones_like(taken), where=alone > 0)
+        elapsed = self.end[rows] - self.start[rows]
+        stretch: Array = np.divide(elapsed, alone, out=np.ones_like(elapsed), where=alone > 0)
         return stretch
 
     @property
