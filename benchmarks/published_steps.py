@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,7 @@ class Row:
         memory_gib: published as reserved; 0 if it is not.
         source: where it is published.
         microbatches, stages, chunks: of a pipeline, whose stages are all as long as the recorded one.
-        layers: two numbers of layers to record and the job's, to which they are continued in a straight line.
+        layers: two numbers of layers to record, and the job's. The two results are continued to it in a straight line.
     """
 
     name: str
@@ -61,8 +61,8 @@ def _titan(
 ) -> Row:
     cluster = f"grand-tetonx{ranks // 8}" if ranks > 8 else "grand-teton"
     layers = (2, 4, LAYERS[options.split()[0]]) if "--compile" in options else None
-    row = Row(name, "h100-sxm-96-500w", cluster, ranks, f"llama.py {options}", published, tokens, gib, source)
-    return replace(row, layers=layers)
+    program = f"llama.py {options}"
+    return Row(name, "h100-sxm-96-500w", cluster, ranks, program, published, tokens, gib, source, layers=layers)
 
 
 def _megatron(

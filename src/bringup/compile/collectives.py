@@ -19,6 +19,7 @@ from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
 
 from bringup.compile.lines import line_of
 from bringup.lines import at_line
+from bringup.text import split_line
 
 _NAMESPACES = ("_c10d_functional", "c10d_functional", "_c10d_functional_autograd")
 
@@ -79,8 +80,8 @@ def _kind(node: fx.Node) -> int:
 
 
 def _launched(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[[list[Any]], Any]:
-    places = {node: line_of(node).rpartition(":") for node in graph.graph.nodes}
-    lines = {node: (file, int(line)) for node, (file, _, line) in places.items() if file}
+    places = {node: split_line(line_of(node)) for node in graph.graph.nodes}
+    lines = {node: place for node, place in places.items() if place[0]}
 
     def run(arguments: list[Any]) -> Any:
         return _Launches(graph, lines).boxed_run(arguments)  # which empties the list, so that tensors are freed early
@@ -97,7 +98,8 @@ def _and_random_state(op: Any, *args: Any, **kwargs: Any) -> Any:
 
 def _with_random_state(state: torch.Tensor, op: Any, *args: Any, **kwargs: Any) -> Any:
     """Call an operator with a state of the chip's generator, for a checkpoint that computes it again."""
-    now, _ = _and_random_state(torch.chip.set_rng_state, state)  # type: ignore[attr-defined]
+    now = torch.chip.get_rng_state()  # type: ignore[attr-defined]
+    torch.chip.set_rng_state(state)  # type: ignore[attr-defined]
     try:
         return op(*args, **kwargs)
     finally:
