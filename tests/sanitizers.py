@@ -79,7 +79,7 @@ SANITIZERS = {
         tests=(
             *CORE,
             *("tests/core/test_driver.py", "tests/device/test_dry.py"),
-            *("tests/triton/test_blocks.py", "tests/triton/test_language.py", "tests/triton/test_tutorials.py"),
+            *("tests/triton/test_blocks.py", "tests/triton/test_language.py"),
             *(f"{FORWARD}[float32-{name}]" for name in OPERATORS.split()),
         ),
         excluded={

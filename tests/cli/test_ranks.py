@@ -166,6 +166,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_compiled_tensor_parallel_trains_as_without_compilation(bringup_run: Run, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TENSOR_PARALLEL)
     done = bringup_run("--chip", "h100-sxm", "--nproc", "2", "--out", "out", "train.py")

@@ -71,6 +71,7 @@ def test_listed_failures_stay_within_the_bar(run: str) -> None:
     assert 1 - len(listed) / len(names) >= BARS[run]
 
 
+@pytest.mark.slow
 def test_one_sample_of_each_op_passes_launch_blocking() -> None:
     program = """
 import sys, warnings

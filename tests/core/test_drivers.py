@@ -156,6 +156,7 @@ for function in (torch.nn.functional.gelu, torch.nn.functional.elu, lambda t: t 
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_casts_between_all_dtypes_on_opencl_equal_the_cpus(python: Run, opencl: str) -> None:
     done = python(
         """

@@ -217,6 +217,7 @@ def test_simulation_that_is_killed_or_hangs_is_one_error(
 
 
 @needs_verilator
+@pytest.mark.slow
 def test_array_that_gives_no_results_is_one_error(
     python: Run, rtl: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

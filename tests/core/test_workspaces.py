@@ -66,6 +66,7 @@ def test_environment_sets_the_size(python: Run, asked: str, kib: int) -> None:
     assert done.stdout.split() == [str(kib)], done.stderr
 
 
+@pytest.mark.slow
 def test_products_of_compiled_graphs_keep_workspaces(python: Run) -> None:
     body = """
 torch.compile(lambda x: x @ x + 1)(x); held()

@@ -412,7 +412,7 @@ def number(text: str) -> float:
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
-@pytest.mark.parametrize("name", ["report", "validation"])
+@pytest.mark.parametrize("name", ["report", pytest.param("validation", marks=pytest.mark.slow)])
 def test_cursor_and_table_show_the_marks(prediction: bringup.Prediction, tmp_path: Path, name: str) -> None:
     page = PAGES[name][0](prediction)
     figures = {name: read(text) for name, text in re.findall(CHART, page, re.DOTALL)}
