@@ -181,6 +181,41 @@ def test_compiled_tensor_parallel_trains_as_without_compilation(bringup_run: Run
     assert {item["file"] for item in summary["collectives"]} == {"train.py"}
 
 
+STEPS = Path(__file__).parents[2] / "benchmarks" / "steps"
+JOBS = {
+    "llama": "llama.py tiny --length 32 --tensor 2 --checkpoint selective",
+    "experts": "moe.py tiny --length 16 --batch 2 --experts-over 2",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_published_structure_trains_as_with_gloo(bringup_run: Run, ranks: int) -> None:
+    script, *options = JOBS["llama"].split()
+    losses = []
+    for device in ("chip", "cpu"):
+        done = bringup_run("--nproc", str(ranks), "--out", "out", str(STEPS / script), *options, "--device", device)
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses.append(sorted(line for line in done.stdout.splitlines() if " loss " in line))
+    assert losses[0] == losses[1] and len(losses[0]) == 2 * ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [256, 512])
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_published_structures_are_recorded_for_many_ranks(
+    bringup_run: Run, tmp_path: Path, job: str, ranks: int
+) -> None:
+    script, *options = JOBS[job].split()
+    cluster = ("--chip", "h100-sxm", "--cluster", f"dgx-h100x{ranks // 8}")
+    done = bringup_run("--dry", "--ranks", str(ranks), *cluster, "--out", "out", str(STEPS / script), *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    kinds = {item["kind"] for item in summary["collectives"]}
+    assert summary["ranks"] == ranks and {"all_gather", "reduce_scatter"} <= kinds
+    assert ("all_to_all" in kinds) == (job != "llama")
+
+
 @pytest.mark.parametrize(
     ("program", "code", "problem"),
     [
