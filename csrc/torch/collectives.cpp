@@ -134,8 +134,10 @@ int64_t bytes_of(const Tensors& tensors) {
   return bytes;
 }
 
-// NCCL only looks at the numbers of elements in these collectives, gloo at the shapes.
-bool ignores_shapes(const std::string& name) {
+// NCCL only looks at the numbers of elements in these collectives, gloo at the shapes. Sizes of an all-to-all's parts count rows.
+bool ignores_shapes(const std::string& name, const torch::jit::Stack& arguments) {
+  for (const IValue& argument : arguments)
+    if (argument.isIntList() && !argument.toIntList().empty()) return false;
   return name.find("_base_") != std::string::npos || name.find("into_tensor") != std::string::npos ||
          name.find("scatter_tensor") != std::string::npos;
 }
@@ -387,7 +389,7 @@ std::shared_ptr<Task> task_of(const Collective& call, const Group& group, const 
                                           call.group->getRank(),
                                           call.group->getSize(),
                                           group.alone});
-  bool flat = group.stand_in && ignores_shapes(call.op.schema().name());
+  bool flat = group.stand_in && ignores_shapes(call.op.schema().name(), call.arguments);
   auto lend = [&](const at::Tensor& tensor) -> at::Tensor {
     if (!tensor.defined() || tensor.device().type() != kChip) return tensor;
     const c10::Storage& storage = tensor.storage();

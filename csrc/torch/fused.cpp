@@ -195,14 +195,30 @@ tuple<Tensor, Tensor, Tensor> attention_values(const Tensor& query, const Tensor
   return {heads_side_by_side(result), at::logsumexp(scores, {-1}), state};
 }
 
+// The gradients of queries, keys and values. The last argument is the sum over each row of the weights' gradients times the
+// weights, which equals the sum of the result's gradients times the result.
+tuple<Tensor, Tensor, Tensor> attention_gradients(const Tensor& grad_out, const Tensor& query, const Tensor& key,
+                                                  const Tensor& value, const Tensor& weights, const Tensor& keeps, double scale,
+                                                  const optional<Tensor>& row_sums) {
+  auto wide = weights.scalar_type(), dtype = query.scalar_type();
+  Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), v = per_head(value, query.size(-3)).to(wide);
+  Tensor grad = grad_out.to(wide);
+  Tensor to_value = at::matmul((weights * keeps).transpose(-2, -1), grad);
+  Tensor to_weights = at::matmul(grad, v.transpose(-2, -1)) * keeps;
+  Tensor sums = row_sums ? *row_sums : (to_weights * weights).sum(-1, true);
+  Tensor to_scores = weights * (to_weights - sums) * scale;
+  Tensor to_query = at::matmul(to_scores, k), to_key = at::matmul(to_scores.transpose(-2, -1), q);
+  auto laid_out = [&](const Tensor& gradient) { return heads_side_by_side(gradient.to(dtype)); };
+  return {laid_out(to_query), laid_out(sum_of_groups(to_key, key)), laid_out(sum_of_groups(to_value, value))};
+}
+
 tuple<Tensor, Tensor, Tensor> attention_backward_values(const Tensor& grad_out, const Tensor& query, const Tensor& key,
                                                         const Tensor& value, const optional<Tensor>& attn_bias,
                                                         const Tensor& /*logsumexp*/, double dropout_p, bool is_causal,
                                                         const Tensor& state, optional<double> scale) {
   auto wide = at::toOpMathType(query.scalar_type());
   double factor = attention_scale(query, scale);
-  Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), v = per_head(value, query.size(-3)).to(wide);
-  Tensor grad = grad_out.to(wide);
+  Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide);
   Tensor weights = at::_safe_softmax(attention_scores(q, k, attn_bias, is_causal, factor), -1);
   optional<at::Generator> generator;
   if (!query.is_meta() && static_cast<const uint64_t*>(state.const_data_ptr())[1] != kPhilox) {
@@ -210,21 +226,75 @@ tuple<Tensor, Tensor, Tensor> attention_backward_values(const Tensor& grad_out, 
     generator->set_state(state);
   }
   Tensor keeps = attention_keeps(query, key, dropout_p, std::move(generator), state).to(wide).div_(1 - dropout_p);
-  Tensor to_value = at::matmul((weights * keeps).transpose(-2, -1), grad);
-  Tensor to_weights = at::matmul(grad, v.transpose(-2, -1)) * keeps;
-  Tensor to_scores = weights * (to_weights - (to_weights * weights).sum(-1, true)) * factor;
-  Tensor to_query = at::matmul(to_scores, k), to_key = at::matmul(to_scores.transpose(-2, -1), q);
-  auto dtype = query.scalar_type();
-  auto laid_out = [&](const Tensor& gradient) { return heads_side_by_side(gradient.to(dtype)); };
-  return {laid_out(to_query), laid_out(sum_of_groups(to_key, key)), laid_out(sum_of_groups(to_value, value))};
+  return attention_gradients(grad_out, query, key, value, weights, keeps, factor, std::nullopt);
+}
+
+// A state for attention_keeps with a seed of Philox.
+Tensor philox_state(const Tensor& seed) {
+  Tensor state = at::empty({3}, seed.options().dtype(c10::kLong));
+  if (seed.is_meta()) return state;
+  uint64_t words[] = {*static_cast<const uint64_t*>(seed.const_data_ptr()), kPhilox, 0};
+  std::memcpy(state.mutable_data_ptr(), words, sizeof words);
+  return state;
+}
+
+// Rings over several ranks add up the results of parts of the keys, and give the backward pass of each part the result and the
+// logarithms of the whole. So the state of dropout is two numbers, as on CUDA, and the backward pass uses what it is given.
+tuple<Tensor, Tensor, Tensor, Tensor> efficient_attention_values(const Tensor& query, const Tensor& key, const Tensor& value,
+                                                                 const optional<Tensor>& attn_bias, double dropout_p,
+                                                                 bool is_causal, optional<double> scale,
+                                                                 optional<at::Generator> generator) {
+  auto wide = at::toOpMathType(query.scalar_type());
+  Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), v = per_head(value, query.size(-3)).to(wide);
+  Tensor scores = attention_scores(q, k, attn_bias, is_causal, attention_scale(query, scale));
+  Tensor weights = at::_safe_softmax(scores, -1), seed = at::zeros({}, query.options().dtype(c10::kLong));
+  if (dropout_p > 0) {
+    if (!query.is_meta()) {
+      at::Generator draws = or_default(std::move(generator));
+      std::lock_guard<std::mutex> lock(draws.mutex());
+      seed.fill_(int64_t(at::check_generator<at::CPUGeneratorImpl>(draws)->random64() >> 1));
+    }
+    weights = weights.mul_(attention_keeps(query, key, dropout_p, std::nullopt, philox_state(seed))).div_(1 - dropout_p);
+  }
+  Tensor result = at::matmul(weights, v).to(query.scalar_type());
+  return {heads_side_by_side(result), at::logsumexp(scores, {-1}), seed, at::zeros_like(seed)};
+}
+
+tuple<Tensor, Tensor, Tensor> efficient_attention_backward_values(const Tensor& grad_out, const Tensor& query, const Tensor& key,
+                                                                  const Tensor& value, const optional<Tensor>& attn_bias,
+                                                                  const Tensor& out, const Tensor& logsumexp, const Tensor& seed,
+                                                                  double dropout_p, bool is_causal, optional<double> scale) {
+  auto wide = at::toOpMathType(query.scalar_type());
+  double factor = attention_scale(query, scale);
+  Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), sums = logsumexp.unsqueeze(-1).to(wide);
+  Tensor weights = (attention_scores(q, k, attn_bias, is_causal, factor) - sums).exp().masked_fill(sums == -INFINITY, 0);
+  Tensor keeps = dropout_p > 0
+                     ? attention_keeps(query, key, dropout_p, std::nullopt, philox_state(seed)).to(wide) / (1 - dropout_p)
+                     : at::ones({}, weights.options());
+  Tensor row_sums = (grad_out.to(wide) * out.to(wide)).sum(-1, true);
+  return attention_gradients(grad_out, query, key, value, weights, keeps, factor, row_sums);
+}
+
+// True for a tensor of Python that has others inside, such as DTensor. Fake tensors have a storage on `meta`, and none inside.
+bool has_tensors_inside(const Tensor& tensor) {
+  if (!tensor.key_set().has(c10::DispatchKey::Python) || !tensor.has_storage()) return false;
+  return tensor.device().type() == c10::kPrivateUse1 && !tensor.storage().device().is_meta() && !tensor.storage().data();
+}
+
+// True if the program has turned on a fused kernel that accelerators have.
+bool may_fuse() {
+  const at::Context& context = at::globalContext();
+  return context.userEnabledFlashSDP() || context.userEnabledMemEfficientSDP() || context.userEnabledCuDNNSDP();
+}
+
+bool takes_fused_kernel(const Tensor& query, const optional<Tensor>& mask) {
+  bool takes = query.dim() == 4 && query.layout() == c10::kStrided && c10::isFloatingType(query.scalar_type());
+  return takes && !(mask && mask->defined() && mask->requires_grad());
 }
 
 // True if the program has turned off the one fused kernel that the CPU has, but not all that accelerators have.
 bool wants_another_fused_kernel(const Tensor& query, const optional<Tensor>& mask) {
-  const at::Context& context = at::globalContext();
-  bool wants = !context.userEnabledFlashSDP() && (context.userEnabledMemEfficientSDP() || context.userEnabledCuDNNSDP());
-  bool takes = query.dim() == 4 && query.layout() == c10::kStrided && c10::isFloatingType(query.scalar_type());
-  return wants && takes && !(mask && mask->defined() && mask->requires_grad());
+  return !at::globalContext().userEnabledFlashSDP() && may_fuse() && takes_fused_kernel(query, mask);
 }
 
 // True if no fused kernel of an accelerator takes the mask: neighbours in a row must be neighbours in memory. The CPU's takes all
@@ -234,11 +304,13 @@ bool is_strided_mask(const optional<Tensor>& mask) {
 }
 
 // Chooses between the kernels for attention without reading data. With dropout, the CPU has no fused kernel, and accelerators
-// have.
+// have. Classes of tensors such as DTensor know the kernels of accelerators, and not the CPU's.
 int64_t attention_choice(const Tensor& query, const Tensor& key, const Tensor& value, const optional<Tensor>& attn_mask,
                          double dropout_p, bool is_causal, optional<double> scale, bool enable_gqa) {
-  constexpr int64_t kMath = 0, kFlash = 1, kOverrideable = 4;  // of SDPBackend, whose namespace depends on the release
+  constexpr int64_t kMath = 0, kFlash = 1, kEfficient = 2,
+                    kOverrideable = 4;  // of SDPBackend, whose namespace depends on the release
   if (is_strided_mask(attn_mask)) return kMath;
+  if (has_tensors_inside(query)) return takes_fused_kernel(query, attn_mask) && may_fuse() ? kEfficient : kMath;
   if (dropout_p < 1 && wants_another_fused_kernel(query, attn_mask)) return kOverrideable;
   int64_t choice = at::native::_fused_sdp_choice_cpp(query, key, value, attn_mask, 0, is_causal, scale, enable_gqa);
   if (dropout_p == 0 || choice != kFlash) return choice;
@@ -272,6 +344,13 @@ TORCH_LIBRARY(bringup_fused, m) {
       "_scaled_dot_product_flash_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value,"
       " Tensor? attn_bias, Tensor logsumexp, float dropout_p, bool is_causal, Tensor philox_seed, float? scale)"
       " -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "_scaled_dot_product_efficient_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_bias, float dropout_p,"
+      " bool is_causal, float? scale, Generator? generator) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "_scaled_dot_product_efficient_attention_backward(Tensor grad_out, Tensor query, Tensor key, Tensor value,"
+      " Tensor? attn_bias, Tensor out, Tensor logsumexp, Tensor philox_seed, float dropout_p, bool is_causal, float? scale)"
+      " -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(bringup_fused, CompositeImplicitAutograd, m) { m.impl("_fused_sdp_choice", &attention_choice); }
@@ -286,6 +365,8 @@ TORCH_LIBRARY_IMPL(bringup_fused, CompositeExplicitAutograd, m) {
   m.impl("_fused_rms_norm_backward", &rms_norm_backward_values);
   m.impl("_scaled_dot_product_flash_attention", &attention_values);
   m.impl("_scaled_dot_product_flash_attention_backward", &attention_backward_values);
+  m.impl("_scaled_dot_product_efficient_attention", &efficient_attention_values);
+  m.impl("_scaled_dot_product_efficient_attention_backward", &efficient_attention_backward_values);
 }
 
 // The launches.
@@ -373,6 +454,28 @@ tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(const Tensor& grad_out,
   return {results[0].toTensor(), results[1].toTensor(), results[2].toTensor(), Tensor()};
 }
 
+tuple<Tensor, Tensor, Tensor, Tensor> efficient_attention(const Tensor& query, const Tensor& key, const Tensor& value,
+                                                          const optional<Tensor>& attn_bias, bool /*compute_log_sumexp*/,
+                                                          double dropout_p, bool is_causal, optional<double> scale) {
+  static Op& op = find_op("bringup_fused::_scaled_dot_product_efficient_attention");
+  Stack results = launch_fused(op, query, key, value, attn_bias, dropout_p, is_causal, scale, kDefaultGenerator);
+  return {results[0].toTensor(), results[1].toTensor(), results[2].toTensor(), results[3].toTensor()};
+}
+
+tuple<Tensor, Tensor, Tensor, Tensor> efficient_attention_backward(const Tensor& grad_out, const Tensor& query, const Tensor& key,
+                                                                   const Tensor& value, const Tensor& attn_bias,
+                                                                   const Tensor& out, const Tensor& logsumexp,
+                                                                   const Tensor& philox_seed, const Tensor& /*philox_offset*/,
+                                                                   double dropout_p, std::array<bool, 4> mask, bool is_causal,
+                                                                   optional<double> scale) {
+  static Op& op = find_op("bringup_fused::_scaled_dot_product_efficient_attention_backward");
+  TORCH_CHECK(!mask[3], "_scaled_dot_product_efficient_attention_backward: a gradient of attn_bias is not computed");
+  if (!grad_out.defined()) return {};
+  optional<Tensor> bias = attn_bias.defined() ? optional<Tensor>(attn_bias) : std::nullopt;
+  Stack results = launch_fused(op, grad_out, query, key, value, bias, out, logsumexp, philox_seed, dropout_p, is_causal, scale);
+  return {results[0].toTensor(), results[1].toTensor(), results[2].toTensor(), Tensor()};
+}
+
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("native_dropout", &native_dropout);
   m.impl("_thnn_fused_lstm_cell", &lstm_cell);
@@ -384,6 +487,8 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_fused_sdp_choice", &attention_choice);
   m.impl("_scaled_dot_product_fused_attention_overrideable", &attention);
   m.impl("_scaled_dot_product_fused_attention_overrideable_backward", &attention_backward);
+  m.impl("_scaled_dot_product_efficient_attention", &efficient_attention);
+  m.impl("_scaled_dot_product_efficient_attention_backward", &efficient_attention_backward);
 }
 
 }  // namespace

@@ -133,7 +133,8 @@ def train(compile):
     parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
 
     def forward(x):
-        return model(nn.functional.dropout(x, 0.5)).sin()
+        noise = nn.functional.dropout(torch.ones(64), 0.5).to("chip")  # drawn by the host
+        return model(nn.functional.dropout(x, 0.5) * noise).sin()
 
     def loss_of(x):
         return checkpoint(forward, x, use_reentrant=False).square().mean()
@@ -179,6 +180,82 @@ def test_compiled_tensor_parallel_trains_as_without_compilation(bringup_run: Run
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "dry" / "summary.json").read_text())
     assert {item["file"] for item in summary["collectives"]} == {"train.py"}
+
+
+CONTEXT_PARALLEL = """
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor.experimental import context_parallel
+from torch.distributed.tensor.experimental._attention import context_parallel_unshard
+from torch.nn.functional import scaled_dot_product_attention
+
+dist.init_process_group()
+mesh = init_device_mesh("chip", (dist.get_world_size(),))
+torch.manual_seed(0)
+whole = [torch.randn(2, 4, 64, 16) for _ in range(3)]
+parts = [tensor.to("chip") for tensor in whole]
+with context_parallel(mesh, buffers=parts, buffer_seq_dims=[2] * 3, no_restore_buffers=set(parts)):
+    for part in parts:
+        part.requires_grad_()
+    result = scaled_dot_product_attention(*parts, is_causal=True)
+    result.square().sum().backward()
+assert result.shape[2] == 64 // dist.get_world_size()
+found = context_parallel_unshard(mesh, [result.detach(), *(part.grad for part in parts)], [2] * 4)
+if "fake" not in dist.get_backend():
+    for tensor in whole:
+        tensor.requires_grad_()
+    expected = scaled_dot_product_attention(*whole, is_causal=True)
+    expected.square().sum().backward()
+    for one, other in zip(found, [expected.detach(), *(tensor.grad for tensor in whole)], strict=True):
+        torch.testing.assert_close(one.cpu(), other)
+print(f"rank {dist.get_rank()} is equal")
+"""
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_context_parallel_attention_equals_that_of_one_rank(bringup_run: Run, tmp_path: Path, ranks: int) -> None:
+    (tmp_path / "train.py").write_text(CONTEXT_PARALLEL)
+    done = bringup_run("--nproc", str(ranks), "--out", "out", "train.py")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert all(f"rank {rank} is equal" in done.stdout for rank in range(ranks))
+
+
+STEPS = Path(__file__).parents[2] / "benchmarks" / "steps"
+JOBS = {
+    "llama": "llama.py tiny --length 32 --tensor 2 --checkpoint selective",
+    "llama-context": "llama.py tiny --length 32 --context 2",
+    "experts": "moe.py tiny --length 16 --batch 2 --experts-over 2",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("job", ["llama", "experts"])
+def test_published_structures_train_as_with_gloo(bringup_run: Run, job: str, ranks: int) -> None:
+    script, *options = JOBS[job].split()
+    losses = []
+    for device in ("chip", "cpu"):
+        done = bringup_run("--nproc", str(ranks), "--out", "out", str(STEPS / script), *options, "--device", device)
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses.append(sorted(line for line in done.stdout.splitlines() if " loss " in line))
+    assert losses[0] == losses[1] and len(losses[0]) == 2 * ranks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [256, 512])
+@pytest.mark.parametrize("job", sorted(JOBS))
+def test_published_structures_are_recorded_for_many_ranks(
+    bringup_run: Run, tmp_path: Path, job: str, ranks: int
+) -> None:
+    script, *options = JOBS[job].split()
+    cluster = ("--chip", "h100-sxm", "--cluster", f"dgx-h100x{ranks // 8}")
+    done = bringup_run("--dry", "--ranks", str(ranks), *cluster, "--out", "out", str(STEPS / script), *options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    kinds = {item["kind"] for item in summary["collectives"]}
+    assert summary["ranks"] == ranks and {"all_gather", "reduce_scatter"} <= kinds
+    assert ("all_to_all" in kinds) == (job != "llama")
 
 
 @pytest.mark.parametrize(

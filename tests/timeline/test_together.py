@@ -4,12 +4,16 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bringup.errors import BringupError
 from bringup.machine.files import load_chip, load_host
 from bringup.pricing.collective import CONTENDED
+from bringup.recording.trace import Trace
 from bringup.report.prediction import read_trace
+from bringup.timeline.replay import Timeline, replay
 from bringup.timeline.together import exchanges, together
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -60,17 +64,33 @@ def test_stages_need_a_number_of_ranks(bringup_run: Run, tmp_path: Path) -> None
     assert "--stages records ranks of --ranks: give their number, and --dry" in done.stderr
 
 
-def test_ranks_that_wait_in_a_circle_are_named(bringup_run: Run, tmp_path: Path) -> None:
-    head = PIPELINE.split("for _ in range(3)")[0]
-    (tmp_path / "train.py").write_text(head + "dist.recv(x[:1], (1, 0, 1)[rank])\ndist.send(x[:1], (1, 0, 0)[rank])\n")
+def test_ranks_that_wait_in_a_circle_are_named(
+    bringup_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    circle = "dist.recv(x[:1], (1, 0, 1)[rank])\ndist.send(x[:1], (1, 0, 0)[rank])\n"
+    (tmp_path / "train.py").write_text(PIPELINE + circle + "for _ in range(20):\n    dist.all_reduce(x[:1])\n")
     # Rank 2 waits, too, but nobody waits for it.
     done = bringup_run("--dry", "--chip", "h100-sxm", "--ranks", "3", "--stages", "all", "--out", "out", "train.py")
     assert done.returncode == 2, done.stderr
-    line = head.count("\n") + 1
-    assert done.stderr.splitlines()[-1] == (
-        "bringup: these ranks wait for each other, and would hang on real chips: "
+    line = PIPELINE.count("\n") + 1
+    problem = (
+        "these ranks wait for each other, and would hang on real chips: "
         f"rank 0 in train.py:{line}; rank 1 in train.py:{line}"
     )
+    assert done.stderr.splitlines()[-1] == f"bringup: {problem}"
+    # It is found after a few replays, and not after as many rounds as there are exchanges.
+    traces = {rank: read_trace(tmp_path / "out" / f"rank{rank}") for rank in (0, 1, 2)}
+    assert len(exchanges(traces)) > 45
+    replays: list[int] = []
+
+    def counted(trace: Trace, *arguments: Any, **options: Any) -> Timeline:
+        replays.append(len(trace))
+        return replay(trace, *arguments, **options)
+
+    monkeypatch.setattr("bringup.timeline.together.replay", counted)
+    with pytest.raises(BringupError, match=problem):
+        together(traces, load_chip("h100-sxm"), load_host())
+    assert len(replays) < 3 + 2 * 3 * 12  # each alone, then two per rank and round
 
 
 def test_contention_does_not_stretch_the_wait_for_another_rank(bringup_run: Run, tmp_path: Path) -> None:

@@ -42,8 +42,7 @@ def communication(timeline: Timeline, first: int, last: int, since: float, until
     groups: dict[tuple[str, int, int, str], list[float]] = defaultdict(list)
     for row in rows:
         signature = trace.signatures[columns["signature"][row]]
-        line = trace.lines[columns["line"][row]] if columns["line"][row] >= 0 else ""
-        key = signature.name, len(ranks_of(signature)), int(signature.args["bytes"]), line
+        key = signature.name, len(ranks_of(signature)), int(signature.args["bytes"]), trace.line_of(row)
         groups[key].append(float(min(timeline.seconds[row], timeline.prices.seconds[columns["signature"][row]])))
     collectives = [
         Collective(kind, size, nbytes, len(seconds), sum(seconds), *split_line(line))

@@ -15,7 +15,7 @@ import torch
 from torch import fx
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.partitioners import min_cut_rematerialization_partition
-from torch._prims.rng_prims import run_and_save_rng_state, run_with_rng_state
+from torch._prims.rng_prims import get_device, run_and_save_rng_state, run_with_rng_state
 
 from bringup.compile.lines import line_of
 from bringup.lines import at_line
@@ -62,8 +62,8 @@ def _divided(joint: fx.GraphModule, *arguments: Any, **options: Any) -> tuple[fx
     saved = sorted(results[number:], key=_kind)
     if saved != results[number:]:
         output.args = (tuple(results[:number] + saved),)
-        states = backward.graph.find_nodes(op="placeholder")
-        last = [node for node in states if node.name.startswith("rng_state_output")][-1]
+        states = backward.graph.find_nodes(op="placeholder")[: len(saved)]  # behind them are gradients
+        last = [node for node in states if _kind(node) != 1][-1]
         for node in [node for node in states if _kind(node) == 1][::-1]:
             last.append(node)
         for graph in (forward, backward):
@@ -91,19 +91,24 @@ def _launched(graph: fx.GraphModule, _: Sequence[Any]) -> Callable[[list[Any]], 
 
 
 def _and_random_state(op: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call an operator that draws random numbers; return the generator's state before it, and the result."""
-    state = torch.chip.get_rng_state()  # type: ignore[attr-defined]
-    return state, op(*args, **kwargs)
+    """Call an operator that draws random numbers; return its generator's state before that, and the result."""
+    return _generator(args, kwargs).get_rng_state(), op(*args, **kwargs)
 
 
 def _with_random_state(state: torch.Tensor, op: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call an operator with a state of the chip's generator, for a checkpoint that computes it again."""
-    now = torch.chip.get_rng_state()  # type: ignore[attr-defined]
-    torch.chip.set_rng_state(state)  # type: ignore[attr-defined]
+    """Call an operator with a state of its generator, for a checkpoint that computes it again."""
+    generator = _generator(args, kwargs)
+    now = generator.get_rng_state()
+    generator.set_rng_state(state)
     try:
         return op(*args, **kwargs)
     finally:
-        torch.chip.set_rng_state(now)  # type: ignore[attr-defined]
+        generator.set_rng_state(now)
+
+
+def _generator(args: Any, kwargs: Any) -> Any:
+    """Return the module that has the state of the generator from which an operator draws: the chip's, or the host's."""
+    return torch if get_device(args, kwargs) == "cpu" else torch.chip  # type: ignore[attr-defined]
 
 
 # torch's own know no chip.

@@ -289,7 +289,7 @@ def _moves(step: Step, replayer: Replayer, groups: Groups, on_chip: Array, secon
         key = groups.keys[number]
         row = step.rows[gone[0]]
         module = trace.modules[columns["module"][row]] if columns["module"][row] >= 0 else ""
-        line = trace.lines[columns["line"][row]] if columns["line"][row] >= 0 else ""
+        line = trace.line_of(row)
         merged.setdefault((MEMBER.sub(r"\1*", module), line), []).append((replace(key, module=module, line=line), gone))
     gains = {place: _gain(step, [nodes for _, nodes in parts]) for place, parts in merged.items()}
     largest = sorted(merged, key=lambda place: -gains[place])

@@ -119,6 +119,11 @@ class Trace:
         """Count the launches."""
         return int(np.count_nonzero(self.columns["kind"] == LAUNCH))
 
+    def line_of(self, row: int) -> str:
+        """Return the line of the program from which a row was called; empty if it is not known."""
+        line = int(self.columns["line"][row])
+        return self.lines[line] if line >= 0 else ""
+
     def longest_line(self, rows: Column, weights: Column) -> str:
         """Return the source line with the largest total weight among these rows; empty if none of them has a line."""
         lines = self.columns["line"][rows]

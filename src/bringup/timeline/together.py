@@ -1,9 +1,9 @@
 """Several ranks on one clock: a receive ends when the other rank has sent, a collective begins when all reach it.
 
 Each rank's recording is replayed alone. What its exchanges wait for follows from the other ranks' replays, and it is
-replayed again with longer ones, until nothing changes. Dependencies lead forward in time, so every round settles at
-least one more exchange. If more rounds change something, ranks wait for each other in a circle. Ranks that were not
-recorded wait for nobody, and nobody waits for them.
+replayed again with longer ones, until nothing changes. Dependencies lead forward in time, so a round settles at least
+the first exchange that the round before it has changed. If all of those change again, ranks wait for each other in a
+circle. Ranks that were not recorded wait for nobody, and nobody waits for them.
 """
 
 from __future__ import annotations
@@ -86,21 +86,26 @@ def together(
             if rank != exchange.sender:
                 of_rank[rank][row] = exchange
     order = sorted(traces)
-    for _ in range(len(matched) + 2):
-        late: dict[int, int] = {}  # rank: its first row that waits longer than before
+    before: set[tuple[int, int]] = set()  # ranks and rows whose wait the last round has changed
+    while True:
+        changed: set[tuple[int, int]] = set()
         for rank in (*order, *reversed(order)):
             seconds = alone[rank].copy()
             for row, exchange in of_rank[rank].items():
                 wait = max(_reached(exchange, timelines)[0] - timelines[rank].start[row], 0.0)
                 seconds[row] += wait / max(float(timelines[rank].stretch(row)), 1.0)
-            changed = np.flatnonzero(np.abs(seconds - timelines[rank].seconds) > SETTLED)
-            if len(changed):
+            rows = np.flatnonzero(np.abs(seconds - timelines[rank].seconds) > SETTLED)
+            if len(rows):
                 timelines[rank] = replay(traces[rank], chip, host, host_clock=host_clock, seconds=seconds)
-                late[rank] = int(changed[0])
-        if not late:
+                changed |= {(rank, row) for row in rows.tolist()}
+        if not changed:
             return timelines
+        if before and before <= changed:
+            break
+        before = changed
+    late = {rank: min(row for other, row in changed if other == rank) for rank in {rank for rank, _ in changed}}
     circle = _circle({rank: _reached(of_rank[rank][row], timelines)[1] for rank, row in late.items()})
-    waits = [f"rank {rank} in {_line(traces[rank], late[rank])}" for rank in circle]
+    waits = [f"rank {rank} in {traces[rank].line_of(late[rank]) or 'a line that is not known'}" for rank in circle]
     raise BringupError(f"these ranks wait for each other, and would hang on real chips: {'; '.join(waits)}")
 
 
@@ -111,11 +116,6 @@ def _circle(waits_for: Mapping[int, int]) -> list[int]:
         path.append(rank)
         rank = waits_for[rank]
     return sorted(path[path.index(rank) :] if rank in path else waits_for)
-
-
-def _line(trace: Trace, row: int) -> str:
-    line = int(trace.columns["line"][row])
-    return trace.lines[line] if line >= 0 else "a line that is not known"
 
 
 def _reached(exchange: _Exchange, timelines: Mapping[int, Timeline]) -> tuple[float, int]:
