@@ -131,7 +131,7 @@ def check(context: click.Context, file: str, as_json: bool) -> None:
 
     All mistakes are listed, one a line; a star marks required keys. The exit code then is 2.
     """
-    given = file
+    named = file
     if file not in available_chips():
         path = Path(file if "/" in file or file.endswith(".toml") else f"./{file}")
         if mistakes := chip_mistakes(path):
@@ -146,7 +146,7 @@ def check(context: click.Context, file: str, as_json: bool) -> None:
         file = str(path)
     chip = load_chip(file)
     if as_json:
-        click.echo(json.dumps({"file": given, "mistakes": [], **_facts(chip)}, indent=2))
+        click.echo(json.dumps({"file": named, "mistakes": [], **_facts(chip)}, indent=2))
         return
     click.echo(plain(f"{file}: valid chip file of {chip.name}; {_facts(chip)['validation']}"))
 
