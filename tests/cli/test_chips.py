@@ -55,6 +55,16 @@ def test_real_prices_per_hour_have_a_date_or_a_commit() -> None:
             assert " at " in source or "202" in source, chip.name
 
 
+def test_check_prints_json_of_valid_files_and_of_mistakes(tmp_path: Path) -> None:
+    valid = json.loads(run("check", "t4", "--json").stdout)
+    assert valid["mistakes"] == [] and valid["name"] == "t4" and valid["device_gib"] == 16
+    (tmp_path / "bad.toml").write_text('kind = "gpu"\n')
+    done = run("check", str(tmp_path / "bad.toml"), "--json")
+    assert done.exit_code == 2
+    mistakes = json.loads(done.stdout)["mistakes"]
+    assert {"text": "vendor is missing: add it, with its source", "required": True} in mistakes and len(mistakes) > 5
+
+
 def test_check_lists_all_mistakes_and_marks_required_keys(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
     path.write_text(

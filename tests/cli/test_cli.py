@@ -3,15 +3,20 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import bringup
+from bringup import cli
 from bringup.core_build import NEEDS_TORCH
 from bringup.report import writer
+from tests.conftest import ROOT
 
 WITHOUT_TORCH = """
 import runpy
@@ -31,7 +36,7 @@ def command(folder: Path, *arguments: str) -> "subprocess.CompletedProcess[str]"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a report, whose recording has fallbacks, a compiled graph, random numbers and two streams."""
-    folder = tmp_path_factory.mktemp("recorded")
+    folder = tmp_path_factory.mktemp("report")
     model = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Dropout(0.1), nn.Linear(8, 2)).to("chip")
     compiled = torch.compile(lambda x: (x * 2.0 + x.sum()).relu())
     optimizer = torch.optim.AdamW(model.parameters())
@@ -133,3 +138,52 @@ def test_start_of_the_command_line_imports_no_verb(arguments: tuple[str, ...]) -
 def test_list_of_chips_imports_neither_torch_nor_reports() -> None:
     modules = imported("chips")
     assert "numpy" in modules and modules.isdisjoint({"torch", "jinja2", "bringup.recording.trace", "bringup.analyse"})
+
+
+SCHEMA = json.loads((ROOT / "docs" / "commands.schema.json").read_text(encoding="utf-8"))
+PRINTED = {  # command -> arguments that print JSON within a second
+    "chips": (),
+    "chips show": ("t4",),
+    "chips check": ("t4",),
+    "clusters": (),
+    "clusters show": ("dgx-h100",),
+    "compare": ("report", "--chips", "t4,tpu-v3"),
+    "diff": ("report", "report"),
+    "drivers": (),
+    "place": ("report",),
+    "place --break-even": ("--chip", "t4"),
+    "place --offload": ("report",),
+    "validate": ("--chip", "t4"),
+}
+
+
+def with_json(command: click.Command, name: str) -> Iterator[str]:
+    """Yield the names of the commands that print JSON."""
+    if any("--json" in option.opts and option.is_flag for option in command.params if isinstance(option, click.Option)):
+        yield name
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for verb in command.list_commands(context):
+            inner = command.get_command(context, verb)
+            assert inner is not None
+            yield from with_json(inner, f"{name} {verb}")
+
+
+def test_schema_has_every_command_that_prints_json() -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.Draft202012Validator.check_schema(SCHEMA)
+    assert set(with_json(cli.bringup, "bringup")) <= set(SCHEMA["$defs"])
+    assert {f"bringup {name}" for name in PRINTED} <= set(SCHEMA["$defs"])
+
+
+@pytest.mark.parametrize("name", PRINTED)
+def test_printed_json_follows_its_schema(name: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    monkeypatch.chdir(folder)
+    done = CliRunner().invoke(cli.bringup, [*name.split(), *PRINTED[name], "--json"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    printed = json.loads(done.stdout)
+    jsonschema.validate(printed, {**SCHEMA, "$ref": f"#/$defs/bringup {name}"})
+    described = SCHEMA["$defs"][f"bringup {name}"]
+    values, fields = (printed, described) if isinstance(printed, dict) else (printed[0], described["items"])
+    assert values and set(fields.get("required", ())) <= set(values)

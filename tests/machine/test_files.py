@@ -26,7 +26,7 @@ def test_every_promised_chip_ships() -> None:
         tpu-v5e
         tpu-v5p tpu-v6e gc200 bow grayskull-e150 wormhole-n150 wormhole-n300 blackhole-p150 inferentia2 trainium1
         cloud-ai-100 hailo-8 edge-tpu rngd warboy a10 a10g h20 rtx-5090 rtx-3060 rtx-2080-ti rx-7900-xtx mi325x mi355x
-        ascend-910b m2-ultra arc-b580 tpu-v7 trainium2 jetson-orin-nano
+        ascend-910b m2-ultra arc-b580 tpu-v7 trainium2 jetson-orin-nano inferentia1
     """
     assert set(promised.split()) <= set(bringup.available_chips())
 

@@ -56,6 +56,20 @@ def test_plan_is_no_worse_than_any_baseline(name: str, granularity: Any, traces:
         assert calls == np.count_nonzero(Groups.of_step(step, granularity).group >= 0)
 
 
+def test_weights_that_the_end_of_the_program_frees_were_on_the_chip() -> None:
+    with bringup.record() as trace:
+        model = torch.nn.Linear(1024, 1024, bias=False).to("chip").eval()
+        for _ in range(2):
+            x = torch.ones(8, 1024).to("chip")
+            with torch.no_grad():
+                y = model(x).sum()
+        y.item()
+        del model
+    plan = bringup.place(trace, "t4")
+    assert plan.baselines["all_chip"].resident_bytes == 4 << 20
+    assert plan.baselines["all_host"].resident_bytes == 0
+
+
 def test_tables_go_to_the_host_and_the_rest_stays(traces: dict[str, Trace]) -> None:
     plan = bringup.place(traces["tables"], "h100-sxm")
     assert plan.proposes and plan.proposed_seconds < 0.9 * min(plan.all_chip_seconds, plan.all_host_seconds)

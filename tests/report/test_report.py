@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import gzip
 import hashlib
+import html
 import re
 from collections import defaultdict
 from collections.abc import Callable
@@ -276,6 +277,28 @@ def test_report_of_a_driver_has_predicted_beside_measured(prediction: bringup.Pr
     assert "Predicted and measured" not in report_page(prediction) and measured_step(prediction.timeline) is None
 
 
+def test_first_screen_says_what_bounds_the_step_and_which_line_and_memory_cost_most(
+    prediction: bringup.Prediction,
+) -> None:
+    from bringup.analyse.source_lines import source_lines
+
+    screen = report_page(prediction).split('id="time"')[0]
+    summary = prediction.summary
+    name, seconds = max(summary.parts().items(), key=lambda part: part[1])
+    assert name == "host-bound" and f"waits for launches {seconds / summary.step_seconds:.0%} of a step." in screen
+    assert f"<b>How sure:</b> {summary.error_source[:10]}" in screen
+    assert all(item.action in html.unescape(screen) for item in summary.bottlenecks)
+    ((_, lines),) = source_lines(prediction.timeline)
+    costliest = max(lines, key=lambda line: max(line.chip_seconds, line.host_seconds))
+    card = re.search(r"costliest line<b>(.*?)</b>", screen)
+    assert card is not None and card[1].endswith(f"test_report.py:{costliest.number}")
+    totals: dict[str, int] = {}
+    for owner in summary.memory.owners:
+        totals[owner.kind] = totals.get(owner.kind, 0) + owner.bytes
+    kind = max(totals, key=lambda kind: totals[kind])
+    assert f"; {100 * totals[kind] / summary.peak_bytes:.0f} % {kind}" in screen
+
+
 def test_what_holds_the_peak_adds_up_by_line_and_by_module(prediction: bringup.Prediction) -> None:
     from bringup.analyse.holders import allocations_at_peak
 
@@ -286,9 +309,9 @@ def test_what_holds_the_peak_adds_up_by_line_and_by_module(prediction: bringup.P
 
 
 def report_page(prediction: bringup.Prediction) -> str:
-    from bringup.report import html
+    from bringup.report import html as view
 
-    return html.page(prediction.timeline, prediction.summary)
+    return view.page(prediction.timeline, prediction.summary)
 
 
 def compare_page(prediction: bringup.Prediction) -> str:

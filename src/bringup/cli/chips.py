@@ -124,21 +124,30 @@ def show(name: str, as_json: bool) -> None:
 
 @command.command(short_help="Check a chip file.")
 @click.argument("file")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object: the file's mistakes, or what it describes.")
 @click.pass_context
-def check(context: click.Context, file: str) -> None:
+def check(context: click.Context, file: str, as_json: bool) -> None:
     """Check the chip file FILE: its keys, units, values, and a source for every number.
 
     All mistakes are listed, one a line; a star marks required keys. The exit code then is 2.
     """
+    named = file
     if file not in available_chips():
         path = Path(file if "/" in file or file.endswith(".toml") else f"./{file}")
         if mistakes := chip_mistakes(path):
+            if as_json:
+                listed = [{"text": mistake.text, "required": mistake.required} for mistake in mistakes]
+                click.echo(json.dumps({"file": file, "mistakes": listed}, indent=2))
+                context.exit(2)
             lines = [f"bringup: {plain(file)}: {quantity(len(mistakes), 'mistake')} (* is a required key)"]
             lines += [f"  {'*' if mistake.required else ' '} {mistake.text}" for mistake in mistakes]
             click.echo("\n".join(lines), err=True)
             context.exit(2)
         file = str(path)
     chip = load_chip(file)
+    if as_json:
+        click.echo(json.dumps({"file": named, "mistakes": [], **_facts(chip)}, indent=2))
+        return
     click.echo(plain(f"{file}: valid chip file of {chip.name}; {_facts(chip)['validation']}"))
 
 

@@ -101,8 +101,12 @@ def show(name: str, as_json: bool) -> None:
 
 @command.command(short_help="Check a cluster or node file.")
 @click.argument("file")
-def check(file: str) -> None:
+@click.option("--json", "as_json", is_flag=True, help="Print what a valid file describes as a JSON object.")
+def check(file: str, as_json: bool) -> None:
     """Check the file FILE of a cluster or a node: its keys, units, values, and a source for every number."""
     topology = load_cluster(file if "/" in file or file.endswith(".toml") else f"./{file}")
     load_chip(topology.node.chip)
+    if as_json:
+        click.echo(json.dumps(_facts(topology), indent=2))
+        return
     click.echo(plain(f"{file}: valid file of {topology.name}, {topology.chips:,} x {topology.node.chip}"))

@@ -86,7 +86,11 @@ class Uses:
         size = np.where(blocks > 0, blocks, extent)
         within = np.flatnonzero(np.isin(columns["kind"][first:last], (ALLOC, FREE))) + first
         born = np.isin(names, columns["object"][within[columns["kind"][within] == ALLOC]])
-        dies = np.isin(names, columns["object"][within[columns["kind"][within] == FREE]])
+        freed = within[columns["kind"][within] == FREE]
+        # The last step of a recording has the end of the program, which frees what was there all the time.
+        recent = np.flatnonzero(columns["kind"][before:last] == ALLOC) + before
+        of_end = (freed > rows[-1]) & ~np.isin(columns["object"][freed], columns["object"][recent])
+        dies = np.isin(names, columns["object"][freed[~of_end]])
 
         order = np.lexsort((node, storage))
         node, storage, touched, place = node[order], storage[order], touched[order], place[order]

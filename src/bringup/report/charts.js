@@ -80,7 +80,7 @@ function extent(figure, key) {
 }
 
 /**
- * The ticks of a logarithmic axis: powers of ten, with others between them if there are few.
+ * The ticks of a logarithmic axis: powers of ten, with others between them if there are few, or equal steps in a short range.
  * @type {(low: number, high: number, most: number) => number[]}
  */
 function powers(low, high, most) {
@@ -89,7 +89,16 @@ function powers(low, high, most) {
   const between = last - first > 3 ? [1] : [1, 2, 5];
   const ticks = [];
   for (let power = first; power <= last; power += stride) ticks.push(...between.map((digit) => digit * 10 ** power));
-  return ticks.filter((tick) => low <= tick && tick <= high);
+  const shown = ticks.filter((tick) => low <= tick && tick <= high);
+  return shown.length > 1 ? shown : steps(low, high);
+}
+
+/** Round numbers in a short range, at equal distances. @type {(low: number, high: number) => number[]} */
+function steps(low, high) {
+  const unit = 10 ** Math.floor(Math.log10((high - low) / 2));
+  const step = unit * ([5, 2, 1].find((digit) => digit * unit * 2 <= high - low) ?? 1);
+  const first = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - first + 1 }, (_, i) => (first + i) * step);
 }
 
 /** The label of a tick; `step` is the distance to the next one. @type {(axis: Axis, value: number, step: number) => string} */

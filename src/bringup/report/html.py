@@ -13,9 +13,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from bringup.analyse.compare import bound_of
 from bringup.analyse.holders import allocations_at_peak
 from bringup.analyse.on_driver import measured_step
-from bringup.analyse.source_lines import source_lines
+from bringup.analyse.source_lines import SourceLine, source_lines
 from bringup.analyse.summarize import by_group
 from bringup.analyse.summary import Summary
 from bringup.machine.facts import flat, source_of
@@ -69,6 +70,14 @@ _CSS = {
     "host-bound": "host",
     "waiting on fallbacks": "fallback",
     "host computes": "fallback",
+}
+# What takes most of a step, as `bound_of` names it -> in words, before its share.
+_VERDICTS = {
+    "chip": "Bound by the chip, which computes",
+    "link": "Bound by the link: the chip waits for copies",
+    "between chips": "Bound by the links between chips: they transfer",
+    "host": "Bound by the host: the chip waits for launches",
+    "fallbacks": "Bound by what the host computes: the chip waits for it",
 }
 CELL_STYLES = {"step": "font-size:1.2em;font-weight:bold", "advice": "margin-left:2em", "finding": "font-weight:bold"}
 
@@ -143,6 +152,8 @@ def page(timeline: Timeline, summary: Summary) -> str:
         s=summary,
         unit=summary.unit,
         band=band(summary),
+        verdict=_verdict(summary),
+        costliest=_costliest(files),
         cost=per_million,
         used_peak=used_peak(summary),
         steps=[
@@ -185,6 +196,18 @@ def _parts(summary: Summary) -> list[dict[str, Any]]:
         {"name": name, "css": _CSS[name], "percent": round(100 * seconds / total, 1), "text": duration(seconds)}
         for name, seconds in summary.parts().items()
     ]
+
+
+def _verdict(summary: Summary) -> str:
+    """Write what takes most of a step, and its share."""
+    share = max(summary.parts().values()) / (summary.step_seconds or 1.0)
+    return f"{_VERDICTS[bound_of(summary)]} {share:.0%} of a {summary.unit}."
+
+
+def _costliest(files: list[tuple[str, list[SourceLine]]]) -> tuple[str, SourceLine] | None:
+    """Return the line that takes most time on host or chip, with its place; None without lines."""
+    lines = [(f"{file}:{line.number}" if line.number else file, line) for file, listed in files for line in listed]
+    return max(lines, key=lambda item: max(item[1].chip_seconds, item[1].host_seconds), default=None)
 
 
 def _groups(timeline: Timeline) -> list[tuple[str, list[dict[str, Any]], int]]:

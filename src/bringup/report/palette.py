@@ -10,12 +10,14 @@ PAGE = {
     **{"ink": "#1c2330", "dim": "#4a5263", "line": "#d9dee7", "back": WHITE, "soft": "#f5f7fa", "focus": "#7db0ea"},
     **{"chip": "#2563a8", "link": "#b3561d", "host": "#8b94a3", "fallback": BAD, "between": "#7a4fb0"},
     **{"matrix": "#2563a8", "vector": "#7a9a2e", "special": "#8d3f97", "memory": "#c9822a"},
+    **{"good": GOOD, "middling": MIDDLING},
 }
 # The same on a dark screen, as ``$dark_chip``.
 DARK = {
     **{"ink": "#e4e8ef", "dim": "#a9b2c0", "line": "#363d4a", "back": "#14181f", "soft": "#1d232d", "focus": "#7db0ea"},
     **{"chip": "#6aa5e8", "link": "#dd8a52", "host": "#7c8594", "fallback": "#e57670", "between": "#ad8be0"},
     **{"matrix": "#6aa5e8", "vector": "#a3c452", "special": "#c37ccc", "memory": "#dba258"},
+    **{"good": "#6cc281", "middling": "#d9a441"},
 }
 # The families of operators, and the other lanes of the timeline.
 FAMILY = {

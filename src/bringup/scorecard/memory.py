@@ -13,7 +13,7 @@ import bringup
 from bringup.recording.sanitize import findings
 from bringup.scorecard.registry import NotApplicable, Partial, item, needs_accelerator, needs_chip, require
 from bringup.scorecard.runtime import launch_products, synchronize, work
-from bringup.text import quantity
+from bringup.text import quantity, short
 
 _PEEK = """
 import ctypes, torch
@@ -71,7 +71,7 @@ def capacity(device: torch.device) -> str:
     require((live + 1)[0].item() == 2, "the device does not work after the error")
     if "float32[1048576]" not in text:
         raise Partial(0.75, "the error names the size and the program goes on, but not the largest live tensors")
-    return text.splitlines()[0][:200]
+    return short(text.splitlines()[0], 200)
 
 
 @item("C3", "T", "memory statistics", hint="implement the device allocator's statistics (c10::DeviceAllocator)")
