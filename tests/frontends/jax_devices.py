@@ -34,7 +34,8 @@ class On:
         mesh = self.square if {"a", "b"} & set(spec) else self.line
         return jax.device_put(value, NamedSharding(mesh, P(*spec)))
 
-    def mapped(self, function: Callable[[Any], Any], out: Any = P("x")) -> Any:
+    def mapped(self, function: Callable[[Any], Any], out: Any = None) -> Any:
+        out = P("x") if out is None else out
         return jax.jit(jax.shard_map(function, mesh=self.line, in_specs=P("x"), out_specs=out))(self.put(X, "x"))
 
 

@@ -127,5 +127,5 @@ def test_mistakes_with_a_framework_are_one_sentence(tmp_path: Path) -> None:
         (("--framework", "jax", "--only", "D2"), "there is no item 'D2'"),
     ):
         command = [sys.executable, "-m", "bringup", "check", *arguments]
-        done = subprocess.run(command, cwd=tmp_path, env=without_bringup(), capture_output=True, text=True, timeout=100)
+        done = subprocess.run(command, cwd=tmp_path, env=without_bringup(), capture_output=True, text=True, timeout=300)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1) and words in done.stderr, done.stderr

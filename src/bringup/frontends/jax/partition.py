@@ -74,7 +74,7 @@ def _cpus(count: int) -> Any:
 
 
 def _with_config(module: bytes) -> bytes:
-    """Return an xla.HloModuleProtoWithConfig of an xla.HloModuleProto, whose field 4 has types of inputs and results."""
+    """Return an xla.HloModuleProtoWithConfig of an xla.HloModuleProto, whose field 4 has the types of its inputs."""
     layout = dict(_fields(module))[4]
     return _field(1, module) + _field(2, _field(1, layout))
 
