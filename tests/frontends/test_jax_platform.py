@@ -455,6 +455,7 @@ def test_flax_and_optax_train_as_on_the_cpu() -> None:
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_programs_of_several_chips_equal_those_of_cpus() -> None:
     environment = without_bringup() | {"BRINGUP_DEVICES": "4", "JAX_PLATFORMS": "chip,cpu"}
     command = [sys.executable, "-m", "tests.frontends.jax_devices"]
