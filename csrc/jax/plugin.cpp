@@ -1,4 +1,4 @@
-// The chip as a PJRT device of JAX. It has no compiler and no memory of its own: bringup/frontends/jax/client.py compiles,
+// The chips as PJRT devices of JAX. They have no compiler and no memory of their own: bringup/frontends/jax/client.py compiles,
 // executes and holds tensors, which have numbers here.
 #include <algorithm>
 #include <array>
@@ -8,6 +8,7 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
+#include <numeric>
 #include <string>
 #include <string_view>
 #include <unordered_set>
@@ -20,14 +21,14 @@ using Number = int64_t;
 
 // Functions of Python. A negative result is a failure, which `bringup_fail` has described.
 struct Hooks {
-  Number (*compile)(const char* code, size_t size, void* program);
+  Number (*compile)(const char* code, size_t size, const char* options, size_t options_size, void* program);
   Number (*execute)(Number program, int64_t inputs, const Number* numbers, const int8_t* donated, Number* results);
-  Number (*upload)(const void* data, int type, int64_t rank, const int64_t* sizes, const int64_t* strides);
+  Number (*upload)(const void* data, int type, int64_t rank, const int64_t* sizes, const int64_t* strides, int device);
   Number (*download)(Number tensor, void* to);
   Number (*bytes)(Number tensor);
-  Number (*copy)(Number tensor);
+  Number (*copy)(Number tensor, int device);
   Number (*wait)(Number tensor);
-  Number (*memory)(int64_t* now, int64_t* peak, int64_t* limit, int64_t* allocations);
+  Number (*memory)(int device, int64_t* now, int64_t* peak, int64_t* limit, int64_t* allocations);
 };
 
 struct Failure {
@@ -49,6 +50,8 @@ struct Program {
   std::vector<const char*> kinds;
   std::vector<size_t> kind_lengths;
   std::vector<int64_t> donated;  // inputs whose memory the program may take
+  std::vector<PJRT_Device*> devices;
+  std::string partitioned;  // xla.HloModuleProtoWithConfig of a program of several devices: has the shardings of its results
   ~Program();
 };
 
@@ -61,6 +64,7 @@ struct PJRT_LoadedExecutable {
 };
 struct PJRT_Buffer {
   Number tensor;
+  int device;
   PJRT_Buffer_Type type;
   std::vector<int64_t> sizes;
   bool is_deleted = false;
@@ -71,10 +75,19 @@ struct PJRT_Event {
   std::unique_ptr<Failure> failure;
   std::mutex mutex;  // of the failure
 };
+struct PJRT_DeviceAssignmentSerialized {
+  std::string bytes;
+};
 struct PJRT_Client {};
-struct PJRT_Device {};
-struct PJRT_DeviceDescription {};
-struct PJRT_Memory {};
+struct PJRT_Device {
+  int id;
+};
+struct PJRT_DeviceDescription {
+  int id;
+};
+struct PJRT_Memory {
+  int id;
+};
 struct PJRT_TopologyDescription {};
 
 namespace {
@@ -85,15 +98,13 @@ int64_t stablehlo_version[3];
 thread_local Failure last_failure;
 
 PJRT_Client client;
-PJRT_Device device;
-PJRT_DeviceDescription description;
-PJRT_Memory memory;
 PJRT_TopologyDescription topology;
-PJRT_Device* const devices[] = {&device};
-PJRT_DeviceDescription* const descriptions[] = {&description};
-PJRT_Memory* const memories[] = {&memory};
+std::vector<PJRT_Device*> devices;  // one for each chip, never freed, as what follows
+std::vector<PJRT_DeviceDescription*> descriptions;
+std::vector<PJRT_Memory*> memories;
+std::vector<std::string> names;
 constexpr size_t kMostDims = 64;  // of a tensor of torch
-constexpr std::string_view kPlatform = "chip", kMemory = "device", kName = "chip:0", kFormat = "mlir";
+constexpr std::string_view kPlatform = "chip", kMemory = "device", kFormat = "hlo_with_config";
 
 // JAX frees buffers at any time, also with an exception pending and after Python's end, so Python collects their numbers later.
 struct Freed {
@@ -131,6 +142,11 @@ PJRT_Error* put_list(Item& items, Count& count, Value value, size_t length) {
   items = value;
   count = length;
   return nullptr;
+}
+
+template <class Items, class Count, class Item>
+PJRT_Error* put_all(Items& items, Count& count, const std::vector<Item>& values) {
+  return put_list(items, count, values.data(), values.size());
 }
 
 template <class Text, class Count>
@@ -188,11 +204,11 @@ PJRT_Error* refuse_deleted(const PJRT_Buffer* buffer) {
   return refuse(PJRT_Error_Code_INVALID_ARGUMENT, "the array has been deleted or donated");
 }
 
-PJRT_Error* copied(PJRT_Buffer* buffer, PJRT_Buffer*& copy) {
+PJRT_Error* copied(PJRT_Buffer* buffer, int device, PJRT_Buffer*& copy) {
   if (auto* error = refuse_deleted(buffer)) return error;
   Number tensor = 0;
-  if (auto* error = call(tensor, &Hooks::copy, buffer->tensor)) return error;
-  return put(copy, new PJRT_Buffer{tensor, buffer->type, buffer->sizes});
+  if (auto* error = call(tensor, &Hooks::copy, buffer->tensor, device)) return error;
+  return put(copy, new PJRT_Buffer{tensor, device, buffer->type, buffer->sizes});
 }
 
 void add_plugin(PJRT_Api& api) {
@@ -222,6 +238,11 @@ void add_plugin(PJRT_Api& api) {
   };
 }
 
+PJRT_Error* look_up(PJRT_Device*& place, int id) {
+  if (id >= 0 && size_t(id) < devices.size()) return put(place, devices[size_t(id)]);
+  return refuse(PJRT_Error_Code_INVALID_ARGUMENT, "there is no chip:" + std::to_string(id));
+}
+
 void add_client(PJRT_Api& api) {
   api.PJRT_Client_Create = [](PJRT_Client_Create_Args* a) { return put(a->client, &client); };
   api.PJRT_Client_Destroy = [](PJRT_Client_Destroy_Args*) -> PJRT_Error* { return nullptr; };
@@ -232,19 +253,22 @@ void add_client(PJRT_Api& api) {
     return put_text(a->platform_version, a->platform_version_size, device_kind);
   };
   api.PJRT_Client_ProcessIndex = [](PJRT_Client_ProcessIndex_Args* a) { return put(a->process_index, 0); };
-  api.PJRT_Client_Devices = [](PJRT_Client_Devices_Args* a) { return put_list(a->devices, a->num_devices, devices, 1); };
+  api.PJRT_Client_Devices = [](PJRT_Client_Devices_Args* a) { return put_all(a->devices, a->num_devices, devices); };
   api.PJRT_Client_AddressableDevices = [](PJRT_Client_AddressableDevices_Args* a) {
-    return put_list(a->addressable_devices, a->num_addressable_devices, devices, 1);
+    return put_all(a->addressable_devices, a->num_addressable_devices, devices);
   };
   api.PJRT_Client_AddressableMemories = [](PJRT_Client_AddressableMemories_Args* a) {
-    return put_list(a->addressable_memories, a->num_addressable_memories, memories, 1);
+    return put_all(a->addressable_memories, a->num_addressable_memories, memories);
   };
-  api.PJRT_Client_LookupDevice = [](PJRT_Client_LookupDevice_Args* a) { return put(a->device, &device); };
+  api.PJRT_Client_LookupDevice = [](PJRT_Client_LookupDevice_Args* a) { return look_up(a->device, a->id); };
   api.PJRT_Client_LookupAddressableDevice = [](PJRT_Client_LookupAddressableDevice_Args* a) {
-    return put(a->addressable_device, &device);
+    return look_up(a->addressable_device, a->local_hardware_id);
   };
   api.PJRT_Client_DefaultDeviceAssignment = [](PJRT_Client_DefaultDeviceAssignment_Args* a) -> PJRT_Error* {
-    std::fill_n(a->default_assignment, a->default_assignment_size, 0);
+    size_t count = size_t(a->num_replicas) * size_t(a->num_partitions);
+    if (count > devices.size())
+      return refuse(PJRT_Error_Code_INVALID_ARGUMENT, "a program needs more devices than there are chips");
+    std::iota(a->default_assignment, a->default_assignment + count, 0);
     return nullptr;
   };
   api.PJRT_Client_TopologyDescription = [](PJRT_Client_TopologyDescription_Args* a) { return put(a->topology, &topology); };
@@ -256,7 +280,7 @@ void add_client(PJRT_Api& api) {
     return put_text(a->platform_version, a->platform_version_size, device_kind);
   };
   api.PJRT_TopologyDescription_GetDeviceDescriptions = [](PJRT_TopologyDescription_GetDeviceDescriptions_Args* a) {
-    return put_list(a->descriptions, a->num_descriptions, descriptions, 1);
+    return put_all(a->descriptions, a->num_descriptions, descriptions);
   };
   api.PJRT_TopologyDescription_Attributes = [](PJRT_TopologyDescription_Attributes_Args* a) {
     return put_list(a->attributes, a->num_attributes, nullptr, 0);
@@ -264,22 +288,26 @@ void add_client(PJRT_Api& api) {
 }
 
 void add_device(PJRT_Api& api) {
-  api.PJRT_Device_GetDescription = [](PJRT_Device_GetDescription_Args* a) { return put(a->device_description, &description); };
-  api.PJRT_Device_IsAddressable = [](PJRT_Device_IsAddressable_Args* a) { return put(a->is_addressable, true); };
-  api.PJRT_Device_LocalHardwareId = [](PJRT_Device_LocalHardwareId_Args* a) { return put(a->local_hardware_id, 0); };
-  api.PJRT_Device_AddressableMemories = [](PJRT_Device_AddressableMemories_Args* a) {
-    return put_list(a->memories, a->num_memories, memories, 1);
+  api.PJRT_Device_GetDescription = [](PJRT_Device_GetDescription_Args* a) {
+    return put(a->device_description, descriptions[size_t(a->device->id)]);
   };
-  api.PJRT_Device_DefaultMemory = [](PJRT_Device_DefaultMemory_Args* a) { return put(a->memory, &memory); };
+  api.PJRT_Device_IsAddressable = [](PJRT_Device_IsAddressable_Args* a) { return put(a->is_addressable, true); };
+  api.PJRT_Device_LocalHardwareId = [](PJRT_Device_LocalHardwareId_Args* a) { return put(a->local_hardware_id, a->device->id); };
+  api.PJRT_Device_AddressableMemories = [](PJRT_Device_AddressableMemories_Args* a) {
+    return put_list(a->memories, a->num_memories, &memories[size_t(a->device->id)], 1);
+  };
+  api.PJRT_Device_DefaultMemory = [](PJRT_Device_DefaultMemory_Args* a) {
+    return put(a->memory, memories[size_t(a->device->id)]);
+  };
   api.PJRT_Device_MemoryStats = [](PJRT_Device_MemoryStats_Args* a) {
     a->largest_alloc_size_is_set = a->bytes_reserved_is_set = a->peak_bytes_reserved_is_set = false;
     a->bytes_reservable_limit_is_set = a->largest_free_block_bytes_is_set = false;
     a->pool_bytes_is_set = a->peak_pool_bytes_is_set = false;
     a->peak_bytes_in_use_is_set = a->bytes_limit_is_set = a->num_allocs_is_set = true;
     Number result = 0;
-    return call(result, &Hooks::memory, &a->bytes_in_use, &a->peak_bytes_in_use, &a->bytes_limit, &a->num_allocs);
+    return call(result, &Hooks::memory, a->device->id, &a->bytes_in_use, &a->peak_bytes_in_use, &a->bytes_limit, &a->num_allocs);
   };
-  api.PJRT_DeviceDescription_Id = [](PJRT_DeviceDescription_Id_Args* a) { return put(a->id, 0); };
+  api.PJRT_DeviceDescription_Id = [](PJRT_DeviceDescription_Id_Args* a) { return put(a->id, a->device_description->id); };
   api.PJRT_DeviceDescription_ProcessIndex = [](PJRT_DeviceDescription_ProcessIndex_Args* a) { return put(a->process_index, 0); };
   api.PJRT_DeviceDescription_Attributes = [](PJRT_DeviceDescription_Attributes_Args* a) {
     return put_list(a->attributes, a->num_attributes, nullptr, 0);
@@ -288,12 +316,12 @@ void add_device(PJRT_Api& api) {
     return put_text(a->device_kind, a->device_kind_size, device_kind);
   };
   api.PJRT_DeviceDescription_DebugString = [](PJRT_DeviceDescription_DebugString_Args* a) {
-    return put_text(a->debug_string, a->debug_string_size, kName);
+    return put_text(a->debug_string, a->debug_string_size, names[size_t(a->device_description->id)]);
   };
   api.PJRT_DeviceDescription_ToString = [](PJRT_DeviceDescription_ToString_Args* a) {
-    return put_text(a->to_string, a->to_string_size, kName);
+    return put_text(a->to_string, a->to_string_size, names[size_t(a->device_description->id)]);
   };
-  api.PJRT_Memory_Id = [](PJRT_Memory_Id_Args* a) { return put(a->id, 0); };
+  api.PJRT_Memory_Id = [](PJRT_Memory_Id_Args* a) { return put(a->id, a->memory->id); };
   api.PJRT_Memory_Kind = [](PJRT_Memory_Kind_Args* a) { return put_text(a->kind, a->kind_size, kMemory); };
   api.PJRT_Memory_Kind_Id = [](PJRT_Memory_Kind_Id_Args* a) { return put(a->kind_id, 0); };
   api.PJRT_Memory_DebugString = [](PJRT_Memory_DebugString_Args* a) {
@@ -301,52 +329,57 @@ void add_device(PJRT_Api& api) {
   };
   api.PJRT_Memory_ToString = [](PJRT_Memory_ToString_Args* a) { return put_text(a->to_string, a->to_string_size, kMemory); };
   api.PJRT_Memory_AddressableByDevices = [](PJRT_Memory_AddressableByDevices_Args* a) {
-    return put_list(a->devices, a->num_devices, devices, 1);
+    return put_list(a->devices, a->num_devices, &devices[size_t(a->memory->id)], 1);
   };
 }
 
 PJRT_Error* compile(PJRT_Client_Compile_Args* a) {
   auto program = std::make_shared<Program>();
   program->options.assign(a->compile_options, a->compile_options_size);
-  if (auto* error = call(program->number, &Hooks::compile, a->program->code, a->program->code_size, program.get())) return error;
+  if (auto* error = call(program->number, &Hooks::compile, a->program->code, a->program->code_size, a->compile_options,
+                         a->compile_options_size, program.get()))
+    return error;
   return put(a->executable, new PJRT_LoadedExecutable{std::move(program)});
 }
 
 // Returns as soon as all launches are enqueued.
 PJRT_Error* execute(PJRT_LoadedExecutable_Execute_Args* a) {
-  if (a->num_devices != 1) return refuse(PJRT_Error_Code_UNIMPLEMENTED, "programs run on one chip");
   if (a->executable->is_deleted) return refuse(PJRT_Error_Code_INVALID_ARGUMENT, "the program has been deleted");
   Program& program = *a->executable->program;
-  PJRT_Buffer* const* inputs = a->argument_lists[0];
-  std::vector<Number> numbers(a->num_args), results(program.types.size());
-  std::vector<int8_t> donated(a->num_args);
-  for (size_t i = 0; i < a->num_args; ++i) {
-    if (auto* error = refuse_deleted(inputs[i])) return error;
-    numbers[i] = inputs[i]->tensor;
-  }
+  if (a->num_devices != program.devices.size())
+    return refuse(PJRT_Error_Code_UNIMPLEMENTED, "a program of several chips runs on all of them in one call");
+  const size_t inputs = a->num_args, outputs = program.types.size();
+  std::vector<Number> numbers(a->num_devices * inputs), results(a->num_devices * outputs);
+  std::vector<int8_t> donated(inputs);
   auto mark = [&](int64_t input, int8_t is_donated) {
-    if (size_t(input) < donated.size()) donated[input] = is_donated;  // Python refuses a wrong number of inputs
+    if (size_t(input) < inputs) donated[size_t(input)] = is_donated;  // Python refuses a wrong number of inputs
   };
   for (int64_t input : program.donated) mark(input, 1);
   for (size_t i = 0; i < a->options->num_non_donatable_input_indices; ++i) mark(a->options->non_donatable_input_indices[i], 0);
   std::unordered_set<Number> passed, taken;
-  for (size_t i = 0; i < a->num_args; ++i) {
-    if (donated[i]) taken.insert(numbers[i]);
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    PJRT_Buffer* input = a->argument_lists[i / inputs][i % inputs];
+    if (auto* error = refuse_deleted(input)) return error;
+    numbers[i] = input->tensor;
+    if (donated[i % inputs]) taken.insert(numbers[i]);
     if (!passed.insert(numbers[i]).second && taken.count(numbers[i]))
       return refuse(PJRT_Error_Code_INVALID_ARGUMENT, "an array is donated and passed once more in the same call");
   }
-  for (size_t i = 0; i < a->num_args; ++i)
-    if (donated[i]) inputs[i]->is_deleted = true;  // Python takes the tensor, also if the program fails
+  for (size_t i = 0; i < numbers.size(); ++i)  // Python takes the tensor, also if the program fails
+    if (donated[i % inputs]) a->argument_lists[i / inputs][i % inputs]->is_deleted = true;
   Number result = 0;
-  if (auto* error = call(result, &Hooks::execute, program.number, int64_t(numbers.size()), numbers.data(), donated.data(),
-                         results.data())) {
+  if (auto* error =
+          call(result, &Hooks::execute, program.number, int64_t(inputs), numbers.data(), donated.data(), results.data())) {
     for (Number number : taken) freed.add(number);  // those that Python did not get to
     return error;
   }
-  const int64_t* sizes = program.sizes.data();
-  for (size_t i = 0; i < results.size(); sizes += program.ranks[i++])
-    a->output_lists[0][i] = new PJRT_Buffer{results[i], program.types[i], {sizes, sizes + program.ranks[i]}};
-  if (a->device_complete_events) a->device_complete_events[0] = new PJRT_Event();  // arrays have events of their own
+  for (size_t chip = 0; chip < a->num_devices; ++chip) {
+    const int64_t* sizes = program.sizes.data();
+    for (size_t i = 0; i < outputs; sizes += program.ranks[i++])
+      a->output_lists[chip][i] = new PJRT_Buffer{
+          results[chip * outputs + i], program.devices[chip]->id, program.types[i], {sizes, sizes + program.ranks[i]}};
+    if (a->device_complete_events) a->device_complete_events[chip] = new PJRT_Event();  // arrays have events of their own
+  }
   return nullptr;
 }
 
@@ -357,7 +390,7 @@ void add_programs(PJRT_Api& api) {
     return put(a->executable, new PJRT_Executable{a->loaded_executable->program});
   };
   api.PJRT_LoadedExecutable_AddressableDevices = [](PJRT_LoadedExecutable_AddressableDevices_Args* a) {
-    return put_list(a->addressable_devices, a->num_addressable_devices, devices, 1);
+    return put_all(a->addressable_devices, a->num_addressable_devices, a->executable->program->devices);
   };
   api.PJRT_LoadedExecutable_Destroy = [](PJRT_LoadedExecutable_Destroy_Args* a) -> PJRT_Error* {
     delete a->executable;
@@ -368,10 +401,12 @@ void add_programs(PJRT_Api& api) {
     return put(a->is_deleted, a->executable->is_deleted);
   };
   api.PJRT_LoadedExecutable_GetDeviceAssignment = [](PJRT_LoadedExecutable_GetDeviceAssignment_Args* a) {
-    static const char proto[] = {8, 1, 16, 1, 26, 3, 10, 1, 0};  // xla.DeviceAssignmentProto: one replica on device 0
-    a->serialized_device_assignment = nullptr;
-    a->serialized_device_assignment_deleter = [](PJRT_DeviceAssignmentSerialized*) {};
-    return put_list(a->serialized_bytes, a->serialized_bytes_size, proto, sizeof proto);
+    // xla.DeviceAssignmentProto: one replica on each device. All numbers are below 128, so each is a byte.
+    auto* proto = new PJRT_DeviceAssignmentSerialized{{8, 1, 16, char(a->executable->program->devices.size())}};
+    for (PJRT_Device* device : a->executable->program->devices) proto->bytes.append({26, 3, 10, 1, char(device->id)});
+    a->serialized_device_assignment = proto;
+    a->serialized_device_assignment_deleter = [](PJRT_DeviceAssignmentSerialized* proto) { delete proto; };
+    return put_text(a->serialized_bytes, a->serialized_bytes_size, proto->bytes);
   };
   api.PJRT_Executable_Destroy = [](PJRT_Executable_Destroy_Args* a) -> PJRT_Error* {
     delete a->executable;
@@ -381,7 +416,9 @@ void add_programs(PJRT_Api& api) {
     return put_text(a->executable_name, a->executable_name_size, a->executable->program->name);
   };
   api.PJRT_Executable_NumReplicas = [](PJRT_Executable_NumReplicas_Args* a) { return put(a->num_replicas, 1); };
-  api.PJRT_Executable_NumPartitions = [](PJRT_Executable_NumPartitions_Args* a) { return put(a->num_partitions, 1); };
+  api.PJRT_Executable_NumPartitions = [](PJRT_Executable_NumPartitions_Args* a) {
+    return put(a->num_partitions, a->executable->program->devices.size());
+  };
   api.PJRT_Executable_NumOutputs = [](PJRT_Executable_NumOutputs_Args* a) {
     return put(a->num_outputs, a->executable->program->types.size());
   };
@@ -410,6 +447,14 @@ void add_programs(PJRT_Api& api) {
     a->serialized_compile_options_deleter = [](PJRT_SerializedCompileOptions*) {};
     return put_text(a->serialized_bytes, a->serialized_bytes_size, a->executable->program->options);
   };
+  api.PJRT_Executable_OptimizedProgram = [](PJRT_Executable_OptimizedProgram_Args* a) -> PJRT_Error* {
+    const std::string& text = a->executable->program->partitioned;
+    if (text.empty())
+      return refuse(PJRT_Error_Code_UNIMPLEMENTED, "a program of one chip has no optimized HLO: it runs as StableHLO");
+    put_list(a->program->format, a->program->format_size, kFormat.data(), kFormat.size());
+    if (a->program->code) std::memcpy(a->program->code, text.data(), std::min(a->program->code_size, text.size()));
+    return put(a->program->code_size, text.size());
+  };
   api.PJRT_Executable_Serialize = no_files;
   api.PJRT_Executable_DeserializeAndLoad = no_files;
 }
@@ -418,8 +463,10 @@ void add_buffers(PJRT_Api& api) {
   api.PJRT_Client_BufferFromHostBuffer = [](PJRT_Client_BufferFromHostBuffer_Args* a) -> PJRT_Error* {
     Number tensor = 0;
     const int64_t* strides = a->num_byte_strides ? a->byte_strides : nullptr;
-    if (auto* error = call(tensor, &Hooks::upload, a->data, int(a->type), int64_t(a->num_dims), a->dims, strides)) return error;
-    a->buffer = new PJRT_Buffer{tensor, a->type, {a->dims, a->dims + a->num_dims}};
+    int device = a->memory ? a->memory->id : a->device->id;
+    if (auto* error = call(tensor, &Hooks::upload, a->data, int(a->type), int64_t(a->num_dims), a->dims, strides, device))
+      return error;
+    a->buffer = new PJRT_Buffer{tensor, device, a->type, {a->dims, a->dims + a->num_dims}};
     return put(a->done_with_host_buffer, new PJRT_Event());
   };
   api.PJRT_Buffer_Destroy = [](PJRT_Buffer_Destroy_Args* a) -> PJRT_Error* {
@@ -459,8 +506,8 @@ void add_buffers(PJRT_Api& api) {
     if (auto* error = call(bytes, &Hooks::bytes, a->buffer->tensor)) return error;
     return put(a->on_device_size_in_bytes, size_t(bytes));
   };
-  api.PJRT_Buffer_Device = [](PJRT_Buffer_Device_Args* a) { return put(a->device, &device); };
-  api.PJRT_Buffer_Memory = [](PJRT_Buffer_Memory_Args* a) { return put(a->memory, &memory); };
+  api.PJRT_Buffer_Device = [](PJRT_Buffer_Device_Args* a) { return put(a->device, devices[size_t(a->buffer->device)]); };
+  api.PJRT_Buffer_Memory = [](PJRT_Buffer_Memory_Args* a) { return put(a->memory, memories[size_t(a->buffer->device)]); };
   api.PJRT_Buffer_IsOnCpu = [](PJRT_Buffer_IsOnCpu_Args* a) { return put(a->is_on_cpu, false); };
   api.PJRT_Buffer_ReadyEvent = [](PJRT_Buffer_ReadyEvent_Args* a) {
     return put(a->event, new PJRT_Event{a->buffer->is_deleted ? -1 : a->buffer->tensor, nullptr});
@@ -471,8 +518,12 @@ void add_buffers(PJRT_Api& api) {
   api.PJRT_Buffer_DecreaseExternalReferenceCount = [](PJRT_Buffer_DecreaseExternalReferenceCount_Args*) -> PJRT_Error* {
     return nullptr;
   };
-  api.PJRT_Buffer_CopyToDevice = [](PJRT_Buffer_CopyToDevice_Args* a) { return copied(a->buffer, a->dst_buffer); };
-  api.PJRT_Buffer_CopyToMemory = [](PJRT_Buffer_CopyToMemory_Args* a) { return copied(a->buffer, a->dst_buffer); };
+  api.PJRT_Buffer_CopyToDevice = [](PJRT_Buffer_CopyToDevice_Args* a) {
+    return copied(a->buffer, a->dst_device->id, a->dst_buffer);
+  };
+  api.PJRT_Buffer_CopyToMemory = [](PJRT_Buffer_CopyToMemory_Args* a) {
+    return copied(a->buffer, a->dst_memory->id, a->dst_buffer);
+  };
   api.PJRT_Buffer_ToHostBuffer = [](PJRT_Buffer_ToHostBuffer_Args* a) -> PJRT_Error* {
     Number bytes = 0;
     if (auto* error = refuse_deleted(a->src)) return error;
@@ -518,8 +569,14 @@ EXPORTED const PJRT_Api* GetPjrtApi() {
   return api;
 }
 
-// Sets what Python does, the name of the chip, and the version of StableHLO that programs come in.
-EXPORTED void bringup_start(const Hooks* functions, const char* kind, const int64_t* version) {
+// Sets what Python does, the name of the chip, the number of chips, and the version of StableHLO that programs come in.
+EXPORTED void bringup_start(const Hooks* functions, const char* kind, int chips, const int64_t* version) {
+  for (int id = int(devices.size()); id < chips; ++id) {
+    devices.push_back(new PJRT_Device{id});
+    descriptions.push_back(new PJRT_DeviceDescription{id});
+    memories.push_back(new PJRT_Memory{id});
+    names.push_back("chip:" + std::to_string(id));
+  }
   hooks = new Hooks(*functions);
   device_kind = kind;
   std::memcpy(stablehlo_version, version, sizeof stablehlo_version);
@@ -533,6 +590,12 @@ EXPORTED void bringup_fail(int code, const char* text) { last_failure = {PJRT_Er
 EXPORTED void bringup_name(void* program, const char* name) { static_cast<Program*>(program)->name = name; }
 
 EXPORTED void bringup_donate(void* program, int64_t input) { static_cast<Program*>(program)->donated.push_back(input); }
+
+EXPORTED void bringup_device(void* program, int id) { static_cast<Program*>(program)->devices.push_back(devices[size_t(id)]); }
+
+EXPORTED void bringup_partitioned(void* program, const char* text, size_t size) {
+  static_cast<Program*>(program)->partitioned.assign(text, size);
+}
 
 EXPORTED void bringup_result(void* program, int type, int64_t rank, const int64_t* sizes) {
   auto& to = *static_cast<Program*>(program);

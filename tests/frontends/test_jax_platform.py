@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import NO_JAX
+from tests.conftest import NO_JAX, ROOT, without_bringup
 
 try:
     import jax
@@ -23,6 +24,9 @@ import jax.numpy as jnp
 from jax import lax
 
 import bringup
+from bringup.frontends.stablehlo import team
+from bringup.frontends.stablehlo.module import StableHloError, mesh_groups
+from bringup.frontends.stablehlo.team import Team
 from tests.frontends import test_jax, test_stablehlo
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -449,3 +453,40 @@ def test_flax_and_optax_train_as_on_the_cpu() -> None:
                 parameters, state, value = step(parameters, state, jax.random.key(number))
                 losses[-1].append(float(value))
     np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_programs_of_several_chips_equal_those_of_cpus() -> None:
+    environment = without_bringup() | {"BRINGUP_DEVICES": "4", "JAX_PLATFORMS": "chip,cpu"}
+    command = [sys.executable, "-m", "tests.frontends.jax_devices"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    results = {line["name"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert len(results) == 16
+    for name, line in results.items():
+        assert line["error"] < 2e-5, line
+        assert line["shardings"][0] == line["shardings"][1], name
+
+
+def test_groups_of_a_mesh_are_its_axes() -> None:
+    sizes = {"x": 2, "y": 4}
+    assert mesh_groups(sizes, [], [("y", 1, 4)]) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert mesh_groups(sizes, [], [("x", 1, 2)]) == [[0, 4], [1, 5], [2, 6], [3, 7]]
+    assert mesh_groups(sizes, [], [("y", 2, 2)]) == [[0, 1], [2, 3], [4, 5], [6, 7]]  # the inner half of the axis
+    assert mesh_groups({"x": 2}, [1, 0], [("x", 1, 2)]) == [[1, 0]]
+
+
+def test_chips_that_wait_for_different_collectives_are_an_error() -> None:
+    def program(key: str) -> Callable[[], Any]:
+        def run() -> Any:
+            member = team.here()
+            assert member is not None
+            return member.exchange(key, (0, 1), member.place)
+
+        return run
+
+    assert Team(2).run([program("a"), program("a")]) == [[0, 1], [0, 1]]
+    with pytest.raises(StableHloError, match="chips wait for different collectives"):
+        Team(2).run([program("a"), program("b")])
+    with pytest.raises(ZeroDivisionError):
+        Team(2).run([program("a"), lambda: 1 / 0])

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from rich.table import Table
 from bringup.cli.options import FORMATS, OUTPUT_HELP
 from bringup.errors import BringupError
 from bringup.files import refuse_unwritable, write_text
+from bringup.frontends.tensorflow import hook
 from bringup.machine.files import load_chip
 from bringup.process import asked_chip, asked_devices
 from bringup.report import directory, github
@@ -21,7 +24,7 @@ from bringup.report.terminal import console as new_console
 from bringup.report.terminal import escaped
 from bringup.scorecard import card, page
 from bringup.scorecard.card import share, totals
-from bringup.scorecard.registry import load
+from bringup.scorecard.registry import MODULES, load
 
 COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
 
@@ -32,7 +35,14 @@ COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
     default="chip",
     show_default=True,
     metavar="NAME",
-    help="Torch device to check: chip, cpu, cuda, xpu, or a vendor's own.",
+    help="The framework's device: for torch chip, cpu, cuda, xpu, or a vendor's own.",
+)
+@click.option(
+    "--framework",
+    type=click.Choice(list(MODULES)),
+    default="torch",
+    show_default=True,
+    help="Framework whose programs the items try on the device.",
 )
 @click.option(
     "--chip",
@@ -63,6 +73,7 @@ COLOURS = {"pass": "green", "partial": "yellow", "fail": "red", "na": "dim"}
 @click.option("--list", "listing", is_flag=True, help="List the items and exit.")
 def command(
     device: str,
+    framework: str,
     chip: str | None,
     level: str,
     only: str | None,
@@ -78,7 +89,7 @@ def command(
 
     The exit code is 0 whatever the verdicts are. With --against it is 1 if an item is worse than in the older card.
     """
-    items = load(files)
+    items = load(files, framework)
     if listing:
         for entry in items.values():
             click.echo(f"{entry.id:>4} {entry.level}  {entry.title}: {entry.about}")
@@ -87,21 +98,25 @@ def command(
     if name is not None:
         asked_devices()  # an invalid BRINGUP_DEVICES is refused once, here, and not by every item
         load_chip(name)
-    else:
+    if framework != "torch":
+        _check_framework(framework, device)
+    elif name is None:
         _check_device(device)
     selected = _select(items, only, level)
-    old = card.load(against) if against else None
+    old = card.load(against, framework) if against else None
     console = new_console()
 
     def report(line: dict[str, Any]) -> None:
         if sys.stderr.isatty():
             print(f"{line['id']:>4} {line['verdict']}", file=sys.stderr, flush=True)
 
-    target = card.Target(device, name, files)
+    target = card.Target(device, name, files, framework)
     folder = directory.prepare(out, None)
     if json_file:
         refuse_unwritable(json_file)
-    new = card.run(selected, target, listed=len(items), jobs=jobs, matrix=only is None, report=report)
+    new = card.run(
+        selected, target, listed=len(items), jobs=jobs, matrix=only is None and framework == "torch", report=report
+    )
     text = json.dumps(new, indent=2, sort_keys=True) + "\n"
     texts = (text, page.page(new, items, old), page.badge(new))
     directory.write(folder, {name: _writes(content) for name, content in zip(directory.CARD, texts, strict=True)})
@@ -148,6 +163,26 @@ def _check_device(device: str) -> None:
     except (RuntimeError, AssertionError) as error:
         reason = (str(error).splitlines() or [""])[0]
         raise BringupError(f"--device {device}: this torch cannot use it ({reason})") from None
+
+
+def _check_framework(framework: str, device: str) -> None:
+    """Raise BringupError unless the framework is installed, was tested with the chip, and has the device."""
+    if find_spec(framework) is None:
+        raise BringupError(f'--framework {framework}: it is not installed: pip install "bringup[{framework}]"')
+    if framework == "tensorflow":
+        if device not in ("chip", "cpu", "gpu"):
+            raise BringupError(f"--device {device}: with --framework tensorflow it is chip, cpu or gpu")
+        if device == "chip":
+            hook.check()
+        return
+    os.environ["JAX_PLATFORMS"] = ",".join(dict.fromkeys((device, "cpu")))
+    import jax
+
+    try:
+        jax.devices(device)
+    except RuntimeError as error:
+        reason = (str(error).splitlines() or [""])[0]
+        raise BringupError(f"--device {device}: JAX cannot use it ({reason})") from None
 
 
 def _select(items: dict[str, Any], only: str | None, level: str) -> list[Any]:

@@ -46,16 +46,25 @@ class _Card(BaseModel):
     """The parts of a scorecard that are read, validated because the file may come from elsewhere."""
 
     version: Literal[1] = Field(alias="schema")
+    framework: Literal["torch", "jax", "tensorflow"] = "torch"
     items: Annotated[list[_Line], Field(max_length=10_000)]
 
 
 @dataclass(frozen=True)
 class Target:
-    """The target of the checks: a torch device, the chip if the device is ``chip``, and files with items."""
+    """The target of the checks.
+
+    Attributes:
+        device: of the framework.
+        chip: the chip if the device is ``chip``.
+        files: files with items.
+        framework: torch, jax or tensorflow.
+    """
 
     device: str
     chip: str | None
     files: tuple[str, ...] = ()
+    framework: str = "torch"
 
 
 def run(
@@ -68,7 +77,7 @@ def run(
         target: the device to check.
         listed: number of all items, of which these may be some.
         jobs: number of processes at the same time.
-        matrix: True also tries every operator by dtype.
+        matrix: True also tries every operator of torch by dtype.
         report: called with every line of the scorecard when it is ready.
     """
 
@@ -85,6 +94,7 @@ def run(
     ops = trying.result() if trying else {}
     return {
         "schema": SCHEMA,
+        "framework": target.framework,
         "device": target.device,
         "chip": target.chip,
         "items": lines,
@@ -96,9 +106,12 @@ def run(
 def _worker(arguments: list[str], target: Target, seconds: float) -> Any:
     """Run ``python -m bringup.scorecard`` and return its JSON, or a sentence that describes how it failed."""
     command = [sys.executable, "-m", "bringup.scorecard", *arguments, "--device", target.device]
+    command += ["--framework", target.framework]
     command += ["--chip", target.chip] if target.chip else []
     command += [part for file in target.files for part in ("--file", file)]
     environment = {**os.environ, "BRINGUP_DEVICES": os.environ.get("BRINGUP_DEVICES", "2")}
+    if target.framework == "jax":
+        environment["JAX_PLATFORMS"] = ",".join(dict.fromkeys((target.device, "cpu")))
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
     )
@@ -136,16 +149,16 @@ def part(card: dict[str, Any]) -> str:
     return "" if number == card["listed"] else f"{number} of {card['listed']} items"
 
 
-def load(file: str) -> dict[str, Any]:
-    """Read a scorecard.
+def load(file: str, framework: str = "torch") -> dict[str, Any]:
+    """Read a scorecard of a framework.
 
     Raises:
-        BringupError: it is missing, damaged, or not a scorecard of this version.
+        BringupError: it is missing, damaged, not a scorecard of this version, or one of another framework.
     """
     text = read_text(file, "scorecard")
     try:
         card: dict[str, Any] = json.loads(text)
-        _Card.model_validate(card)
+        other = _Card.model_validate(card).framework
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = short(".".join(str(part) for part in first["loc"]) or "file")
@@ -154,6 +167,8 @@ def load(file: str) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError):
         raise BringupError(f"{file}: is not a scorecard: it is not JSON") from None
+    if other != framework:
+        raise BringupError(f"{file}: is a scorecard of {other}, and this one is of {framework}: compare equal ones")
     return card
 
 

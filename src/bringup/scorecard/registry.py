@@ -1,6 +1,7 @@
 """The items of the scorecard, and the function that runs one.
 
-An item is a function that takes a ``torch.device`` and returns its evidence, a sentence with a number. It raises
+An item is a function that takes a device and returns its evidence, a sentence with a number. The device is a
+``torch.device``, a ``jax.Device``, or the name of TensorFlow's device, as the item's framework has it. It raises
 `Failed`, `Partial` (with the share that works) or `NotApplicable`; any other error is also a failure. Its docstring is
 its documentation. A vendor adds items by decorating functions in a Python file (``bringup check --items FILE``) or in a
 module of the entry point group ``bringup.items``.
@@ -24,15 +25,11 @@ from typing import Any
 from bringup.errors import BringupError
 
 LEVELS = {"D": "devkit: it can be shown", "T": "try-out: a program is ported in a day", "P": "production candidate"}
-MODULES = (
-    "framework",
-    "strided",
-    "runtime",
-    "memory",
-    "kernels",
-    "tools",
-    "system",
-)  # of the items, in the order of the scorecard
+MODULES = {  # of the items by framework, in the order of the scorecard
+    "torch": ("framework", "strided", "runtime", "memory", "kernels", "tools", "system"),
+    "jax": ("jax",),
+    "tensorflow": ("tensorflow",),
+}
 
 
 class Failed(Exception):
@@ -85,24 +82,30 @@ class Item:
         return " ".join(_documentation(self.run).split("\n\n")[0].split())
 
 
-ITEMS: dict[str, Item] = {}
+ITEMS: dict[str, Item] = {}  # of torch
+_ITEMS: dict[str, dict[str, Item]] = {"torch": ITEMS, "jax": {}, "tensorflow": {}}
 
 
-def item(id: str, level: str, title: str, *, hint: str, seconds: float = 120) -> Callable[[Function], Function]:
-    """Register a function as an item.
+def item(
+    id: str, level: str, title: str, *, hint: str, seconds: float = 120, framework: str = "torch"
+) -> Callable[[Function], Function]:
+    """Register a function as an item of a framework: torch, jax or tensorflow.
 
     Raises:
-        BringupError: the id exists already, the level is unknown, or the function has no docstring.
+        BringupError: the id exists already, the level or framework is unknown, or the function has no docstring.
     """
+    if framework not in _ITEMS:
+        raise BringupError(f"item {id}: framework must be one of {', '.join(_ITEMS)}, got {framework!r}")
+    items = _ITEMS[framework]
 
     def register(function: Function) -> Function:
-        if id in ITEMS:
-            raise BringupError(f"item {id} exists already ({ITEMS[id].title}): choose another id")
+        if id in items:
+            raise BringupError(f"item {id} exists already ({items[id].title}): choose another id")
         if level not in LEVELS:
             raise BringupError(f"item {id}: level must be one of {', '.join(LEVELS)}, got {level!r}")
         if not _documentation(function):
             raise BringupError(f"item {id}: its function needs a docstring, which documents the item")
-        ITEMS[id] = Item(id, level, title, hint, function, seconds)
+        items[id] = Item(id, level, title, hint, function, seconds)
         return function
 
     return register
@@ -137,11 +140,11 @@ def needs_chip(device: Any, otherwise: str = "the tool is part of bringup and ne
         raise NotApplicable(otherwise)
 
 
-def load(files: tuple[str, ...] = ()) -> dict[str, Item]:
-    """Import the items of bringup, of installed packages and of files; return all by id."""
+def load(files: tuple[str, ...] = (), framework: str = "torch") -> dict[str, Item]:
+    """Import the items of bringup, of installed packages and of files; return those of a framework by id."""
     from importlib.metadata import entry_points
 
-    for name in MODULES:
+    for name in MODULES[framework]:
         importlib.import_module(f"bringup.scorecard.{name}")
     for entry in entry_points(group="bringup.items"):
         entry.load()
@@ -151,7 +154,11 @@ def load(files: tuple[str, ...] = ()) -> dict[str, Item]:
         if not os.path.isfile(path) or spec is None or spec.loader is None:
             raise BringupError(f"{file}: there is no such file of items: give the path of a Python file")
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    return dict(sorted(ITEMS.items(), key=lambda pair: (pair[0][0], int(pair[0][1:]) if pair[0][1:].isdigit() else 0)))
+    return dict(
+        sorted(
+            _ITEMS[framework].items(), key=lambda pair: (pair[0][0], int(pair[0][1:]) if pair[0][1:].isdigit() else 0)
+        )
+    )
 
 
 def run_item(entry: Item, device: Any) -> dict[str, Any]:

@@ -19,7 +19,8 @@ from bringup.device import load
 from bringup.device.choose import choose_from_environment
 from bringup.errors import BringupError, VersionError
 from bringup.frontends.jax import lowerings
-from bringup.frontends.stablehlo.execution import executed, upload
+from bringup.frontends.jax.partition import devices_of, partitioned
+from bringup.frontends.stablehlo.execution import executed, executed_together, upload
 from bringup.frontends.stablehlo.executor import Program
 from bringup.frontends.stablehlo.module import TESTED, StableHloError, UntranslatedError, read_module
 from bringup.frontends.stablehlo.tensors import DTYPES
@@ -35,19 +36,18 @@ _KINDS = (
 _TYPES = {kind: number for number, kind in enumerate(_KINDS) if kind}
 # Same file, PJRT_Error_Code.
 CANCELLED, INVALID, EXHAUSTED, UNIMPLEMENTED, INTERNAL = 1, 3, 8, 12, 13
-DEVICE = "chip:0"
 _ROOM = 256  # numbers of freed tensors that are fetched at once; chosen
 
 _NUMBERS, _SIZES = POINTER(c_int64), POINTER(c_int64)
 _HOOKS: dict[str, Any] = {  # in the order of `Hooks` in csrc/jax/plugin.cpp
-    "compile_program": CFUNCTYPE(c_int64, c_void_p, c_size_t, c_void_p),
+    "compile_program": CFUNCTYPE(c_int64, c_void_p, c_size_t, c_void_p, c_size_t, c_void_p),
     "execute": CFUNCTYPE(c_int64, c_int64, c_int64, _NUMBERS, POINTER(c_int8), _NUMBERS),
-    "upload": CFUNCTYPE(c_int64, c_void_p, c_int, c_int64, _SIZES, _SIZES),
+    "upload": CFUNCTYPE(c_int64, c_void_p, c_int, c_int64, _SIZES, _SIZES, c_int),
     "download": CFUNCTYPE(c_int64, c_int64, c_void_p),
     "size": CFUNCTYPE(c_int64, c_int64),
-    "copy": CFUNCTYPE(c_int64, c_int64),
+    "copy": CFUNCTYPE(c_int64, c_int64, c_int),
     "wait": CFUNCTYPE(c_int64, c_int64),
-    "memory": CFUNCTYPE(c_int64, *[POINTER(c_int64)] * 4),
+    "memory": CFUNCTYPE(c_int64, c_int, *[POINTER(c_int64)] * 4),
 }
 
 
@@ -85,7 +85,8 @@ def start(platform: str) -> Any:
         library = ctypes.CDLL(path)
     client = Client(library)
     version = (c_int64 * 3)(*map(int, stablehlo.get_current_version().split(".")))
-    library.bringup_start(ctypes.byref(client.hooks), process.chosen_chip().name.encode(), version)
+    count = torch.chip.device_count()  # type: ignore[attr-defined]
+    library.bringup_start(ctypes.byref(client.hooks), process.chosen_chip().name.encode(), count, version)
     atexit.register(client.stop)  # JAX frees its arrays after Python has ended
     xla_client.load_pjrt_plugin_dynamically(platform, path)
     lowerings.register(platform)
@@ -112,11 +113,13 @@ class Client:
         library.bringup_fail.argtypes = c_int, c_char_p
         library.bringup_name.argtypes = c_void_p, c_char_p
         library.bringup_donate.argtypes = c_void_p, c_int64
+        library.bringup_device.argtypes = c_void_p, c_int
+        library.bringup_partitioned.argtypes = c_void_p, c_char_p, c_size_t
         library.bringup_result.argtypes = c_void_p, c_int, c_int64, _SIZES
         library.bringup_freed.argtypes, library.bringup_freed.restype = (_NUMBERS, c_int64), c_int64
         self._numbers = itertools.count()
         self._tensors: dict[int, Held] = {}
-        self._programs: dict[int, Program] = {}
+        self._programs: dict[int, list[Program]] = {}  # one for each chip
         self.hooks = _Hooks(*(kind(self._guarded(getattr(self, name))) for name, kind in _HOOKS.items()))
 
     def stop(self) -> None:
@@ -154,8 +157,8 @@ class Client:
         self._tensors[number] = Held(tensor, ready)
         return number
 
-    def compile_program(self, code: int, size: int, into: int) -> int:
-        """Read a program in StableHLO's portable form."""
+    def compile_program(self, code: int, size: int, options: int, options_size: int, into: int) -> int:
+        """Read a program in StableHLO's portable form, and JAX's options, which name its chips."""
         from jax._src.interpreters import mlir
         from jaxlib.mlir import ir
         from jaxlib.mlir.dialects import stablehlo
@@ -163,11 +166,21 @@ class Client:
         with mlir.make_ir_context():
             module = stablehlo.deserialize_portable_artifact(ir.Context.current, ctypes.string_at(code, size))
             name = str(module.operation.attributes["sym_name"]).strip('"').removeprefix("jit_")
-            program = Program(read_module(module, name), DEVICE)
             donated = _donated(module)
+            asked = ctypes.string_at(options, options_size)
+            chips, together = devices_of(asked), None
+            if len(chips) > 1:
+                module, hlo = partitioned(module, asked)
+                self._library.bringup_partitioned(into, hlo, len(hlo))
+                together = len(chips)
+            read = read_module(module, name, chips=together)
+            programs = [Program(read, f"chip:{chip}") for chip in chips]
+        program = programs[0]
         number = next(self._numbers)
-        self._programs[number] = program
+        self._programs[number] = programs
         self._library.bringup_name(into, name.encode())
+        for chip in chips:
+            self._library.bringup_device(into, chip)
         for position in donated:
             self._library.bringup_donate(into, position)
         for kind in program.outputs:
@@ -177,24 +190,32 @@ class Client:
 
     def execute(self, number: int, count: int, inputs: Any, donated: Any, results: Any) -> None:
         """Launch a program. The memory of donated inputs is free once nothing reads them any more."""
-        program = self._programs[number]
-        arguments = [
-            (self._tensors.pop(inputs[place]) if donated[place] else self._tensors[inputs[place]]).tensor
-            for place in range(count)
+        programs = self._programs[number]
+        lists = [
+            [
+                (self._tensors.pop(inputs[place]) if donated[place % count] else self._tensors[inputs[place]]).tensor
+                for place in range(chip * count, (chip + 1) * count)
+            ]
+            for chip in range(len(programs))
         ]
-        tensors = executed(program, arguments, "jax")
-        ready = _recorded_event()
-        for place, tensor in enumerate(tensors):
-            results[place] = self._hold(tensor, ready)
+        if len(programs) == 1:
+            returned = [executed(programs[0], lists[0], "jax")]
+        else:
+            returned = executed_together(programs, lists, "jax")
+        place = itertools.count()
+        for program, tensors in zip(programs, returned, strict=True):
+            ready = _recorded_event(program.device)
+            for tensor in tensors:
+                results[next(place)] = self._hold(tensor, ready)
 
-    def upload(self, data: int, kind: int, rank: int, sizes: Any, strides: Any) -> int:
+    def upload(self, data: int, kind: int, rank: int, sizes: Any, strides: Any, chip: int) -> int:
         """Copy an array of the host to the chip. The array may change after the call, and the host does not wait."""
         name = _KINDS[kind] if 0 <= kind < len(_KINDS) else None
         if name is None:
             raise StableHloError(f"torch has no data type for PJRT's type {kind}, such as numbers of four bits")
-        shape, dtype = tuple(sizes[:rank]), DTYPES[name]
+        shape, dtype, device = tuple(sizes[:rank]), DTYPES[name], f"chip:{chip}"
         if not math.prod(shape):
-            return self._hold(torch.empty(shape, dtype=dtype, device=DEVICE))
+            return self._hold(torch.empty(shape, dtype=dtype, device=device))
         steps = tuple(strides[:rank]) if strides else None
         spans = [(size - 1) * step for size, step in zip(shape, steps, strict=True)] if steps else []
         before = -sum(span for span in spans if span < 0)
@@ -202,7 +223,7 @@ class Client:
         raw = (c_char * (before + after + dtype.itemsize)).from_address(data - before)
         bits = np.ndarray(shape, f"V{dtype.itemsize}", raw, before, steps)
         host = torch.from_numpy(np.ascontiguousarray(bits).reshape(-1).view(np.uint8)).view(dtype).view(shape)
-        return self._hold(upload(host, DEVICE), _recorded_event())
+        return self._hold(upload(host, device), _recorded_event(device))
 
     def download(self, number: int, to: int) -> None:
         """Copy a tensor to memory of the host, which has room for it, and wait for it."""
@@ -216,9 +237,10 @@ class Client:
         tensor = self._tensors[number].tensor
         return tensor.numel() * tensor.itemsize
 
-    def copy(self, number: int) -> int:
-        """Copy a tensor on the chip."""
-        return self._hold(self._tensors[number].tensor.clone())
+    def copy(self, number: int, chip: int) -> int:
+        """Copy a tensor to a chip, or on its own."""
+        copied = self._tensors[number].tensor.to(f"chip:{chip}", copy=True)
+        return self._hold(copied, _recorded_event(copied.device))
 
     def wait(self, number: int) -> None:
         """Wait until a tensor is computed."""
@@ -226,16 +248,18 @@ class Client:
         if held is not None and held.ready is not None:
             held.ready.synchronize()
 
-    def memory(self, now: Any, peak: Any, limit: Any, allocations: Any) -> None:
+    def memory(self, chip: int, now: Any, peak: Any, limit: Any, allocations: Any) -> None:
         """Write the bytes in use and their peak, the chip's capacity, and the number of allocations."""
         chips: Any = torch.chip  # type: ignore[attr-defined]
-        now[0], peak[0] = chips.memory_allocated(), chips.max_memory_allocated()
-        limit[0], allocations[0] = chips.mem_get_info()[1], chips.memory_stats()["allocation.all.allocated"]
+        now[0], peak[0] = chips.memory_allocated(chip), chips.max_memory_allocated(chip)
+        limit[0] = chips.mem_get_info(chip)[1]
+        allocations[0] = chips.memory_stats(chip)["allocation.all.allocated"]
 
 
-def _recorded_event() -> Any:
-    event = torch.chip.Event()  # type: ignore[attr-defined]
-    event.record()
+def _recorded_event(device: str | torch.device) -> Any:
+    chips: Any = torch.chip  # type: ignore[attr-defined]
+    event = chips.Event()
+    event.record(chips.current_stream(torch.device(device)))
     return event
 
 

@@ -25,11 +25,24 @@ def register(platform: str) -> None:
         rule = entry.rule
         if isinstance(rule, partial) and rule.func is lax._nary_lower_hlo and rule.args[0] in names:
             whole = partial(lax._nary_lower_hlo, _operator(mlir, names[rule.args[0]]))
-            rules[platform][primitive] = mlir.LoweringRuleEntry(whole, entry.inline)
-    rules[platform][threefry2x32.threefry2x32_p] = mlir.LoweringRuleEntry(partial(_threefry, mlir), True)
+            rules[platform][primitive] = mlir.LoweringRuleEntry(partial(_lowered, whole, rule), entry.inline)
+    keys = threefry2x32.threefry2x32_p
+    usual = rules["cpu"].get(keys) or mlir._lowerings[keys]
+    rules[platform][keys] = mlir.LoweringRuleEntry(partial(_lowered, partial(_threefry, mlir), usual.rule), True)
     if platform not in mlir._platforms_with_donation:
         mlir._platforms_with_donation.append(platform)
     callback.emit_python_callback = _emitter(callback.emit_python_callback, mlir, platform)
+
+
+def _lowered(whole: Callable[..., Any], usual: Callable[..., Any], context: Any, *operands: Any, **options: Any) -> Any:
+    """Lower an operator as a custom call; in a program of several chips, as XLA's partitioner knows it."""
+    return (whole if _chips(context.module_context) == 1 else usual)(context, *operands, **options)
+
+
+def _chips(module: Any) -> int:
+    """Return the number of chips that a program is lowered for."""
+    axes = module.axis_context
+    return int(axes.num_devices if hasattr(axes, "num_devices") else axes.mesh.size)
 
 
 def _operator(mlir: Any, name: str) -> Callable[..., Any]:
@@ -56,6 +69,8 @@ def _emitter(original: Callable[..., Any], mlir: Any, platform: str) -> Callable
         module = context.module_context
         if tuple(module.platforms) != (platform,):
             return original(context, function, token, operands, operand_avals, result_avals, **options)
+        if _chips(module) > 1:
+            raise NotImplementedError("callbacks in a program of several chips are not supported on the chip")
         operation = mlir.custom_call(
             "bringup.callback",
             result_types=[mlir.aval_to_ir_type(module, aval) for aval in result_avals],

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
 import torch
 
 from bringup.frontends.stablehlo.executor import Program
+from bringup.frontends.stablehlo.team import Team
+from bringup.lines import at_line, calling_line
 from bringup.recording import modules
 from bringup.recording.recording import current
 from bringup.recording.rows import FORWARD
@@ -21,10 +26,33 @@ def upload(host: torch.Tensor, device: str) -> torch.Tensor:
 
 def executed(program: Program, arguments: list[torch.Tensor], framework: str) -> list[torch.Tensor]:
     """Launch a program; return its results, each in memory of its own. The list of arguments is emptied."""
-    ops = torch.ops.bringup
-    ops.record_mark(FORWARD, modules.number(program.__name__))
+    _note(program, framework)
+    return _launched(program, arguments)
+
+
+def executed_together(
+    programs: Sequence[Program], arguments: Sequence[list[torch.Tensor]], framework: str
+) -> list[list[torch.Tensor]]:
+    """Launch the programs of several chips, which may exchange values; return the results of each.
+
+    They are called from the line of the program that called this function.
+    """
+    _note(programs[0], framework)
+    line = calling_line()
+    call = at_line(programs[0].__name__, *line) if line else lambda run, items: run(*items)
+    pairs = zip(programs, arguments, strict=True)
+    return Team(len(programs)).run([partial(call, _launched, pair) for pair in pairs])
+
+
+def _note(program: Program, framework: str) -> None:
+    """Record the beginning of an execution."""
+    torch.ops.bringup.record_mark(FORWARD, modules.number(program.__name__))
     if (recording := current()) is not None:
         recording.about["framework"] = framework
+
+
+def _launched(program: Program, arguments: list[torch.Tensor]) -> list[torch.Tensor]:
+    ops = torch.ops.bringup
     before = ops.set_program(ops.next_replay())  # not 0 in a program whose callback runs this one
     try:
         return [_own(tensor) for tensor in program.run(arguments)]

@@ -134,7 +134,7 @@ class Program:
     def _on_chip(self, value: torch.Tensor) -> torch.Tensor:
         """Return a value on the chip: scalars are filled there, constants only once."""
         if value.device.type == self.device.type:
-            return value
+            return value if value.device == self.device else value.to(self.device)
         if (held := self._moved.get(id(value))) is not None:
             return held[1]
         if value.numel() == 1:

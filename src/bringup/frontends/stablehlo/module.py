@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -30,6 +31,8 @@ _RESULT = re.compile(r"(%[\w$.-]+)#(\d+)")
 _CONVOLUTION = re.compile(r"\[[\s,\d]*[bfio][\s,\dbfio]*\]")
 _ATTRIBUTE = re.compile(r"(constant|[^#\w]value\s*=)?\s*\b(?:dense|sparse)<[^<>]*>\s*:\s*tensor<((?:\d+x)*)(i|complex)")
 _ALIAS = re.compile(r"^\s*(?:![\w$.-]+\s*=|#[\w$.-]+\s*=\s*[\[{])", re.MULTILINE)
+_MESH_AXIS = re.compile(r'"([^"]+)"=(\d+)')  # of sdy.mesh @mesh = <["x"=2, "y"=4], device_ids=[0, 2]>
+_MESH_IDS = re.compile(r"device_ids=\[([\d, ]+)\]")
 _RANK = re.compile(rf"<(?:\d+x){{{STABLEHLO['dimensions'].most + 1}}}")
 
 
@@ -194,13 +197,16 @@ def _number(digits: str) -> int:
     return int(digits[-20:]) if len(digits) <= 20 else 10**20  # Python refuses to read thousands of digits
 
 
-def read_module(module: Any, shown: str, line: Callable[[Any], Line] | None = None) -> Module:
+def read_module(
+    module: Any, shown: str, line: Callable[[Any], Line] | None = None, *, chips: int | None = None
+) -> Module:
     """Return a module of jaxlib's bindings as data.
 
     Args:
         module: of jaxlib's bindings.
         shown: its name in messages.
         line: returns the line of a location; by default the innermost one that is not in a library.
+        chips: the number of chips that run it together, by a `Team`; None: one chip runs it.
 
     Raises:
         StableHloError: it has no function ``main``, dynamic shapes, or types that no chip computes with.
@@ -211,6 +217,13 @@ def read_module(module: Any, shown: str, line: Callable[[Any], Line] | None = No
         sizes = ("mhlo.num_partitions", "mhlo.num_replicas")
         whole = module.operation.attributes
         reader.devices = math.prod(int(reader.attribute(whole[name])) for name in sizes if name in whole)
+        if chips is not None:
+            reader.devices, reader.together = chips, True
+        reader.meshes = {
+            str(op.attributes["sym_name"]).strip('"'): str(op)
+            for op in module.body.operations
+            if op.operation.name == "sdy.mesh"
+        }
         bodies = {
             str(op.attributes["sym_name"]).strip('"'): op
             for op in module.body.operations
@@ -256,6 +269,7 @@ class _Reader:
     Attributes:
         numbers: the number of each value of the current function.
         devices: of the program.
+        together: True if chips run it together, and exchange values.
     """
 
     def __init__(self, mlir: SimpleNamespace, shown: str, line: Callable[[Any], Line] | None) -> None:
@@ -270,6 +284,8 @@ class _Reader:
         self.count = 0
         self.read = 0  # attributes
         self.devices = 1
+        self.together = False
+        self.meshes: dict[str, str] = {}  # as text
         self.lines: dict[Any, Line] = {}
         self.is_main = True
 
@@ -315,14 +331,14 @@ class _Reader:
             raise StableHloError(f"{self.shown}: has more than {limit.most:,} operations ({limit.why})")
         line = self.line(operation.location)
         dialect, _, short_name = operation.name.partition(".")
-        name = short_name if dialect in ("stablehlo", "chlo", "func") else operation.name
+        name = short_name if dialect in ("stablehlo", "chlo", "func", "mhlo") else operation.name
         operand_types = tuple(self.type(value.type, line) for value in operation.operands)
         result_types = tuple(self.type(value.type, line) for value in operation.results)
         if name == "constant":
             attributes: dict[str, Any] = {"value": self.constant(operation, result_types[0])}
         else:
             attributes = {key: self.attribute(operation.attributes[key]) for key in operation.attributes}
-        attributes["devices"] = self.devices
+        attributes["devices"], attributes["together"] = self.devices, self.together
         operands = tuple(self.number(value) for value in operation.operands)
         blocks = tuple(self.block(inner, depth + 1) for region in operation.regions for inner in region.blocks)
         results = tuple(self.number(value) for value in operation.results)
@@ -345,10 +361,27 @@ class _Reader:
             return {item.name: self.attribute(item.attr, depth + 1) for item in value}
         value = next((form(value) for form in self.forms if form.isinstance(value)), value)
         names = set(dir(type(value))) - set(dir(ir.OpaqueAttr)) - {"get", "isinstance"}
+        if type(value).__name__ == "ReplicaGroupMeshAxesAttr":
+            return self.groups(value)
         own = {name: getattr(value, name) for name in names if not name.startswith("_")}
         if set(own) == {"value"}:  # an enumeration, such as a direction
             return own["value"]
         return SimpleNamespace(**own) if own else str(value)
+
+    def groups(self, value: Any) -> list[list[int]]:
+        """Return groups of devices that are written as axes of a mesh of devices."""
+        text = self.meshes.get(str(value.mesh).lstrip("@").strip('"'), "")
+        sizes = {name: int(size) for name, size in _MESH_AXIS.findall(text)}
+        ids = [int(number) for part in _MESH_IDS.findall(text) for number in part.split(",")]
+        axes = []
+        for item in value.axes:
+            axis = self.mlir.stablehlo.AxisRefAttr(item)
+            part = axis.sub_axis_info
+            part = part and self.mlir.stablehlo.SubAxisInfoAttr(part)
+            axes.append((axis.name, part.pre_size, part.size) if part else (axis.name, 1, sizes.get(axis.name, 0)))
+        if not axes or any(name not in sizes for name, *_ in axes):
+            raise StableHloError(f"{self.shown}: a collective names axes that no mesh has: {short(str(value))}")
+        return mesh_groups(sizes, ids, axes)
 
     def constant(self, operation: Any, kind: Type) -> torch.Tensor:
         """Return a constant, as a scalar that is expanded if all of its values are equal."""
@@ -402,6 +435,32 @@ class _Reader:
             self.lines[key] = next(iter(own), None)
         line = self.lines[key]
         return (self.shown, line[1]) if line and line[0] == "-" else line  # "-" is the text that was parsed
+
+
+def mesh_groups(sizes: dict[str, int], ids: Sequence[int], axes: Sequence[tuple[str, int, int]]) -> list[list[int]]:
+    """Return the groups of devices along some axes of a mesh.
+
+    Args:
+        sizes: of the mesh's axes by name.
+        ids: the devices of the mesh; none are all in their order.
+        axes: names, and the part of the axis: the product of the sizes before it, and its size.
+    """
+    parts: list[tuple[str, int, int]] = []  # the mesh's axes, cut where one of `axes` begins or ends
+    for name, size in sizes.items():
+        cuts = {1, size} | {cut for axis, before, own in axes if axis == name for cut in (before, before * own)}
+        parts += [(name, first, end // first) for first, end in pairwise(sorted(cuts))]
+    array = np.array(ids or range(math.prod(sizes.values()))).reshape([size for *_, size in parts])
+    chosen = [
+        number
+        for axis, before, own in axes
+        for number, (name, first, _) in enumerate(parts)
+        if name == axis and before <= first < before * own
+    ]
+    rest = [number for number in range(len(parts)) if number not in chosen]
+    groups: list[list[int]] = (
+        array.transpose(rest + chosen).reshape(-1, math.prod(parts[number][2] for number in chosen)).tolist()
+    )
+    return groups
 
 
 def _frames(location: Any) -> Iterator[tuple[str, int]]:
