@@ -193,6 +193,40 @@ def test_convolution_of_few_channels_is_unaligned_and_fills_them_up() -> None:
     assert image.converted_bytes == (3 + 2 * 8) * (pixels + filters) + 2 * result
 
 
+def test_float32_convolution_of_channels_last_converts_to_channels_first() -> None:
+    """Data and result are converted, and filters with windows; a library with both layouts converts nothing."""
+
+    def plain(window: int) -> Signature:
+        last = convolution(64, window, 1)
+        data, weight, result = (replace(t, dtype="float32") for t in (*last.tensors, *last.results))
+        return Signature("aten::convolution", (data, weight), (result,), {**last.args, "weight": weight}, tf32=())
+
+    chip = bringup.load_chip("t4")
+    both = chip.model_copy(update={"library": chip.library.model_copy(update={"channels_first": {}})})
+    for window, filters in ((1, 0), (3, 1)):
+        signature = plain(window)
+        data, weight, result = (t.nbytes for t in (*signature.tensors, *signature.results))
+        moved = 2 * (data + filters * weight + result)
+        assert signature.work.converted_bytes == moved
+        converting, other = prices(chip, signature), prices(both, signature)
+        assert converting.kernels[0] - other.kernels[0] == 2 + filters
+        seconds = converting.seconds[0] - other.seconds[0]
+        assert seconds == pytest.approx(moved / pricing.rates.memory_rate(chip), rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_librarys_depthwise_kernels_have_the_rate_of_their_dtype(dtype: str) -> None:
+    data = Tensor(dtype, (32, 384, 14, 14), (75264, 1, 5376, 384), 0)
+    weight = Tensor(dtype, (384, 1, 7, 7), (49, 49, 7, 1), 1)
+    signature = Signature(
+        "aten::convolution", (data, weight), (replace(data, storage=2),), {"weight": weight, "groups": 384}
+    )
+    chip = bringup.load_chip("h100-sxm")
+    flops = 2 * 49 * data.numel
+    (vector,) = prices(chip, signature).engines[pricing.ENGINES.index("vector")]
+    assert vector == pytest.approx(flops / (67e12 * chip.library.depthwise_channels_last[dtype]))
+
+
 def test_gradient_of_a_filter_has_the_rate_of_the_chip_file() -> None:
     chip = bringup.load_chip("h100-sxm")
     forward = convolution(256, 3, 1)

@@ -124,10 +124,13 @@ def find_model(name: str) -> Model:
         timm: Any = import_module("timm")
         if timm.is_model(name):
             return _of_timm(name, timm)
+        missing = ""
+    else:
+        missing = "; models of timm need timm, which is not installed: pip install timm"
     names = ", ".join(PUBLISHED)
     raise BringupError(
         f"--model {name}: not the path of a config.json, no model type of transformers, and not on this machine; "
-        f"known are also {names}"
+        f"known are also {names}{missing}"
     )
 
 
@@ -175,6 +178,7 @@ def _read(path: str) -> Any:
         raise BringupError(f"--model {path}: is no configuration of transformers: model_type is missing") from None
     except Exception as error:  # transformers checks values with errors of many types
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        first = first.partition(". Should contain one of ")[0]  # what follows are all of transformers' names
         raise BringupError(f"--model {path}: transformers refuses the configuration: {first}") from None
 
 

@@ -61,7 +61,8 @@ class Work:
         winograd: True if the products may use Winograd's minimal filtering.
         tf32: the switch of torch that allowed float32 products in TF32, of `vocabulary.TF32`; "" if none did.
         converted_bytes, conversions: bytes and kernels that change layouts around the products if the library wants
-            channels last, as for TF32.
+            the other layout: channels last for TF32, channels first for plain float32.
+        channels_last: True for convolutions of data with channels last.
         bias_bytes: bytes that a kernel for the bias alone moves, on chips whose library has none together with the
             product.
         aligned: False if a row of a product's matrices does not start at a multiple of 16 bytes.
@@ -92,6 +93,7 @@ class Work:
     tf32: str = ""
     converted_bytes: float = 0.0
     conversions: int = 0
+    channels_last: bool = False
     bias_bytes: float = 0.0
     aligned: bool = True
     hides_softmax: bool = False

@@ -52,6 +52,7 @@ class WorkTable:
     winograd: Array
     converted_bytes: Array
     conversions: Array
+    channels_last: Array
     bias_bytes: Array
     aligned: Array
     hides_softmax: Array
@@ -102,6 +103,7 @@ class WorkTable:
             winograd=column("winograd"),
             converted_bytes=column("converted_bytes"),
             conversions=column("conversions"),
+            channels_last=column("channels_last"),
             bias_bytes=column("bias_bytes"),
             aligned=column("aligned"),
             hides_softmax=column("hides_softmax"),

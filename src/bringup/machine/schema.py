@@ -254,9 +254,10 @@ class Library(_Table):
         cluster: dtype -> tiles of a product that load the rows or columns that they share once, in a cluster of cores.
         channels_last: dtype -> share of the sustained bandwidth that conversions to and from channels last reach, for
             dtypes whose convolutions want that layout; TF32 always does.
+        channels_first: the same for dtypes whose convolutions want channels first.
         depthwise: rate of PyTorch's own depthwise kernels over the vector units' peak in float32, an output's addresses
             counted as 7 taps.
-        depthwise_channels_last: rate of the library's depthwise kernels over the vector units' peak.
+        depthwise_channels_last: dtype -> rate of the library's depthwise kernels over the same peak.
     """
 
     attention_backward: Fraction | None = None
@@ -272,8 +273,9 @@ class Library(_Table):
     vector_step: Factor | None = None
     cluster: Annotated[dict[Key, Factor], Field(max_length=64)] = {}
     channels_last: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
+    channels_first: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
     depthwise: Fraction | None = None
-    depthwise_channels_last: Fraction = 1.0
+    depthwise_channels_last: Annotated[dict[Key, Fraction], Field(max_length=64)] = {}
 
 
 class Numerics(_Table):

@@ -97,8 +97,12 @@ def price_table(
         engine_dtype(chip, dtype, work.family if tf32 else work.tf32)
         for dtype, work in zip(table.dtypes, table.works, strict=True)
     ]
-    converted_at = {"tf32": 1.0} | chip.library.channels_last
-    conversion = by_dtype(engine_dtypes, lambda dtype: converted_at.get(dtype, 0.0))
+    to_last, to_first = {"tf32": 1.0} | chip.library.channels_last, chip.library.channels_first
+    conversion = np.where(
+        table.channels_last > 0,
+        by_dtype(engine_dtypes, lambda dtype: to_first.get(dtype, 0.0)),
+        by_dtype(engine_dtypes, lambda dtype: to_last.get(dtype, 0.0)),
+    )
     kernels = np.where(launched_by_cells(table, chip), table.cells, table.kernels)
     bias = table.bias_bytes if chip_class.bias_apart else np.zeros_like(table.bias_bytes)
     kernels = kernels + np.where(conversion > 0, table.conversions, 0.0) + (bias > 0)
@@ -133,15 +137,15 @@ def price_table(
 def _vector_seconds(table: WorkTable, chip: Chip, rates: Array) -> Array:
     """Return the seconds of work on the vector units, if all of them take part.
 
-    PyTorch's own depthwise kernels compute in float32, whatever the dtype.
+    Depthwise kernels, PyTorch's own and those of the library, compute in float32, whatever the dtype.
     """
-    library = chip.library
-    seconds = table.vector_flops / rates
-    depthwise = np.where(table.is_family("depthwise"), seconds / library.depthwise_channels_last, seconds)
+    library, peak = chip.library, vector_rate(chip, "float32")
+    depthwise = table.is_family("depthwise")
+    shares = np.asarray([library.depthwise_channels_last.get(dtype, 0.0) for dtype in table.dtypes])
+    seconds = table.vector_flops / np.where(depthwise & (shares > 0), peak * shares, rates)
     if library.depthwise is None:
-        return depthwise
-    own = table.own_flops / (vector_rate(chip, "float32") * library.depthwise)
-    return np.where(table.own_flops > 0, own, depthwise)
+        return seconds
+    return np.where(table.own_flops > 0, table.own_flops / (peak * library.depthwise), seconds)
 
 
 def launched_by_cells(table: WorkTable, chip: Chip) -> Array:
