@@ -1,6 +1,10 @@
-"""Mixed training on two streams with random frees: memory must not grow, results must stay those of the CPU."""
+"""Mixed training on two streams with random frees: memory must not grow, results must stay those of the CPU.
+
+``BRINGUP_DRIVER=opencl python benchmarks/soak.py [--minutes 10]`` does the same on another driver.
+"""
 
 import argparse
+import copy
 import random
 import time
 from pathlib import Path
@@ -11,32 +15,21 @@ from torch.nn import functional
 
 
 class Worker:
-    """One model trained on one stream, and its twin trained on the CPU."""
+    """One model trained twice on one stream, and once on the CPU."""
 
     def __init__(self, seed: int, width: int) -> None:
         torch.manual_seed(seed)
-        layers = [
-            nn.Conv2d(3, width, 3, padding=1),
-            nn.BatchNorm2d(width),
-            nn.GELU(),
-            nn.Flatten(),
-            nn.Linear(width * 64, 10),
-        ]
-        self.cpu = nn.Sequential(*layers)
-        self.chip = nn.Sequential(
-            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.GELU(), nn.Flatten(), nn.Linear(width * 64, 10)
-        )
-        self.chip.load_state_dict(self.cpu.state_dict())
-        self.chip.to("chip")
-        self.optimizers = [
-            torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9) for model in (self.cpu, self.chip)
-        ]
+        convolution, norm = nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.cpu = nn.Sequential(convolution, norm, nn.GELU(), nn.Flatten(), nn.Linear(width * 64, 10))
+        self.chip, self.again = (copy.deepcopy(self.cpu).to("chip") for _ in range(2))
+        self.models = ((self.cpu, "cpu"), (self.chip, "chip"), (self.again, "chip"))
+        self.optimizers = [torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9) for model, _ in self.models]
         self.stream = torch.chip.Stream()
         self.stream.wait_stream(torch.chip.current_stream())
 
     def step(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Train both twins on one batch."""
-        for model, optimizer, device in zip((self.cpu, self.chip), self.optimizers, ("cpu", "chip"), strict=True):
+        """Train each model on one batch."""
+        for (model, device), optimizer in zip(self.models, self.optimizers, strict=True):
             with torch.chip.stream(self.stream):
                 optimizer.zero_grad()
                 loss = functional.cross_entropy(model(x.to(device)), y.to(device))
@@ -47,6 +40,8 @@ class Worker:
         """Return the largest difference of a parameter; then give the CPU the chip's: rounding must not add up."""
         self.stream.synchronize()
         with torch.no_grad():
+            twins = zip(self.chip.state_dict().values(), self.again.state_dict().values(), strict=True)
+            assert all(torch.equal(ours, other) for ours, other in twins), "the same training has other bits"
             pairs = list(zip(self.cpu.state_dict().values(), self.chip.state_dict().values(), strict=True))
             difference = max((ours.cpu() - theirs).abs().max().item() for theirs, ours in pairs)
             for theirs, ours in pairs:

@@ -63,9 +63,18 @@ def core_path() -> Path:
 def driver_path(name: str) -> str:
     """Return the path of a driver library: a driver of bringup by its name, any other as it is.
 
+    A driver in a Python file is loaded into the library of such drivers.
+
     Raises:
+        BringupError: the Python file has no driver.
         VersionError: the driver is not built, and cannot be built.
     """
+    if name.endswith(".py"):
+        from bringup.driver import python  # imports numpy
+
+        library = str(compiled(core_build.driver_library("python")))
+        python.load(os.path.abspath(name), library)
+        return library
     if name not in core_build.DRIVERS:
         return name
     if name == "cuda":  # pip's packages of NVIDIA's libraries

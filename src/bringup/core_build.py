@@ -29,7 +29,7 @@ TORCH_RANGE = f"torch {OLDEST_TORCH[0]}.{OLDEST_TORCH[1]} to {NEWEST_TESTED[0]}.
 NEEDS_TORCH = f"this needs PyTorch ({TORCH_RANGE}), and this environment has none: pip install torch"
 SOURCES, FLAGS = (".h", ".cpp", ".inc"), ("flags", "link_flags")
 LIBRARIES = ("-lc10", "-ltorch_cpu", "-ltorch")
-# csrc/drivers: libraries of their own, and what they link
+# csrc/drivers: libraries of their own, and what they link; that of drivers in Python has no name for users
 DRIVERS = {"cuda": ("-ldl",), "opencl": ("-lOpenCL",), "rtl": ("-pthread",)}
 
 
@@ -158,7 +158,7 @@ def jax_library() -> Library:
 
 
 def driver_library(name: str) -> Library:
-    """Return a driver of `DRIVERS`, which needs neither torch nor Python."""
+    """Return a driver of `DRIVERS`, or that of drivers in Python, which needs neither torch nor Python."""
     folder = sources() / "drivers"
     shared = [*folder.glob("*.h"), folder / "virtual.cpp", sources() / "driver.h", sources() / "flags"]
     files = sorted([*shared, folder / f"{name}.cpp"])
@@ -168,7 +168,7 @@ def driver_library(name: str) -> Library:
         f"_driver-{name}.*.{sysconfig.get_platform()}.so",
         lambda target: [
             *(*compiler(), *_flags("flags"), "-DNDEBUG", "-fPIC", "-shared", str(folder / f"{name}.cpp")),
-            *(*DRIVERS[name], *_flags("link_flags"), "-o", str(target)),
+            *(*DRIVERS.get(name, ("-pthread",)), *_flags("link_flags"), "-o", str(target)),
         ],
     )
 

@@ -2,10 +2,12 @@
 
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import built_driver
+from bringup.drivers.probe import probe
+from tests.conftest import ROOT, built_driver
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -71,6 +73,21 @@ def test_driver_without_entries_that_all_need_is_refused(python: Run, tmp_path_f
     done = python('import torch\ntorch.ones(3, device="chip")\n', BRINGUP_DRIVER=partial)
     assert done.returncode == 1, done.stderr
     assert "lacks copy_d2d, launch_host: set them, and size to sizeof(bringup_driver)" in done.stderr.splitlines()[-1]
+
+
+def test_driver_for_another_abi_is_refused_in_one_sentence(python: Run, tmp_path: Path) -> None:
+    source, library = tmp_path / "other.cpp", tmp_path / "other.so"
+    source.write_text(
+        '#include "driver.h"\nextern "C" const bringup_driver* bringup_driver_entry() '
+        '{ static bringup_driver other = {99, sizeof(bringup_driver), "other"}; return &other; }\n',
+        encoding="utf-8",
+    )
+    include = ["-I", str(ROOT / "csrc")]
+    subprocess.run(["g++", "-shared", "-fPIC", *include, str(source), "-o", str(library)], check=True)
+    done = python('import torch\ntorch.ones(3, device="chip")\n', BRINGUP_DRIVER=str(library))
+    assert done.returncode == 1
+    assert "was built for driver ABI 99; this bringup needs ABI 3" in done.stderr.splitlines()[-1]
+    assert "was built for driver ABI 99" in probe(str(library))["why_not"]
 
 
 # One processor and a thread switch that never comes: autograd's thread still owns the graph task when Python finalizes.

@@ -208,7 +208,7 @@ class Outcome:
     "--driver",
     default=None,
     metavar="NAME|FILE",
-    help="Run on another device: cuda, opencl, rtl, or the path of a driver library (default: BRINGUP_DRIVER).",
+    help="Run on another device: cuda, opencl, rtl, or a driver's library or Python file (default: BRINGUP_DRIVER).",
 )
 @click.option(
     "--shadow",

@@ -108,7 +108,8 @@ def _with_random_state(state: torch.Tensor, op: Any, *args: Any, **kwargs: Any) 
 
 def _generator(args: Any, kwargs: Any) -> Any:
     """Return the module that has the state of the generator from which an operator draws: the chip's, or the host's."""
-    return torch if get_device(args, kwargs) == "cpu" else torch.chip  # type: ignore[attr-defined]
+    device = get_device(args, kwargs)  # type: ignore[no-untyped-call]
+    return torch if device == "cpu" else torch.chip  # type: ignore[attr-defined]
 
 
 # torch's own know no chip.

@@ -102,8 +102,8 @@ def use(
         chip: the name of a chip (`available_chips`) or the path of a chip file.
         devices: the number of such chips, ``chip:0`` to ``chip:{devices - 1}``.
         check: raise an error where the host dereferences device memory (default: ``BRINGUP_CHECK``). This is slower.
-        driver: ``cuda``, ``opencl``, ``rtl``, or the path of a driver library (csrc/driver.h; default:
-            ``BRINGUP_DRIVER``, else the virtual chip).
+        driver: ``cuda``, ``opencl``, ``rtl``, or the path of a driver: a library (csrc/driver.h) or a Python file
+            (default: ``BRINGUP_DRIVER``, else the virtual chip).
         strict: raise where an operator would run on the host because the chip does not list it (default:
             ``BRINGUP_STRICT``).
         past_capacity: allow more memory than the chip's capacity; the report states the excess.

@@ -303,8 +303,8 @@ def _moves(step: Step, replayer: Replayer, groups: Groups, on_chip: Array, secon
             back[nodes] = True
             outcome = replayer.outcome(back)
             gain = (outcome.latency if latency else outcome.seconds) - seconds
-        file, line = split_line(place[1])
-        moves.append(Move("host", names_as_one({key.module for key, _ in parts}), file, line, len(parts), gain))
+        file, number = split_line(place[1])
+        moves.append(Move("host", names_as_one({key.module for key, _ in parts}), file, number, len(parts), gain))
     return sorted(moves, key=lambda move: (-move.seconds, move.module, move.file, move.line))
 
 

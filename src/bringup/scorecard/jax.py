@@ -380,7 +380,8 @@ def _product() -> Callable[[Any], Any]:
     def chained(x: Any) -> Any:
         return (x @ x) * 1e-3
 
-    return jax.jit(chained)
+    product: Callable[[Any], Any] = jax.jit(chained)
+    return product
 
 
 @item("B1", "D", "calls return before their programs end", hint="enqueue programs, and return arrays with events")

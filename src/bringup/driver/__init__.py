@@ -1,0 +1,1 @@
+"""What chip makers write drivers with."""
