@@ -329,6 +329,8 @@ def print_plan(plan: Plan, console: Console) -> None:
         factor = slowness(plan.percentile)
         note = f"host times at percentile {plan.percentile:g}, {factor:.2f} times their prices"
         console.print(f"  {note} (lognormal, sigma {SPREAD})", highlight=False)
+    if plan.objective == "energy":
+        console.print("  energy is the chip's: host files have no power", highlight=False)
     if not plan.proposes:
         console.print(escaped(f"  {_refusal(plan)}"), highlight=False, soft_wrap=True)
         if plan.plan:
@@ -359,9 +361,17 @@ def _cells(name: str, baseline: Baseline, plan: Plan) -> tuple[str, ...]:
     if name == "all_chip" and not plan.fits:
         note = "does not fit"
     if name == "proposed":
-        change = baseline.seconds / plan.all_chip_seconds - 1 if plan.all_chip_seconds else 0.0
+        before, after = _amount(plan, "all_chip"), _amount(plan, name)
+        change = after / before - 1 if before else 0.0
         note = f"{change:+.0%} (+- {plan.band:.0%})" if plan.fits else f"fits (+- {plan.band:.0%})"
     return f"{figure(baseline.seconds * 1e3)} ms", memory, spent, note
+
+
+def _amount(plan: Plan, name: str) -> float:
+    """Return what a baseline spends of the plan's objective: joules, dollars or seconds."""
+    baseline = plan.baselines[name]
+    spent = {"energy": baseline.joules, "cost": baseline.dollars}.get(plan.objective, baseline.seconds)
+    return spent or 0.0
 
 
 def _refusal(plan: Plan) -> str:
@@ -370,10 +380,11 @@ def _refusal(plan: Plan) -> str:
         if plan.all_chip_seconds <= plan.deadline_seconds:
             return f"leave it as it is: the chip alone takes less than {deadline}"
         return f"nothing takes less than {deadline}: the best placement takes {duration(plan.proposed_seconds)}"
-    best = min(plan.all_chip_seconds, plan.all_host_seconds)
-    gain = max(1 - plan.proposed_seconds / best, 0.0) if best else 0.0
+    best = min(_amount(plan, "all_chip"), _amount(plan, "all_host"))
+    gain = max(1 - _amount(plan, "proposed") / best, 0.0) if best else 0.0
     if not gain:
-        return "leave it as it is: nothing is faster than the chip alone"
+        better = {"energy": "takes less energy", "cost": "costs less"}.get(plan.objective, "is faster")
+        return f"leave it as it is: nothing {better} than the chip alone"
     return (
         f"leave it as it is: a gain of {gain:.0%} is within what prices could turn round that are wrong by "
         f"{plan.band:.0%}"
