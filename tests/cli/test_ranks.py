@@ -188,7 +188,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor.experimental import context_parallel
 from torch.distributed.tensor.experimental._attention import context_parallel_unshard
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 
 dist.init_process_group()
 mesh = init_device_mesh("chip", (dist.get_world_size(),))
@@ -198,14 +198,14 @@ parts = [tensor.to("chip") for tensor in whole]
 with context_parallel(mesh, buffers=parts, buffer_seq_dims=[2] * 3, no_restore_buffers=set(parts)):
     for part in parts:
         part.requires_grad_()
-    result = scaled_dot_product_attention(*parts, is_causal=True)
+    result = functional.scaled_dot_product_attention(*parts, is_causal=True)
     result.square().sum().backward()
 assert result.shape[2] == 64 // dist.get_world_size()
 found = context_parallel_unshard(mesh, [result.detach(), *(part.grad for part in parts)], [2] * 4)
 if "fake" not in dist.get_backend():
     for tensor in whole:
         tensor.requires_grad_()
-    expected = scaled_dot_product_attention(*whole, is_causal=True)
+    expected = functional.scaled_dot_product_attention(*whole, is_causal=True)
     expected.square().sum().backward()
     for one, other in zip(found, [expected.detach(), *(tensor.grad for tensor in whole)], strict=True):
         torch.testing.assert_close(one.cpu(), other)
