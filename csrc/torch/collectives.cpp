@@ -299,13 +299,14 @@ struct CollectiveWork final : c10d::Work {
   c10::intrusive_ptr<c10::ivalue::Future> future;
 };
 
+bool is_reduction(const IValue& value) { return value.isObject() && value.type()->str().find("ReduceOp") != std::string::npos; }
+
 // The results of a collective if all ranks had this rank's tensors. Gathered parts repeat it, and sums multiply it.
 void run_alone(const torch::jit::Stack& arguments, const Kind& kind, const Tensors& written, const Tensors& read, int64_t rank,
                int64_t size) {
   bool sums = false;
   for (const IValue& value : arguments)
-    if (value.isObject() && value.type()->str().find("ReduceOp") != std::string::npos)
-      sums = *value.toCustomClass<c10d::ReduceOp>() == c10d::ReduceOp::SUM;
+    if (is_reduction(value)) sums = *value.toCustomClass<c10d::ReduceOp>() == c10d::ReduceOp::SUM;
   at::NoGradGuard no_grad;
   auto flat = [](const Tensors& tensors) {
     Tensors parts;
@@ -343,6 +344,7 @@ struct Task {
   c10::intrusive_ptr<c10d::ProcessGroup> runs;  // on it
   int64_t rank, size;
   bool alone;
+  at::Tensor factor = {};  // of a sum that multiplies what each rank brings; gloo has none
 };
 
 // Raises an error unless all ranks of the group call the same collective.
@@ -360,6 +362,16 @@ void compare_ranks(const Task& task) {
   }
 }
 
+// What a rank brings to a sum that multiplies it first. An argument that is only read keeps its values, as with NCCL.
+at::Tensor brought(const Task& task, const at::Tensor& tensor) {
+  at::NoGradGuard no_grad;
+  auto is_one_of = [&](const Tensors& tensors) {
+    return std::any_of(tensors.begin(), tensors.end(), [&](const at::Tensor& other) { return other.is_same(tensor); });
+  };
+  if (is_one_of(task.read)) return tensor.mul(task.factor);
+  return task.read.empty() && is_one_of(task.written) ? tensor.mul_(task.factor) : tensor;
+}
+
 void run(Task& task) {
   bool pair = task.kind.name[0] == 's' && task.kind.name[1] == 'e';  // a send
   pair = pair || std::string(task.kind.name) == "recv";
@@ -367,8 +379,16 @@ void run(Task& task) {
     note_wait(task.on, task.words);
     if (!pair) compare_ranks(task);
   }
-  if (task.alone) return run_alone(task.arguments, task.kind, task.written, task.read, task.rank, task.size);
+  if (task.alone) {
+    run_alone(task.arguments, task.kind, task.written, task.read, task.rank, task.size);
+    if (task.factor.defined())
+      for (const at::Tensor& tensor : task.written) tensor.mul_(task.factor);
+    return;
+  }
   torch::jit::Stack stack = task.arguments;
+  if (task.factor.defined())
+    for (IValue& argument : stack)
+      if (!argument.isObject()) argument = map_tensors(argument, [&](const at::Tensor& tensor) { return brought(task, tensor); });
   task.op.callBoxed(&stack);
   for (const IValue& result : stack)
     if (result.isObject()) result.toCustomClass<c10d::Work>()->wait();
@@ -404,8 +424,17 @@ std::shared_ptr<Task> task_of(const Collective& call, const Group& group, const 
     task->read.push_back(view);
     return view;
   };
-  for (IValue& argument : task->arguments)
-    if (!argument.isObject()) argument = map_tensors(argument, lend);
+  for (IValue& argument : task->arguments) {
+    if (!argument.isObject()) {
+      argument = map_tensors(argument, lend);
+    } else if (is_reduction(argument)) {
+      auto reduction = argument.toCustomClass<c10d::ReduceOp>();
+      if (reduction->op_ != c10d::ReduceOp::PREMUL_SUM) continue;
+      const auto& more = static_cast<const c10d::NCCLPreMulSumSupplement&>(*reduction->supplement_);
+      task->factor = at::scalar_tensor(more.tensor_factor.defined() ? more.tensor_factor.item<double>() : more.double_factor);
+      argument = IValue(c10::make_intrusive<c10d::ReduceOp>(c10d::ReduceOp::SUM));
+    }
+  }
   if (group.stand_in) task->arguments[size_t(call.group_argument)] = *group.stand_in;
   return task;
 }
