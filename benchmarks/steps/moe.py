@@ -219,7 +219,7 @@ def with_fsdp(model: Model, mesh: DeviceMesh) -> None:
             experts = layer.feed.routed
             fsdp.fully_shard(experts, mesh=mesh["data"], mp_policy=policy)
             experts.set_gradient_divide_factor(float(everyone.size()))  # their tokens come from all ranks
-            experts.set_force_sum_reduction_for_comms(arguments.device == "cpu")  # gloo only sums
+            experts.set_force_sum_reduction_for_comms(mesh.device_type == "cpu")  # gloo only sums
         fsdp.fully_shard(layer, mesh=everyone, mp_policy=policy)
     fsdp.fully_shard(model, mesh=everyone, mp_policy=policy)
 

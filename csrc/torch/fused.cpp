@@ -20,6 +20,7 @@
 #include <ATen/ops/ones_like.h>
 #include <ATen/ops/where.h>
 #include <ATen/ops/zeros_like.h>
+#include <c10/core/impl/TorchDispatchModeTLS.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -276,8 +277,10 @@ tuple<Tensor, Tensor, Tensor> efficient_attention_backward_values(const Tensor& 
 }
 
 // True for a tensor of Python that has others inside, such as DTensor. Fake tensors have a storage on `meta`, and none inside.
+// While a graph is traced, every tensor is in one of the tracer's own.
 bool has_tensors_inside(const Tensor& tensor) {
   if (!tensor.key_set().has(c10::DispatchKey::Python) || !tensor.has_storage()) return false;
+  if (c10::impl::TorchDispatchModeTLS::get_mode(c10::impl::TorchDispatchModeKey::FUNCTIONAL)) return false;
   return tensor.device().type() == c10::kPrivateUse1 && !tensor.storage().device().is_meta() && !tensor.storage().data();
 }
 

@@ -70,10 +70,10 @@ def _values() -> dict[str, Any]:
 def _named(name: str) -> Callable[..., Any]:
     import tensorflow
 
-    found: Any = tensorflow
+    function: Any = tensorflow
     for part in name.split("."):
-        found = getattr(found, part)
-    return partial(_with, found, _EXTRA.get(name, ()))
+        function = getattr(function, part)
+    return partial(_with, function, _EXTRA.get(name, ()))
 
 
 def _with(function: Callable[..., Any], extra: tuple[Any, ...], *arguments: Any) -> Any:
@@ -148,7 +148,7 @@ def _close(wanted: Any, got: Any) -> bool:
 @item(
     "A1", "D", "functions run on the device", hint="take over the calls of functions, or offer a device to TensorFlow"
 )
-def found(device: str) -> str:
+def listed(device: str) -> str:
     """A product in a ``tf.function`` runs on the device."""
     import tensorflow
 

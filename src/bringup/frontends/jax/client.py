@@ -167,10 +167,10 @@ class Client:
             module = stablehlo.deserialize_portable_artifact(ir.Context.current, ctypes.string_at(code, size))
             name = str(module.operation.attributes["sym_name"]).strip('"').removeprefix("jit_")
             donated = _donated(module)
-            asked = ctypes.string_at(options, options_size)
-            chips, together = devices_of(asked), None
+            settings = ctypes.string_at(options, options_size)
+            chips, together = devices_of(settings), None
             if len(chips) > 1:
-                module, hlo = partitioned(module, asked)
+                module, hlo = partitioned(module, settings)
                 self._library.bringup_partitioned(into, hlo, len(hlo))
                 together = len(chips)
             read = read_module(module, name, chips=together)

@@ -51,7 +51,7 @@ def _exchanged(
         return [items]
     place = group.index(member.place)
     values = member.exchange(id(call.op), group, items)
-    return [tuple(part(item, place, len(group)).to(call.device) for item in given) for given in values]
+    return [tuple(part(item, place, len(group)).to(call.device) for item in theirs) for theirs in values]
 
 
 def _whole(item: Tensor, place: int, size: int) -> Tensor:
