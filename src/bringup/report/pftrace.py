@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.files import written_whole
+from bringup.protobuf import field, varint
 
 Array = npt.NDArray[Any]
 # Nanoseconds by which an event may be moved, so that equal steps have equal bytes; chosen: far below any launch.
@@ -22,24 +23,6 @@ TOLERANCE = 4
 _CHUNK = 1 << 16  # events that are written at once
 _BEGIN, _END = b"\x48\x01", b"\x48\x02"  # TrackEvent.type
 _CLOCK = 64  # of a sequence, and incremental; 6 is BOOTTIME, the clock of the whole trace
-
-
-def varint(value: int) -> bytes:
-    """Return a non-negative number in the encoding of protobuf."""
-    data = bytearray()
-    while value > 0x7F:
-        data.append(value & 0x7F | 0x80)
-        value >>= 7
-    data.append(value)
-    return bytes(data)
-
-
-def field(number: int, value: int | str | bytes) -> bytes:
-    """Return a field of a message: a number, or a text or message with its length."""
-    if isinstance(value, int):
-        return varint(number << 3) + varint(value)
-    data = value.encode("utf-8", "backslashreplace") if isinstance(value, str) else value
-    return varint(number << 3 | 2) + varint(len(data)) + data
 
 
 def begins(arrow: int) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from bringup.frontends.stablehlo.module import StableHloError
+from bringup.protobuf import field, fields
 from bringup.text import short
 
 _PASS = "spmd-partitioning"  # of XLA; what follows it is meant for CPUs
@@ -32,7 +32,7 @@ def devices_of(options: bytes) -> list[int]:
     assignment = compile_options.device_assignment
     if assignment is None:
         return list(range(compile_options.num_partitions))
-    partitions = (value for field, value in _fields(assignment.serialize()) if field == 3)  # each has one device
+    partitions = (value for number, value in fields(assignment.serialize()) if number == 3)  # each has one device
     return [value[2] for value in partitions]
 
 
@@ -61,7 +61,7 @@ def partitioned(module: Any, options: bytes) -> tuple[Any, bytes]:
         files = list(Path(folder).glob(f"*after_{_PASS}*.hlo.pb"))
         if len(files) != 1:
             raise StableHloError(f"XLA cannot partition the program ({reason})")
-        hlo = dict(_fields(files[0].read_bytes()))[1]
+        hlo = dict(fields(files[0].read_bytes()))[1]
     return ir.Module.parse(_jax.mlir.hlo_to_stablehlo(hlo)), _with_config(hlo)
 
 
@@ -75,39 +75,5 @@ def _cpus(count: int) -> Any:
 
 def _with_config(module: bytes) -> bytes:
     """Return an xla.HloModuleProtoWithConfig of an xla.HloModuleProto, whose field 4 has the types of its inputs."""
-    layout = dict(_fields(module))[4]
-    return _field(1, module) + _field(2, _field(1, layout))
-
-
-def _fields(proto: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the numbers and values of a message's fields that are messages or texts, in protobuf's encoding."""
-    place = 0
-
-    def number() -> int:
-        nonlocal place
-        value = shift = 0
-        while True:
-            byte = proto[place]
-            value, place, shift = value | (byte & 127) << shift, place + 1, shift + 7
-            if byte < 128:
-                return value
-
-    while place < len(proto):
-        field, kind = divmod(number(), 8)
-        if kind == 2:
-            size = number()
-            yield field, proto[place : place + size]
-            place += size
-        elif kind == 0:
-            number()
-        else:
-            place += 8 if kind == 1 else 4
-
-
-def _field(number: int, value: bytes) -> bytes:
-    """Return a field of a message in protobuf's encoding; the number is below 16."""
-    size, digits = len(value), bytearray()
-    while size > 127:
-        digits.append(size & 127 | 128)
-        size >>= 7
-    return bytes([number << 3 | 2, *digits, size]) + value
+    layout = dict(fields(module))[4]
+    return field(1, module) + field(2, field(1, layout))
