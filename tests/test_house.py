@@ -38,7 +38,6 @@ OTHER_TESTS = {
     "machine/test_capacity.py": "the memory that chip files offer, as torch reports it on hardware",
     "placement/test_programs.py": "whole programs: the exact optimum, wrong prices, plans in force",
     "recording/test_trace_format.py": "docs/trace.md, which describes the file of a recording",
-    "scorecard/test_frameworks.py": "the items of JAX and TensorFlow",
     "triton/test_blocks.py": "operations on blocks: descriptors, and products with scales",
     "triton/test_counters.py": "the counts of a launch, from the kernel to its price",
     "triton/test_diagnostics.py": "mistakes in kernels: bounds, races, uninitialised memory, limits",

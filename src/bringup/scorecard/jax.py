@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bringup.analyse import summarize
-from bringup.scorecard import registry
+from bringup.scorecard import frameworks, registry
 from bringup.scorecard.registry import NotApplicable, Partial, needs_chip, require
 from bringup.text import quantity
 
@@ -118,19 +118,8 @@ _NO_GRADIENT = (
 _HALF = ("lax", "numpy.linalg", "numpy.fft", "scipy")  # have no 16-bit numbers, or few
 
 
-def _values(dtype: Any = np.float32) -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    x, y = rng.uniform(-2, 2, (2, 6, 6))
-    return {
-        "x": x.astype(dtype),
-        "y": y.astype(dtype),
-        "u": (x / 2.5).astype(dtype),
-        "w": (np.abs(y) + 0.5).astype(dtype),
-        "p": (x @ x.T + 6 * np.eye(6)).astype(dtype),
-        "i": rng.integers(1, 7, 9).astype(np.int32),
-        "j": rng.integers(1, 7, 9).astype(np.int32),
-        "b": x > y,
-    }
+def _has_no_gradient(name: str) -> bool:
+    return name.rpartition(".")[2].startswith(_NO_GRADIENT) or ".fft." in name
 
 
 def _named(name: str) -> Callable[..., Any]:
@@ -149,7 +138,7 @@ def _compared(device: Any, names: dict[str, list[str]], dtype: Any, tolerance: f
     """
     import jax
 
-    values, failed, count = _values(dtype), [], 0
+    values, failed, count = frameworks.values(dtype), [], 0
     cpu = jax.devices("cpu")[0]
     for arguments, functions in names.items():
         for name in functions:
@@ -170,11 +159,7 @@ def _compared(device: Any, names: dict[str, list[str]], dtype: Any, tolerance: f
                     failed.append(name)
             except Exception:  # any error of the device is this operator's result
                 failed.append(name)
-    if failed:
-        share = 1 - len(failed) / count
-        require(share, f"none of {count} operators has the CPU's results")
-        raise Partial(share, f"{len(failed)} of {count} operators fail: {', '.join(failed[:8])}")
-    return f"{count} operators have the CPU's results"
+    return frameworks.verdict(failed, count)
 
 
 def _weighted(call: Callable[..., Any], *arguments: Any) -> Any:
@@ -261,11 +246,7 @@ def operators_of_half(device: Any) -> str:
     """Operators of jax.numpy and jax.nn have the CPU's results in bfloat16."""
     import jax.numpy as jnp
 
-    names = {
-        key: [name for name in names if not name.startswith(_HALF)]
-        for key, names in _OPERATORS.items()
-        if set(key) <= set("xywu")
-    }
+    names = frameworks.chosen(_OPERATORS, "xywu", lambda name: name.startswith(_HALF))
     return _compared(device, names, jnp.bfloat16, 5e-2)
 
 
@@ -278,11 +259,7 @@ def operators_of_half(device: Any) -> str:
 )
 def gradients(device: Any) -> str:
     """Differentiable operators have the CPU's gradients in float32."""
-    names = {
-        key: [name for name in names if not name.rpartition(".")[2].startswith(_NO_GRADIENT) and ".fft." not in name]
-        for key, names in _OPERATORS.items()
-        if set(key) <= set("xywup")
-    }
+    names = frameworks.chosen(_OPERATORS, "xywup", _has_no_gradient)
     return _compared(device, names, np.float32, 1e-3, gradients=True)
 
 
@@ -342,7 +319,7 @@ def transformations(device: Any) -> str:
         "jvp": lambda x: jax.jvp(jnp.tanh, (x,), (x,)),
         "map": lambda x: lax.map(lambda row: row / jnp.sum(row), x),
     }
-    x, cpu, failed = _values()["x"], jax.devices("cpu")[0], []
+    x, cpu, failed = frameworks.values()["x"], jax.devices("cpu")[0], []
     for name, function in ways.items():
         try:
             wanted, got = (jax.tree.leaves(jax.jit(function)(jax.device_put(x, place))) for place in (cpu, device))
@@ -516,7 +493,7 @@ w.block_until_ready()
 
 def recording(device: Any) -> Any:
     """Record training steps of a small program, priced on the device's chip."""
-    needs_chip(_Typed(device.platform))
+    needs_chip(device)
     import jax
     import torch
 
@@ -527,36 +504,22 @@ def recording(device: Any) -> Any:
     return bringup.price(trace, torch.ops.bringup.chip())
 
 
-class _Typed:
-    """A platform, where a function asks for the type of a torch.device."""
-
-    def __init__(self, type: str) -> None:
-        self.type = type
-
-
 @item("E1", "D", "time, calls and line of every operator", hint="keep the locations of StableHLO with every launch")
 def per_operator(device: Any) -> str:
     """At least 95 % of the chip's time is on lines of the program."""
-    lines = summarize.by_group(recording(device).timeline, "line")
-    total = sum(seconds for _, _, seconds, _ in lines)
-    own = sum(seconds for name, _, seconds, _ in lines if "program.py:" in name)
-    require(total and own > 0.95 * total, f"{own / max(total, 1e-30):.0%} of the time is on lines of the program")
-    return f"{own / total:.1%} of the time is on {quantity(len(lines), 'line')}"
+    return frameworks.time_on_lines(recording(device), lambda name: "program.py:" in name, "line")
 
 
 @item("E4", "T", "steps of a program are found", hint="mark every execution of a compiled program")
 def steps(device: Any) -> str:
     """Each execution of the largest program is a step, with a time and an error band."""
-    prediction = recording(device)
-    require(prediction.steps_by == "execution" and prediction.steps >= 18, "executions are not steps")
-    require(prediction.step_seconds > 0, "a step takes no time")
-    return f"{prediction.steps} steps of {prediction.step_seconds * 1e6:.0f} us"
+    return frameworks.steps(recording(device))
 
 
 @item("F1", "T", "a lowered program is priced", hint="read StableHLO, and price its operators without running them")
 def lowered(device: Any) -> str:
     """``bringup.predict`` prices a lowered program, which computes nothing."""
-    needs_chip(_Typed(device.platform))
+    needs_chip(device)
     import jax
     import jax.numpy as jnp
     import torch
@@ -605,7 +568,7 @@ def sharded(device: Any) -> str:
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
     mesh = Mesh(np.array(_several(device)), ("x",))
-    host = _values()["x"]
+    host = frameworks.values()["x"]
     rows = jax.device_put(host, NamedSharding(mesh, PartitionSpec("x", None)))
     columns = jax.device_put(host, NamedSharding(mesh, PartitionSpec(None, "x")))
     product = jax.jit(lambda a, b: a @ b)(columns, rows)

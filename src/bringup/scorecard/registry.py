@@ -134,9 +134,15 @@ def needs_accelerator(device: Any, feature: str) -> None:
         raise NotApplicable(f"the CPU has no {feature}")
 
 
+def platform(device: Any) -> str:
+    """Return the kind of a device, such as chip or cpu: of a torch.device, a jax.Device, or TensorFlow's name."""
+    kind: str = device if isinstance(device, str) else getattr(device, "type", None) or device.platform
+    return kind
+
+
 def needs_chip(device: Any, otherwise: str = "the tool is part of bringup and needs the device chip") -> None:
-    """Raise `NotApplicable` with the text `otherwise` on every device other than chip."""
-    if device.type != "chip":
+    """Raise `NotApplicable` with the text `otherwise` on every device other than chip, of any framework."""
+    if platform(device) != "chip":
         raise NotApplicable(otherwise)
 
 

@@ -14,9 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from bringup.analyse import summarize
-from bringup.scorecard import registry
-from bringup.scorecard.registry import NotApplicable, Partial, require
+from bringup.scorecard import frameworks, registry
+from bringup.scorecard.registry import NotApplicable, Partial, needs_chip, require
 from bringup.text import quantity
 
 item = partial(registry.item, framework="tensorflow", seconds=300)
@@ -59,14 +58,6 @@ _NO_GRADIENT = (
 )
 
 
-def _values() -> dict[str, Any]:
-    rng = np.random.default_rng(0)
-    x, y = rng.uniform(-2, 2, (2, 6, 6))
-    real = {"x": x, "y": y, "u": x / 2.5, "w": np.abs(y) + 0.5, "p": x @ x.T + 6 * np.eye(6)}
-    whole = {"i": rng.integers(1, 7, 9).astype(np.int32), "j": rng.integers(1, 7, 9).astype(np.int32)}
-    return {name: value.astype(np.float32) for name, value in real.items()} | whole | {"b": x > y}
-
-
 def _named(name: str) -> Callable[..., Any]:
     import tensorflow
 
@@ -96,7 +87,7 @@ def _compared(device: str, names: dict[str, list[str]], gradients: bool = False)
     """
     import tensorflow
 
-    values, failed, count = _values(), [], 0
+    values, failed, count = frameworks.values(), [], 0
     for arguments, functions in names.items():
         for name in functions:
             function = partial(_slopes if gradients else _with, _named(name), ())
@@ -111,11 +102,7 @@ def _compared(device: str, names: dict[str, list[str]], gradients: bool = False)
             except Exception:  # any error of the device is this operator's result
                 good = False
             failed += [] if good else [name]
-    if failed:
-        share = 1 - len(failed) / count
-        require(share, f"none of {count} operators has the CPU's results")
-        raise Partial(share, f"{len(failed)} of {count} operators fail: {', '.join(failed[:8])}")
-    return f"{count} operators have the CPU's results"
+    return frameworks.verdict(failed, count)
 
 
 def _slopes(function: Callable[..., Any], extra: tuple[Any, ...], x: Any, *others: Any) -> Any:
@@ -199,11 +186,7 @@ def operators(device: str) -> str:
 @item("A5", "T", "gradients of operators", hint="translate what gradients lower to")
 def gradients(device: str) -> str:
     """Gradients of operators in functions are those of TensorFlow's CPU."""
-    names = {
-        key: [name for name in names if not name.rpartition(".")[2].startswith(_NO_GRADIENT)]
-        for key, names in _OPERATORS.items()
-        if set(key) <= set("xywup")
-    }
+    names = frameworks.chosen(_OPERATORS, "xywup", lambda name: name.rpartition(".")[2].startswith(_NO_GRADIENT))
     return _compared(device, names, gradients=True)
 
 
@@ -262,7 +245,7 @@ def control_flow(device: str) -> str:
 
     with _place(device):
         require(int(collatz(tensorflow.constant(27))) == 111, "a loop with a branch has a wrong result")
-        x = _values()["w"]
+        x = frameworks.values()["w"]
         require(np.allclose(rows(tensorflow.constant(x)).numpy(), x / x.sum(1, keepdims=True), 1e-5), "map_fn is wrong")
     return "a loop with branches and map_fn are right"
 
@@ -316,8 +299,7 @@ def failed_call(device: str) -> str:
     """A call that does not fit into memory raises an error; variables keep their values, and later calls are right."""
     import tensorflow
 
-    if device != "chip":
-        raise NotApplicable("only the chip's capacity is known")
+    needs_chip(device, "only the chip's capacity is known")
     import torch
 
     total = torch.chip.mem_get_info()[1]  # type: ignore[attr-defined]
@@ -342,8 +324,7 @@ def failed_call(device: str) -> str:
 
 def recording(device: str) -> Any:
     """Record training steps of a small program, priced on the device's chip."""
-    if device != "chip":
-        raise NotApplicable("the tool is part of bringup and needs the device chip")
+    needs_chip(device)
     import tensorflow
     import torch
 
@@ -368,18 +349,13 @@ def recording(device: str) -> Any:
 )
 def per_operator(device: str) -> str:
     """At least 95 % of the chip's time is on operations of the program's functions."""
-    lines = summarize.by_group(recording(device).timeline, "line")
-    total = sum(seconds for _, _, seconds, _ in lines)
-    own = sum(seconds for name, _, seconds, _ in lines if name.startswith("tf.train_step:"))
-    require(total and own > 0.95 * total, f"{own / max(total, 1e-30):.0%} of the time is on operations of the program")
-    return f"{own / total:.1%} of the time is on {quantity(len(lines), 'operation')}"
+    return frameworks.time_on_lines(recording(device), lambda name: name.startswith("tf.train_step:"), "operation")
 
 
 @item("E3", "T", "the fallback ledger", hint="list every function that stays on the host, with its reason")
 def ledger(device: str) -> str:
     """A function that XLA cannot compile runs on the host, with the right result, and the ledger lists it."""
-    if device != "chip":
-        raise NotApplicable("the tool is part of bringup and needs the device chip")
+    needs_chip(device)
     import tensorflow
 
     import bringup
@@ -399,7 +375,4 @@ def ledger(device: str) -> str:
 @item("E4", "T", "steps of a program are found", hint="mark every execution of a function")
 def steps(device: str) -> str:
     """Each execution of the largest function is a step, with a time."""
-    prediction = recording(device)
-    require(prediction.steps_by == "execution" and prediction.steps >= 18, "executions are not steps")
-    require(prediction.step_seconds > 0, "a step takes no time")
-    return f"{prediction.steps} steps of {prediction.step_seconds * 1e6:.0f} us"
+    return frameworks.steps(recording(device))
