@@ -55,7 +55,7 @@ def steps(prediction: Any) -> str:
 
 
 def time_on_lines(prediction: Any, is_own: Callable[[str], bool], line: str) -> str:
-    """Return the evidence that at least 95 % of the chip's time is on lines of the program; `line` is a word for them."""
+    """Return the evidence that 95 % of the chip's time or more is on lines of the program, which are called `line`."""
     lines = summarize.by_group(prediction.timeline, "line")
     total = sum(seconds for _, _, seconds, _ in lines)
     own = sum(seconds for name, _, seconds, _ in lines if is_own(name))
