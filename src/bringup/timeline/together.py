@@ -103,7 +103,7 @@ def together(
         if before and before <= changed:
             break
         before = changed
-    late = {rank: min(row for other, row in changed if other == rank) for rank in {rank for rank, _ in changed}}
+    late = dict(sorted(changed, reverse=True))  # the first row of each rank
     circle = _circle({rank: _reached(of_rank[rank][row], timelines)[1] for rank, row in late.items()})
     waits = [f"rank {rank} in {traces[rank].line_of(late[rank]) or 'a line that is not known'}" for rank in circle]
     raise BringupError(f"these ranks wait for each other, and would hang on real chips: {'; '.join(waits)}")
