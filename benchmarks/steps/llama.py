@@ -10,13 +10,13 @@ FSDP2 with parameters in bfloat16 and gradients reduced in float32, AdamW. It kn
 from __future__ import annotations
 
 import argparse
-import os
 from collections import Counter
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import ranks
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -404,11 +404,7 @@ def options() -> argparse.ArgumentParser:
 def main() -> None:
     """Train a few steps on random tokens and print the losses."""
     args = options().parse_args()
-    kind = args.device or torch.accelerator.current_accelerator().type
-    device = torch.device(kind) if kind == "cpu" else torch.device(kind, int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo" if kind == "cpu" else None)
-    if kind != "cpu":
-        torch.accelerator.set_device_index(device.index)
+    device = ranks.join(args.device)
     torch.backends.cuda.enable_cudnn_sdp(False)  # as torch of 2024-12, which prefers its own kernels
     torch.manual_seed(0)
     job = Job(args, device)

@@ -10,10 +10,10 @@ residual, scaled masked softmax. Weights are in float16, and gradients and the o
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass, replace
 from typing import Any
 
+import ranks
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -346,18 +346,14 @@ def main() -> None:
     """Train a few steps on random tokens and print the losses."""
     args = options().parse_args()
     size = SIZES[args.size] if args.layers is None else replace(SIZES[args.size], layers=args.layers)
-    kind = args.device or torch.accelerator.current_accelerator().type
-    device = torch.device(kind) if kind == "cpu" else torch.device(kind, int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo" if kind == "cpu" else None)
-    if kind != "cpu":
-        torch.accelerator.set_device_index(device.index)
+    device = ranks.join(args.device)
     world, shared = dist.get_world_size(), args.tensor * args.pipeline
     if world != shared:
         raise SystemExit(f"{args.tensor} x {args.pipeline} ranks share the model, but there are {world}")
-    mesh = init_device_mesh(kind, (args.pipeline, args.tensor), mesh_dim_names=("pipeline", "tensor"))
+    mesh = init_device_mesh(device.type, (args.pipeline, args.tensor), mesh_dim_names=("pipeline", "tensor"))
     tensors = Tensors(mesh["tensor"].get_group(), sequence=args.sequence)
     fused = {"gelu": bias_gelu, "dropout": bias_dropout_add, "softmax": masked_softmax}
-    if kind != "cpu":
+    if device.type != "cpu":
         fused = {name: torch.compile(function) for name, function in fused.items()}
     torch.manual_seed(0)
 
@@ -370,7 +366,7 @@ def main() -> None:
     for i in own:
         with torch.device("meta"):
             stage = Stage(size, tensors, each[i], each[i + 1], args.recompute, fused)
-        stage = stage.to(torch.float16 if kind != "cpu" and args.size != "tiny" else torch.float32)
+        stage = stage.to(torch.float16 if device.type != "cpu" and args.size != "tiny" else torch.float32)
         stage.to_empty(device=device)
         stage.initialize()
         stages.append(stage)

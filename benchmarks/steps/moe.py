@@ -11,9 +11,9 @@ that all tokens share, and experts divided over ranks: tokens travel by two all-
 from __future__ import annotations
 
 import argparse
-import os
 from dataclasses import dataclass, replace
 
+import ranks
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -240,17 +240,15 @@ def options() -> argparse.ArgumentParser:
 def main() -> None:
     """Train a few steps on random tokens and print the losses."""
     args = options().parse_args()
-    kind = args.device or torch.accelerator.current_accelerator().type
-    device = torch.device(kind) if kind == "cpu" else torch.device(kind, int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("gloo" if kind == "cpu" else None)
-    if kind != "cpu":
-        torch.accelerator.set_device_index(device.index)
+    device = ranks.join(args.device)
     size, world = SIZES[args.size], dist.get_world_size()
     if args.layers:
         size = replace(size, layers=args.layers)
     if world % args.experts_over or size.experts % args.experts_over:
         raise SystemExit(f"{world} ranks and {size.experts} experts are not both divisible by {args.experts_over}")
-    mesh = init_device_mesh(kind, (world // args.experts_over, args.experts_over), mesh_dim_names=("data", "expert"))
+    mesh = init_device_mesh(
+        device.type, (world // args.experts_over, args.experts_over), mesh_dim_names=("data", "expert")
+    )
     torch.manual_seed(0)
     with torch.device("meta"):
         model = Model(size, args.length, mesh["expert"].get_group())
