@@ -14,7 +14,6 @@ the device, with the strides that they have in torch. So a kernel may also give 
 from __future__ import annotations
 
 import ctypes
-import functools
 import inspect
 import os
 import sys
@@ -208,8 +207,7 @@ class _Kernels:
     def __init__(self, driver: Driver) -> None:
         self.by_operator: dict[str, Callable[..., object]] = {}
         self.plans: dict[int, Callable[[Any, Any], object]] = {}
-        self.reasons: dict[str, bytes] = {}  # C reads them for as long as it likes
-        self.sentences: dict[str, ctypes.Array[ctypes.c_char]] = {}
+        self.texts: dict[str, ctypes.Array[ctypes.c_char]] = {}  # C reads them for as long as it likes
         for _, method in inspect.getmembers(driver, callable):
             for name in getattr(method, "bringup_operators", ()):
                 if name in self.by_operator:
@@ -226,12 +224,15 @@ class _Kernels:
             self.plans[number] = self._plan(method, call)
             return OK
         except _Refused as refused:
-            why[0] = self.reasons.setdefault(str(refused), str(refused).encode())
+            why[0] = self._address(str(refused))
             return UNSUPPORTED
         except BaseException as error:
-            sentence = _sentence(error)
-            why[0] = self.reasons.setdefault(sentence, sentence.encode())
+            why[0] = self._address(_sentence(error))
             return FAILED
+
+    def _address(self, text: str) -> int:
+        """Return the address of a text for C."""
+        return ctypes.addressof(self.texts.setdefault(text, ctypes.create_string_buffer(text.encode())))
 
     @staticmethod
     def _plan(method: Callable[..., object], call: _CCall) -> Callable[[Any, Any], object]:
@@ -249,8 +250,7 @@ class _Kernels:
             self.plans[number](pointers, values)
             return None
         except BaseException as error:
-            sentence = _sentence(error)
-            return ctypes.addressof(self.sentences.setdefault(sentence, ctypes.create_string_buffer(sentence.encode())))
+            return self._address(_sentence(error))
 
 
 def _sentence(error: BaseException) -> str:
@@ -284,20 +284,21 @@ def _class_of(file: str) -> type[Driver]:
     return own[0]
 
 
-@functools.cache
 def load(file: str, library: str) -> None:
-    """Load the driver of a Python file into the library of Python drivers. A process has one such driver.
+    """Load the driver of a Python file into the library of Python drivers, once. A process has one such driver.
 
     Raises:
         BringupError: the file has no driver, or another Python driver is loaded.
     """
+    if file in _loaded:
+        return
     cls = _class_of(file)
     try:
         kernels = _Kernels(cls())
     except BringupError as error:
         raise BringupError(f"driver {file} cannot be loaded: {error}") from None
     name = cls.name or cls.__name__.lower()
-    if _loaded and file not in _loaded:
+    if _loaded:
         raise BringupError(f"this process has the driver {next(iter(_loaded))}: a process has one driver in Python")
     _loaded[file] = kernels
     ctypes.CDLL(library).bringup_python_device(name.encode(), kernels.prepare, kernels.run)
