@@ -134,6 +134,10 @@ int64_t bytes_of(const Tensors& tensors) {
   return bytes;
 }
 
+bool contain(const Tensors& tensors, const at::Tensor& tensor) {
+  return std::any_of(tensors.begin(), tensors.end(), [&](const at::Tensor& other) { return other.is_same(tensor); });
+}
+
 // NCCL only looks at the numbers of elements in these collectives, gloo at the shapes. Sizes of an all-to-all's parts count rows.
 bool ignores_shapes(const std::string& name, const torch::jit::Stack& arguments) {
   for (const IValue& argument : arguments)
@@ -365,11 +369,8 @@ void compare_ranks(const Task& task) {
 // What a rank brings to a sum that multiplies it first. An argument that is only read keeps its values, as with NCCL.
 at::Tensor brought(const Task& task, const at::Tensor& tensor) {
   at::NoGradGuard no_grad;
-  auto is_one_of = [&](const Tensors& tensors) {
-    return std::any_of(tensors.begin(), tensors.end(), [&](const at::Tensor& other) { return other.is_same(tensor); });
-  };
-  if (is_one_of(task.read)) return tensor.mul(task.factor);
-  return task.read.empty() && is_one_of(task.written) ? tensor.mul_(task.factor) : tensor;
+  if (contain(task.read, tensor)) return tensor.mul(task.factor);
+  return task.read.empty() && contain(task.written, tensor) ? tensor.mul_(task.factor) : tensor;
 }
 
 void run(Task& task) {
@@ -416,12 +417,7 @@ std::shared_ptr<Task> task_of(const Collective& call, const Group& group, const 
     task->mapped.emplace_back(tensor.device().index(), storage.mutable_data());
     at::Tensor view = alias(borrow(task->mapped.back().host(), storage.nbytes()), meta_of(tensor), tensor.storage_offset());
     if (flat && view.is_contiguous()) view = view.view({-1});
-    for (const at::Tensor& other : call.written)
-      if (other.is_same(tensor)) {
-        task->written.push_back(view);
-        return view;
-      }
-    task->read.push_back(view);
+    (contain(call.written, tensor) ? task->written : task->read).push_back(view);
     return view;
   };
   for (IValue& argument : task->arguments) {

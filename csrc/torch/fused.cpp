@@ -180,20 +180,29 @@ double attention_scale(const Tensor& query, optional<double> scale) {
 // The layout of the results of CUDA's kernels: the usual transposition that follows costs no copy.
 Tensor heads_side_by_side(const Tensor& tensor) { return tensor.transpose(1, 2).contiguous().transpose(1, 2); }
 
+// Returns the result and the logarithms of the sums. `keeps` is undefined without dropout.
+tuple<Tensor, Tensor> attention_result(const Tensor& query, const Tensor& key, const Tensor& value,
+                                       const optional<Tensor>& attn_bias, const Tensor& keeps, double dropout_p, bool is_causal,
+                                       optional<double> scale) {
+  auto wide = at::toOpMathType(query.scalar_type());
+  Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), v = per_head(value, query.size(-3)).to(wide);
+  Tensor scores = attention_scores(q, k, attn_bias, is_causal, attention_scale(query, scale));
+  Tensor weights = at::_safe_softmax(scores, -1);
+  if (keeps.defined()) weights = weights.mul_(keeps).div_(1 - dropout_p);
+  Tensor result = at::matmul(weights, v).to(query.scalar_type());
+  return {heads_side_by_side(result), at::logsumexp(scores, {-1})};
+}
+
 // Returns the result, the logarithms of the sums, and the state of the generator, from which a backward pass draws again.
 tuple<Tensor, Tensor, Tensor> attention_values(const Tensor& query, const Tensor& key, const Tensor& value,
                                                const optional<Tensor>& attn_bias, double dropout_p, bool is_causal,
                                                optional<double> scale, optional<at::Generator> generator) {
-  auto wide = at::toOpMathType(query.scalar_type());
-  Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), v = per_head(value, query.size(-3)).to(wide);
-  Tensor scores = attention_scores(q, k, attn_bias, is_causal, attention_scale(query, scale));
   static const int64_t bytes = at::detail::createCPUGenerator().get_state().numel();
   at::Generator draws = or_default(std::move(generator));
   Tensor state = query.is_meta() ? at::empty({bytes}, query.options().dtype(c10::kByte)) : state_of(draws);
   Tensor keeps = attention_keeps(query, key, dropout_p, draws, state);
-  Tensor weights = at::_safe_softmax(scores, -1).mul_(keeps).div_(1 - dropout_p);
-  Tensor result = at::matmul(weights, v).to(query.scalar_type());
-  return {heads_side_by_side(result), at::logsumexp(scores, {-1}), state};
+  auto [result, sums] = attention_result(query, key, value, attn_bias, keeps, dropout_p, is_causal, scale);
+  return {result, sums, state};
 }
 
 // The gradients of queries, keys and values. The last argument is the sum over each row of the weights' gradients times the
@@ -245,20 +254,17 @@ tuple<Tensor, Tensor, Tensor, Tensor> efficient_attention_values(const Tensor& q
                                                                  const optional<Tensor>& attn_bias, double dropout_p,
                                                                  bool is_causal, optional<double> scale,
                                                                  optional<at::Generator> generator) {
-  auto wide = at::toOpMathType(query.scalar_type());
-  Tensor q = query.to(wide), k = per_head(key, query.size(-3)).to(wide), v = per_head(value, query.size(-3)).to(wide);
-  Tensor scores = attention_scores(q, k, attn_bias, is_causal, attention_scale(query, scale));
-  Tensor weights = at::_safe_softmax(scores, -1), seed = at::zeros({}, query.options().dtype(c10::kLong));
+  Tensor keeps, seed = at::zeros({}, query.options().dtype(c10::kLong));
   if (dropout_p > 0) {
     if (!query.is_meta()) {
       at::Generator draws = or_default(std::move(generator));
       std::lock_guard<std::mutex> lock(draws.mutex());
       seed.fill_(int64_t(at::check_generator<at::CPUGeneratorImpl>(draws)->random64() >> 1));
     }
-    weights = weights.mul_(attention_keeps(query, key, dropout_p, std::nullopt, philox_state(seed))).div_(1 - dropout_p);
+    keeps = attention_keeps(query, key, dropout_p, std::nullopt, philox_state(seed));
   }
-  Tensor result = at::matmul(weights, v).to(query.scalar_type());
-  return {heads_side_by_side(result), at::logsumexp(scores, {-1}), seed, at::zeros_like(seed)};
+  auto [result, sums] = attention_result(query, key, value, attn_bias, keeps, dropout_p, is_causal, scale);
+  return {result, sums, seed, at::zeros_like(seed)};
 }
 
 tuple<Tensor, Tensor, Tensor> efficient_attention_backward_values(const Tensor& grad_out, const Tensor& query, const Tensor& key,
