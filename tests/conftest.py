@@ -46,6 +46,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.line(f"{len(skipped)} tests were skipped: {reason}", yellow=True)
 
 
+def slow(*values: object) -> list[object]:
+    """Parameters that only `make test-all` tries, beside those that are tried always. A tuple is several parameters."""
+    each = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*parameters, marks=pytest.mark.slow) for parameters in each]
+
+
 def without_bringup() -> dict[str, str]:
     """The environment of a process that is to choose for itself. Beside a real accelerator it asks for a chip."""
     kept = {"BRINGUP_CHIP"} if torch.cuda.is_available() or torch.xpu.is_available() else set()
@@ -95,6 +101,27 @@ def bringup_run(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str
             cwd=tmp_path,
             env=without_bringup(),
         )
+
+    return run
+
+
+@pytest.fixture
+def refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """``bringup`` with these arguments in this process and the test's directory, for what ends before anything runs."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        from bringup.cli import main
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["bringup", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        printed = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return subprocess.CompletedProcess(sys.argv, ended.value.code, printed.out, printed.err)
 
     return run
 

@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,9 +221,7 @@ def steps(cell: str, home: Path, work: Path, without: Collection[str] = ()) -> I
     yield "import", used(environment, work)
     figures = json.loads(environment.run(environment.python, "-m", "tests.conformance.forward", cwd=checkout))
     yield "operators", figures
-    for item, selection in SMOKE.items():
-        if item not in without:
-            yield item, smoke(environment, checkout, selection)
+    yield from smoke(environment, checkout, {item: tests for item, tests in SMOKE.items() if item not in without})
     if "uv" in without:
         return
     environment.uv("uninstall", "bringup")
@@ -244,14 +242,17 @@ def used(environment: Environment, work: Path) -> str:
     return "passed" if fine else (done.stderr.strip().splitlines() or ["prints something else"])[-1]
 
 
-def smoke(environment: Environment, checkout: Path, selection: tuple[str, ...]) -> str:
-    """Run tests of the copy with the installed bringup; return "passed", or which failed.
+def smoke(environment: Environment, checkout: Path, items: Mapping[str, tuple[str, ...]]) -> Iterator[tuple[str, str]]:
+    """Run tests of the copy with the installed bringup. Yield for each item "passed", or which failed.
 
-    Those that fail are tried once more, alone: tests that start programs may run out of time on a busy machine.
+    Those that fail are tried once more, by item: tests that start programs may run out of time on a busy machine, and
+    one that ends the process fails all that run with it.
     """
-    failed = failed_tests(environment, checkout, selection)
-    failed = failed and failed_tests(environment, checkout, failed)
-    return f"failed: {', '.join(failed)}" if failed else "passed"
+    failed = failed_tests(environment, checkout, tuple(test for tests in items.values() for test in tests))
+    for item, tests in items.items():
+        if own := tuple(test for test in failed if test.startswith(tests)):
+            own = failed_tests(environment, checkout, own)
+        yield item, f"failed: {', '.join(own)}" if own else "passed"
 
 
 def failed_tests(environment: Environment, checkout: Path, selection: tuple[str, ...]) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import yaml
 
 from tests.conftest import ROOT, without_bringup
@@ -90,6 +91,7 @@ def test_pull_request_is_compared_with_its_base(tmp_path: Path) -> None:
     assert "repos/o/r/issues/7/comments" in listed and posted.endswith("comment.md")
 
 
+@pytest.mark.slow
 def test_program_that_the_base_lacks_is_not_compared(tmp_path: Path) -> None:
     base = repository(tmp_path, "", PROGRAM.format(width=64))
     codes = steps(tmp_path, base, script="train.py 'two words'", chip="t4")

@@ -23,7 +23,7 @@ from bringup.cli import bringup
 from tests.conftest import ROOT, without_bringup
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-QUICK = ("README.md", "run.md", "start-chip.md")  # the others take minutes together
+QUICK = ("README.md", "run.md")  # the others take minutes together
 BLOCK = re.compile(r"(?:^<!-- (not run|file): (.*?) -->\n+)?^ *```(\S*)\n(.*?)^ *```", re.DOTALL | re.MULTILINE)
 LANGUAGES = {"console", "text", "python", "toml", "json", "yaml", "cpp"}
 

@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +10,8 @@ import pytest
 from bringup.errors import BringupError
 from bringup.files import read_bytes, read_text, refuse_unwritable, write_text
 from bringup.text import plain, short
+
+Refused = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
 def test_plain_escapes_what_controls_a_terminal() -> None:
@@ -62,10 +64,8 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     [("check", "--only", "A1", "--json"), ("validate", "--html"), ("validate", "--programs", "--html")],
     ids=" ".join,
 )
-def test_unwritable_results_are_refused_beforehand(command: tuple[str, ...], tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "bringup", *command, "nowhere/x"], capture_output=True, text=True, cwd=tmp_path
-    )
+def test_unwritable_results_are_refused_beforehand(command: tuple[str, ...], tmp_path: Path, refused: Refused) -> None:
+    done = refused(*command, "nowhere/x")
     sentence = "bringup: nowhere/x: cannot be written (No such file or directory)\n"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", sentence)
     assert not list(tmp_path.rglob("*"))

@@ -11,7 +11,7 @@ import pytest
 
 import bringup
 from bringup.paths import Places, is_library
-from tests.conftest import without_bringup
+from tests.conftest import slow, without_bringup
 
 PROGRAM = """
 import runpy, statistics, sys, torch
@@ -70,7 +70,7 @@ def test_paths_in_a_text_are_shortened_and_addresses_are_not() -> None:
     assert places.within(text) == "at lib/x.py:3, (.../y.py), see https://docs.pytorch.org/a/b and this/that"
 
 
-@pytest.mark.parametrize("start", ["home/alicia/project", "home/alicia", "elsewhere", "/"])
+@pytest.mark.parametrize("start", ["home/alicia/project", *slow("home/alicia", "elsewhere", "/")])
 def test_files_of_a_report_hold_no_path_of_the_machine(tmp_path: Path, start: str) -> None:
     project, other, outside = (tmp_path / name for name in ("home/alicia/project", "other", "outside"))
     for folder in (project, other, outside, tmp_path / "elsewhere"):

@@ -150,6 +150,7 @@ def test_no_advice_without_tf32_or_without_float32_products() -> None:
     assert tf32.switches_off(timeline) == []
 
 
+@pytest.mark.slow
 def test_compiled_graph_keeps_the_switches() -> None:
     def multiply(x: torch.Tensor) -> torch.Tensor:
         return torch.relu(x @ x)

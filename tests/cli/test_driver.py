@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from bringup.drivers import check, page
 from tests.conftest import built_driver, without_bringup
 
+Refused = Callable[..., "subprocess.CompletedProcess[str]"]
 ROW: dict[str, Any] = {"compared": 0, "wrong": 0, "worst_error": 0.0, "first": "", "refused": {}}
 TRAIN = """
 import torch
@@ -68,8 +70,8 @@ def test_drivers_says_what_is_missing(tmp_path: Path) -> None:
         (("next", "missing.npz"), "missing.npz"),
     ],
 )
-def test_mistakes_are_one_sentence(tmp_path: Path, arguments: tuple[str, ...], sentence: str) -> None:
-    done = bringup(tmp_path, "driver", *arguments)
+def test_mistakes_are_one_sentence(refused: Refused, arguments: tuple[str, ...], sentence: str) -> None:
+    done = refused("driver", *arguments)
     assert done.returncode == 2
     assert sentence in done.stderr and len(done.stderr.splitlines()) == 1
 

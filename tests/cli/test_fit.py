@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+Refused = Callable[..., "subprocess.CompletedProcess[str]"]
 SMALL = {
     **{"model_type": "gpt2", "n_layer": 2, "n_embd": 64, "n_head": 2, "vocab_size": 500, "n_positions": 128},
     **{"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
@@ -42,7 +44,7 @@ def test_the_memory_of_a_model_by_its_configuration(tmp_path: Path) -> None:
     assert ratio == pytest.approx(room[1] / room[0], rel=0.02)
 
 
-def test_mistakes_with_models_are_one_sentence(tmp_path: Path) -> None:
+def test_mistakes_with_models_are_one_sentence(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     (tmp_path / "other.json").write_text("[1]", encoding="utf-8")
     for arguments, words in (
@@ -54,7 +56,7 @@ def test_mistakes_with_models_are_one_sentence(tmp_path: Path) -> None:
         (("train.py",), "bringup fit needs --chips"),
         ((), "bringup fit needs SCRIPT, or --model"),
     ):
-        done = fit(tmp_path, *arguments)
+        done = refused("fit", *arguments)
         assert (done.returncode, done.stdout) == (2, "") and words in done.stderr, (arguments, done.stderr)
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from bringup.cli.ranks import _port, deadlock
 from bringup.errors import BringupError
+from tests.conftest import slow
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 PROGRAM = """
@@ -109,6 +110,7 @@ print(f"rank {rank} is equal")
 """
 
 
+@pytest.mark.slow
 def test_pipelines_of_four_ranks_compute_what_the_cpu_does(bringup_run: Run, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(PIPELINE)
     done = bringup_run("--nproc", "4", "--out", "out", "train.py")
@@ -214,7 +216,7 @@ print(f"rank {dist.get_rank()} is equal")
 """
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("ranks", [2, *slow(4)])
 def test_context_parallel_attention_equals_that_of_one_rank(bringup_run: Run, tmp_path: Path, ranks: int) -> None:
     (tmp_path / "train.py").write_text(CONTEXT_PARALLEL)
     done = bringup_run("--nproc", str(ranks), "--out", "out", "train.py")

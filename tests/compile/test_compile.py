@@ -274,6 +274,7 @@ function(torch.ones(4, device="chip"))
     assert "broken.py:7" in (tmp_path / "bringup-broken" / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_graph_breaks_have_a_cost(tmp_path: Path, bringup_run: Callable[..., Any]) -> None:
     (tmp_path / "broken.py").write_text(
         """
@@ -321,6 +322,7 @@ def test_results_that_repeat_memory() -> None:
         torch.testing.assert_close(found.cpu(), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # Dynamo's own, on the CPU, too
 def test_tensor_and_view_that_inductor_lays_out_apart() -> None:
     transformers = pytest.importorskip("transformers")
@@ -427,6 +429,7 @@ def test_modes_with_graphs_replay_each_graph_by_one_call(mode: str, replayed: bo
     assert graph is not None and (summary.step_seconds < 2 * graph.step_seconds) == replayed
 
 
+@pytest.mark.slow
 def test_a_graph_that_uses_memory_of_an_asynchronous_copy_is_a_race(
     tmp_path: Path, bringup_run: Callable[..., Any]
 ) -> None:

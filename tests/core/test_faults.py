@@ -26,7 +26,7 @@ ENTRIES = (
         "event_elapsed",
     ),
 )
-FEW = ("range_map", "open", "alloc", "copy_h2d", "launch_host")
+FEW = ("alloc", "copy_h2d", "launch_host")
 VOID = ("unmap", "host_free", "event_destroy")  # they cannot fail
 FAIL, SLOW, LATE, NO_MEMORY = 1, 2, 3, 4
 

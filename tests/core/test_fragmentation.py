@@ -9,6 +9,8 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
+
 PROGRAM = """import torch
 
 def block(mebibytes):
@@ -59,6 +61,7 @@ def test_a_recorded_program_is_told_that_it_fits_with_expandable_segments(tmp_pa
     assert after.split() == ["fits", *reserved[1].split()]
 
 
+@pytest.mark.slow
 def test_pieces_smaller_than_a_page_are_not_promised_to_fit(tmp_path: Path) -> None:
     lines = "small = [block(16) for _ in range(384)]\n    alive = small[::2]\n    del small"
     text = run(tmp_path, lines, 4096, RECORDED)
@@ -68,6 +71,7 @@ def test_pieces_smaller_than_a_page_are_not_promised_to_fit(tmp_path: Path) -> N
     assert "out of memory" in text and "expandable" not in text  # they are on
 
 
+@pytest.mark.slow
 def test_an_error_about_full_memory_does_not_speak_of_pieces(tmp_path: Path) -> None:
     assert "fragmentation" not in run(tmp_path, FULL, 4096)
     assert "fragmentation" not in run(tmp_path, PIECES, 7168)  # it would not fit in one piece either

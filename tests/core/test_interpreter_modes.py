@@ -63,11 +63,13 @@ def test_core_records_prices_saves_and_compares(mode: str, tmp_path: Path) -> No
     assert rest[-1].endswith(" items")
 
 
+@pytest.mark.slow
 def test_items_are_described_without_docstrings(tmp_path: Path) -> None:
     plain, bare = (python(mode, "-m", "bringup", "check", "--list", cwd=tmp_path) for mode in ("-B", "-OO"))
     assert bare.returncode == 0 and bare.stdout == plain.stdout and bare.stderr == "", bare.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", FEW)
 def test_dry_run_is_reported(mode: str, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(TRAINS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bringup import core, core_build
-from tests.conftest import NO_VERILATOR, ROOT, without_bringup
+from tests.conftest import NO_VERILATOR, ROOT, slow, without_bringup
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 needs_verilator = pytest.mark.skipif(shutil.which("verilator") is None, reason=NO_VERILATOR)
@@ -85,7 +85,7 @@ def test_products_of_any_shape_equal_the_cpus(python: Run, rtl: dict[str, str]) 
 
 
 @needs_verilator
-@pytest.mark.parametrize("size", [pytest.param(1, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("size", slow(1, 3))
 def test_arrays_of_other_sizes_equal_the_cpus(
     size: int, python: Run, rtl: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:

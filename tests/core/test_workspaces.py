@@ -7,6 +7,7 @@ import pytest
 
 import bringup
 from bringup.recording.rows import BLAS_WORKSPACE, OWNERS
+from tests.conftest import slow
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 PROGRAM = """
@@ -32,7 +33,10 @@ weight = x.clone().requires_grad_(); (x @ weight).sum().backward(); del weight; 
 
 @pytest.mark.parametrize(
     ("chip", "blas", "lt"),
-    [("h100-sxm", 32 * 1024, 1024), ("a100-sxm-80", 2 * 4096 + 8 * 16, 1024), ("mi300x", 0, 0), ("edge8", 0, 0)],
+    [
+        *(("h100-sxm", 32 * 1024, 1024), ("edge8", 0, 0)),
+        *slow(("a100-sxm-80", 2 * 4096 + 8 * 16, 1024), ("mi300x", 0, 0)),
+    ],
 )
 def test_first_product_of_a_thread_keeps_a_workspace(python: Run, chip: str, blas: int, lt: int) -> None:
     """On an H100 with torch 2.11, inference held 33 MiB beside its tensors, and training 65 MiB."""
@@ -59,7 +63,11 @@ product(); held()
 
 
 @pytest.mark.parametrize(
-    ("asked", "kib"), [(":4096:8", 32768), (":16:8", 128), (":4096:2:16:8", 8320), (":0:0", 0), ("large", 32768)]
+    ("asked", "kib"),
+    [
+        *((":4096:2:16:8", 8320), (":0:0", 0)),
+        *slow((":4096:8", 32768), (":16:8", 128), ("large", 32768)),
+    ],
 )
 def test_environment_sets_the_size(python: Run, asked: str, kib: int) -> None:
     done = python(PROGRAM + "product(); held()", BRINGUP_CHIP="h100-sxm", CUBLAS_WORKSPACE_CONFIG=asked)

@@ -7,6 +7,7 @@ import pytest
 
 from bringup.device.allocator_settings import parse
 from bringup.errors import AllocatorSettingsError
+from tests.conftest import slow
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SHOW = """
@@ -62,7 +63,7 @@ def test_what_is_malformed_is_refused_in_one_sentence(text: str, problem: str) -
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF"])
+@pytest.mark.parametrize("name", ["PYTORCH_ALLOC_CONF", *slow("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")])
 def test_the_environment_is_read(python: Run, name: str) -> None:
     done = python(SHOW.format(device="chip"), **{name: "expandable_segments:True"})
     assert done.stdout.split() == ["40"] and not done.stderr

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import slow
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
 # Each case runs in two processes. `equal` compares with a value, `both` runs on the chip and on the CPU.
@@ -128,7 +130,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("backend", ["None", "'gloo'", "'cpu:gloo,chip:chip'"])
+@pytest.mark.parametrize("backend", [*slow("None", "'gloo'"), "'cpu:gloo,chip:chip'"])
 def test_two_ranks_compute_what_the_cpu_does(python: Run, backend: str) -> None:
     done = python(RANKS.replace("BACKEND", backend))
     assert done.stdout.splitlines()[-1:] == ["done"], done.stderr[-3000:]

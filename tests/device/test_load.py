@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import bringup
+from tests.conftest import slow
 from tests.machine.test_files import EDGE8
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -209,7 +210,7 @@ def test_import_torch_loads_neither_pydantic_nor_the_device(python: Run) -> None
     assert done.stdout.split() == [str(chooses), "False"], done.stderr
 
 
-@pytest.mark.parametrize("room", ["compile", "compile.hook", "triton", "timeline.clock", "device.load"])
+@pytest.mark.parametrize("room", ["compile.hook", *slow("compile", "triton", "timeline.clock", "device.load")])
 def test_any_room_may_be_imported_before_torch(python: Run, room: str) -> None:
     done = python(f"import bringup.{room}\nimport torch\nprint((torch.ones(2, device='chip') + 1).tolist())")
     assert done.stdout == "[2.0, 2.0]\n", done.stderr

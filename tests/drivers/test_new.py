@@ -11,7 +11,7 @@ import pytest
 
 from bringup.drivers.new import SKELETON, write
 from bringup.errors import BringupError
-from tests.conftest import ROOT, without_bringup
+from tests.conftest import ROOT, slow, without_bringup
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 PROGRAM = """
@@ -51,7 +51,7 @@ def test_new_driver_builds_and_runs_on_the_host(tmp_path: Path, python: Run, mon
     assert done.stdout.split() == ["True", "acme"], done.stderr
 
 
-@pytest.mark.parametrize("mistake", [False, True])
+@pytest.mark.parametrize("mistake", [*slow(False), True])
 def test_first_kernel_is_the_one_in_the_comments(
     tmp_path: Path, python: Run, monkeypatch: pytest.MonkeyPatch, mistake: bool
 ) -> None:

@@ -328,9 +328,9 @@ def test_options_that_do_not_fit_are_explained(arguments: list[str], text: str, 
     assert text in str(caught.value)
 
 
-def test_mistakes_end_with_exit_code_2(tmp_path: Path, bringup_run: Run) -> None:
+def test_mistakes_end_with_exit_code_2(tmp_path: Path, refused: Run, bringup_run: Run) -> None:
     onnx.save(model([relu("x", "a")]), tmp_path / "m.onnx")
-    done = bringup_run("m.onnx")
+    done = refused("run", "m.onnx")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "bringup: m.onnx: nothing produces the output y\n"
     weight = numpy_helper.from_array(np.zeros((3, 3), dtype=np.float32), "w")

@@ -83,7 +83,13 @@ def test_every_example_is_run() -> None:
     assert {name.split()[0] for name in EXAMPLES} | OF_TENSORFLOW == found
 
 
-@pytest.mark.parametrize("example", EXAMPLES)
+# Enough of them for a change; the others take minutes together.
+FEW = ("train.py", "gpt.py", "kernel.py", "kernel_bugs.py")
+
+
+@pytest.mark.parametrize(
+    "example", [name if name in FEW else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES]
+)
 def test_example_runs_and_its_summary_is_as_expected(example: str, bringup_run: Run, tmp_path: Path) -> None:
     if example.startswith("kernel"):
         pytest.importorskip("triton", reason="needs bringup[triton]")
@@ -149,6 +155,7 @@ def test_prediction_benchmark_runs() -> None:
     assert "recording on / off" in done.stdout and "compare on 30 chips" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_examples_pass_under_the_plug_in() -> None:
     command = [sys.executable, "-m", "pytest", "--chip", "t4", "examples"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)

@@ -13,6 +13,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 import bringup
+from tests.conftest import slow
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -178,7 +179,7 @@ PROGRAMS = {
 }
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize("name", [*(name for name in PROGRAMS if name != "torchao"), *slow("torchao")])
 def test_program_of_a_library_runs(name: str, bringup_run: Run, tmp_path: Path) -> None:
     program, needs = PROGRAMS[name]
     absent = [library for library in needs if find_spec(library) is None]

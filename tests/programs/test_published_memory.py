@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, without_bringup
+from tests.conftest import ROOT, slow, without_bringup
 
 # GB of tensors on an A100 of 40 GB, by batch, from LitGPT's tutorials/resource-tables.md. A batch of 4 did not fit.
 PUBLISHED = {1: 21.30, 2: 29.07}
 
 
-@pytest.mark.parametrize("batch", [1, 2, 4])
+@pytest.mark.parametrize("batch", [*slow(1, 2), 4])
 def test_fine_tuning_needs_the_published_memory(batch: int, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bringup", "run", "--dry", "--cuda", "--oom=continue", "--chip=a100-sxm-40"]
     program = [f"--out={tmp_path}", str(ROOT / "tests/programs/lora_program.py"), str(batch)]

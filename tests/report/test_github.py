@@ -65,6 +65,7 @@ def test_run_and_diff_annotate_lines(tmp_path: Path, bringup_run: Callable[..., 
     assert "### b is " in (tmp_path / "summary.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_fit_and_check_annotate(tmp_path: Path) -> None:
     (tmp_path / "large.py").write_text("import torch\ntorch.empty(3 << 33, device='chip') + 1\n", encoding="utf-8")
     done = run(tmp_path, "fit", "--chips", "t4", "--output-format", "github", "large.py")

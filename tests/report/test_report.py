@@ -22,7 +22,7 @@ from bringup.analyse.summarize import by_group
 from bringup.recording.rows import D2D, D2H, H2D, KINDS, LAUNCH
 from bringup.report import palette, perfetto, pftrace
 from bringup.report.chart import read
-from tests.conftest import NO_AXE, NO_BROWSER, ROOT
+from tests.conftest import NO_AXE, NO_BROWSER, ROOT, slow
 from tests.report import browser
 from tests.report.traces import Contents, Slice
 from tests.report.traces import read as read_trace
@@ -435,7 +435,7 @@ def number(text: str) -> float:
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
-@pytest.mark.parametrize("name", ["report", pytest.param("validation", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", slow("report", "validation"))
 def test_cursor_and_table_show_the_marks(prediction: bringup.Prediction, tmp_path: Path, name: str) -> None:
     page = PAGES[name][0](prediction)
     figures = {name: read(text) for name, text in re.findall(CHART, page, re.DOTALL)}
@@ -493,7 +493,7 @@ def test_page_is_dark_on_a_dark_screen(prediction: bringup.Prediction, tmp_path:
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
 @pytest.mark.skipif(browser.AXE is None, reason=NO_AXE)
-@pytest.mark.parametrize("width", [400, pytest.param(1600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("width", [400, *slow(1600)])
 @pytest.mark.parametrize("name", PAGES)
 def test_page_has_no_problem_for_axe(prediction: bringup.Prediction, tmp_path: Path, name: str, width: int) -> None:
     seen = browser.look(PAGES[name][0](prediction), tmp_path, "axe", width=width)

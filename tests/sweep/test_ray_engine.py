@@ -86,6 +86,7 @@ def no_process_stays(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
         time.sleep(0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_process_stays")
 def test_workers_and_driver_die(sweep_folder: Path) -> None:
     folder = sweep_folder

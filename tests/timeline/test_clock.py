@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from tests.conftest import slow
+
 Run = Callable[..., Any]
 
 TRAINING = """
@@ -32,7 +34,7 @@ print("samples/s", 640 / (perf_counter() - began), (time.time_ns() - also) / 1e9
 """
 
 
-@pytest.mark.parametrize("options", [["--dry"], []])
+@pytest.mark.parametrize("options", [["--dry"], *slow([])])
 def test_throughput_that_a_program_prints_is_the_reports(bringup_run: Run, tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "train.py").write_text(TRAINING)
     done = bringup_run("--cuda", "--chip-time", *options, "--chip", "t4", "train.py")
