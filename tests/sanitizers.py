@@ -34,7 +34,7 @@ CORE = (
         "tests/recording/test_trace.py",
     ),
 )
-ONE_THREAD = ("tests/core/test_errors.py", "tests/timeline/test_replay.py")
+ONE_THREAD = ("tests/core/test_errors.py", "tests/core/test_expandable.py", "tests/timeline/test_replay.py")
 FORWARD = "tests/conformance/test_ops.py::test_op_forward_equals_cpu"
 # Of torch's database, what the core does with its own hands: memory, views, sizes that data decide, random numbers.
 OPERATORS = """
@@ -52,7 +52,7 @@ INSTRUMENTED = (
     "-Wno-maybe-uninitialized",  # GCC's own checks hide from it what is initialised
 )
 NO_SIGNAL = "expects the operating system's SIGSEGV, which a sanitizer turns into a report"
-SLOW = "takes minutes here, and the core's part in it is in other tests"
+SLOW = "takes long here, and the core's part in it is in other tests"
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ SANITIZERS = {
         tests=(
             *CORE,
             *("tests/core/test_driver.py", "tests/device/test_dry.py"),
-            *("tests/triton/test_blocks.py", "tests/triton/test_language.py"),
+            "tests/triton/test_blocks.py",
             *(f"{FORWARD}[float32-{name}]" for name in OPERATORS.split()),
         ),
         excluded={
@@ -88,8 +88,22 @@ SANITIZERS = {
             "tests/device/test_dry.py::test_a_model_larger_than_this_machine_takes_no_memory": (
                 "looks at the memory of its process, to which the sanitizer adds its own"
             ),
-            "tests/device/test_dry.py::test_fit_finds_the_largest_batch": SLOW,
-            "tests/device/test_dry.py::test_fit_names_the_chips_that_hold_it": SLOW,
+            **dict.fromkeys(
+                (
+                    "tests/core/test_driver.py::test_null_driver_takes_a_training_step",
+                    "tests/core/test_threads.py::test_seeding_does_not_wait_for_threads_that_draw",
+                    "tests/device/test_dry.py::test_dry_and_real_recordings_are_the_same[gpt2_small]",
+                    "tests/device/test_dry.py::test_fit_finds_the_largest_batch",
+                    "tests/device/test_dry.py::test_fit_names_the_chips_that_hold_it",
+                    "tests/device/test_dry.py::test_fit_refuses_what_it_cannot_use",
+                    "tests/device/test_dry.py::test_out_of_memory_is_a_report",
+                    "tests/device/test_dry.py::test_run_dry_says_so",
+                    "tests/device/test_dry.py::test_run_dry_strict_is_an_error_at_the_line",
+                    "tests/device/test_dry.py::test_run_leaves_the_program_its_own_dry_argument",
+                    "tests/recording/test_trace.py::test_launch_over_a_long_list[70000]",
+                ),
+                SLOW,
+            ),
         },
     ),
     "thread": Sanitizer(
@@ -105,6 +119,14 @@ SANITIZERS = {
             "tests/recording/test_sanitize.py::test_faults_of_the_program_itself_are_still_faults": NO_SIGNAL,
             "tests/core/test_streams.py::test_data_loader_workers_fork_and_pin": (
                 "forks a process that has threads and starts threads in the child, which the sanitizer does not support"
+            ),
+            **dict.fromkeys(
+                (
+                    "tests/recording/test_trace.py::test_launch_over_a_long_list[33000]",
+                    "tests/recording/test_trace.py::test_launch_over_a_long_list[70000]",
+                    "tests/recording/test_trace.py::test_the_core_and_python_agree_on_the_dtype_that_a_launch_computes_in",
+                ),
+                SLOW,
             ),
         },
     ),
