@@ -221,17 +221,19 @@ struct Try {
   std::vector<TensorMeta> before;  // the inputs' metadata before the call
 };
 
-// Drops warnings about resized outputs: the meta kernel has given them.
-struct Unheard final : c10::WarningHandler {
-  void process(const c10::Warning&) override {}
+// Drops warnings about resized outputs: the meta kernel has given them, and cut sizes cause others.
+struct NoResize final : c10::WarningHandler {
+  c10::WarningHandler* next = c10::WarningUtils::get_warning_handler();
+
+  void process(const c10::Warning& warning) override {
+    if (warning.msg().find("was resized since it had shape") == std::string::npos) next->process(warning);
+  }
 };
 
-Try attempt(const Signature& signature, const Results& results, const Slots& slots, const IValue* arguments,
-            const Manner& manner) {
+Try attempt(const Signature& signature, const Slots& slots, const IValue* arguments, const Manner& manner) {
   Try outcome;
-  Unheard unheard;
-  std::optional<c10::WarningUtils::WarningHandlerGuard> once;
-  if (!results.resized.empty()) once.emplace(&unheard);
+  NoResize handler;
+  c10::WarningUtils::WarningHandlerGuard guard(&handler);
   try {
     WithoutPython quietly;
     Cut cut(signature, arguments);
@@ -408,7 +410,7 @@ Verdict judge(const Signature& signature, const Slots& slots, const IValue* argu
     correct(results, *returned, whole);
     return Verdict::Legal;
   }
-  auto in = [&](const Manner& manner) { return attempt(signature, results, slots, arguments, manner); };
+  auto in = [&](const Manner& manner) { return attempt(signature, slots, arguments, manner); };
   Try outcome = in({whole, op.content});
   if (outcome.refusal && op.content == 0) {
     Try again = in({whole, 1});

@@ -381,3 +381,11 @@ def test_dimensions_from_the_sixth_on_are_no_sizes() -> None:
         torch.testing.assert_close(function(x.to("chip")).cpu(), function(x))
     with pytest.raises(IndexError, match="Dimension out of range"):
         x.to("chip").sum([4, 6])
+
+
+@pytest.mark.filterwarnings("error")
+def test_trial_with_cut_sizes_does_not_warn_of_outputs_that_it_resizes() -> None:
+    parts = [torch.randn(96, 64), torch.randn(64), torch.randn(128, 16)]
+    out = torch.empty(4, sum(part.numel() for part in parts) // 4, device="chip")
+    torch._chunk_cat([part.to("chip") for part in parts], 0, 4, out=out)
+    assert torch.equal(out.cpu(), torch._chunk_cat(parts, 0, 4))
