@@ -89,9 +89,9 @@ const bringup_driver* load_driver(const std::string& path) {
   auto entry = reinterpret_cast<bringup_driver_entry_fn>(dlsym(library, "bringup_driver_entry"));
   TORCH_CHECK(entry, "driver ", path, " does not export bringup_driver_entry (see csrc/driver.h)");
   const bringup_driver* loaded = entry();
-  TORCH_CHECK(loaded && (loaded->abi == BRINGUP_DRIVER_ABI || loaded->abi == kVersion2), "driver ", path,
-              " was built for driver ABI ", loaded ? loaded->abi : 0, "; this bringup needs ABI ", BRINGUP_DRIVER_ABI,
-              ": rebuild it against csrc/driver.h");
+  TORCH_CHECK(loaded, "driver ", path, ": its bringup_driver_entry returns null (see csrc/driver.h)");
+  TORCH_CHECK(loaded->abi == BRINGUP_DRIVER_ABI || loaded->abi == kVersion2, "driver ", path, " was built for driver ABI ",
+              loaded->abi, "; this bringup needs ABI ", BRINGUP_DRIVER_ABI, ": rebuild it against csrc/driver.h");
   const bringup_driver* complete = adapted(*loaded);
   std::string missing = missing_entries(*complete);
   TORCH_CHECK(missing.empty(), "driver ", path, " lacks ", missing,

@@ -53,6 +53,7 @@ def test_mistakes_with_models_are_one_sentence(tmp_path: Path, refused: Refused)
         (("--model", "other.json", "--chips", "t4"), "model_type is missing"),
         (("--model", "gpt2", "--vary", "--batch"), "--vary and --model exclude each other"),
         (("train.py", "--chips", "t4", "--train"), "--train and a script exclude each other"),
+        (("--model", "gpt2", "--lora", "8"), "--lora applies to training: add --train"),
         (("train.py",), "bringup fit needs --chips"),
         ((), "bringup fit needs SCRIPT, or --model"),
     ):

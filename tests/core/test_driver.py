@@ -75,19 +75,25 @@ def test_driver_without_entries_that_all_need_is_refused(python: Run, tmp_path_f
     assert "lacks copy_d2d, launch_host: set them, and size to sizeof(bringup_driver)" in done.stderr.splitlines()[-1]
 
 
-def test_driver_for_another_abi_is_refused_in_one_sentence(python: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("returned", "problem"),
+    [("&other", "was built for driver ABI 99"), ("nullptr", "its bringup_driver_entry returns null")],
+)
+def test_driver_for_another_abi_or_without_one_is_refused(
+    python: Run, tmp_path: Path, returned: str, problem: str
+) -> None:
     source, library = tmp_path / "other.cpp", tmp_path / "other.so"
     source.write_text(
         '#include "driver.h"\nextern "C" const bringup_driver* bringup_driver_entry() '
-        '{ static bringup_driver other = {99, sizeof(bringup_driver), "other"}; return &other; }\n',
+        f'{{ static bringup_driver other = {{99, sizeof(bringup_driver), "other"}}; return {returned}; }}\n',
         encoding="utf-8",
     )
     include = ["-I", str(ROOT / "csrc")]
     subprocess.run(["g++", "-shared", "-fPIC", *include, str(source), "-o", str(library)], check=True)
     done = python('import torch\ntorch.ones(3, device="chip")\n', BRINGUP_DRIVER=str(library))
     assert done.returncode == 1
-    assert "was built for driver ABI 99; this bringup needs ABI 3" in done.stderr.splitlines()[-1]
-    assert "was built for driver ABI 99" in probe(str(library))["why_not"]
+    assert problem in done.stderr.splitlines()[-1]
+    assert problem in probe(str(library))["why_not"]
 
 
 # One processor and a thread switch that never comes: autograd's thread still owns the graph task when Python finalizes.

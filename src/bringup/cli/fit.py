@@ -89,6 +89,8 @@ def command(
     changed = _changed(context)
     if model is not None:
         _refuse(changed & {"vary", "most", "host", "script", *(option.name for option in SHARED)}, "--model")
+        if not options["train"] and (idle := changed & {"optimizer", "lora", "checkpointing"}):
+            raise BringupError(f"{_listed(idle)} applies to training: add --train")
         names = chip_names(chips, "--chips") if chips and "chips" in changed else available_chips()
         chosen = {name: options[name] for name in MODEL_OPTIONS}
         print_model(model, {name: load_chip(name) for name in names}, output == "json", **chosen)
@@ -124,8 +126,11 @@ def _changed(context: click.Context) -> set[str]:
 
 def _refuse(names: set[str], other: str) -> None:
     if names:
-        options = ", ".join("SCRIPT" if name == "script" else f"--{name.replace('_', '-')}" for name in sorted(names))
-        raise BringupError(f"{options} and {other} exclude each other: leave one out")
+        raise BringupError(f"{_listed(names)} and {other} exclude each other: leave one out")
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join("SCRIPT" if name == "script" else f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 def _passed_on(options: dict[str, Any]) -> tuple[str, ...]:
