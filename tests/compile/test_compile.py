@@ -63,6 +63,12 @@ def train(model: nn.Module, function: Callable[..., Any], device: str) -> list[f
     return losses
 
 
+def test_function_without_operators_returns_its_inputs() -> None:
+    x = torch.ones(3, device=CHIP)
+    same, also = torch.compile(lambda x: (x.to(torch.float32), x))(x)
+    assert same is also is x
+
+
 def test_training_equals_the_cpu() -> None:
     model = Net()
     chip = copy.deepcopy(model).to(CHIP)

@@ -54,6 +54,30 @@ def test_model_computes_what_the_original_does(name: str, tmp_path: Path) -> Non
         torch.testing.assert_close(result.cpu(), want, rtol=1e-5, atol=1e-6 * float(want.abs().max()))
 
 
+def test_product_and_bias_are_one_launch_unless_others_read_the_product(tmp_path: Path) -> None:
+    weights = {
+        **{"w": np.random.rand(4, 3).astype(np.float32), "bias": np.arange(3, dtype=np.float32)},
+        "row": np.ones((1, 3), dtype=np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["p"], "joined"),
+        helper.make_node("Add", ["bias", "p"], ["y"]),
+        helper.make_node("MatMul", ["x", "w"], ["q"], "read twice"),
+        helper.make_node("Add", ["q", "bias"], ["z"]),
+        helper.make_node("MatMul", ["x", "w"], ["r"], "no bias"),
+        helper.make_node("Add", ["r", "row"], ["v"]),
+    ]
+    path = save(tmp_path / "m.onnx", nodes, {"x": (FLOAT, [2, 5, 4])}, ["y", "q", "z", "v"], weights)
+    model, x = bringup.load_onnx(path), torch.rand(2, 5, 4)
+    assert [(step.node.op, len(step.node.inputs)) for step in model.graph.steps] == [
+        *(("MatMul", 3), ("MatMul", 2), ("Add", 2), ("MatMul", 2), ("Add", 2))
+    ]
+    product = x @ torch.from_numpy(weights["w"])
+    biased = product + torch.from_numpy(weights["bias"])
+    for result, wanted in zip(model(x), (biased, product, biased, product + 1), strict=True):
+        torch.testing.assert_close(result.cpu(), wanted)
+
+
 @pytest.mark.parametrize(("name", "opset"), [("bert", 13), ("gpt", 20), ("speech", 13), ("vit", 20)])
 def test_opsets_agree(name: str, opset: int, tmp_path: Path) -> None:
     original, inputs = export(name, tmp_path / "model.onnx", opset)

@@ -7,7 +7,7 @@ import math
 import os
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FunctionType
 from typing import Any
 
@@ -313,6 +313,7 @@ class _Planner:
     def plan(self) -> None:
         model = self.model
         self.fold(model.graph)
+        self.join(model.graph)
         needed = self.needed_on_host(model.graph)
         on_chip: set[str] = set(model.outputs)
         self.steps(model.graph, needed, on_chip)
@@ -369,6 +370,31 @@ class _Planner:
         except Exception:  # the shape depends on values, or the node is wrong
             return not operator.host and sum(sizes) <= min(FEW, self.left)
         return sum(value.numel() for value in tree_leaves(result) if isinstance(value, torch.Tensor)) <= self.left
+
+    def join(self, graph: Graph) -> None:
+        """Give a product with a constant matrix the bias that is added to it, as runtimes do when they load a model."""
+        for inner in (inner for node in graph.nodes for inner in node.graphs):
+            self.join(inner)
+        reads = Counter(name for node in graph.nodes for name in node.reads)
+        reads.update(graph.outputs)
+        products = {node.outputs[0]: node for node in graph.nodes if node.op == "MatMul"}
+        joined: dict[int, Node | None] = {}  # by number: what takes a node's place
+        for node in graph.nodes:
+            ways = (node.inputs, node.inputs[::-1]) if node.op == "Add" else ()
+            for result, bias in ways:
+                product = products.get(result)
+                if product and reads[result] == 1 and self.is_bias(bias, product.inputs[1]):
+                    joined[product.number] = replace(product, inputs=(*product.inputs, bias), outputs=node.outputs)
+                    joined[node.number] = None
+                    break
+        graph.nodes[:] = [node for node in (joined.get(node.number, node) for node in graph.nodes) if node]
+
+    def is_bias(self, name: str, matrix: str) -> bool:
+        """Return True if both are constants, of which one has a floating-point number for each column of the other."""
+        bias, weight = self.constants.get(name), self.constants.get(matrix)
+        if not isinstance(bias, torch.Tensor) or not isinstance(weight, torch.Tensor):
+            return False
+        return bias.is_floating_point() and weight.dim() == 2 and bias.shape == weight.shape[1:]
 
     def needed_on_host(self, graph: Graph) -> set[str]:
         """Return the values whose content the host needs, and what they are computed from."""

@@ -11,8 +11,9 @@ from bringup.frontends.onnx.windows import convolve
 
 
 @operator("MatMul")
-def matmul(_call: Call, a: Tensor, b: Tensor) -> Tensor:
-    return torch.matmul(a, b)
+def matmul(_call: Call, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply; the model's planner adds a bias (`model._Planner.join`)."""
+    return torch.matmul(a, b) if bias is None else functional.linear(a, b.t(), bias)
 
 
 @operator("Gemm")
