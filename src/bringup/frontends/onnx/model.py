@@ -377,12 +377,12 @@ class _Planner:
             self.join(inner)
         reads = Counter(name for node in graph.nodes for name in node.reads)
         reads.update(graph.outputs)
-        products = {node.outputs[0]: node for node in graph.nodes if node.op == "MatMul"}
+        by_result = {node.outputs[0]: node for node in graph.nodes if node.op == "MatMul"}
         joined: dict[int, Node | None] = {}  # by number: what takes a node's place
         for node in graph.nodes:
             ways = (node.inputs, node.inputs[::-1]) if node.op == "Add" else ()
             for result, bias in ways:
-                product = products.get(result)
+                product = by_result.get(result)
                 if product and reads[result] == 1 and self.is_bias(bias, product.inputs[1]):
                     joined[product.number] = replace(product, inputs=(*product.inputs, bias), outputs=node.outputs)
                     joined[node.number] = None
