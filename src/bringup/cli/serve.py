@@ -12,14 +12,14 @@ from rich.table import Table
 
 from bringup.cli.options import complete_chips, host_option, quantity
 from bringup.errors import BringupError
-from bringup.machine.files import load_chip, load_host
+from bringup.machine.files import load_chip
 from bringup.report import terminal
 from bringup.report.terminal import escaped
 from bringup.serving.batches import Jitter
 from bringup.serving.engine import Speculation
 from bringup.serving.fleet import ROUTERS
 from bringup.serving.outcome import LATENCIES, Objective, Outcome
-from bringup.serving.serve import ATTAINMENT, Options, Simulation, program_of
+from bringup.serving.serve import ATTAINMENT, Options, Simulation, host_of, program_of
 from bringup.serving.writer import prepare, write
 from bringup.text import duration, figure, short
 from bringup.text import quantity as counted
@@ -180,7 +180,7 @@ def command(
         if len(chips) > 1:
             raise BringupError("--out takes the report of one chip: name one")
         out = str(prepare(out))
-    machine = load_host(host)
+    machine = host_of(host, options)
     program = program_of(model, options)
     outcomes = []
     for described in chips:

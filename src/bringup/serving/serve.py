@@ -121,6 +121,7 @@ LARGEST = {
     "kv_blocks": CACHE,
     "queue_limit": (2**40, "fewer requests are simulated"),  # chosen
 }
+NAMES = {"chips": "--chips-per-engine", "speculation": "--speculate"}  # of options that are not called as their fields
 OF_PROGRAMS = {"window": None, "queue_limit": None, "deadline": None, "jitter": None}
 Program = Recorded | dict[int, Trace] | None
 
@@ -150,9 +151,20 @@ def serve(
     chosen = options or Options(**settings)
     program = program_of(model, chosen)
     described = load_chip(os.fspath(chip)) if isinstance(chip, str | os.PathLike) else chip
+    return Simulation(program, described, host_of(host, chosen), chosen).outcome()
+
+
+def host_of(host: str | os.PathLike[str] | Host | None, options: Options) -> Host:
+    """Return the host that a step is priced on.
+
+    Raises:
+        BringupError: there is no such host, or the steps are those of a file, which no host changes.
+    """
+    if host is not None and options.step_seconds is not None:
+        raise BringupError("--host does not change the steps of --step-seconds: leave it out")
     if host is None or isinstance(host, str | os.PathLike):
-        host = load_host(None if host is None else os.fspath(host))
-    return Simulation(program, described, host, chosen).outcome()
+        return load_host(None if host is None else os.fspath(host))
+    return host
 
 
 def program_of(model: Any, options: Options) -> Program:
@@ -201,8 +213,9 @@ def check(options: Options) -> None:
         raise BringupError("--kv-tokens and --kv-blocks both state the cache: leave one out")
     if options.disaggregate is not None and options.replicas != 1:
         raise BringupError("--disaggregate states the engines: leave --replicas out")
-    if options.replicas == 1 and options.disaggregate is None and options.router != "least":
-        raise BringupError(f"--router {options.router} chooses among engines: ask for --replicas 2 or more")
+    if options.router != "least" and (options.disaggregate or (options.replicas,))[0] == 1:
+        more = "two or more that prefill, --disaggregate 2:1" if options.disaggregate else "--replicas 2 or more"
+        raise BringupError(f"--router {options.router} chooses among engines: ask for {more}")
     if options.router not in ROUTERS:
         raise BringupError(f"router must be {', '.join(ROUTERS)}, got {options.router!r}")
     if options.find_rate and not options.slo.limits():
@@ -230,7 +243,7 @@ def _refuse_dtype(options: Options) -> None:
 
 
 def _option(name: str) -> str:
-    return "--chips-per-engine" if name == "chips" else f"--{name.replace('_', '-')}"
+    return NAMES.get(name, f"--{name.replace('_', '-')}")
 
 
 def _budget(text: str) -> tuple[Literal["chunked", "separate"], int]:
@@ -259,6 +272,8 @@ class Simulation:
         self.stream = stream(options.arrivals, lengths, options.requests, np.random.default_rng(options.seed))
         if options.policy == "priority" and not self.stream.has_priorities:
             raise BringupError("--policy priority needs requests with a priority: add it to the file of requests")
+        if options.router == "prefix" and not self.stream.has_prefixes:
+            raise BringupError("--router prefix needs requests with a prefix: add it to the file of requests")
         self._scale = (options.calibrate or 1.0) * self._power_factor()
         if self.has_tokens:
             self._prepare_engines()
@@ -289,11 +304,16 @@ class Simulation:
                 kind = "a language model" if self.has_tokens else "a program without tokens"
                 hint = ": use --slo latency=TIME" if name == "deadline" else ": leave it out"
                 raise BringupError(f"{_option(name)} does not apply to {kind}{hint}")
+        if self.chip is None and self.options.chips > 1:
+            raise BringupError("--chips-per-engine needs the chip, whose price and power it multiplies: add --chip")
         if isinstance(self.program, dict):
             if self.options.slo.tpot is not None:
                 raise BringupError("--slo tpot does not apply to a program without tokens: use latency=TIME")
             if self.options.window is not None and self._largest_batch == 1:
                 raise BringupError("--window waits for a batch, and batches have one request here: leave it out")
+            if self._largest_batch < self.options.max_requests != Options.max_requests:
+                most = quantity(self._largest_batch, "request")
+                raise BringupError(f"--max-requests: the largest batch of a recording has {most}: leave it out")
 
     def _power_factor(self) -> float:
         """Return how much longer steps take within --max-watts: the chip pauses, so that its mean power is less."""
