@@ -18,7 +18,7 @@ from bringup.report.terminal import escaped
 from bringup.serving.batches import Jitter
 from bringup.serving.engine import Speculation
 from bringup.serving.fleet import ROUTERS
-from bringup.serving.outcome import LATENCIES, Objective, Outcome
+from bringup.serving.outcome import Objective, Outcome
 from bringup.serving.serve import ATTAINMENT, Options, Simulation, host_of, program_of
 from bringup.serving.writer import prepare, write
 from bringup.text import duration, figure, short
@@ -30,17 +30,6 @@ if TYPE_CHECKING:
 
 NO_LIMIT = "more than a million times that of these requests"
 NAMES = {"ttft": "time to first token", "tpot": "time per further token", "latency": "latency"}
-
-
-def parse_slo(text: str) -> Objective:
-    """Read ``ttft=2s,tpot=50ms,latency=30s``, or a part of it."""
-    limits: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = part.strip().partition("=")
-        if name not in LATENCIES or not equals:
-            raise BringupError(f"write ttft=2s,tpot=50ms or latency=30s, got {short(part) or 'nothing'}")
-        limits[name] = parse_time(value)
-    return Objective(**limits)
 
 
 def parse_speculation(text: str) -> Speculation:
@@ -101,7 +90,9 @@ def parse_blocks(text: str) -> int | None:
 @click.option(
     "--requests", type=int, default=None, help="Requests to simulate (default: those of the file, else 1000)."
 )
-@click.option("--slo", callback=quantity(parse_slo), default=None, metavar="LIMITS", help="Such as ttft=2s,tpot=50ms.")
+@click.option(
+    "--slo", callback=quantity(Objective.parse), default=None, metavar="LIMITS", help="Such as ttft=2s,tpot=50ms."
+)
 @click.option("--find-rate", is_flag=True, help="Search the largest rate that keeps the --slo.")
 @click.option("--policy", type=click.Choice(["fcfs", "priority"]), default="fcfs", show_default=True)
 @click.option("--prefill", default="chunked:2048", show_default=True, metavar="KIND:TOKENS", help="Or separate:TOKENS.")

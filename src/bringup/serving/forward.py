@@ -14,6 +14,7 @@ An engine does not run a model as it is written (vLLM's and TensorRT-LLM's model
 from __future__ import annotations
 
 import functools
+import gc
 import importlib.util
 import inspect
 import sys
@@ -197,6 +198,8 @@ def built(build: Callable[[], Any], dtype: str = "auto") -> Any:
         BringupError: it fails, or returns something else.
     """
     _use_chip()
+    gc.collect()  # so that a recording does not hold what a model before it has left
+    torch.chip.empty_cache()  # type: ignore[attr-defined]
     try:
         with dryrun.dry(), torch.device("meta"):
             model = build()
@@ -217,7 +220,8 @@ def built(build: Callable[[], Any], dtype: str = "auto") -> Any:
     with dryrun.dry(), torch.no_grad():
         model = model.to(chosen).to_empty(device="chip").eval()
     if chosen != own and hasattr(model, "example"):
-        model.example = _cast(model.example, own, chosen)
+        example: Any = model.example
+        model.example = _cast(example, own, chosen)
     if hasattr(model, "tie_weights"):  # `to_empty` gives every parameter its own memory
         tie: Any = model.tie_weights
         tie()

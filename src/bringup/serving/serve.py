@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from bringup.analyse.holders import needed_bytes, usage
 from bringup.errors import BringupError
 from bringup.machine.files import load_chip, load_host
 from bringup.machine.topology import cluster_of
@@ -46,6 +47,14 @@ UTILIZATION = 0.9
 UNMEASURED_BAND = 0.15  # operators of measured chips are off by 9 to 20 % (pricing/bands.csv)
 ATTAINMENT = 0.99  # share of the requests that keep the objective at the largest rate; chosen
 RATE_STEPS = 8  # halvings of the interval of rates; chosen: it is then within 0.4 %
+
+
+class TooLargeError(BringupError):
+    """A model, a program or a request that the memory cannot hold; `needed_bytes` of each chip."""
+
+    def __init__(self, message: str, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
 
 
 @dataclass(frozen=True)
@@ -279,6 +288,7 @@ class Simulation:
             self._prepare_engines()
         else:
             assert isinstance(self.program, dict) and self.chip is not None
+            self._refuse_too_large(self.program[max(self.program)], self.chip)
             self._service = batches.Service.of_traces(self.program, self.chip, self.host, self._scale)
 
     @property
@@ -314,6 +324,17 @@ class Simulation:
             if self._largest_batch < self.options.max_requests != Options.max_requests:
                 most = quantity(self._largest_batch, "request")
                 raise BringupError(f"--max-requests: the largest batch of a recording has {most}: leave it out")
+
+    def _refuse_too_large(self, trace: Trace, chip: Chip) -> None:
+        peak = usage(trace, trace.steps.ends)
+        needed = needed_bytes(trace, peak, chip)
+        if needed > chip.room_bytes:
+            batch = quantity(self._largest_batch, "request")
+            raise TooLargeError(
+                f"a batch of {batch} needs {size(needed)}, and {chip.name} has {size(chip.room_bytes)}: "
+                + ("lower --max-requests" if self._largest_batch > 1 else "choose another chip"),
+                peak.peak_bytes,
+            )
 
     def _power_factor(self) -> float:
         """Return how much longer steps take within --max-watts: the chip pauses, so that its mean power is less."""
@@ -353,9 +374,10 @@ class Simulation:
         late = np.flatnonzero(longest > self._blocks * options.block_size)
         if len(late):
             number = int(late[0])
-            raise BringupError(
+            raise TooLargeError(
                 f"request {number} of {options.arrivals} needs {int(longest[number]):,} tokens of KV cache, and an "
-                f"engine has {self._blocks * options.block_size:,}: raise --kv-tokens, or leave the request out"
+                f"engine has {self._blocks * options.block_size:,}: raise --kv-tokens, or leave the request out",
+                self._needed_bytes(int(longest.max())),
             )
 
     def _count_blocks(self, recorded: Recorded | None) -> int:
@@ -376,12 +398,28 @@ class Simulation:
         left = total - recorded.weight_bytes - recorded.working_bytes * options.chips
         blocks = left // (token_bytes * options.block_size)
         if blocks < 1:
-            raise BringupError(
+            raise TooLargeError(
                 f"{recorded.name} does not fit {quantity(options.chips, 'chip')}: its weights have "
                 f"{size(recorded.weight_bytes)} and a step {size(recorded.working_bytes)}, of {size(total)} "
-                f"({UTILIZATION:.0%} of the memory): raise --chips-per-engine"
+                f"({UTILIZATION:.0%} of the memory): raise --chips-per-engine",
+                self._needed_bytes(0),
             )
         return int(blocks)
+
+    def _needed_bytes(self, tokens: int) -> int:
+        """Return the bytes of each chip for the model and a cache of so many tokens; 0 for a table of steps."""
+        if not isinstance(self.program, Recorded):
+            return 0
+        chips = self.options.chips
+        weights = -(-self.program.weight_bytes // chips)
+        return weights + self.program.working_bytes + tokens * self.program.token_bytes(chips)
+
+    def peak_bytes(self, outcome: Outcome) -> int:
+        """Return the most bytes of each chip that an outcome has needed; 0 for a table of steps."""
+        if isinstance(self.program, dict):
+            trace = self.program[max(self.program)]
+            return usage(trace, trace.steps.ends).peak_bytes
+        return self._needed_bytes(outcome.peak_blocks * self.options.block_size)
 
     def _swap_seconds(self, recorded: Recorded | None) -> float:
         if self.options.preemption != "swap":
