@@ -45,9 +45,9 @@ def divided(trace: Trace, chip: Chip, host: Host, placement: str, peak: Memory) 
             replayer = replayer_of(trace, chip, host)
             on_chip = replayer.step.must_be_chip
         else:
-            found = planned(trace, chip, host)
-            replayer = found.replayer
-            on_chip = found.on_chip if found.plan.proposes else None
+            result = planned(trace, chip, host)
+            replayer = result.replayer
+            on_chip = result.on_chip if result.plan.proposes else None
     except TooSmallError:
         replayer = replayer_of(trace, chip, host)
     outcome = replayer.outcome(on_chip)

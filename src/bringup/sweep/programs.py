@@ -119,10 +119,10 @@ def _has_collectives(trace: Trace) -> bool:
 def _model(sweep: Sweep, text: str) -> Source:
     """Record a model as `bringup serve` does, in this process."""
     from bringup.serving.serve import program_of  # imports torch
-    from bringup.sweep.under_load import options
+    from bringup.sweep.under_load import options_of
 
     assert sweep.file.serving is not None
-    model = program_of(str(sweep.path.parent / text), options(sweep.file.serving))
+    model = program_of(str(sweep.path.parent / text), options_of(sweep.file.serving))
     assert model is not None
     return model
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from bringup.sweep.programs import Source
 
 
-def options(serving: Serving, chips: int = 1) -> Options:
+def options_of(serving: Serving, chips: int = 1) -> Options:
     """Return the options of `bringup serve` for the first rate of a sweep."""
     return Options(
         arrivals=f"poisson:{serving.rates[0]!r}",
@@ -40,7 +40,7 @@ class Service:
     """
 
     def __init__(self, source: Source, chip: Chip, host: Host, serving: Serving, chips: int) -> None:
-        self.options = options(serving, chips)
+        self.options = options_of(serving, chips)
         self.chip = chip
         self.needed_bytes = 0  # of a program that does not fit
         self.simulation: Simulation | None = None
@@ -51,14 +51,14 @@ class Service:
 
     def row(self, rate: float) -> list[float]:
         """Return the band and the results at a rate; of a program that does not fit, there is only its memory."""
-        simulation, asked = self.simulation, self.options
+        simulation, options = self.simulation, self.options
         if simulation is None:
             values = dict.fromkeys(("band", *RESULTS, *SERVED), math.nan)
             values |= {"peak_bytes": self.needed_bytes, "fits": False, "unstable": False}
             return list(values.values())
-        random = np.random.default_rng(asked.seed)
-        lengths = asked.lengths if simulation.has_tokens else "fixed:1:1"
-        outcome = simulation.run(stream(f"poisson:{rate!r}", lengths, asked.requests, random))
+        random = np.random.default_rng(options.seed)
+        lengths = options.lengths if simulation.has_tokens else "fixed:1:1"
+        outcome = simulation.run(stream(f"poisson:{rate!r}", lengths, options.requests, random))
         band = None if self.chip.invented else simulation.band()
         values = {"band": _or_nan(band), **_of_step(outcome), **_of_requests(outcome)}
         values |= {"peak_bytes": simulation.peak_bytes(outcome), "fits": True}
@@ -76,8 +76,10 @@ def _of_step(outcome: Outcome) -> dict[str, float]:
 
 
 def _of_requests(outcome: Outcome) -> dict[str, float]:
-    found = outcome.percentiles()
-    values = {name: found.get(name.rpartition("_")[0], {}).get(name.rpartition("_")[2], math.nan) for name in LATENCIES}
+    percentiles = outcome.percentiles()
+    values = {
+        name: percentiles.get(name.rpartition("_")[0], {}).get(name.rpartition("_")[2], math.nan) for name in LATENCIES
+    }
     values |= {name: _or_nan(getattr(outcome, name)) for name in SERVED if name not in LATENCIES}
     return values
 
