@@ -220,8 +220,8 @@ def built(build: Callable[[], Any], dtype: str = "auto") -> Any:
     with dryrun.dry(), torch.no_grad():
         model = model.to(chosen).to_empty(device="chip").eval()
     if chosen != own and hasattr(model, "example"):
-        example: Any = model.example
-        model.example = _cast(example, own, chosen)
+        with_example: Any = model
+        with_example.example = _cast(with_example.example, own, chosen)
     if hasattr(model, "tie_weights"):  # `to_empty` gives every parameter its own memory
         tie: Any = model.tie_weights
         tie()

@@ -8,7 +8,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -131,7 +131,8 @@ def digest(source: Source) -> str:
     """Return a name of the contents of a recording on which prices depend."""
     if isinstance(source, Trace):
         return _digest(source)
-    by_size = [source] if isinstance(source, dict) else [source.prompts, source.decodes, source.samples]
+    by_size: list[Mapping[int, Trace]] = [source] if isinstance(source, dict) else []
+    by_size += [] if isinstance(source, dict) else [source.prompts, source.decodes, source.samples]
     parts = [{size: _digest(trace) for size, trace in traces.items()} for traces in by_size]
     about = [] if isinstance(source, dict) else [source.name, source.weight_bytes]
     return hashlib.sha256(json.dumps([parts, about]).encode()).hexdigest()[:32]
