@@ -57,6 +57,11 @@ def test_a_log_of_an_engine_is_read(tmp_path: Path) -> None:
     assert read.has_priorities and read.rate == pytest.approx(1 / 1.5)
 
 
+def test_arrivals_keep_their_priorities_with_other_lengths(tmp_path: Path) -> None:
+    read = draw(write(tmp_path / "log.jsonl", {"arrival": 0, "priority": 2}, {"arrival": 1}), "fixed:7:3")
+    assert (read.priority.tolist(), read.prompt.tolist()) == ([2, 0], [7, 7]) and read.has_priorities
+
+
 def test_faster_arrivals_keep_their_requests() -> None:
     drawn = draw("poisson:5", "lognormal:100:50", 50)
     assert drawn.faster(2).rate == pytest.approx(2 * drawn.rate)

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 import bringup
 from bringup.cli import bringup as cli
 from bringup.errors import BringupError
+from bringup.serving.engine import Speculation
 from bringup.serving.outcome import Objective, growth
 from bringup.serving.serve import Options, check
 from tests.report import traces
@@ -170,6 +171,7 @@ def test_a_program_without_tokens_is_served_in_batches(vision: str) -> None:
         ({"max_watts": math.nan}, "--max-watts nan is not above"),
         ({"slo": Objective(tpot=0.1)}, "--slo tpot does not apply to a program without tokens"),
         ({"window": 0.1, "max_requests": 1}, "--window waits for a batch, and batches have one request here"),
+        ({"speculation": Speculation(4, 0.7)}, "--speculate does not apply to a program without tokens"),
     ],
 )
 def test_settings_that_mean_nothing_to_a_program_are_refused(
@@ -177,6 +179,14 @@ def test_settings_that_mean_nothing_to_a_program_are_refused(
 ) -> None:
     with pytest.raises(BringupError, match=message):
         bringup.serve(vision, **{"chip": "h100-sxm", "arrivals": "poisson:2", "max_requests": 2, **settings})
+
+
+def test_inputs_have_the_dtype_of_the_weights(vision: str) -> None:
+    half, whole = (
+        bringup.serve(vision, chip="h100-sxm", arrivals="closed:1", max_requests=1, requests=3, dtype=dtype)
+        for dtype in ("float16", "float32")
+    )
+    assert half.seconds <= whole.seconds
 
 
 def test_a_file_of_arrivals_serves_a_program(tmp_path: Path, vision: str) -> None:
@@ -248,6 +258,8 @@ def test_a_recording_is_a_program() -> None:
     assert outcome.percentiles()["latency"]["p50"] == pytest.approx(seconds, rel=0.01)
     with pytest.raises(BringupError, match="--window waits for a batch"):
         bringup.serve(trace, chip="h100-sxm", arrivals="closed:1", window=0.1)
+    with pytest.raises(BringupError, match="--max-requests: the largest batch of a recording has 1 request"):
+        bringup.serve(trace, chip="h100-sxm", arrivals="closed:1", max_requests=8)
     with pytest.raises(BringupError, match="--dtype chooses that of a model's weights"):
         bringup.serve(trace, chip="h100-sxm", arrivals="closed:1", dtype="float16")
 
@@ -307,6 +319,13 @@ def test_disaggregation_serves_all_and_counts_both_kinds(tmp_path: Path) -> None
         ),
         ({"policy": "priority"}, "--policy priority needs requests with a priority"),
         ({"router": "prefix"}, "--router prefix chooses among engines: ask for --replicas 2"),
+        (
+            {"router": "round-robin", "disaggregate": (1, 2)},
+            "--router round-robin chooses among engines: ask for two or more that prefill",
+        ),
+        ({"router": "prefix", "replicas": 2}, "--router prefix needs requests with a prefix"),
+        ({"chips": 2}, "--chips-per-engine needs the chip"),
+        ({"host": "epyc-9654"}, "--host does not change the steps of --step-seconds"),
         ({"find_rate": True}, "--find-rate needs the service level"),
         ({"max_watts": 100.0}, "--max-watts needs a chip"),
         ({"preemption": "swap"}, "--preemption swap needs a model and a chip"),

@@ -45,7 +45,7 @@ def test_program_is_named_after_its_file_or_report() -> None:
         ('trace = "mlp.npz"', 'trace = "mlp.npz"\ncuda = true', "a trace has no arguments"),
         ('name = "big"', 'name = "mlp"', "two programs have the name mlp"),
         ('name = "big"', 'name = "a\\u001bb"', "a text may not have the character"),
-        ("[[programs]]", "[arguments]\nbatch = [1, 2]\n[[programs]]", "mlp is a recording: give its script instead"),
+        ("[[programs]]", "[arguments]\nbatch = [1, 2]\n[[programs]]", "mlp is no script: give its script instead"),
         ("[[programs]]", "[arguments]\nchip = [1]\n[[programs]]", "arguments.chip is the name of another column"),
         ("[[programs]]", "[arguments]\nChip = [1]\n[[programs]]", "arguments.Chip is the name of another column"),
         ("[[programs]]", "[arguments]\na = [1]\nA = [1]\n[[programs]]", "arguments.A is the name of another column"),
@@ -58,6 +58,24 @@ def test_program_is_named_after_its_file_or_report() -> None:
         ("[[programs]]", "[ranges]\na.b = {values = []}\n[[programs]]", "ranges.a.b: values is empty"),
         ("[[programs]]", "[ranges]\na.b = 'x'\n[[programs]]", "ranges.a.b: give [low, high, number of values]"),
         ("chips =", "chips ==", "is not valid TOML"),
+        (
+            "modes =",
+            'placements = ["best"]\nmodes =',
+            "placements are planned for a chip as it runs by default: leave modes",
+        ),
+        ('modes = ["eager", "graph"]', "placements = []", "placements is empty"),
+        (
+            'trace = "mlp.npz"',
+            'model = "llama.py"',
+            "llama is a model, which is served: add rates = [...] under [serving]",
+        ),
+        ("[[programs]]", "[serving]\nrates = [1]\n[[programs]]", "modes is no axis of programs that are served"),
+        ("[[programs]]", "[serving]\nrates = []\n[[programs]]", "serving.rates: List should have at least 1 item"),
+        (
+            "[[programs]]",
+            "[serving]\nrate = [1]\n[[programs]]",
+            "serving.rate is not a key of a sweep file: did you mean",
+        ),
     ],
 )
 def test_mistake_is_one_sentence(old: str, new: str, sentence: str, tmp_path: Path) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+import bringup
 from bringup import Trace, load_host
 from bringup.analyse.summarize import summarize
 from bringup.machine.files import available_hosts
 from bringup.machine.schema import Chip
-from bringup.sweep import file, grid, prices
+from bringup.serving.outcome import Objective
+from bringup.sweep import file, grid, prices, programs
 from bringup.sweep.variants import variant
 from bringup.timeline.replay import Calls, WhatIf, replay
 from tests.sweep.sweeps import SMALL, sweep_of
@@ -55,6 +57,22 @@ def test_rows_are_those_of_the_summary(folder: Path) -> None:
     named = {"mlp": traces[0], "big": traces[1]}
     for row in rows[::7]:
         check(row, named[row["program"]], chips[row["chip"]])
+
+
+WORDS = """
+import torch
+class Words(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.heads = torch.nn.Embedding(8_000_000, 64), torch.nn.Linear(64, 192)
+    def example(self, batch, tokens):
+        return torch.zeros(batch, tokens, dtype=torch.int64)
+    def forward(self, tokens):
+        q, k, v = self.heads(self.words(tokens)).unflatten(-1, (3, 4, 16)).permute(2, 0, 3, 1, 4)
+        read = torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return read.transpose(1, 2).flatten(2) @ self.words.weight.T
+model = Words
+"""
 
 
 def test_rows_of_a_designed_chip_are_those_of_a_file_with_its_numbers(folder: Path) -> None:
@@ -119,17 +137,57 @@ def test_clusters_price_collectives(folder: Path) -> None:
     )
     clusters = 'clusters = ["dgx-h100x2", "dgx-a100x2"]'
     text = f'chips = ["h100-sxm"]\n{clusters}\n[[programs]]\nscript = "ddp.py"\nranks = 16\n'
-    from bringup.sweep import programs
-
     sweep = sweep_of(folder, text)
     recordings = programs.record_all(sweep, "h100-sxm", folder / "recordings", print)
     axes = grid.of_sweep(sweep)
     block = next(axes.blocks())
-    seconds = prices.Pricer(axes, [item.trace for item in recordings]).price(block)["step_seconds"]
+    seconds = prices.Pricer(axes, [item.source for item in recordings]).price(block)["step_seconds"]
     assert axes.labels(block)["cluster"].tolist() == ["dgx-h100x2", "dgx-a100x2"]
     assert seconds[0] < seconds[1], "the newer node has the faster links"
-    import bringup
-
     for cluster, value in zip(("dgx-h100x2", "dgx-a100x2"), seconds, strict=True):
-        assert bringup.price(recordings[0].trace, "h100-sxm", cluster=cluster).step_seconds == value
+        assert bringup.price(recordings[0].source, "h100-sxm", cluster=cluster).step_seconds == value
     assert file.load(folder / "sweep.toml").file.clusters
+
+
+def test_placements_are_those_of_place(folder: Path) -> None:
+    text = 'chips = ["h100-sxm", "t4"]\nplacements = ["chip", "host", "best"]\n[[programs]]\ntrace = "mlp.npz"\n'
+    _, (trace,), rows = whole(folder, text)
+    assert len(rows) == 6
+    for chip in ("h100-sxm", "t4"):
+        plan = bringup.place(trace, chip)
+        best = plan.proposed_seconds if plan.proposes else plan.all_chip_seconds
+        expected = {"chip": plan.all_chip_seconds, "host": plan.all_host_seconds, "best": best}
+        found = {row["placement"]: row for row in rows if row["chip"] == chip}
+        assert {name: row["step_seconds"] for name, row in found.items()} == pytest.approx(expected)
+        assert found["host"]["device_seconds"] == 0 and found["host"]["peak_bytes"] == 0
+        assert found["best"]["peak_bytes"] <= found["chip"]["peak_bytes"]
+
+
+def test_rates_are_those_of_serve(folder: Path) -> None:
+    service = '[serving]\nrates = [1000, 100000]\nrequests = 50\nslo = "latency=1ms"\n'
+    text = f'chips = ["h100-sxm", "t4"]\n{service}[[programs]]\ntrace = "mlp.npz"\n'
+    _, (trace,), rows = whole(folder, text)
+    assert len(rows) == 4
+    for row in rows:
+        settings = {"arrivals": f"poisson:{float(row['rate'])!r}", "requests": 50, "slo": Objective(latency=1e-3)}
+        outcome = bringup.serve(trace, chip=row["chip"], **settings)
+        assert row["latency_p99"] == outcome.percentiles()["latency"]["p99"]
+        assert (row["attainment"], row["unstable"]) == (outcome.attainment, outcome.unstable)
+        assert row["cost_per_million_tokens"] == outcome.cost_per_million_tokens and np.isnan(row["tpot_p50"])
+        assert row["step_seconds"] == outcome.busy_seconds / outcome.steps and row["fits"]
+
+
+def test_a_model_is_served_by_engines_of_several_chips(tmp_path: Path) -> None:
+    (tmp_path / "words.py").write_text(WORDS, encoding="utf-8")
+    service = '[serving]\nrates = [20]\nchips_per_engine = [1, 2]\nrequests = 10\nlengths = "fixed:40:4"\n'
+    text = f'{service}max_requests = 4\nprefill = "chunked:64"\n[[programs]]\nmodel = "words.py"\n'
+    sweep = sweep_of(tmp_path, f'chips = ["h100-sxm"]\n[ranges]\nmemory.device_gib = {{values = [1, 40]}}\n{text}')
+    first, again = (programs.record_all(sweep, "h100-sxm", tmp_path, print)[0] for _ in range(2))
+    assert first.digest == again.digest, "a second recording has the same keys"
+    axes = grid.of_sweep(sweep)
+    columns = prices.Pricer(axes, [first.source]).price(next(axes.blocks()))
+    assert columns["fits"].tolist() == [False, False, True, True]
+    assert np.isnan(columns["latency_p50"]).tolist() == [True, True, False, False]
+    asked = {"lengths": "fixed:40:4", "requests": 10, "max_requests": 4, "prefill": "chunked:64"}
+    alone = bringup.serve(str(tmp_path / "words.py"), chip="h100-sxm", arrivals="poisson:20.0", chips=2, **asked)
+    assert columns["latency_p50"][3] == pytest.approx(alone.percentiles()["latency"]["p50"])

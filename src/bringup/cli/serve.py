@@ -12,14 +12,14 @@ from rich.table import Table
 
 from bringup.cli.options import complete_chips, host_option, quantity
 from bringup.errors import BringupError
-from bringup.machine.files import load_chip, load_host
+from bringup.machine.files import load_chip
 from bringup.report import terminal
 from bringup.report.terminal import escaped
 from bringup.serving.batches import Jitter
 from bringup.serving.engine import Speculation
 from bringup.serving.fleet import ROUTERS
-from bringup.serving.outcome import LATENCIES, Objective, Outcome
-from bringup.serving.serve import ATTAINMENT, Options, Simulation, program_of
+from bringup.serving.outcome import Objective, Outcome
+from bringup.serving.serve import ATTAINMENT, Options, Simulation, host_of, program_of
 from bringup.serving.writer import prepare, write
 from bringup.text import duration, figure, short
 from bringup.text import quantity as counted
@@ -30,17 +30,6 @@ if TYPE_CHECKING:
 
 NO_LIMIT = "more than a million times that of these requests"
 NAMES = {"ttft": "time to first token", "tpot": "time per further token", "latency": "latency"}
-
-
-def parse_slo(text: str) -> Objective:
-    """Read ``ttft=2s,tpot=50ms,latency=30s``, or a part of it."""
-    limits: dict[str, float] = {}
-    for part in text.split(","):
-        name, equals, value = part.strip().partition("=")
-        if name not in LATENCIES or not equals:
-            raise BringupError(f"write ttft=2s,tpot=50ms or latency=30s, got {short(part) or 'nothing'}")
-        limits[name] = parse_time(value)
-    return Objective(**limits)
 
 
 def parse_speculation(text: str) -> Speculation:
@@ -101,7 +90,9 @@ def parse_blocks(text: str) -> int | None:
 @click.option(
     "--requests", type=int, default=None, help="Requests to simulate (default: those of the file, else 1000)."
 )
-@click.option("--slo", callback=quantity(parse_slo), default=None, metavar="LIMITS", help="Such as ttft=2s,tpot=50ms.")
+@click.option(
+    "--slo", callback=quantity(Objective.parse), default=None, metavar="LIMITS", help="Such as ttft=2s,tpot=50ms."
+)
 @click.option("--find-rate", is_flag=True, help="Search the largest rate that keeps the --slo.")
 @click.option("--policy", type=click.Choice(["fcfs", "priority"]), default="fcfs", show_default=True)
 @click.option("--prefill", default="chunked:2048", show_default=True, metavar="KIND:TOKENS", help="Or separate:TOKENS.")
@@ -180,7 +171,7 @@ def command(
         if len(chips) > 1:
             raise BringupError("--out takes the report of one chip: name one")
         out = str(prepare(out))
-    machine = load_host(host)
+    machine = host_of(host, options)
     program = program_of(model, options)
     outcomes = []
     for described in chips:

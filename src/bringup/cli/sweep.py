@@ -80,7 +80,7 @@ def run(path: str, on: str, out: str | None, resume: bool, yes: bool, as_json: b
     engine = _engine(on)
     configurations = grid.of_sweep(sweep)
     rows, runs = configurations.rows, script_runs(sweep)
-    seconds = runner.seconds_for(rows, _workers(on))
+    seconds = runner.seconds_for(configurations, _workers(on))
     if (seconds > runner.MOST_SECONDS or runs > runner.MOST_SCRIPT_RUNS) and not yes:
         raise BringupError(f"{path}: has {_counted(rows, seconds, runs)}: make it smaller, or confirm it with --yes")
     folder = _folder(out, path)
@@ -118,7 +118,7 @@ def plan(path: str, on: str, as_json: bool) -> None:
     _engine(on)
     configurations = grid.of_sweep(sweep)
     rows, runs = configurations.rows, script_runs(sweep)
-    seconds = runner.seconds_for(rows, _workers(on))
+    seconds = runner.seconds_for(configurations, _workers(on))
     axes = {
         "program": len(sweep.file.programs),
         **{name: len(values) for name, values in sweep.file.arguments.items()},
@@ -132,6 +132,9 @@ def plan(path: str, on: str, as_json: bool) -> None:
                 ("cluster", configurations.clusters),
                 ("link_scale", configurations.link_scale),
                 ("dispatch_scale", configurations.dispatch_scale),
+                ("placement", configurations.placements),
+                ("chips_per_engine", configurations.engines),
+                ("rate", configurations.rates),
             )
             if values is not None
         },
@@ -156,7 +159,7 @@ def sensitivity(path: str, out: str | None, yes: bool, as_json: bool) -> None:
     those that a chip file does not state.
     """
     configurations, recordings = _recorded(file.load(path), _folder(out, path), yes)
-    gains = design.sensitivity(configurations, [item.trace for item in recordings])
+    gains = design.sensitivity(configurations, [item.source for item in recordings])
     if as_json:
         click.echo(json.dumps([vars(item) for item in gains]))
         return
@@ -187,7 +190,7 @@ def search(path: str, trials: int | None, out: str | None, yes: bool, as_json: b
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("searching", total=total)
         best = design.optimize(
-            sweep, configurations, [item.trace for item in recordings], options, advance=lambda: bar.advance(task)
+            sweep, configurations, [item.source for item in recordings], options, advance=lambda: bar.advance(task)
         )
     if as_json:
         click.echo(json.dumps([vars(item) for item in best]))
@@ -213,6 +216,8 @@ def _folder(out: str | None, path: str) -> Path:
 
 
 def _recorded(sweep: file.Sweep, out: Path, yes: bool) -> tuple[grid.Grid, list[Recording]]:
+    if sweep.file.serving is not None:
+        raise BringupError(f"{sweep.path}: its programs are served, and a step's time is compared: leave [serving] out")
     configurations, runs = grid.of_sweep(sweep), script_runs(sweep)
     if runs > runner.MOST_SCRIPT_RUNS and not yes:
         raise BringupError(
@@ -287,7 +292,7 @@ def _print_rows(rows: table.Rows) -> None:
     last = [name for name in TITLES if name in rows.columns]
     names = [name for name in rows.columns if name not in ("key", "version", *last)] + last
     for name in names:
-        texts = name in ("program", "chip", "host", "mode", "cluster", "fits")
+        texts = name in ("program", "chip", "host", "mode", "cluster", "placement", "fits")
         grid_table.add_column(escaped(TITLES.get(name, name)), justify="left" if texts else "right", no_wrap=True)
     for row in rows.dicts():
         grid_table.add_row(*(escaped(_cell(name, row[name])) for name in names))
@@ -302,6 +307,7 @@ def _cell(name: str, value: Any) -> str:
     formats: dict[str, Callable[[Any], str]] = {
         "step_seconds": duration,
         "device_seconds": duration,
+        **dict.fromkeys(file.LATENCIES, duration),
         "peak_bytes": size,
         "band": lambda share: f"{share:.0%}",
         "energy_joules": lambda joules: f"{joules:.4g} J",

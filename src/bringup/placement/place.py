@@ -38,6 +38,10 @@ SPREAD = 0.3
 MOST_REPLAYED = 40  # moves whose gain is replayed; chosen: those of smaller nodes are added up from their prices
 
 
+class TooSmallError(BringupError):
+    """The chip's memory is below what any division of the program needs."""
+
+
 @dataclass(frozen=True)
 class Planned:
     """A plan, the replayer of its step, and the division that it proposes or, if it proposes nothing, would have."""
@@ -174,7 +178,7 @@ def capacity_of(step: Step, capacity: int | None) -> int:
     """Return the bytes that persistent storages can have: the chip's memory without what the step allocates.
 
     Raises:
-        BringupError: it is less than one layer takes.
+        TooSmallError: it is less than one layer takes.
     """
     timeline = step.timeline
     peak = peak_of(step)
@@ -184,7 +188,7 @@ def capacity_of(step: Step, capacity: int | None) -> int:
     smallest = float(step.persistent_bytes.min()) if len(step.persistent) else 0.0
     if room < smallest or total <= 0:
         needed = total - room + smallest
-        raise BringupError(
+        raise TooSmallError(
             f"{size(total)} of the chip's memory is below one layer: a step needs at least {size(needed)} "
             "(activations, workspaces, and the smallest parameter)"
         )

@@ -51,6 +51,11 @@ class Stream:
         return len(self.arrival)
 
     @property
+    def has_prefixes(self) -> bool:
+        """True if prompts share their first tokens."""
+        return bool(self.shared.any())
+
+    @property
     def rate(self) -> float:
         """Requests per second."""
         span = float(self.arrival[-1] - self.arrival[0]) if len(self) > 1 else 0.0
@@ -73,7 +78,7 @@ def stream(arrivals: str, lengths: str | None, count: int | None, random: np.ran
     Args:
         arrivals: ``poisson:RATE``, ``constant:RATE``, ``closed:CLIENTS``, or a file of requests.
         lengths: ``fixed:PROMPT:OUTPUT``, ``lognormal:PROMPT:OUTPUT[:SIGMA]`` with medians, or a file of requests. A
-            file of arrivals may have the lengths itself.
+            file of arrivals may have the lengths itself, and keeps its priorities if others are given.
         count: requests (default: those of the file, else 1,000).
         random: draws what is drawn.
 
@@ -110,6 +115,8 @@ def stream(arrivals: str, lengths: str | None, count: int | None, random: np.ran
         line = rows[int(late[0]) + 1][0]
         raise BringupError(f"{arrivals}:{line}: arrives before the request above it: sort the file by arrival")
     drawn = _of_rows(rows, arrivals) if lengths is None else _lengths(lengths, len(rows), random)
+    if any("priority" in row for _, row in rows):
+        drawn = replace(drawn, priority=_priorities(rows, arrivals), has_priorities=True)
     return replace(drawn, arrival=times - times[0])
 
 
@@ -140,17 +147,25 @@ def _of_rows(rows: list[tuple[int, dict[str, Any]]], path: str) -> Stream:
     )
     plain = _plain(prompt, output)
     numbers: dict[str, int] = {}
-    priority, prefix, shared = plain.priority.copy(), plain.prefix.copy(), plain.shared.copy()
+    prefix, shared = plain.prefix.copy(), plain.shared.copy()
     for place, (line, row) in enumerate(rows):
-        if "priority" in row:
-            priority[place] = _number(row, ("priority",), path, line, whole=True, least=-(2**31))
         if row.get("prefix") is not None:
             prefix[place] = numbers.setdefault(json.dumps(row["prefix"], sort_keys=True), len(numbers))
             shared[place] = _number(row, ("prefix_tokens",), path, line, whole=True)
             if shared[place] > prompt[place]:
                 raise BringupError(f"{path}:{line}: prefix_tokens is more than the prompt has")
     stated = any("priority" in row for _, row in rows)
+    priority = _priorities(rows, path)
     return replace(plain, priority=priority, prefix=prefix, shared=shared, has_priorities=stated)
+
+
+def _priorities(rows: list[tuple[int, dict[str, Any]]], path: str) -> Array:
+    """Return the priority of each request; 0 for those without one."""
+    names = ("priority",)
+    stated = (
+        _number(row, names, path, line, whole=True, least=-(2**31)) if "priority" in row else 0 for line, row in rows
+    )
+    return np.fromiter(stated, dtype=np.int64, count=len(rows))
 
 
 def _read(path: StrPath) -> list[tuple[int, dict[str, Any]]]:

@@ -13,6 +13,8 @@ An engine does not run a model as it is written (vLLM's and TensorRT-LLM's model
 
 from __future__ import annotations
 
+import functools
+import gc
 import importlib.util
 import inspect
 import sys
@@ -25,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.utils._pytree import tree_map_only
 
 from bringup import pricing
 from bringup.analyse.chains import as_one_kernel
@@ -195,6 +198,8 @@ def built(build: Callable[[], Any], dtype: str = "auto") -> Any:
         BringupError: it fails, or returns something else.
     """
     _use_chip()
+    gc.collect()  # so that a recording does not hold what a model before it has left
+    torch.chip.empty_cache()  # type: ignore[attr-defined]
     try:
         with dryrun.dry(), torch.device("meta"):
             model = build()
@@ -211,12 +216,26 @@ def built(build: Callable[[], Any], dtype: str = "auto") -> Any:
         )
     own = next((item.dtype for item in model.parameters() if item.is_floating_point()), torch.float32)
     by_engine = torch.bfloat16 if own == torch.float32 and has_tokens(model) else own
+    chosen = DTYPES.get(dtype, by_engine)
     with dryrun.dry(), torch.no_grad():
-        model = model.to(DTYPES.get(dtype, by_engine)).to_empty(device="chip").eval()
+        model = model.to(chosen).to_empty(device="chip").eval()
+    if chosen != own and hasattr(model, "example"):
+        with_example: Any = model
+        with_example.example = _cast(with_example.example, own, chosen)
     if hasattr(model, "tie_weights"):  # `to_empty` gives every parameter its own memory
         tie: Any = model.tie_weights
         tie()
     return model
+
+
+def _cast(example: Callable[..., Any], own: torch.dtype, chosen: torch.dtype) -> Callable[..., Any]:
+    """Return a function whose inputs follow the weights from their own dtype to the chosen one."""
+
+    @functools.wraps(example)
+    def cast(*numbers: int) -> Any:
+        return tree_map_only(torch.Tensor, lambda x: x.to(chosen) if x.dtype == own else x, example(*numbers))
+
+    return cast
 
 
 def _record(model: Any, batch: int, tokens: int | None) -> tuple[Trace, Any]:

@@ -10,8 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from bringup.errors import BringupError
 from bringup.serving.engine import History
 from bringup.serving.requests import Request
+from bringup.text import short
+from bringup.units import parse_time
 
 Array = npt.NDArray[Any]
 LATENCIES = ("ttft", "tpot", "latency")
@@ -29,6 +32,17 @@ class Objective:
     ttft: float | None = None
     tpot: float | None = None
     latency: float | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Objective:
+        """Read ``ttft=2s,tpot=50ms,latency=30s``, or a part of it."""
+        limits: dict[str, float] = {}
+        for part in text.split(","):
+            name, equals, value = part.strip().partition("=")
+            if name not in LATENCIES or not equals:
+                raise BringupError(f"write ttft=2s,tpot=50ms or latency=30s, got {short(part) or 'nothing'}")
+            limits[name] = parse_time(value)
+        return cls(**limits)
 
     def limits(self) -> dict[str, float]:
         """Return the limits that are set."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from bringup.analyse.holders import needed_bytes, usage
 from bringup.errors import BringupError
 from bringup.machine.files import load_chip, load_host
 from bringup.machine.topology import cluster_of
@@ -46,6 +47,14 @@ UTILIZATION = 0.9
 UNMEASURED_BAND = 0.15  # operators of measured chips are off by 9 to 20 % (pricing/bands.csv)
 ATTAINMENT = 0.99  # share of the requests that keep the objective at the largest rate; chosen
 RATE_STEPS = 8  # halvings of the interval of rates; chosen: it is then within 0.4 %
+
+
+class TooLargeError(BringupError):
+    """A model, a program or a request that the memory cannot hold; `needed_bytes` of each chip."""
+
+    def __init__(self, message: str, needed_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
 
 
 @dataclass(frozen=True)
@@ -121,6 +130,7 @@ LARGEST = {
     "kv_blocks": CACHE,
     "queue_limit": (2**40, "fewer requests are simulated"),  # chosen
 }
+NAMES = {"chips": "--chips-per-engine", "speculation": "--speculate"}  # of options that are not called as their fields
 OF_PROGRAMS = {"window": None, "queue_limit": None, "deadline": None, "jitter": None}
 Program = Recorded | dict[int, Trace] | None
 
@@ -150,9 +160,20 @@ def serve(
     chosen = options or Options(**settings)
     program = program_of(model, chosen)
     described = load_chip(os.fspath(chip)) if isinstance(chip, str | os.PathLike) else chip
+    return Simulation(program, described, host_of(host, chosen), chosen).outcome()
+
+
+def host_of(host: str | os.PathLike[str] | Host | None, options: Options) -> Host:
+    """Return the host that a step is priced on.
+
+    Raises:
+        BringupError: there is no such host, or the steps are those of a file, which no host changes.
+    """
+    if host is not None and options.step_seconds is not None:
+        raise BringupError("--host does not change the steps of --step-seconds: leave it out")
     if host is None or isinstance(host, str | os.PathLike):
-        host = load_host(None if host is None else os.fspath(host))
-    return Simulation(program, described, host, chosen).outcome()
+        return load_host(None if host is None else os.fspath(host))
+    return host
 
 
 def program_of(model: Any, options: Options) -> Program:
@@ -201,8 +222,9 @@ def check(options: Options) -> None:
         raise BringupError("--kv-tokens and --kv-blocks both state the cache: leave one out")
     if options.disaggregate is not None and options.replicas != 1:
         raise BringupError("--disaggregate states the engines: leave --replicas out")
-    if options.replicas == 1 and options.disaggregate is None and options.router != "least":
-        raise BringupError(f"--router {options.router} chooses among engines: ask for --replicas 2 or more")
+    if options.router != "least" and (options.disaggregate or (options.replicas,))[0] == 1:
+        more = "two or more that prefill, --disaggregate 2:1" if options.disaggregate else "--replicas 2 or more"
+        raise BringupError(f"--router {options.router} chooses among engines: ask for {more}")
     if options.router not in ROUTERS:
         raise BringupError(f"router must be {', '.join(ROUTERS)}, got {options.router!r}")
     if options.find_rate and not options.slo.limits():
@@ -230,7 +252,7 @@ def _refuse_dtype(options: Options) -> None:
 
 
 def _option(name: str) -> str:
-    return "--chips-per-engine" if name == "chips" else f"--{name.replace('_', '-')}"
+    return NAMES.get(name, f"--{name.replace('_', '-')}")
 
 
 def _budget(text: str) -> tuple[Literal["chunked", "separate"], int]:
@@ -259,11 +281,14 @@ class Simulation:
         self.stream = stream(options.arrivals, lengths, options.requests, np.random.default_rng(options.seed))
         if options.policy == "priority" and not self.stream.has_priorities:
             raise BringupError("--policy priority needs requests with a priority: add it to the file of requests")
+        if options.router == "prefix" and not self.stream.has_prefixes:
+            raise BringupError("--router prefix needs requests with a prefix: add it to the file of requests")
         self._scale = (options.calibrate or 1.0) * self._power_factor()
         if self.has_tokens:
             self._prepare_engines()
         else:
             assert isinstance(self.program, dict) and self.chip is not None
+            self._refuse_too_large(self.program[max(self.program)], self.chip)
             self._service = batches.Service.of_traces(self.program, self.chip, self.host, self._scale)
 
     @property
@@ -289,11 +314,27 @@ class Simulation:
                 kind = "a language model" if self.has_tokens else "a program without tokens"
                 hint = ": use --slo latency=TIME" if name == "deadline" else ": leave it out"
                 raise BringupError(f"{_option(name)} does not apply to {kind}{hint}")
+        if self.chip is None and self.options.chips > 1:
+            raise BringupError("--chips-per-engine needs the chip, whose price and power it multiplies: add --chip")
         if isinstance(self.program, dict):
             if self.options.slo.tpot is not None:
                 raise BringupError("--slo tpot does not apply to a program without tokens: use latency=TIME")
             if self.options.window is not None and self._largest_batch == 1:
                 raise BringupError("--window waits for a batch, and batches have one request here: leave it out")
+            if self._largest_batch < self.options.max_requests != Options.max_requests:
+                most = quantity(self._largest_batch, "request")
+                raise BringupError(f"--max-requests: the largest batch of a recording has {most}: leave it out")
+
+    def _refuse_too_large(self, trace: Trace, chip: Chip) -> None:
+        peak = usage(trace, trace.steps.ends)
+        needed = needed_bytes(trace, peak, chip)
+        if needed > chip.room_bytes:
+            batch = quantity(self._largest_batch, "request")
+            raise TooLargeError(
+                f"a batch of {batch} needs {size(needed)}, and {chip.name} has {size(chip.room_bytes)}: "
+                + ("lower --max-requests" if self._largest_batch > 1 else "choose another chip"),
+                peak.peak_bytes,
+            )
 
     def _power_factor(self) -> float:
         """Return how much longer steps take within --max-watts: the chip pauses, so that its mean power is less."""
@@ -333,9 +374,10 @@ class Simulation:
         late = np.flatnonzero(longest > self._blocks * options.block_size)
         if len(late):
             number = int(late[0])
-            raise BringupError(
+            raise TooLargeError(
                 f"request {number} of {options.arrivals} needs {int(longest[number]):,} tokens of KV cache, and an "
-                f"engine has {self._blocks * options.block_size:,}: raise --kv-tokens, or leave the request out"
+                f"engine has {self._blocks * options.block_size:,}: raise --kv-tokens, or leave the request out",
+                self._needed_bytes(int(longest.max())),
             )
 
     def _count_blocks(self, recorded: Recorded | None) -> int:
@@ -356,12 +398,28 @@ class Simulation:
         left = total - recorded.weight_bytes - recorded.working_bytes * options.chips
         blocks = left // (token_bytes * options.block_size)
         if blocks < 1:
-            raise BringupError(
+            raise TooLargeError(
                 f"{recorded.name} does not fit {quantity(options.chips, 'chip')}: its weights have "
                 f"{size(recorded.weight_bytes)} and a step {size(recorded.working_bytes)}, of {size(total)} "
-                f"({UTILIZATION:.0%} of the memory): raise --chips-per-engine"
+                f"({UTILIZATION:.0%} of the memory): raise --chips-per-engine",
+                self._needed_bytes(0),
             )
         return int(blocks)
+
+    def _needed_bytes(self, tokens: int) -> int:
+        """Return the bytes of each chip for the model and a cache of so many tokens; 0 for a table of steps."""
+        if not isinstance(self.program, Recorded):
+            return 0
+        chips = self.options.chips
+        weights = -(-self.program.weight_bytes // chips)
+        return weights + self.program.working_bytes + tokens * self.program.token_bytes(chips)
+
+    def peak_bytes(self, outcome: Outcome) -> int:
+        """Return the most bytes of each chip that an outcome has needed; 0 for a table of steps."""
+        if isinstance(self.program, dict):
+            trace = self.program[max(self.program)]
+            return usage(trace, trace.steps.ends).peak_bytes
+        return self._needed_bytes(outcome.peak_blocks * self.options.block_size)
 
     def _swap_seconds(self, recorded: Recorded | None) -> float:
         if self.options.preemption != "swap":

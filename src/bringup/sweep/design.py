@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bringup.errors import BringupError
-from bringup.recording.trace import Trace
 from bringup.sweep.expression import Expression
 from bringup.sweep.file import Search, Sweep
 from bringup.sweep.grid import Grid
 from bringup.sweep.prices import Pricer
+from bringup.sweep.programs import Source
 from bringup.sweep.variants import fields, numbers_of, stated_numbers, variant
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def mean(values: Mapping[str, float]) -> float:
     return math.exp(sum(map(math.log, values.values())) / len(values))
 
 
-def sensitivity(grid: Grid, traces: Sequence[Trace]) -> list[Gain]:
+def sensitivity(grid: Grid, traces: Sequence[Source]) -> list[Gain]:
     """Return for every chip what each of its numbers buys, the best first.
 
     Numbers that change nothing are left out, and so are those that a chip file does not state and chips without a mode
@@ -123,7 +123,7 @@ def _rounded(changed: float, value: float) -> int:
 def optimize(
     sweep: Sweep,
     grid: Grid,
-    traces: Sequence[Trace],
+    traces: Sequence[Source],
     search: Search,
     *,
     advance: Callable[[], None] = lambda: None,
@@ -160,7 +160,7 @@ def optimize(
 def _search(
     grid: Grid,
     chip: Chip,
-    traces: Sequence[Trace],
+    traces: Sequence[Source],
     search: Search,
     formulas: Mapping[str, Expression],
     budgets: Mapping[str, Expression],

@@ -21,6 +21,12 @@ MOST_VALUES = 100_000  # of one axis; the values themselves are held in memory
 
 RESULTS = ("step_seconds", "device_seconds", "peak_bytes", "fits", "energy_joules", "cost_usd")
 FIXED = ("key", "version", "band", "program", "chip", "host")
+LATENCIES = tuple(f"{name}_{which}" for name in ("ttft", "tpot", "latency") for which in ("p50", "p99"))
+SERVED = (  # further columns of a sweep with [serving]
+    *(*LATENCIES, "goodput", "attainment", "tokens_per_second", "preemptions", "unstable"),
+    *("cost_per_million_tokens", "joules_per_token"),
+)
+WHOLE = {"peak_bytes": "BIGINT", "fits": "BOOLEAN", "unstable": "BOOLEAN"}  # results that always have a value
 RESERVED = {*FIXED, *RESULTS, "mode", "cluster", "dispatch_scale", "link_scale"}
 
 
@@ -40,6 +46,7 @@ class Program(_Table):
         name: in the column `program`; by default that of the file.
         script: a script of Python, which is run dry, once for each combination of arguments.
         trace: a recording: the directory that `bringup run` has written, or its trace.npz.
+        model: ``model.py:name`` of `bringup serve`, for a sweep with [serving].
         names: axis -> the argument (``--batch-size``) or environment variable (``BATCH``) of this script, if it is not
             two dashes and the axis's name.
         cuda: True for a program that says cuda.
@@ -49,6 +56,7 @@ class Program(_Table):
     name: Annotated[Text | None, Field(max_length=200)] = None
     script: Text | None = None
     trace: Text | None = None
+    model: Text | None = None
     arguments: Annotated[list[Text], Field(max_length=1000)] = []
     names: dict[Name, Annotated[str, Field(pattern=r"^(--?[A-Za-z][\w-]*|[A-Za-z_]\w*)$")]] = {}
     cuda: bool = False
@@ -56,18 +64,22 @@ class Program(_Table):
 
     @model_validator(mode="after")
     def _is_one_of_both(self) -> Program:
-        if (self.script is None) == (self.trace is None):
-            raise ValueError("a program has either a script or a trace")
-        if self.trace is not None and (self.arguments or self.names or self.cuda or self.ranks):
-            raise ValueError("a trace has no arguments, names, cuda or ranks: they belong to a script")
+        if sum(kind is not None for kind in (self.script, self.trace, self.model)) != 1:
+            raise ValueError("a program has either a script or a trace, or a model that is served")
+        if self.script is None and (self.arguments or self.names or self.cuda or self.ranks):
+            kind = "trace" if self.model is None else "model"
+            raise ValueError(f"a {kind} has no arguments, names, cuda or ranks: they belong to a script")
         return self
 
     @property
     def title(self) -> str:
         """The program's name in the table."""
-        path = Path(self.script or self.trace or "")
         if self.name is not None:
             return self.name
+        if self.model is not None:
+            file, _, function = self.model.rpartition(".py")
+            return Path(file).name + function
+        path = Path(self.script or self.trace or "")
         return path.parent.name if path.name == "trace.npz" and path.parent.name else path.stem
 
 
@@ -87,6 +99,25 @@ class Search(_Table):
     budgets: Annotated[dict[Name, Annotated[Text, Field(max_length=1000)]], Field(max_length=20)] = {}
 
 
+class Serving(_Table):
+    """Programs under a stream of requests. Lists are axes; the others are options of `bringup serve`.
+
+    Attributes:
+        rates: requests per second, as ``--arrivals poisson:RATE``.
+    """
+
+    rates: Annotated[list[Annotated[float, Field(ge=1e-6, le=1e9)]], Field(min_length=1, max_length=MOST_VALUES)]
+    chips_per_engine: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1)] | None = None
+    requests: Annotated[int, Field(ge=1, le=10**6)] = 1000
+    lengths: Text | None = None
+    slo: Text | None = None
+    prefill: Text = "chunked:2048"
+    max_requests: Annotated[int, Field(ge=1, le=2**20)] = 256
+    kv_tokens: Annotated[int, Field(ge=1, le=2**40)] | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+
+
 Axis = Annotated[list[Any], Field(max_length=MOST_VALUES)]
 
 
@@ -100,6 +131,8 @@ class File(_Table):
     clusters: Annotated[list[Text], Field(max_length=1000)] | None = None
     dispatch_scale: Annotated[list[Scale], Field(max_length=MOST_VALUES)] | None = None
     link_scale: Annotated[list[Scale], Field(max_length=MOST_VALUES)] | None = None
+    placements: list[Literal["chip", "host", "best"]] | None = None
+    serving: Serving | None = None
     arguments: Annotated[dict[Name, Axis], Field(max_length=20)] = {}
     ranges: Annotated[dict[str, Any], Field(max_length=50)] = {}
     search: Search | None = None
@@ -107,7 +140,9 @@ class File(_Table):
     @model_validator(mode="after")
     def _axes_have_values(self) -> File:
         axes: dict[str, Any] = {name: getattr(self, name) for name in ("programs", "chips", "hosts", "modes")}
-        axes |= {name: getattr(self, name) for name in ("clusters", "dispatch_scale", "link_scale")}
+        axes |= {name: getattr(self, name) for name in ("clusters", "dispatch_scale", "link_scale", "placements")}
+        if self.serving is not None:
+            axes |= {f"serving.{name}": getattr(self.serving, name) for name in ("rates", "chips_per_engine")}
         axes |= {f"arguments.{name}": values for name, values in self.arguments.items()}
         for name, values in axes.items():
             if values == []:
@@ -116,7 +151,8 @@ class File(_Table):
                 twice = [value for value, count in Counter(map(repr, values)).items() if count > 1]
                 if twice:
                     raise ValueError(f"{name} names {short(twice[0])} twice: give each value once")
-        columns = {*RESERVED}
+        columns = RESERVED | ({"placement"} if self.placements else set())
+        columns |= {*SERVED, "rate", "chips_per_engine"} if self.serving else set()
         for name, values in self.arguments.items():
             if name.casefold() in columns:  # as SQL compares names
                 raise ValueError(f"arguments.{name} is the name of another column: choose another name")
@@ -135,12 +171,27 @@ class File(_Table):
         titles = Counter(program.title for program in self.programs)
         if len(titles) < len(self.programs):
             raise ValueError(f"two programs have the name {short(titles.most_common(1)[0][0])}: give them a name each")
-        recordings = [program.title for program in self.programs if program.trace is not None]
+        recordings = [program.title for program in self.programs if program.script is None]
         if self.arguments and recordings:
-            raise ValueError(
-                f"arguments are an axis, but {short(recordings[0])} is a recording: give its script instead"
-            )
+            raise ValueError(f"arguments are an axis, but {short(recordings[0])} is no script: give its script instead")
+        self._refuse_what_does_not_go_together()
         return self
+
+    def _refuse_what_does_not_go_together(self) -> None:
+        others = [name for name in ("modes", "clusters", "link_scale", "dispatch_scale") if getattr(self, name)]
+        models = [program.title for program in self.programs if program.model is not None]
+        if self.placements and others:
+            raise ValueError(f"placements are planned for a chip as it runs by default: leave {others[0]} out")
+        if models and self.serving is None:
+            raise ValueError(f"{short(models[0])} is a model, which is served: add rates = [...] under [serving]")
+        if self.serving is not None:
+            others += ["placements"] if self.placements else []
+            if others:
+                raise ValueError(f"{others[0]} is no axis of programs that are served: leave it out")
+            if len(models) < len(self.programs):
+                for name in ("lengths", "kv_tokens", "chips_per_engine"):
+                    if getattr(self.serving, name) is not None:
+                        raise ValueError(f"serving.{name} is of language models: leave it out, or the other programs")
 
 
 @dataclass(frozen=True)
@@ -230,6 +281,7 @@ def _mistake(error: ValidationError) -> str:
     key = short(".".join(str(part) for part in first["loc"]))
     if first["type"] == "extra_forbidden":
         table: Any = {1: File, 2: Search, 3: Program}.get(len(first["loc"]), File)
+        table = Serving if first["loc"][0] == "serving" else table
         names = list(table.model_fields)
         nearest = difflib.get_close_matches(str(first["loc"][-1])[:80], names, n=1, cutoff=0.5)
         hint = f"did you mean {nearest[0]}?" if nearest else f"its keys are {', '.join(names)}"

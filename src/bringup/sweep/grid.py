@@ -21,7 +21,7 @@ from bringup.core_build import replay_library
 from bringup.errors import BringupError
 from bringup.machine.files import load_chip, load_host
 from bringup.machine.topology import Topology, load_cluster
-from bringup.sweep.file import FIXED, RESULTS, Sweep, Value
+from bringup.sweep.file import FIXED, RESULTS, SERVED, WHOLE, Serving, Sweep, Value
 from bringup.sweep.variants import check
 from bringup.text import short
 
@@ -29,13 +29,19 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip, Host
 
 Array = npt.NDArray[Any]
+# Configurations per second of one core: measured on a Xeon at 2.1 GHz with eight recordings of 36 to 3,062 launches.
+RATE = 1500
 BLOCK = 8192  # rows of a part; pricing them takes about five seconds
+PLAN_SECONDS = 0.3  # of one core for a plan of 1,421 launches; measured
+ENGINE_SECONDS = 1.2  # of one core for the steps of an engine, which its rates share; measured with 8 layers
+REQUESTS = 1500  # that one core serves per second then; measured
 PACKAGE = Path(__file__).parent.parent
 MOST_ROWS = 10**10  # the names of the parts are held in memory; chosen
 # What sets the values of a row.
 PRICING = (
     *("cost/*", "pricing/*", "timeline/*", "recording/*", "machine/*"),
     *("analyse/holders.py", "analyse/program_class.py", "sweep/prices.py", "sweep/variants.py"),
+    *("sweep/placements.py", "sweep/under_load.py", "placement/*", "serving/*"),
 )
 
 
@@ -72,6 +78,8 @@ class Grid:
         arguments: axis -> values, the argument axes. Each program has a recording for each combination of them.
         ranges: field -> values, the axes of chip fields.
         modes: None if the axis is not in the sweep; so are clusters and the scales.
+        placements: where the launches of a program run; None if the axis is not in the sweep.
+        serving: how programs are served; None if a row is a step.
         left_out: chips with a mode that they do not have; these rows do not exist.
     """
 
@@ -84,7 +92,34 @@ class Grid:
     clusters: tuple[tuple[str, Topology], ...] | None
     link_scale: tuple[float, ...] | None
     dispatch_scale: tuple[float, ...] | None
+    placements: tuple[str, ...] | None
+    serving: Serving | None
     version: str
+
+    @property
+    def rates(self) -> tuple[float, ...] | None:
+        """Requests per second."""
+        return tuple(self.serving.rates) if self.serving else None
+
+    @property
+    def engines(self) -> tuple[int, ...] | None:
+        """Chips per engine; None if the axis is not in the sweep."""
+        return tuple(self.serving.chips_per_engine) if self.serving and self.serving.chips_per_engine else None
+
+    @property
+    def results(self) -> tuple[str, ...]:
+        """The columns that are priced, beside the band."""
+        return (*RESULTS, *SERVED) if self.serving else RESULTS
+
+    @property
+    def seconds_per_row(self) -> float:
+        """CPU seconds that a row takes, about."""
+        seconds = 1 / RATE
+        if self.placements:
+            seconds += PLAN_SECONDS * self.placements.count("best") / len(self.placements)
+        if self.serving:
+            seconds += ENGINE_SECONDS / len(self.serving.rates) + self.serving.requests / REQUESTS
+        return seconds
 
     @property
     def recordings(self) -> int:
@@ -113,6 +148,9 @@ class Grid:
             len(self.hosts),
             len(self.link_scale or (1.0,)),
             len(self.dispatch_scale or (1.0,)),
+            len(self.placements or (None,)),
+            len(self.engines or (None,)),
+            len(self.rates or (None,)),
         )
 
     @property
@@ -121,11 +159,12 @@ class Grid:
         return sum(math.prod(self.shape(chip)) for chip in range(len(self.chips)))
 
     def blocks(self) -> Iterator[Block]:
-        """Yield the parts of the table in their order."""
+        """Yield the parts of the table in their order; they take equally long, whatever a row takes."""
+        size = max(int(BLOCK / RATE / self.seconds_per_row + 0.5), 1)
         for chip in range(len(self.chips)):
             rows = math.prod(self.shape(chip))
-            for first in range(0, rows, BLOCK):
-                yield Block(chip, first, min(first + BLOCK, rows))
+            for first in range(0, rows, size):
+                yield Block(chip, first, min(first + size, rows))
 
     @property
     def axes(self) -> tuple[str, ...]:
@@ -135,6 +174,9 @@ class Grid:
             "cluster": self.clusters,
             "link_scale": self.link_scale,
             "dispatch_scale": self.dispatch_scale,
+            "placement": self.placements,
+            "chips_per_engine": self.engines,
+            "rate": self.rates,
         }
         present = (name for name, values in optional.items() if values is not None)
         return (*(name for name, _ in self.arguments), *(name for name, _ in self.ranges), *present)
@@ -142,11 +184,11 @@ class Grid:
     @property
     def columns(self) -> dict[str, str]:
         """The columns of the table with their types in SQL."""
-        types = dict.fromkeys((*FIXED, "mode", "cluster"), "VARCHAR") | dict.fromkeys(("band", *RESULTS), "DOUBLE")
-        types |= {"peak_bytes": "BIGINT", "fits": "BOOLEAN"}
+        types = dict.fromkeys((*FIXED, "mode", "cluster", "placement"), "VARCHAR")
+        types |= dict.fromkeys(("band", *self.results), "DOUBLE") | WHOLE
+        types |= dict.fromkeys(("link_scale", "dispatch_scale", "rate"), "DOUBLE") | {"chips_per_engine": "BIGINT"}
         types |= {name: _type(values) for name, values in (*self.arguments, *self.ranges)}
-        types |= dict.fromkeys(("link_scale", "dispatch_scale"), "DOUBLE")
-        return {name: types[name] for name in (*FIXED, *self.axes, *RESULTS)}
+        return {name: types[name] for name in (*FIXED, *self.axes, *self.results)}
 
     def places(self, block: Block, rows: Array | None = None) -> tuple[Array, ...]:
         """Return for every axis of `shape` the numbers of the values of a block's rows."""
@@ -155,7 +197,7 @@ class Grid:
 
     def labels(self, block: Block) -> dict[str, Array]:
         """Return the columns of a block that say which configuration a row is."""
-        recording, *of_ranges, mode, cluster, host, link, dispatch = self.places(block)
+        recording, *of_ranges, mode, cluster, host, link, dispatch, placement, engine, rate = self.places(block)
         lengths = (len(self.programs), *(len(values) for _, values in self.arguments))
         program, *of_arguments = np.unravel_index(recording, lengths)
         labels: dict[str, Array] = {
@@ -176,6 +218,12 @@ class Grid:
             labels["link_scale"] = np.asarray(self.link_scale)[link]
         if self.dispatch_scale is not None:
             labels["dispatch_scale"] = np.asarray(self.dispatch_scale)[dispatch]
+        if self.placements is not None:
+            labels["placement"] = _texts(self.placements)[placement]
+        if self.rates is not None:
+            labels["rate"] = np.asarray(self.rates)[rate]
+        if self.engines is not None:
+            labels["chips_per_engine"] = np.asarray(self.engines)[engine]
         return labels
 
 
@@ -224,6 +272,8 @@ def of_sweep(sweep: Sweep) -> Grid:
         clusters=clusters,
         link_scale=tuple(file.link_scale) if file.link_scale is not None else None,
         dispatch_scale=tuple(file.dispatch_scale) if file.dispatch_scale is not None else None,
+        placements=tuple(file.placements) if file.placements is not None else None,
+        serving=file.serving,
         version=version(),
     )
     if not grid.rows:
@@ -258,7 +308,9 @@ class Keys:
     def of_block(self, block: Block) -> Array:
         """Return the key of every row of a block."""
         grid = self.grid
-        program, *of_ranges, mode, cluster, host, link, dispatch = (place.tolist() for place in grid.places(block))
+        program, *of_ranges, mode, cluster, host, link, dispatch, placement, engine, rate = (
+            place.tolist() for place in grid.places(block)
+        )
         modes = grid.modes_of(block.chip)
         head = f"{grid.version} {self._chips[block.chip]}"
         names = [(name, [repr(value) for value in values]) for name, values in grid.ranges]
@@ -268,11 +320,15 @@ class Keys:
         ] or [""] * block.rows
         links = [repr(float(value)) for value in grid.link_scale or (1.0,)]
         dispatches = [repr(float(value)) for value in grid.dispatch_scale or (1.0,)]
+        placements, rates, engines = grid.placements or ("",), grid.rates or ("",), grid.engines or ("",)
+        serving = grid.serving.model_dump_json(exclude={"rates", "chips_per_engine"}) if grid.serving else ""
+        head += f" {serving}"
         keys = np.empty(block.rows, dtype=object)
         for row in range(block.rows):
             of_program = f"{self.recordings[program[row]]} {fields[row]} {modes[mode[row]]}"
             of_host = f"{self._clusters[cluster[row]]} {self._hosts[host[row]]} {links[link[row]]}"
-            text = f"{head} {of_program} {of_host} {dispatches[dispatch[row]]}"
+            of_service = f"{placements[placement[row]]} {rates[rate[row]]!r} {engines[engine[row]]}"
+            text = f"{head} {of_program} {of_host} {dispatches[dispatch[row]]} {of_service}"
             keys[row] = hashlib.sha256(text.encode()).hexdigest()[:20]
         return keys
 
@@ -286,6 +342,8 @@ class Keys:
             grid.dispatch_scale,
             grid.programs,
             grid.arguments,
+            grid.placements,
+            grid.serving.model_dump() if grid.serving else None,
         ]
         digest = _digest(
             [

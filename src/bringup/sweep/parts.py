@@ -23,7 +23,6 @@ import numpy.typing as npt
 
 from bringup.errors import BringupError
 from bringup.files import OURS, read_text, write_text, written_whole
-from bringup.sweep.file import RESULTS
 from bringup.text import short
 
 if TYPE_CHECKING:
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 LIST, LOCK, EARLIER, RECORDINGS = "sweep.json", f"{OURS}lock", "earlier", "recordings"
-COPIED = ("band", *RESULTS)  # the columns that a key determines
 PART = re.compile(r"[A-Za-z0-9_-]{1,60}-\d{9,}-[0-9a-f]{16}\.parquet")  # what `Keys.part` returns
 _LEFT_OVER = re.compile(rf"{re.escape(OURS)}[0-9a-f]{{16}}")
 
@@ -179,17 +177,23 @@ def reading(paths: Sequence[Path]) -> str:
 
 
 class Earlier:
-    """The rows of parts that are not in the sweep any more, by their keys."""
+    """The rows of parts that are not in the sweep any more, by their keys.
 
-    def __init__(self, paths: Iterable[Path]) -> None:
+    Args:
+        paths: of the parts.
+        columns: those that a key determines.
+    """
+
+    def __init__(self, paths: Iterable[Path], columns: Sequence[str]) -> None:
         self._connection: Any = None
+        self.columns = columns
         self.parts = [path for path in paths if self._add(path)]
 
     def _add(self, path: Path) -> bool:
         import duckdb
 
         self._connection = self._connection or database()
-        columns = ", ".join(map(quoted, ("key", *COPIED)))
+        columns = ", ".join(map(quoted, ("key", *self.columns)))
         rows = f"SELECT {columns} FROM {reading([path])}"
         try:
             tables = self._connection.execute("SELECT count(*) FROM duckdb_tables()").fetchall()[0][0]
@@ -203,12 +207,12 @@ class Earlier:
         if not self.parts:
             return np.zeros(0, np.int64), {}
         self._connection.register("wanted", {"key": keys, "place": np.arange(len(keys))})
-        columns = ", ".join(f"any_value(earlier.{quoted(name)}) AS {quoted(name)}" for name in COPIED)
+        columns = ", ".join(f"any_value(earlier.{quoted(name)}) AS {quoted(name)}" for name in self.columns)
         query = f"SELECT place, {columns} FROM wanted JOIN earlier USING (key) GROUP BY place ORDER BY place"
         table = self._connection.execute(query).fetchnumpy()
         self._connection.unregister("wanted")
-        values = {name: table[name] for name in COPIED}
-        for name in COPIED:
+        values = {name: table[name] for name in self.columns}
+        for name in self.columns:
             if isinstance(values[name], np.ma.MaskedArray):
                 values[name] = values[name].astype(np.float64).filled(np.nan)
         return table["place"], values

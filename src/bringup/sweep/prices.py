@@ -16,6 +16,7 @@ from bringup.analyse.program_class import program_class
 from bringup.pricing.bands import bound, error_band
 from bringup.recording.trace import Trace
 from bringup.sweep.grid import Block, Grid
+from bringup.sweep.placements import CHIP, Placed, divided
 from bringup.sweep.variants import variant
 from bringup.timeline import library
 from bringup.timeline.replay import Calls, WhatIf, replay
@@ -23,9 +24,10 @@ from bringup.timeline.steady import steady
 
 if TYPE_CHECKING:
     from bringup.machine.schema import Chip
+    from bringup.sweep.programs import Source
+    from bringup.sweep.under_load import Service
 
 Array = npt.NDArray[Any]
-VALUES = ("band", "step_seconds", "device_seconds", "peak_bytes", "fits", "energy_joules", "cost_usd")
 SHARED = (
     "signatures",
     "work",
@@ -67,9 +69,10 @@ class Pricer:
         traces: the recordings, in the grid's order.
     """
 
-    def __init__(self, grid: Grid, traces: Sequence[Trace]) -> None:
+    def __init__(self, grid: Grid, traces: Sequence[Source]) -> None:
         self._traces = traces
         self._programs: dict[int, _Program] = {}
+        self._served: tuple[Any, Service | None] = ((), None)
         self._begin(grid)
 
     def _begin(self, grid: Grid) -> None:
@@ -85,14 +88,20 @@ class Pricer:
     def price(self, block: Block, rows: Array | None = None) -> dict[str, Array]:
         """Return the values of a block's rows, or of some of them; not a number stands for no value."""
         grid = self.grid
-        program, *of_ranges, mode, cluster, host, link, dispatch = (
+        program, *of_ranges, mode, cluster, host, link, dispatch, placement, engine, rate = (
             place.tolist() for place in grid.places(block, rows)
         )
+        placements = grid.placements or (CHIP,)
         modes = grid.modes_of(block.chip)
         fields = list(zip(*of_ranges, strict=True)) or [()] * len(program)
-        values = np.empty((len(program), len(VALUES)))
+        names = ("band", *grid.results)
+        values = np.empty((len(program), len(names)))
         at: tuple[Any, ...] = ()
         for row in range(len(program)):
+            if grid.serving is not None:
+                service = self._service(program[row], block.chip, fields[row], host[row], engine[row])
+                values[row] = service.row(grid.serving.rates[rate[row]])
+                continue
             here = (program[row], fields[row], mode[row], cluster[row])
             if here != at:
                 of_program = self._program(program[row])
@@ -105,6 +114,10 @@ class Pricer:
                     trace.__dict__["cluster"] = topology
                 prices = pricing.price_table(trace.work, trace.signatures, chip, graph=graph)
                 at = here
+            if placements[placement[row]] != CHIP:
+                placed = divided(trace, chip, grid.hosts[host[row]], placements[placement[row]], of_program.peak)
+                values[row] = self._row(of_program, block.chip, chip, placed)
+                continue
             what_if = WhatIf(
                 graph=graph,
                 link_scale=(grid.link_scale or (1.0,))[link[row]],
@@ -113,20 +126,23 @@ class Pricer:
             line = replay(trace, chip, grid.hosts[host[row]], prices=prices, what_if=what_if, calls=of_program.calls)
             *_, since, until = steady(line)
             busy, *_ = library.shares(trace.columns["kind"], line.fallback, line.start, line.end, since, until)
-            values[row] = self._row(of_program, block.chip, chip, until - since, busy)
-        columns = {name: values[:, place] for place, name in enumerate(VALUES)}
-        return columns | {"peak_bytes": columns["peak_bytes"].astype(np.int64), "fits": columns["fits"] > 0}
+            values[row] = self._row(of_program, block.chip, chip, Placed(until - since, busy, 0))
+        columns = {name: values[:, place] for place, name in enumerate(names)}
+        kinds = {"DOUBLE": np.float64, "BIGINT": np.int64, "BOOLEAN": np.bool_}
+        return {name: column.astype(kinds[grid.columns[name]], copy=False) for name, column in columns.items()}
 
-    def _row(self, program: _Program, base: int, chip: Chip, step: float, busy: float) -> tuple[float, ...]:
-        peak = program.peak
-        fits = not program.failed and holders.needed_bytes(program.trace, peak, chip) <= chip.room_bytes
+    def _row(self, program: _Program, base: int, chip: Chip, placed: Placed) -> tuple[float, ...]:
+        peak, step, busy = program.peak, placed.seconds, placed.busy_seconds
+        held = max(peak.peak_bytes - placed.moved_bytes, 0)
+        needed = held if placed.moved_bytes else holders.needed_bytes(program.trace, peak, chip)
+        fits = not program.failed and needed <= chip.room_bytes
         joules = chip.joules(step, busy)
         hourly = chip.price.usd_per_hour if chip.price else None
         return (
             math.nan if chip.invented else self._band(base, bound(busy, step), program.kind),
             step,
             busy,
-            peak.peak_bytes,
+            held,
             fits,
             math.nan if joules is None else joules,
             hourly * step / 3600 if hourly else math.nan,
@@ -138,9 +154,25 @@ class Pricer:
             self._bands[base, its_bound, kind] = math.nan if error is None else error
         return self._bands[base, its_bound, kind]
 
+    def _service(self, program: int, base: int, fields: tuple[int, ...], host: int, engine: int) -> Service:
+        """Return what the rates of a program on a machine share; the last one is held."""
+        from bringup.sweep.under_load import Service  # imports torch
+
+        at = (base, program, fields, host, engine)
+        if at != self._served[0] or self._served[1] is None:
+            assert self.grid.serving is not None
+            chip, machine = self._variant(base, fields), self.grid.hosts[host]
+            chips = (self.grid.engines or (1,))[engine]
+            self._served = (at, Service(self._traces[program], chip, machine, self.grid.serving, chips))
+        service = self._served[1]
+        assert service is not None
+        return service
+
     def _program(self, number: int) -> _Program:
         if number not in self._programs:
-            self._programs[number] = _Program(self._traces[number])
+            trace = self._traces[number]
+            assert isinstance(trace, Trace), "a model is served"
+            self._programs[number] = _Program(trace)
         return self._programs[number]
 
     def _variant(self, base: int, places: tuple[int, ...]) -> Chip:

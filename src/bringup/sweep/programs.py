@@ -8,10 +8,10 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -24,7 +24,10 @@ from bringup.text import quantity as counted
 from bringup.text import short
 
 if TYPE_CHECKING:
+    from bringup.serving.forward import Recorded
     from bringup.sweep.file import Program, Sweep, Value
+
+Source: TypeAlias = "Trace | Recorded | dict[int, Trace]"  # of a script or recording, or of a model that is served
 
 # What prices depend on, of a recording's `about`; the rest tells one run from another.
 PRICED = ("chip", "cluster", "ranks", "rank", "dry", "failed", "out_of_memory", "held_bytes", "held_reserved_bytes")
@@ -38,12 +41,13 @@ class Recording:
     Attributes:
         program: its name in the table.
         arguments: the values of the argument axes.
+        source: what is priced.
         digest: names the contents on which prices depend; two runs of one program have the same.
     """
 
     program: str
     arguments: tuple[Value, ...]
-    trace: Trace
+    source: Source
     digest: str
 
 
@@ -74,6 +78,11 @@ def record_all(sweep: Sweep, chip: str, folder: Path, say: Callable[[str], None]
     """
     recordings: list[Recording] = []
     for program, values in combinations(sweep):
+        if program.model is not None:
+            model = _model(sweep, program.model)
+            recordings.append(Recording(program.title, values, model, digest(model)))
+            say(f"recorded {short(program.model, 200)}")
+            continue
         if program.trace is not None:
             trace = read_trace(sweep.path.parent / program.trace)
         else:
@@ -98,7 +107,8 @@ def _refuse_idle_axes(sweep: Sweep, recordings: list[Recording]) -> None:
             raise BringupError(
                 f"arguments.{name} changes no program of the sweep: say under names which argument of the script it is"
             )
-    if sweep.file.clusters and not any(_has_collectives(item.trace) for item in recordings):
+    traces = [item.source for item in recordings if isinstance(item.source, Trace)]
+    if sweep.file.clusters and not any(map(_has_collectives, traces)):
         raise BringupError("clusters are an axis, but no program has collectives: leave clusters out")
 
 
@@ -106,8 +116,29 @@ def _has_collectives(trace: Trace) -> bool:
     return bool(trace.work.is_family("collective").any())
 
 
-def digest(trace: Trace) -> str:
+def _model(sweep: Sweep, text: str) -> Source:
+    """Record a model as `bringup serve` does, in this process."""
+    from bringup.serving.serve import program_of  # imports torch
+    from bringup.sweep.under_load import options_of
+
+    assert sweep.file.serving is not None
+    model = program_of(str(sweep.path.parent / text), options_of(sweep.file.serving))
+    assert model is not None
+    return model
+
+
+def digest(source: Source) -> str:
     """Return a name of the contents of a recording on which prices depend."""
+    if isinstance(source, Trace):
+        return _digest(source)
+    by_size: list[Mapping[int, Trace]] = [source] if isinstance(source, dict) else []
+    by_size += [] if isinstance(source, dict) else [source.prompts, source.decodes, source.samples]
+    parts = [{size: _digest(trace) for size, trace in traces.items()} for traces in by_size]
+    about = [] if isinstance(source, dict) else [source.name, source.weight_bytes]
+    return hashlib.sha256(json.dumps([parts, about]).encode()).hexdigest()[:32]
+
+
+def _digest(trace: Trace) -> str:
     about = {name: trace.about[name] for name in PRICED if trace.about.get(name) not in (None, False)}
     described = [VERSION, about, trace.signature_data, trace.lines, trace.modules]
     total = hashlib.sha256(json.dumps(described, sort_keys=True).encode())

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.errors import BringupError
-from bringup.recording.trace import Trace
 from bringup.sweep.grid import Grid
 from bringup.sweep.prices import Pricer
+from bringup.sweep.programs import Source
 from bringup.sweep.runner import Engine, Priced, Task
 from bringup.text import short
 
@@ -48,14 +48,14 @@ def engine(on: str) -> Engine:
     except ModuleNotFoundError:
         raise BringupError(f'--on {on} needs Ray: pip install "bringup[sweep]", or use --on process') from None
 
-    def prices(grid: Grid, traces: Sequence[Trace], tasks: Iterator[Task]) -> Iterator[Priced]:
+    def prices(grid: Grid, traces: Sequence[Source], tasks: Iterator[Task]) -> Iterator[Priced]:
         with redirect_stdout(sys.stderr):  # Ray prints there that a worker died; stdout is for the answer
             yield from _on_ray(on, grid, traces, tasks)
 
     return prices
 
 
-def _on_ray(on: str, grid: Grid, traces: Sequence[Trace], tasks: Iterator[Task]) -> Iterator[Priced]:
+def _on_ray(on: str, grid: Grid, traces: Sequence[Source], tasks: Iterator[Task]) -> Iterator[Priced]:
     import ray
 
     workers = _start(on)

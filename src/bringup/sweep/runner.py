@@ -12,17 +12,14 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.errors import BringupError
-from bringup.recording.trace import Trace
 from bringup.sweep import parts
-from bringup.sweep.file import Sweep
+from bringup.sweep.file import WHOLE, Sweep
 from bringup.sweep.grid import MOST_ROWS, Block, Grid, Keys, of_sweep
 from bringup.sweep.prices import Pricer
-from bringup.sweep.programs import Recording, record_all
+from bringup.sweep.programs import Recording, Source, record_all
 from bringup.text import quantity
 
 Array = npt.NDArray[Any]
-# Configurations per second of one core: measured on a Xeon at 2.1 GHz with eight recordings of 36 to 3,062 launches.
-RATE = 1500
 MOST_SECONDS = 3600.0  # a longer sweep has to be confirmed; chosen
 MOST_SCRIPT_RUNS = 500  # of a sweep that is not confirmed; chosen, at some seconds for each
 
@@ -40,7 +37,7 @@ class Task:
 
 
 Priced = tuple[Task, dict[str, Array], float]  # with the CPU seconds that it took
-Engine = Callable[[Grid, Sequence[Trace], Iterator[Task]], Iterator[Priced]]
+Engine = Callable[[Grid, Sequence[Source], Iterator[Task]], Iterator[Priced]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Done:
     left_out: list[str]
 
 
-def in_process(grid: Grid, traces: Sequence[Trace], tasks: Iterator[Task]) -> Iterator[Priced]:
+def in_process(grid: Grid, traces: Sequence[Source], tasks: Iterator[Task]) -> Iterator[Priced]:
     """Price blocks one after another in this process."""
     pricer = Pricer(grid, traces)
     for task in tasks:
@@ -79,9 +76,9 @@ def recorded(sweep: Sweep, grid: Grid, out: Path, say: Callable[[str], None]) ->
     return record_all(sweep, sweep.chips[largest], out / parts.RECORDINGS, say)
 
 
-def seconds_for(rows: int, workers: int = 1) -> float:
-    """Return about how long a number of configurations takes."""
-    return min(rows, 10**300) / RATE / workers  # more is beyond a float
+def seconds_for(grid: Grid, workers: int = 1) -> float:
+    """Return about how long the configurations of a sweep take."""
+    return min(grid.rows, 10**300) * grid.seconds_per_row / workers  # more is beyond a float
 
 
 def run(
@@ -125,7 +122,7 @@ def run(
                 "version": grid.version,
                 "rows": grid.rows,
                 "axes": list(grid.axes),
-                "arguments": [name for name, _ in grid.arguments],
+                "arguments": [name for name, _ in grid.arguments] + (["rate"] if grid.rates else []),
                 "columns": grid.columns,
                 "parts": list(names),
             },
@@ -134,10 +131,11 @@ def run(
         existing = sum(names[name].rows for name in whole)
         advance(existing)
         parts.set_aside(out, set(names))
-        earlier = parts.Earlier(parts.files(out / parts.EARLIER) if len(whole) < len(names) else [])
+        old = parts.files(out / parts.EARLIER) if len(whole) < len(names) else []
+        earlier = parts.Earlier(old, ("band", *grid.results))
         ready = _Parts(out, grid, keys, earlier, advance)
         tasks = ready.tasks([block for name, block in names.items() if name not in whole])
-        for priced in engine(grid, [item.trace for item in recordings], tasks):
+        for priced in engine(grid, [item.source for item in recordings], tasks):
             ready.finish(*priced)
     return Done(
         rows=grid.rows,
@@ -184,12 +182,8 @@ class _Parts:
         if len(task.rows) < block.rows:
             places, copied = self.earlier.rows(keys)
             values = {}
-            for name in parts.COPIED:
-                column = (
-                    np.full(block.rows, np.nan)
-                    if name not in ("peak_bytes", "fits")
-                    else np.zeros(block.rows, np.int64)
-                )
+            for name in self.earlier.columns:
+                column = np.zeros(block.rows, np.int64) if name in WHOLE else np.full(block.rows, np.nan)
                 column[places] = copied[name]
                 if len(task.rows):
                     column[task.rows] = priced[name]
