@@ -3,6 +3,7 @@
 #include <torch/library.h>
 
 #include <array>
+#include <chrono>
 #include <deque>
 #include <map>
 #include <mutex>
@@ -26,7 +27,8 @@ struct LedgerKey {
 
 namespace {
 
-constexpr size_t kSteps = 64;     // the latest steps, which are kept apart
+// The latest marks; what runs between two of them is kept apart. Chosen: 64 steps of a program that calls 32 modules in each.
+constexpr size_t kMarks = 2048;
 constexpr size_t kPending = 256;  // points that wait for their event before it is queried
 
 struct Tally {
@@ -45,30 +47,38 @@ struct StreamPoint {
   bringup_event* event;
   Part part;
   const LedgerKey* key;
-  int64_t step;
+  int64_t mark;  // how many marks came before
+};
+
+// A module call, or the end of a step of an optimizer or of the program, as in the recording.
+struct Mark {
+  RowKind kind;
+  int64_t object;
+  double host_seconds;   // of the host's clock
+  bringup_event* event;  // on the stream that was current then; null if there is none
 };
 
 struct Ledger {
   std::mutex mutex;
   std::set<LedgerKey> keys;
-  std::map<int64_t, TalliesByKey> steps;
-  TalliesByKey earlier;  // of steps before them
-  int64_t step = 0;
-  std::deque<bringup_event*> step_ends;  // of the latest steps, on the stream that was current then
+  std::map<int64_t, TalliesByKey> since;  // by the number of marks before
+  TalliesByKey earlier;                   // before the latest marks
+  int64_t marked = 0;
+  std::deque<Mark> marks;  // the latest
   std::atomic<bool> measures{false};
   std::unordered_map<Stream*, std::deque<StreamPoint>> points;  // the first of each is reached, and has been counted
 
-  Tally& tally(const LedgerKey* key, int64_t of_step) {
-    if (!steps.empty() && of_step < steps.begin()->first && steps.size() >= kSteps) return earlier[key];
-    if (!steps.contains(of_step) && steps.size() >= kSteps) {
-      for (auto& [oldest, tally] : steps.begin()->second) earlier[oldest].add(tally);
-      steps.erase(steps.begin());
+  Tally& tally(const LedgerKey* key, int64_t mark) {
+    if (!since.empty() && mark < since.begin()->first && since.size() > kMarks) return earlier[key];
+    if (!since.contains(mark) && since.size() > kMarks) {
+      for (auto& [oldest, tally] : since.begin()->second) earlier[oldest].add(tally);
+      since.erase(since.begin());
     }
-    return steps[of_step][key];
+    return since[mark][key];
   }
   TalliesByKey total() {
     TalliesByKey sum = earlier;
-    for (auto& [step, tallies] : steps)
+    for (auto& [mark, tallies] : since)
       for (auto& [key, tally] : tallies) sum[key].add(tally);
     return sum;
   }
@@ -78,7 +88,7 @@ struct Ledger {
       double seconds = 0;
       const StreamPoint& point = of_stream[1];
       bool is_timed = driver().event_elapsed(of_stream[0].event, point.event, &seconds) == BRINGUP_OK;
-      if (is_timed && seconds > 0) tally(point.key, point.step).seconds[size_t(point.part)] += seconds;
+      if (is_timed && seconds > 0) tally(point.key, point.mark).seconds[size_t(point.part)] += seconds;
       driver().event_destroy(of_stream[0].event);
       of_stream.pop_front();
     }
@@ -87,19 +97,21 @@ struct Ledger {
     for (auto& [stream, of_stream] : points)
       for (const StreamPoint& point : of_stream) driver().event_destroy(point.event);
     points.clear();
-    for (bringup_event* event : step_ends) driver().event_destroy(event);
-    step_ends.clear();
+    while (!marks.empty()) forget_mark();
   }
-  void end_step() {
-    ++step;
+  void forget_mark() {
+    if (marks.front().event) driver().event_destroy(marks.front().event);
+    marks.pop_front();
+  }
+  void add_mark(RowKind kind, int64_t object) {
     bringup_event* event = nullptr;
-    Stream& stream = current_stream(current_device());
-    if (!measures || driver().event_create(device(current_device()).handle, &event) != BRINGUP_OK) return;
-    if (driver().event_record(event, stream.handle) != BRINGUP_OK) return driver().event_destroy(event);
-    step_ends.push_back(event);
-    if (step_ends.size() <= kSteps) return;
-    driver().event_destroy(step_ends.front());
-    step_ends.pop_front();
+    if (driver().event_create(device(current_device()).handle, &event) != BRINGUP_OK) event = nullptr;
+    if (event && driver().event_record(event, current_stream(current_device()).handle) != BRINGUP_OK)
+      driver().event_destroy(std::exchange(event, nullptr));
+    std::chrono::duration<double> now = std::chrono::steady_clock::now().time_since_epoch();
+    marks.push_back({kind, object, now.count(), event});
+    if (marks.size() > kMarks) forget_mark();
+    ++marked;
   }
 };
 
@@ -137,21 +149,30 @@ std::string rows_json(const TalliesByKey& tallies) {
   return text.str();
 }
 
-std::string steps_json() {
+// Returns the device's seconds from one mark to the next; 0 if the driver has measured none.
+double seconds_between(const Mark& before, const Mark& after) {
+  double seconds = 0;
+  bool is_timed = before.event && after.event && driver().event_query(after.event) == 1 &&
+                  driver().event_elapsed(before.event, after.event, &seconds) == BRINGUP_OK;
+  return is_timed ? seconds : 0;
+}
+
+// Returns the rows of the whole run, and of the latest marks what each is and the rows of the time from it to the next one.
+std::string marks_json() {
   std::lock_guard<std::mutex> lock(ledger().mutex);
   for (auto& [stream, points] : ledger().points) ledger().reap(points);
+  auto& marks = ledger().marks;
   Text text;
-  text << "{\"total\": " << rows_json(ledger().total()) << ", \"step_seconds\": [";
+  text << "{\"total\": " << rows_json(ledger().total()) << ", \"marks\": [";
   const char* comma = "";
-  for (size_t i = 1; i < ledger().step_ends.size(); ++i) {
-    double seconds = 0;
-    bool is_timed = driver().event_query(ledger().step_ends[i]) == 1 &&
-                    driver().event_elapsed(ledger().step_ends[i - 1], ledger().step_ends[i], &seconds) == BRINGUP_OK;
-    if (is_timed) text << std::exchange(comma, ", ") << seconds;
+  for (size_t i = 0; i < marks.size(); ++i) {
+    bool is_last = i + 1 == marks.size();
+    text << std::exchange(comma, ", ") << "{\"kind\": " << int(marks[i].kind) << ", \"object\": " << marks[i].object
+         << ", \"host_seconds\": " << (is_last ? 0 : marks[i + 1].host_seconds - marks[i].host_seconds)
+         << ", \"device_seconds\": " << (is_last ? 0 : seconds_between(marks[i], marks[i + 1]))
+         << ", \"rows\": " << rows_json(ledger().since[ledger().marked - int64_t(marks.size() - i) + 1]) << "}";
   }
-  text << "]";
-  for (auto& [step, tallies] : ledger().steps) text << ", \"" << step << "\": " << rows_json(tallies);
-  text << "}";
+  text << "]}";
   return text.str();
 }
 
@@ -180,23 +201,30 @@ std::string ledger_json() {
 void clear_ledger() {
   std::lock_guard<std::mutex> lock(ledger().mutex);
   ledger().forget_points();
-  ledger().steps.clear();
+  ledger().since.clear();
   ledger().earlier.clear();
-  ledger().step = 0;
+  ledger().marked = 0;
 }
 
 const LedgerKey* key_of(LedgerKey key) { return &*ledger().keys.insert(std::move(key)).first; }
 
 }  // namespace
 
+void mark_in_ledger(RowKind kind, int64_t object) {
+  if (C10_LIKELY(!ledger().measures)) return;
+  if (!opened()) return;  // a module, or an optimizer, on the host alone opens no device
+  std::lock_guard<std::mutex> lock(ledger().mutex);
+  ledger().add_mark(kind, object);
+}
+
 void count_on_device(const Launch& launch) {
   std::lock_guard<std::mutex> lock(ledger().mutex);
-  ++ledger().tally(key_of({launch.signature->op->name, true, "", false}), ledger().step).launches;
+  ++ledger().tally(key_of({launch.signature->op->name, true, "", false}), ledger().marked).launches;
 }
 
 void count_on_host(const Launch& launch, const std::string& reason, bool kernel_possible, int64_t bytes_down, int64_t bytes_up) {
   std::lock_guard<std::mutex> lock(ledger().mutex);
-  Tally& tally = ledger().tally(key_of({launch.signature->op->name, false, reason, kernel_possible}), ledger().step);
+  Tally& tally = ledger().tally(key_of({launch.signature->op->name, false, reason, kernel_possible}), ledger().marked);
   ++tally.launches;
   tally.bytes_down += bytes_down;
   tally.bytes_up += bytes_up;
@@ -208,7 +236,7 @@ Parts::Parts(Stream& stream, const Launch& launch, bool on_device) {
   OnHost on_host = on_device ? OnHost{} : why_on_host(launch);
   {
     std::lock_guard<std::mutex> lock(ledger().mutex);
-    step_ = ledger().step;
+    mark_ = ledger().marked;
     key_ = key_of({launch.signature->op->name, on_device, on_host.reason, on_host.kernel_possible});
   }
   end(Part::Between);
@@ -221,19 +249,15 @@ void Parts::end(Part part) {
   if (driver().event_create(device(stream_->id.device_index()).handle, &event) != BRINGUP_OK) return;
   if (driver().event_record(event, stream_->handle) != BRINGUP_OK) return driver().event_destroy(event);
   auto& points = ledger().points[stream_];
-  points.push_back({event, part, part == Part::Between ? between_launches() : key_, step_});
+  points.push_back({event, part, part == Part::Between ? between_launches() : key_, mark_});
   if (points.size() % kPending == 0) ledger().reap(points);
 }
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("driver_ledger() -> str", &ledger_json);
-  m.def("driver_steps() -> str", &steps_json);  // by step, and their total
+  m.def("driver_marks() -> str", &marks_json);
   m.def("clear_driver_ledger() -> ()", &clear_ledger);
   m.def("measure_driver(bool measures) -> ()", [](bool measures) { ledger().measures = measures; });
-  m.def("next_driver_step() -> ()", [] {
-    std::lock_guard<std::mutex> lock(ledger().mutex);
-    ledger().end_step();
-  });
 }
 
 }  // namespace bringup

@@ -4,6 +4,7 @@
 #include <string>
 
 #include "launch/worker.h"
+#include "record/rows.h"
 
 namespace bringup {
 
@@ -18,6 +19,9 @@ void count_on_device(const Launch& launch);
 // `reason`: why it runs on the host. `kernel_possible`: false if no kernel of the driver could change that.
 void count_on_host(const Launch& launch, const std::string& reason, bool kernel_possible, int64_t bytes_down, int64_t bytes_up);
 
+// Marks a module call or the end of a step. Does nothing unless the run is measured and a device is open.
+void mark_in_ledger(RowKind kind, int64_t object);
+
 // Note [Measured parts]
 // While a run is measured, an event is recorded at each point between two parts of a launch. The time between two events of a
 // stream belongs to the part that ends there, so the parts of a stream add up to its whole time.
@@ -30,7 +34,7 @@ class Parts {
  private:
   Stream* stream_ = nullptr;  // null: the run is not measured
   const LedgerKey* key_ = nullptr;
-  int64_t step_ = 0;
+  int64_t mark_ = 0;
 };
 
 }  // namespace bringup

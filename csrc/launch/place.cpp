@@ -13,8 +13,9 @@ namespace {
 // True if a plan is in force and the launch runs on the host: by the plan, or because the chip does not support it.
 bool on_host_by_plan(const Call& call, bool fallback) {
   Planned planned = planned_side(call.op.name, current_line());
+  if (fallback && planned != Planned::Host) refuse_if_strict(*call.signature, config().chip);
   bool on_host = (planned == Planned::Host || fallback) && !call.stream->capture;
-  count_planned(planned, on_host);
+  count_planned(call.op.name, planned, on_host);
   return on_host;
 }
 

@@ -2,7 +2,9 @@
 
 #include <torch/library.h>
 
+#include <array>
 #include <mutex>
+#include <set>
 #include <unordered_map>
 #include <vector>
 
@@ -42,6 +44,7 @@ struct PlanState {
   std::vector<PlannedGroup> groups;
   std::unordered_map<Origin, int64_t, OriginHash> group_of;  // -1: the plan does not name the launch
   int64_t as_planned = 0, without = 0, elsewhere = 0;
+  std::array<std::set<std::string>, 2> ops_elsewhere;  // on the chip though planned for the host, and the other way round
 };
 
 PlanState& plan_state() {
@@ -82,13 +85,17 @@ Planned planned_side(const std::string& op, const Line& line) {
   return on_host ? Planned::Host : Planned::Chip;
 }
 
-void count_planned(Planned planned, bool on_host) {
+void count_planned(const std::string& op, Planned planned, bool on_host) {
   PlanState& state = plan_state();
   std::lock_guard<std::mutex> lock(state.mutex);
-  if (planned == Planned::Nothing)
+  if (planned == Planned::Nothing) {
     ++state.without;
-  else
-    ++((planned == Planned::Host) == on_host ? state.as_planned : state.elsewhere);
+  } else if ((planned == Planned::Host) == on_host) {
+    ++state.as_planned;
+  } else {
+    ++state.elsewhere;
+    state.ops_elsewhere[on_host].insert(op);
+  }
 }
 
 void plan_begins_step() {
@@ -110,6 +117,7 @@ void set_plan(const std::vector<int64_t>& calls, const std::vector<int64_t>& on_
   state.groups.clear();
   state.group_of.clear();
   state.as_planned = state.without = state.elsewhere = 0;
+  state.ops_elsewhere = {};
   size_t first = 0;
   for (int64_t count : calls) {
     TORCH_CHECK(count > 0 && first + size_t(count) <= on_host.size(), "the calls of a plan do not add up");
@@ -138,6 +146,11 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("end_plan() -> ()", [] { plan_in_force = false; });
   m.def("has_plan() -> bool", [] { return has_plan(); });
   m.def("plan_counts() -> int[]", &plan_counts);
+  m.def("ops_elsewhere(bool on_host) -> str[]", [](bool on_host) {
+    std::lock_guard<std::mutex> lock(plan_state().mutex);
+    const std::set<std::string>& ops = plan_state().ops_elsewhere[on_host];
+    return std::vector<std::string>(ops.begin(), ops.end());
+  });
 }
 
 }  // namespace bringup

@@ -11,6 +11,7 @@
 #include <mutex>
 
 #include "json.h"
+#include "launch/ledger.h"
 #include "launch/plan.h"
 #include "record/residency.h"
 #include "record/parts.h"
@@ -804,6 +805,7 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("record_mark(int kind, int object) -> ()", [](int64_t kind, int64_t object) {
     if (recording()) record_row(RowKind(kind), nullptr, current_line(), 0, object);
     if (has_plan() && RowKind(kind) == RowKind::Step) plan_begins_step();
+    mark_in_ledger(RowKind(kind), object);
   });
   m.def("record_owner(int address, int kind, int module, int itemsize, int device) -> ()", &record_owner);
   m.def(

@@ -299,3 +299,26 @@ for _ in range(4):
     assert "a step   predicted: " in done.stdout
     assert "on the device 4 launches, on the host " in done.stdout
     assert "(the driver has no kernel for it)" in done.stdout
+
+
+def test_run_of_inference_on_a_driver_measures_calls_of_the_outermost_module(tmp_path: Path) -> None:
+    library, script = built_driver("separate", tmp_path), tmp_path / "infer.py"
+    script.write_text(
+        """
+import torch
+model, x = torch.nn.Linear(4, 4).to("chip"), torch.ones(4, 4).to("chip")
+with torch.no_grad():
+    for _ in range(4):
+        model(x).sum().item()
+""",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, "-m", "bringup", "run", "--driver", library, str(script)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=without_bringup(),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "a step   predicted: " in done.stdout

@@ -136,6 +136,27 @@ def test_missing_chip_file_is_told() -> None:
         bringup.load_chip("./nowhere.toml")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "problem"),
+    [
+        ("kernel_us = 5", "kernel_us = -5", "compute.kernel_us: Input should be greater than 0, got -5"),
+        ("kernel_us = 5", "kernel_us = nan", "compute.kernel_us: Input should be a finite number, got nan"),
+        ("copy_us = 20.0", "copy_us = -1", "dispatch.copy_us: Input should be greater than"),
+        ("view_us = 2.0", "view_us = nan", "dispatch.view_us: Input should be a finite number, got nan"),
+        ("memory_gb_s = 140.8", "memory_gb_s = 0", "compute.memory_gb_s: Input should be greater than 0, got 0"),
+    ],
+)
+def test_host_file_with_an_impossible_cost_is_told_in_one_sentence(
+    tmp_path: Path, old: str, new: str, problem: str
+) -> None:
+    text = (ROOT / "src" / "bringup" / "machine" / "hosts" / "xeon-8275cl.toml").read_text(encoding="utf-8")
+    assert old in text
+    (tmp_path / "bad.toml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(bringup.BringupError, match=problem) as caught:
+        bringup.load_host(tmp_path / "bad.toml")
+    assert "bad.toml" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_host_file_with_an_unknown_family_is_refused() -> None:
     data = bringup.load_host().model_dump()
     data["dispatch"]["families"] = {"matmuls": 3.0}

@@ -1,5 +1,6 @@
 """Plans in force: equal results, launches where planned, and a replay that equals the plan."""
 
+import inspect
 import json
 import subprocess
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from torch import nn
 import bringup
 from bringup.analyse.holders import memory_over_time, usage
 from bringup.analyse.summarize import by_group
+from bringup.placement.apply import unplanned
 from bringup.recording.rows import D2H, H2D, LAUNCH, ON_HOST
 from bringup.recording.trace import Trace
 from bringup.recording.waits import own_waits
@@ -254,8 +256,6 @@ def test_report_of_a_placed_run_tells_host_and_chip_apart() -> None:
 def test_launches_without_a_plan_are_counted_and_named() -> None:
     trace, _ = record("tables")
     plan = bringup.place(trace, "h100-sxm")
-    from bringup.placement.apply import unplanned
-
     with bringup.placed(plan):
         other, _ = record("cell")
     facts = other.about["placement"]
@@ -271,6 +271,129 @@ def test_nothing_is_asked_without_a_plan() -> None:
     trace, _ = record("loop")
     assert not torch.ops.bringup.has_plan() and "placement" not in trace.about
     assert bringup.price(trace, "t4").placement is None
+
+
+OPTIMIZERS = sorted(
+    name
+    for name, kind in vars(torch.optim).items()
+    if isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+)
+
+
+def ways(name: str) -> list[dict[str, bool]]:
+    """The ways in which an optimizer of torch can update its parameters."""
+    takes = inspect.signature(getattr(torch.optim, name)).parameters
+    options = [{"foreach": True}, {"foreach": False}, {"fused": True}]
+    return [option for option in options if set(option) <= set(takes)] or [{}]
+
+
+def trained(name: str, options: dict[str, bool]) -> tuple[Trace, list[torch.Tensor]]:
+    """Record a training, and return its losses, parameters and the state of the optimizer, too."""
+    torch.manual_seed(0)
+    table = nn.Embedding(50, 16, sparse=name == "SparseAdam")
+    model = nn.Sequential(table, nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 4)).to("chip")
+    learned = [item for item in (table if table.sparse else model).parameters() if item.ndim == 2 or name != "Muon"]
+    optimizer = getattr(torch.optim, name)(learned, **options)
+    x, y = torch.randint(0, 50, (8,)), torch.randint(4, (8,))
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(model(x.to("chip")), y.to("chip"))
+        value.backward()
+        return value
+
+    results = []
+    with bringup.record() as trace:
+        for _ in range(3):
+            results.append(optimizer.step(loss).detach().cpu())
+            bringup.step()
+        torch.chip.synchronize()
+    state = [value for items in optimizer.state.values() for value in items.values()]
+    return trace, results + [item.detach().cpu() for item in (*model.parameters(), *state) if torch.is_tensor(item)]
+
+
+def assert_equal_with_parameters_on_the_host(name: str, options: dict[str, bool]) -> None:
+    trace, expected = trained(name, options)
+    plan = bringup.place(trace, "h100-sxm")
+    phases = {"forward": "0", "backward": "1"}
+    for title, division in {
+        "a module": moved(plan, lambda number, entry: entry.module in phases.values()),
+        "a module of which a phase stays": moved(plan, lambda number, entry: entry.module == phases.get(entry.phase)),
+        "the optimizer": moved(plan, lambda number, entry: entry.phase == "optimizer"),
+        "all but the optimizer": moved(plan, lambda number, entry: entry.phase != "optimizer"),
+    }.items():
+        assert {entry.where for entry in division.entries} == {"host", "chip"}, title
+        with bringup.placed(division):
+            placed, results = trained(name, options)
+        assert len(results) == len(expected) > 3, title
+        assert all(torch.equal(one, other) for one, other in zip(expected, results, strict=True)), title
+        facts = placed.about["placement"]
+        assert facts["launches_as_planned"] >= 0.7 * placed.launches and not facts["launches_elsewhere"], title
+
+
+@pytest.mark.parametrize("options", ways("AdamW"), ids=str)
+def test_parameters_on_the_host_are_updated_as_without_a_plan(options: dict[str, bool]) -> None:
+    assert_equal_with_parameters_on_the_host("AdamW", options)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "options"), [(name, options) for name in OPTIMIZERS for options in ways(name)])
+def test_each_optimizer_updates_as_without_a_plan(name: str, options: dict[str, bool]) -> None:
+    assert_equal_with_parameters_on_the_host(name, options)
+
+
+def test_steps_that_differ_count_their_launches_without_a_plan() -> None:
+    """A plan from steps of one kind, and a run in which some steps do more."""
+    model, more = nn.Linear(8, 8).to("chip"), nn.LayerNorm(8).to("chip")
+    x = torch.randn(4, 8).to("chip")
+
+    def run(extra: set[int]) -> Trace:
+        with bringup.record() as trace, torch.no_grad():
+            for number in range(6):
+                y = model(x)
+                if number in extra:
+                    more(y)
+                bringup.step()
+            torch.chip.synchronize()
+        return trace
+
+    plan = moved(bringup.place(run(set()), "h100-sxm"), lambda number, entry: True)
+    with bringup.placed(plan):
+        placed = run({2, 5})
+    facts = placed.about["placement"]
+    assert (facts["launches_as_planned"], facts["launches_without_plan"], facts["unused"]) == (6, 2, [])
+    [sentence] = unplanned(facts, "plan.toml")
+    assert sentence.startswith("plan.toml: 2 launches had no plan and ran as without one")
+
+
+def test_operator_that_the_chip_lacks_is_named_and_refused_if_strict() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.Softsign(), nn.Hardshrink()).to("chip")
+    x = torch.randn(4, 8).to("chip")
+
+    def run() -> Trace:
+        with bringup.record() as trace, torch.no_grad():
+            for _ in range(3):
+                model(x)
+                bringup.step()
+            torch.chip.synchronize()
+        return trace
+
+    plan = bringup.place(run(), "h100-sxm", granularity="operator")
+    everywhere = moved(plan, lambda number, entry: False)
+    shrinks = moved(plan, lambda number, entry: entry.op == "aten::hardshrink")
+    try:
+        torch.ops.bringup.set_fallbacks(["aten::hardshrink"], [1 << 6], False)  # float32
+        with bringup.placed(everywhere):
+            facts = run().about["placement"]
+        torch.ops.bringup.set_fallbacks(["aten::hardshrink"], [1 << 6], True)
+        with bringup.placed(shrinks):
+            assert run().about["placement"]["launches_elsewhere"] == 0
+        with bringup.placed(everywhere), pytest.raises(NotImplementedError, match=r"aten::hardshrink .* leaves it to"):
+            run()
+    finally:
+        torch.ops.bringup.set_fallbacks([], [], False)
+    assert facts["launches_elsewhere"] == 3
+    assert [*unplanned(facts, "plan.toml")] == ["plan.toml: 3 launches ran elsewhere: the chip lacks aten::hardshrink"]
 
 
 def test_plan_of_fallbacks_runs_them_as_placed() -> None:

@@ -466,7 +466,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
     from bringup.device.load import use
     from bringup.drivers import shadow
     from bringup.placement.apply import placed
-    from bringup.recording.measured import measured
+    from bringup.recording.measured import facts, measured
     from bringup.recording.recording import recorded
     from bringup.timeline import clock, library
 
@@ -499,7 +499,7 @@ def record(job: Job, options: RunOptions) -> Outcome:
     on_driver = measured() if asked_driver() else nullcontext()
     plan = placed(job.plan) if job.plan is not None else nullcontext()
     line = _live(job, options)
-    with job.dry, watch, on_driver as measurement, plan, recorded(job.host, options.host_clock) as recorder:
+    with job.dry, watch, on_driver, plan, recorded(job.host, options.host_clock) as recorder:
         parent = os.getpid()
 
         def finish() -> None:
@@ -510,8 +510,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
                 line.end()
             if torch.ops.bringup.is_open():
                 _quietly(torch.chip.synchronize)  # type: ignore[attr-defined]
-                if measurement is not None:
-                    recorder.about["driver"] = measurement.facts()
+                if asked_driver():
+                    recorder.about["driver"] = facts()
                 if options.shadow:
                     recorder.about["driver"]["shadow"] = shadow.report()
             summary = report(recorder, job, options)

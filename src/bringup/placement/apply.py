@@ -45,11 +45,17 @@ class InForce:
             "launches_without_plan": without,
             "unused_entries": len(unused),
             "unused": unused[:MOST_NAMED],
+            "lacking": torch.ops.bringup.ops_elsewhere(True),
+            "captured": torch.ops.bringup.ops_elsewhere(False),
         }
 
 
 def _name(key: Key) -> str:
     return short(" ".join(filter(None, (key.module or key.line, key.op, "" if key.phase == PHASES[0] else key.phase))))
+
+
+def _some(names: list[str], count: int) -> str:
+    return ", ".join(names[:MOST_NAMED]) + (", ..." if count > MOST_NAMED else "")
 
 
 _in_force: InForce | None = None
@@ -100,14 +106,13 @@ def unplanned(facts: dict[str, Any] | None, plan: str | None) -> Iterator[str]:
     if facts is None:
         return
     if facts["unused_entries"]:
-        names = ", ".join(facts["unused"]) + (", ..." if facts["unused_entries"] > len(facts["unused"]) else "")
+        names = _some(facts["unused"], facts["unused_entries"])
         entries = "1 entry" if facts["unused_entries"] == 1 else f"{facts['unused_entries']:,} entries"
         yield f"{plan}: the program never called {entries} of the plan: {names}"
     if facts["launches_elsewhere"]:
-        yield (
-            f"{plan}: {quantity(facts['launches_elsewhere'], 'launch')} ran elsewhere, because the chip does not have "
-            "the operator, or a graph was captured"
-        )
+        reasons = {"lacking": "the chip lacks ", "captured": "a graph was captured with "}
+        why = [text + _some(facts[key], len(facts[key])) for key, text in reasons.items() if facts.get(key)]
+        yield f"{plan}: {quantity(facts['launches_elsewhere'], 'launch')} ran elsewhere: {', and '.join(why)}"
     if facts["launches_without_plan"]:
         yield (
             f"{plan}: {quantity(facts['launches_without_plan'], 'launch')} had no plan and ran as without one: the "

@@ -116,8 +116,8 @@ def _cuts(step: Step, ties: npt.NDArray[np.int64], capacity: int, objective: str
             yield from _by_weights(step, partial(form, step, busy_price=price), ties, many)
         return
     weights, prices = (FEW_WEIGHTS, BYTE_PRICES[:2]) if many else (WEIGHTS, BYTE_PRICES)
-    for form, weight, byte_price, leaves in itertools.product(forms, weights, prices, LEAVES):
-        yield _within(step, form(step, weight, price), ties, capacity, byte_price, leaves)
+    for form, weight, byte_price in itertools.product(forms, weights, prices):
+        yield from _within(step, form(step, weight, price), ties, capacity, byte_price)
 
 
 def _by_weights(step: Step, costs: Callable[[float], Costs], ties: npt.NDArray[np.int64], many: bool) -> Iterator[Mask]:
@@ -151,14 +151,15 @@ def _by_weights(step: Step, costs: Callable[[float], Costs], ties: npt.NDArray[n
         left, right = ((stream, thread), right) if thread <= stream else (left, (stream, thread))
 
 
-def _within(step: Step, costs: Costs, ties: npt.NDArray[np.int64], capacity: int, price: float, leaves: str) -> Mask:
-    """Cut, ban storages until the others fit, and cut again: identical layers leave one by one."""
-    banned = np.zeros(len(step.persistent), dtype=bool)
-    while True:
-        division = cheapest(step, costs, ties, Memory(price, banned))
-        if step.resident_bytes(division) <= capacity or banned.all():
-            return division
-        banned |= _beyond(step, costs, division, capacity, leaves)
+def _within(step: Step, costs: Costs, ties: npt.NDArray[np.int64], capacity: int, price: float) -> Iterator[Mask]:
+    """Cut, ban storages until the others fit, and cut again: identical layers leave one by one, in every order."""
+    first = cheapest(step, costs, ties, Memory(price))
+    for leaves in LEAVES:
+        division, banned = first, np.zeros(len(step.persistent), dtype=bool)
+        while step.resident_bytes(division) > capacity and not banned.all():
+            banned |= _beyond(step, costs, division, capacity, leaves)
+            division = cheapest(step, costs, ties, Memory(price, banned))
+        yield division
 
 
 def _beyond(step: Step, costs: Costs, division: Mask, capacity: int, leaves: str) -> Mask:

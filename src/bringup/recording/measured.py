@@ -3,75 +3,88 @@
 from __future__ import annotations
 
 import json
-import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from bringup.recording.driver_rows import middle_half, seconds_of, typical
+from bringup.recording.rows import BY_PROGRAM, STEP
 from bringup.text import duration, plain, size
 
 MOST_OPERATORS = 5  # that the summary names
 
 
-@dataclass
-class Measured:
-    """The measurements of a run on a driver.
+@dataclass(frozen=True)
+class Steps:
+    """The latest steps of a run on a driver: the seconds of each, and its rows of the ledger."""
 
-    Attributes:
-        ends: when each step of an optimizer had been launched, in seconds of the host's clock.
+    seconds: list[float]
+    rows: list[list[dict[str, Any]]]
+
+
+def facts() -> dict[str, Any]:
+    """Return the driver's name, the measured step, the ledger, and the parts of a step, for the trace."""
+    ledger = json.loads(torch.ops.bringup.driver_ledger())
+    measured = json.loads(torch.ops.bringup.driver_marks())
+    steps = steps_between(measured["marks"])
+    middle = middle_half(steps.seconds)
+    return {
+        "name": str(torch.ops.bringup.driver_name()),
+        "step_seconds": fmean(steps.seconds[number] for number in middle) if middle else None,
+        "step_rows": typical([steps.rows[number] for number in middle]) if middle else measured["total"],
+        **ledger,
+    }
+
+
+def steps_between(marks: list[dict[str, Any]]) -> Steps:
+    """Return the steps from each of the marks that tell steps apart to the next one.
+
+    They are the program's own marks, else the steps of the optimizer that steps most often, else the calls of the
+    outermost module that launches most. The device's clock counts if the driver has one: the host may have launched
+    many steps before they run.
     """
+    ends = [number for number, mark in enumerate(marks) if _kind_of(mark) == _mark_of_steps(marks)]
+    pairs = list(pairwise(ends))
+    clock = "device_seconds" if any(mark["device_seconds"] for mark in marks) else "host_seconds"
+    return Steps(
+        [sum(mark[clock] for mark in marks[since:until]) for since, until in pairs],
+        [[row for mark in marks[since:until] for row in mark["rows"]] for since, until in pairs],
+    )
 
-    ends: list[float] = field(default_factory=list)
 
-    def seconds_of_steps(self, on_device: list[float]) -> list[float]:
-        """Return the time from the end of each step to the end of the next one.
+def _kind_of(mark: dict[str, Any]) -> tuple[int, int]:
+    return mark["kind"], mark["object"]
 
-        The device's clock counts if the driver has one: the host may have launched many steps before they run. The
-        device's times may be of the latest steps alone.
-        """
-        on_host = [after - before for before, after in zip(self.ends, self.ends[1:], strict=False)]
-        return on_device if any(on_device) else on_host
 
-    def facts(self) -> dict[str, Any]:
-        """Return the driver's name, the measured step, the ledger, and the parts of a step, for the trace."""
-        ledger = json.loads(torch.ops.bringup.driver_ledger())
-        steps = json.loads(torch.ops.bringup.driver_steps())
-        total, seconds = steps.pop("total"), self.seconds_of_steps(steps.pop("step_seconds"))
-        measured_steps = [steps.get(str(number), []) for number in range(1, len(self.ends))]
-        latest = min(len(steps), len(seconds), len(measured_steps))
-        rows, seconds = measured_steps[len(measured_steps) - latest :], seconds[len(seconds) - latest :]
-        middle = middle_half(seconds)
-        return {
-            "name": str(torch.ops.bringup.driver_name()),
-            "step_seconds": fmean(seconds[number] for number in middle) if latest else None,
-            "step_rows": typical([rows[number] for number in middle]) if latest else total,
-            **ledger,
-        }
+def _mark_of_steps(marks: list[dict[str, Any]]) -> tuple[int, int] | None:
+    """Return the kind and object of the marks that tell steps apart; None if none occurs twice."""
+    counts = Counter(_kind_of(mark) for mark in marks)
+    repeated = {key: count for key, count in counts.items() if count > 1}
+    if (STEP, BY_PROGRAM) in repeated:
+        return STEP, BY_PROGRAM
+    optimizers = {key: count for key, count in repeated.items() if key[0] == STEP}
+    if optimizers:
+        return max(optimizers, key=lambda key: optimizers[key])
+    launches: Counter[tuple[int, int]] = Counter()
+    for mark in marks:
+        launches[_kind_of(mark)] += sum(row["launches"] for row in mark["rows"])
+    return max(repeated, key=lambda key: launches[key], default=None)
 
 
 @contextmanager
-def measured() -> Iterator[Measured]:
-    """Measure the steps of the program and the parts of its launches, and count them from now on."""
-    measurement = Measured()
+def measured() -> Iterator[None]:
+    """Measure the parts of the program's launches, and count them from now on."""
     torch.ops.bringup.clear_driver_ledger()
     torch.ops.bringup.measure_driver(True)
-
-    def end_step(*_: Any) -> None:
-        if torch.ops.bringup.is_open():  # an optimizer on the host alone opens no device
-            measurement.ends.append(time.perf_counter())
-            torch.ops.bringup.next_driver_step()
-
-    hook = register_optimizer_step_post_hook(end_step)
     try:
-        yield measurement
+        yield
     finally:
-        hook.remove()
         torch.ops.bringup.measure_driver(False)
 
 

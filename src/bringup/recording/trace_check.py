@@ -176,6 +176,8 @@ class _Placement(BaseModel):
     launches_without_plan: Count
     unused_entries: Count
     unused: Annotated[list[Text], Field(max_length=MOST["lines"])]
+    lacking: Annotated[list[Text], Field(max_length=MOST["lines"])] = []
+    captured: Annotated[list[Text], Field(max_length=MOST["lines"])] = []
 
 
 # Between two events of a device, whose clock may step back.
