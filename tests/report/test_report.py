@@ -274,6 +274,7 @@ def test_report_of_a_driver_has_predicted_beside_measured(prediction: bringup.Pr
     predicted = {name: seconds for name, _, seconds, _ in by_group(measured.timeline, "op")}
     assert {op.op: op.predicted_seconds for op in step.ops} == predicted
     page = report_page(measured)
+    assert "predicted for t4: <b>" in page and "measured on acme: <b>4.5 ms" in page
     assert "The program ran on acme: 5.0 ms per step were measured" in page and "&lt;no kernel&gt;" in page
     assert "Predicted and measured" not in report_page(prediction) and measured_step(prediction.timeline) is None
 

@@ -197,7 +197,8 @@ class Trace:
             uses, counts = columns.pop("uses"), columns.pop("use_count")
             offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
             described = (about[name] for name in ("signatures", "lines", "modules", "about"))
-            trace = cls(columns, uses, offsets, *described, [tuple(item) for item in about.get("stacks", [])])
+            trace = cls(columns, uses, offsets, *described)
+            trace.stacks = [tuple(item) for item in about.get("stacks", [])]
             trace_check.check_rows(trace)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
             is_damaged = isinstance(error, trace_check.Damaged)
