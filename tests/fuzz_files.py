@@ -201,7 +201,7 @@ def recording() -> Any:
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(288, 4))
     model.to("chip")
     optimizer = torch.optim.AdamW(model.parameters())
-    with bringup.record() as trace:
+    with bringup.record(stacks=True) as trace:
         for _ in range(3):
             loss = model(torch.randn(2, 3, 8, 8).to("chip")).square().mean()
             optimizer.zero_grad()

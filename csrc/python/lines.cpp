@@ -6,10 +6,16 @@
 #include <torch/csrc/autograd/function.h>
 #include <torch/csrc/autograd/graph_task.h>
 
+#include <c10/util/SmallVector.h>
+#include <c10/util/hash.h>
+
 #include <array>
 #include <atomic>
 #include <filesystem>
 #include <limits>
+#include <mutex>
+#include <tuple>
+#include <unordered_map>
 #include <vector>
 
 #include "python/frames.h"
@@ -93,6 +99,52 @@ Line line_by_layout(const void* thread) {
   return line;
 }
 
+// Note [Stacks]
+// The chains of the program's frames form a tree, whose nodes are numbered as they appear. They stay for the life of the process,
+// since lines of forward passes refer to them. A walk through all frames takes longer than the rest of `current_line`, so it is
+// made on request only.
+using ProgramFrames = c10::SmallVector<std::pair<void*, int32_t>, 32>;  // code objects and instructions, innermost first
+
+class StackTree {
+ public:
+  int32_t number_of(const ProgramFrames& frames) {
+    std::lock_guard<std::mutex> lock(mutex_);
+    int32_t number = -1;
+    for (size_t i = frames.size(); i-- > 0;) {
+      auto [code, instruction] = frames[i];
+      if (frames_.size() == kMost && !numbers_.count({number, code, instruction})) break;  // the chain ends at an outer frame
+      auto [entry, added] = numbers_.try_emplace({number, code, instruction}, int32_t(frames_.size()));
+      if (added) frames_.push_back({number, {code, instruction}});
+      number = entry->second;
+    }
+    return number;
+  }
+
+  std::vector<StackFrame> frames() {
+    std::lock_guard<std::mutex> lock(mutex_);
+    return frames_;
+  }
+
+ private:
+  static constexpr size_t kMost = 1 << 20;  // a program that recurses with other callers each time
+  struct Hash {
+    size_t operator()(const std::tuple<int32_t, void*, int32_t>& key) const {
+      auto [caller, code, instruction] = key;
+      return c10::get_hash(caller, code, instruction);
+    }
+  };
+  std::mutex mutex_;
+  std::vector<StackFrame> frames_;
+  std::unordered_map<std::tuple<int32_t, void*, int32_t>, int32_t, Hash> numbers_;
+};
+
+StackTree& stack_tree() {
+  static auto* tree = new StackTree();
+  return *tree;
+}
+
+std::atomic<bool> stacks_kept{false};
+
 enum class Reads { Unknown, ByApi, ByLayout };
 
 // Compares the innermost frames, read in both ways.
@@ -119,15 +171,44 @@ bool reads_layout() {
   return answer.load(std::memory_order_relaxed) == Reads::ByLayout;
 }
 
+ProgramFrames program_frames(const void* thread) {
+  ProgramFrames frames;
+  if (reads_layout()) {
+    for (Frame frame = Frame::innermost(*frame_layout(), thread); frame; frame = frame.back())
+      if (is_user(frame.code())) frames.emplace_back(frame.code(), frame.instruction());
+    return frames;
+  }
+  Gil gil;
+  for (Ref frame = innermost_by_api(); frame; frame = Ref(PyFrame_GetBack(frame.get())))
+    if (Ref code = code_of(frame); is_user(code.get())) frames.emplace_back(code.get(), instruction_of(frame));
+  return frames;
+}
+
 Line python_line() {
   void* thread = PyGILState_GetThisThreadState();
   if (!thread) return {};
-  return reads_layout() ? line_by_layout(thread) : line_by_api();
+  Line line = reads_layout() ? line_by_layout(thread) : line_by_api();
+  if (C10_UNLIKELY(stacks_kept.load(std::memory_order_relaxed)) && line.code)
+    line.stack = stack_tree().number_of(program_frames(thread));
+  return line;
 }
 
 std::atomic<bool> raw_frames_known{false};
 
 }  // namespace
+
+int32_t keep_stacks(bool keep) {
+  stacks_kept = keep;
+  return python_line().stack;
+}
+
+std::vector<StackFrame> kept_stacks() { return stack_tree().frames(); }
+
+std::string function_of(const StackFrame& frame) {
+  Gil gil;
+  auto* code = static_cast<PyObject*>(frame.line.code);
+  return text_of(code, python_version() >= 311 ? "co_qualname" : "co_name");
+}
 
 void prepare_raw_frames() { raw_frames_known = reads_layout(); }
 
@@ -165,12 +246,14 @@ namespace {
 // rejects an entry that two threads have written in part.
 struct ForwardLine {
   std::atomic<uint64_t> check{0}, code{0}, place{0};
+  std::atomic<int32_t> stack{-1};
 };
 constexpr size_t kForwardLines = 1 << 14;
 std::array<ForwardLine, kForwardLines> forward_lines;
 
-uint64_t check_of(uint64_t sequence, uint64_t thread, uint64_t code, uint64_t place) {
-  return ((sequence ^ thread << 48) * 0x9E3779B97F4A7C15ull ^ code) * 0xD6E8FEB86659FD93ull ^ place;
+uint64_t check_of(uint64_t sequence, uint64_t thread, uint64_t code, uint64_t place, int32_t stack) {
+  uint64_t origin = sequence ^ thread << 48 ^ uint64_t(uint32_t(stack)) << 24;
+  return (origin * 0x9E3779B97F4A7C15ull ^ code) * 0xD6E8FEB86659FD93ull ^ place;
 }
 
 // The sequence numbers of threads run in parallel, so the thread's number is part of the index.
@@ -184,18 +267,21 @@ void keep_forward_line(uint64_t sequence, uint64_t thread, const Line& line) {
   ForwardLine& entry = forward_line(sequence, thread);
   entry.code.store(code, std::memory_order_relaxed);
   entry.place.store(place, std::memory_order_relaxed);
-  entry.check.store(check_of(sequence, thread, code, place), std::memory_order_relaxed);
+  entry.stack.store(line.stack, std::memory_order_relaxed);
+  entry.check.store(check_of(sequence, thread, code, place, line.stack), std::memory_order_relaxed);
 }
 
 // The stored line, or an empty line.
 Line kept_forward_line(uint64_t sequence, uint64_t thread) {
   const ForwardLine& entry = forward_line(sequence, thread);
   uint64_t code = entry.code.load(std::memory_order_relaxed), place = entry.place.load(std::memory_order_relaxed);
-  if (!code || entry.check.load(std::memory_order_relaxed) != check_of(sequence, thread, code, place)) return {};
+  int32_t stack = entry.stack.load(std::memory_order_relaxed);
+  if (!code || entry.check.load(std::memory_order_relaxed) != check_of(sequence, thread, code, place, stack)) return {};
   Line line;
   line.code = reinterpret_cast<void*>(code);
   line.instruction = int32_t(place & 0xffffffff);
   line.module = int32_t(place >> 32);
+  line.stack = stack;
   return line;
 }
 

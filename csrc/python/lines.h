@@ -18,10 +18,22 @@ struct Line {
   Phase phase = Phase::Forward;
   int32_t module = -1;  // number of the innermost torch.nn.Module that is being called (bringup.recording.modules)
   int64_t runs = 0;     // in a backward pass: the number of the node that runs; the phase of Python code in it is Forward
+  int32_t stack = -1;   // number of the chain of the program's frames; -1: `keep_stacks` is off
 };
 
 // Takes about 20 ns. The caller need not hold the GIL. Empty on threads without Python frames.
 Line current_line();
+
+// A frame of the program, and the number of its caller's chain; -1: it has no caller. A chain has the number of its innermost
+// frame.
+struct StackFrame {
+  int32_t caller;
+  Line line;
+};
+// Keeps the chain of frames for each line from now on, or no longer. Returns the number of the calling thread's chain.
+int32_t keep_stacks(bool keep);
+std::vector<StackFrame> kept_stacks();             // By number; a caller's number is smaller than its own.
+std::string function_of(const StackFrame& frame);  // Its name. Acquires the GIL.
 int64_t latest_node();                   // The number of the node that autograd made most recently on this thread; 0: none yet.
 std::string describe(const Line& line);  // "train.py:12", or "" for an empty line. Acquires the GIL.
 

@@ -260,7 +260,8 @@ int32_t intern_signature(Recording& state, const LaunchRow& row, const Stack* re
 
 int32_t intern_line(Recording& state, const Line& line) {
   if (!line.code) return -1;
-  auto [entry, added] = state.line_ids.try_emplace({line.code, line.instruction}, int32_t(state.lines.size()));
+  int64_t place = int64_t(line.stack + 1) << 32 | uint32_t(line.instruction);
+  auto [entry, added] = state.line_ids.try_emplace({line.code, place}, int32_t(state.lines.size()));
   if (added) {
     state.lines.emplace_back(line, "");
     state.lines.back().first.backward = false;
@@ -773,6 +774,22 @@ std::vector<std::string> recorded_lines() {
   return texts;
 }
 
+// For each line the number of its chain of frames, -1: none; and of each chain its caller's, its line and its function.
+std::tuple<std::vector<int64_t>, std::vector<int64_t>, std::vector<std::string>, std::vector<std::string>> recorded_stacks() {
+  std::tuple<std::vector<int64_t>, std::vector<int64_t>, std::vector<std::string>, std::vector<std::string>> result;
+  auto& [of_line, callers, lines, functions] = result;
+  {
+    std::lock_guard<std::mutex> lock(recording_state().mutex);
+    for (const auto& [line, text] : recording_state().lines) of_line.push_back(line.stack);
+  }
+  for (const StackFrame& frame : kept_stacks()) {
+    callers.push_back(frame.caller);
+    lines.push_back(describe(frame.line));
+    functions.push_back(function_of(frame));
+  }
+  return result;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
@@ -802,6 +819,8 @@ TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("recorded_columns(int start, bool settle=True) -> Tensor[]", &recorded_columns);
   m.def("recorded_signatures(int start) -> str[]", &recorded_signatures);
   m.def("recorded_lines() -> str[]", &recorded_lines);
+  m.def("keep_stacks(bool keep) -> int", [](bool keep) { return int64_t(keep_stacks(keep)); });
+  m.def("recorded_stacks() -> (int[], int[], str[], str[])", &recorded_stacks);
   m.def("record_mark(int kind, int object) -> ()", [](int64_t kind, int64_t object) {
     if (recording()) record_row(RowKind(kind), nullptr, current_line(), 0, object);
     if (has_plan() && RowKind(kind) == RowKind::Step) plan_begins_step();

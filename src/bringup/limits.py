@@ -48,6 +48,7 @@ TRACE = {
     "description bytes": Limit(1 << 26, "signatures, lines and modules; a thousand kinds of launch take 400 KiB"),
     "signatures": Limit(1 << 18, "kinds of launch that differ in operator, shapes or arguments"),
     "lines": Limit(1 << 18, "lines of source with a launch"),
+    "stacks": Limit(1 << 20, "as many as the core keeps"),
     "tensors": Limit(1 << 20, "one launch over the parameters of a hundred thousand experts"),
     "dimensions": Limit(64, "torch allows 64"),
     "nesting": Limit(16, "lists within lists in an operator's arguments"),

@@ -86,6 +86,46 @@ def test_launches_have_lines_and_modules(trace: bringup.Trace) -> None:
     assert where == {("layers.0", "test_trace.py"), ("layers.2", "test_trace.py")}
 
 
+def calls(trace: bringup.Trace, row: int) -> list[str]:
+    """The functions that led to a row, the outermost first."""
+    names, number = [], int(trace.columns["stack"][row])
+    while number >= 0:
+        number, line, function = trace.stacks[number]
+        assert trace.lines[line].startswith("tests/recording/test_trace.py:")
+        names.append(function.rpartition(".")[2])
+    return names[::-1]
+
+
+def test_stacks_have_the_calls_that_led_to_each_launch() -> None:
+    def inner(x: torch.Tensor) -> torch.Tensor:
+        return x.exp()
+
+    def outer(x: torch.Tensor) -> torch.Tensor:
+        return nn.Sequential(nn.Tanh())(inner(x))
+
+    def step(x: torch.Tensor) -> None:
+        outer(x).sum().backward()
+
+    x = torch.ones(4, device="chip", requires_grad=True)
+    with bringup.record(stacks=True) as trace:
+        step(x)
+        inner(x.detach())
+    test = "test_stacks_have_the_calls_that_led_to_each_launch"
+    rows = np.flatnonzero(trace.columns["kind"] == LAUNCH)
+    found = [(trace.signatures[trace.columns["signature"][row]].name, calls(trace, row)) for row in rows]
+    assert found[:3] == [
+        ("exp", [test, "step", "outer", "inner"]),
+        ("tanh", [test, "step", "outer"]),
+        ("sum", [test, "step"]),
+    ]
+    assert found[-1] == ("exp", [test, "inner"])
+    backward = [chain for row, (_, chain) in zip(rows, found, strict=True) if trace.columns["phase"][row] == 1]
+    assert [test, "step", "outer", "inner"] in backward  # that of the forward operator
+    with bringup.record() as plain:
+        step(x)
+    assert "stack" not in plain.columns and plain.stacks == []
+
+
 def test_backward_launches_have_the_module_of_their_forward(trace: bringup.Trace) -> None:
     columns = trace.columns
     rows = (columns["kind"] == LAUNCH) & (columns["phase"] == PHASES.index("backward"))

@@ -27,7 +27,7 @@ def trace() -> bringup.Trace:
     """Rows of nearly every kind, of two devices and two streams."""
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 4)).to("chip")
     optimizer = torch.optim.AdamW(model.parameters())
-    with bringup.record() as recorded:
+    with bringup.record(stacks=True) as recorded:
         for _ in range(2):
             loss = model(torch.randn(2, 3, 8, 8).to("chip")).square().mean()
             optimizer.zero_grad()
@@ -95,7 +95,7 @@ def test_every_kind_of_row_comes_back(trace: bringup.Trace, tmp_path: Path) -> N
 
 NUMBERS = [name for name in COLUMNS if name not in ("flags", "object")]
 OUT_OF_RANGE = [(name, value) for name in NUMBERS for value in (-2, -(2**31), 2**62)]
-OUT_OF_RANGE += [(name, 2**31 - 1) for name in ("device", "stream", "signature", "line", "module")]
+OUT_OF_RANGE += [(name, 2**31 - 1) for name in ("device", "stream", "signature", "line", "module", "stack")]
 OUT_OF_RANGE += [("kind", len(KINDS)), ("phase", 3), ("use_count", -1), ("use_count", 2**30)]
 
 
@@ -136,6 +136,11 @@ def test_storage_that_no_row_can_have_is_told(trace: bringup.Trace, tmp_path: Pa
         (lambda s: s.about.pop("about"), "about: Field required"),
         (lambda s: s.about.update(lines=[1]), "lines.0: Input should be a valid string"),
         (lambda s: s.about.update(modules=["x" * 5000]), "modules.0: String should have at most 4096 characters"),
+        (lambda s: s.about["stacks"].__setitem__(0, [0, 0, "main"]), "a stack comes before that of its caller"),
+        (lambda s: s.about["stacks"].__setitem__(0, [-2, 0, "main"]), "stacks.0.0: Input should be greater than"),
+        (lambda s: s.about["stacks"].__setitem__(0, [-1, 9999, "main"]), "line of a stack is 9999"),
+        (lambda s: s.about["stacks"].__setitem__(0, [-1, 0]), "stacks.0.2: Field required"),
+        (lambda s: s.about.pop("stacks"), "stack is 0 in a row"),
         (lambda s: s.about["about"].update(held_bytes=["1"]), "held_bytes.0: Input should be a valid integer"),
         (lambda s: s.about["about"].update(dry="yes"), "dry: Input should be a valid boolean"),
         (lambda s: s.about["about"].update(driver=3), "driver: Input should be a valid dictionary"),

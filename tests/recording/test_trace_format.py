@@ -14,7 +14,7 @@ from torch import nn
 
 import bringup
 from bringup.recording import trace_check
-from bringup.recording.rows import COLUMNS, PHASES, WAITS_FOR
+from bringup.recording.rows import COLUMNS, OPTIONAL, PHASES, WAITS_FOR
 from bringup.recording.trace import VERSION
 from tests.conftest import ROOT
 
@@ -48,7 +48,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, A
     model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 2)).to("chip")
     compiled = torch.compile(lambda x: (x * 2.0 + x.sum()).relu())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    with bringup.record() as trace:
+    with bringup.record(stacks=True) as trace:
         x = torch.randn(3, 4).to("chip")
         compiled(x)
         model(x).mean().backward()
@@ -63,7 +63,7 @@ def test_every_column_has_its_row_and_type(recorded: Any) -> None:
     assert set(members) == set(columns)
     for name, column in columns.items():
         assert members[name][0] == str(column.dtype), name
-    assert set(COLUMNS) < set(columns)
+    assert set(COLUMNS) | set(OPTIONAL) < set(columns)
     phases = members["phase"][1]
     assert re.findall(r"(\d) `(\w+)`", phases) == [(str(i), name) for i, name in enumerate(PHASES)]
 

@@ -23,7 +23,7 @@ AXE = AXE_PACKAGE and Path(str(AXE_PACKAGE.origin)).with_name("axe.min.js")
 FRAME = """<!doctype html><title></title>
 <script>addEventListener("message", (event) => (document.title = event.data))</script>
 <iframe src="page.html" width="{width}" height="1200" style="border: 0"></iframe>"""
-Task = Literal["use", "read", "pick", "sort", "axe"]
+Task = Literal["use", "read", "pick", "labels", "sort", "axe"]
 
 
 def look(
@@ -34,8 +34,8 @@ def look(
     Args:
         text: the page.
         folder: an empty one.
-        task: use all controls of the charts, read their texts by cursor and table, select marks, sort tables,
-            or have axe-core look for problems.
+        task: use all controls of the charts, read their texts by cursor and table, select marks, read the labels
+            that they draw, sort tables, or have axe-core look for problems.
         width: of the page.
         parts: selectors, whose elements are counted.
         dark: True for a screen that prefers dark colours.

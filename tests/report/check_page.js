@@ -133,6 +133,19 @@ async function pick(chart) {
   return outcome;
 }
 
+/** The texts that a chart draws in its canvas: those of its axes, and those inside marks. */
+async function labels(chart) {
+  const texts = [];
+  const draw = CanvasRenderingContext2D.prototype.fillText;
+  CanvasRenderingContext2D.prototype.fillText = function (text, ...place) {
+    texts.push(text);
+    draw.call(this, text, ...place);
+  };
+  await press(chart.querySelector("[data-do=all]"));
+  CanvasRenderingContext2D.prototype.fillText = draw;
+  return texts;
+}
+
 /** What the cursor and the table say about a chart. */
 async function read(chart) {
   const rows = [...chart.querySelectorAll("details.marks tbody tr")];
@@ -160,7 +173,7 @@ addEventListener("load", async () => {
   document.querySelectorAll("details").forEach((item) => (item.open = true));
   await pause();
   const charts = {};
-  const task = { use, read, pick }[TASK];
+  const task = { use, read, pick, labels }[TASK];
   if (task) for (const chart of document.querySelectorAll(".chart")) charts[chart.id] = await task(chart);
   // The rows of a long table are alike, and axe takes minutes for thousands.
   if (TASK === "axe") document.querySelectorAll("tbody tr:nth-child(n+30)").forEach((row) => row.remove());

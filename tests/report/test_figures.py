@@ -23,7 +23,7 @@ def prediction() -> bringup.Prediction:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 128), nn.GELU(), nn.Linear(128, 8)).to("chip")
     optimizer = torch.optim.AdamW(model.parameters())
-    with bringup.record() as trace:
+    with bringup.record(stacks=True) as trace:
         for _ in range(STEPS):
             loss = model(torch.randn(32, 64).to("chip")).square().mean()
             optimizer.zero_grad()
@@ -221,9 +221,9 @@ def test_memory_has_the_capacity_if_it_is_near(prediction: bringup.Prediction) -
     assert list(capacity.y) == [pytest.approx(changed.summary.capacity_bytes / 2**20)] * 2
 
 
-@pytest.mark.parametrize("by", ["module", "line"])
+@pytest.mark.parametrize("by", ["module", "line", "stack"])
 def test_flame_graph_adds_up_from_operators_to_passes(
-    prediction: bringup.Prediction, by: Literal["module", "line"]
+    prediction: bringup.Prediction, by: Literal["module", "line", "stack"]
 ) -> None:
     figure = figures.flame(prediction.timeline, by)
     assert figure is not None
@@ -239,6 +239,21 @@ def test_flame_graph_adds_up_from_operators_to_passes(
         (above,) = [mark for mark in marks if mark[1] == y + 1 and mark[0] - 2e-6 <= x and x < mark[0] + mark[2] - 2e-6]
         assert x + width <= above[0] + above[2] + 1e-5
         assert above[3].split(" ")[0] in text.split("\n")[-1]
+
+
+def test_flame_graph_by_stack_has_the_calls_and_needs_them(prediction: bringup.Prediction) -> None:
+    from dataclasses import replace
+
+    figure = figures.flame(prediction.timeline, "stack")
+    assert figure is not None
+    assert any(
+        text.startswith("prediction  tests/report/test_figures.py:") for one in figure.series for text in one.text
+    )
+    columns = {name: column for name, column in prediction.trace.columns.items() if name != "stack"}
+    without = bringup.price(replace(prediction.trace, columns=columns, stacks=[]), "t4")
+    assert figures.flame(without.timeline, "stack") is None
+    assert "bringup run --stacks" in html.page(without.timeline, without.summary)
+    assert "by Python stack" in html.page(prediction.timeline, prediction.summary)
 
 
 def test_lines_have_their_source_and_the_time_of_the_step(prediction: bringup.Prediction) -> None:

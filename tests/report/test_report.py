@@ -20,8 +20,9 @@ from torch import nn
 import bringup
 from bringup.analyse.summarize import by_group
 from bringup.recording.rows import D2D, D2H, H2D, KINDS, LAUNCH
+from bringup.report import html as pages
 from bringup.report import palette, perfetto, pftrace
-from bringup.report.chart import read
+from bringup.report.chart import Axis, Figure, Series, read
 from tests.conftest import NO_AXE, NO_BROWSER, ROOT, slow
 from tests.report import browser
 from tests.report.traces import Contents, Slice
@@ -273,6 +274,7 @@ def test_report_of_a_driver_has_predicted_beside_measured(prediction: bringup.Pr
     predicted = {name: seconds for name, _, seconds, _ in by_group(measured.timeline, "op")}
     assert {op.op: op.predicted_seconds for op in step.ops} == predicted
     page = report_page(measured)
+    assert "predicted for t4: <b>" in page and "measured on acme: <b>4.5 ms" in page
     assert "The program ran on acme: 5.0 ms per step were measured" in page and "&lt;no kernel&gt;" in page
     assert "Predicted and measured" not in report_page(prediction) and measured_step(prediction.timeline) is None
 
@@ -454,6 +456,22 @@ def test_cursor_and_table_show_the_marks(prediction: bringup.Prediction, tmp_pat
         for one in figure["series"]:  # a thin stack is between the lines of the grid
             is_thin = one["shape"] == "stack" and max(one["y"]) < 0.1 * highest
             assert is_thin or one.get("hover", "").partition("{")[0] in shown
+
+
+@pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)
+def test_logarithmic_axes_have_distinct_ticks_in_any_range(tmp_path: Path) -> None:
+    ranges = [(0.95, 1.2), (10.2, 10.4), (3.0, 4.0), (2e-5, 2.1e-5), (1.0, 30.0), (1e-6, 1e7), (5.0, 5.0)]
+    charts = {}
+    for number, ends in enumerate(ranges):
+        points = Series("a", "points", "#000000", ends, ends, size=[5.0] * 2)
+        charts[str(number)] = Figure(Axis(log=True), Axis(log=True), [points])
+    drawn = browser.look(pages.validation(1, {}, charts, True, 1), tmp_path, "labels", width=1280)["charts"]
+    for (low, high), texts in zip(ranges, drawn.values(), strict=True):
+        ticks = [float(text.replace(",", "").replace("M", "e6")) for text in texts if text]
+        second = next(i for i in range(1, len(ticks)) if ticks[i] < ticks[i - 1])  # those of the y axis
+        for labels in (ticks[:second], ticks[second:]):
+            assert len(set(labels)) == len(labels) >= 2 and labels == sorted(labels), texts
+            assert all(low / 2 <= label <= high * 2 for label in labels), texts
 
 
 @pytest.mark.skipif(browser.CHROMIUM is None, reason=NO_BROWSER)

@@ -278,7 +278,11 @@ def test_the_files_of_a_report(tmp_path: Path, steps: str) -> None:
     assert len({piece.track for piece in slices}) == 50
     assert {piece.name for piece in slices} == {"waits", "prefill", "decode"}
     page = (out / "report.html").read_text(encoding="utf-8")
-    assert page.count("<figure") == 3 and "keep the service level" in page
+    assert page.count("<figure") == 3
+    assert "keep the service level: time to the first token (TTFT) at most 1.0 s<" in page
+    files = {path.name for path in out.iterdir()}
+    invoke("--step-seconds", steps, *asked, "--out", str(out))  # replaces them
+    assert {path.name for path in out.iterdir()} == files
     again = invoke("--step-seconds", str(out / "steps.csv"), *asked)
     assert again["latency"]["mean"] == pytest.approx(numbers["latency"]["mean"], rel=0.02)
 

@@ -26,6 +26,7 @@ from bringup.analyse.changes import replayed
 from bringup.analyse.compile_advice import LEAST_SHARE
 from bringup.analyse.summary import LEAST_SECONDS, Bottleneck, Summary, WhatIfResult
 from bringup.analyse.wait_advice import for_waits
+from bringup.analyse.window import window
 from bringup.cost import FAMILIES
 from bringup.pricing import COMPUTE, WorkTable
 from bringup.recording.rows import D2H, H2D, LAUNCH, PINNED
@@ -43,8 +44,9 @@ MOSTLY = 0.5  # of the copies: above this share, pinning is the advice
 
 def advise(timeline: Timeline, summary: Summary) -> Summary:
     """Add the bottlenecks whose advice saves most, the what-ifs and, if the program does not fit, the ways to fit."""
+    whole, timeline = timeline, window(timeline)
     summary = replace(summary, what_if=_what_ifs(timeline, summary))
-    ways = [] if summary.fits or summary.out_of_memory else ways_to_fit.ways(timeline, summary)
+    ways = [] if summary.fits or summary.out_of_memory else ways_to_fit.ways(whole, summary)
     if summary.failed:  # what the rest of the program does is not known
         return replace(summary, ways_to_fit=ways)
     if summary.graph_breaks:
@@ -66,7 +68,7 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
     if any(item.key == "link-bound" for item in ranked):  # its action is also that for the waits of copies
         ranked = [item for item in ranked if item.remedy not in ("non-blocking", "copy-later")]
     best = [_with_saving(item, summary) for item in ranked[:MOST_BOTTLENECKS]]
-    trace = timeline.trace
+    trace = whole.trace
     saving = [*unused_graphs.memory_advice(trace, summary), *checkpoints.memory_advice(trace, summary)]
     return replace(summary, bottlenecks=best, ways_to_fit=ways, memory_advice=saving)
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import wraps
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
 Array = npt.NDArray[Any]
+Result = TypeVar("Result")
+Rest = ParamSpec("Rest")
 LEAST_GAIN, PAGE = 0.05, 20 << 20  # smaller savings than a page of an expandable segment come and go with the last page
 
 
@@ -137,6 +142,21 @@ class Storages:
         return int(self.before + max(np.cumsum(change[order]).max(initial=0.0), 0.0))
 
 
+def _once(function: Callable[Concatenate[Trace, Rest], Result]) -> Callable[Concatenate[Trace, Rest], Result]:
+    """Keep what a function returns for a trace as long as the trace lives: a report asks for it several times."""
+    by_trace: WeakKeyDictionary[Trace, dict[Any, Result]] = WeakKeyDictionary()
+
+    @wraps(function)
+    def once(trace: Trace, /, *rest: Rest.args, **named: Rest.kwargs) -> Result:
+        results, key = by_trace.setdefault(trace, {}), (rest, *named.items())
+        if key not in results:
+            results[key] = function(trace, *rest, **named)
+        return results[key]
+
+    return once
+
+
+@_once
 def memory_over_time(trace: Trace) -> tuple[int, Array]:
     """Return the peak in bytes of the fullest device, and the bytes held after every row on its device.
 
@@ -222,6 +242,7 @@ def _before(bytes_by_device: list[int], device: int) -> int:
     return int(bytes_by_device[device]) if device < len(bytes_by_device) else 0
 
 
+@_once
 def storages(trace: Trace, device: int) -> Storages:
     """List the storages that one device's allocator handed out, each with its kind.
 

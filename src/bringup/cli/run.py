@@ -84,6 +84,7 @@ class RunOptions:
     rank: int | None
     stages: str | None
     cluster: str | None
+    stacks: bool
     live: bool
     out: str | None
     output: str
@@ -257,6 +258,12 @@ class Outcome:
     default=None,
     metavar="NAME|FILE",
     help="Predict collectives on this cluster, such as dgx-h100x32 (default: the chip's first node).",
+)
+@click.option(
+    "--stacks",
+    is_flag=True,
+    help="Record the calls that led to each launch, for a flame graph by Python stack. Launches take longer here; "
+    "predictions stay the same.",
 )
 @click.option(
     "--live",
@@ -499,7 +506,8 @@ def record(job: Job, options: RunOptions) -> Outcome:
     on_driver = measured() if asked_driver() else nullcontext()
     plan = placed(job.plan) if job.plan is not None else nullcontext()
     line = _live(job, options)
-    with job.dry, watch, on_driver, plan, recorded(job.host, options.host_clock) as recorder:
+    recording = recorded(job.host, options.host_clock, stacks=options.stacks)
+    with job.dry, watch, on_driver, plan, recording as recorder:
         parent = os.getpid()
 
         def finish() -> None:

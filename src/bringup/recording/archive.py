@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bringup.errors import TraceError
 from bringup.files import StrPath, read_bytes, written_whole
 from bringup.limits import TRACE
-from bringup.recording.rows import COLUMNS
+from bringup.recording.rows import COLUMNS, OPTIONAL
 from bringup.text import short
 
 Array = npt.NDArray[Any]
@@ -28,7 +28,7 @@ DESCRIPTION = "description.json"
 # "uses" has a length of its own; all others have one value per row.
 DTYPES = {
     name: np.dtype(kind).newbyteorder("<")
-    for name, kind in (COLUMNS | {"use_count": np.int32, "uses": np.int64}).items()
+    for name, kind in (COLUMNS | {"use_count": np.int32, "uses": np.int64} | OPTIONAL).items()
 }
 LEVEL = 3  # of zlib: docs/trace.md has the figures of others
 # The last record of an archive: signature, four counts, the directory's size and place, the length of a comment.
@@ -46,6 +46,8 @@ def write(path: StrPath, description: bytes, columns: Mapping[str, Array]) -> No
     with written_whole(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         members = {DESCRIPTION: description}
         for name, dtype in DTYPES.items():
+            if name in OPTIONAL and name not in columns:
+                continue
             column = np.ascontiguousarray(columns[name], dtype)
             members[f"{name}.npy"] = _header(name, len(column)) + column.tobytes()
         for name, content in members.items():
@@ -63,19 +65,20 @@ def read(file: Path) -> tuple[bytes, dict[str, Array]]:
         _check_end(file, data)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            missing = {DESCRIPTION, *(f"{name}.npy" for name in DTYPES)} - set(entries)
+            dtypes = {name: kind for name, kind in DTYPES.items() if name not in OPTIONAL or f"{name}.npy" in entries}
+            missing = {DESCRIPTION, *(f"{name}.npy" for name in dtypes)} - set(entries)
             if missing:
                 raise TraceError(
                     f"{file}: is an archive, but not a trace that bringup wrote (it has no {min(missing)}): "
                     "record one with `bringup run`"
                 )
-            counts = {name: _count(name, entries[f"{name}.npy"].file_size) for name in DTYPES}
+            counts = {name: _count(name, entries[f"{name}.npy"].file_size) for name in dtypes}
             _check_size(file, "description bytes", entries[DESCRIPTION].file_size)
             _check_size(file, "rows", counts["kind"])
             _check_size(file, "uses", counts["uses"])
             text = _content(archive, entries[DESCRIPTION])
             columns = {}
-            for name, dtype in DTYPES.items():
+            for name, dtype in dtypes.items():
                 rows = counts[name if name == "uses" else "kind"]
                 content, header = b"", _header(name, max(rows, 0))
                 if counts[name] == rows >= 0:

@@ -23,6 +23,7 @@ from bringup.paths import BACKWARD, Places, as_text, is_library
 from bringup.process import FACTS, Facts, process
 from bringup.recording import inputs, modules
 from bringup.recording.rows import BY_PROGRAM, COLUMNS, STEP
+from bringup.recording.stacks import Stacks
 from bringup.recording.trace import Trace
 from bringup.text import split_line
 
@@ -57,6 +58,7 @@ class Recording:
         about: entries of the trace's `about` that are known at the start.
         chip, host, host_clock: the machine for predictions while the program runs; None is the default host.
         at_end: callbacks for the end of the recording.
+        stacks: the calls that led to each row; None if they are not kept.
     """
 
     def __init__(self, about: dict[str, Any], chip: Chip, host: Host | None, host_clock: HostClock) -> None:
@@ -68,6 +70,7 @@ class Recording:
         self.places = Places.of_process()
         self.names = modules.Names()
         self.inputs = inputs.Inputs(self.places)
+        self.stacks: Stacks | None = None
         self._parts: dict[Callable[..., Any], Any] = {}
         self._facts: dict[Facts, Callable[[], dict[str, Any]]] = {}
         self._begin_facts()
@@ -88,11 +91,18 @@ class Recording:
         ops = torch.ops.bringup
         *values, uses, offsets = (column.numpy() for column in ops.recorded_columns(0))
         columns = dict(zip(COLUMNS, values, strict=True))
-        recorded = ops.recorded_lines()
+        recorded = own = ops.recorded_lines()
+        if self.stacks is not None:
+            self.stacks.read()
+            recorded = own + self.stacks.places()
         texts = [self.places.line(text) for text in recorded]
         lines = list(dict.fromkeys(texts))  # the core numbers instructions, and a source line may have several
         place = {text: number for number, text in enumerate(lines)}
-        to_line = np.asarray([*(place[text] for text in texts), -1], dtype=np.int32)
+        chains: list[tuple[int, int, str]] = []
+        if self.stacks is not None:
+            of_line, chains = self.stacks.numbered([place[text] for text in texts[len(own) :]])
+            columns["stack"] = np.asarray([*of_line, -1], dtype=np.int32)[columns["line"]]
+        to_line = np.asarray([*(place[text] for text in texts[: len(own)]), -1], dtype=np.int32)
         columns["line"] = to_line[columns["line"]]
         self._begin_facts()
         about: dict[str, Any] = {"redirected": {}}
@@ -126,6 +136,7 @@ class Recording:
             lines=lines,
             modules=[as_text(name) for name in self.names.names],
             about=about,
+            stacks=[(caller, line, as_text(function)) for caller, line, function in chains],
         )
         trace.signatures = [signature for _, signature in signatures]
         return trace
@@ -155,8 +166,16 @@ def _shown(data: dict[str, Any], signature: Signature, places: Places) -> tuple[
 
 
 @contextmanager
-def recorded(host: Host | None = None, host_clock: HostClock = "modelled") -> Iterator[Recording]:
-    """Record the launches inside the block. Times of events are predicted for the chip with this host."""
+def recorded(
+    host: Host | None = None, host_clock: HostClock = "modelled", *, stacks: bool = False
+) -> Iterator[Recording]:
+    """Record the launches inside the block. Times of events are predicted for the chip with this host.
+
+    Args:
+        host: of the predictions.
+        host_clock: of the predictions.
+        stacks: True also records the calls that led to each launch, which takes the program more time.
+    """
     global _current
     load.register()
     ops = torch.ops.bringup
@@ -175,23 +194,27 @@ def recorded(host: Host | None = None, host_clock: HostClock = "modelled") -> It
     recording = Recording(about, process.chosen_chip(), host, host_clock)
     with modules.watched(recording.names), inputs.watched(recording.inputs):
         ops.start_recording()
+        if stacks:
+            recording.stacks = Stacks(ops.keep_stacks(True))
         _current = recording
         try:
             yield recording
         finally:
             ops.stop_recording()
+            ops.keep_stacks(False)
             _current = None
             recording.at_end.close()
 
 
 @contextmanager
-def record() -> Iterator[Trace]:
+def record(*, stacks: bool = False) -> Iterator[Trace]:
     """Record the launches inside the block into a trace, which is filled when the block ends.
 
+    With `stacks`, the trace also has the calls that led to each launch, for a flame graph.
     Example: ``with bringup.record() as trace: model(x)``, then ``bringup.price(trace, chip="t4")``.
     """
     trace = Trace({}, np.zeros(0, np.int64), np.zeros(1, np.int64), [], [], [])
-    with recorded() as recording:
+    with recorded(stacks=stacks) as recording:
         abandoned = False
         try:
             yield trace

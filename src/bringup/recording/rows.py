@@ -45,3 +45,4 @@ COLUMNS = {
     "bytes": np.int64,
     "object": np.int64,
 }
+OPTIONAL = {"stack": np.int32}  # columns of some recordings

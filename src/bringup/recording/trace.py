@@ -29,7 +29,7 @@ VERSION = 3
 Column = npt.NDArray[Any]
 
 
-@dataclass(repr=False)
+@dataclass(repr=False, eq=False)
 class Trace:
     """The record of a program's launches, copies, allocations and waits: one row each, in the host's order.
 
@@ -40,6 +40,8 @@ class Trace:
             ``recompilations`` and ``graph_breaks`` of torch.compile; ``dry``, True if nothing was computed;
             ``held_bytes`` and ``held_reserved_bytes``, the bytes that tensors and the allocator held on each device at
             the beginning; ``cluster`` and ``ranks`` of a program on several chips, and the ``rank`` of this recording.
+        stacks: chains of frames, which the column ``stack`` of some recordings indexes: for each its caller's chain
+            (-1: none), which comes before it, the line of its innermost frame, and that frame's function.
     """
 
     columns: dict[str, Column]
@@ -49,6 +51,7 @@ class Trace:
     lines: list[str]
     modules: list[str]
     about: dict[str, Any] = field(default_factory=dict)
+    stacks: list[tuple[int, int, str]] = field(default_factory=list)
 
     def _repr_html_(self) -> str:
         """Return a table for a notebook."""
@@ -167,6 +170,7 @@ class Trace:
             "signatures": self.signature_data,
             "lines": self.lines,
             "modules": self.modules,
+            **({"stacks": self.stacks} if self.stacks else {}),
         }
         text = json.dumps(about, sort_keys=True).encode()
         archive.write(path, text, {**self.columns, "use_count": np.diff(self.offsets), "uses": self.uses})
@@ -194,6 +198,7 @@ class Trace:
             offsets = np.concatenate(([0], np.cumsum(counts, dtype=np.int64)))
             described = (about[name] for name in ("signatures", "lines", "modules", "about"))
             trace = cls(columns, uses, offsets, *described)
+            trace.stacks = [tuple(item) for item in about.get("stacks", [])]
             trace_check.check_rows(trace)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
             is_damaged = isinstance(error, trace_check.Damaged)

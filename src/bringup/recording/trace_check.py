@@ -34,6 +34,7 @@ class Rows(Protocol):
     offsets: Array
     signature_data: list[dict[str, Any]]
     lines: list[str]
+    stacks: list[tuple[int, int, str]]
     modules: list[str]
 
     def __len__(self) -> int:
@@ -246,11 +247,15 @@ class _About(BaseModel):
     driver: _Driver | None = None
 
 
+_Chain = tuple[Annotated[int, Field(strict=True, ge=-1)], Count, Text]
+
+
 class _Description(BaseModel):
     about: _About
     signatures: Annotated[list[_Signature], Field(max_length=MOST["signatures"])]
     lines: Annotated[list[Text], Field(max_length=MOST["lines"])]
     modules: Annotated[list[Text], Field(max_length=MOST["lines"])]
+    stacks: Annotated[list[_Chain], Field(max_length=MOST["stacks"])] = []
 
 
 def check_description(about: dict[str, Any]) -> None:
@@ -280,9 +285,9 @@ def check_rows(trace: Rows) -> None:
     storages = count + len(trace.uses)  # they are numbered as they appear, in a row or a use
     for name, column in columns.items():
         if name != "object":  # whose meaning depends on the kind of row
-            low = -1 if name in ("stream", "signature", "line", "module") else 0
+            low = -1 if name in ("stream", "signature", "line", "module", "stack") else 0
             highs = {"device": MOST["devices"], "stream": MOST["streams"], "signature": len(trace.signature_data)}
-            highs |= {"line": len(trace.lines), "module": len(trace.modules)}
+            highs |= {"line": len(trace.lines), "module": len(trace.modules), "stack": len(trace.stacks)}
             _check_range(name, column, low, highs.get(name, 2**62))
     _check_range("kind", columns["kind"], 0, len(rows.KINDS))
     _check_range("phase", columns["phase"], 0, len(rows.PHASES))
@@ -313,6 +318,10 @@ def check_rows(trace: Rows) -> None:
     ):
         if float(amounts.sum(dtype=np.float64)) >= 2.0**62:
             raise Damaged(f"{name} add up to more than an int64 can count")
+    callers, lines = (np.asarray([chain[i] for chain in trace.stacks], dtype=np.int64) for i in (0, 1))
+    _check_range("line of a stack", lines, 0, len(trace.lines))
+    if (callers >= np.arange(len(callers))).any():
+        raise Damaged("a stack comes before that of its caller")
     _check_range("uses", trace.uses >> 1, 0, storages)
     _check_range("use_count", np.diff(trace.offsets), 0, MOST["tensors"] + 1)
     if trace.offsets[-1] != len(trace.uses):

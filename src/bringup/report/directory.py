@@ -205,7 +205,7 @@ def _finish(target: Path) -> None:
     if (new / "trace.npz").exists():
         for name in ADDED:  # they belong to the old report
             (target / name).unlink(missing_ok=True)
-    for name in (*OUTPUTS, *CARD):
+    for name in sorted(os.listdir(new)):
         with suppress(FileNotFoundError):
             os.replace(new / name, target / name)
     new.rmdir()

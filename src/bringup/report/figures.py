@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain, repeat
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ MOST_SPANS = 3000  # of one lane; beyond that neighbours are drawn as one
 MOST_LANES = 200  # by stream and family: ten streams with kernels of every family
 MOST_POINTS = 2000
 LEAST_SHARE = 1e-3  # of the chip's time: what takes less is no part of the flame graph
+MOST_CALLS = 50  # of a stack; what is called inside of them counts for the innermost one that is shown
 MOST_PARTS = 1000  # storages of one kind that a click lists
 MOST_SIGNATURES = 400
 MOST_MODULES = 10  # groups of modules in the chart of memory; more are hard to tell apart
@@ -226,13 +228,16 @@ def _text(replayed: Timeline, row: int) -> str:
     return f"{signature.op} {took}\n{short(signature.shapes, 120)}\n{where}{inside}"
 
 
-def flame(replayed: Timeline, by: Literal["module", "line"] = "module") -> Figure | None:
+def flame(replayed: Timeline, by: Literal["module", "line", "stack"] = "module") -> Figure | None:
     """Draw the chip's time in the typical step, each part below what it belongs to; None if the chip computes nothing.
 
     Args:
         replayed: the replay of a recording.
-        by: passes, the modules in them and operators; or passes, files, their lines and operators.
+        by: passes, the modules in them and operators; or passes, files, their lines and operators; or passes, the
+            program's calls and operators, None if the recording has no stacks.
     """
+    if by not in replayed.trace.columns:
+        return None
     first, last, *_ = steady(replayed)
     trace = replayed.trace
     rows = replayed.launches_on_chip(first, last)
@@ -240,7 +245,11 @@ def flame(replayed: Timeline, by: Literal["module", "line"] = "module") -> Figur
         return None
     ops = [item.op.removeprefix("aten::") for item in trace.signatures]
     fields = [trace.columns[name][rows] for name in ("phase", by, "signature")]
-    inner = [_modules(name) for name in trace.modules] if by == "module" else _lines(trace)
+    inner: Sequence[tuple[str, ...]] = {
+        "module": lambda: [_modules(name) for name in trace.modules],
+        "line": lambda: _lines(trace),
+        "stack": lambda: _stacks(trace),
+    }[by]()
     _, some, place = np.unique(_keys(fields), return_index=True, return_inverse=True)
     seconds = np.bincount(place, (replayed.end - replayed.start)[rows])
     totals: dict[tuple[str, ...], float] = {}
@@ -293,6 +302,15 @@ def _lines(trace: Trace) -> list[tuple[str, ...]]:
     ]
 
 
+def _stacks(trace: Trace) -> list[tuple[str, ...]]:
+    """Return for each stack its calls, the outermost first: ``main  train.py:40`` and ``loss  model.py:12``."""
+    paths: list[tuple[str, ...]] = []
+    for caller, line, function in trace.stacks:
+        outer = paths[caller] if caller >= 0 else ()
+        paths.append((*outer, f"{function}  {trace.lines[line]}") if len(outer) < MOST_CALLS else outer)
+    return paths
+
+
 def _of_flame(path: tuple[str, ...], spent: float, total: float) -> str:
     return f"{path[-1]} {duration(spent)}\n{spent / total:.1%} of the chip's time\n{' > '.join(path[:-1])}".strip()
 
@@ -321,7 +339,7 @@ def memory_by_module(replayed: Timeline) -> Figure | None:
     if drawn is None or (drawn.handed_out.module < 0).all():
         return None
     handed_out, names = drawn.handed_out, replayed.trace.modules
-    weight = np.bincount(handed_out.module + 1, handed_out.bytes * drawn.seconds(), len(names) + 1)[1:]
+    weight = np.bincount(handed_out.module + 1, handed_out.bytes * drawn.seconds, len(names) + 1)[1:]
     group = np.asarray([*_grouped(names, weight), OUTSIDE_MODULES])[handed_out.module]
     groups = {str(name): group == name for name in np.unique(group)}
     order = sorted(
@@ -383,6 +401,7 @@ class _Memory:
             points = np.asarray([piece[np.argmax(held[rows[piece]])] for piece in np.array_split(points, MOST_POINTS)])
         return _Memory(replayed, storages(trace, device), rows, held[rows], points)
 
+    @cached_property
     def seconds(self) -> npt.NDArray[Any]:
         """Return how long each storage lives; those that are never freed live to the end."""
         issued = self.replayed.issued
@@ -416,16 +435,23 @@ class _Memory:
 
     def _over_time(self, members: npt.NDArray[Any]) -> npt.NDArray[Any]:
         """Return the bytes that some storages hold after each of the rows."""
-        change = np.zeros(len(self.rows) + 1, dtype=np.int64)
-        for moments, sign in ((self.handed_out.allocated, 1), (self.handed_out.freed, -1)):
-            np.add.at(change, np.searchsorted(self.rows, moments[members]), sign * self.handed_out.bytes[members])
-        return np.cumsum(change[:-1])
+        size = self.handed_out.bytes[members]
+        more, less = (np.bincount(place[members], size, len(self.rows) + 1) for place in self._places)
+        return np.cumsum((more - less)[:-1].astype(np.int64))  # whole numbers below 2**53 have no error
+
+    @cached_property
+    def _places(self) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+        """Where each storage is allocated and freed, as places in `rows`."""
+        allocated, freed = (
+            np.searchsorted(self.rows, moments) for moments in (self.handed_out.allocated, self.handed_out.freed)
+        )
+        return allocated, freed
 
     def _largest(self, members: npt.NDArray[Any]) -> Parts:
         """Return the storages of a group with the most bytes times seconds, and the lines that allocated them."""
         trace = self.replayed.trace
         chosen = np.flatnonzero(members)
-        lived = self.seconds()[chosen]
+        lived = self.seconds[chosen]
         weight = self.handed_out.bytes[chosen] * lived
         picked = np.sort(np.argsort(-weight, kind="stable")[:MOST_PARTS])
         allocated = self.handed_out.allocated[chosen[picked]]

@@ -14,11 +14,12 @@ import jinja2
 from markupsafe import Markup
 
 from bringup.analyse.compare import bound_of
+from bringup.analyse.compile_advice import LEAST_SHARE
 from bringup.analyse.holders import allocations_at_peak
-from bringup.analyse.on_driver import measured_step
+from bringup.analyse.on_driver import MeasuredStep, measured_step
 from bringup.analyse.source_lines import SourceLine, source_lines
 from bringup.analyse.summarize import by_group
-from bringup.analyse.summary import Summary
+from bringup.analyse.summary import LEAST_SECONDS, Summary
 from bringup.machine.facts import flat, source_of
 from bringup.pricing import ENGINES
 from bringup.report import figures, palette
@@ -36,7 +37,7 @@ from bringup.report.lines import (
     step_lines,
     used_peak,
 )
-from bringup.text import duration, size
+from bringup.text import duration, figure, size
 from bringup.timeline.replay import Timeline
 
 FOLDER = Path(__file__).parent
@@ -132,12 +133,13 @@ def render(template: str, *, title: str, charts: Mapping[str, Figure | None] | N
 
 def page(timeline: Timeline, summary: Summary) -> str:
     """Write the report of one recording on one machine."""
-    files = source_lines(timeline)
+    files, measured = source_lines(timeline), measured_step(timeline)
     shown, note = figures.timeline(timeline)
     charts = {
         "timeline": shown,
         "flame": figures.flame(timeline),
         "lines": figures.flame(timeline, by="line"),
+        "stacks": figures.flame(timeline, by="stack"),
         "memory": figures.memory(timeline, summary),
         "memory_by_module": figures.memory_by_module(timeline),
         "roofline": figures.roofline(timeline),
@@ -161,7 +163,8 @@ def page(timeline: Timeline, summary: Summary) -> str:
         ],
         parts=_parts(summary),
         groups=_groups(timeline),
-        measured=measured_step(timeline),
+        measured=measured,
+        side_by_side=_side_by_side(summary, measured),
         most_rows=MOST_ROWS,
         files=files[:MOST_FILES],
         longest=max((max(x.chip_seconds, x.host_seconds) for _, listed in files for x in listed), default=0.0) or 1.0,
@@ -173,6 +176,9 @@ def page(timeline: Timeline, summary: Summary) -> str:
         engines=ENGINES,
         timeline_note=note,
         duration=duration,
+        figure=figure,
+        least_share=LEAST_SHARE,
+        least_seconds=LEAST_SECONDS,
         size=size,
     )
 
@@ -195,6 +201,36 @@ def _parts(summary: Summary) -> list[dict[str, Any]]:
     return [
         {"name": name, "css": _CSS[name], "percent": round(100 * seconds / total, 1), "text": duration(seconds)}
         for name, seconds in summary.parts().items()
+    ]
+
+
+def _side_by_side(summary: Summary, measured: MeasuredStep | None) -> list[tuple[str, float, list[dict[str, Any]]]]:
+    """Return the predicted and the measured step to one scale: name, seconds, and parts with shares of the longer one.
+
+    It is empty if no step was measured.
+    """
+    if measured is None or summary.measured_step_seconds is None:
+        return []
+    both = {
+        f"predicted for {summary.chip}": {name: (_CSS[name], seconds) for name, seconds in summary.parts().items()},
+        f"measured on {summary.driver}": {
+            name: (css, seconds)
+            for (name, seconds), css in zip(measured.parts().items(), ("chip", "fallback", "host"), strict=True)
+        },
+    }
+    totals = {name: sum(seconds for _, seconds in parts.values()) for name, parts in both.items()}
+    longest = max(totals.values()) or 1.0
+    return [
+        (
+            name,
+            totals[name],
+            [
+                {"name": part, "css": css, "percent": f"{100 * seconds / longest:.2f}", "text": duration(seconds)}
+                for part, (css, seconds) in parts.items()
+                if seconds
+            ],
+        )
+        for name, parts in both.items()
     ]
 
 

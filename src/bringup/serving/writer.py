@@ -97,6 +97,13 @@ def timeline(outcome: Outcome) -> pftrace.Writer:
 # ---- the page
 
 
+WORDS = {
+    "ttft": "time to the first token (TTFT)",
+    "tpot": "time per further token (TPOT)",
+    "latency": "time of the whole request (latency)",
+}
+
+
 def page(outcome: Outcome, name: str) -> str:
     """Write the report."""
     has_tokens = outcome.kv_blocks > 0
@@ -115,6 +122,7 @@ def page(outcome: Outcome, name: str) -> str:
         o=outcome,
         percentiles=percentiles,
         names=names,
+        words=WORDS,
         has_tokens=has_tokens,
         infinity=math.inf,
         duration=duration,
@@ -130,7 +138,7 @@ def _latency(outcome: Outcome, names: tuple[str, ...]) -> Figure:
         places = np.unique(np.linspace(0, len(values) - 1, min(len(values), 200)).astype(int))
         x = [max(round(float(value), 9), 1e-9) for value in values[places]]
         y = [round(100 * (int(place) + 1) / len(values), 3) for place in places]
-        series.append(Series(name, "line", palette.series(number), x, y, hover="{y} % within {x} s"))
+        series.append(Series(WORDS[name], "line", palette.series(number), x, y, hover="{y} % within {x} s"))
     return Figure(Axis("seconds", log=True), Axis("% of the requests"), series)
 
 
