@@ -54,6 +54,28 @@ def test_model_computes_what_the_original_does(name: str, tmp_path: Path) -> Non
         torch.testing.assert_close(result.cpu(), want, rtol=1e-5, atol=1e-6 * float(want.abs().max()))
 
 
+def test_computed_shapes_do_not_break_a_compiled_graph(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Gather", ["shape", "places"], ["ends"]),
+        helper.make_node("Gather", ["shape", "last"], ["length"]),
+        helper.make_node("Mul", ["ends", "twice"], ["more"]),
+        helper.make_node("Concat", ["more", "rest"], ["sizes"], axis=0),
+        helper.make_node("Reshape", ["x", "sizes"], ["halves"]),
+        helper.make_node("Cast", ["length"], ["factor"], to=FLOAT),
+        helper.make_node("Mul", ["halves", "factor"], ["y"]),
+    ]
+    weights = {"places": [0], "last": np.int64(-1), "twice": [2], "rest": [-1, 3]}
+    path = save(tmp_path / "m.onnx", nodes, {"x": (FLOAT, ["batch", 4, 6])}, ["y", "sizes"], weights)
+    model = bringup.load_onnx(path)
+    for batch in (2, 3):
+        x = torch.rand(batch, 4, 6)
+        torch.compiler.reset()
+        result, sizes = torch.compile(model, fullgraph=True)(x)
+        torch.testing.assert_close(result.cpu(), x.reshape(2 * batch, -1, 3) * 6)
+        assert sizes.tolist() == [2 * batch, -1, 3]
+
+
 def test_product_and_bias_are_one_launch_unless_others_read_the_product(tmp_path: Path) -> None:
     weights = {
         **{"w": np.random.rand(4, 3).astype(np.float32), "bias": np.arange(3, dtype=np.float32)},

@@ -39,7 +39,8 @@ from bringup.limits import ONNX
 from bringup.text import plain, quantity, short
 
 Values = dict[str, Any]
-SHAPES = ("Shape", "Size", "SequenceLength")  # their results are on the host without a look at the chip's memory
+MEASURES = ("Shape", "Size")
+SHAPES = (*MEASURES, "SequenceLength")  # their results are on the host without a look at the chip's memory
 _PYTHON = compile("call = lambda function, arguments: function(*arguments)", "onnx", "exec").co_consts[0]
 FEW = 1 << 16  # elements of constants of which a node may be computed although its result's shape is not known before
 DEEPEST = 64  # modules that a weight's name spells; chosen: models of transformers have ten
@@ -56,6 +57,7 @@ class Step:
         read_on_host: positions of inputs that the host reads.
         constants: those of them that are constants.
         frees: values that no later node reads.
+        while_compiling: computes a node of the host from what it reads; torch.compile takes the results for constants.
     """
 
     node: Node
@@ -66,6 +68,7 @@ class Step:
     constants: dict[int, Constant]
     frees: tuple[str, ...]
     prepared: dict[str, Any]
+    while_compiling: Callable[..., Any]
 
 
 def load_onnx(path: str | os.PathLike[str], device: str | torch.device = "chip") -> OnnxModel:
@@ -203,6 +206,15 @@ class OnnxModel(torch.nn.Module):
 
     def _execute(self, step: Step, values: Values, device: torch.device) -> None:
         node, host = step.node, step.read_on_host
+        if torch.compiler.is_compiling() and (step.on_host or node.op in MEASURES):
+            reads = [values.get(name) for name in node.inputs]
+            if node.op in MEASURES and isinstance(reads[0], torch.Tensor):
+                reads = [Constant(None, tuple(reads[0].shape), reads[0].dtype)]
+            if all(value is None or isinstance(value, Constant) for value in reads):
+                known = tuple(None if value is None else (value.values, value.shape, value.dtype) for value in reads)
+                for name, result in zip(node.outputs, step.while_compiling(known), strict=False):
+                    values[name] = Constant(*result)
+                return
         where = torch.device("cpu") if step.on_host else device
         arguments: list[Any] = []
         for place, name in enumerate(node.inputs):
@@ -256,13 +268,38 @@ def _moved(value: Any, device: torch.device) -> Any:
         return [_moved(item, device) for item in value]
     if isinstance(value, torch.Tensor) and value.device.type != device.type:
         return value.to(device)
-    return value
+    return value.on(device) if isinstance(value, Constant) else value
 
 
 def _line(node: Node) -> Callable[..., Any]:
     """Return a function whose source line is the node."""
     code = _PYTHON.replace(co_filename=node.label, co_name=node.op, co_firstlineno=node.number)
     return FunctionType(code, {"__builtins__": builtins})
+
+
+def _while_compiling(model: OnnxModel, node: Node, operator: Operator) -> Callable[..., Any]:
+    """Return a function that computes a node on the host, for torch.compile: a look at a tensor would break the graph.
+
+    Its argument has for each input values, shape and dtype, or None if it is a constant of the model or left out. The
+    values of a tensor whose shape alone matters are None. It returns the same of each output.
+    """
+
+    def compute(known: tuple[Any, ...]) -> list[Any]:
+        host = torch.device("cpu")
+        arguments: list[Any] = []
+        for name, item in zip(node.inputs, known, strict=True):
+            if item is None:
+                arguments.append(_moved(model._constant(name, True), host) if name else None)
+            elif item[0] is None:
+                arguments.append(torch.empty(item[1], dtype=item[2], device="meta"))
+            else:
+                arguments.append(Constant(*item).on(host))
+        result = operator.function(Call(node, lambda *_: [], host), *arguments)
+        results = result if isinstance(result, tuple) else (result,)
+        return [(item.tolist(), tuple(item.shape), item.dtype) for item in results]
+
+    compute._dynamo_marked_constant = True  # type: ignore[attr-defined]  # its decorator would import Dynamo
+    return compute
 
 
 class _TooMuch(Exception):
@@ -441,12 +478,13 @@ class _Planner:
                 on_chip.update(inner.outputs)
                 self.steps(inner, needed, on_chip)
             constants = {
-                position: Constant(self.constants[name])
+                position: Constant.of(self.constants[name])
                 for position, name in enumerate(node.inputs)
                 if position in read and isinstance(self.constants.get(name), torch.Tensor)
             }
             freed = tuple(frees.get(place, ()))
-            planned.append(Step(node, operator, _line(node), host, read, constants, freed, {}))
+            computed = _while_compiling(self.model, node, operator)
+            planned.append(Step(node, operator, _line(node), host, read, constants, freed, {}, computed))
         graph.steps[:] = planned
 
     def runs_on_host(self, node: Node, operator: Operator, needed: set[str]) -> bool:

@@ -33,17 +33,31 @@ class Operator:
     foldable: bool = True
 
 
+def flat(values: Any) -> list[Any]:
+    """Return the numbers of nested lists."""
+    return [number for item in values for number in flat(item)] if isinstance(values, list) else [values]
+
+
 class Constant:
     """A constant whose values the host reads, with the methods of a tensor that this needs.
 
     Reading a tensor would break the graph of torch.compile.
     """
 
-    def __init__(self, tensor: Tensor) -> None:
-        self.values = tensor.tolist()
-        self.flat = tensor.reshape(-1).tolist()
-        self.shape = tuple(tensor.shape)
-        self.dtype = tensor.dtype
+    def __init__(self, values: Any, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        self.values = values
+        self.flat = flat(values)
+        self.shape = shape
+        self.dtype = dtype
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> Constant:
+        """Return the values of a tensor."""
+        return cls(tensor.tolist(), tuple(tensor.shape), tensor.dtype)
+
+    def on(self, device: torch.device) -> Tensor:
+        """Return it as a tensor."""
+        return torch.tensor(self.values, dtype=self.dtype, device=device).reshape(self.shape)
 
     def numel(self) -> int:
         """Return the number of elements."""

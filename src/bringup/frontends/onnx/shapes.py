@@ -176,8 +176,9 @@ def gather(call: Call, x: Tensor, indices: Tensor) -> Tensor:
 
 
 def _from_front(indices: Tensor, length: int) -> Tensor:
-    """Return indices counted from the front; on the chip, where a look at them would wait, all may be negative."""
-    if indices.device.type == "cpu" and not bool((indices < 0).any()):
+    """Return indices counted from the front; all may be negative where a look would wait or break a compiled graph."""
+    looks = indices.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not bool((indices < 0).any()):
         return indices.to(torch.int64)
     return torch.where(indices < 0, indices + length, indices).to(torch.int64)
 
