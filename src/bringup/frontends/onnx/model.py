@@ -211,8 +211,8 @@ class OnnxModel(torch.nn.Module):
             if node.op in MEASURES and isinstance(reads[0], torch.Tensor):
                 reads = [Constant(None, tuple(reads[0].shape), reads[0].dtype)]
             if all(value is None or isinstance(value, Constant) for value in reads):
-                known = tuple(None if value is None else (value.values, value.shape, value.dtype) for value in reads)
-                for name, result in zip(node.outputs, step.while_compiling(known), strict=False):
+                contents = tuple(None if value is None else (value.values, value.shape, value.dtype) for value in reads)
+                for name, result in zip(node.outputs, step.while_compiling(contents), strict=False):
                     values[name] = Constant(*result)
                 return
         where = torch.device("cpu") if step.on_host else device
@@ -284,10 +284,10 @@ def _while_compiling(model: OnnxModel, node: Node, operator: Operator) -> Callab
     values of a tensor whose shape alone matters are None. It returns the same of each output.
     """
 
-    def compute(known: tuple[Any, ...]) -> list[Any]:
+    def compute(contents: tuple[Any, ...]) -> list[Any]:
         host = torch.device("cpu")
         arguments: list[Any] = []
-        for name, item in zip(node.inputs, known, strict=True):
+        for name, item in zip(node.inputs, contents, strict=True):
             if item is None:
                 arguments.append(_moved(model._constant(name, True), host) if name else None)
             elif item[0] is None:
@@ -478,7 +478,7 @@ class _Planner:
                 on_chip.update(inner.outputs)
                 self.steps(inner, needed, on_chip)
             constants = {
-                position: Constant.of(self.constants[name])
+                position: Constant.from_tensor(self.constants[name])
                 for position, name in enumerate(node.inputs)
                 if position in read and isinstance(self.constants.get(name), torch.Tensor)
             }

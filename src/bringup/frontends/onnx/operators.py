@@ -51,7 +51,7 @@ class Constant:
         self.dtype = dtype
 
     @classmethod
-    def of(cls, tensor: Tensor) -> Constant:
+    def from_tensor(cls, tensor: Tensor) -> Constant:
         """Return the values of a tensor."""
         return cls(tensor.tolist(), tuple(tensor.shape), tensor.dtype)
 
