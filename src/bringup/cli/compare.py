@@ -42,7 +42,8 @@ if TYPE_CHECKING:
     default=None,
     shell_complete=complete_chips,
     metavar="NAME|FILE,...",
-    help="Chips to compare; ratios are relative to the first one (default: all that ship with bringup).",
+    help="Chips to compare; ratios are relative to the first one (default: all that ship with bringup, first the one "
+    "that the program ran on).",
 )
 @click.option(
     "--clusters",
@@ -89,7 +90,8 @@ def command(
     if on_clusters is not None:
         described = [load_chip(_fitting(name, recording).node.chip) for name in on_clusters]
     else:
-        names = chip_names(chips, "--chips") if chips else available_chips()
+        recorded = recording.about.get("chip")
+        names = chip_names(chips, "--chips") if chips else sorted(available_chips(), key=lambda name: name != recorded)
         described = [load_chip(name) for name in names]
     machine = load_host(host)
     if reports:
