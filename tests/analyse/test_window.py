@@ -92,3 +92,19 @@ def test_measured_times_are_replayed_whole() -> None:
     assert window.window(timeline) is not timeline
     measured = replay(timeline.trace, timeline.chip, timeline.host, host_clock="measured")
     assert window.window(measured) is measured
+
+
+def test_recording_whose_first_steps_are_of_another_kind_is_replayed_as_a_whole() -> None:
+    other, model = (nn.Linear(64, 64).to("chip") for _ in range(2))
+    batch = torch.randn(8, 64, device="chip")
+
+    def step(number: int) -> None:
+        if number < 12:
+            other(batch).relu()
+        else:
+            model(batch).sigmoid()
+
+    timeline = recorded(step)
+    assert not timeline.trace.step_work.alike[:10].any()
+    assert window.window(timeline) is timeline
+    advice.advise(timeline, summarize(timeline))

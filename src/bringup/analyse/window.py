@@ -18,8 +18,8 @@ from bringup.timeline.steady import step_seconds, typical
 Array = npt.NDArray[Any]
 LEAST_ROWS = 100_000  # a shorter recording is replayed in a fraction of a second
 STEPS = 32  # after the warm-up
-# Of the steps, in the window and in the recording. Then most of them follow others of their kind, so the median is one
-# of these in every replay, whatever the others take.
+# The share of steps that must be alike, in the window and in the recording. Then the median step is one of them in
+# every replay, whatever the others take.
 LIKE = 0.8
 # What a step's time depends on. Addresses, events and the moments of frees differ between like steps.
 COLUMNS = ("kind", "signature", "line", "module", "phase", "device", "stream", "thread", "flags", "views", "bytes")
@@ -35,6 +35,8 @@ def window(timeline: Timeline) -> Timeline:
     trace, work = timeline.trace, timeline.trace.step_work
     rows = int(work.rows[min(STEPS, len(work.rows) - 1)])
     if len(trace) < max(LEAST_ROWS, 2 * rows) or timeline.host_clock == "measured":
+        return timeline
+    if not work.alike[:STEPS].any():
         return timeline
     same = _same_as_typical(timeline)
     if min(same[work.alike].mean(), same[:STEPS][work.alike[:STEPS]].mean()) < LIKE:

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     default=None,
     shell_complete=complete_chips,
     metavar="NAME|FILE,...",
-    help="Chips to compare; ratios are relative to the first one (default: all that ship with bringup, first the one "
-    "that the program ran on).",
+    help="Chips to compare; ratios are relative to the first one (default: all that ship with bringup; the one that "
+    "the program ran on is first if it is among them).",
 )
 @click.option(
     "--clusters",

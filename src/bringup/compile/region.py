@@ -46,7 +46,7 @@ def compile_region(index: int, replayed: bool, graph: fx.GraphModule, inputs: Se
     """
     from torch._inductor.compile_fx import compile_fx_inner
 
-    if not any("call" in node.op for node in graph.graph.nodes):  # it returns inputs, and Inductor their function
+    if not any("call" in node.op for node in graph.graph.nodes):  # it only returns inputs
         return compile_fx_inner(graph, inputs, **options)
     original = fx.Graph()  # a copy, because Inductor's passes change the graph
     original.output(original.graph_copy(graph.graph, {}))

@@ -112,7 +112,8 @@ def unplanned(facts: dict[str, Any] | None, plan: str | None) -> Iterator[str]:
     if facts["launches_elsewhere"]:
         reasons = {"lacking": "the chip lacks ", "captured": "a graph was captured with "}
         why = [text + _some(facts[key], len(facts[key])) for key, text in reasons.items() if facts.get(key)]
-        yield f"{plan}: {quantity(facts['launches_elsewhere'], 'launch')} ran elsewhere: {', and '.join(why)}"
+        because = f": {', and '.join(why)}" if why else ""
+        yield f"{plan}: {quantity(facts['launches_elsewhere'], 'launch')} ran elsewhere{because}"
     if facts["launches_without_plan"]:
         yield (
             f"{plan}: {quantity(facts['launches_without_plan'], 'launch')} had no plan and ran as without one: the "

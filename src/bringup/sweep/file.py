@@ -189,8 +189,8 @@ class File(_Table):
             if others:
                 raise ValueError(f"{others[0]} is no axis of programs that are served: leave it out")
             if len(models) < len(self.programs):
-                for name in ("lengths", "kv_tokens", "chips_per_engine"):
-                    if getattr(self.serving, name) is not None:
+                for name in ("lengths", "kv_tokens", "chips_per_engine", "dtype", "prefill", "max_requests"):
+                    if name in self.serving.model_fields_set:
                         raise ValueError(f"serving.{name} is of language models: leave it out, or the other programs")
 
 
