@@ -116,6 +116,7 @@ def test_every_finding_fails_its_test_with_its_line(suite: Run) -> None:
     assert "findings: device 1, init 1, leak 1, memory 1, race 1, sync 1, time 1" in out
 
 
+@pytest.mark.slow
 def test_a_right_suite_passes_with_fixtures_of_every_scope(suite: Run) -> None:
     done = suite(FINE, "--chip", "t4", "-W", "error")
     assert done.returncode == 0, done.stdout
@@ -166,7 +167,7 @@ def test_init():
 """
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]])
+@pytest.mark.parametrize("workers", [[], *slow(["-n", "2"])])
 def test_tests_that_need_a_gpu_run_as_they_are(suite: Run, workers: list[str]) -> None:
     assert "3 skipped" in suite(GPU_ONLY).stdout
     done = suite(GPU_ONLY, "--chip", "t4", "--chip-cuda", *workers)
@@ -245,6 +246,7 @@ def test_model(name, train, chip):
 """
 
 
+@pytest.mark.slow
 def test_public_models_raise_no_alarm(suite: Run) -> None:
     pytest.importorskip("transformers")
     done = suite(MODELS, "--chip", "t4")
@@ -357,6 +359,7 @@ def test_what_only_nvidia_has_is_skipped(suite: Run) -> None:
     assert "not on t4: torch.cuda.cudart is CUDA's own runtime, which the chip does not have" in done.stdout
 
 
+@pytest.mark.slow
 def test_project_settings_choose_chip_and_limits(suite: Run, tmp_path: Path) -> None:
     project = tmp_path / "pyproject.toml"
     project.write_text('[tool.bringup]\nchip = "l4"\nmax_memory = "1KiB"\nsanitize = "race"\n', encoding="utf-8")

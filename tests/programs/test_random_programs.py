@@ -108,7 +108,7 @@ def test_program_that_found_a_fault(text: str, mode: str) -> None:
     assert outcome_of(program(text, **modes)) == ("equal", "")
 
 
-@settings(max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=CHECKS)
+@settings(max_examples=20, derandomize=True, database=None, deadline=None, suppress_health_check=CHECKS)
 @given(rng=st.randoms(use_true_random=False))
 def test_random_program_is_equal_on_both_devices(rng: random.Random) -> None:
     made = random_program(rng, longest=15)

@@ -371,6 +371,7 @@ def test_thread_that_sleeps_does_not_hold_up_another(bringup_run: Run, tmp_path:
     assert beside["emulation"][0] == pytest.approx(alone["emulation"][0], rel=0.01)
 
 
+@pytest.mark.slow
 def test_compiling_takes_no_time(bringup_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same with cold caches and with warm ones."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))

@@ -64,6 +64,7 @@ def test_stages_need_a_number_of_ranks(bringup_run: Run, tmp_path: Path) -> None
     assert "--stages records ranks of --ranks: give their number, and --dry" in done.stderr
 
 
+@pytest.mark.slow
 def test_ranks_that_wait_in_a_circle_are_named(
     bringup_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

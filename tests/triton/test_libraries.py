@@ -194,6 +194,7 @@ print("right")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("flag_gems", "sqlalchemy")), reason="needs flag_gems"
 )

@@ -251,6 +251,7 @@ def _readme(column: int) -> dict[str, tuple[int, float]]:
     return found
 
 
+@pytest.mark.slow
 def test_bands_are_the_errors_of_whole_programs_by_bound(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     command = [sys.executable, "-m", "bringup", "validate", "--programs", "--bands", "bands.csv"]
