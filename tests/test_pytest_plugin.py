@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import without_bringup
+from tests.conftest import slow, without_bringup
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 SUITE = """
