@@ -2,14 +2,13 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bringup import core_build
-from tests.conftest import ROOT, built_driver, slow, without_bringup
+from tests.conftest import ROOT, built_driver, slow
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -272,9 +271,18 @@ print([op for op in json.loads(torch.ops.bringup.driver_ledger())["on_device"] i
     assert done.stdout.strip() == str(sorted(names))
 
 
-def test_run_on_a_driver_shows_the_measured_step(tmp_path: Path) -> None:
-    library, script = built_driver("separate", tmp_path), tmp_path / "train.py"
-    script.write_text(
+def run_on_separate_memory(bringup_run: Run, folder: Path, program: str) -> str:
+    """Run a program on the driver with separate memory; return what is printed."""
+    (folder / "program.py").write_text(program, encoding="utf-8")
+    done = bringup_run("--driver", built_driver("separate", folder), "program.py")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_run_on_a_driver_shows_the_measured_step(bringup_run: Run, tmp_path: Path) -> None:
+    printed = run_on_separate_memory(
+        bringup_run,
+        tmp_path,
         """
 import torch
 model = torch.nn.Linear(4, 4).to("chip")
@@ -285,25 +293,17 @@ for _ in range(4):
     (model(x) * x).sum().backward()
     optimizer.step()
 """,
-        encoding="utf-8",
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "bringup", "run", "--driver", library, str(script)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=without_bringup(),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "measured on separate: " in done.stdout
-    assert "a step   predicted: " in done.stdout
-    assert "on the device 4 launches, on the host " in done.stdout
-    assert "(the driver has no kernel for it)" in done.stdout
+    assert "measured on separate: " in printed
+    assert "a step   predicted: " in printed
+    assert "on the device 4 launches, on the host " in printed
+    assert "(the driver has no kernel for it)" in printed
 
 
-def test_run_of_inference_on_a_driver_measures_calls_of_the_outermost_module(tmp_path: Path) -> None:
-    library, script = built_driver("separate", tmp_path), tmp_path / "infer.py"
-    script.write_text(
+def test_run_of_inference_on_a_driver_measures_calls_of_the_outermost_module(bringup_run: Run, tmp_path: Path) -> None:
+    printed = run_on_separate_memory(
+        bringup_run,
+        tmp_path,
         """
 import torch
 model, x = torch.nn.Linear(4, 4).to("chip"), torch.ones(4, 4).to("chip")
@@ -311,14 +311,5 @@ with torch.no_grad():
     for _ in range(4):
         model(x).sum().item()
 """,
-        encoding="utf-8",
     )
-    done = subprocess.run(
-        [sys.executable, "-m", "bringup", "run", "--driver", library, str(script)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env=without_bringup(),
-    )
-    assert done.returncode == 0, done.stderr
-    assert "a step   predicted: " in done.stdout
+    assert "a step   predicted: " in printed

@@ -74,7 +74,7 @@ def _first_rows(timeline: Timeline, rows: int) -> Timeline:
     trace = replace(whole, columns=columns, uses=uses, offsets=whole.offsets[: rows + 1])
     trace.signatures, trace.work = whole.signatures, whole.work
     trace.steps = replace(whole.steps, ends=whole.steps.ends[whole.steps.ends <= rows])
-    steps = int(np.searchsorted(work.rows, rows))  # steps
+    steps = int(np.searchsorted(work.rows, rows))
     counted = work.step < steps
     trace.step_work = replace(
         work,

@@ -403,7 +403,7 @@ class _Memory:
 
     @cached_property
     def seconds(self) -> npt.NDArray[Any]:
-        """Return how long each storage lives; those that are never freed live to the end."""
+        """How long each storage lives; those that are never freed live to the end."""
         issued = self.replayed.issued
         last = float(issued[self.rows[-1]])
         since = issued[self.handed_out.allocated]

@@ -206,15 +206,8 @@ class OnnxModel(torch.nn.Module):
 
     def _execute(self, step: Step, values: Values, device: torch.device) -> None:
         node, host = step.node, step.read_on_host
-        if torch.compiler.is_compiling() and (step.on_host or node.op in MEASURES):
-            reads = [values.get(name) for name in node.inputs]
-            if node.op in MEASURES and isinstance(reads[0], torch.Tensor):
-                reads = [Constant(None, tuple(reads[0].shape), reads[0].dtype)]
-            if all(value is None or isinstance(value, Constant) for value in reads):
-                contents = tuple(None if value is None else (value.values, value.shape, value.dtype) for value in reads)
-                for name, result in zip(node.outputs, step.while_compiling(contents), strict=False):
-                    values[name] = Constant(*result)
-                return
+        if torch.compiler.is_compiling() and self._compute_while_compiling(step, values):
+            return
         where = torch.device("cpu") if step.on_host else device
         arguments: list[Any] = []
         for place, name in enumerate(node.inputs):
@@ -255,6 +248,21 @@ class OnnxModel(torch.nn.Module):
         for name, value in zip(node.outputs, results, strict=False):
             if name:
                 values[name] = value
+
+    def _compute_while_compiling(self, step: Step, values: Values) -> bool:
+        """Compute a node of the host whose inputs torch.compile takes for constants; return False for another node."""
+        node = step.node
+        reads = [values.get(name) for name in node.inputs]
+        if node.op in MEASURES and isinstance(reads[0], torch.Tensor):
+            reads = [Constant(None, tuple(reads[0].shape), reads[0].dtype)]
+        elif not step.on_host:
+            return False
+        if not all(value is None or isinstance(value, Constant) for value in reads):
+            return False
+        contents = tuple(None if value is None else (value.values, value.shape, value.dtype) for value in reads)
+        for name, result in zip(node.outputs, step.while_compiling(contents), strict=False):
+            values[name] = Constant(*result)
+        return True
 
 
 def _described(value: Any) -> str:
