@@ -96,6 +96,10 @@ def test_driver_for_another_abi_or_without_one_is_refused(
     assert problem in probe(str(library))["why_not"]
 
 
+def test_driver_of_the_version_before_is_usable_for_lists_too(tmp_path: Path) -> None:
+    assert probe(built_driver("caller", tmp_path)) == {"devices": ["device 0 of caller"], "why_not": ""}
+
+
 # One processor and a thread switch that never comes: autograd's thread still owns the graph task when Python finalizes.
 ENDS_AFTER_BACKWARD = """
 import os, sys

@@ -13,6 +13,7 @@ from bringup.errors import BringupError
 MARK = "BRINGUP-DRIVER "  # precedes the JSON, because a driver may print other lines
 MOST_DEVICES = 64  # BRINGUP_MAX_DEVICES in csrc/driver.h
 ABI, OK = 3, 0  # BRINGUP_DRIVER_ABI, BRINGUP_OK
+OLD_ABI = 2  # which the core loads, too: without a size, and without the entries from `prepare` on
 SMALL = 1 << 20  # bytes of memory to open a device with
 _ENTRIES = (  # the function pointers of bringup_driver, in order
     *("open", "close", "last_error", "alloc", "free", "range_reserve", "range_release", "range_map", "range_unmap"),
@@ -55,10 +56,12 @@ def probe(name: str) -> dict[str, Any]:
     address = entry()
     if not address:
         return _answer([], "its bringup_driver_entry returns null")
-    if address.contents.abi != ABI:
-        return _answer([], f"it was built for driver ABI {address.contents.abi}; this bringup needs ABI {ABI}")
+    abi = address.contents.abi
+    if abi not in (ABI, OLD_ABI):
+        return _answer([], f"it was built for driver ABI {abi}; this bringup needs ABI {ABI}")
     driver = _Driver()
-    ctypes.memmove(ctypes.byref(driver), address, min(ctypes.sizeof(_Driver), address.contents.size))
+    size = _Driver.prepare.offset if abi == OLD_ABI else address.contents.size
+    ctypes.memmove(ctypes.byref(driver), address, min(ctypes.sizeof(_Driver), size))
     names, why = _names(driver), _open_and_close(driver)
     return _answer(names or ([] if why else [f"device 0 of {(driver.name or b'').decode(errors='replace')}"]), why)
 
@@ -84,7 +87,8 @@ def _open_and_close(driver: _Driver) -> str:
     """Open the first device; return why that fails."""
     config, device = _Config(SMALL, 0), ctypes.c_void_p()
     if _OPEN(driver.open)(0, ctypes.byref(config), ctypes.byref(device)) != OK:
-        sentence = _LAST_ERROR(driver.last_error)(None, ctypes.byref(ctypes.c_void_p()))
+        is_old = driver.abi == OLD_ABI  # its `last_error` needs a device
+        sentence = None if is_old else _LAST_ERROR(driver.last_error)(None, ctypes.byref(ctypes.c_void_p()))
         return (sentence or b"its device does not open, and the driver does not say why").decode(errors="replace")
     _CLOSE(driver.close)(device)
     return ""
