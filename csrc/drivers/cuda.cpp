@@ -231,22 +231,23 @@ kit::Code kit::build(bringup_device* device, const std::string& source, std::str
   return code.empty() || cu().cuModuleLoadData(&module, code.data()) ? nullptr : module;
 }
 
-kit::Code kit::kernel_of(Code program, const char* name) {
+kit::Kernel kit::kernel_of(Code program, const char* name) {
   Handle function = nullptr;
-  return cu().cuModuleGetFunction(&function, program, name) ? nullptr : function;
+  if (cu().cuModuleGetFunction(&function, program, name)) return nullptr;
+  return Kernel(function, [](Handle) {});  // the module has it
 }
 
 void kit::append_address(bringup_stream*, Arguments& arguments, void* address, size_t) {
-  arguments.push_back(bytes_of(address));
-  arguments.push_back(bytes_of(uint64_t(0)));
+  arguments.add(address), arguments.add(uint64_t(0));
 }
 
-int kit::enqueue(bringup_stream* stream, Code kernel, Arguments& arguments, const Grid& grid) {
-  std::vector<void*> pointers;
-  for (auto& argument : arguments) pointers.push_back(argument.data());
+int kit::enqueue(bringup_stream* stream, const Kernel& kernel, Arguments& arguments, const Grid& grid) {
+  thread_local std::vector<void*> pointers;
+  pointers.clear();
+  for (auto [at, bytes] : arguments.places) pointers.push_back(arguments.bytes.data() + at);
   stream->device->enter();
   int code =
-      cu().cuLaunchKernel(kernel, unsigned(grid.groups[0]), unsigned(grid.groups[1]), unsigned(grid.groups[2]),
+      cu().cuLaunchKernel(kernel.get(), unsigned(grid.groups[0]), unsigned(grid.groups[1]), unsigned(grid.groups[2]),
                           unsigned(grid.lanes[0]), unsigned(grid.lanes[1]), 1, 0, stream->stream, pointers.data(), nullptr);
   return stream->device->check(code, "the launch of a kernel");
 }

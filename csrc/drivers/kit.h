@@ -20,12 +20,30 @@
 
 namespace kit {
 
-using Code = void*;  // a compiled program, or one of its kernels
+using Code = void*;                    // a compiled program
+using Kernel = std::shared_ptr<void>;  // one of its kernels, of one step of a plan
 struct Grid {
   long groups[3] = {1, 1, 1};
   int lanes[2] = {256, 1};
 };
-using Arguments = std::vector<std::vector<char>>;
+
+// The arguments of a kernel's launch.
+struct Arguments {
+  std::vector<char> bytes;
+  std::vector<std::pair<size_t, size_t>> places;  // where each begins, and how many bytes it has
+
+  void add(const void* value, size_t count) {
+    size_t at = (bytes.size() + 7) / 8 * 8;  // as large numbers are aligned
+    bytes.resize(at + count);
+    std::memcpy(bytes.data() + at, value, count);
+    places.emplace_back(at, count);
+  }
+  template <class T>
+  void add(const T& value) {
+    add(&value, sizeof value);
+  }
+  void clear() { bytes.clear(), places.clear(); }
+};
 
 struct Source {
   const char *name, *text;
@@ -72,13 +90,13 @@ const char* listed_operators();
 
 // Compiles a program; null, with the compiler's messages in `log`, if it does not compile.
 Code build(bringup_device* device, const std::string& source, std::string* log);
-Code kernel_of(Code program, const char* name);
+Kernel kernel_of(Code program, const char* name);
 // Memory that does not count towards the device's capacity.
 int allocate(bringup_device* device, size_t bytes, void** address);
 int release(bringup_device* device, void* address);
 // Appends a pointer and the offset of an address in it, in elements of `item` bytes.
 void append_address(bringup_stream* stream, Arguments& arguments, void* address, size_t item);
-int enqueue(bringup_stream* stream, Code kernel, Arguments& arguments, const Grid& grid);
+int enqueue(bringup_stream* stream, const Kernel& kernel, Arguments& arguments, const Grid& grid);
 // Eight bytes that kernels write their launch's number to if an index is out of range.
 void* fault_word(bringup_device* device);
 // A product by the vendor's library; empty if it has none for this case.
@@ -194,7 +212,7 @@ inline char letter_of(int dtype) {  // the type of numbers beside tensors of a d
 
 // One launch of a kernel.
 struct Step {
-  Code kernel = nullptr;
+  Kernel kernel;
   Grid grid;
   std::vector<Value> values;  // of a product: c, a, b, alpha, beta
   RunProduct product;         // instead of the kernel
@@ -254,7 +272,7 @@ inline std::string types(const std::vector<std::pair<const char*, int>>& dtypes)
 }
 
 // Returns a kernel of a source that is compiled with these definitions; null if it does not compile.
-inline Code compile(bringup_device* device, const Source& source, const std::string& macros, const char* name) {
+inline Kernel compile(bringup_device* device, const Source& source, const std::string& macros, const char* name) {
   std::lock_guard<std::mutex> lock(state(device).mutex);
   auto [entry, is_new] = state(device).programs.try_emplace(source.name + macros, nullptr);
   std::string log;
@@ -395,6 +413,12 @@ inline int plan_of(bringup_device* device, const bringup_call* c, const char* on
 
 // ---- launches
 
+inline void add_number(Arguments& arguments, char type, double value) {
+  if (type == 'f') return arguments.add(float(value));
+  if (type == 'd') return arguments.add(value);
+  arguments.add(int64_t(value));
+}
+
 inline double number_at_launch(const Value& value, const bringup_launch& launch) {
   if (value.kind == Value::kScalar) return launch.values[value.index] * value.factor;
   float small = 0;
@@ -415,16 +439,17 @@ inline int run(bringup_device* device, bringup_stream* stream, const Step& step,
   if (step.product)
     return step.product(stream, address(values[0]), address(values[1]), address(values[2]), number_at_launch(values[3], launch),
                         number_at_launch(values[4], launch));
-  Arguments arguments;
+  thread_local Arguments arguments;  // keeps its memory
+  arguments.clear();
   for (const Value& value : values) {
     if (value.kind == Value::kNumber)
-      arguments.push_back(bytes_of(uint64_t(launch.number)));
+      arguments.add(uint64_t(launch.number));
     else if (value.kind == Value::kSeed || value.kind == Value::kOffset)
-      arguments.push_back(bytes_of(value.kind == Value::kSeed ? launch.seed : launch.offset));
+      arguments.add(value.kind == Value::kSeed ? launch.seed : launch.offset);
     else if (value.kind == Value::kScalar)
-      arguments.push_back(number_as(value.type, number_at_launch(value, launch)));
+      add_number(arguments, value.type, number_at_launch(value, launch));
     else if (value.kind == Value::kConstant)
-      arguments.push_back(value.bytes);
+      arguments.add(value.bytes.data(), value.bytes.size());
     else
       append_address(stream, arguments, address(value), value.item);
   }

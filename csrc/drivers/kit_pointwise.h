@@ -34,8 +34,8 @@ KERNEL point(ARG(TO, o), ARG(TA, a), ARG(TB, b), ARG(TC, c), Map m, long n, TS s
     oi = ai = bi = ci = 0;
     long r = i;
     for (int d = (int)m.dims - 1; d >= 0; --d) {
-      long k = r % m.size[d];
-      r /= m.size[d];
+      long rest = d > 0 ? r / m.size[d] : 0, k = r - rest * m.size[d];
+      r = rest;
       oi += k * m.o[d]; ai += k * m.a[d]; bi += k * m.b[d]; ci += k * m.c[d];
     }
   }
@@ -97,6 +97,21 @@ inline bool overlaps(const Tensor& out, const Tensor& in) {
   return !same;
 }
 
+// Joins dimensions that all tensors go through as through one, since a division per dimension is what a strided element costs.
+inline void join_dimensions(Map& map) {
+  int64_t joined = 0;
+  for (int64_t d = 0; d < map.dims; ++d) {
+    if (map.size[d] == 1) continue;
+    bool joins = joined > 0;
+    for (int64_t* strides : {map.o, map.a, map.b, map.c}) joins = joins && strides[joined - 1] == strides[d] * map.size[d];
+    int64_t to = joins ? joined - 1 : joined;
+    map.size[to] = joins ? map.size[to] * map.size[d] : map.size[d];
+    for (int64_t* strides : {map.o, map.a, map.b, map.c}) strides[to] = strides[d];
+    joined = to + 1;
+  }
+  map.dims = joined;
+}
+
 inline bool pointwise(Call& call, const Tensor& out, const Pointwise& p) {
   if (out.dims > 6) return call.refuse("more than 6 dimensions");
   if (!type_of(out.dtype)) return call.refuse("dtype");
@@ -131,7 +146,7 @@ inline bool pointwise(Call& call, const Tensor& out, const Pointwise& p) {
   if (p.precise || (!floats && p.fractions)) wide = true;
   floats |= wide;
   for (int d = 0; d < out.dims; ++d) map.size[d] = out.sizes[d], map.o[d] = out.strides[d];
-  if (flat && std::strcmp(p.kernel, "point") == 0) map.dims = -1;
+  if (std::strcmp(p.kernel, "point") == 0) flat ? void(map.dims = -1) : join_dimensions(map);
   const char letter = !floats ? 'l' : wide ? 'd' : 'f';
   std::string f = p.f;
   if (out.dtype == BRINGUP_BOOL) f = "((" + f + ")!=0)";

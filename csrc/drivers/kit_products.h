@@ -6,26 +6,37 @@ namespace kit {
 
 inline const Source kProducts = {"products", R"(
 typedef WIDE(T) V;
-// c = alpha * a b + beta * c for each of a batch; strides in elements, c is contiguous
+// c = alpha * a b + beta * c for each of a batch; strides in elements, c is contiguous. A group computes a square of 16 * PER, and
+// a thread PER * PER elements of it.
 KERNEL gemm(ARG(T, c), ARG(T, a), ARG(T, b), V alpha, V beta, long m, long n, long k, long a0, long a1, long a2, long b0, long b1,
             long b2) {
-  LOCAL V x[16][17];
-  LOCAL V y[16][17];
+  LOCAL V x[16][16 * PER + 1];
+  LOCAL V y[16][16 * PER + 1];
   USE(T, a); USE(T, b); USE(T, c);
-  long j = GROUP * 16 + LANE, i = GROUP_Y * 16 + LANE_Y, z = GROUP_Z;
-  V sum = 0;
+  long i0 = GROUP_Y * 16 * PER, j0 = GROUP * 16 * PER, z = GROUP_Z;
+  V sum[PER][PER];
+  for (int p = 0; p < PER; ++p)
+    for (int q = 0; q < PER; ++q) sum[p][q] = 0;
   for (long l = 0; l < k; l += 16) {
-    x[LANE_Y][LANE] = i < m && l + LANE < k ? LOAD(T, a, z * a0 + i * a1 + (l + LANE) * a2) : 0;
-    y[LANE_Y][LANE] = j < n && l + LANE_Y < k ? LOAD(T, b, z * b0 + (l + LANE_Y) * b1 + j * b2) : 0;
+    for (int p = 0; p < PER; ++p) {
+      long i = i0 + p * 16 + LANE_Y, j = j0 + p * 16 + LANE;
+      x[LANE][p * 16 + LANE_Y] = i < m && l + LANE < k ? LOAD(T, a, z * a0 + i * a1 + (l + LANE) * a2) : 0;
+      y[LANE_Y][p * 16 + LANE] = j < n && l + LANE_Y < k ? LOAD(T, b, z * b0 + (l + LANE_Y) * b1 + j * b2) : 0;
+    }
     BARRIER;
-    for (int t = 0; t < 16; ++t) sum += x[LANE_Y][t] * y[t][LANE];
+    for (int t = 0; t < 16; ++t)
+      for (int p = 0; p < PER; ++p)
+        for (int q = 0; q < PER; ++q) sum[p][q] += x[t][p * 16 + LANE_Y] * y[t][q * 16 + LANE];
     BARRIER;
   }
-  if (i < m && j < n) {
-    long at = (z * m + i) * n + j;
-    V before = beta != 0 ? beta * LOAD(T, c, at) : 0;
-    STORE(T, c, at, alpha * sum + before);
-  }
+  for (int p = 0; p < PER; ++p)
+    for (int q = 0; q < PER; ++q) {
+      long i = i0 + p * 16 + LANE_Y, j = j0 + q * 16 + LANE;
+      if (i >= m || j >= n) continue;
+      long at = (z * m + i) * n + j;
+      V before = beta != 0 ? beta * LOAD(T, c, at) : 0;
+      STORE(T, c, at, alpha * sum[p][q] + before);
+    }
 }
 )"};
 
@@ -36,8 +47,10 @@ inline bool product(Call& call, const Tensor& out, const Tensor& a, const Tensor
   if (a.on_host() || b.on_host()) return call.refuse("a number on the host");
   Step library;
   if (is_floating(a.dtype)) library.product = library_product(call.device, p);
+  const long per = p.m > 32 && p.n > 32 ? 4 : 1, side = 16 * per;
+  const std::string macros = types({{"T", a.dtype}}) + define("PER", std::to_string(per));
   Step& step = library.product ? call.plan.steps.emplace_back(library)
-                               : call.step(kProducts, types({{"T", a.dtype}}), "gemm", (p.n + 15) / 16, (p.m + 15) / 16, p.batch);
+                               : call.step(kProducts, macros, "gemm", (p.n + side - 1) / side, (p.m + side - 1) / side, p.batch);
   step.buffer(out).buffer(a).buffer(b);
   for (const Number& n : {alpha, beta})
     n.index >= 0 ? step.scalar(letter_of(a.dtype), n.index) : step.number(letter_of(a.dtype), n.constant);

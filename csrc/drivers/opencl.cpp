@@ -317,24 +317,24 @@ kit::Code kit::build(bringup_device* device, const std::string& source, std::str
   return nullptr;
 }
 
-kit::Code kit::kernel_of(Code program, const char* name) {
-  return clCreateKernel(static_cast<cl_program>(program), name, nullptr);
+kit::Kernel kit::kernel_of(Code program, const char* name) {
+  cl_kernel kernel = clCreateKernel(static_cast<cl_program>(program), name, nullptr);
+  return kernel ? Kernel(kernel, clReleaseKernel) : nullptr;
 }
 
 void kit::append_address(bringup_stream* stream, Arguments& arguments, void* address, size_t item) {
   auto [memory, offset] = stream->device->find(address);
-  arguments.push_back(bytes_of(memory));
-  arguments.push_back(bytes_of(uint64_t(offset / item)));
+  arguments.add(memory), arguments.add(uint64_t(offset / item));
 }
 
-int kit::enqueue(bringup_stream* stream, Code code, Arguments& arguments, const Grid& grid) {
+int kit::enqueue(bringup_stream* stream, const kit::Kernel& code, Arguments& arguments, const Grid& grid) {
   static std::mutex one_at_a_time;  // the arguments are a state of the kernel
   std::lock_guard<std::mutex> lock(one_at_a_time);
-  auto kernel = static_cast<cl_kernel>(code);
-  for (size_t i = 0; i < arguments.size(); ++i)
-    if (int status = stream->device->check(clSetKernelArg(kernel, cl_uint(i), arguments[i].size(), arguments[i].data()),
-                                           ("argument " + std::to_string(i) + " of a kernel").c_str()))
-      return status;
+  auto kernel = static_cast<cl_kernel>(code.get());
+  cl_int set = CL_SUCCESS;
+  for (size_t i = 0; i < arguments.places.size() && set == CL_SUCCESS; ++i)
+    set = clSetKernelArg(kernel, cl_uint(i), arguments.places[i].second, arguments.bytes.data() + arguments.places[i].first);
+  if (int status = stream->device->check(set, "the setting of a kernel's arguments")) return status;
   size_t local[] = {size_t(grid.lanes[0]), size_t(grid.lanes[1]), 1};
   size_t global[] = {size_t(grid.groups[0]) * local[0], size_t(grid.groups[1]) * local[1], size_t(grid.groups[2])};
   return stream->add("the launch of a kernel", [&](cl_event* event) {

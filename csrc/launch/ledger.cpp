@@ -217,9 +217,14 @@ void mark_in_ledger(RowKind kind, int64_t object) {
   ledger().add_mark(kind, object);
 }
 
-void count_on_device(const Launch& launch) {
+const LedgerKey* key_on_device(const std::string& op) {
   std::lock_guard<std::mutex> lock(ledger().mutex);
-  ++ledger().tally(key_of({launch.signature->op->name, true, "", false}), ledger().marked).launches;
+  return key_of({op, true, "", false});
+}
+
+void count_on_device(const LedgerKey* key) {
+  std::lock_guard<std::mutex> lock(ledger().mutex);
+  ++ledger().tally(key, ledger().marked).launches;
 }
 
 void count_on_host(const Launch& launch, const std::string& reason, bool kernel_possible, int64_t bytes_down, int64_t bytes_up) {

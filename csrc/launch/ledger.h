@@ -15,7 +15,9 @@ constexpr int kParts = 5;
 
 struct LedgerKey;
 
-void count_on_device(const Launch& launch);
+// Launches of an operator with the driver's kernels.
+const LedgerKey* key_on_device(const std::string& op);
+void count_on_device(const LedgerKey* key);
 // `reason`: why it runs on the host. `kernel_possible`: false if no kernel of the driver could change that.
 void count_on_host(const Launch& launch, const std::string& reason, bool kernel_possible, int64_t bytes_down, int64_t bytes_up);
 

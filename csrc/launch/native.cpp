@@ -22,8 +22,9 @@ using c10::IValue;
 struct DriverKernels {
   struct Answer {
     bringup_kernel* kernel = nullptr;
-    OnHost on_host;      // it has none
-    uint64_t draws = 0;  // how many random numbers a launch draws
+    const LedgerKey* key = nullptr;  // of its launches
+    OnHost on_host;                  // it has none
+    uint64_t draws = 0;              // how many random numbers a launch draws
     ~Answer() {
       if (kernel) driver().release(kernel);
     }
@@ -185,6 +186,7 @@ std::unique_ptr<DriverKernels::Answer> ask_driver(const Launch& launch) {
   }
   if (status == BRINGUP_OK) {
     answer->kernel = kernel;
+    answer->key = key_on_device(launch.signature->op->name);
     if (!kernel) answer->on_host.reason = "the driver returned no kernel";
   } else if (status == BRINGUP_UNSUPPORTED) {
     answer->on_host.reason = why ? why : "the driver has no kernel for it";
@@ -289,7 +291,7 @@ void enqueue_kernel(const Launch& launch) {
   int status = driver().launch(launch.stream->handle, launch.kernel, &request);
   check_driver(status, device(launch.stream->id.device_index()), signature.op->name.c_str());
   parts.end(Part::Kernel);
-  count_on_device(launch);
+  count_on_device(answer_of(launch).key);
 }
 
 }  // namespace

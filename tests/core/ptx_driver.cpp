@@ -55,15 +55,17 @@ kit::Code kit::build(bringup_device*, const std::string& source, std::string* lo
   return &compiled;
 }
 
-kit::Code kit::kernel_of(Code program, const char*) { return program; }
+kit::Kernel kit::kernel_of(Code program, const char*) {
+  return Kernel(program, [](void*) {});
+}
 int kit::allocate(bringup_device*, size_t bytes, void** address) {
   *address = std::aligned_alloc(512, (bytes + 511) / 512 * 512);
   std::memset(*address, 0, bytes);
   return BRINGUP_OK;
 }
 int kit::release(bringup_device*, void* address) { return std::free(address), BRINGUP_OK; }
-void kit::append_address(bringup_stream*, Arguments& arguments, void* address, size_t) { arguments.push_back(bytes_of(address)); }
-int kit::enqueue(bringup_stream*, Code, Arguments&, const Grid&) { return BRINGUP_OK; }
+void kit::append_address(bringup_stream*, Arguments& arguments, void* address, size_t) { arguments.add(address); }
+int kit::enqueue(bringup_stream*, const Kernel&, Arguments&, const Grid&) { return BRINGUP_OK; }
 void* kit::fault_word(bringup_device* device) { return &device->fault; }
 kit::RunProduct kit::library_product(bringup_device*, const Product&) { return {}; }
 
