@@ -5,6 +5,7 @@
 
 import argparse
 import copy
+import ctypes
 import random
 import time
 from pathlib import Path
@@ -49,10 +50,12 @@ class Worker:
         return difference
 
 
-def resident_kib() -> int:
-    """Return what the process holds, without memory of the chip that is free but cached."""
+def resident_kib(held: list[torch.Tensor]) -> int:
+    """Return what the process holds, without tensors of random sizes and memory that is free but cached."""
+    held.clear()
     torch.chip.synchronize()
     torch.chip.empty_cache()
+    ctypes.CDLL(None).malloc_trim(0)
     return int(
         next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     )
@@ -65,8 +68,8 @@ def main() -> None:
     random.seed(0)
     workers = [Worker(1, 8), Worker(2, 16)]
     held: list[torch.Tensor] = []
-    start, settled, steps, worst = time.monotonic(), 0, 0, 0.0
-    warm_up = min(60.0, options.minutes * 15)
+    start, settled, steps, minute, worst = time.monotonic(), 0, 0, 0, 0.0
+    warm_up = min(120.0, options.minutes * 15)
     while time.monotonic() - start < options.minutes * 60:
         worker = random.choice(workers)
         batch = random.choice([4, 8, 16])
@@ -84,8 +87,11 @@ def main() -> None:
             torch.chip.empty_cache()
         steps += 1
         if not settled and time.monotonic() - start > warm_up:
-            settled = resident_kib()
-    end = resident_kib()
+            settled = resident_kib(held)
+        if settled and time.monotonic() - start > warm_up + 60 * (minute + 1):
+            minute += 1
+            print(f"minute {minute}: {steps} steps, resident {resident_kib(held) >> 10} MiB", flush=True)
+    end = resident_kib(held)
     growth = end / settled - 1
     print(f"{steps} steps in {options.minutes:g} minutes on two streams")
     print(f"resident memory {settled >> 10} -> {end >> 10} MiB: {growth:+.2%} (bar +2 %)")

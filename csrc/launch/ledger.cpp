@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <set>
+#include <tuple>
 #include <unordered_map>
 #include <utility>
 
@@ -47,7 +48,8 @@ struct StreamPoint {
   bringup_event* event;
   Part part;
   const LedgerKey* key;
-  int64_t mark;  // how many marks came before
+  int64_t mark;    // how many marks came before
+  int64_t launch;  // its number
 };
 
 // A module call, or the end of a step of an optimizer or of the program, as in the recording.
@@ -206,6 +208,23 @@ void clear_ledger() {
   ledger().marked = 0;
 }
 
+// Returns the number of a launch that is running, and what it is in words; 0 if none is. Only while a run is measured.
+std::tuple<int64_t, std::string> running_launch() {
+  int64_t number = 0;
+  std::string op;
+  {
+    std::lock_guard<std::mutex> lock(ledger().mutex);
+    for (auto& [stream, points] : ledger().points) {
+      ledger().reap(points);
+      if (points.size() < 2 || points[1].part == Part::Between) continue;
+      number = points[1].launch, op = points[1].key->op;
+      break;
+    }
+  }
+  std::string text = number ? describe_numbered(number) : "";
+  return {number, text.empty() && number ? op + " on the host" : text};
+}
+
 const LedgerKey* key_of(LedgerKey key) { return &*ledger().keys.insert(std::move(key)).first; }
 
 }  // namespace
@@ -242,6 +261,7 @@ Parts::Parts(Stream& stream, const Launch& launch, bool on_device) {
   {
     std::lock_guard<std::mutex> lock(ledger().mutex);
     mark_ = ledger().marked;
+    launch_ = launch.number;
     key_ = key_of({launch.signature->op->name, on_device, on_host.reason, on_host.kernel_possible});
   }
   end(Part::Between);
@@ -254,13 +274,14 @@ void Parts::end(Part part) {
   if (driver().event_create(device(stream_->id.device_index()).handle, &event) != BRINGUP_OK) return;
   if (driver().event_record(event, stream_->handle) != BRINGUP_OK) return driver().event_destroy(event);
   auto& points = ledger().points[stream_];
-  points.push_back({event, part, part == Part::Between ? between_launches() : key_, mark_});
+  points.push_back({event, part, part == Part::Between ? between_launches() : key_, mark_, launch_});
   if (points.size() % kPending == 0) ledger().reap(points);
 }
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("driver_ledger() -> str", &ledger_json);
   m.def("driver_marks() -> str", &marks_json);
+  m.def("running_launch() -> (int, str)", &running_launch);
   m.def("clear_driver_ledger() -> ()", &clear_ledger);
   m.def("measure_driver(bool measures) -> ()", [](bool measures) { ledger().measures = measures; });
 }

@@ -36,7 +36,7 @@ class Parts {
  private:
   Stream* stream_ = nullptr;  // null: the run is not measured
   const LedgerKey* key_ = nullptr;
-  int64_t mark_ = 0;
+  int64_t mark_ = 0, launch_ = 0;
 };
 
 }  // namespace bringup

@@ -231,18 +231,9 @@ LatestLaunches& latest() {
   return *all;
 }
 
-std::string describe_remembered(int64_t number) {
-  Remembered found;
-  {
-    std::lock_guard<std::mutex> lock(latest().mutex);
-    found = latest().ring[size_t(number) % kRemembered];
-  }
-  return found.number == number ? describe_call(*found.signature, found.device, found.line) : "";
-}
-
 void remember(const Launch& launch) {
   static std::once_flag once;
-  std::call_once(once, [] { describe_launches_with(&describe_remembered); });
+  std::call_once(once, [] { describe_launches_with(&describe_numbered); });
   Remembered entry{launch.number, launch.signature, int(launch.stream->id.device_index()), launch.line};
   std::lock_guard<std::mutex> lock(latest().mutex);
   std::swap(latest().ring[size_t(launch.number) % kRemembered], entry);
@@ -295,6 +286,15 @@ void enqueue_kernel(const Launch& launch) {
 }
 
 }  // namespace
+
+std::string describe_numbered(int64_t number) {
+  Remembered found;
+  {
+    std::lock_guard<std::mutex> lock(latest().mutex);
+    found = latest().ring[size_t(number) % kRemembered];
+  }
+  return found.number == number ? describe_call(*found.signature, found.device, found.line) : "";
+}
 
 bringup_kernel* driver_kernel(const Launch& launch) { return C10_LIKELY(!native_driver()) ? nullptr : answer_of(launch).kernel; }
 

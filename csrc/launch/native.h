@@ -13,6 +13,9 @@ bringup_kernel* driver_kernel(const Launch& launch);
 // Enqueues a launch: as its kernel, or as a host function, with copies if the device's memory is separate.
 void start_launch(std::unique_ptr<Launch> launch);
 
+// Says in words what the kernel with this launch number was; empty if it is not among the latest.
+std::string describe_numbered(int64_t number);
+
 // Why a launch runs on the host, and whether a kernel of the driver could change that.
 struct OnHost {
   std::string reason;

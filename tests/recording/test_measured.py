@@ -1,7 +1,13 @@
-"""The steps of a run on a driver, from its marks."""
+"""The steps of a run on a driver, from its marks, and launches that do not end."""
 
+import threading
 from typing import Any
 
+import pytest
+import torch
+
+from bringup.errors import BringupError
+from bringup.recording import measured
 from bringup.recording.measured import steps_between
 from bringup.recording.rows import BY_PROGRAM, FORWARD, STEP
 
@@ -42,3 +48,29 @@ def test_the_clock_of_the_device_counts_if_it_has_one() -> None:
 def test_one_call_is_no_step() -> None:
     assert steps_between([mark(FORWARD, 1, 1.0)]).seconds == []
     assert steps_between([]).seconds == []
+
+
+def test_launch_that_does_not_end_is_named_once(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    running = iter([(0, ""), (7, "aten::log(float32[4]) on chip:0"), *[(8, "aten::exp(float32[4]) on chip:0")] * 40])
+    done = threading.Event()
+
+    def running_launch() -> tuple[int, str]:
+        last = next(running, None)
+        if last is None:
+            done.set()
+        return last or (0, "")
+
+    monkeypatch.setattr(torch.ops.bringup, "running_launch", running_launch)
+    measured._watch(0.02, done)
+    lines = capfd.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "aten::exp(float32[4]) on chip:0 has not ended for 20.0 ms" in lines[0]
+
+
+@pytest.mark.parametrize("text", ["0s", "soon"])
+def test_time_of_a_kernel_must_be_a_positive_time(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BRINGUP_KERNEL_LIMIT", text)
+    with pytest.raises(BringupError, match="BRINGUP_KERNEL_LIMIT"):
+        measured._limit()

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +17,15 @@ from typing import Any
 
 import torch
 
+from bringup.errors import BringupError
 from bringup.recording.driver_rows import middle_half, seconds_of, typical
 from bringup.recording.rows import BY_PROGRAM, STEP
 from bringup.text import duration, plain, size
+from bringup.units import parse_time
 
 MOST_OPERATORS = 5  # that the summary names
+LIMIT = "BRINGUP_KERNEL_LIMIT"  # after which a launch that has not ended is named
+LOOKS = 8  # per such time. Chosen: the sentence is at most an eighth late.
 
 
 @dataclass(frozen=True)
@@ -79,13 +87,49 @@ def _mark_of_steps(marks: list[dict[str, Any]]) -> tuple[int, int] | None:
 
 @contextmanager
 def measured() -> Iterator[None]:
-    """Measure the parts of the program's launches, and count them from now on."""
+    """Measure the parts of the program's launches, and count them from now on. Say which kernel does not end.
+
+    Raises:
+        BringupError: BRINGUP_KERNEL_LIMIT is no time.
+    """
+    limit = _limit()
     torch.ops.bringup.clear_driver_ledger()
     torch.ops.bringup.measure_driver(True)
+    done = threading.Event()
+    threading.Thread(target=_watch, args=(limit, done), daemon=True).start()
     try:
         yield
     finally:
+        done.set()
         torch.ops.bringup.measure_driver(False)
+
+
+def _limit() -> float:
+    text = os.environ.get(LIMIT, "60s")
+    try:
+        limit = parse_time(text)
+    except BringupError as error:
+        raise BringupError(f"{LIMIT}: {error}") from None
+    if limit <= 0:
+        raise BringupError(f"{LIMIT} must be positive, got {text}")
+    return limit
+
+
+def _watch(limit: float, done: threading.Event) -> None:
+    """Say once for each launch that it has not ended ``limit`` seconds after it was first seen running."""
+    latest, since, is_named = 0, time.monotonic(), False
+    while not done.wait(limit / LOOKS):
+        number, text = torch.ops.bringup.running_launch()
+        if number != latest:
+            latest, since, is_named = number, time.monotonic(), False
+        if number and not is_named and time.monotonic() - since >= limit:
+            is_named = True
+            print(
+                f"bringup: {text} has not ended for {duration(limit)}: its kernel may never end "
+                f"(kill {os.getpid()} ends the program; {LIMIT} sets the time)",
+                file=sys.stderr,
+                flush=True,
+            )
 
 
 def sentences(facts: dict[str, Any], predicted_seconds: float) -> Iterator[str]:
