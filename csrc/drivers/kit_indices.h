@@ -182,6 +182,9 @@ inline bool is_index(const Tensor& at) { return (at.dtype == BRINGUP_INT64 || at
 
 inline std::string index_types(const Tensor& values, const Tensor& at) { return types({{"T", values.dtype}, {"TI", at.dtype}}); }
 
+// True and true are true, but the kernels add numbers.
+inline constexpr const char* kBoolSums = "sums of bool";
+
 inline bool embedding(Call& call) {  // (weight, indices, ...)
   if (!is_index(call.tensor(1)) || !type_of(call.tensor(0).dtype)) return call.refuse("dtype");
   Tensor weight = call.dense(call.tensor(0)), at = call.dense(call.tensor(1)), out = call.result(call.output(0));
@@ -227,6 +230,7 @@ inline Make index_rows(int mode) {
     Tensor self = call.tensor(0), at = call.tensor(2);
     if (!is_index(at) || !type_of(self.dtype) || self.dims == 0) return call.refuse("form or dtype");
     if (mode != 2 && self.dtype != call.tensor(3).dtype) return call.refuse("dtype");
+    if (mode == 1 && self.dtype == BRINGUP_BOOL) return call.refuse(kBoolSums);
     Tensor out = call.result(call.target()), source = mode == 2 ? out : call.dense(call.tensor(3));
     if (out.index != self.index && !pointwise(call, out, copy_of(self))) return false;
     Rows rows(self, call.argument(1).integer);
@@ -270,6 +274,7 @@ inline bool scatter_by(Call& call, int mode) {
   bool source = call.argument(3).kind == BRINGUP_TENSOR;
   Tensor from = source ? call.tensor(3) : out;
   if (source && (from.dtype != self.dtype || from.on_host())) return call.refuse("dtype");
+  if (mode == 1 && self.dtype == BRINGUP_BOOL) return call.refuse(kBoolSums);
   Along s;
   if (!along_of(call, out, from, at, &s)) return false;
   if (out.index != self.index && !pointwise(call, out, copy_of(self))) return false;
@@ -360,6 +365,7 @@ inline bool write_places(Call& call) {  // index_put(self, indices, values, accu
   Tensor self = call.tensor(0), values = call.tensor(2), out = call.result(call.target());
   Places p;
   if (!type_of(self.dtype) || values.dtype != self.dtype) return call.refuse("dtype");
+  if (call.is_true(3) && self.dtype == BRINGUP_BOOL) return call.refuse(kBoolSums);
   if (!places_of(call, self, 1, &p)) return false;
   if (out.index != self.index && !pointwise(call, out, copy_of(self))) return false;
   std::vector<int64_t> shape = call.sizes_of(p.at[0]);

@@ -180,6 +180,9 @@ def results(device):
     torch.mean(a, 1, out=outs[0]), torch.any(a > 1, 1, out=outs[1]), torch.max(a, -a, out=outs[2])
     loss, weight = torch.ops.aten.nll_loss_forward(a[1], torch.tensor(2, device=device), None, 0, -100)
     wide = torch.ops.aten.upsample_linear1d(a[None, 1:], [3], False, 2.5)
+    twice, mask = torch.tensor([0, 0], device=device), torch.ones(2, dtype=torch.bool, device=device)
+    outs += [mask.index_add(0, twice, mask), mask.scatter_add(0, twice, mask), mask.index_put((twice,), mask, True)]
+    outs = [out.byte() if out.dtype == torch.bool else out for out in outs]
     return [t.cpu() for t in (*outs, F.hardswish(a), loss, weight, wide)]
 for expected, computed in zip(results("cpu"), results("chip")):
     torch.testing.assert_close(computed, expected, equal_nan=True)
