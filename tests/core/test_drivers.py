@@ -89,6 +89,33 @@ def test_programs_train_on_opencl_as_on_the_cpu(python: Run, opencl: str) -> Non
     compare(python, opencl, "losses", "mlp", "gpt", "bert", "lstm", "unet", "resnet/slow")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "int32", "int64", "bool"])
+def test_operators_without_kernels_equal_the_cpus(python: Run, opencl: str, dtype: str) -> None:
+    """Every fourth operator of torch's database by copies alone: at most one in a hundred may differ."""
+    done = python(
+        f"""
+import sys, warnings
+sys.path.insert(0, {str(ROOT)!r})
+warnings.simplefilter("ignore")
+import torch
+from tests.conformance import opinfo
+ops, wrong = opinfo.ops(torch.{dtype})[::4], []
+for op in ops:
+    try:
+        opinfo.check_forward(op, torch.{dtype}, most=2)
+    except Exception as error:
+        wrong.append((opinfo.full_name(op), str(error)[:200]))
+assert len(wrong) <= max(len(ops) // 100, 1), wrong
+""",
+        timeout=900,
+        BRINGUP_DRIVER=opencl,
+        BRINGUP_OPENCL_OPERATORS="none",
+    )
+    skip_without_device(done)
+    assert done.returncode == 0, done.stderr
+
+
 def test_results_of_calls_in_two_steps_do_not_mix(python: Run, opencl: str) -> None:
     """Strided inputs are copied to a workspace of the stream, which the next call uses again."""
     done = python(
