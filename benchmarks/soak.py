@@ -69,7 +69,7 @@ def main() -> None:
     workers = [Worker(1, 8), Worker(2, 16)]
     held: list[torch.Tensor] = []
     start, settled, steps, minute, worst = time.monotonic(), 0, 0, 0, 0.0
-    warm_up = min(120.0, options.minutes * 15)
+    warm_up = min(180.0, options.minutes * 18)
     while time.monotonic() - start < options.minutes * 60:
         worker = random.choice(workers)
         batch = random.choice([4, 8, 16])
