@@ -7,8 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+
+from bringup.analyse import model_memory, models
+from bringup.analyse.holders import Storages
+from bringup.errors import BringupError
 
 Refused = Callable[..., "subprocess.CompletedProcess[str]"]
 SMALL = {
@@ -47,10 +53,12 @@ def test_the_memory_of_a_model_by_its_configuration(tmp_path: Path) -> None:
 def test_mistakes_with_models_are_one_sentence(tmp_path: Path, refused: Refused) -> None:
     (tmp_path / "broken.json").write_text("{", encoding="utf-8")
     (tmp_path / "other.json").write_text("[1]", encoding="utf-8")
+    (tmp_path / "heads.json").write_text(json.dumps({**SMALL, "n_head": 3}), encoding="utf-8")
     for arguments, words in (
         (("--model", "no/such-model", "--chips", "t4"), "--model no/such-model: not the path of a config.json"),
         (("--model", "broken.json", "--chips", "t4"), "broken.json: is not JSON"),
-        (("--model", "other.json", "--chips", "t4"), "model_type is missing"),
+        (("--model", "other.json", "--chips", "t4"), "model_type or architecture is missing"),
+        (("--model", "heads.json", "--chips", "t4"), "GPT2LMHeadModel cannot be built: "),
         (("--model", "gpt2", "--vary", "--batch"), "--vary and --model exclude each other"),
         (("train.py", "--chips", "t4", "--train"), "--train and a script exclude each other"),
         (("--model", "gpt2", "--lora", "8"), "--lora applies to training: add --train"),
@@ -59,6 +67,52 @@ def test_mistakes_with_models_are_one_sentence(tmp_path: Path, refused: Refused)
     ):
         done = refused("fit", *arguments)
         assert (done.returncode, done.stdout) == (2, "") and words in done.stderr, (arguments, done.stderr)
+
+
+def test_models_of_timm_have_names_and_configurations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    created: list[tuple[str, dict[str, object]]] = []
+    stand_in = {
+        "__version__": "1.0",
+        "is_model": lambda name: name == "resnet18",
+        "list_models": lambda: ["resnet18"],
+        "get_pretrained_cfg": lambda _: SimpleNamespace(input_size=(3, 224, 224)),
+        "create_model": lambda name, **options: created.append((name, options)),
+    }
+    monkeypatch.setattr(models, "find_spec", lambda name: object() if name == "timm" else None)
+    monkeypatch.setattr(models, "import_module", lambda _: SimpleNamespace(**stand_in))
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"architecture": "resnet18", "num_classes": 10, "pretrained_cfg": {}}), encoding="utf-8")
+    for name in ("resnet18", "timm/resnet18", str(file), str(tmp_path)):
+        models.find_model(name).build()
+    options: dict[str, object] = {"pretrained": False, "checkpoint_path": ""}
+    assert created == [("resnet18", options)] * 2 + [("resnet18", {**options, "num_classes": 10})] * 2
+    with pytest.raises(BringupError, match=r"nor is it a model of timm: did you mean resnet18\?"):
+        models.find_model("resnet19")
+
+    def broken(_: str) -> None:
+        raise RuntimeError("operator torchvision::nms does not exist\nmore")
+
+    monkeypatch.setattr(models, "import_module", broken)
+    with pytest.raises(
+        BringupError, match=r"timm, which cannot be imported \(operator torchvision::nms does not exist\)"
+    ):
+        models.find_model("resnet18")
+
+
+def test_speech_models_have_an_encoder_and_a_decoder(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "whisper"}), encoding="utf-8")
+    model = models.find_model(str(file))
+    assert (model.title, model.most_tokens) == ("WhisperForConditionalGeneration", 448)
+
+
+def test_the_order_of_frees_between_two_allocations_is_no_matter() -> None:
+    def held(*freed: int) -> Storages:
+        same = np.zeros(2, dtype=np.int64)
+        return Storages(0, np.asarray([0, 1]), np.asarray(freed), same + 512, same, same, 0)
+
+    assert np.array_equal(model_memory._lives(held(2, 3)), model_memory._lives(held(3, 2)))
 
 
 def test_fit_runs_modules_and_programs_that_say_cuda(tmp_path: Path) -> None:

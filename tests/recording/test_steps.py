@@ -142,6 +142,18 @@ def test_irregular_steps_without_an_optimizer_are_backward_passes() -> None:
     assert launches(trace)[0] == launches(trace)[-1] == 0 and len(set(launches(trace)[1:-1])) == 5
 
 
+def test_backward_passes_at_the_end_of_a_longer_program_are_no_steps() -> None:
+    def measure() -> None:
+        for digit in "31415926535897932384626433832795":  # no period
+            x = torch.ones(8, device="chip")
+            for _ in range(int(digit)):
+                x = x.sin()
+        for _ in range(2):
+            torch.ones(3, device="chip", requires_grad=True).sum().backward()
+
+    assert kind_and_count(recorded(measure).steps) == ("whole", 1)
+
+
 def test_the_only_step_begins_at_the_forward_pass_that_feeds_it() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)).to("chip")
 

@@ -560,3 +560,10 @@ def test_shares_leave_out_what_does_not_apply() -> None:
 def test_tools_need_the_chip() -> None:
     with pytest.raises(NotApplicable):
         tools.recording(torch.device("cpu"))
+
+
+def test_a_file_of_items_keeps_the_kernels_that_it_registers(tmp_path: Path) -> None:
+    file = tmp_path / "kernels_of_items.py"
+    file.write_text("class Kernels:\n    pass\nkernels = Kernels()\n", encoding="utf-8")
+    load((str(file),))
+    assert sys.modules.pop("bringup_items_kernels_of_items").kernels is not None

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from bringup.analyse.holders import Storages, memory_over_time, storages
-from bringup.analyse.models import OPTIMIZERS, Model, Work, prepared, step
+from bringup.analyse.models import OPTIMIZERS, Model, Work, first_line, prepared, step
 from bringup.device.dry import dry
 from bringup.errors import BringupError
 from bringup.recording.recording import record
@@ -141,16 +141,16 @@ def growth(traces: dict[int, Trace]) -> Growth | None:
     first, *others = by_point.values()
     for other in others:
         if len(other.bytes) != len(first.bytes) or not (
-            np.array_equal(_order(other), _order(first)) and np.array_equal(other.kind, first.kind)
+            np.array_equal(_lives(other), _lives(first)) and np.array_equal(other.kind, first.kind)
         ):
             return None
     return Growth(tuple(by_point), np.stack([item.bytes for item in by_point.values()]).astype(float), first)
 
 
-def _order(held: Storages) -> Array:
-    """Return the order of allocations and frees, whatever rows lie between them."""
-    order: Array = np.argsort(np.concatenate([held.allocated, held.freed]), kind="stable")
-    return order
+def _lives(held: Storages) -> Array:
+    """Return how many allocations precede each free; the order of frees without an allocation between is no matter."""
+    lives: Array = np.searchsorted(held.allocated, held.freed)
+    return lives
 
 
 def recorded(model: Model, work: Work, batch: int, tokens: int) -> Trace:
@@ -160,15 +160,17 @@ def recorded(model: Model, work: Work, batch: int, tokens: int) -> Trace:
         BringupError: the model's own code raised an error.
     """
     with _clean(), dry(), record() as trace:
-        module = prepared(model, work)
-        trained = [item for item in module.parameters() if item.requires_grad]
-        optimizer = OPTIMIZERS[work.optimizer](trained, lr=1e-4) if work.train else None
         try:
+            module = prepared(model, work)
+            trained = [item for item in module.parameters() if item.requires_grad]
+            optimizer = OPTIMIZERS[work.optimizer](trained, lr=1e-4) if work.train else None
             for _ in range(STEPS if work.train else 1):
                 result = step(module, work, model.inputs(batch, tokens), optimizer)
-        except (RuntimeError, ValueError, IndexError, TypeError) as error:  # of the model's own code
-            first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise BringupError(f"{model.title} cannot run with batch {batch} and {tokens} tokens: {first}") from None
+        except BringupError:
+            raise
+        except Exception as error:  # of the model's own code
+            length = f" and {tokens} tokens" if tokens else ""
+            raise BringupError(f"{model.title} cannot run with batch {batch}{length}: {first_line(error)}") from None
         torch.chip.synchronize()  # type: ignore[attr-defined]
         del result
     return trace

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import json
 import os
@@ -109,24 +110,27 @@ class Model:
 
 
 def find_model(name: str) -> Model:
-    """Find a model by the path of a configuration, a name of transformers, or a name of timm.
+    """Find a model by the path of a configuration of transformers or timm, a name of transformers, or a name of timm.
 
     Raises:
         BringupError: there is none, or its library is missing.
     """
-    if find_spec("transformers") is not None:
-        config = _config(name)
+    path = os.path.join(name, "config.json") if os.path.isdir(name) else name
+    data = _read(path) if os.path.isfile(path) or path.endswith(".json") else None
+    if data is not None and "model_type" not in data and "architecture" in data:
+        return _of_timm(str(data["architecture"]), data, _library("timm", name), name)
+    if data is not None or find_spec("transformers") is not None:
+        config = _config(name, data, _library("transformers", name))
         if config is not None:
             return _of_transformers(config, name)
-    elif os.path.exists(name):
-        raise BringupError(f"--model {name}: needs transformers, which is not installed: pip install transformers")
+    missing = "; models of timm need timm, which is not installed: pip install timm"
     if find_spec("timm") is not None:
-        timm: Any = import_module("timm")
-        if timm.is_model(name):
-            return _of_timm(name, timm)
-        missing = ""
-    else:
-        missing = "; models of timm need timm, which is not installed: pip install timm"
+        timm = _library("timm", name)
+        architecture = name.removeprefix("hf_hub:").removeprefix("hf-hub:").removeprefix("timm/")
+        if timm.is_model(architecture):
+            return _of_timm(architecture, {}, timm, name)
+        nearest = difflib.get_close_matches(architecture[:80], timm.list_models(), n=2, cutoff=0.6)
+        missing = ", nor is it a model of timm" + (f": did you mean {' or '.join(nearest)}?" if nearest else "")
     names = ", ".join(PUBLISHED)
     raise BringupError(
         f"--model {name}: not the path of a config.json, no model type of transformers, and not on this machine; "
@@ -134,14 +138,36 @@ def find_model(name: str) -> Model:
     )
 
 
-def _config(name: str) -> Any:
-    """Return a configuration of transformers, without the network; None if there is none with this name."""
-    import transformers
+def _library(library: str, name: str) -> Any:
+    """Import a library that builds the named model.
 
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    path = os.path.join(name, "config.json") if os.path.isdir(name) else name
-    if os.path.isfile(path) or path.endswith(".json"):
-        return _read(path)
+    Raises:
+        BringupError: it is not installed, or cannot be imported.
+    """
+    if find_spec(library) is None:
+        raise BringupError(f"--model {name}: needs {library}, which is not installed: pip install {library}")
+    try:
+        return import_module(library)
+    except Exception as error:  # a library that it needs is missing, or was built for another torch
+        raise BringupError(
+            f"--model {name}: needs {library}, which cannot be imported ({first_line(error)}): "
+            f'python -c "import {library}" shows why'
+        ) from None
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's text, or its type's name."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def _config(name: str, data: dict[str, Any] | None, transformers: Any) -> Any:
+    """Return a configuration of transformers, without the network; None if there is none with this name.
+
+    The data is what the file of this name has, and None if it is the name of a model.
+    """
+    transformers.logging.set_verbosity_error()
+    if data is not None:
+        return _of_data(data, name, transformers)
     published = _published(name)
     if published is not None:
         kind, sizes = published
@@ -162,23 +188,27 @@ def _published(name: str) -> tuple[str, dict[str, int]] | None:
     return PUBLISHED.get(short)
 
 
-def _read(path: str) -> Any:
-    import transformers
-
+def _read(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding="utf-8") as file:
             data = json.load(file)
-        kind = data["model_type"]
-        return transformers.AutoConfig.for_model(kind, **{key: data[key] for key in data if key != "model_type"})
     except (OSError, UnicodeDecodeError) as error:
         raise BringupError(f"--model {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise BringupError(f"--model {path}: is not JSON ({error})") from None
-    except (KeyError, TypeError, AttributeError):
-        raise BringupError(f"--model {path}: is no configuration of transformers: model_type is missing") from None
+    if not isinstance(data, dict) or not {"model_type", "architecture"} & data.keys():
+        raise BringupError(
+            f"--model {path}: is no configuration of transformers or timm: model_type or architecture is missing"
+        )
+    return data
+
+
+def _of_data(data: dict[str, Any], path: str, transformers: Any) -> Any:
+    try:
+        kind = data["model_type"]
+        return transformers.AutoConfig.for_model(kind, **{key: data[key] for key in data if key != "model_type"})
     except Exception as error:  # transformers checks values with errors of many types
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        first = first.partition(". Should contain one of ")[0]  # what follows are all of transformers' names
+        first = first_line(error).partition(". Should contain one of ")[0]  # what follows are all of its names
         raise BringupError(f"--model {path}: transformers refuses the configuration: {first}") from None
 
 
@@ -192,7 +222,9 @@ def _of_transformers(config: Any, name: str) -> Model:
         )
     kind = automatic._model_mapping[type(config)]
     kind = kind[0] if isinstance(kind, tuple) else kind
-    if config.is_encoder_decoder or automatic is not transformers.AutoModelForImageClassification:
+    if automatic is transformers.AutoModelForSpeechSeq2Seq:
+        limit, inputs = config.max_target_positions, _sounds(config)
+    elif config.is_encoder_decoder or automatic is not transformers.AutoModelForImageClassification:
         limit = getattr(config, "max_position_embeddings", 0) or getattr(config, "n_positions", 0) or 1 << 20
         inputs = _tokens(getattr(config, "vocab_size", 2), bool(config.is_encoder_decoder))
     else:
@@ -205,6 +237,8 @@ def _of_transformers(config: Any, name: str) -> Model:
 def _automatic(config: Any, transformers: Any) -> Any:
     """Return the class of transformers that makes a model of this configuration with a head; None if there is none."""
     names = ["Seq2SeqLM", "ImageClassification", "MaskedLM", "CausalLM"]
+    if hasattr(config, "num_mel_bins") and hasattr(config, "max_source_positions"):  # as Whisper has
+        names.insert(0, "SpeechSeq2Seq")
     if any("CausalLM" in name or "LMHead" in name for name in getattr(config, "architectures", None) or []):
         names.insert(0, names.pop())
     for name in names:
@@ -214,15 +248,37 @@ def _automatic(config: Any, transformers: Any) -> Any:
     return None
 
 
-def _of_timm(name: str, timm: Any) -> Model:
-    channels, side, _ = timm.get_pretrained_cfg(name).input_size
-    return Model(name, lambda: timm.create_model(name), _images("x", channels, side), 0)
+def _of_timm(architecture: str, data: dict[str, Any], timm: Any, name: str) -> Model:
+    """Return a model of timm; the data is the config.json that timm wrote, and empty if the model is named."""
+    if not timm.is_model(architecture):
+        raise BringupError(f"--model {name}: timm {timm.__version__} has no architecture {architecture}")
+    values, arguments = data.get("pretrained_cfg") or {}, dict(data.get("model_args") or {})
+    if isinstance(data.get("num_classes"), int):
+        arguments.setdefault("num_classes", data["num_classes"])
+    channels, side = (values.get("input_size") or timm.get_pretrained_cfg(architecture).input_size)[:2]
+
+    def build() -> torch.nn.Module:  # without weights, whatever the arguments are
+        return timm.create_model(architecture, pretrained=False, checkpoint_path="", **arguments)  # type: ignore[no-any-return]
+
+    return Model(architecture, build, _images("x", int(channels), int(side)), 0)
 
 
 def _tokens(vocabulary: int, has_decoder: bool) -> Callable[[int, int], dict[str, Any]]:
     def inputs(batch: int, tokens: int) -> dict[str, Any]:
         ids = torch.randint(0, vocabulary, (batch, tokens)).to("chip")
         return {"input_ids": ids, **({"decoder_input_ids": ids} if has_decoder else {})}
+
+    return inputs
+
+
+def _sounds(config: Any) -> Callable[[int, int], dict[str, Any]]:
+    """Return the inputs of Whisper: a spectrogram of 30 seconds, whose length its encoder halves, and tokens."""
+    words = _tokens(config.vocab_size, True)
+    shape = config.num_mel_bins, 2 * config.max_source_positions
+
+    def inputs(batch: int, tokens: int) -> dict[str, Any]:
+        text = words(batch, tokens)["decoder_input_ids"]
+        return {"input_features": torch.empty(batch, *shape).to("chip"), "decoder_input_ids": text}
 
     return inputs
 
@@ -237,8 +293,11 @@ def prepared(model: Model, work: Work) -> torch.nn.Module:
     Raises:
         BringupError: the model or its library cannot do this.
     """
-    with torch.device("meta"):
-        built: Any = model.build()
+    try:
+        with torch.device("meta"):
+            built: Any = model.build()
+    except Exception as error:  # of the model's own code
+        raise BringupError(f"{model.title} cannot be built: {first_line(error)}") from None
     weights, _ = DTYPES[work.dtype]
     module: Any = built.to(weights).to_empty(device="chip").train(work.train)
     if hasattr(module, "tie_weights"):  # `to_empty` gives every parameter its own memory
@@ -252,7 +311,7 @@ def prepared(model: Model, work: Work) -> torch.nn.Module:
         if enable is None or getattr(module, "supports_gradient_checkpointing", True) is False:
             raise BringupError(f"--checkpointing: {model.title} does not support it: leave it out")
         enable()
-        if work.lora:
+        if work.lora and hasattr(module, "enable_input_require_grads"):
             module.enable_input_require_grads()
     return module  # type: ignore[no-any-return]
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 FEW_STEPS = 4  # optimizer steps that say little of a program which works in the evaluations of their closures
+LEAST_SHARE = 0.1  # of the launches: backward passes at the end of a longer program are no steps of it
 MANY_EVALUATIONS = 4  # per step: sharpness-aware optimizers evaluate twice, L-BFGS up to 25 times (torch's max_eval)
 
 
@@ -85,6 +86,8 @@ def _steps(trace: Trace) -> Steps:
     passes = find_passes(trace)
     if len(passes.firsts):
         starts = _with_data(trace, forward_starts(trace, passes))
+        if launched[starts[0] :].sum() < LEAST_SHARE * launched.sum():
+            return Steps("whole", 0, np.asarray([len(trace)]))
         return Steps("backward", int(starts[0]), np.append(starts[1:], len(trace)))
     return _by_calls(trace, calls)
 

@@ -190,6 +190,8 @@ def _shown(summary: Summary) -> str:
     others = summary.steps - 1
     if others < 2:
         return ", the first left out as warm-up" if others else ""
+    if summary.like_steps == 1:
+        return "; shown is one after the first, whose work no other does"
     return f"; shown is the median of the {summary.like_steps:,} after the first" + (
         " that do the same work" if summary.like_steps < others else ""
     )

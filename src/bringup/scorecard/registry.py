@@ -159,7 +159,8 @@ def load(files: tuple[str, ...] = (), framework: str = "torch") -> dict[str, Ite
         spec = importlib.util.spec_from_file_location(f"bringup_items_{path.stem}", path)
         if not os.path.isfile(path) or spec is None or spec.loader is None:
             raise BringupError(f"{file}: there is no such file of items: give the path of a Python file")
-        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+        module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # lives, like a torch.library in it
+        spec.loader.exec_module(module)
     return dict(
         sorted(
             _ITEMS[framework].items(), key=lambda pair: (pair[0][0], int(pair[0][1:]) if pair[0][1:].isdigit() else 0)
