@@ -42,13 +42,21 @@ def test_a_batch_waits_for_its_window_or_until_it_is_full() -> None:
     served = requests(0.0, 0.1, 0.2, 5.0)
     history = simulate(served, lambda batch: 1.0, Queue(batch=3, window=0.5))
     assert [request.begun for request in served] == [0.2, 0.2, 0.2, 5.5]
-    assert history.running == [3, 1]
+    assert history.time == [0.2, 1.2, 5.5, 6.5]
+    assert history.running == [3, 0, 1, 0] and not any(history.waiting)
 
 
 def test_a_full_queue_turns_requests_away() -> None:
     served = requests(0.0, 0.1, 0.2, 0.3)
     simulate(served, lambda batch: 1.0, Queue(limit=2))
     assert [request.dropped for request in served] == [False, False, False, True]
+
+
+def test_history_counts_what_all_servers_compute() -> None:
+    history = simulate(requests(0.0, 0.5, 0.75, 0.75), lambda batch: 1.0, Queue(deadline=0.5), servers=2)
+    assert history.time == [0.0, 0.5, 1.0, 1.5, 2.0]
+    assert history.running == [1, 2, 2, 1, 0]  # the third goes to the first server, and the fourth is too late
+    assert history.waiting == [0, 0, 1, 0, 0]
 
 
 def test_a_request_beyond_its_deadline_is_not_computed() -> None:

@@ -198,6 +198,7 @@ def test_clients_keep_as_many_requests_in_the_system() -> None:
     simulate(served, [one], clients=4)
     running = [run + wait for run, wait in zip(one.history.running, one.history.waiting, strict=True)]
     assert max(running) <= 4 and all(request.ended for request in served)
+    assert running[-1] == one.history.blocks[-1] == 0, "the history ends when nothing runs any more"
 
 
 def test_a_handover_takes_its_time() -> None:

@@ -279,7 +279,7 @@ def test_the_files_of_a_report(tmp_path: Path, steps: str) -> None:
     assert {piece.name for piece in slices} == {"waits", "prefill", "decode"}
     page = (out / "report.html").read_text(encoding="utf-8")
     assert page.count("<figure") == 3
-    assert "keep the service level: time to the first token (TTFT) at most 1.0 s<" in page
+    assert "keep the service level: time to first token at most 1.0 s<" in page
     files = {path.name for path in out.iterdir()}
     invoke("--step-seconds", steps, *asked, "--out", str(out))  # replaces them
     assert {path.name for path in out.iterdir()} == files
@@ -319,7 +319,7 @@ def test_disaggregation_serves_all_and_counts_both_kinds(tmp_path: Path) -> None
         ({"kv_tokens": None}, "state the engine's KV cache"),
         (
             {"lengths": "fixed:20000:1"},
-            "request 0 of poisson:2 needs 20,000 tokens of KV cache, and an engine has 10,000",
+            "request 0 of poisson:2 needs 20,000 tokens of KV cache, and an engine has 10,000: state a larger cache",
         ),
         ({"policy": "priority"}, "--policy priority needs requests with a priority"),
         ({"router": "prefix"}, "--router prefix chooses among engines: ask for --replicas 2"),

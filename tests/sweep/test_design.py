@@ -81,8 +81,18 @@ def test_chip_without_the_modes_is_left_out(folder: Path) -> None:
 
 @needs_extras
 def test_chip_without_a_price_is_null_in_json(folder: Path) -> None:
-    best = searched(folder, 'minimize = "usd"\nusd_per_hour = "0.01 * compute.cores"')
+    text = TEXT.format('minimize = "usd"\nusd_per_hour = "1.05 - 0.01 * compute.cores"')  # it has 108 cores
+    sweep, axes, traces = opened(folder, text.replace("[20, 216, 8]", "[20, 100, 5]"))
+    assert sweep.file.search is not None
+    (best,) = design.optimize(sweep, axes, traces, sweep.file.search)
     assert best.as_is is None and "NaN" not in json.dumps(vars(best))
+
+
+@needs_extras
+def test_the_chip_as_it_is_has_the_price_of_the_formula(folder: Path) -> None:
+    best = searched(folder, 'minimize = "usd"\nusd_per_hour = "0.01 * compute.cores"')
+    seconds = [step(Trace.load(folder / name), {}) for name in ("mlp.npz", "conv.npz")]
+    assert best.as_is == pytest.approx((seconds[0] * seconds[1]) ** 0.5 * 0.01 * 108 / 3600)
 
 
 @needs_extras
@@ -118,7 +128,7 @@ def test_search_near_the_best_of_the_grid(folder: Path) -> None:
 @needs_extras
 def test_price_and_power_follow_the_design(folder: Path) -> None:
     cheap = searched(folder, 'minimize = "usd"\nusd_per_hour = "0.01 * compute.cores"')
-    assert cheap.as_is is None or cheap.objective < cheap.as_is
+    assert cheap.as_is is not None and cheap.objective < cheap.as_is
     assert cheap.values["compute.cores"] < 60, "cores cost money"
     power = searched(
         folder, 'minimize = "joules"\ntdp_w = "3 * compute.cores"\n[search.budgets]\npower = "power.tdp_w < 150"'

@@ -1,6 +1,5 @@
 """The grid: every combination once, with a key that names everything that it depends on."""
 
-import ast
 import itertools
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from bringup import BringupError
 from bringup.sweep import grid
 from bringup.sweep.programs import combinations, script_runs
+from tests import test_house
 from tests.sweep.sweeps import SMALL, sweep_of
 
 TEXT = SMALL + "[ranges]\nmemory.bandwidth_gb_s = [100, 300, 3]\ncompute.cores = {values = [10, 200]}\n"
@@ -69,16 +69,48 @@ def test_types_of_columns(tmp_path: Path) -> None:
     assert kinds == ["BIGINT", "BOOLEAN", "DOUBLE", "VARCHAR", "BIGINT", "DOUBLE", "BOOLEAN"]
 
 
-def test_version_covers_what_prices_import() -> None:
-    """Each module that sets values is in the version, so that a row is priced again after it changed."""
-    covered = {path for pattern in grid.PRICING for path in grid.PACKAGE.glob(pattern)}
-    tree = ast.parse((grid.PACKAGE / "sweep" / "prices.py").read_text(encoding="utf-8"))
-    modules = {node.module for node in tree.body if isinstance(node, ast.ImportFrom) and node.module}
-    names = {name.removeprefix("bringup.") for name in modules if name.startswith("bringup.")} - {"sweep.grid"}
-    assert {"analyse.program_class", "sweep.variants"} < names
-    for name in names - {"analyse"}:
-        path = grid.PACKAGE.joinpath(*name.split("."))
-        assert path.with_suffix(".py") in covered or path / "__init__.py" in covered, name
+# What prices import that sets no value: it reads and checks files, loads libraries, or runs programs, whose recordings
+# have digests of their own.
+WITHOUT_VALUES = {
+    *("core", "core_build", "core_cache", "device", "driver", "errors", "files", "imports", "limits", "paths"),
+    *("process", "report", "text", "units"),
+}
+
+
+def test_version_covers_all_that_prices_import() -> None:
+    rooms, waiting, seen = set(), ["bringup.sweep.prices"], {"bringup"}
+    while waiting:
+        name = waiting.pop()
+        if name not in seen:
+            seen.add(name)
+            rooms.add(name.split(".")[1])
+            waiting += [module for module, _ in test_house.imports(name)]
+    assert rooms - WITHOUT_VALUES == set(grid.PRICING)
+
+
+def test_keys_follow_the_file_of_lengths(tmp_path: Path) -> None:
+    text = 'chips = ["t4"]\n[serving]\nrates = [1]\nlengths = "asked.jsonl"\n[[programs]]\nmodel = "m.py"\n'
+    rows = '{"prompt_tokens": 100, "output_tokens": 20}\n'
+    (tmp_path / "asked.jsonl").write_text(rows, encoding="utf-8")
+    first, again = keys_of(tmp_path, text, ("m",)), keys_of(tmp_path, text, ("m",))
+    (tmp_path / "asked.jsonl").write_text(rows.replace("20", "21"), encoding="utf-8")
+    assert first == again != keys_of(tmp_path, text, ("m",))
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ('lengths = "none.jsonl"', "sweep.toml: serving: .*none.jsonl: .*"),
+        ('lengths = "fixed:512"', "write fixed:PROMPT:OUTPUT, in tokens"),
+        ("", "need lengths"),
+        ('lengths = "fixed:512:16"\nkv_tokens = 520', "kv_tokens = 520 holds less than the 527 tokens of the longest"),
+        ('lengths = "fixed:512:16"\nslo = "fast"', "write ttft=2s"),
+    ],
+)
+def test_requests_that_cannot_be_served_are_refused_at_once(line: str, sentence: str, tmp_path: Path) -> None:
+    text = f'chips = ["t4"]\n[serving]\nrates = [1]\n{line}\n[[programs]]\nmodel = "m.py"\n'
+    with pytest.raises(BringupError, match=sentence):
+        grid.of_sweep(sweep_of(tmp_path, text))
 
 
 def test_labels_of_arguments(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Prices of a sweep are those of `summarize`, digit for digit."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 
 import bringup
-from bringup import Trace, load_host
+from bringup import BringupError, Trace, load_host
+from bringup.analyse.holders import Memory, fits
 from bringup.analyse.summarize import summarize
 from bringup.machine.files import available_hosts
 from bringup.machine.schema import Chip
@@ -175,6 +177,29 @@ def test_rates_are_those_of_serve(folder: Path) -> None:
         assert (row["attainment"], row["unstable"]) == (outcome.attainment, outcome.unstable)
         assert row["cost_per_million_tokens"] == outcome.cost_per_million_tokens and np.isnan(row["tpot_p50"])
         assert row["step_seconds"] == outcome.busy_seconds / outcome.steps and row["fits"]
+
+
+def test_a_program_that_ran_out_of_memory_does_not_fit(folder: Path) -> None:
+    trace = Trace.load(folder / "mlp.npz")
+    trace.about["out_of_memory"] = True
+    trace.save(folder / "mlp.npz")
+    program = '[[programs]]\ntrace = "mlp.npz"\n'
+    served = whole(folder, f'chips = ["h100-sxm"]\n[serving]\nrates = [10]\n{program}')[2]
+    placed = whole(folder, f'chips = ["h100-sxm"]\nplacements = ["chip", "host"]\n{program}')[2]
+    assert [bool(row["fits"]) for row in served + placed] == [False, False, False]
+    assert math.isnan(served[0]["latency_p99"])
+    with pytest.raises(BringupError, match="the recorded program ran out of memory on"):
+        bringup.serve(trace, chip="h100-sxm", arrivals="poisson:10")
+
+
+def test_one_rule_says_if_a_divided_program_fits(folder: Path) -> None:
+    """The allocator reserved more than the chip has; so it does not fit, unless a part of it is on the host."""
+    trace = Trace.load(folder / "mlp.npz")
+    chip = bringup.load_chip(trace.about["chip"])
+    peak = Memory(peak_bytes=chip.room_bytes - 1, reserved_bytes=chip.room_bytes + 1, free_bytes=0, at=None, owners=[])
+    assert not fits(trace, peak, chip) and fits(trace, peak, chip, moved_bytes=1)
+    larger = replace(peak, peak_bytes=chip.room_bytes + 8)
+    assert [fits(trace, larger, chip, moved_bytes=count) for count in (7, 8)] == [False, True]
 
 
 def test_a_model_is_served_by_engines_of_several_chips(tmp_path: Path) -> None:

@@ -1,10 +1,14 @@
 """Sweeps on Ray: a cluster of two workers that starts and ends within each test, on the loopback interface."""
 
+import importlib.util
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,6 +22,7 @@ from tests.sweep.sweeps import LARGE, cli, environment, needs_extras, scales, sw
 from tests.sweep.sweeps import table as rows_of
 
 pytestmark = needs_extras
+needs_client = pytest.mark.skipif(not importlib.util.find_spec("grpc"), reason="Ray's client needs ray[client]")
 BLOCK = 140  # more parts than workers have in hand, so that a kill always leaves some
 PROGRAM = f"from bringup.sweep import grid; grid.BLOCK = {BLOCK}; from bringup.cli import main; main()"
 COMMAND = [sys.executable, "-c", PROGRAM, "sweep", "sweep.toml", "--on", "local:2", "--out", "out", "--json"]
@@ -136,10 +141,70 @@ def test_cluster_goes_away(sweep_folder: Path) -> None:
     assert done.existing >= 2 * BLOCK and rows_of(folder / "out") == rows_of(folder / "whole")
 
 
+@needs_client
+@pytest.mark.slow
 def test_cluster_that_does_not_answer(folder: Path) -> None:
     sweep_of(folder, TEXT.format("1.0"))
     done = cli(folder, "sweep.toml", "--on", "ray://127.0.0.1:9", "--out", "out")
-    assert done.returncode == 2 and "--on ray://127.0.0.1:9: no cluster answers" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "--on ray://127.0.0.1:9: no cluster answers" in done.stderr
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports that nothing listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [int(one.getsockname()[1]) for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@needs_client
+@pytest.mark.slow
+@pytest.mark.usefixtures("no_process_stays")
+def test_client_of_a_cluster(folder: Path) -> None:
+    sweep = sweep_of(folder, TEXT.format("1.0, 0.5"))
+    runner.run(sweep, folder / "whole")
+    port, client = free_ports(2)
+    session = Path(tempfile.mkdtemp(prefix="ray", dir="/tmp"))  # the paths of sockets are short
+    options = [f"--port={port}", f"--ray-client-server-port={client}", f"--temp-dir={session}"]
+    options += ["--num-cpus=2", "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
+    options += ["--min-worker-port=0", "--max-worker-port=0", f"--object-store-memory={100 << 20}"]
+    head = subprocess.Popen(
+        [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", *options],
+        env={**environment(), ray_engine.LOOPBACK: "0"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        end = time.monotonic() + 120
+        while not listens(client):
+            assert head.poll() is None and time.monotonic() < end, "the head of the cluster does not start"
+            time.sleep(0.1)
+        done = cli(folder, "sweep.toml", "--on", f"ray://127.0.0.1:{client}", "--out", "out")
+        assert done.returncode == 0, done.stderr
+    finally:
+        for number in set(ray_processes(folder)) - {os.getpid()}:
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+        head.wait()
+        shutil.rmtree(session, ignore_errors=True)
+    assert rows_of(folder / "out") == rows_of(folder / "whole")
+
+
+def listens(port: int) -> bool:
+    """Return True if a port of this machine takes connections."""
+    with socket.socket() as one:
+        return one.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_without_the_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_engine.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BringupError, match="needs Ray's client, here and on the cluster: pip install"):
+        ray_engine.engine("ray://127.0.0.1:9")
 
 
 def test_without_ray(monkeypatch: pytest.MonkeyPatch) -> None:

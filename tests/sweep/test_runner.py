@@ -8,12 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import bringup
 from bringup import BringupError, Trace
+from bringup.recording.rows import LAUNCH
 from bringup.sweep import file, grid, parts, runner, table
 from bringup.sweep.grid import Grid
 from tests.sweep.sweeps import LARGE, SCRIPT, SMALL, cli, environment, needs_extras, scales, sweep_of
@@ -143,6 +146,20 @@ def test_argument_that_a_script_does_not_have(text: str, sentence: str, folder: 
     with pytest.raises(BringupError) as error:
         runner.run(sweep_of(folder, whole), folder / "out")
     assert sentence in str(error.value) and "\n" not in str(error.value)
+
+
+def test_recordings_that_cannot_be_placed_are_refused_before_pricing(folder: Path) -> None:
+    trace = Trace.load(folder / "conv.npz")
+    kind, device = trace.columns["kind"], trace.columns["device"].copy()
+    device[np.flatnonzero(kind == LAUNCH)[::2]] = 1
+    replace(trace, columns={**trace.columns, "device": device}).save(folder / "conv.npz")
+    text = 'chips = ["t4"]\nplacements = ["chip", "best"]\n[[programs]]\ntrace = "mlp.npz"\n'
+
+    def priced(*arguments: object) -> Iterator[runner.Priced]:
+        raise AssertionError("nothing is priced")
+
+    with pytest.raises(BringupError, match=r"placements: conv: the recording uses 2 chips: .*leave placements out"):
+        runner.run(sweep_of(folder, text + '[[programs]]\ntrace = "conv.npz"\n'), folder / "out", priced)
 
 
 def test_axis_without_effect_is_refused(folder: Path) -> None:

@@ -370,15 +370,33 @@ def verdict(need: float, room: int) -> str:
     return CLOSE if abs(need - room) <= NEAR * room else FITS if need < room else TOO_LARGE
 
 
-def needed_bytes(trace: Trace, peak: Memory, chip: Chip) -> int:
+def needed_bytes(trace: Trace, peak: Memory, chip: Chip, moved_bytes: int = 0) -> int:
     """Return the bytes that decide if the program fits the chip's memory.
 
     On the chip of the recording, the allocator released cached memory before it went past the capacity, so reserved
     bytes beyond the room are needed. Within the room, and on another chip, the bytes held by tensors are needed. So
     are they in a placed run, whose allocator has reserved memory for what the plan puts on the host, too.
+
+    Args:
+        trace: the recording.
+        peak: its memory.
+        chip: the chip.
+        moved_bytes: of what tensors held, the part that a division of the program puts on the host.
     """
+    if moved_bytes:
+        return max(peak.peak_bytes - moved_bytes, 0)
     was_recorded_here = trace.about.get("chip") == chip.name and trace.about.get("placement") is None
     return peak.reserved_bytes if was_recorded_here and peak.reserved_bytes > chip.room_bytes else peak.peak_bytes
+
+
+def ran_out(trace: Trace) -> bool:
+    """Return True if the recorded program ended because the memory was full, so that its peak is unknown."""
+    return bool(trace.about.get("out_of_memory", False))
+
+
+def fits(trace: Trace, peak: Memory, chip: Chip, moved_bytes: int = 0) -> bool:
+    """Return True if the program ran to its end, and the bytes that it needs have room; see `needed_bytes`."""
+    return not ran_out(trace) and needed_bytes(trace, peak, chip, moved_bytes) <= chip.room_bytes
 
 
 def allocations_at_peak(trace: Trace, peak: Moment | None) -> list[Allocation]:

@@ -51,7 +51,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
     )
     step = until - since
     peak = peak or memory.usage(trace, timeline.steps.ends)
-    need, out_of_memory = memory.needed_bytes(trace, peak, chip), bool(trace.about.get("out_of_memory", False))
+    need, out_of_memory = memory.needed_bytes(trace, peak, chip), memory.ran_out(trace)
     band = error_band(chip, bound(busy, step), program_class(trace))
     price = chip.price
     loaders = input_bound.inputs(timeline, step)
@@ -88,7 +88,7 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         peak_bytes=peak.peak_bytes,
         capacity_bytes=chip.device_bytes,
         context_bytes=chip.context_bytes,
-        fits=not out_of_memory and need <= chip.room_bytes,
+        fits=memory.fits(trace, peak, chip),
         verdict=memory.TOO_LARGE if out_of_memory else memory.verdict(need, chip.room_bytes),
         out_of_memory=out_of_memory,
         failed=bool(trace.about.get("failed", False)),

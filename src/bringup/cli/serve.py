@@ -18,7 +18,7 @@ from bringup.report.terminal import escaped
 from bringup.serving.batches import Jitter
 from bringup.serving.engine import Speculation
 from bringup.serving.fleet import ROUTERS
-from bringup.serving.outcome import Objective, Outcome
+from bringup.serving.outcome import WORDS, Objective, Outcome
 from bringup.serving.serve import ATTAINMENT, Options, Simulation, host_of, program_of
 from bringup.serving.writer import prepare, write
 from bringup.text import duration, figure, short
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from bringup.machine.schema import Chip
 
 NO_LIMIT = "more than a million times that of these requests"
-NAMES = {"ttft": "time to first token", "tpot": "time per further token", "latency": "latency"}
 
 
 def parse_speculation(text: str) -> Speculation:
@@ -206,7 +205,7 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         if outcome.bands is not None:
             low, high = (band[name]["mean"] for band in outcome.bands)
             note = f"mean {duration(low)} to {duration(high)} if steps are off by {outcome.band:.0%}"
-        table.add_row(f"  {NAMES[name]}", *(duration(value) for value in values.values()), note)
+        table.add_row(f"  {WORDS[name]}", *(duration(value) for value in values.values()), note)
     console.print(table)
     if outcome.unstable:
         console.print(f"  unstable: the queue grows by {outcome.queue_growth:.1f} requests/s", highlight=False)

@@ -203,10 +203,13 @@ def _searched(best: design.Best) -> list[str]:
     column = design.COLUMNS[best.minimize]
     change = ""
     if best.as_is is not None:
-        change = f" ({best.objective / best.as_is - 1:+.0%} of the {_cell(column, best.as_is)} of the chip as it is)"
+        less = 1 - best.objective / best.as_is
+        text = f"{abs(less):.0%} {'less' if less >= 0 else 'more'} than {_cell(column, best.as_is)}"
+        change = f" ({text}, with the numbers of its file)"
     tried = f"the best of {best.within} designs within the budgets, of {best.trials} tried"
     lines = [f"{best.chip}: {_cell(column, best.objective)}{change}, {tried}"]
     lines += [f"  {name} = {value:.6g}" for name, value in best.values.items()]
+    lines += [f"  step of {name}: {duration(seconds)}" for name, seconds in best.step_seconds.items()]
     lines += [f"  budget {name}: {left:.4g} left" for name, left in best.budgets.items()]
     return lines
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +39,7 @@ class StepWork:
     count: Array
     usual: Array
 
-    @property
+    @cached_property
     def with_other_lines(self) -> Array:
         """True for steps with work at lines that most steps do not reach, however little it is."""
         other = self.usual[self.line] == 0

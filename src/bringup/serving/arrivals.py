@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from bringup.text import short
 Array = npt.NDArray[Any]
 TIMES = ("arrival", "arrival_time", "timestamp")  # seconds
 PROMPTS = ("prompt_tokens", "input_tokens", "input_toks")
+COLUMNS = ("prompt", "output", "priority", "prefix", "shared")  # of a `Stream`, beside the arrival
 OUTPUTS = ("output_tokens", "completion_tokens", "output_toks")
 SIGMA = 1.0  # of the lognormal lengths without a stated one; chosen: half of the lengths are within a factor of two
 MOST = 10_000_000  # requests; chosen: they take some 4 GiB
@@ -56,6 +58,11 @@ class Stream:
         return bool(self.shared.any())
 
     @property
+    def longest(self) -> int:
+        """The most tokens that a request has in the cache; its last one is never read."""
+        return int((self.prompt + self.output).max()) - 1
+
+    @property
     def rate(self) -> float:
         """Requests per second."""
         span = float(self.arrival[-1] - self.arrival[0]) if len(self) > 1 else 0.0
@@ -65,6 +72,17 @@ class Stream:
         """Return the same requests at a multiple of the rate."""
         return replace(self, arrival=self.arrival / factor)
 
+    def at(self, places: Array) -> Stream:
+        """Return the requests at some places, all of them there at the start."""
+        columns = {name: getattr(self, name)[places] for name in COLUMNS}
+        return replace(self, **columns, arrival=np.zeros(len(places)))
+
+    @property
+    def digest(self) -> str:
+        """A name of the contents."""
+        columns = (np.ascontiguousarray(getattr(self, name)) for name in ("arrival", *COLUMNS))
+        return hashlib.sha256(b"".join(column.tobytes() for column in columns)).hexdigest()[:32]
+
     def requests(self) -> list[Request]:
         """Return the requests."""
         columns = (self.arrival, self.prompt, self.output, self.priority, self.prefix, self.shared)
@@ -72,13 +90,14 @@ class Stream:
         return [Request(number, *row) for number, row in enumerate(rows)]
 
 
-def stream(arrivals: str, lengths: str | None, count: int | None, random: np.random.Generator) -> Stream:
+def stream(arrivals: str, lengths: str | Stream | None, count: int | None, random: np.random.Generator) -> Stream:
     """Make the requests that two options describe.
 
     Args:
         arrivals: ``poisson:RATE``, ``constant:RATE``, ``closed:CLIENTS``, or a file of requests.
-        lengths: ``fixed:PROMPT:OUTPUT``, ``lognormal:PROMPT:OUTPUT[:SIGMA]`` with medians, or a file of requests. A
-            file of arrivals may have the lengths itself, and keeps its priorities if others are given.
+        lengths: ``fixed:PROMPT:OUTPUT``, ``lognormal:PROMPT:OUTPUT[:SIGMA]`` with medians, a file of requests, or the
+            requests that `read_lengths` returns. A file of arrivals may have the lengths itself, and keeps its
+            priorities if others are given.
         count: requests (default: those of the file, else 1,000).
         random: draws what is drawn.
 
@@ -120,11 +139,25 @@ def stream(arrivals: str, lengths: str | None, count: int | None, random: np.ran
     return replace(drawn, arrival=times - times[0])
 
 
-def _lengths(text: str, count: int, random: np.random.Generator) -> Stream:
+def is_file(lengths: str) -> bool:
+    """Return True for lengths that are drawn from the requests of a file."""
+    return lengths.partition(":")[0] not in ("fixed", "lognormal")
+
+
+def read_lengths(path: StrPath) -> Stream:
+    """Return the requests of a file, whose lengths can be drawn.
+
+    Raises:
+        BringupError: the file is missing or malformed, with the line.
+    """
+    return _of_rows(_read(path), str(path))
+
+
+def _lengths(text: str | Stream, count: int, random: np.random.Generator) -> Stream:
+    if isinstance(text, Stream) or is_file(text):
+        requests = read_lengths(text) if isinstance(text, str) else text
+        return requests.at(random.integers(len(requests), size=count))
     kind, _, values = text.partition(":")
-    if kind not in ("fixed", "lognormal"):
-        rows = _read(text)
-        return _of_rows([rows[place] for place in random.integers(len(rows), size=count)], text)
     parts = values.split(":")
     if len(parts) not in ((2,) if kind == "fixed" else (2, 3)):
         form = "fixed:PROMPT:OUTPUT" if kind == "fixed" else "lognormal:PROMPT:OUTPUT[:SIGMA]"

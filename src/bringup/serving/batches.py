@@ -53,7 +53,7 @@ def simulate(
     servers: int = 1,
     clients: int = 0,
 ) -> History:
-    """Serve requests, which are updated, and return the queue over time.
+    """Serve requests, which are updated, and return the queue over time: at the start and the end of each batch.
 
     Args:
         requests: in the order of arrival.
@@ -67,7 +67,9 @@ def simulate(
     heapq.heapify(arriving)
     idle = [0.0] * servers
     waiting: deque[Request] = deque()
-    history = History()
+    arrived: list[float] = []
+    left: list[float] = []
+    computed: list[tuple[float, float, int]] = []  # start, end and requests of each batch
 
     def leave(request: Request, time: float) -> None:
         after = next(following, None)
@@ -79,6 +81,7 @@ def simulate(
         time, number = heapq.heappop(arriving)
         if len(waiting) < queue.limit:
             waiting.append(requests[number])
+            arrived.append(time)
         else:
             requests[number].dropped = True
             leave(requests[number], time)
@@ -99,22 +102,38 @@ def simulate(
         while waiting and waiting[0].arrival + queue.deadline < time:
             late = waiting.popleft()
             late.dropped = True
+            left.append(time)
             leave(late, time)
         if not waiting:
             heapq.heappush(idle, time)
             continue
         count = min(len(waiting), queue.batch)
-        history.time.append(time)
-        history.waiting.append(len(waiting) - count)
-        history.running.append(count)
         end = time + service(count)
+        computed.append((time, end, count))
         for _ in range(count):
             request = waiting.popleft()
             request.begun, request.first, request.last = time, end, end
             request.generated = request.output
             leave(request, end)
         heapq.heappush(idle, end)
-    return history
+    return _history(arrived, left, computed)
+
+
+def _history(arrived: list[float], left: list[float], computed: list[tuple[float, float, int]]) -> History:
+    """Return the queue at the start and the end of each batch, from when requests came and left without an answer."""
+    if not computed:
+        return History()
+    start, end, count = np.asarray(computed).T
+    time = np.unique(np.concatenate([start, end]))
+
+    def until(moments: Array, counts: Array | None = None) -> Array:
+        order = np.argsort(moments, kind="stable")
+        total = np.concatenate([[0], np.cumsum(np.ones(len(moments)) if counts is None else counts[order])])
+        return total[np.searchsorted(moments[order], time, side="right")].astype(int)
+
+    begun = until(start, count)
+    waiting = until(np.asarray(arrived)) - until(np.asarray(left)) - begun
+    return History(time=time.tolist(), running=(begun - until(end, count)).tolist(), waiting=waiting.tolist())
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,13 @@ from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+SIZE = 16  # tokens of a block: the default of vLLM (vllm/config/cache.py, block_size)
+
+
+def blocks_of(tokens: int, size: int) -> int:
+    """Return the blocks of a cache for which a number of tokens is stated: at least one."""
+    return max(tokens // size, 1)
+
 
 @dataclass
 class Shared:

@@ -65,7 +65,7 @@ class Limits:
 
 @dataclass
 class History:
-    """The state of an engine at the start of each step, and at the end of a run of equal ones."""
+    """The state of an engine at the start of each step, at the end of a run of equal ones, and when it becomes idle."""
 
     time: list[float] = field(default_factory=list)
     blocks: list[int] = field(default_factory=list)
@@ -212,6 +212,8 @@ class Engine:
             self._step(chunks, active)
         else:
             self._run(active, until)
+        if not self.busy:
+            self._note()
 
     def _fit(self) -> dict[Request, int]:
         """Take the blocks for decoding requests and for the next chunks of prompts under way; return the chunks.

@@ -17,7 +17,8 @@ from bringup.text import short
 from bringup.units import parse_time
 
 Array = npt.NDArray[Any]
-LATENCIES = ("ttft", "tpot", "latency")
+WORDS = {"ttft": "time to first token", "tpot": "time per further token", "latency": "latency"}
+LATENCIES = tuple(WORDS)
 PERCENTILES = (50, 90, 99)
 # A queue that grows by less than this share of the arrivals is taken for stable; chosen: in 1,000 requests, the square
 # root of their number is 3 %.

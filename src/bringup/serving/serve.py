@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from bringup.analyse.holders import needed_bytes, usage
+from bringup.analyse.holders import fits, needed_bytes, ran_out, usage
 from bringup.errors import BringupError
 from bringup.machine.files import load_chip, load_host
 from bringup.machine.topology import cluster_of
@@ -21,7 +21,7 @@ from bringup.recording.trace import Trace
 from bringup.report.prediction import read_trace
 from bringup.serving import batches
 from bringup.serving.arrivals import Stream, stream
-from bringup.serving.blocks import Blocks
+from bringup.serving.blocks import SIZE, Blocks, blocks_of
 from bringup.serving.engine import Engine, Limits, Speculation
 from bringup.serving.fleet import ROUTERS, Handover, Router, simulate
 from bringup.serving.forward import (
@@ -85,7 +85,7 @@ class Options:
     """
 
     arrivals: str
-    lengths: str | None = None
+    lengths: str | Stream | None = None
     requests: int | None = None
     slo: Objective = field(default_factory=Objective)
     prefill: str = "chunked:2048"
@@ -93,7 +93,7 @@ class Options:
     max_requests: int = 256
     kv_tokens: int | None = None
     kv_blocks: int | None = None
-    block_size: int = 16
+    block_size: int = SIZE
     prefix_cache: bool = True
     preemption: Literal["recompute", "swap"] = "recompute"
     speculation: Speculation | None = None
@@ -117,7 +117,7 @@ class Options:
 OF_ENGINES = {
     **{"kv_tokens": None, "kv_blocks": None, "preemption": "recompute", "speculation": None, "router": "least"},
     **{"disaggregate": None, "prefill": "chunked:2048", "policy": "fcfs", "chips": 1, "prefix_cache": True},
-    **{"step_seconds": None, "lengths": None, "block_size": 16},
+    **{"step_seconds": None, "lengths": None, "block_size": SIZE},
 }
 # The largest number of each setting, and why.
 CACHE = (2**40, "a larger cache holds more tokens than are simulated")  # chosen
@@ -327,14 +327,18 @@ class Simulation:
 
     def _refuse_too_large(self, trace: Trace, chip: Chip) -> None:
         peak = usage(trace, trace.steps.ends)
-        needed = needed_bytes(trace, peak, chip)
-        if needed > chip.room_bytes:
-            batch = quantity(self._largest_batch, "request")
-            raise TooLargeError(
-                f"a batch of {batch} needs {size(needed)}, and {chip.name} has {size(chip.room_bytes)}: "
-                + ("lower --max-requests" if self._largest_batch > 1 else "choose another chip"),
-                peak.peak_bytes,
+        if fits(trace, peak, chip):
+            return
+        needed, batch = needed_bytes(trace, peak, chip), quantity(self._largest_batch, "request")
+        if ran_out(trace):
+            text = (
+                f"the recorded program ran out of memory on {trace.about.get('chip')}, so the time of a request is "
+                "unknown: record it on a chip with more memory, or with less to compute at once"
             )
+        else:
+            remedy = "lower --max-requests" if self._largest_batch > 1 else "choose another chip"
+            text = f"a batch of {batch} needs {size(needed)}, and {chip.name} has {size(chip.room_bytes)}: {remedy}"
+        raise TooLargeError(text, needed)
 
     def _power_factor(self) -> float:
         """Return how much longer steps take within --max-watts: the chip pauses, so that its mean power is less."""
@@ -373,19 +377,20 @@ class Simulation:
         longest = self.stream.prompt + self.stream.output - 1
         late = np.flatnonzero(longest > self._blocks * options.block_size)
         if len(late):
-            number = int(late[0])
-            raise TooLargeError(
+            number, stated = int(late[0]), options.kv_tokens is not None or options.kv_blocks is not None
+            remedy = "state a larger cache" if stated else "raise --chips-per-engine"
+            text = (
                 f"request {number} of {options.arrivals} needs {int(longest[number]):,} tokens of KV cache, and an "
-                f"engine has {self._blocks * options.block_size:,}: raise --kv-tokens, or leave the request out",
-                self._needed_bytes(int(longest.max())),
+                f"engine has {self._blocks * options.block_size:,}: {remedy}, or leave the request out"
             )
+            raise BringupError(text) if stated else TooLargeError(text, self._needed_bytes(int(longest.max())))
 
     def _count_blocks(self, recorded: Recorded | None) -> int:
         options = self.options
         if options.kv_blocks is not None:
             return options.kv_blocks
         if options.kv_tokens is not None:
-            return max(options.kv_tokens // options.block_size, 1)
+            return blocks_of(options.kv_tokens, options.block_size)
         if recorded is None or self.chip is None:
             raise BringupError("state the engine's KV cache, which no model says here: --kv-tokens 41408")
         token_bytes = recorded.token_bytes(options.chips) * options.chips
@@ -481,13 +486,12 @@ class Simulation:
             limit=math.inf if options.queue_limit is None else options.queue_limit,
             deadline=math.inf if options.deadline is None else options.deadline,
         )
-        busy = [0.0]
+        took: list[float] = []
 
         def seconds(batch: int) -> float:
             slower = options.jitter.factor(random) if options.jitter else 1.0
-            took = scale * self._service.seconds(batch, slower)
-            busy[0] += took
-            return took
+            took.append(scale * self._service.seconds(batch, slower))
+            return took[-1]
 
         requests = arriving.requests()
         for request in requests:
@@ -496,10 +500,10 @@ class Simulation:
         return self._result(
             requests,
             histories=[history],
-            busy_seconds=busy[0],
+            busy_seconds=sum(took),
             engines=options.replicas,
             preemptions=0,
-            steps=len(history.time),
+            steps=len(took),
             kv_blocks=0,
             peak_blocks=0,
         )

@@ -15,7 +15,7 @@ from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.report import directory, html, palette, pftrace
 from bringup.report.chart import Axis, Figure, Series
-from bringup.serving.outcome import Outcome
+from bringup.serving.outcome import WORDS, Outcome
 from bringup.serving.steps import COLUMNS
 from bringup.text import duration, figure
 
@@ -97,13 +97,6 @@ def timeline(outcome: Outcome) -> pftrace.Writer:
 # ---- the page
 
 
-WORDS = {
-    "ttft": "time to the first token (TTFT)",
-    "tpot": "time per further token (TPOT)",
-    "latency": "time of the whole request (latency)",
-}
-
-
 def page(outcome: Outcome, name: str) -> str:
     """Write the report."""
     has_tokens = outcome.kv_blocks > 0
@@ -147,8 +140,10 @@ def _over_time(outcome: Outcome, number: int, field: str) -> tuple[list[float], 
     if not history.time:  # the engine got no request
         return [], []
     time, values = np.asarray(history.time), np.asarray(getattr(history, field), dtype=float)
-    pieces = np.array_split(np.arange(len(time)), min(len(time), MOST_POINTS // len(outcome.histories) + 1))
+    before, end = np.arange(len(time) - 1), len(time) - 1
+    pieces = np.array_split(before, min(len(before), MOST_POINTS // len(outcome.histories)) or 1)
     rows = [int(piece[np.argmax(values[piece])]) for piece in pieces if len(piece)]  # the largest, so no peak is lost
+    rows.append(end)  # where nothing runs any more
     return [round(float(time[row]), 6) for row in rows], [float(values[row]) for row in rows]
 
 

@@ -50,7 +50,8 @@ class Best:
     Attributes:
         values: field -> value.
         objective: geometric mean of the minimised column over programs and hosts.
-        as_is: the same for the chip file as it is; None if it has no price, or no power.
+        as_is: the same for the numbers of the chip file, with price and power by the same formulas; None if they
+            have no value for it.
         budgets: name -> by how much the budget's left side is below its right one.
         trials: how many designs were priced, and how many of them kept the budgets.
     """
@@ -192,7 +193,10 @@ def _search(
             raise optuna.TrialPruned  # too large a chip is not priced
         return mean(by_program(pricer, described(values), column))
 
-    as_is = mean(by_program(pricer, chip, column))
+    try:
+        as_is = mean(by_program(pricer, described({}), column))
+    except BringupError:  # a formula has no valid value for it, but may have one for the designs
+        as_is = math.nan
     if math.isnan(as_is) and not (set(formulas) & {"usd_per_hour" if search.minimize == "usd" else "tdp_w"}):
         what = {"usd": "price: add search.usd_per_hour", "joules": "power: add search.tdp_w"}[search.minimize]
         raise BringupError(f"chip {chip.name} has no {what}, or minimise seconds")

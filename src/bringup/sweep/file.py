@@ -106,8 +106,8 @@ class Serving(_Table):
         rates: requests per second, as ``--arrivals poisson:RATE``.
     """
 
-    rates: Annotated[list[Annotated[float, Field(ge=1e-6, le=1e9)]], Field(min_length=1, max_length=MOST_VALUES)]
-    chips_per_engine: Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(min_length=1)] | None = None
+    rates: Annotated[list[Annotated[float, Field(ge=1e-6, le=1e9)]], Field(max_length=MOST_VALUES)]
+    chips_per_engine: list[Annotated[int, Field(ge=1, le=4096)]] | None = None
     requests: Annotated[int, Field(ge=1, le=10**6)] = 1000
     lengths: Text | None = None
     slo: Text | None = None

@@ -21,6 +21,9 @@ from bringup.core_build import replay_library
 from bringup.errors import BringupError
 from bringup.machine.files import load_chip, load_host
 from bringup.machine.topology import Topology, load_cluster
+from bringup.serving.arrivals import Stream, is_file, read_lengths, stream
+from bringup.serving.blocks import SIZE, blocks_of
+from bringup.serving.outcome import Objective
 from bringup.sweep.file import FIXED, RESULTS, SERVED, WHOLE, Serving, Sweep, Value
 from bringup.sweep.variants import check
 from bringup.text import short
@@ -37,19 +40,15 @@ ENGINE_SECONDS = 1.2  # of one core for the steps of an engine, which its rates 
 REQUESTS = 1500  # that one core serves per second then; measured
 PACKAGE = Path(__file__).parent.parent
 MOST_ROWS = 10**10  # the names of the parts are held in memory; chosen
-# What sets the values of a row.
-PRICING = (
-    *("cost/*", "pricing/*", "timeline/*", "recording/*", "machine/*"),
-    *("analyse/holders.py", "analyse/program_class.py", "sweep/prices.py", "sweep/variants.py"),
-    *("sweep/placements.py", "sweep/under_load.py", "placement/*", "serving/*"),
-)
+# The rooms whose code and tables set the values of a row.
+PRICING = ("machine", "cost", "recording", "pricing", "timeline", "analyse", "placement", "serving", "sweep")
 
 
 def version() -> str:
     """Return the version of everything that prices depend on: a row with another one is priced again."""
     total = hashlib.sha256(replay_library().file.encode())
-    for pattern in PRICING:
-        for path in sorted(PACKAGE.glob(pattern)):
+    for room in PRICING:
+        for path in sorted(PACKAGE.joinpath(room).glob("*")):
             total.update(path.read_bytes() if path.suffix in (".py", ".csv") else b"")
     package = vars(sys.modules["bringup"])["__version__"]
     return f"{package}+{total.hexdigest()[:8]}"
@@ -80,6 +79,7 @@ class Grid:
         modes: None if the axis is not in the sweep; so are clusters and the scales.
         placements: where the launches of a program run; None if the axis is not in the sweep.
         serving: how programs are served; None if a row is a step.
+        lengths: the requests of the file that lengths are drawn from, if [serving] names one.
         left_out: chips with a mode that they do not have; these rows do not exist.
     """
 
@@ -94,6 +94,7 @@ class Grid:
     dispatch_scale: tuple[float, ...] | None
     placements: tuple[str, ...] | None
     serving: Serving | None
+    lengths: Stream | None  # the requests of the file that [serving] draws lengths from
     version: str
 
     @property
@@ -274,11 +275,41 @@ def of_sweep(sweep: Sweep) -> Grid:
         dispatch_scale=tuple(file.dispatch_scale) if file.dispatch_scale is not None else None,
         placements=tuple(file.placements) if file.placements is not None else None,
         serving=file.serving,
+        lengths=_requests(sweep),
         version=version(),
     )
     if not grid.rows:
         raise BringupError(f"{sweep.path}: no chip of the sweep has a mode of it: add the mode eager or graph")
     return grid
+
+
+def _requests(sweep: Sweep) -> Stream | None:
+    """Return the requests of the file that lengths are drawn from; None if there is none.
+
+    Raises:
+        BringupError: the requests of the sweep cannot be drawn, or one is longer than the stated cache.
+    """
+    serving = sweep.file.serving
+    if serving is None:
+        return None
+    lengths = None
+    try:
+        if serving.slo is not None:
+            Objective.parse(serving.slo)
+        if serving.lengths is not None and is_file(serving.lengths):
+            lengths = read_lengths(sweep.path.parent / serving.lengths)
+        if any(program.model is not None for program in sweep.file.programs):
+            random, arrivals = np.random.default_rng(serving.seed), f"poisson:{serving.rates[0]!r}"
+            # The lengths are the same for each rate.
+            longest = stream(arrivals, lengths or serving.lengths, serving.requests, random).longest
+            if serving.kv_tokens is not None and longest > blocks_of(serving.kv_tokens, SIZE) * SIZE:
+                raise BringupError(
+                    f"kv_tokens = {serving.kv_tokens:,} holds less than the {longest:,} tokens of the longest request: "
+                    "state a larger cache, or shorter lengths"
+                )
+    except BringupError as error:
+        raise BringupError(f"{sweep.path}: serving: {error}") from None
+    return lengths
 
 
 @dataclass(frozen=True)
@@ -305,6 +336,10 @@ class Keys:
         clusters = self.grid.clusters
         return [""] if clusters is None else [_digest(repr(topology)) for _, topology in clusters]
 
+    @cached_property
+    def _lengths(self) -> str:
+        return "" if self.grid.lengths is None else self.grid.lengths.digest
+
     def of_block(self, block: Block) -> Array:
         """Return the key of every row of a block."""
         grid = self.grid
@@ -322,7 +357,7 @@ class Keys:
         dispatches = [repr(float(value)) for value in grid.dispatch_scale or (1.0,)]
         placements, rates, engines = grid.placements or ("",), grid.rates or ("",), grid.engines or ("",)
         serving = grid.serving.model_dump_json(exclude={"rates", "chips_per_engine"}) if grid.serving else ""
-        head += f" {serving}"
+        head += f" {serving} {self._lengths}"
         keys = np.empty(block.rows, dtype=object)
         for row in range(block.rows):
             of_program = f"{self.recordings[program[row]]} {fields[row]} {modes[mode[row]]}"
@@ -343,7 +378,7 @@ class Keys:
             grid.programs,
             grid.arguments,
             grid.placements,
-            grid.serving.model_dump() if grid.serving else None,
+            [grid.serving.model_dump(), self._lengths] if grid.serving else None,
         ]
         digest = _digest(
             [

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from bringup.errors import BringupError
 from bringup.placement.place import TooSmallError, planned, replayer_of
+from bringup.text import short
 
 if TYPE_CHECKING:
     from bringup.analyse.holders import Memory
@@ -24,6 +26,18 @@ class Placed:
     moved_bytes: int
 
 
+def check(name: str, trace: Trace, chip: Chip, host: Host) -> None:
+    """Refuse a recording that cannot be placed.
+
+    Raises:
+        BringupError: it cannot be, for instance because it is one of several chips.
+    """
+    try:
+        replayer_of(trace, chip, host)
+    except BringupError as error:
+        raise BringupError(f"placements: {short(name)}: {error}; or leave placements out") from None
+
+
 def divided(trace: Trace, chip: Chip, host: Host, placement: str, peak: Memory) -> Placed:
     """Return a step with everything on the host (``host``), or as `bringup place` proposes it (``best``).
 
@@ -37,7 +51,7 @@ def divided(trace: Trace, chip: Chip, host: Host, placement: str, peak: Memory) 
         peak: the memory of the program as it is.
 
     Raises:
-        BringupError: the recording cannot be placed, for instance because it is one of several chips.
+        BringupError: the recording cannot be placed; see `check`.
     """
     on_chip = None
     try:

@@ -48,7 +48,6 @@ class _Program:
         self.calls = Calls(trace)
         self.peak = holders.usage(trace, trace.steps.ends)
         self.kind = program_class(trace)
-        self.failed = bool(trace.about.get("out_of_memory", False))
         trace.step_work  # noqa: B018  (computed once, and shared)
         self._on: dict[str, Trace] = {}
 
@@ -133,17 +132,14 @@ class Pricer:
 
     def _row(self, program: _Program, base: int, chip: Chip, placed: Placed) -> tuple[float, ...]:
         peak, step, busy = program.peak, placed.seconds, placed.busy_seconds
-        held = max(peak.peak_bytes - placed.moved_bytes, 0)
-        needed = held if placed.moved_bytes else holders.needed_bytes(program.trace, peak, chip)
-        fits = not program.failed and needed <= chip.room_bytes
         joules = chip.joules(step, busy)
         hourly = chip.price.usd_per_hour if chip.price else None
         return (
             math.nan if chip.invented else self._band(base, bound(busy, step), program.kind),
             step,
             busy,
-            held,
-            fits,
+            max(peak.peak_bytes - placed.moved_bytes, 0),
+            holders.fits(program.trace, peak, chip, placed.moved_bytes),
             math.nan if joules is None else joules,
             hourly * step / 3600 if hourly else math.nan,
         )
@@ -162,8 +158,8 @@ class Pricer:
         if at != self._served[0] or self._served[1] is None:
             assert self.grid.serving is not None
             chip, machine = self._variant(base, fields), self.grid.hosts[host]
-            chips = (self.grid.engines or (1,))[engine]
-            self._served = (at, Service(self._traces[program], chip, machine, self.grid.serving, chips))
+            chips, lengths = (self.grid.engines or (1,))[engine], self.grid.lengths
+            self._served = (at, Service(self._traces[program], chip, machine, self.grid.serving, chips, lengths))
         service = self._served[1]
         assert service is not None
         return service

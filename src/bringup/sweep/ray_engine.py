@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import atexit
+import importlib.util
 import os
 import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -36,10 +38,10 @@ _pricers: dict[str, Pricer] = {}  # of a worker: that of the sweep under way
 
 
 def engine(on: str) -> Engine:
-    """Return the engine for ``local:N``, workers of a cluster on this machine, or ``ray://HOST:PORT``.
+    """Return the engine for ``local:N``, workers of a cluster on this machine, ``auto``, or ``ray://HOST:PORT``.
 
     Raises:
-        BringupError: Ray is missing, or there is no such engine.
+        BringupError: Ray or its client is missing.
     """
     if on.startswith("local:"):
         os.environ[LOOPBACK] = "0"
@@ -47,6 +49,11 @@ def engine(on: str) -> Engine:
         import ray  # noqa: F401
     except ModuleNotFoundError:
         raise BringupError(f'--on {on} needs Ray: pip install "bringup[sweep]", or use --on process') from None
+    if on.startswith("ray://") and not importlib.util.find_spec("grpc"):
+        raise BringupError(
+            f'--on {on} needs Ray\'s client, here and on the cluster: pip install "ray[client]", or use --on auto on a '
+            "machine of the cluster"
+        )
 
     def prices(grid: Grid, traces: Sequence[Source], tasks: Iterator[Task]) -> Iterator[Priced]:
         with redirect_stdout(sys.stderr):  # Ray prints there that a worker died; stdout is for the answer
@@ -125,7 +132,9 @@ def _start(on: str) -> int:
                 **common,
             )
             return workers
-        ray.init(address=on, runtime_env={"env_vars": environment}, **common)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a client that waits in vain; the error says it
+            ray.init(address=on, runtime_env={"env_vars": environment}, **common)
         return max(int(ray.cluster_resources().get("CPU", 1)), 1)
     except (ray.exceptions.RayError, ConnectionError, OSError, RuntimeError, ValueError, ImportError) as error:
         raise BringupError(f"--on {on}: no cluster answers ({_reason(error)})") from None

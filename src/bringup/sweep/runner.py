@@ -12,9 +12,11 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.errors import BringupError
+from bringup.recording.trace import Trace
 from bringup.sweep import parts
 from bringup.sweep.file import WHOLE, Sweep
 from bringup.sweep.grid import MOST_ROWS, Block, Grid, Keys, of_sweep
+from bringup.sweep.placements import CHIP, check
 from bringup.sweep.prices import Pricer
 from bringup.sweep.programs import Recording, Source, record_all
 from bringup.text import quantity
@@ -71,9 +73,18 @@ def in_process(grid: Grid, traces: Sequence[Source], tasks: Iterator[Task]) -> I
 
 
 def recorded(sweep: Sweep, grid: Grid, out: Path, say: Callable[[str], None]) -> list[Recording]:
-    """Return the recordings of a sweep, on its largest chip; the scripts are run if they were not yet."""
+    """Return the recordings of a sweep, on its largest chip; the scripts are run if they were not yet.
+
+    Raises:
+        BringupError: a program fails, or an axis does not suit it.
+    """
     largest = max(range(len(grid.chips)), key=lambda number: grid.chips[number].room_bytes)
-    return record_all(sweep, sweep.chips[largest], out / parts.RECORDINGS, say)
+    recordings = record_all(sweep, sweep.chips[largest], out / parts.RECORDINGS, say)
+    if set(grid.placements or ()) - {CHIP}:
+        for item in recordings:
+            assert isinstance(item.source, Trace), "a model is served, which goes with no placements"
+            check(item.program, item.source, grid.chips[largest], grid.hosts[0])
+    return recordings
 
 
 def seconds_for(grid: Grid, workers: int = 1) -> float:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bringup.recording.trace import Trace
-from bringup.serving.arrivals import stream
+from bringup.serving.arrivals import Stream, stream
 from bringup.serving.outcome import Objective
 from bringup.serving.serve import Options, Simulation, TooLargeError
 from bringup.sweep.file import LATENCIES, RESULTS, SERVED, Serving
@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from bringup.sweep.programs import Source
 
 
-def options_of(serving: Serving, chips: int = 1) -> Options:
-    """Return the options of `bringup serve` for the first rate of a sweep."""
+def options_of(serving: Serving, chips: int = 1, lengths: Stream | None = None) -> Options:
+    """Return the options of `bringup serve` for the first rate of a sweep, with the requests of its file of lengths."""
     return Options(
         arrivals=f"poisson:{serving.rates[0]!r}",
         slo=Objective.parse(serving.slo) if serving.slo else Objective(),
         chips=chips,
-        **serving.model_dump(exclude={"rates", "chips_per_engine", "slo"}),
+        lengths=serving.lengths if lengths is None else lengths,
+        **serving.model_dump(exclude={"rates", "chips_per_engine", "slo", "lengths"}),
     )
 
 
@@ -37,10 +38,13 @@ class Service:
         chip: of the engine, which has `chips` of them.
         host: the host.
         serving: how the program is served.
+        lengths: the requests of the file that it draws lengths from, if it names one.
     """
 
-    def __init__(self, source: Source, chip: Chip, host: Host, serving: Serving, chips: int) -> None:
-        self.options = options_of(serving, chips)
+    def __init__(
+        self, source: Source, chip: Chip, host: Host, serving: Serving, chips: int, lengths: Stream | None = None
+    ) -> None:
+        self.options = options_of(serving, chips, lengths)
         self.chip = chip
         self.needed_bytes = 0  # of a program that does not fit
         self.simulation: Simulation | None = None

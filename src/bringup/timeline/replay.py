@@ -237,7 +237,8 @@ def row_inputs(
     graph = "eager" not in chip.modes if what_if.graph is None else what_if.graph
     work = trace.work
     prices = prices or pricing.price_table(work, trace.signatures, chip, graph=graph)
-    prices = with_collectives(prices, trace.signatures, chip, trace.cluster)
+    if work.is_family("collective").any():
+        prices = with_collectives(prices, trace.signatures, chip, trace.cluster)
     columns = trace.columns
     kind, signature = columns["kind"], columns["signature"]
     is_launch = kind == LAUNCH
