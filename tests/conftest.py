@@ -24,6 +24,7 @@ NO_AXE = "axe-core is not installed (pip install axe-core-python)"
 NO_ONNX = "the package onnx is not installed (pip install onnx)"
 NO_JAX = 'JAX is not installed, or this Python is too old for it (pip install "bringup[jax]")'
 NO_TENSORFLOW = 'TensorFlow is not installed (pip install "bringup[tensorflow]")'
+NO_FLAX = "Flax or Optax is not installed (pip install flax optax)"
 NO_VERILATOR = "Verilator is not installed (apt-get install verilator)"
 NO_SWEEP = 'DuckDB, Optuna or Ray is not installed (pip install "bringup[sweep]")'
 
@@ -37,6 +38,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         "ONNX models not run": NO_ONNX,
         "programs of JAX not run": NO_JAX,
         "programs of TensorFlow not run": NO_TENSORFLOW,
+        "programs of Flax not run": NO_FLAX,
         "sweeps not tested": NO_SWEEP,
     }
     for title, reason in tools.items():

@@ -187,6 +187,66 @@ def control_flow() -> list[float]:
 
 
 @program
+def masked_sequences() -> list[float]:
+    import keras
+    from keras import layers
+
+    parts = [layers.Input((7,), dtype="int32"), layers.Embedding(50, 12, mask_zero=True)]
+    parts += [layers.Bidirectional(layers.LSTM(8, return_sequences=True)), layers.GRU(6), layers.Dense(4)]
+    return fitted(keras.Sequential(parts), *batches((7,), most=50))
+
+
+@program
+def scaled_losses() -> list[float]:
+    """Train in float16: the optimizer scales the loss, and leaves out steps whose gradients overflow."""
+    import keras
+    from keras import layers
+
+    parts = [layers.Input((20,)), layers.Dense(32, "relu", dtype="mixed_float16"), layers.Dense(4)]
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(), dynamic_growth_steps=5)
+    return fitted(keras.Sequential(parts), *batches((20,)), optimizer=optimizer)
+
+
+@program
+def data_set_of_texts() -> list[float]:
+    """Fit on a data set that looks up words and shuffles, all on the host."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from keras import layers
+
+    rng = np.random.default_rng(0)
+    texts = [" ".join(rng.choice(["red", "green", "blue", "dark"], 5)) for _ in range(STEPS * BATCH)]
+    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(["red", "green", "blue"], [1, 2, 3]), 0)
+    data = tf.data.Dataset.from_tensor_slices((texts, rng.integers(0, 4, STEPS * BATCH)))
+    data = data.map(lambda text, y: (table.lookup(tf.strings.split(text)), y), num_parallel_calls=2)
+    data = data.shuffle(64, seed=1).padded_batch(BATCH, padded_shapes=([5], [])).prefetch(2)
+    losses: list[float] = []
+    note = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: losses.append(float(logs["loss"])))
+    parts = [layers.Input((5,), dtype="int32"), layers.Embedding(4, 8), layers.Conv1D(8, 3, activation="relu")]
+    model = keras.Sequential([*parts, layers.GlobalMaxPooling1D(), layers.Dense(4)])
+    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    model.fit(data, verbose=0, shuffle=False, callbacks=[note])
+    return losses
+
+
+@program
+def exported_layers() -> list[float]:
+    """Serve a model of Keras that was exported."""
+    import keras
+    import tensorflow as tf
+    from keras import layers
+
+    parts = [layers.Input((8, 8, 3)), layers.Conv2D(4, 3, activation="relu"), layers.BatchNormalization()]
+    model = keras.Sequential([*parts, layers.GlobalAveragePooling2D(), layers.Dense(4, "softmax")])
+    with tempfile.TemporaryDirectory() as folder:
+        model.export(folder, verbose=False)
+        loaded = tf.saved_model.load(folder)
+        sizes = range(1, STEPS + 1)
+        return [float(loaded.serve(tf.random.stateless_normal([size, 8, 8, 3], [size, 1]))[0, 1]) for size in sizes]
+
+
+@program
 def saved_model() -> list[float]:
     import tensorflow as tf
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.conftest import NO_JAX, ROOT, without_bringup
+from tests.conftest import NO_FLAX, NO_JAX, ROOT, without_bringup
 
 try:
     import jax
@@ -320,16 +320,21 @@ def test_callbacks_are_called(capfd: pytest.CaptureFixture[str]) -> None:
     assert seen[0].dtype == jnp.bfloat16 and seen[0].tolist() == [1, 1]
 
 
+def test_order_of_callbacks_is_refused() -> None:
+    with jax.default_device(chip()), pytest.raises(NotImplementedError, match=r"^ordered=True is not supported"):
+        jax.jit(lambda x: jax.debug.print("{x}", x=x, ordered=True))(1.0)
+
+
 def test_missing_operators_are_all_named() -> None:
     def function(x: Any) -> Any:
-        return jnp.linalg.eig(x)[0].real + jnp.linalg.eig(x + 1)[0].real + jax.scipy.linalg.schur(x)[0].sum()
+        return lax.linalg.hessenberg(x)[0] + lax.linalg.hessenberg(x + 1)[0] + jax.scipy.linalg.schur(x)[0].sum()
 
     with jax.default_device(chip()), pytest.raises(RuntimeError) as raised:
         jax.jit(function)(SQUARE)
     line = function.__code__.co_firstlineno + 1
     text = str(raised.value)
     assert text.startswith("UNIMPLEMENTED: function: 2 operators without a translation: ") and "\n" not in text
-    assert f"custom_call of lapack_sgeev_ffi (2 operations, {__file__}:{line})" in text
+    assert f"custom_call of lapack_sgehrd_ffi (2 operations, {__file__}:{line})" in text
     assert "custom_call of lapack_sgees_ffi (1 operation" in text
 
 
@@ -416,8 +421,8 @@ def test_untested_jaxlib_is_refused(python: Run) -> None:
 
 @pytest.mark.slow
 def test_flax_and_optax_train_as_on_the_cpu() -> None:
-    linen = pytest.importorskip("flax.linen", reason="needs flax")
-    optax = pytest.importorskip("optax", reason="needs optax")
+    linen = pytest.importorskip("flax.linen", reason=NO_FLAX)
+    optax = pytest.importorskip("optax", reason=NO_FLAX)
 
     class Decoder(linen.Module):
         @linen.compact

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,7 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         for source in ("int8", "int32", "int64", "uint16", "uint32", "uint64", "float32", "float64", "bfloat16")
         for target in ("bool", "int8", "int32", "int64", "uint8", "uint32", "uint64", "float32", "float64", "float16")
     },
+    "fp8 of powers": (lambda x: x.astype(jnp.float8_e8m0fnu).astype(jnp.float32), (np.append(EDGES, X[0]),)),
     "fp8": (lambda x: x.astype(jnp.float8_e4m3fn).astype(jnp.float32) * 2, (X,)),
     "add bool": (lambda x, y: lax.max(x, y), (X > 0, Y > 0)),
     "compare": (lambda x, y: (x < y, x <= y, x == y, x != y, x > y, x >= y), (EDGES, EDGES[::-1])),
@@ -315,6 +317,11 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
         )
         for name in ("set", "add", "multiply", "min", "max")
     },
+    "scatter maxima of unsigned": (
+        lambda x, i, u: x.at[i].max(u),
+        (whole((4, 6), jnp.uint32), np.asarray([1, 1, 9, 0], np.int32), whole((4, 6), jnp.uint32, 3)),
+    ),
+    "scatter a function": (lambda x, i: x.at[i].apply(jnp.tanh), (X, np.asarray([2, 9, 0], np.int32))),
     "scatter elements": (
         lambda x, i, j: x.at[i, j].add(2.0),
         (X, np.asarray([0, 3, 2], np.int32), np.asarray([5, 1, 1], np.int32)),
@@ -348,6 +355,13 @@ CASES: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
     "qr": (lambda x: [abs(item) for item in jnp.linalg.qr(x.T)], (X,)),
     "eigh": (lambda x: jnp.linalg.eigh(x)[0], (SYMMETRIC,)),
     "svd": (lambda x: jnp.linalg.svd(x, full_matrices=False)[1], (X,)),
+    "eig": (lambda x: jnp.sort(jnp.abs(jnp.linalg.eigvals(x))), (X[:, :4],)),
+    "eigenvectors": (
+        lambda x: jnp.abs(x @ (parts := lax.linalg.eig(x))[2] - parts[0] * parts[2]) + jnp.abs(parts[1]).sum(0),
+        (X[:, :4],),
+    ),
+    "tridiagonal": (lambda d, b: lax.linalg.tridiagonal_solve(d / 9, d + 3, d / 8, b), (POSITIVE[:, 0], X)),
+    "best of many": (lambda x: (lax.approx_max_k(x, 2), lax.approx_min_k(x, 3, reduction_dimension=0)), (X,)),
     "logsumexp": (lambda x: jax.nn.logsumexp(x, 1), (X,)),
     "map": (lambda x: lax.map(lambda row: jnp.sort(row), x), (X,)),
     "collectives": (
@@ -392,6 +406,65 @@ def run_both(function: Callable[..., Any], arguments: tuple[Any, ...]) -> list[t
     assert all(result.device.type == "chip" for result in results)
     arrays = [as_array(result, kind.kind) for result, kind in zip(results, program.outputs, strict=True)]
     return list(zip(arrays, wanted, strict=True))
+
+
+# Faults that a translation may have: the operator, its wrong form, and the first word of cases that must notice.
+PLANTED: dict[str, tuple[str, Callable[..., Any], str]] = {
+    "remainder with the divisor's sign": ("remainder", lambda call, x, y: torch.remainder(x, y + (y == 0)), "rem"),
+    "quotient towards minus infinity": ("divide", lambda call, x, y: torch.floor_divide(x, y + (y == 0)), "div"),
+    "order of signed numbers": ("maximum", lambda call, x, y: torch.maximum(x, y), "max"),
+    "shift that keeps the sign": ("shift_right_logical", lambda call, x, y: x >> y.clamp(0, 7), "shift_right_logical"),
+    "rounding away from zero": (
+        "round_nearest_even",
+        lambda call, x: torch.sign(x) * torch.floor(x.abs() + 0.5),
+        "round",
+    ),
+    "sort that is not stable": (
+        "sort",
+        lambda call, *items: tuple(item.flip(call("dimension")) for item in original("sort")(call, *items)),
+        "sort",
+    ),
+    "start of a slice that is not clamped": (
+        "dynamic_slice",
+        lambda call, x, *starts: original("dynamic_slice")(call, x, *(start * 0 for start in starts)),
+        "dynamic_slice",
+    ),
+    "kernel that is not turned": (
+        "reverse",
+        lambda call, x: x,
+        "conv",
+    ),
+    "updates that add twice": (
+        "scatter",
+        lambda call, x, i, u: original("scatter")(call, original("scatter")(call, x, i, u)[0], i, u),
+        "scatter",
+    ),
+    "matrix that is not transposed": (
+        "dot_general",
+        lambda call, x, y: original("dot_general")(call, x, y.flip(0)),
+        "dot",
+    ),
+    "NaN that compares as equal": ("compare", lambda call, x, y: ~original("compare")(call, y, x), "compare"),
+    "imaginary part of another sign": ("complex", lambda call, x, y: torch.complex(x, -y), "complex"),
+}
+_ORIGINALS = {name: item.function for name, item in OPERATORS.items()}
+
+
+def original(name: str) -> Callable[..., Any]:
+    return _ORIGINALS[name]
+
+
+@pytest.mark.parametrize("fault", PLANTED)
+def test_planted_fault_is_found(fault: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    operator, wrong, word = PLANTED[fault]
+    monkeypatch.setitem(OPERATORS, operator, replace(OPERATORS[operator], function=wrong))
+    for name in CASES:
+        if name.split()[0] == word:
+            try:
+                test_operator_equals_jaxlib(name)
+            except (AssertionError, StableHloError):
+                return
+    pytest.fail("no case noticed it")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -453,6 +526,29 @@ WITHOUT_JAX = {
         lambda x: x + x,
     ),
 }
+
+
+def one_after_the_other(x: torch.Tensor) -> torch.Tensor:
+    """What the scatter of pairs gives: updates of the same row follow each other, and one is out of bounds."""
+    first, second = x.clone(), x.clone()
+    for row, update in zip((1, 1, 9, 0), x, strict=True):
+        if row < len(x):
+            first[row], second[row] = second[row] * 2 + update, first[row].clone()
+    return first
+
+
+WITHOUT_JAX["scatter of pairs"] = (
+    "%i = stablehlo.constant dense<[[1], [1], [9], [0]]> : tensor<4x1xi32>\n"
+    "%two = stablehlo.constant dense<2.0> : tensor<f32>\n"
+    '%0, %1 = "stablehlo.scatter"(%x, %x, %i, %x, %x) ({\n'
+    "^bb0(%a: tensor<f32>, %b: tensor<f32>, %u: tensor<f32>, %v: tensor<f32>):\n"
+    "%c = stablehlo.multiply %b, %two : tensor<f32>\n%d = stablehlo.add %c, %u : tensor<f32>\n"
+    "stablehlo.return %d, %a : tensor<f32>, tensor<f32>\n"
+    "}) {scatter_dimension_numbers = #stablehlo.scatter<update_window_dims = [1], inserted_window_dims = [0], "
+    "scatter_dims_to_operand_dims = [0], index_vector_dim = 1>} : (tensor<4x4xf32>, tensor<4x4xf32>, tensor<4x1xi32>, "
+    "tensor<4x4xf32>, tensor<4x4xf32>) -> (tensor<4x4xf32>, tensor<4x4xf32>)",
+    one_after_the_other,
+)
 
 
 GROUPS = "replica_groups = dense<0> : tensor<1x1xi64>"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import NO_JAX, ROOT
+from tests.conftest import NO_FLAX, NO_JAX, ROOT
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -35,6 +35,7 @@ EXAMPLES: dict[str, tuple[list[str], list[str], str, dict[str, tuple[float, floa
         r"434,816 parameters on chip\n(.*\n)*step 30: loss [23]\.\d+, \d+\.\d+ ms per step",
         {"steps": (30, 30)},
     ),
+    "gpt_flax.py": ([], [], r"parameters on chip\n(.*\n)*step 30: loss [23]\.\d+", {"steps": (30, 30)}),
     "gpt.py --compile": (
         ["--cuda", "--chip-time"],
         ["--compile"],
@@ -95,6 +96,9 @@ def test_example_runs_and_its_summary_is_as_expected(example: str, bringup_run: 
         pytest.importorskip("triton", reason="needs bringup[triton]")
     if "jax" in example:
         pytest.importorskip("jax", reason=NO_JAX)
+    if "flax" in example:
+        for package in ("jax", "flax", "optax"):
+            pytest.importorskip(package, reason=NO_FLAX)
     options, arguments, printed, bounds = EXAMPLES[example]
     script = str(ROOT / "examples" / example.split()[0])
     if options[:1] == ["-W"]:  # without any warning, and without bringup run

@@ -71,6 +71,10 @@ def _emitter(original: Callable[..., Any], mlir: Any, platform: str) -> Callable
             return original(context, function, token, operands, operand_avals, result_avals, **options)
         if _chips(module) > 1:
             raise NotImplementedError("callbacks in a program of several chips are not supported on the chip")
+        if token is not None:
+            raise NotImplementedError(
+                "ordered=True is not supported on the chip: leave it out, callbacks are called in the program's order"
+            )
         operation = mlir.custom_call(
             "bringup.callback",
             result_types=[mlir.aval_to_ir_type(module, aval) for aval in result_avals],
@@ -78,6 +82,6 @@ def _emitter(original: Callable[..., Any], mlir: Any, platform: str) -> Callable
             backend_config=callbacks.add(function),
             has_side_effect=options["has_side_effect"],
         )
-        return operation.results, token, None  # the executor calls them in order, with a token or without
+        return operation.results, None, None
 
     return emit_python_callback

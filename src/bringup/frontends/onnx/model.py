@@ -254,7 +254,7 @@ class OnnxModel(torch.nn.Module):
         node = step.node
         reads = [values.get(name) for name in node.inputs]
         if node.op in MEASURES and isinstance(reads[0], torch.Tensor):
-            reads = [Constant(None, tuple(reads[0].shape), reads[0].dtype)]
+            reads = [Constant(None, tuple(map(_fixed, reads[0].shape)), reads[0].dtype)]
         elif not step.on_host:
             return False
         if not all(value is None or isinstance(value, Constant) for value in reads):
@@ -277,6 +277,11 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, torch.Tensor) and value.device.type != device.type:
         return value.to(device)
     return value.on(device) if isinstance(value, Constant) else value
+
+
+def _fixed(size: int) -> int:
+    """Return a size for which torch.compile makes a graph of its own: what follows from a symbol is no constant."""
+    return len(range(size))  # Dynamo asks for the value of the symbol where a loop needs it
 
 
 def _line(node: Node) -> Callable[..., Any]:

@@ -10,7 +10,8 @@ import torch
 from bringup.frontends.stablehlo.module import Op
 from bringup.frontends.stablehlo.operators import Call, Tensor, operator
 
-_LAPACK = re.compile(r"lapack_[sdcz](potrf|getrf|geqrf|orgqr|ungqr|trsm|syevd|heevd|gesdd)_ffi")
+_LAPACK = re.compile(r"lapack_[sdcz](potrf|getrf|geqrf|orgqr|ungqr|trsm|syevd|heevd|gesdd|gtsv|geev)_ffi")
+_APPROXIMATE = "ApproxTopK"  # of jax.lax.approx_max_k and approx_min_k
 _IDENTITY = ("Sharding", "SPMDFullToShardShape", "SPMDShardToFullShape", "annotate_device_placement")
 
 
@@ -45,7 +46,7 @@ def fft(call: Call, x: Tensor) -> Tensor:
 
 def _other_target(op: Op) -> str:
     target = op.attributes["call_target_name"]
-    return "" if target in _IDENTITY or _LAPACK.fullmatch(target) else f"of {target}"
+    return "" if target in (*_IDENTITY, _APPROXIMATE) or _LAPACK.fullmatch(target) else f"of {target}"
 
 
 @operator("custom_call", refusal=_other_target)
@@ -54,6 +55,8 @@ def custom_call(call: Call, *items: Tensor) -> Any:
     if target in _IDENTITY:
         return items[0]
     options = {key: _letter(value) for key, value in call("mhlo.backend_config", {}).items()}
+    if target == _APPROXIMATE:
+        return _best(call, options, *items)
     match = _LAPACK.fullmatch(target)
     assert match is not None
     return _FUNCTIONS[match[1]](call, options, *items)
@@ -61,6 +64,16 @@ def custom_call(call: Call, *items: Tensor) -> Any:
 
 def _letter(value: Any) -> Any:
     return chr(value) if isinstance(value, int) and 64 < value < 91 else value
+
+
+def _best(call: Call, options: dict[str, Any], x: Tensor, numbers: Tensor, *_initial: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the best elements along a dimension, and their places: all of them, as XLA's CPU does, not most."""
+    dim = options["reduction_dim"]
+    one, zero = (torch.tensor(value, dtype=x.dtype) for value in (1, 0))
+    places = [torch.tensor(0, dtype=numbers.dtype)] * 2
+    largest = bool(call.call(call("called_computations")[0], [one, zero, *places])[0])
+    order = torch.sort(x, dim=dim, descending=largest, stable=True).indices.narrow(dim, 0, call.shape[dim])
+    return x.gather(dim, order), numbers.gather(dim, order)
 
 
 def _potrf(call: Call, options: dict[str, Any], x: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,6 +116,25 @@ def _gesdd(call: Call, options: dict[str, Any], x: Tensor) -> tuple[Tensor, ...]
     return x, values, left, right, torch.zeros(info.shape, dtype=info.dtype, device=x.device)
 
 
+def _gtsv(call: Call, options: dict[str, Any], *items: Tensor) -> tuple[Tensor, ...]:
+    """Solve tridiagonal systems as dense ones: torch has no other solver."""
+    low, middle, high, b = items
+    places = (low[..., 1:], -1), (middle, 0), (high[..., :-1], 1)
+    whole = sum(torch.diag_embed(values, offset) for values, offset in places)
+    result, info = torch.linalg.solve_ex(whole, b)
+    return low, middle, high, result, info
+
+
+def _geev(call: Call, options: dict[str, Any], x: Tensor) -> tuple[Tensor, ...]:
+    *_, kind_left, kind_right, info = call.op.result_types
+    values, right = torch.linalg.eig(x)
+    left = torch.linalg.inv(right).mH if options.get("compute_left") == "V" else right
+    left = left / left.abs().square().sum(-2, keepdim=True).sqrt()  # as LAPACK scales it
+    parts = (values,) if x.is_complex() else (values.real, values.imag)
+    status = torch.zeros(info.shape, dtype=info.dtype, device=x.device)
+    return *parts, left.to(kind_left.dtype), right.to(kind_right.dtype), status
+
+
 _FUNCTIONS: dict[str, Any] = {
     "potrf": _potrf,
     "getrf": _getrf,
@@ -113,4 +145,6 @@ _FUNCTIONS: dict[str, Any] = {
     "syevd": _syevd,
     "heevd": _syevd,
     "gesdd": _gesdd,
+    "gtsv": _gtsv,
+    "geev": _geev,
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
-from bringup.frontends.stablehlo.module import Op
-from bringup.frontends.stablehlo.operators import Call, Tensor, body, operator
+from bringup.frontends.stablehlo.operators import Call, Tensor, body, nested, operator
+from bringup.frontends.stablehlo.tensors import Type
 
 _REDUCE = {"add": "sum", "multiply": "prod", "maximum": "amax", "minimum": "amin"}
 
@@ -92,23 +94,12 @@ def _clamped(call: Call, starts: Tensor, limits: list[int]) -> Tensor:
     return torch.minimum(starts.clamp(min=0), most)
 
 
-def _other_update(op: Op) -> str:
-    if len(op.operands) != 3:
-        return "of several operands"
-    name = body(op)
-    boolean = op.operand_types[0].dtype == torch.bool
-    if name == "return" or (name in _REDUCE and not (op.operand_types[0].is_unsigned and name[:2] in ("ma", "mi"))):
-        return ""
-    return (
-        ""
-        if boolean and name in ("and", "or")
-        else "with a body other than a replacement, add, multiply, maximum, minimum"
-    )
-
-
-@operator("scatter", refusal=_other_update)
-def scatter(call: Call, x: Tensor, starts: Tensor, updates: Tensor) -> Tensor:
-    """Return a copy with updates; those that do not lie inside as a whole go to an element that is cut off."""
+@operator("scatter", refusal=nested)
+def scatter(call: Call, *items: Tensor) -> Any:
+    """Return copies with updates; those that do not lie inside as a whole go to an element that is cut off."""
+    count = len(items) // 2
+    operands, starts, updates = list(items[:count]), items[count], list(items[count + 1 :])
+    x = operands[0]
     numbers = call("scatter_dimension_numbers")
     start_map = list(numbers.scattered_dims_to_operand_dims)
     vector_dim = numbers.index_vector_dim
@@ -120,17 +111,17 @@ def scatter(call: Call, x: Tensor, starts: Tensor, updates: Tensor) -> Tensor:
     update_windows = list(numbers.update_window_dims)
     sizes = [1] * x.dim()
     for dim, place in zip(windows, update_windows, strict=True):
-        sizes[dim] = updates.shape[place]
+        sizes[dim] = updates[0].shape[place]
     starts = _batched(starts, vector_dim)
     batch = list(starts.shape[:-1])
     indexed, partial, whole, indices = _index(call, sizes, tuple(x.shape), starts, start_map, batching, windows)
     if not indexed:
-        return _replaced(call, x, updates)
+        return _replaced(call, operands, updates)
     limits = call.once("most", lambda: torch.tensor([x.shape[d] - sizes[d] for d in start_map], device=call.device))
     inside = ((starts >= 0) & (starts <= limits)).all(-1) if start_map else None
     held = dict(zip(windows, update_windows, strict=True))
-    outer = [dim for dim in range(updates.dim()) if dim not in update_windows]
-    updates = updates.permute([*outer, *(held[dim] for dim in partial), *(held[dim] for dim in whole)])
+    outer = [dim for dim in range(updates[0].dim()) if dim not in update_windows]
+    arranged = [*outer, *(held[dim] for dim in partial), *(held[dim] for dim in whole)]
     rows = 1
     flat: Tensor | None = None
     for dim, index in zip(indexed, indices, strict=True):
@@ -142,28 +133,59 @@ def scatter(call: Call, x: Tensor, starts: Tensor, updates: Tensor) -> Tensor:
     flat = flat.expand([*batch, *(sizes[dim] for dim in partial)]).reshape(-1)
     order = [*indexed, *whole]
     tail = [x.shape[dim] for dim in whole]
-    source = x.permute(order).reshape(rows, *tail)
-    result = torch.cat([source, source.new_zeros(1, *tail)])
-    values = updates.reshape(-1, *tail)
+    sources = [item.permute(order).reshape(rows, *tail) for item in operands]
+    results = [torch.cat([source, source.new_zeros(1, *tail)]) for source in sources]
+    values = [item.permute(arranged).reshape(-1, *tail) for item in updates]
     name = body(call.op)
+    if count == 1 and _has_update(name, call.source):
+        results = [_updated(results[0], flat, values[0], name)]
+    elif flat.numel():
+        results = _computed(call, results, flat, values, rows)
+    shape, back = [x.shape[dim] for dim in order], [order.index(dim) for dim in range(x.dim())]
+    return tuple(result[:rows].reshape(shape).permute(back) for result in results)
+
+
+def _has_update(name: str, kind: Type) -> bool:
+    """Return True if torch has this update."""
+    is_bool = kind.dtype == torch.bool
+    ordered = name in ("maximum", "minimum") and not kind.is_unsigned
+    return name in ("return", "add", "multiply") or ordered or (is_bool and name in ("and", "or"))
+
+
+def _updated(result: Tensor, flat: Tensor, values: Tensor, name: str) -> Tensor:
+    """Update rows by one of the functions that torch has for this."""
     if name == "return":
-        result.index_copy_(0, flat, values)
-    elif name == "add" and x.dtype != torch.bool:
-        result.index_add_(0, flat, values)
-    else:
-        dtype = torch.uint8 if x.dtype == torch.bool else x.dtype
-        how = _REDUCE.get(name, {"or": "amax", "and": "amin"}.get(name, ""))
-        if x.dtype == torch.bool:
-            how = "amax" if how in ("sum", "amax") else "amin"
-        index = flat.view(-1, *([1] * len(tail))).expand(values.shape)
-        result = result.to(dtype).scatter_reduce(0, index, values.to(dtype), how).to(x.dtype)
-    result = result[:rows].reshape([x.shape[dim] for dim in order])
-    return result.permute([order.index(dim) for dim in range(x.dim())])
+        return result.index_copy_(0, flat, values)
+    if name == "add" and result.dtype != torch.bool:
+        return result.index_add_(0, flat, values)
+    dtype = torch.uint8 if result.dtype == torch.bool else result.dtype
+    how = _REDUCE.get(name, {"or": "amax", "and": "amin"}.get(name, ""))
+    if result.dtype == torch.bool:
+        how = "amax" if how in ("sum", "amax") else "amin"
+    index = flat.view(-1, *([1] * (values.dim() - 1))).expand(values.shape)
+    return result.to(dtype).scatter_reduce(0, index, values.to(dtype), how).to(result.dtype)
 
 
-def _replaced(call: Call, x: Tensor, updates: Tensor) -> Tensor:
-    """Return the result of updates of the whole operand, one after the other."""
-    name = body(call.op)
-    for part in updates.reshape(-1, *x.shape):
-        x = part if name == "return" else call.run(call.op.blocks[0], [x, part])[0]
-    return x
+def _computed(call: Call, results: list[Tensor], flat: Tensor, values: list[Tensor], rows: int) -> list[Tensor]:
+    """Update rows by the operation's block, which runs on all updates at once: first updates of rows, then second ones.
+
+    How many updates a row has is read from the chip, unless the program says that it is one.
+    """
+    order = torch.sort(flat, stable=True).indices
+    flat, values = flat[order], [item[order] for item in values]
+    numbers = torch.arange(flat.numel(), device=flat.device)
+    begins = torch.cat([flat.new_ones(1, dtype=torch.bool), flat[1:] != flat[:-1]])
+    turn = torch.where(flat == rows, 0, numbers - torch.where(begins, numbers, 0).cummax(0).values)
+    for number in range(1 if call("unique_indices") else int(turn.max().item()) + 1):
+        merged = call.run(call.op.blocks[0], [*(result[flat] for result in results), *values])
+        index = torch.where(turn == number, flat, rows)
+        pairs = zip(results, merged, values, strict=True)
+        results = [result.index_copy(0, index, new.expand(old.shape)) for result, new, old in pairs]
+    return results
+
+
+def _replaced(call: Call, operands: list[Tensor], updates: list[Tensor]) -> tuple[Tensor, ...]:
+    """Return the results of updates of whole operands, one after the other."""
+    for parts in zip(*(part.reshape(-1, *operands[0].shape) for part in updates), strict=True):
+        operands = call.run(call.op.blocks[0], [*operands, *parts])
+    return tuple(operands)

@@ -118,3 +118,9 @@ def body(op: Op) -> str:
         return ""
     inner = block.ops[0]
     return inner.name if sorted(inner.operands) == sorted(block.arguments) else ""
+
+
+def nested(op: Op) -> str:
+    """Return why a block cannot run on whole tensors: it reduces or branches itself; "" if it can."""
+    has_blocks = [inner.name for block in op.blocks for inner in block.ops if inner.blocks]
+    return f"with {has_blocks[0]} in its body" if has_blocks else ""

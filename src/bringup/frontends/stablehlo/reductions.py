@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from bringup.frontends.stablehlo.module import Op
-from bringup.frontends.stablehlo.operators import Call, Tensor, body, operator, wide
+from bringup.frontends.stablehlo.operators import Call, Tensor, body, nested, operator, wide
 from bringup.frontends.stablehlo.shapes import padded
 from bringup.frontends.stablehlo.tensors import Type
 
@@ -17,12 +17,6 @@ _ARGUMENT_BEST = (
     ("compare", "compare", "compare", "and", "or", "select", "select"),  # of numbers without NaN
 )
 _OF_COMPARATORS = {"constant", "compare", "select", "and", "or", "bitcast_convert", "subtract", "call", "xor"}
-
-
-def _nested(op: Op) -> str:
-    """Refuse bodies that reduce or branch themselves: they would not run on whole tensors."""
-    has_blocks = [inner.name for block in op.blocks for inner in block.ops if inner.blocks]
-    return f"with {has_blocks[0]} in its body" if has_blocks else ""
 
 
 def reduced(name: str, x: Tensor, dims: list[int], kind: Type) -> Tensor:
@@ -49,7 +43,7 @@ def _has_reduction(name: str, kind: Type) -> bool:
     return name in ("add", "multiply", "maximum", "minimum") or (name in ("and", "or") and whole)
 
 
-@operator("reduce", refusal=_nested)
+@operator("reduce", refusal=nested)
 def reduce(call: Call, *operands: Tensor) -> Any:
     op, dims = call.op, list(call("dimensions"))
     count = len(operands) // 2
@@ -113,7 +107,7 @@ def windows(x: Tensor, call: Call, fill: Tensor) -> tuple[Tensor, int]:
     return x, count
 
 
-@operator("reduce_window", refusal=_nested)
+@operator("reduce_window", refusal=nested)
 def reduce_window(call: Call, *operands: Tensor) -> Any:
     items, initial = operands[: len(operands) // 2], operands[len(operands) // 2 :]
     name = body(call.op)
@@ -251,6 +245,6 @@ def top_k(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     return x.gather(-1, order), order.to(call.op.result_types[1].dtype)
 
 
-@operator("map", refusal=_nested)
+@operator("map", refusal=nested)
 def map_(call: Call, *items: Tensor) -> Tensor:
     return call.run(call.op.blocks[0], list(items))[0].expand(call.shape)

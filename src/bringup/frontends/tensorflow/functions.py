@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import Any
@@ -22,7 +24,7 @@ from bringup.frontends.stablehlo.module import StableHloError, bindings, new_con
 from bringup.frontends.stablehlo.tensors import Type
 from bringup.frontends.tensorflow import host, memory
 from bringup.lines import at_line, calling_line
-from bringup.text import plain, short
+from bringup.text import plain, quantity, short
 
 FEW = 64  # elements of an input whose values XLA may need when it compiles, such as a shape; chosen
 _ALIASES = "mhlo.input_output_alias"
@@ -31,6 +33,8 @@ _NAME = re.compile(r"__inference_(?!__)(.+?)(?:_\d+)?")
 _PART = re.compile(r"(?:__inference_)?__(forward|backward)_(.+?)(?:_\d+){0,2}")  # of a function, for a gradient
 _UNSUPPORTED = re.compile(r"(\w+) \(No registered")
 _MADE_AT = re.compile(r'File "([^"]+)", line (\d+)')
+
+_initializes: ContextVar[bool] = ContextVar("_initializes", default=False)  # True while TensorFlow makes variables
 
 
 @dataclass(frozen=True)
@@ -60,11 +64,13 @@ class Functions:
         self._strict = strict
         self._known: dict[bytes, dict[Any, Compiled | host.OnHost]] = {}  # by shapes, and values of constants
         self._constants: dict[bytes, tuple[int, ...]] = {}  # inputs whose values XLA has compiled into a function
+        self._before_values: dict[bytes, host.OnHost] = {}  # called while a variable had no value
 
     def forget(self, name: bytes) -> None:
         """Forget a function that TensorFlow has removed."""
         self._known.pop(name, None)
         self._constants.pop(name, None)
+        self._before_values.pop(name, None)
 
     def call(self, context: Any, name: bytes, inputs: list[Any], count: int) -> Any:
         """Call a function with tensors and handles of variables; return its results, of which there are so many.
@@ -76,13 +82,17 @@ class Functions:
         return call(self._call, (context, name, inputs, count))
 
     def _call(self, context: Any, name: bytes, inputs: list[Any], count: int) -> Any:
-        if readable(name) == "initialize_variables" and not count:  # TensorFlow's own: it makes variables on the host
-            return self._call_function(context, name, inputs, count)
-        function = self._find(context, name, inputs, count)
+        own = partial(self._call_function, context, name, inputs, count)
+        if _initializes.get():
+            return own()
+        try:
+            function = self._find(context, name, inputs, count)
+            arguments = _arguments(function, inputs) if isinstance(function, Compiled) else []
+        except host.UninitializedError as error:
+            function = self._before_values.setdefault(name, host.OnHost(readable(name), str(error)))
         if isinstance(function, host.OnHost):
-            own = partial(self._call_function, context, name, inputs, count)
             return host.called(function, inputs, own, self._strict)
-        return self._run(function, inputs, count)
+        return _run(function, inputs, arguments, count)
 
     def _find(self, context: Any, name: bytes, inputs: list[Any], count: int) -> Compiled | host.OnHost:
         variants = self._known.setdefault(name, {})
@@ -95,25 +105,46 @@ class Functions:
             variants[key] = function
         return variants[key]
 
-    def _run(self, function: Compiled, inputs: list[Any], count: int) -> list[Any] | None:
-        kinds = function.program.inputs
-        arguments = [_argument(inputs[place], kind) for place, kind in zip(function.takes, kinds, strict=True)]
-        old: list[_Old] = []
-        try:
-            for at, place in _places(function):
-                old.append(_Old(inputs[place], arguments[at], kinds[at]))
-            tensors = memory.unshared(executed(function.program, arguments, "tensorflow"))
-            _settle()
-        except BaseException as error:
-            lost = sum(not variable.restore() for variable in old)
-            if lost:
-                empty = "1 variable is" if lost == 1 else f"{lost} variables are"
-                error.add_note(f"bringup: {empty} empty now: the call had freed the old value before it failed")
-            raise
-        results = [memory.share(*item) for item in zip(tensors, function.program.outputs, strict=True)]
+
+def _arguments(function: Compiled, inputs: Sequence[Any]) -> list[torch.Tensor]:
+    """Return a program's inputs on the chip.
+
+    Raises:
+        host.UninitializedError: one is a variable that has no value yet.
+    """
+    pairs = zip(function.takes, function.program.inputs, strict=True)
+    return [_argument(inputs[place], kind) for place, kind in pairs]
+
+
+def _run(function: Compiled, inputs: Sequence[Any], arguments: list[torch.Tensor], count: int) -> list[Any] | None:
+    """Run a program, whose arguments are freed early; return the function's results.
+
+    After a failure, variables have their old values, or the new ones if the program has run. Those whose old value was
+    freed by then are empty, and the error names them.
+    """
+    kinds, outputs = function.program.inputs, function.program.outputs
+    old: dict[int, _Old] = {}  # by the place of the variable
+    tensors: list[torch.Tensor] = []
+    try:
+        for at, place in _places(function):
+            old[place] = _Old(inputs[place], arguments[at], kinds[at])
+            old[place].free()
+        tensors = memory.unshared(executed(function.program, arguments, "tensorflow"))
+        _settle()
+        results = [memory.share(*item) for item in zip(tensors, outputs, strict=True)]
         for place, value in zip(function.written, results[count:], strict=True):
-            _assign(inputs[place], value)
-        return results[:count] or None
+            old[place].replace(value)
+    except BaseException as error:
+        for place, *item in zip(function.written, tensors[count:], outputs[count:], strict=False):
+            with suppress(Exception):  # what is known of the failure is that of `error`
+                old[place].replace(memory.share(*item))
+        if lost := [variable.name for variable in old.values() if not variable.restore()]:
+            error.add_note(
+                f"bringup: {quantity(len(lost), 'variable')} empty now, whose old value the call had freed before it "
+                f"failed: {', '.join(lost[:FEW])}"
+            )
+        raise
+    return results[:count] or None
 
 
 class _Old:
@@ -121,14 +152,29 @@ class _Old:
 
     def __init__(self, handle: Any, value: torch.Tensor, kind: Type) -> None:
         self._handle, self._value, self._kind = handle, weakref.ref(value), kind
-        _assign(handle, _nothing(host.type_of_variable(handle)))
+        self._has_value = True
+
+    @property
+    def name(self) -> str:
+        """Return the variable's name in the program."""
+        return host.name_of_variable(self._handle)
+
+    def free(self) -> None:
+        """Empty the variable, so that the function may free its old value."""
+        self._has_value = False
+        _assign(self._handle, _nothing(host.type_of_variable(self._handle)))
+
+    def replace(self, value: Any) -> None:
+        """Give the variable its new value."""
+        _assign(self._handle, value)
+        self._has_value = True
 
     def restore(self) -> bool:
-        """Give the variable its old value; return False if it is freed."""
+        """Give the variable its old value, unless it has the new one; return False if it has none."""
         value = self._value()
-        if value is not None:
-            _assign(self._handle, memory.share(value, self._kind))
-        return value is not None
+        if not self._has_value and value is not None:
+            self.replace(memory.share(value, self._kind))
+        return self._has_value
 
 
 def _places(function: Compiled) -> Iterator[tuple[int, int]]:
@@ -146,6 +192,7 @@ def _key(inputs: Sequence[Any], constants: Sequence[int]) -> tuple[Any, ...]:
 def activate(strict: bool = False) -> None:
     """Take over the calls of TensorFlow's functions in this process; if strict, refuse those that stay on the host."""
     from tensorflow.python.eager.context import Context
+    from tensorflow.python.eager.polymorphic_function.polymorphic_function import Function
     from tensorflow.python.framework import ops
 
     functions = Functions(Context.call_function, strict)
@@ -157,6 +204,7 @@ def activate(strict: bool = False) -> None:
         remove_function(self, name)
 
     Context.remove_function = removed
+    Function._initialize_uninitialized_variables = _initializing(Function._initialize_uninitialized_variables)
     tensor = ops._EagerTensorBase
     own_numpy = tensor._numpy
 
@@ -166,6 +214,19 @@ def activate(strict: bool = False) -> None:
         return own_numpy(self)
 
     tensor._numpy = numpy
+
+
+def _initializing(initialize: Callable[..., Any]) -> Callable[..., Any]:
+    """Return TensorFlow's own method that gives new variables their values, marked: it computes them on the host."""
+
+    def marked(*arguments: Any, **options: Any) -> Any:
+        before = _initializes.set(True)
+        try:
+            return initialize(*arguments, **options)
+        finally:
+            _initializes.reset(before)
+
+    return marked
 
 
 def _compiled(
@@ -182,6 +243,8 @@ def _compiled(
         written = tuple(takes[aliases[place]] for place in sorted(aliases))
         if sorted(aliases) != list(range(count, len(program.outputs))):
             raise StableHloError("XLA has left out results, or written variables")
+    except host.UninitializedError:
+        raise
     except BringupError as error:
         return host.OnHost(shown, str(error)), ()
     return Compiled(program, takes, written), constants

@@ -5,11 +5,13 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from bringup.errors import BringupError
 from bringup.frontends.stablehlo.module import StableHloError
 from bringup.frontends.stablehlo.tensors import Type
 from bringup.frontends.tensorflow import memory
@@ -17,7 +19,7 @@ from bringup.lines import calling_line
 from bringup.paths import Places
 from bringup.process import FACTS
 from bringup.recording.recording import Recording, current
-from bringup.text import plain
+from bringup.text import plain, short
 
 # TensorFlow's types that a chip may have, as StableHLO calls them.
 _KINDS = {
@@ -26,6 +28,10 @@ _KINDS = {
     **{"half": "f16", "float16": "f16", "bfloat16": "bf16", "float32": "f32", "float64": "f64"},
     **{"complex64": "complex<f32>", "complex128": "complex<f64>"},
 }
+
+
+class UninitializedError(BringupError):
+    """A variable has no value yet."""
 
 
 @dataclass
@@ -78,10 +84,23 @@ def shape_of_varying(item: Any) -> tuple[int, ...] | None:
 
 
 def value_of(handle: Any) -> Any:
-    """Return the value of a variable, by its handle."""
+    """Return the value of a variable, by its handle.
+
+    Raises:
+        UninitializedError: it has none yet.
+    """
+    from tensorflow.python.framework.errors_impl import FailedPreconditionError, NotFoundError
     from tensorflow.python.ops.gen_resource_variable_ops import read_variable_op
 
-    return read_variable_op(handle, type_of_variable(handle))
+    try:
+        return read_variable_op(handle, type_of_variable(handle))
+    except (FailedPreconditionError, NotFoundError):
+        raise UninitializedError(f"the variable {name_of_variable(handle)} has no value yet") from None
+
+
+def name_of_variable(handle: Any) -> str:
+    """Return the name of a variable in the program, by its handle."""
+    return short(str(getattr(handle, "_name", "")).removesuffix(":0") or "without a name")
 
 
 def type_of(item: Any) -> Type:
@@ -106,7 +125,8 @@ def called(function: OnHost, inputs: Sequence[Any], call: Callable[[], Any], str
         if is_numeric(item):
             memory.read(item)
         elif type_of_variable(item) is not None:
-            memory.read(value_of(item))
+            with suppress(UninitializedError):  # which the function may only write
+                memory.read(value_of(item))
     ops, recording = torch.ops.bringup, current()
     if recording is not function.recording:
         function.recording, function.rows, function.seconds = recording, [], []
