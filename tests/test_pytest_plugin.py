@@ -293,6 +293,7 @@ def test_baseline_fails_tests_that_grow(suite: Run, tmp_path: Path, monkeypatch:
     monkeypatch.setenv("SIZE", "80")
     grown = suite(GROWS, "--chip", "t4", "--chip-baseline", "base.json")
     assert grown.returncode == 1 and "4 failed, 1 passed" in grown.stdout, grown.stdout
+    assert "baseline base.json: 5 tests compared" in grown.stdout
     assert "t4: time: the test is " in grown.stdout and "slower than its baseline (" in grown.stdout
     assert "t4: memory: the test holds " in grown.stdout and "5% is allowed" in grown.stdout
     again = suite(GROWS, "--chip", "t4", "--chip-baseline", "base.json", "--chip-baseline-update", "-k", "product")

@@ -2,6 +2,7 @@
 
 #include <torch/library.h>
 
+#include <algorithm>
 #include <array>
 #include <chrono>
 #include <deque>
@@ -14,6 +15,7 @@
 
 #include "json.h"
 #include "launch/native.h"
+#include "record/recorder.h"
 #include "text.h"
 
 namespace bringup {
@@ -30,7 +32,8 @@ namespace {
 
 // The latest marks; what runs between two of them is kept apart. Chosen: 64 steps of a program that calls 32 modules in each.
 constexpr size_t kMarks = 2048;
-constexpr size_t kPending = 256;  // points that wait for their event before it is queried
+constexpr size_t kSpans = size_t(1) << 19;  // the latest parts of launches, whose times are kept one by one; chosen
+constexpr size_t kPending = 256;            // points that wait for their event before it is queried
 
 struct Tally {
   int64_t launches = 0, bytes_down = 0, bytes_up = 0;
@@ -50,6 +53,20 @@ struct StreamPoint {
   const LedgerKey* key;
   int64_t mark;    // how many marks came before
   int64_t launch;  // its number
+  int64_t rows;    // how many rows the recording had when the launch began; -1: there was none
+};
+
+// The points of a stream; the first one is reached, and has been counted.
+struct StreamPoints {
+  std::deque<StreamPoint> waiting;
+  double seconds = -1;  // from the ledger's first event to the first point; -1: unknown
+};
+
+// A part of a launch, in seconds from the ledger's first event.
+struct PartSpan {
+  int64_t rows;  // as in StreamPoint
+  const LedgerKey* key;
+  double begin, seconds;
 };
 
 // A module call, or the end of a step of an optimizer or of the program, as in the recording.
@@ -68,7 +85,9 @@ struct Ledger {
   int64_t marked = 0;
   std::deque<Mark> marks;  // the latest
   std::atomic<bool> measures{false};
-  std::unordered_map<Stream*, std::deque<StreamPoint>> points;  // the first of each is reached, and has been counted
+  std::unordered_map<Stream*, StreamPoints> points;
+  std::map<int, bringup_event*> first;  // the first event of a device
+  std::deque<PartSpan> spans;           // the latest
 
   Tally& tally(const LedgerKey* key, int64_t mark) {
     if (!since.empty() && mark < since.begin()->first && since.size() > kMarks) return earlier[key];
@@ -85,20 +104,46 @@ struct Ledger {
     return sum;
   }
   // Counts the points that are reached.
-  void reap(std::deque<StreamPoint>& of_stream) {
-    while (of_stream.size() > 1 && driver().event_query(of_stream[1].event) == 1) {
+  void reap(Stream& stream, StreamPoints& of_stream) {
+    auto& waiting = of_stream.waiting;
+    while (waiting.size() > 1 && driver().event_query(waiting[1].event) == 1) {
+      if (of_stream.seconds < 0) of_stream.seconds = since_first(stream, waiting[0].event);
       double seconds = 0;
-      const StreamPoint& point = of_stream[1];
-      bool is_timed = driver().event_elapsed(of_stream[0].event, point.event, &seconds) == BRINGUP_OK;
-      if (is_timed && seconds > 0) tally(point.key, point.mark).seconds[size_t(point.part)] += seconds;
-      driver().event_destroy(of_stream[0].event);
-      of_stream.pop_front();
+      const StreamPoint& point = waiting[1];
+      bool is_timed = driver().event_elapsed(waiting[0].event, point.event, &seconds) == BRINGUP_OK;
+      if (is_timed && seconds > 0) count(point, of_stream, seconds);
+      driver().event_destroy(waiting[0].event);
+      waiting.pop_front();
     }
+  }
+  void count(const StreamPoint& point, StreamPoints& of_stream, double seconds) {
+    tally(point.key, point.mark).seconds[size_t(point.part)] += seconds;
+    if (of_stream.seconds < 0) return;
+    if (point.part != Part::Between && point.rows >= 0) spans.push_back({point.rows, point.key, of_stream.seconds, seconds});
+    if (spans.size() > kSpans) spans.pop_front();
+    of_stream.seconds += seconds;
+  }
+  // Returns the seconds from the device's first event to this one; -1 if the driver has measured none.
+  double since_first(const Stream& stream, bringup_event* event) {
+    auto begin = first.find(int(stream.id.device_index()));
+    double seconds = 0;
+    bool is_timed = begin != first.end() && driver().event_elapsed(begin->second, event, &seconds) == BRINGUP_OK;
+    return is_timed ? std::max(seconds, 0.0) : -1;
+  }
+  void add_first(const Stream& stream) {
+    int index = int(stream.id.device_index());
+    bringup_event* event = nullptr;
+    if (first.contains(index) || driver().event_create(device(index).handle, &event) != BRINGUP_OK) return;
+    if (driver().event_record(event, stream.handle) != BRINGUP_OK) return driver().event_destroy(event);
+    first[index] = event;
   }
   void forget_points() {
     for (auto& [stream, of_stream] : points)
-      for (const StreamPoint& point : of_stream) driver().event_destroy(point.event);
+      for (const StreamPoint& point : of_stream.waiting) driver().event_destroy(point.event);
     points.clear();
+    for (auto& [index, event] : first) driver().event_destroy(event);
+    first.clear();
+    spans.clear();
     while (!marks.empty()) forget_mark();
   }
   void forget_mark() {
@@ -162,7 +207,7 @@ double seconds_between(const Mark& before, const Mark& after) {
 // Returns the rows of the whole run, and of the latest marks what each is and the rows of the time from it to the next one.
 std::string marks_json() {
   std::lock_guard<std::mutex> lock(ledger().mutex);
-  for (auto& [stream, points] : ledger().points) ledger().reap(points);
+  for (auto& [stream, points] : ledger().points) ledger().reap(*stream, points);
   auto& marks = ledger().marks;
   Text text;
   text << "{\"total\": " << rows_json(ledger().total()) << ", \"marks\": [";
@@ -176,6 +221,27 @@ std::string marks_json() {
   }
   text << "]}";
   return text.str();
+}
+
+// Returns of the latest parts of launches the operators' places in the last result and the rows of the recording before them,
+// and when they began and how many seconds they took.
+std::tuple<at::Tensor, at::Tensor, std::vector<std::string>> measured_spans() {
+  std::lock_guard<std::mutex> lock(ledger().mutex);
+  for (auto& [stream, points] : ledger().points) ledger().reap(*stream, points);
+  const auto& spans = ledger().spans;
+  at::Tensor rows = at::empty({int64_t(spans.size()), 2}, at::kLong);
+  at::Tensor times = at::empty({int64_t(spans.size()), 2}, at::kDouble);
+  std::map<std::string, int64_t> places;
+  std::vector<std::string> ops;
+  int64_t* row = rows.mutable_data_ptr<int64_t>();
+  double* time = times.mutable_data_ptr<double>();
+  for (const PartSpan& span : spans) {
+    auto [place, is_new] = places.try_emplace(span.key->op, int64_t(ops.size()));
+    if (is_new) ops.push_back(span.key->op);
+    *row++ = place->second, *row++ = span.rows;
+    *time++ = span.begin, *time++ = span.seconds;
+  }
+  return {rows, times, ops};
 }
 
 std::string ledger_json() {
@@ -215,9 +281,10 @@ std::tuple<int64_t, std::string> running_launch() {
   {
     std::lock_guard<std::mutex> lock(ledger().mutex);
     for (auto& [stream, points] : ledger().points) {
-      ledger().reap(points);
-      if (points.size() < 2 || points[1].part == Part::Between) continue;
-      number = points[1].launch, op = points[1].key->op;
+      ledger().reap(*stream, points);
+      const auto& waiting = points.waiting;
+      if (waiting.size() < 2 || waiting[1].part == Part::Between) continue;
+      number = waiting[1].launch, op = waiting[1].key->op;
       break;
     }
   }
@@ -257,12 +324,14 @@ void count_on_host(const Launch& launch, const std::string& reason, bool kernel_
 Parts::Parts(Stream& stream, const Launch& launch, bool on_device) {
   if (C10_LIKELY(!ledger().measures)) return;
   stream_ = &stream;
+  rows_ = recording() ? recorded_rows() : -1;
   OnHost on_host = on_device ? OnHost{} : why_on_host(launch);
   {
     std::lock_guard<std::mutex> lock(ledger().mutex);
     mark_ = ledger().marked;
     launch_ = launch.number;
     key_ = key_of({launch.signature->op->name, on_device, on_host.reason, on_host.kernel_possible});
+    ledger().add_first(stream);
   }
   end(Part::Between);
 }
@@ -274,14 +343,15 @@ void Parts::end(Part part) {
   if (driver().event_create(device(stream_->id.device_index()).handle, &event) != BRINGUP_OK) return;
   if (driver().event_record(event, stream_->handle) != BRINGUP_OK) return driver().event_destroy(event);
   auto& points = ledger().points[stream_];
-  points.push_back({event, part, part == Part::Between ? between_launches() : key_, mark_, launch_});
-  if (points.size() % kPending == 0) ledger().reap(points);
+  points.waiting.push_back({event, part, part == Part::Between ? between_launches() : key_, mark_, launch_, rows_});
+  if (points.waiting.size() % kPending == 0) ledger().reap(*stream_, points);
 }
 
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("driver_ledger() -> str", &ledger_json);
   m.def("driver_marks() -> str", &marks_json);
   m.def("running_launch() -> (int, str)", &running_launch);
+  m.def("driver_spans() -> (Tensor rows, Tensor times, str[] ops)", &measured_spans);
   m.def("clear_driver_ledger() -> ()", &clear_ledger);
   m.def("measure_driver(bool measures) -> ()", [](bool measures) { ledger().measures = measures; });
 }

@@ -37,6 +37,7 @@ class Parts {
   Stream* stream_ = nullptr;  // null: the run is not measured
   const LedgerKey* key_ = nullptr;
   int64_t mark_ = 0, launch_ = 0;
+  int64_t rows_ = -1;  // of the recording, when the launch began
 };
 
 }  // namespace bringup

@@ -4,9 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+_ONE_BYTE = [bytes((value,)) for value in range(0x80)]
+
 
 def varint(value: int) -> bytes:
     """Return a non-negative number in the encoding of protobuf."""
+    if value < 0x80:  # most numbers are as short, and a large timeline has millions
+        return _ONE_BYTE[value]
+    if value < 0x4000:
+        return bytes((value & 0x7F | 0x80, value >> 7))
     data = bytearray()
     while value > 0x7F:
         data.append(value & 0x7F | 0x80)

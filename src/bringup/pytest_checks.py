@@ -83,6 +83,7 @@ class ChipPlugin:
         if self.baseline_file and not self.updates:
             self.baseline = pytest_baseline.load(self.baseline_file, self.chip.name, self.host.name)
         self.used: dict[str, Used] = {}  # by the tests that passed
+        self.measured: set[str] = set()  # the tests that passed or failed
         self.dry = bool(config.getoption("--chip-dry"))
         self.warn = bool(config.getoption("--chip-warn"))
         self.totals = _Totals()
@@ -285,6 +286,7 @@ class ChipPlugin:
         totals.seconds += seconds
         totals.slowest.append((seconds, report.nodeid))
         totals.most = max(totals.most, (facts[KEY + "device_bytes"], report.nodeid))
+        self.measured.add(report.nodeid)
         if report.passed:
             self.used[report.nodeid] = Used(seconds=seconds, peak_bytes=facts[KEY + "peak_bytes"])
         for name in json.loads(facts[KEY + "findings"]):
@@ -311,8 +313,8 @@ class ChipPlugin:
         if self.updates:
             write(f"{self.baseline_file}: written with {quantity(len(self.used), 'test')}")
         elif self.baseline:
+            compared = quantity(len(self.measured & self.baseline.tests.keys()), "test")
             new = len(self.used.keys() - self.baseline.tests.keys())
-            compared = quantity(len(self.used) - new, "test")
             add = f"; {quantity(new, 'new one')}: add with --chip-baseline-update" if new else ""
             write(f"baseline {self.baseline_file}: {compared} compared{add}")
         if totals.findings:

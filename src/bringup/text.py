@@ -48,6 +48,14 @@ def split_line(text: str) -> tuple[str, int]:
     return (file, int(number)) if number.isdigit() else (text, 0)
 
 
+def module_name(name: str) -> str:
+    """Write the name of a module, or of several as one; that of a list's member begins with a number: ``module 2``."""
+    if not name[:1].isdigit():
+        return name
+    several = any(mark in name.partition(".")[0] for mark in ",-")
+    return f"modules {name}" if several else f"module {name}"
+
+
 def quantity(number: float, noun: str) -> str:
     """Write a number with its noun: ``1 launch``, ``2,000 launches``."""
     plural = "" if number == 1 else "es" if noun.endswith(("ch", "s")) else "s"

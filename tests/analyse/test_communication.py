@@ -11,7 +11,7 @@ import pytest
 import bringup
 from bringup.analyse.communication import _union
 from bringup.recording.trace import Trace
-from bringup.report import lines
+from bringup.report import html, lines
 
 MIB = 1 << 20
 
@@ -32,7 +32,8 @@ def recorded(collective: dict[str, Any], kind: str = "all_reduce") -> Trace:
 
 def test_a_collective_beside_a_kernel_is_hidden() -> None:
     trace = recorded({"bytes": 64 * MIB, "first": 0, "step": 1, "size": 8})
-    summary = bringup.price(trace, "h100-sxm").summary
+    prediction = bringup.price(trace, "h100-sxm")
+    summary = prediction.summary
     (collective,) = summary.collectives
     assert (collective.kind, collective.group_size, collective.count) == ("all_reduce", 8, 1)
     assert (collective.file, collective.line) == ("train.py", 7)
@@ -42,6 +43,7 @@ def test_a_collective_beside_a_kernel_is_hidden() -> None:
     assert summary.exposed_communication_seconds < 0.5 * expected
     (line,) = (line for line in lines.lines(summary) if getattr(line, "role", "") == "communication")
     assert "8 ranks on dgx-h100" in "".join(text for text, _ in line.parts)
+    assert line.text.strip()[1:] in html.page(prediction.timeline, summary)
 
 
 def test_a_slow_network_is_exposed() -> None:

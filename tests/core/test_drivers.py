@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import bringup
 from bringup import core_build
+from bringup.recording.rows import LAUNCH
 from tests.conftest import ROOT, built_driver, slow
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -328,6 +330,9 @@ for _ in range(4):
     assert "a step   predicted: " in printed
     assert "on the device 4 launches, on the host " in printed
     assert "(the driver has no kernel for it)" in printed
+    columns = bringup.Trace.load(tmp_path / "bringup-program" / "trace.npz").columns
+    launches = columns["kind"] == LAUNCH
+    assert (columns["measured_ns"][launches] > 0).all() and not columns["measured_ns"][~launches].any()
 
 
 def test_run_of_inference_on_a_driver_measures_calls_of_the_outermost_module(bringup_run: Run, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from bringup.cost import family_of
 from bringup.cost.signature import Signature, Tensor
 from bringup.cost.work_table import WorkTable
 from bringup.machine.vocabulary import ITEM_BYTES
+from bringup.pricing.tiles import AT_ONCE
 
 FLOAT8_CHIPS = [name for name in bringup.available_chips() if "float8_e4m3fn" in bringup.load_chip(name).matrix.tflops]
 PEAKS = [
@@ -313,6 +314,14 @@ def test_tiles_are_chosen_so_that_enough_cores_read_memory() -> None:
     chip = bringup.load_chip("h100-sxm")
     priced = prices(chip, *(matrices(2, n, 4096) for n in (4096, 6144, 14336)))
     assert (priced.share > pricing.DEFAULT.cores_for_bandwidth).all()
+
+
+def test_products_are_priced_as_alone_however_many_there_are() -> None:
+    chip = bringup.load_chip("h100-sxm")
+    launches = [product("aten::mm", side, "float32", "float32") for side in range(1, AT_ONCE + 20)]
+    together = prices(chip, *launches).seconds
+    for place in (0, AT_ONCE - 1, AT_ONCE, AT_ONCE + 18):
+        assert together[place] == prices(chip, launches[place]).seconds[0]
 
 
 def test_short_tiles_fill_while_others_compute() -> None:

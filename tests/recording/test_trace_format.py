@@ -14,7 +14,7 @@ from torch import nn
 
 import bringup
 from bringup.recording import trace_check
-from bringup.recording.rows import COLUMNS, OPTIONAL, PHASES, WAITS_FOR
+from bringup.recording.rows import COLUMNS, MEASURED, OPTIONAL, PHASES, WAITS_FOR
 from bringup.recording.trace import VERSION
 from tests.conftest import ROOT
 
@@ -54,6 +54,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, A
         model(x).mean().backward()
         optimizer.step()
     file = tmp_path_factory.mktemp("trace") / "trace.npz"
+    trace.columns |= {name: np.zeros(len(trace), OPTIONAL[name]) for name in MEASURED}  # as a driver's recording has
     trace.save(file)
     return description(file)
 

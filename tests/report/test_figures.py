@@ -13,6 +13,7 @@ from bringup import pricing
 from bringup.recording.rows import H2D, LAUNCH
 from bringup.report import figures, html
 from bringup.report.chart import Figure, Series
+from bringup.text import module_name
 
 STEPS = 3
 HOST_LANES = ("host thread 0", "host thread 1")  # the second runs the backward pass
@@ -194,7 +195,7 @@ def test_memory_by_module_is_the_same_memory(prediction: bringup.Prediction) -> 
     assert totals(figure) == pytest.approx(totals(by_kind), abs=1e-2)
     names = {series.name for series in figure.series}
     assert len(names) == len(figure.series) <= figures.MOST_MODULES + 2
-    assert names & set(prediction.trace.modules)
+    assert names & set(map(module_name, prediction.trace.modules))
 
 
 def test_modules_are_grouped_where_they_are_large() -> None:

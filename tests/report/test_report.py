@@ -19,10 +19,11 @@ from torch import nn
 
 import bringup
 from bringup.analyse.summarize import by_group
-from bringup.recording.rows import D2D, D2H, H2D, KINDS, LAUNCH
+from bringup.recording.rows import D2D, D2H, FALLBACK, H2D, KINDS, LAUNCH
+from bringup.report import figures, palette, perfetto, pftrace
 from bringup.report import html as pages
-from bringup.report import palette, perfetto, pftrace
 from bringup.report.chart import Axis, Figure, Series, read
+from bringup.timeline.steady import steady
 from tests.conftest import NO_AXE, NO_BROWSER, ROOT, slow
 from tests.report import browser
 from tests.report.traces import Contents, Slice
@@ -279,6 +280,26 @@ def test_report_of_a_driver_has_predicted_beside_measured(prediction: bringup.Pr
     assert "Predicted and measured" not in report_page(prediction) and measured_step(prediction.timeline) is None
 
 
+def test_timeline_has_lanes_of_what_a_driver_measured(prediction: bringup.Prediction) -> None:
+    kind, flags = prediction.trace.columns["kind"], prediction.trace.columns["flags"].copy()
+    launches = np.flatnonzero(kind == LAUNCH)
+    flags[launches[1::2]] |= FALLBACK
+    took = np.where(kind == LAUNCH, 2000, 0)
+    times = {"measured_begin_ns": np.cumsum(took) - took, "measured_ns": took, "flags": flags}
+    columns = prediction.trace.columns | times
+    about = {**prediction.trace.about, "driver": DRIVER}
+    trace = dataclasses.replace(prediction.trace, columns=columns, about=about)
+    figure, note = figures.timeline(bringup.price(trace, "t4").timeline)
+    assert figure is not None and figure.y.lanes[:2] == ["measured on acme", "measured on acme, host"]
+    first, last, *_ = steady(prediction.timeline)
+    measured = [series for series in figure.series if series.column == "measured"]
+    assert measured and sum(len(series.x) for series in measured) == int((kind[first:last] == LAUNCH).sum())
+    assert {width for series in measured for width in series.width} == {0.002}
+    assert all("predicted " in text and ", measured 2.0 us" in text for series in measured for text in series.text)
+    assert "The lanes measured on acme show when its device ran the same launches" in note
+    assert "measured on" not in figures.timeline(prediction.timeline)[1]
+
+
 def test_first_screen_says_what_bounds_the_step_and_which_line_and_memory_cost_most(
     prediction: bringup.Prediction,
 ) -> None:
@@ -287,7 +308,8 @@ def test_first_screen_says_what_bounds_the_step_and_which_line_and_memory_cost_m
     screen = report_page(prediction).split('id="time"')[0]
     summary = prediction.summary
     name, seconds = max(summary.parts().items(), key=lambda part: part[1])
-    assert name == "host-bound" and f"waits for launches {seconds / summary.step_seconds:.0%} of a step." in screen
+    share = f"{100 * seconds / summary.step_seconds:.0f} %"
+    assert name == "host-bound" and f"waits for launches {share} of a step." in screen
     assert f"<b>How sure:</b> {summary.error_source[:10]}" in screen
     assert all(item.action in html.unescape(screen) for item in summary.bottlenecks)
     ((_, lines),) = source_lines(prediction.timeline)
@@ -516,3 +538,12 @@ def test_page_is_dark_on_a_dark_screen(prediction: bringup.Prediction, tmp_path:
 def test_page_has_no_problem_for_axe(prediction: bringup.Prediction, tmp_path: Path, name: str, width: int) -> None:
     seen = browser.look(PAGES[name][0](prediction), tmp_path, "axe", width=width)
     assert seen["failures"] == [] and seen["problems"] == []
+
+
+def test_page_of_a_driver_leaves_out_checks_that_were_not_made() -> None:
+    from bringup.drivers import page
+
+    line = {"op": "aten::add", "dtype": "float32", "verdict": "right", "samples": 2, "worst_error": 0.0, "reason": ""}
+    result = {"driver": "acme", "checks": [], "operators": [line]}
+    text = page.page(result)
+    assert "aten::add" in text and "Memory, streams, events, errors" not in text and ">0<" in text

@@ -65,11 +65,10 @@ def command(device: str, name: str | None, out: str) -> None:
     console.print(
         f"{terminal.escaped(chip.description)}: {chip.matrix.tflops['float32'] * 1e3:,.0f} GFLOP/s float32, "
         f"{chip.memory.bandwidth_gb_s:,.1f} GB/s, {pricing.launch_seconds(chip) * 1e6:.2g} us per launch",
-        highlight=False,
     )
     console.print("mean error of the model on the measured operators:")
     for op, total in summarize(row_errors, lambda row: row.op).items():
-        console.print(f"  {op:<12} {total.mean:>4.0%}  ({quantity(total.figures, 'measurement')})", highlight=False)
-    console.print(f"  {'all':<12} {np.mean(np.abs(list(row_errors.values()))):>4.0%}", highlight=False)
+        console.print(f"  {op:<12} {total.mean:>4.0%}  ({quantity(total.figures, 'measurement')})")
+    console.print(f"  {'all':<12} {np.mean(np.abs(list(row_errors.values()))):>4.0%}")
     written = terminal.escaped(f"written: {chip_file} and {host_file}")
-    console.print(written, highlight=False, soft_wrap=True)
+    console.print(written, soft_wrap=True)

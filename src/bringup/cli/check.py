@@ -132,12 +132,11 @@ def command(
         console.print(
             f"[{'green' if word == 'better' else 'red'}]{word}[/] {escaped(after['id'])} {escaped(after['title'])}: "
             f"{before['verdict']} {before['score']:.0%} -> {after['verdict']} {after['score']:.0%}",
-            highlight=False,
         )
     if old and not changed:
-        console.print("no changes since the older scorecard", highlight=False)
+        console.print("no changes since the older scorecard")
     paths = escaped(f"scorecard: {Path(out, 'scorecard.html')}   badge: {Path(out, 'scorecard.svg')}")
-    console.print(paths, highlight=False, soft_wrap=True)
+    console.print(paths, soft_wrap=True)
     if output == "github":
         github.write(github.of_check(new, changed))
     sys.exit(exit_code)
@@ -218,6 +217,4 @@ def _print(new: dict[str, Any], console: Any) -> None:
         score = share(new, level)
         if sum(counts.values()):
             text = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-            console.print(
-                f"level {level}: {'no item applies' if score is None else f'{score:.0%}'} ({text})", highlight=False
-            )
+            console.print(f"level {level}: {'no item applies' if score is None else f'{score:.0%}'} ({text})")

@@ -119,7 +119,7 @@ def show(name: str, as_json: bool) -> None:
 
     counts = Counter(row.source for row in measurements() if row.chip == described.name)
     for source, count in sorted(counts.items()):
-        console.print(f"validated on {quantity(count, 'measurement')} of {escaped(source)}", highlight=False)
+        console.print(f"validated on {quantity(count, 'measurement')} of {escaped(source)}")
 
 
 @command.command(short_help="Check a chip file.")

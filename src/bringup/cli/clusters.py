@@ -71,7 +71,7 @@ def command(context: click.Context, as_json: bool) -> None:
         )
     console = new_console()
     console.print(table)
-    console.print("`bringup clusters show NAME` shows details; dgx-h100x32 is a cluster of 32 nodes.", highlight=False)
+    console.print("`bringup clusters show NAME` shows details; dgx-h100x32 is a cluster of 32 nodes.")
 
 
 @command.command(short_help="Show a cluster or a node.")  # repeated here because python -OO removes docstrings

@@ -141,7 +141,7 @@ def command(
         print_table(rows if chips else sorted(rows, key=lambda row: row.summary.step_seconds), console)
     for name, path in (("page", target), ("reports", reports)):
         if path:
-            console.print(f"{name}: {terminal.escaped(path)}", highlight=False, soft_wrap=True)
+            console.print(f"{name}: {terminal.escaped(path)}", soft_wrap=True)
 
 
 def _make(folder: str) -> None:
@@ -180,7 +180,7 @@ def print_clusters(rows: list[Row], console: Console) -> None:
             "-" if summary.cost_usd is None else f"{figure(summary.cost_usd * ranks)} USD",
         )
     console.print(table)
-    console.print("energy and cost are those of a step on all ranks", highlight=False)
+    console.print("energy and cost are those of a step on all ranks")
 
 
 def print_table(rows: list[Row], console: Console) -> None:
@@ -206,4 +206,4 @@ def print_table(rows: list[Row], console: Console) -> None:
         )
     console.print(table)
     if any(row.graph_only for row in rows):
-        console.print("* only runs compiled graphs: the host pays nothing per operator", style="dim", highlight=False)
+        console.print("* only runs compiled graphs: the host pays nothing per operator", style="dim")

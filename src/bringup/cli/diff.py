@@ -83,7 +83,7 @@ def command(
         console = terminal.console()
         view.print_diff(compared, names, console)
         if page:
-            console.print(f"page: {terminal.escaped(page)}", highlight=False, soft_wrap=True)
+            console.print(f"page: {terminal.escaped(page)}", soft_wrap=True)
     sentences = list(exceeded.by_change(runs, names, max_slower, max_memory))
     for sentence in sentences:
         print(f"bringup: {plain(sentence)}", file=sys.stderr)

@@ -188,5 +188,5 @@ def _print(result: dict[str, Any], counts: str) -> None:
         console.print(table)
     for line in result["checks"]:
         text = escaped(f"{line['check']}: {line['evidence']}")
-        console.print(f"[{COLOURS[line['verdict']]}]{line['verdict']}[/] {text}", highlight=False, soft_wrap=True)
-    console.print(escaped(f"{result['driver']}: {counts}"), highlight=False, soft_wrap=True)
+        console.print(f"[{COLOURS[line['verdict']]}]{line['verdict']}[/] {text}", soft_wrap=True)
+    console.print(escaped(f"{result['driver']}: {counts}"), soft_wrap=True)

@@ -193,7 +193,7 @@ def _print(fits: list[Fit], program: Any) -> None:
     for fit in fits:
         for way in fit.as_is.ways_to_fit:
             text = lines.way_text(way, fit.as_is.room_bytes)
-            console.print(f"{terminal.escaped(fit.as_is.chip)} -> {terminal.escaped(text)}", highlight=False)
+            console.print(f"{terminal.escaped(fit.as_is.chip)} -> {terminal.escaped(text)}")
 
 
 def _largest(fit: Fit) -> list[str]:

@@ -145,9 +145,9 @@ def _print(memory: ModelMemory, rows: list[dict[str, Any]]) -> None:
     checkpointing = ", checkpointing" if work.checkpointing and work.train else ""
     length = f" x {memory.tokens:,} tokens" if memory.tokens else ""
     title = f"{memory.model.title}: {what}{adapters}{checkpointing}, {work.dtype}, batch {memory.batch:,}{length}"
-    console.print(terminal.escaped(title), highlight=False)
+    console.print(terminal.escaped(title))
     parts = ", ".join(f"{part} {size(count)}" for part, count in memory.parts.items())
-    console.print(f"peak {size(memory.peak_bytes)}: at most {parts}", highlight=False)
+    console.print(f"peak {size(memory.peak_bytes)}: at most {parts}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in ("chip", "capacity", "", "largest batch", "longest sequence"):
         table.add_column(column, justify="left" if column in ("chip", "") else "right", no_wrap=True)

@@ -28,7 +28,7 @@ from bringup.placement.offload import offloads, shown
 from bringup.placement.page import break_even_page, page
 from bringup.placement.place import SPREAD, Planned, capacity_of, planned, replayer_of, slowness
 from bringup.placement.placed import Replayer
-from bringup.placement.plan import Baseline, Move, Plan, refuse_other
+from bringup.placement.plan import NAMES, Baseline, Move, Plan, refuse_other
 from bringup.process import DEFAULT_CHIP, asked_chip, asked_driver
 from bringup.recording.trace import Trace
 from bringup.report import terminal
@@ -49,13 +49,6 @@ INSTEAD = {
     "--break-even": {"--chip", "--out"},
     "--offload": {"--chip", "--host-clock", "--capacity", "--percentile"},
     "--chips": {"--host-clock"},
-}
-NAMES = {
-    "all_chip": "all on the chip",
-    "all_host": "all on the host",
-    "cheapest": "each where its own price is lower",
-    "first_layers": "first layers on the chip (-ngl)",
-    "proposed": "proposed",
 }
 
 
@@ -236,13 +229,10 @@ def print_break_even(rows: list[BreakEven], chip: Chip, host: Host, as_json: boo
     for row in rows:
         table.add_row(f"  {row.op}", *(_elements(size) for size in (row.resident, row.copied)), _plot(row))
     console = terminal.console()
-    console.print(
-        f"{escaped(chip.name)} is faster than {escaped(host.name)} from so many elements on:", highlight=False
-    )
+    console.print(f"{escaped(chip.name)} is faster than {escaped(host.name)} from this number of elements on:")
     console.print(table)
     console.print(
         f"  plot: {LEVELS[0]} up to a tenth of the host's time, {LEVELS[2]} equal, {LEVELS[-1]} ten times",
-        highlight=False,
     )
 
 
@@ -268,7 +258,7 @@ def print_offloads(replayer: Replayer, room: int, as_json: bool) -> None:
         row(f"{point.kind}, {_USED[point.way]}", counted_layers, point.seconds, point.chip_bytes, point.copied_bytes)
     console = terminal.console()
     console.print(table)
-    console.print(f"  {escaped(chip.name)} has {size(room)} for what outlives a step.", highlight=False)
+    console.print(f"  {escaped(chip.name)} has {size(room)} for what outlives a step.")
 
 
 def print_chain(chain: Chain, as_json: bool) -> None:
@@ -287,10 +277,9 @@ def print_chain(chain: Chain, as_json: bool) -> None:
     crosses = f"; {size(chain.copied_bytes)} cross between chips" if chain.copied_bytes else ""
     console.print(
         f"  per step {duration(chain.seconds)}{crosses}; one {escaped(chain.parts[0].chip)} alone: {one}",
-        highlight=False,
         soft_wrap=True,
     )
-    console.print(f"  no division takes less than {duration(chain.bound_seconds)}", highlight=False)
+    console.print(f"  no division takes less than {duration(chain.bound_seconds)}")
 
 
 _USED = {"streamed": "copied up for each use", "on the host": "used by the host"}
@@ -328,28 +317,28 @@ def print_plan(plan: Plan, console: Console) -> None:
     if plan.percentile != 50:
         factor = slowness(plan.percentile)
         note = f"host times at percentile {plan.percentile:g}, {factor:.2f} times their prices"
-        console.print(f"  {note} (lognormal, sigma {SPREAD})", highlight=False)
+        console.print(f"  {note} (lognormal, sigma {SPREAD})")
     if plan.objective == "energy":
-        console.print("  energy is the chip's: host files have no power", highlight=False)
+        console.print("  energy is the chip's: host files have no power")
     if not plan.proposes:
-        console.print(escaped(f"  {_refusal(plan)}"), highlight=False, soft_wrap=True)
+        console.print(escaped(f"  {_refusal(plan)}"), soft_wrap=True)
         if plan.plan:
             shown_in = Path(plan.plan).with_suffix(".html")
-            console.print(escaped(f"  plan: {plan.plan}, which moves nothing   page: {shown_in}"), highlight=False)
+            console.print(escaped(f"  plan: {plan.plan}, which moves nothing   page: {shown_in}"))
         return
     for number, move in enumerate(plan.moves[:MOST_MOVES], 1):
-        console.print(f"  [bold]{number}.[/] {escaped(_text(move))}", highlight=False, soft_wrap=True)
+        console.print(f"  [bold]{number}.[/] {escaped(_text(move))}", soft_wrap=True)
     if len(plan.moves) > MOST_MOVES:
-        console.print(f"  and {counted(len(plan.moves) - MOST_MOVES, 'more move')}: see the plan", highlight=False)
+        console.print(f"  and {counted(len(plan.moves) - MOST_MOVES, 'more move')}: see the plan")
     if plan.deadline_seconds is not None:
-        console.print(f"  these have to be on the host for {duration(plan.deadline_seconds)}", highlight=False)
+        console.print(f"  these have to be on the host for {duration(plan.deadline_seconds)}")
     rest = "keep the rest on the chip" if any(entry.where == "chip" for entry in plan.entries) else "nothing stays"
     copied = plan.baselines["proposed"].copied_bytes
     crosses = f"; {size(copied)} more cross the link per step" if copied else ""
     where = "   give --out FILE to write the plan"
     if plan.plan:
         where = f"   plan: {plan.plan}   page: {Path(plan.plan).with_suffix('.html')}"
-    console.print(escaped(f"  {rest}{crosses}.{where}"), highlight=False, soft_wrap=True)
+    console.print(escaped(f"  {rest}{crosses}.{where}"), soft_wrap=True)
 
 
 def _cells(name: str, baseline: Baseline, plan: Plan) -> tuple[str, ...]:
@@ -420,7 +409,7 @@ def plan_of_run(options: RunOptions, chip: Chip, host: Host, program: str, out: 
     if result.plan.proposes:
         os.makedirs(out, exist_ok=True)
     plan = saved(result, out, None)
-    print_plan(plan, Console(stderr=True, width=140))
+    print_plan(plan, terminal.console(stderr=True))
     return plan if plan.proposes else None
 
 

@@ -287,5 +287,5 @@ def _print(by_rank: list[dict[str, Any]], whole: dict[str, Any], out: Path) -> N
     step, spent, exposed = (duration(whole[name]) for name in _SLOWEST[:3])
     what = f"{quantity(whole['ranks'], 'rank')} of {whole['chip']}{cluster}"
     what_takes = f"a step takes {step}, communication {spent}, of which {exposed} are exposed"
-    console.print(terminal.escaped(f"{what}: {what_takes}"), highlight=False, soft_wrap=True)
-    console.print(terminal.escaped(f"report: {out / 'summary.json'} and {out / 'rank0'} ..."), highlight=False)
+    console.print(terminal.escaped(f"{what}: {what_takes}"), soft_wrap=True)
+    console.print(terminal.escaped(f"report: {out / 'summary.json'} and {out / 'rank0'} ..."))

@@ -77,7 +77,7 @@ def command(
     report = str(Path(out, "report.html")) if out else None
     for name, path in (("report", report), ("page", page), ("timeline", events)):
         if path:
-            console.print(f"{name}: {terminal.escaped(path)}", highlight=False, soft_wrap=True)
+            console.print(f"{name}: {terminal.escaped(path)}", soft_wrap=True)
 
 
 def priced(path: str, chip: str | None, host: str | None, host_clock: str | None) -> Prediction:

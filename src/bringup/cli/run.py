@@ -644,10 +644,10 @@ def report(recorder: Recording, job: Job, options: RunOptions) -> Summary | None
         if "shadow" in facts:
             lines += shadow.sentences(facts["shadow"])
         for sentence in lines:
-            console.print(terminal.escaped(sentence), highlight=False, soft_wrap=True)
+            console.print(terminal.escaped(sentence), soft_wrap=True)
     page, trace_file, timeline = (Path(job.out, name) for name in ("report.html", "trace.npz", "timeline.pftrace.gz"))
     paths = f"report: {page}   trace: {trace_file}   timeline: {timeline} (Perfetto)"
-    console.print(terminal.escaped(paths), highlight=False, soft_wrap=True)
+    console.print(terminal.escaped(paths), soft_wrap=True)
     if len(job.chips) > 1:
         print_table(compare(trace, job.chips, job.host, host_clock=options.host_clock), console)
     return prediction.summary

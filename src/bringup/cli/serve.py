@@ -186,14 +186,14 @@ def command(
     for outcome in outcomes:
         print_outcome(outcome, console)
     if out is not None:
-        console.print(escaped(f"  report: {out}/report.html"), highlight=False, soft_wrap=True)
+        console.print(escaped(f"  report: {out}/report.html"), soft_wrap=True)
 
 
 def print_outcome(outcome: Outcome, console: Console) -> None:
     """Print an outcome on one screen."""
     about = outcome.about
     on = f" on {about['chip']}" if about["chip"] else ""
-    console.print(escaped(f"{counted(len(outcome), 'request')}{on}, {about['arrivals']}"), highlight=False)
+    console.print(escaped(f"{counted(len(outcome), 'request')}{on}, {about['arrivals']}"))
     table = Table(box=None, pad_edge=False, padding=(0, 3, 0, 0), header_style="")
     for title in ("", "mean", "p50", "p90", "p99", ""):
         table.add_column(title, justify="left" if not title else "right", no_wrap=True)
@@ -208,9 +208,9 @@ def print_outcome(outcome: Outcome, console: Console) -> None:
         table.add_row(f"  {WORDS[name]}", *(duration(value) for value in values.values()), note)
     console.print(table)
     if outcome.unstable:
-        console.print(f"  unstable: the queue grows by {outcome.queue_growth:.1f} requests/s", highlight=False)
+        console.print(f"  unstable: the queue grows by {outcome.queue_growth:.1f} requests/s")
     for line in _lines(outcome, has_tokens):
-        console.print(escaped(f"  {line}"), highlight=False, soft_wrap=True)
+        console.print(escaped(f"  {line}"), soft_wrap=True)
 
 
 def _lines(outcome: Outcome, has_tokens: bool) -> list[str]:

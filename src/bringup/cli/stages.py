@@ -143,6 +143,6 @@ def _print(summaries: dict[int, Summary], whole: dict[str, Any], out: str) -> No
     step, bubble = duration(whole["step_seconds"]), f"{whole['bubble_share']:.0%}"
     what = f"{quantity(whole['ranks'], 'rank')} of {whole['chip']} on {whole['cluster'] or 'one chip'}, {stages}"
     sentence = f"{what}: a step takes {step}, of which bubbles are {bubble}"
-    console.print(terminal.escaped(sentence), highlight=False, soft_wrap=True)
+    console.print(terminal.escaped(sentence), soft_wrap=True)
     paths = ", ".join(str(Path(out, name)) for name in ("summary.json", "ranks.pftrace.gz"))
-    console.print(terminal.escaped(f"report: {paths} and one per stage"), highlight=False, soft_wrap=True)
+    console.print(terminal.escaped(f"report: {paths} and one per stage"), soft_wrap=True)

@@ -301,7 +301,7 @@ def _print_rows(rows: table.Rows) -> None:
         grid_table.add_row(*(escaped(_cell(name, row[name])) for name in names))
     console.print(grid_table)
     if rows.chosen > len(rows):
-        console.print(f"{rows.chosen:,} rows; --limit and --json show more", highlight=False)
+        console.print(f"{rows.chosen:,} rows; --limit and --json show more")
 
 
 def _cell(name: str, value: Any) -> str:

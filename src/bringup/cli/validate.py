@@ -149,9 +149,9 @@ def command(
 
 def _say_skipped(own: MeasuredSet, sets: MeasurementSet, as_json: bool) -> None:
     """Name the files that were skipped or not read; on the error stream, if the other is JSON."""
-    console = Console(stderr=True) if as_json else terminal.console()
+    console = terminal.console(stderr=as_json)
     for sentence in (*own.skipped, *sets.skipped):
-        console.print(terminal.escaped(sentence), highlight=False)
+        console.print(terminal.escaped(sentence))
     if sets.unread:
         names = terminal.escaped(", ".join(sets.unread[:3]))
         count = quantity(len(sets.unread), "file")
@@ -273,7 +273,6 @@ def _print_worst(
         console.print(
             f"{error:+.0%}  {row.chip} {terminal.escaped(text(row))}: measured {duration(row.seconds)}, "
             f"predicted {duration(row.seconds * (1 + error))}{source}",
-            highlight=False,
         )
 
 
@@ -356,8 +355,7 @@ def _live(device: str, chip_file: str | None, host_file: str | None, as_json: bo
     for row in comparisons:
         table.add_row(row.program.text, duration(row.measured), duration(row.predicted), f"{row.error:+.0%}")
     console.print(table)
-    console.print(f"mean {total.mean:.1%}, median {total.median:.1%}, bias {total.bias:+.1%}", highlight=False)
+    console.print(f"mean {total.mean:.1%}, median {total.median:.1%}, bias {total.bias:+.1%}")
     console.print(
         f"The machine now runs a matrix product at {outcome.speed:.2f} times the speed in its chip file.",
-        highlight=False,
     )

@@ -155,7 +155,7 @@ class Signature:
         """True if the launch does not read the tensors that it writes."""
         return self.op.endswith((".out", "_out")) or self.base in FILLS
 
-    @property
+    @cached_property
     def shapes(self) -> str:
         """The inputs, or the results if it has none, as text: ``float32[8, 3] int64[8]``."""
         return " ".join(f"{t.dtype}{list(t.shape)}" for t in (self.tensors or self.results))

@@ -15,6 +15,7 @@ from bringup.cost import family_of, named_family_of
 from bringup.errors import BringupError, ChipInUseError
 from bringup.machine.files import load_chip
 from bringup.machine.vocabulary import ITEM_BYTES
+from bringup.paths import Places
 from bringup.process import (
     DEFAULT_CHIP,
     MAX_DEVICES,
@@ -95,7 +96,8 @@ def _release(name: str) -> None:
     blocks = [block for index in opened for block in json.loads(torch.ops.bringup.live_blocks(index, MOST_BLOCKS))]
     if blocks:
         more = "at least " if len(blocks) == MOST_BLOCKS else ""
-        largest = "; ".join(f"{size(block['bytes'])} {block['what']} at {block['line']}" for block in blocks[:3])
+        line = Places.of_process().line
+        largest = "; ".join(f"{size(block['bytes'])} {block['what']} at {line(block['line'])}" for block in blocks[:3])
         raise ChipInUseError(
             f"cannot change from {before} to {name}: {more}{quantity(len(blocks), 'tensor')} of {before} still alive "
             f"({largest}); delete {'it' if len(blocks) == 1 else 'them'}, or choose the chip {where}"

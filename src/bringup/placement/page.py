@@ -15,7 +15,7 @@ from bringup.recording.rows import COLUMNS
 from bringup.recording.trace import Trace
 from bringup.report import figures, html, palette
 from bringup.report.chart import Axis, Figure, Series
-from bringup.text import duration, size
+from bringup.text import duration, module_name, size
 from bringup.timeline.replay import Timeline
 
 
@@ -37,6 +37,7 @@ def page(planned: Planned, names: dict[str, str]) -> str:
         names=names,
         note=note,
         duration=duration,
+        module_name=module_name,
         size=size,
     )
 

@@ -16,9 +16,17 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from bringup.errors import BringupError
 from bringup.files import parse_toml, read_text, write_text
 from bringup.placement.groups import Granularity, Key
-from bringup.text import duration, html_table, plain, short, size, visible
+from bringup.text import duration, html_table, module_name, plain, short, size, visible
 
 VERSION = 1
+# What the baselines of a plan are.
+NAMES = {
+    "all_chip": "all on the chip",
+    "all_host": "all on the host",
+    "cheapest": "each where its own price is lower",
+    "first_layers": "first layers on the chip (-ngl)",
+    "proposed": "proposed",
+}
 Side = Literal["host", "chip"]
 MOST_CALLS = 1 << 20  # of one group in a step; a recording holds 16 million rows
 
@@ -175,11 +183,14 @@ class Plan:
     def _repr_html_(self) -> str:
         """Return a table for a notebook: the baselines, and the moves."""
         rows = [
-            (name.replace("_", " "), duration(item.seconds), size(item.resident_bytes))
-            for name, item in self.baselines.items()
+            (NAMES[name], duration(item.seconds), size(item.resident_bytes)) for name, item in self.baselines.items()
         ]
         rows += [
-            (f"{move.module or f'{move.file}:{move.line}'} to the {move.where}", duration(move.seconds), "")
+            (
+                f"{module_name(move.module) or f'{move.file}:{move.line}'} to the {move.where}",
+                duration(move.seconds),
+                "",
+            )
             for move in self.moves
         ]
         verdict = "proposed" if self.proposes else "leave the program as it is"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def price_table(
         seconds=launch + body,
         bound=np.where(launch > body, LAUNCH, np.where(compute >= memory, COMPUTE, MEMORY)),
         share=share,
-        supported=np.asarray([_supports(chip, signature) for signature in signatures], dtype=bool),
+        supported=_all_supported(chip, signatures),
         engines=np.stack([matrix, vector, special, memory]),
         kernels=kernels + adding,
     )
@@ -169,10 +170,16 @@ def efficiency_names(signature: Signature, work: Work) -> tuple[str, ...]:
     return (*(("convolution_1x1",) if pointwise else ()), *operator, work.family)
 
 
-def _supports(chip: Chip, signature: Signature) -> bool:
-    """Return True if the chip runs a launch, or all operators of a fused launch."""
-    launches = signature.inner or (signature,)
-    return all(chip.supports(launch.op, launch.work.family, launch.dtype) for launch in launches)
+def _all_supported(chip: Chip, signatures: Sequence[Signature]) -> npt.NDArray[np.bool_]:
+    """Return for each launch True if the chip runs it, or all operators of a fused launch."""
+    supports = cache(chip.supports)  # few operators make many kinds of launch
+    return np.asarray(
+        [
+            all(supports(launch.op, launch.work.family, launch.dtype) for launch in signature.inner or (signature,))
+            for signature in signatures
+        ],
+        dtype=bool,
+    )
 
 
 def _matrix_seconds(table: WorkTable, chip: Chip, share: Array, constants: Constants) -> Products:

@@ -64,7 +64,7 @@ def engine_dtype(chip: Chip, dtype: str, switch: str) -> str:
 def by_dtype(dtypes: Sequence[str], value: Callable[[str], float]) -> npt.NDArray[np.float64]:
     """Return a value for each dtype of a sequence, computed once for equal ones."""
     values = {dtype: value(dtype) for dtype in set(dtypes)}
-    return np.asarray([values[dtype] for dtype in dtypes], dtype=np.float64)
+    return np.fromiter(map(values.__getitem__, dtypes), np.float64, len(dtypes))
 
 
 def in_half(dtypes: Sequence[str]) -> npt.NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,7 @@ PORT = 64
 # Integer instructions of a GPU's core per clock, from Volta to Hopper and on AMD's compute units (CUDA C++ Programming
 # Guide, throughput of arithmetic instructions; AMD CDNA architecture: 4 units of 16 lanes).
 INTEGER = 64
+AT_ONCE = 256  # products whose tiles are priced at once: the numbers of more do not stay in a CPU's cache
 
 
 def best_tiles(
@@ -95,25 +96,65 @@ def best_tiles(
         `ChipClass.products`. The first tiles fill their cores before anything overlaps, and the parts of a divided k
         are added afterwards.
     """
+    is_plain, shared = table.product_is_family("matmul"), _cluster(table, chip)
+    sides = (table.batch, table.m, table.n, table.k, table.item, table.whole)
+    columns = (*sides, is_plain, shared, peaks, small, step, seldom)
+
+    def price(rows: slice) -> Products:
+        part = _Part(*(None if column is None else column[rows] for column in columns))  # type: ignore[arg-type]
+        return _best_tiles(part, chip, constants, menu, split_menu, port)
+
+    parts = [price(slice(first, first + AT_ONCE)) for first in range(0, len(peaks), AT_ONCE)]
+    seconds, share, exposed, adding = map(np.concatenate, zip(*parts, strict=True))
+    return seconds, share, exposed, adding
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some of the products, see `best_tiles`: their columns, and what tiles of a cluster load once."""
+
+    batch: Array
+    m: Array
+    n: Array
+    k: Array
+    item: Array
+    whole: Array
+    is_plain: Array
+    shared: Array
+    peaks: Array
+    small: Array
+    step: Array | None
+    seldom: Array | None
+
+
+def _best_tiles(
+    part: _Part,
+    chip: Chip,
+    constants: Constants,
+    menu: Sequence[tuple[int, int]],
+    split_menu: Sequence[int],
+    port: float,
+) -> Products:
     cores = chip.compute.cores
     sustained = matrix_sustained(chip, constants)
     cycle = 1e-9 / chip.compute.clock_ghz
+    step, seldom = part.step, part.seldom
     tile_m = np.asarray([tile[0] for tile in menu], dtype=np.float64)[None, :, None]
     tile_n = np.asarray([tile[1] for tile in menu], dtype=np.float64)[None, :, None]
     splits = np.asarray(split_menu, dtype=np.float64)[None, None, :]
-    batch, m, n, k = (side[:, None, None] for side in (table.batch, table.m, table.n, table.k))
+    batch, m, n, k = (side[:, None, None] for side in (part.batch, part.m, part.n, part.k))
     tiles = np.ceil(m / tile_m) * np.ceil(n / tile_n) * batch * splits
     waves = np.ceil(tiles / cores)
     padded_k = np.ceil(k / splits / 16) * 16  # the engine computes 16 elements of k at a time
-    traffic = small[:, None, None] * (tile_m + tile_n)
+    traffic = part.small[:, None, None] * (tile_m + tile_n)
     efficiency = tile_m * tile_n / (tile_m * tile_n + traffic)
     efficiency = efficiency / efficiency.max(axis=(1, 2), keepdims=True)
     flops = 2 * tile_m * tile_n * padded_k
-    rate = peaks[:, None, None]
+    rate = part.peaks[:, None, None]
     # A single core runs near its peak. All cores together run at the sustained rate, because of the power limit.
     one_tile = flops / (rate / cores * max(constants.core_sustained, sustained) * efficiency)
-    item = table.item[:, None, None]
-    shared = _cluster(table, chip)[:, None, None]  # tiles of a cluster load their common rows or columns once
+    item = part.item[:, None, None]
+    shared = part.shared[:, None, None]  # tiles of a cluster load their common rows or columns once
     loads = np.minimum(tile_m / shared + tile_n, tile_m + tile_n / shared) * padded_k * item
     fed = loads / np.minimum(cache_rate(chip, constants) / np.minimum(tiles, cores), port / cycle)
     stepped = padded_k * item / STEP * constants.step_cycles * cycle
@@ -122,7 +163,7 @@ def best_tiles(
         by_wave = np.maximum(by_wave, waves * flops / (rate / cores) + padded_k * step[:, None, None] * cycle)
     fill = constants.tile_cycles * cycle
     # Half of the scratchpad holds the operands of later tiles, whose fill is hidden if they are short.
-    is_plain = table.product_is_family("matmul")[:, None, None]
+    is_plain = part.is_plain[:, None, None]
     room = chip.scratchpad.kib_per_core * 512 if chip.scratchpad else 0.0
     ahead = np.where(is_plain, np.maximum(np.floor(room / ((tile_m + tile_n) * padded_k * item)), 1.0), 1.0)
     by_wave += (np.ceil(waves / ahead) - 1) * constants.tile_exposed * fill
@@ -131,19 +172,19 @@ def best_tiles(
     if seldom is not None:
         several = (splits > PARTS) & (tiles > splits)
         filled = tiles * (1 - 1 / splits) >= FILLED * cores
-        refused = seldom[:, None, None] & (table.whole[:, None, None] | filled | several)
+        refused = seldom[:, None, None] & (part.whole[:, None, None] | filled | several)
         total = np.where((splits > 1) & refused, np.inf, total)
     added = splits * batch * m * n * 8 / memory_rate(chip, constants) + fill
     exposed = np.where(splits > 1, fill + added, np.full_like(total, fill))
     share = np.minimum(tiles, cores) / cores
-    moved = table.batch * (table.m * table.k + table.k * table.n + table.m * table.n) * table.item
+    moved = part.batch * (part.m * part.k + part.k * part.n + part.m * part.n) * part.item
     moved = np.where(is_plain, moved[:, None, None], 0.0)
     streamed = moved / memory_rate(chip, constants) / np.minimum(1.0, share / constants.cores_for_bandwidth)
     body = np.sqrt(total * total + streamed * streamed) + exposed  # near `overlap`, and quick
-    best = (np.arange(len(peaks)), body.reshape(len(peaks), -1).argmin(axis=1))
+    best = (np.arange(len(part.peaks)), body.reshape(len(part.peaks), -1).argmin(axis=1))
     adding = np.broadcast_to(np.where(splits > 1, 1.0, 0.0), total.shape)
     seconds, share, exposed, adding = (
-        values.reshape(len(peaks), -1)[best] for values in (total, share, exposed, adding)
+        values.reshape(len(part.peaks), -1)[best] for values in (total, share, exposed, adding)
     )
     return seconds, share, exposed, adding
 

@@ -15,17 +15,23 @@ from itertools import pairwise
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from bringup.cost.signature import Signature
 from bringup.errors import BringupError
 from bringup.recording.driver_rows import middle_half, seconds_of, typical
-from bringup.recording.rows import BY_PROGRAM, STEP
+from bringup.recording.rows import BY_PROGRAM, LAUNCH, MEASURED, STEP
 from bringup.text import duration, plain, size
 from bringup.units import parse_time
 
 MOST_OPERATORS = 5  # that the summary names
 LIMIT = "BRINGUP_KERNEL_LIMIT"  # after which a launch that has not ended is named
 LOOKS = 8  # per such time. Chosen: the sentence is at most an eighth late.
+NEAR = 16  # rows in which a launch is looked for: threads of the program record theirs in between
+
+Column = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,38 @@ def facts() -> dict[str, Any]:
         "step_rows": typical([steps.rows[number] for number in middle]) if middle else measured["total"],
         **ledger,
     }
+
+
+def columns_of_rows(columns: dict[str, Column], signatures: list[Signature]) -> dict[str, Column]:
+    """Return for each row when the device began it, and how long it took, in nanoseconds; 0: it was not measured.
+
+    A launch on the host takes its copies, too. The columns are left out if nothing was measured.
+    """
+    spans, times, ops = torch.ops.bringup.driver_spans()
+    if not len(spans):
+        return {}
+    op = np.append(np.asarray([item.op for item in signatures]), "")[columns["signature"]]
+    launches = columns["kind"] == LAUNCH
+    begin, length = (np.zeros(len(launches), np.int64) for _ in MEASURED)
+    numbers, hints = spans.numpy().T
+    of_launch = np.cumsum(np.diff(hints, prepend=-1) != 0)  # the parts of a launch are neighbours
+    _, first = np.unique(of_launch, return_index=True)
+    ends = np.append(first[1:], len(hints))
+    nanoseconds = np.rint(times.numpy() * 1e9).astype(np.int64)
+    free = launches.copy()
+    for since, until in zip(first.tolist(), ends.tolist(), strict=True):
+        row = _row_of(ops[numbers[since]], int(hints[since]), free, op)
+        if row is not None:
+            free[row] = False
+            begin[row], length[row] = nanoseconds[since, 0], nanoseconds[since:until, 1].sum()
+    return dict(zip(MEASURED, (begin, length), strict=True))
+
+
+def _row_of(name: str, before: int, free: Column, op: Column) -> int | None:
+    """Return the launch nearest to a number of rows: before it, or after it if the host waited for it."""
+    behind, ahead = range(before - 1, max(before - 1 - NEAR, -1), -1), range(before, min(before + NEAR, len(free)))
+    near = (row for row in (*behind, *ahead) if row < len(free))
+    return next((row for row in near if free[row] and op[row] == name), None)
 
 
 def steps_between(marks: list[dict[str, Any]]) -> Steps:

@@ -22,6 +22,7 @@ from bringup.errors import BringupError
 from bringup.paths import BACKWARD, Places, as_text, is_library
 from bringup.process import FACTS, Facts, process
 from bringup.recording import inputs, modules
+from bringup.recording.measured import columns_of_rows
 from bringup.recording.rows import BY_PROGRAM, COLUMNS, STEP
 from bringup.recording.stacks import Stacks
 from bringup.recording.trace import Trace
@@ -128,6 +129,8 @@ class Recording:
             **self.about,
         }
         signatures = [_shown(*read_signature(text), self.places) for text in ops.recorded_signatures(0)]
+        if "driver" in about:
+            columns |= columns_of_rows(columns, [signature for _, signature in signatures])
         trace = Trace(
             columns=columns,
             uses=uses,

@@ -45,4 +45,6 @@ COLUMNS = {
     "bytes": np.int64,
     "object": np.int64,
 }
-OPTIONAL = {"stack": np.int32}  # columns of some recordings
+# Columns of some recordings: the calls that led to a row, and when a driver's device ran it, from the first launch.
+MEASURED = ("measured_begin_ns", "measured_ns")
+OPTIONAL = {"stack": np.int32, **dict.fromkeys(MEASURED, np.int64)}

@@ -303,7 +303,7 @@ class Chart {
       context.strokeRect(left, top, Math.max(right - left, uPlot.pxRatio), bottom - top);
     }
     const call = marks.find(([series]) => series.column === "host");
-    const work = marks.find(([series]) => series.column !== "host");
+    const work = marks.find(([series]) => series.column !== "host" && series.column !== "measured");
     if (!call || !work) return;
     const [x, y] = at(call[0].x[call[1]] + call[0].width[call[1]], call[0].y[call[1]] - LANE / 2);
     const [toX, toY] = at(work[0].x[work[1]], work[0].y[work[1]] + LANE / 2);

@@ -14,7 +14,7 @@ from bringup.analyse.summary import Summary
 from bringup.recording.trace import Trace
 from bringup.report import html
 from bringup.report.terminal import escaped
-from bringup.text import duration, quantity, size
+from bringup.text import duration, module_name, quantity, size
 
 MOST_PARTS = 8  # of a list, in the terminal
 MOST_ROWS = 100  # of a table of the page
@@ -90,7 +90,7 @@ def _signed_size(count: int) -> str:
 def print_diff(diff: Diff, names: tuple[str, str], console: Console) -> None:
     """Print the verdict, the numbers of both runs, and the parts that changed."""
     before, after = diff.runs
-    console.print(f"[bold]{escaped(verdict(diff, names))}[/]", highlight=False)
+    console.print(f"[bold]{escaped(verdict(diff, names))}[/]")
     table = _table("", escaped(names[0]), escaped(names[1]), "change")
     if before.chip != after.chip:
         table.add_row("chip", escaped(before.chip), escaped(after.chip), "")
@@ -116,7 +116,6 @@ def print_diff(diff: Diff, names: tuple[str, str], console: Console) -> None:
             "modules, lines and operators are three views of the same time; "
             "an idle chip's time counts for the call that it waits for",
             style="dim",
-            highlight=False,
         )
 
 
@@ -163,6 +162,7 @@ def page(diff: Diff, traces: tuple[Trace, Trace], names: tuple[str, str], report
         memory=diff.memory,
         most_bytes=max((abs(part.peak_bytes[1] - part.peak_bytes[0]) for part in diff.memory), default=1),
         least=f"{LEAST_SHARE:.1%}".replace("%", " %"),
+        name_of=lambda part: module_name(part.name) if part.group == "module" else part.name,
         duration=duration,
         signed=signed,
         signed_size=_signed_size,

@@ -17,11 +17,11 @@ from bringup.analyse.holders import Storages, memory_over_time, storages
 from bringup.analyse.summary import Summary
 from bringup.cost import FAMILIES
 from bringup.paths import BACKWARD
-from bringup.recording.rows import ALLOC, BEFORE, D2D, D2H, FREE, H2D, LAUNCH, OWNERS, PHASES
+from bringup.recording.rows import ALLOC, BEFORE, D2D, D2H, FALLBACK, FREE, H2D, LAUNCH, MEASURED, OWNERS, PHASES
 from bringup.recording.trace import Trace
 from bringup.report import palette
 from bringup.report.chart import Axis, Figure, Parts, Series
-from bringup.text import duration, short, size, split_line
+from bringup.text import duration, module_name, short, size, split_line
 from bringup.timeline.host_spans import NAMES, host_spans
 from bringup.timeline.replay import Timeline, is_placed
 from bringup.timeline.steady import steady
@@ -33,6 +33,7 @@ LEAST_SHARE = 1e-3  # of the chip's time: what takes less is no part of the flam
 MOST_CALLS = 50  # of a stack; what is called inside of them counts for the innermost one that is shown
 MOST_PARTS = 1000  # storages of one kind that a click lists
 MOST_SIGNATURES = 400
+MEASURED_ON = "measured on"  # how the lanes begin that show what a driver's device did
 MOST_MODULES = 10  # groups of modules in the chart of memory; more are hard to tell apart
 OUTSIDE_MODULES = "tensors outside modules"
 
@@ -65,12 +66,14 @@ def timeline(replayed: Timeline, part: tuple[int, int] | None = None) -> tuple[F
     ]
     marks = _host_lanes(replayed, first, last) + marks
     since = min(float(spans.start.min()) for *_, spans in marks)
+    measured = _measured_lanes(replayed, first, last, since)
+    marks += measured
     names = list(dict.fromkeys(sorted((lane for lane, *_ in marks), key=_place)))
     merged = 0
     series = []
     for lane, column, name, colour, spans in marks:
         drawn = _drawn(replayed, spans, since)
-        merged += (len(spans.row) - len(drawn)) * (column != "host")
+        merged += (len(spans.row) - len(drawn)) * (column not in ("host", "measured"))
         begin, width, text, lines, modules, row = map(list, zip(*drawn, strict=True))
         series.append(
             Series(
@@ -94,6 +97,9 @@ def timeline(replayed: Timeline, part: tuple[int, int] | None = None) -> tuple[F
         note += f" {merged:,} are merged with a neighbour; timeline.pftrace.gz has all of them."
     if hidden > 0:
         note += f" The chart leaves out {hidden:,} lanes with fewer of them."
+    if measured:
+        note += f" The lanes {measured[0][0].removesuffix(', host')} show when its device ran the same launches, which"
+        note += f" took {duration(max(float(spans.end.max()) for *_, spans in measured) - since)} together."
     height = 80 + 40 * len(names)
     return Figure(Axis("milliseconds"), Axis(lanes=names), series, height), note
 
@@ -109,12 +115,14 @@ class _Spans:
 
 
 def _place(lane: str) -> tuple[int, str]:
-    """Return the place of a lane from below: the link, fallbacks, chips, and the host's threads above them."""
-    order = ("link", "fallbacks", "chip", "host")
+    """Return the place of a lane from below: what was measured, the link, fallbacks, chips, and the host's threads."""
+    order = (MEASURED_ON, "link", "fallbacks", "chip", "host")
     return next(number for number, start in enumerate(order) if lane.startswith(start)), lane
 
 
 def _column(lane: str, name: str) -> str:
+    if lane.startswith(MEASURED_ON):
+        return "measured"
     return "host" if name == "fallback" else "link" if lane.startswith("link") or " to " in lane else "chip"
 
 
@@ -137,6 +145,31 @@ def _host_lanes(replayed: Timeline, first: int, last: int) -> list[tuple[str, st
             names = [name] * len(members)
             picked = _Spans(spans.row[members], names, spans.start[members], spans.end[members])
             lanes.append((lane, "host", f"host: {name}", colour, picked))
+    return lanes
+
+
+def _measured_lanes(replayed: Timeline, first: int, last: int, since: float) -> list[tuple[str, str, str, str, _Spans]]:
+    """Return the same for the launches that a driver's device ran; the first of them begins at `since`."""
+    columns = {name: values[first:last] for name, values in replayed.trace.columns.items()}
+    if MEASURED[0] not in columns:
+        return []
+    rows = np.flatnonzero(columns[MEASURED[1]] > 0)
+    if not len(rows):
+        return []
+    begin, seconds = (columns[name][rows] / 1e9 for name in MEASURED)
+    begin += since - begin.min()
+    name = replayed.trace.about.get("driver", {}).get("name", "a driver")
+    on_host = columns["flags"][rows] & FALLBACK != 0
+    family = replayed.work.family[columns["signature"][rows]]
+    lanes = []
+    for code, host in sorted({*zip(family.tolist(), on_host.tolist(), strict=True)}):
+        members = np.flatnonzero((family == code) & (on_host == host))
+        lane, what = f"{MEASURED_ON} {name}{', host' if host else ''}", "fallback" if host else FAMILIES[code]
+        of_trace = rows[members] + first
+        predicted = (replayed.end - replayed.start)[of_trace].tolist()
+        texts = [f"predicted {duration(spent)}, measured" for spent in predicted]
+        spans = _Spans(of_trace, texts, begin[members], begin[members] + seconds[members])
+        lanes.append((lane, "measured", what, palette.FAMILY.get(what, palette.OTHER), spans))
     return lanes
 
 
@@ -196,7 +229,7 @@ def _drawn(replayed: Timeline, spans: _Spans, since: float) -> list[tuple[float,
             text = f"{len(piece)} launches, the first {text}"
         low, high = float(start[place]), float(end[piece].max())
         line, module = _where(replayed, row)
-        drawn.append((round(low, 6), round(high - low, 6), text, line, module, row))
+        drawn.append((round(low, 6) + 0.0, round(high - low, 6), text, line, module, row))
     return drawn
 
 
@@ -204,7 +237,8 @@ def _where(replayed: Timeline, row: int) -> tuple[str, str]:
     """Return the line and the module of a row."""
     trace = replayed.trace
     line, module = (int(trace.columns[name][row]) for name in ("line", "module"))
-    return trace.lines[line] if line >= 0 else "no Python line", trace.modules[module] if module >= 0 else "no module"
+    inside = module_name(trace.modules[module]) if module >= 0 else "no module"
+    return trace.lines[line] if line >= 0 else "no Python line", inside
 
 
 def _what(replayed: Timeline, row: int) -> str:
@@ -224,7 +258,7 @@ def _text(replayed: Timeline, row: int) -> str:
     if int(columns["kind"][row]) != LAUNCH:
         return f"{size(int(columns['bytes'][row]))}, {took}, {where}"
     signature = replayed.trace.signatures[columns["signature"][row]]
-    inside = f", {replayed.trace.modules[module]}" if module >= 0 else ""
+    inside = f", {module_name(replayed.trace.modules[module])}" if module >= 0 else ""
     return f"{signature.op} {took}\n{short(signature.shapes, 120)}\n{where}{inside}"
 
 
@@ -289,7 +323,7 @@ def flame(replayed: Timeline, by: Literal["module", "line", "stack"] = "module")
 def _modules(name: str) -> tuple[str, ...]:
     """Return a module and those around it, the outermost first: ``layers``, ``layers.0`` and ``layers.0.mlp``."""
     parts = name.split(".")
-    return tuple(".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+    return tuple(module_name(".".join(parts[:depth])) for depth in range(1, len(parts) + 1))
 
 
 def _lines(trace: Trace) -> list[tuple[str, ...]]:
@@ -366,7 +400,9 @@ def _grouped(names: Sequence[str], weight: npt.NDArray[Any]) -> list[str]:
         else:
             del groups[path]
             groups |= inner
-    group = {module: ".".join(path) or "all modules" for path, modules in groups.items() for module in modules}
+    group = {
+        module: module_name(".".join(path)) or "all modules" for path, modules in groups.items() for module in modules
+    }
     return [group[module] for module in range(len(names))]
 
 

@@ -28,6 +28,7 @@ from bringup.report.lines import (
     Line,
     band,
     by_kind,
+    communication_lines,
     compilation_lines,
     expandable_text,
     lines,
@@ -37,7 +38,7 @@ from bringup.report.lines import (
     step_lines,
     used_peak,
 )
-from bringup.text import duration, figure, size
+from bringup.text import duration, figure, module_name, size
 from bringup.timeline.replay import Timeline
 
 FOLDER = Path(__file__).parent
@@ -159,7 +160,13 @@ def page(timeline: Timeline, summary: Summary) -> str:
         cost=per_million,
         used_peak=used_peak(summary),
         steps=[
-            line.text.strip() for line in (*step_lines(summary), *compilation_lines(summary), *placement_lines(summary))
+            line.text.strip()
+            for line in (
+                *step_lines(summary),
+                *communication_lines(summary),
+                *compilation_lines(summary),
+                *placement_lines(summary),
+            )
         ],
         parts=_parts(summary),
         groups=_groups(timeline),
@@ -237,7 +244,7 @@ def _side_by_side(summary: Summary, measured: MeasuredStep | None) -> list[tuple
 def _verdict(summary: Summary) -> str:
     """Write what takes most of a step, and its share."""
     share = max(summary.parts().values()) / (summary.step_seconds or 1.0)
-    return f"{_VERDICTS[bound_of(summary)]} {share:.0%} of a {summary.unit}."
+    return f"{_VERDICTS[bound_of(summary)]} {100 * share:.0f} % of a {summary.unit}."
 
 
 def _costliest(files: list[tuple[str, list[SourceLine]]]) -> tuple[str, SourceLine] | None:
@@ -252,7 +259,13 @@ def _groups(timeline: Timeline) -> list[tuple[str, list[dict[str, Any]], int]]:
         rows = by_group(timeline, label)
         total = sum(seconds for _, _, seconds, _ in rows) or 1.0
         shown = [
-            {"name": name, "count": count, "seconds": seconds, "percent": 100 * seconds / total, "gflop": flops / 1e9}
+            {
+                "name": module_name(name) if label == "module" else name,
+                "count": count,
+                "seconds": seconds,
+                "percent": 100 * seconds / total,
+                "gflop": flops / 1e9,
+            }
             for name, count, seconds, flops in rows[:MOST_ROWS]
         ]
         groups.append((label, shown, max(len(rows) - MOST_ROWS, 0)))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from bringup.process import EXPANDABLE
 from bringup.recording.waits import WAIT_KINDS, count_text, hint, noun, places
-from bringup.text import duration, figure, quantity, size
+from bringup.text import duration, figure, module_name, quantity, size
 
 if TYPE_CHECKING:  # the list of chips needs no summary
     from bringup.analyse.holders import Moment, Owner
@@ -69,7 +69,7 @@ def lines(summary: Summary) -> Iterator[Line | Row]:
         yield _line("failed", (f"{summary.stopped_by} ended the program; this is what it did up to there", "bold"))
     if summary.step_seconds or not summary.failed:
         yield from _times(summary)
-    yield from _communication(summary)
+    yield from communication_lines(summary)
     yield from _notes(summary)
     yield from step_lines(summary)
     yield from _input(summary)
@@ -113,7 +113,8 @@ def _times(summary: Summary) -> Iterator[Line]:
     yield _line("shares", f"  {shares}")
 
 
-def _communication(summary: Summary) -> Iterator[Line]:
+def communication_lines(summary: Summary) -> Iterator[Line]:
+    """Yield what the collectives of several ranks take."""
     if not summary.collectives or summary.ranks == 1:  # a group of one moves nothing
         return
     spent, exposed = duration(summary.communication_seconds), duration(summary.exposed_communication_seconds)
@@ -443,8 +444,10 @@ def way_text(way: Way, room: int) -> str:
 
 def moment(at: Moment, summary: Summary) -> str:
     """Write the step if there are steps, the phase, module and line at which memory is fullest."""
-    step = f"step {at.step + 1:,} of {summary.steps:,}, " if at.step < summary.steps else "what follows the last step, "
-    inside = f" of {at.module}" if at.module else ""
+    step = (
+        f"step {at.step + 1:,} of {summary.steps:,}, " if at.step < summary.steps else "the part after the last step, "
+    )
+    inside = f" of {module_name(at.module)}" if at.module else ""
     where = f", at {at.line}" if at.line else ""
     return f"{'' if summary.steps_by == 'whole' else step}{at.phase} pass{inside}{where}"
 
@@ -477,6 +480,6 @@ def by_kind(owners: list[Owner]) -> list[tuple[str, int, list[tuple[str, int]]]]
     groups = []
     for kind, modules in totals.items():
         largest = sorted(modules.items(), key=lambda pair: (-pair[1], pair[0]))
-        shown = [(names_as_one(members[kind, pattern]), count) for pattern, count in largest[:3]]
+        shown = [(module_name(names_as_one(members[kind, pattern])), count) for pattern, count in largest[:3]]
         groups.append((kind, sum(modules.values()), shown if modules.keys() != {""} else []))
     return sorted(groups, key=lambda group: (-group[1], group[0]))

@@ -19,18 +19,17 @@ from bringup.text import plain
 if TYPE_CHECKING:
     from bringup.analyse.summary import Summary
 
-# rich may colour the numbers in lines of these roles; in others, numbers are parts of names and paths.
-HIGHLIGHTED = ("step", "shares", "out-of-memory", "more-fallbacks")
 MARGIN = re.compile(r" *(?:\d+\. |-> )?")  # indentation, and a number or an arrow
 UNWRAPPED = 1_000_000  # columns
 LEAST_WIDTH = 20  # columns for the text in a narrow terminal
 
 
-def console() -> Console:
+def console(*, stderr: bool = False) -> Console:
     """Return a console as wide as the terminal; without one, lines are not wrapped."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters of a name
-    return Console(width=None if sys.stdout.isatty() else UNWRAPPED, emoji=False)
+    stream = sys.stderr if stderr else sys.stdout
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters of a name
+    return Console(stderr=stderr, width=None if stream.isatty() else UNWRAPPED, emoji=False, highlight=False)
 
 
 def escaped(text: object) -> str:
@@ -55,7 +54,7 @@ def print_summary(summary: Summary, console: Console) -> None:
 
 def _print_line(line: Line, console: Console) -> None:
     """Print a line; where it is longer than the terminal is wide, it goes on under its own text."""
-    text = console.render_str(_markup(line), highlight=line.role in HIGHLIGHTED)
+    text = console.render_str(_markup(line))
     margin = len(MARGIN.match(line.text)[0])  # type: ignore[index]  # it matches every text
     pieces = text[margin:].wrap(console, max(console.width - margin, LEAST_WIDTH))
     for number, piece in enumerate(pieces):

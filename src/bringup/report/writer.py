@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from bringup.files import write_text
+from bringup.recording.rows import MEASURED
 from bringup.report import directory, html, perfetto, summary_json
 from bringup.report.prediction import Prediction
 
@@ -70,7 +71,7 @@ def run_id(prediction: Prediction) -> str:
     )
     digest = hashlib.sha256(summary_json.as_json(same).encode())
     for name, column in trace.columns.items():
-        if name != "host_ns":
+        if name not in ("host_ns", *MEASURED):
             digest.update(np.ascontiguousarray(column).data)
     for column in (trace.uses, trace.offsets):
         digest.update(np.ascontiguousarray(column).data)

@@ -16,7 +16,7 @@ Array = npt.NDArray[Any]
 
 # What a span is: the host issues a launch or copy, makes another call, computes, or waits for one of the following.
 NAMES = (
-    *("launch", "copy", "other call", "host computes", "wait: full queue", "wait: fallback"),
+    *("launch", "copy", "other call", "computes", "wait: full queue", "wait: fallback"),
     *(f"wait: {NOUNS[kind][0]}" for kind in WAIT_KINDS),
     *(f"wait: {what}" for what in (*WAITS_FOR, "another thread")),
 )

@@ -58,7 +58,7 @@ HostClock = Literal["modelled", "measured"]
 LAUNCH_LATENCY = 5e-6
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Timeline:
     """The times of every row, in seconds from the first row.
 
@@ -88,6 +88,10 @@ class Timeline:
     fallback: Array
     fallback_parts: Array
     host_clock: HostClock = "modelled"
+
+    def __repr__(self) -> str:
+        """Return the machine and its time as text, on one line."""
+        return f"<Timeline: {duration(self.total_seconds)} on {self.chip.name}, host {self.host.name}>"
 
     def _repr_html_(self) -> str:
         """Return a table for a notebook."""
