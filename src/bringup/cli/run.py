@@ -36,7 +36,7 @@ from bringup.drivers.names import resolve
 from bringup.errors import BringupError
 from bringup.frontends.tensorflow import hook
 from bringup.machine.files import chip_names, load_chip, load_host
-from bringup.machine.topology import cluster_of, load_cluster
+from bringup.machine.topology import cluster_of, is_file, load_cluster
 from bringup.process import DEFAULT_CHIP, MAX_DEVICES, asked_chip, asked_compiler, asked_devices, asked_driver, process
 from bringup.recording import sanitize
 from bringup.recording.sanitize import watched
@@ -562,7 +562,7 @@ def _of_ranks(options: RunOptions) -> dict[str, Any]:
     """Return what a recording says of ranks and their cluster."""
     about: dict[str, Any] = {}
     if options.cluster:
-        about["cluster"] = os.path.abspath(options.cluster) if os.sep in options.cluster else options.cluster
+        about["cluster"] = os.path.abspath(options.cluster) if is_file(options.cluster) else options.cluster
     number, rank = options.ranks or options.nproc, options.rank or ranks.rank_here() or 0
     return {**about, "ranks": number, "rank": rank} if number else about
 
