@@ -47,7 +47,9 @@ def communication(timeline: Timeline, first: int, last: int, since: float, until
         seconds = float(min(timeline.seconds[row], timeline.prices.seconds[columns["signature"][row]]))
         groups[key].append((seconds, busy.outside(*spans[row].tolist())))
     collectives = [
-        Collective(kind, size, nbytes, len(times), *map(sum, zip(*times, strict=True)), *split_line(line))
+        Collective(
+            kind, size, nbytes, len(times), sum(x for x, _ in times), sum(x for _, x in times), *split_line(line)
+        )
         for (kind, size, nbytes, line), times in groups.items()
     ]
     largest = 1 + max(max(ranks_of(s)) for s, which in zip(trace.signatures, is_collective, strict=True) if which)

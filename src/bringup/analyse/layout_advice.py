@@ -48,7 +48,8 @@ def _rows(timeline: Timeline) -> Array:
     columns = timeline.trace.columns
     together = np.asarray([is_collective(item) for item in timeline.trace.signatures], dtype=bool)
     launched = np.flatnonzero(columns["kind"][first:last] == LAUNCH) + first
-    return launched[together[columns["signature"][launched]]]
+    rows: Array = launched[together[columns["signature"][launched]]]
+    return rows
 
 
 def _topology(timeline: Timeline, summary: Summary) -> Topology:
@@ -161,8 +162,8 @@ def _larger_buckets(timeline: Timeline, summary: Summary) -> Bottleneck | None:
     best: tuple[float, float, Array] | None = None
     for factor in FACTORS:
         seconds, changed = timeline.seconds.copy(), False
-        for rows in series:
-            for bucket in _buckets(trace, rows, factor * largest):
+        for item in series:
+            for bucket in _buckets(trace, item, factor * largest):
                 changed |= len(bucket) > 1
                 ranks = list(ranks_of(trace.signatures[signature[bucket[0]]]))
                 whole = float(sum(_bytes(trace, row) for row in bucket))
@@ -176,9 +177,9 @@ def _larger_buckets(timeline: Timeline, summary: Summary) -> Bottleneck | None:
             best = saved, factor * largest, np.concatenate(series)
     if best is None:
         return None
-    saved, limit, rows = best
+    saved, limit, reduces = best
     first, last, *_ = steady(timeline)
-    rows = rows[(rows >= first) & (rows < last)]
+    rows = reduces[(reduces >= first) & (reduces < last)]
     line = trace.longest_line(rows, timeline.seconds[rows])
     in_backward = 2 * np.count_nonzero(trace.columns["phase"][rows] == IN_BACKWARD) > len(rows)
     mib = max(round(limit / 2**20), 1)
@@ -281,7 +282,7 @@ def _waits_at_once(columns: dict[str, Array], row: int) -> bool:
     around = columns["kind"][max(row - 2, 0) : row + 3].tolist()
     events = columns["object"][max(row - 2, 0) : row + 3].tolist()
     wanted = [EVENT_RECORD, EVENT_WAIT, LAUNCH, EVENT_RECORD, EVENT_WAIT]
-    return around == wanted and events[0] == events[1] and events[3] == events[4]
+    return bool(around == wanted and events[0] == events[1] and events[3] == events[4])
 
 
 def _neighbours(timeline: Timeline, row: int) -> tuple[int, int]:

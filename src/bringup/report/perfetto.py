@@ -20,8 +20,8 @@ from bringup.pricing.collective import is_collective
 from bringup.recording.rows import D2D, D2H, H2D, KINDS, LAUNCH
 from bringup.recording.trace import Trace
 from bringup.report import pftrace
-from bringup.timeline.host_spans import COMPUTES, COPIES, LAUNCHES, NAMES, HostSpans, host_spans
 from bringup.text import quantity
+from bringup.timeline.host_spans import COMPUTES, COPIES, LAUNCHES, NAMES, HostSpans, host_spans
 from bringup.timeline.replay import Timeline, is_placed
 
 Array = npt.NDArray[Any]
