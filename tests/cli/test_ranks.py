@@ -58,12 +58,31 @@ def test_two_ranks_report_each_and_as_a_whole(bringup_run: Run, tmp_path: Path) 
 
 def test_limits_are_those_of_every_rank(bringup_run: Run, tmp_path: Path) -> None:
     (tmp_path / "train.py").write_text(PROGRAM + TRAIN)
-    done = bringup_run("--chip", "h100-sxm", "--nproc", "2", "--max-step", "1ns", "--out", "out", "train.py", "two")
+    limits = ("--max-step", "1ns", "--max-memory", "1B")
+    done = bringup_run("--chip", "h100-sxm", "--nproc", "2", *limits, "--out", "out", "train.py", "two")
     assert done.returncode == 3, done.stderr[-3000:]
     for rank in range(2):
         assert f"bringup: rank {rank}: a step takes" in done.stderr
     assert "which exceeds --max-step by" in done.stderr and "are ended, too" not in done.stderr
+    assert done.stderr.count("which exceeds --max-memory by") == 2
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["exit_code"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "program", "code", "problem"),
+    [
+        ("--sanitize=init", "print(torch.empty(4, device=device).sum().item())\n", 1, "never written"),
+        ("--strict", "torch.topk(torch.arange(4, device=device), 2)\n", 1, "topk"),
+    ],
+)
+def test_checks_are_those_of_every_rank(
+    bringup_run: Run, tmp_path: Path, option: str, program: str, code: int, problem: str
+) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM + program)
+    done = bringup_run("--chip", "edge8", "--nproc", "2", option, "--out", "out", "train.py")
+    assert done.returncode == code, done.stderr[-3000:]
+    assert problem in done.stdout + done.stderr and "rank" in done.stderr
 
 
 def test_several_chips_are_refused(bringup_run: Run, tmp_path: Path) -> None:

@@ -330,7 +330,9 @@ def _cluster(options: RunOptions) -> Topology | None:
     if options.ranks is not None:
         if options.dry is None or options.nproc is not None:
             raise BringupError("--ranks records one rank without the others: give --dry, and no --nproc")
-        if not 1 <= options.ranks <= 10**6 or not 0 <= (options.rank or 0) < options.ranks:
+        if not 1 <= options.ranks <= 10**6:
+            raise BringupError(f"--ranks must be from 1 to 1,000,000, got {options.ranks}")
+        if not 0 <= (options.rank or 0) < options.ranks:
             raise BringupError(f"--rank must be from 0 to {options.ranks - 1}, got {options.rank or 0}")
     topology = load_cluster(options.cluster) if options.cluster else None
     number = options.ranks or options.nproc

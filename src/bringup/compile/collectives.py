@@ -161,9 +161,9 @@ class Piece:
 
     def __init__(self, graph: fx.GraphModule, backward: bool, trains: bool, patches: dict[str, Any]) -> None:
         output = graph.graph.output_node()
-        (returned,) = output.args
+        returned: Any = output.args[0]
         self.single = not isinstance(returned, (list, tuple))
-        results: Any = (returned,) if self.single else tuple(returned)
+        results = (returned,) if self.single else tuple(returned)
         output.args = (results,)
         # The other pieces expect the layouts of AOTAutograd's graph.
         output.meta["user_visible_output_idxs"] = list(range(len(results)))
