@@ -69,20 +69,11 @@ def test_limits_are_those_of_every_rank(bringup_run: Run, tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("option", "program", "code", "problem"),
-    [
-        ("--sanitize=init", "print(torch.empty(4, device=device).sum().item())\n", 1, "never written"),
-        ("--strict", "torch.topk(torch.arange(4, device=device), 2)\n", 1, "topk"),
-    ],
-)
-def test_checks_are_those_of_every_rank(
-    bringup_run: Run, tmp_path: Path, option: str, program: str, code: int, problem: str
-) -> None:
-    (tmp_path / "train.py").write_text(PROGRAM + program)
-    done = bringup_run("--chip", "edge8", "--nproc", "2", option, "--out", "out", "train.py")
-    assert done.returncode == code, done.stderr[-3000:]
-    assert problem in done.stdout + done.stderr and "rank" in done.stderr
+def test_findings_are_those_of_every_rank(bringup_run: Run, tmp_path: Path) -> None:
+    (tmp_path / "train.py").write_text(PROGRAM + "print(torch.empty(4, device=device).sum().item())\n")
+    done = bringup_run("--chip", "edge8", "--nproc", "2", "--sanitize=init", "--out", "out", "train.py")
+    assert done.returncode == 1, done.stderr[-3000:]
+    assert "never written" in done.stdout + done.stderr and "rank" in done.stderr
 
 
 def test_several_chips_are_refused(bringup_run: Run, tmp_path: Path) -> None:
