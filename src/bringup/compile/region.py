@@ -275,7 +275,8 @@ class Region:
 
 def _attends_by_cudnn() -> bool:
     """Return True if attention may be cuDNN's, as torch's switches say (csrc/launch/signature.cpp)."""
-    return torch.backends.cuda.cudnn_sdp_enabled() and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
+    enabled: bool = torch._C._get_cudnn_sdp_enabled()
+    return enabled and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
 
 
 def _count(meta: list[Any]) -> int:
