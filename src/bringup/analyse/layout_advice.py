@@ -27,7 +27,7 @@ from bringup.timeline.steady import steady, step_seconds
 
 Array = npt.NDArray[Any]
 LEAST_EXPOSED = 0.02  # of a step: below it, no change of collectives is worth a replay
-MOST_AXES = 5  # of a mesh: all their orders are replayed
+MOST_AXES = 4  # of a mesh: all their orders are replayed
 FACTORS = (2, 4, 8, 16, 64)  # the sizes of buckets that are replayed, as multiples of the largest one
 
 
@@ -72,7 +72,8 @@ def _another_order(timeline: Timeline, summary: Summary) -> Bottleneck | None:
     axes = _axes(set(used.values()), summary.ranks)
     if topology.nodes < 2 or not 2 <= len(axes) <= MOST_AXES:
         return None
-    best: tuple[float, tuple[int, ...]] | None = None
+    counts = np.bincount(signature[rows], minlength=len(trace.signatures))
+    best: tuple[float, tuple[int, ...], int] | None = None  # with the signature that becomes shorter by most
     for order in itertools.permutations(range(len(axes))):
         more = np.zeros(len(trace.signatures))
         for number, ranks in used.items():
@@ -87,18 +88,17 @@ def _another_order(timeline: Timeline, summary: Summary) -> Bottleneck | None:
         seconds[everywhere] = np.maximum(seconds[everywhere] + more[signature[everywhere]], 0.0)
         saved = _saving(summary, replayed(timeline, seconds=seconds))
         if best is None or saved > best[0]:
-            best = saved, order
+            best = saved, order, int(np.argmin(more * counts))
     if best is None:
         return None
-    saved, order = best
+    saved, order, shorter = best
     before, after = (" x ".join(str(axes[i].size) for i in reversed(places)) for places in (range(len(axes)), order))
-    innermost = axes[order[0]]
-    inside = [row for row in rows.tolist() if _along(used[int(signature[row])], innermost)] or rows.tolist()
-    line = trace.longest_line(np.asarray(inside), timeline.seconds[inside])
+    theirs = rows[signature[rows] == shorter]
+    line = trace.longest_line(theirs, timeline.seconds[theirs]) if len(theirs) else ""
     return Bottleneck(
-        f"communication: the group of {innermost.size} ranks at {line or 'an unknown line'} is on several nodes",
+        f"communication: the group of {len(used[shorter])} ranks at {line or 'an unknown line'} is on several nodes",
         "",
-        f"make it the last axis of init_device_mesh, so that its ranks are neighbours: {after} instead of {before}",
+        f"order the axes of init_device_mesh as {after} instead of {before}, the last of which has neighbours",
         saved,
         key="communication",
         remedy="mesh-order",
@@ -138,10 +138,6 @@ def _moved(ranks: Sequence[int], axes: list[_Axis], order: Sequence[int]) -> lis
         sum(rank // axis.stride % axis.size * stride for axis, stride in zip(axes, strides, strict=True))
         for rank in ranks
     )
-
-
-def _along(ranks: Sequence[int], axis: _Axis) -> bool:
-    return len(ranks) == axis.size and len(ranks) > 1 and ranks[1] - ranks[0] == axis.stride
 
 
 def _price(signature: Signature, topology: Topology, ranks: Sequence[int]) -> float:
