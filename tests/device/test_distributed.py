@@ -264,3 +264,21 @@ def test_variables_of_nccl_are_said_to_have_no_effect(
     monkeypatch.setenv("NCCL_ALGO", "Ring")
     _say_unused.__wrapped__()
     assert "NCCL_ALGO have no effect: gloo computes collectives" in capsys.readouterr().err
+
+
+def test_pending_collectives_are_on_the_chip_in_programs_that_say_cuda(bringup_run: Run, tmp_path: Path) -> None:
+    program = """
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
+
+dist.init_process_group("nccl")
+mesh = init_device_mesh("cuda", (2,))
+model = parallelize_module(torch.nn.Linear(8, 4).to("cuda"), mesh, RowwiseParallel(output_layouts=Shard(0)))
+model(torch.ones(4, 8, device="cuda")).sum().backward()
+"""
+    (tmp_path / "train.py").write_text(program)
+    done = bringup_run("--cuda", "--dry", "--ranks", "2", "train.py")
+    assert done.returncode == 0, done.stderr[-3000:]
