@@ -277,7 +277,7 @@ from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_modul
 dist.init_process_group("nccl")
 mesh = init_device_mesh("cuda", (2,))
 model = parallelize_module(torch.nn.Linear(8, 4).to("cuda"), mesh, RowwiseParallel(output_layouts=Shard(0)))
-model(torch.ones(4, 8, device="cuda")).sum().backward()
+model(torch.ones(4, 4, device="cuda")).sum().backward()
 """
     (tmp_path / "train.py").write_text(program)
     done = bringup_run("--cuda", "--dry", "--ranks", "2", "train.py")
