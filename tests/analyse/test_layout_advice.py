@@ -102,6 +102,10 @@ def test_gradients_are_reduced_beside_the_kernels_that_follow() -> None:
     assert "1 all-reduce per run could run beside kernels" in item.condition
 
 
+def test_ranks_that_launch_nothing_get_no_advice() -> None:
+    assert advice(lambda: None) == {}
+
+
 def test_axes_of_a_mesh_are_those_of_its_groups() -> None:
     tensor, data = tuple(range(8)), tuple(range(0, 32, 8))
     assert _axes({tensor, data}, 32) == [_Axis(8, 1), _Axis(4, 8)]

@@ -33,7 +33,8 @@ FACTORS = (2, 4, 8, 16, 64)  # the sizes of buckets that are replayed, as multip
 
 def bottlenecks(timeline: Timeline, summary: Summary) -> list[Bottleneck]:
     """Return a bottleneck for each change of the collectives that saves time."""
-    if summary.ranks == 1 or summary.exposed_communication_seconds < LEAST_EXPOSED * summary.step_seconds:
+    least = LEAST_EXPOSED * summary.step_seconds
+    if not summary.collectives or summary.ranks == 1 or summary.exposed_communication_seconds < least:
         return []
     exposed, spent = (duration(x) for x in (summary.exposed_communication_seconds, summary.communication_seconds))
     cause = f"{exposed} of {spent} of communication per {summary.unit} are exposed on {summary.cluster}"
