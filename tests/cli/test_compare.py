@@ -1,6 +1,7 @@
 """bringup compare: the page links to reports, and chips that only run compiled graphs are told apart."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from click.testing import CliRunner, Result
 import bringup
 from bringup.cli.compare import command
 from bringup.errors import BringupError
+from bringup.machine import files
+from bringup.report.prediction import read_trace
 from bringup.report.writer import write
 
 
@@ -73,3 +76,27 @@ def test_clusters_of_one_chip_have_a_report_each(report: Path, tmp_path: Path) -
     assert f"page: {page}" in done.stdout and f"reports: {reports}" in done.stdout
     assert links(page) == {"dgx-h100": "reports/dgx-h100.html", "dgx-h100x2": "reports/dgx-h100x2.html"}
     assert "p.py on 2 clusters</h1>" in page.read_text() and "those of one chip of 1." not in page.read_text()
+
+
+def test_cluster_files_have_reports_of_their_own_and_that_of_the_run(report: Path, tmp_path: Path) -> None:
+    from bringup.machine.topology import load_cluster
+
+    node = Path(str(files.__file__)).parent / "nodes" / "dgx-h100.toml"
+    mine, other = tmp_path / "a+b.toml", tmp_path / "a b.toml"
+    for path in (mine, other):
+        path.write_text(node.read_text())
+    assert load_cluster(mine).chips == 8
+    page, reports = report / "compare.html", tmp_path / "reports"
+    assert invoke(str(report), "--clusters", f"{mine},{other}", "--reports", str(reports)).exit_code == 0
+    assert len(set(links(page).values())) == 2 == len(list(reports.iterdir()))
+    trace = read_trace(report)
+    trace.about["cluster"] = str(mine)
+    write(bringup.price(trace, "h100-sxm"), tmp_path / "run")
+    names = f"{os.path.relpath(mine)},{other}"
+    assert invoke(str(tmp_path / "run"), "--clusters", names).exit_code == 0
+    assert links(tmp_path / "run" / "compare.html") == {os.path.relpath(mine): "report.html"}
+
+
+def test_list_without_clusters_is_refused(report: Path) -> None:
+    with pytest.raises(BringupError, match="--clusters names no cluster: give one or more"):
+        invoke(str(report), "--clusters", ",")

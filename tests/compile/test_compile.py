@@ -472,3 +472,16 @@ torch.compile(reads_copy)(x, pageable)
     uses = re.findall(r"race: reads.py:(\d+) uses page-locked memory that reads.py:(\d+) copies", done.stdout)
     assert uses == [("5", "4"), ("9", "8"), ("16", "15"), ("20", "19")], done.stdout + done.stderr
     assert done.returncode == 1
+
+
+def test_compiled_attention_is_kept_from_cudnn_as_the_program_says() -> None:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    q = torch.ones(1, 2, 64, 16, device=CHIP, dtype=torch.bfloat16)
+    chosen = []
+    for backends in ([SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION], [SDPBackend.FLASH_ATTENTION]):
+        torch._dynamo.reset()
+        with bringup.record() as trace, sdpa_kernel(backends):
+            torch.compile(lambda x: F.scaled_dot_product_attention(x, x, x) + 1)(q)
+        chosen += [item.cudnn for item in trace.signatures if "attention" in item.op]
+    assert chosen == [True, False]

@@ -239,6 +239,7 @@ def test_dry_run_records_one_rank_of_many(bringup_run: Run, tmp_path: Path, cuda
     [
         (["--ranks", "8"], "--ranks records one rank without the others: give --dry, and no --nproc"),
         (["--dry", "--ranks", "8", "--rank", "8"], "--rank must be from 0 to 7, got 8"),
+        (["--dry", "--ranks", "0"], "--ranks must be from 1 to 1,000,000, got 0"),
         (["--rank", "1"], "--rank says which rank --ranks records: give both"),
         (
             ["--dry", "--ranks", "16", "--cluster", "dgx-h100"],
@@ -253,3 +254,31 @@ def test_contradicting_options_are_refused(bringup_run: Run, tmp_path: Path, opt
     (tmp_path / "train.py").write_text("raise SystemExit(9)")
     done = bringup_run(*options, "train.py")
     assert done.returncode == 2 and problem in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_variables_of_nccl_are_said_to_have_no_effect(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from bringup.device.cuda_distributed import _say_unused
+
+    monkeypatch.setenv("NCCL_ALGO", "Ring")
+    _say_unused.__wrapped__()
+    assert "NCCL_ALGO have no effect: gloo computes collectives" in capsys.readouterr().err
+
+
+def test_pending_collectives_are_on_the_chip_in_programs_that_say_cuda(bringup_run: Run, tmp_path: Path) -> None:
+    program = """
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard
+from torch.distributed.tensor.parallel import RowwiseParallel, parallelize_module
+
+dist.init_process_group("nccl")
+mesh = init_device_mesh("cuda", (2,))
+model = parallelize_module(torch.nn.Linear(8, 4).to("cuda"), mesh, RowwiseParallel(output_layouts=Shard(0)))
+model(torch.ones(4, 4, device="cuda")).sum().backward()
+"""
+    (tmp_path / "train.py").write_text(program)
+    done = bringup_run("--cuda", "--dry", "--ranks", "2", "train.py")
+    assert done.returncode == 0, done.stderr[-3000:]

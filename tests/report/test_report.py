@@ -344,7 +344,7 @@ def compare_page(prediction: bringup.Prediction) -> str:
 
     chips = [bringup.load_chip(name) for name in ("t4", "edge8", "h100-sxm", "tpu-v5e")]
     rows = compare(prediction.trace, chips, bringup.load_host())
-    return comparison.page(prediction.trace, rows, {"edge8": "edge8.html"})
+    return comparison.page(prediction.trace, rows, [f"{row.name}.html" if row.name == "edge8" else "" for row in rows])
 
 
 def diff_page(prediction: bringup.Prediction) -> str:

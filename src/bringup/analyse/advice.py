@@ -18,6 +18,7 @@ from bringup.analyse import (
     checkpoints,
     compile_advice,
     input_bound,
+    layout_advice,
     tf32,
     unused_graphs,
     ways_to_fit,
@@ -62,6 +63,7 @@ def advise(timeline: Timeline, summary: Summary) -> Summary:
         *for_waits(timeline, summary),
         *_float32(timeline, summary),
         *tf32.bottlenecks(timeline, summary),
+        *layout_advice.bottlenecks(timeline, summary),
     ]
     worth = [item for item in bottlenecks if _worth_it(item, summary)]
     ranked = sorted(worth, key=lambda item: (item.remedy == "larger-batch", -item.seconds))  # it changes the program

@@ -39,14 +39,18 @@ def communication(timeline: Timeline, first: int, last: int, since: float, until
     spans = spans.clip(since, until)
     network, kernels = (_union(spans[everything[which]]) for which in (together, ~together))
     both = _union(spans[everything])
-    groups: dict[tuple[str, int, int, str], list[float]] = defaultdict(list)
+    groups: dict[tuple[str, int, int, str], list[tuple[float, float]]] = defaultdict(list)
+    busy = _Covered(spans[everything[~together]])
     for row in rows:
         signature = trace.signatures[columns["signature"][row]]
         key = signature.name, len(ranks_of(signature)), int(signature.args["bytes"]), trace.line_of(row)
-        groups[key].append(float(min(timeline.seconds[row], timeline.prices.seconds[columns["signature"][row]])))
+        seconds = float(min(timeline.seconds[row], timeline.prices.seconds[columns["signature"][row]]))
+        groups[key].append((seconds, busy.outside(*spans[row].tolist())))
     collectives = [
-        Collective(kind, size, nbytes, len(seconds), sum(seconds), *split_line(line))
-        for (kind, size, nbytes, line), seconds in groups.items()
+        Collective(
+            kind, size, nbytes, len(times), sum(x for x, _ in times), sum(x for _, x in times), *split_line(line)
+        )
+        for (kind, size, nbytes, line), times in groups.items()
     ]
     largest = 1 + max(max(ranks_of(s)) for s, which in zip(trace.signatures, is_collective, strict=True) if which)
     return {
@@ -59,12 +63,33 @@ def communication(timeline: Timeline, first: int, last: int, since: float, until
     }
 
 
+class _Covered:
+    """The union of intervals."""
+
+    def __init__(self, spans: Array) -> None:
+        spans = spans[spans[:, 1] > spans[:, 0]]
+        spans = spans[np.argsort(spans[:, 0])]
+        reached = np.maximum.accumulate(spans[:, 1])
+        begins = np.maximum(spans[:, 0], np.append(-np.inf, reached[:-1]))
+        self._begins, self._ends = (side[reached > begins] for side in (begins, reached))
+        self._until = np.append(0.0, np.cumsum(self._ends - self._begins))  # length before each interval
+
+    @property
+    def length(self) -> float:
+        """The length of the union."""
+        return float(self._until[-1])
+
+    def before(self, moment: float) -> float:
+        """Return the length up to a moment."""
+        place = int(np.searchsorted(self._begins, moment))
+        over = max(float(self._ends[place - 1]) - moment, 0.0) if place else 0.0
+        return float(self._until[place]) - over
+
+    def outside(self, begin: float, end: float) -> float:
+        """Return the length of the part of an interval that is not covered."""
+        return max(end - begin - (self.before(end) - self.before(begin)), 0.0)
+
+
 def _union(spans: Array) -> float:
     """Return the length of the union of intervals."""
-    spans = spans[spans[:, 1] > spans[:, 0]]
-    if not len(spans):
-        return 0.0
-    spans = spans[np.argsort(spans[:, 0])]
-    reached = np.maximum.accumulate(spans[:, 1])
-    before = np.append(spans[0, 0], reached[:-1])
-    return float(np.maximum(spans[:, 1] - np.maximum(spans[:, 0], before), 0.0).sum())
+    return _Covered(spans).length

@@ -18,6 +18,7 @@ from bringup.analyse.host_alone import host_alone
 from bringup.analyse.own_time import own_time
 from bringup.analyse.program_class import program_class
 from bringup.analyse.summary import Fallback, GraphBreak, Placement, Summary, Wait
+from bringup.analyse.tokens import tokens
 from bringup.analyse.unlike import outside, typical_share, unlike_steps
 from bringup.analyse.utilisation import utilisation
 from bringup.cost import FAMILIES
@@ -118,7 +119,8 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         named_cuda=bool(trace.about.get("named_cuda", False)),
         chip_time=bool(trace.about.get("chip_time", False)),
         early_clocks=early_clocks(timeline),
-        **communication(timeline, first, last, since, until),
+        **(shared := communication(timeline, first, last, since, until)),
+        **_tokens(timeline, first, last, step, shared["ranks"]),
         mfu=used.share if used else None,
         mfu_dtype=used.dtype if used else "",
         mfu_peak_flops=used.peak_flops if used else None,
@@ -126,6 +128,16 @@ def summarize(timeline: Timeline, *, peak: memory.Memory | None = None) -> Summa
         placement=_placement(timeline, step),
         framework=str(trace.about.get("framework", "torch")),
     )
+
+
+def _tokens(timeline: Timeline, first: int, last: int, step: float, ranks: int) -> dict[str, Any]:
+    """Return the fields about tokens."""
+    read = tokens(timeline, first, last)
+    fields = {"tokens": read.count, "sharing_ranks": read.sharing}
+    if read.count is None or read.in_pipeline or not step:
+        return fields
+    each = read.count / read.sharing / step
+    return {**fields, "tokens_per_second": each, "cluster_tokens_per_second": each * ranks}
 
 
 def _on_driver(facts: dict[str, Any] | None) -> dict[str, Any]:

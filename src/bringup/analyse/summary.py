@@ -124,13 +124,19 @@ class GraphBreak:
 
 @dataclass(frozen=True)
 class Collective:
-    """The collectives of one kind, group size, bytes and line in a step."""
+    """The collectives of one kind, group size, bytes and line in a step.
+
+    Attributes:
+        seconds: of all of them.
+        exposed_seconds: the part of their time in which the chip computes nothing.
+    """
 
     kind: str
     group_size: int
     bytes: int
     count: int
     seconds: float
+    exposed_seconds: float
     file: str
     line: int
 
@@ -288,6 +294,11 @@ class Summary:
         exposed_communication_seconds: the part of it in which the chip computes nothing.
         bubble_seconds: the part of a step in which the chip only waits for other ranks; 0 unless they were recorded.
         collectives: by kind, group size, bytes and line, those with most time first.
+        tokens: tokens that this rank looks up in a step, in all batches; None if no embedding has a batch of sequences.
+        sharing_ranks: ranks that work on the same tokens, as those of tensor parallelism do.
+        tokens_per_second: of one chip: this rank's, divided among the ranks that share them; None if it is not known,
+            as in a pipeline of which one rank is recorded.
+        cluster_tokens_per_second: of all ranks.
         mfu: the share of the chip's peak that products use, see `utilisation`; None without products.
         mfu_dtype, mfu_peak_flops: its denominator: the dtype of most of the flops, and the peak in flop/s.
         driver: the driver of the run; ``virtual`` for the virtual chip, which computes without a device.
@@ -372,6 +383,10 @@ class Summary:
     exposed_communication_seconds: float = 0.0
     bubble_seconds: float = 0.0
     collectives: list[Collective] = field(default_factory=list)
+    tokens: int | None = None
+    sharing_ranks: int = 1
+    tokens_per_second: float | None = None
+    cluster_tokens_per_second: float | None = None
     driver: str = "virtual"
     measured_step_seconds: float | None = None
     launches_on_chip: int = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from bringup.cli.options import complete_chips, host_clock_option, host_option
 from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.machine.files import available_chips, chip_names, load_chip, load_host
-from bringup.machine.topology import load_cluster
+from bringup.machine.topology import is_file, load_cluster
 from bringup.report import comparison, directory, html, terminal
 from bringup.report.lines import memory_share, per_million
 from bringup.report.prediction import read_trace
@@ -63,7 +64,10 @@ if TYPE_CHECKING:
     help="Write the comparison as a page (default: compare.html in the report's directory).",
 )
 @click.option(
-    "--reports", default=None, metavar="DIR", help="Write the report of every chip there; the page links to them."
+    "--reports",
+    default=None,
+    metavar="DIR",
+    help="Write the report of every chip or cluster there; the page links to them.",
 )
 def command(
     trace: str,
@@ -82,9 +86,9 @@ def command(
     """
     if all_chips and chips:
         raise click.UsageError("--all and --chips exclude each other: give one of them")
-    if clusters and (chips or all_chips):
+    if clusters is not None and (chips or all_chips):
         raise click.UsageError("--clusters names the chips, too: leave out --chips and --all")
-    on_clusters = chip_names(clusters, "--clusters") if clusters else None
+    on_clusters = chip_names(clusters, "--clusters", "cluster") if clusters is not None else None
     noun = "cluster" if on_clusters else "chip"
     recording = read_trace(trace)
     if on_clusters is not None:
@@ -96,14 +100,14 @@ def command(
     machine = load_host(host)
     if reports:
         _make(reports)
-    written: dict[str, str] = {}  # name of a row -> path of its report
+    written: list[str] = []  # the paths of the rows' reports
     with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task("pricing", total=len(described))
 
         def done(timeline: Timeline, row: Row) -> None:
             if reports:
-                written[row.name] = os.path.join(reports, re.sub(r"[^\w.-]", "_", row.name) + ".html")
-                write_text(written[row.name], html.page(timeline, advise(timeline, row.summary)))
+                written.append(_unused(os.path.join(reports, re.sub(r"[^\w.-]", "_", row.name)), written))
+                write_text(written[-1], html.page(timeline, advise(timeline, row.summary)))
             bar.advance(task)
 
         rows = compare(
@@ -117,9 +121,14 @@ def command(
     target = Path(page) if page else Path(trace) / "compare.html" if os.path.isdir(trace) else None
     folder = target.parent if target else Path()
     as_recorded = {"host": machine.name, "host_clock": host_clock}
-    if os.path.isfile(folder / "report.html") and as_recorded.items() <= recording.about.items():
-        written.setdefault(str(recording.about.get(noun)), str(folder / "report.html"))
-    links = {name: Path(os.path.relpath(path, folder)).as_posix() for name, path in written.items()}
+    of_run = str(recording.about.get(noun, ""))
+    is_linked = os.path.isfile(folder / "report.html") and as_recorded.items() <= recording.about.items()
+    links = [
+        "" if not reports else Path(os.path.relpath(path, folder)).as_posix() for path in written or [""] * len(rows)
+    ]
+    if is_linked:
+        names = [_whole_path(row.name) if on_clusters else row.name for row in rows]
+        links = [link or ("report.html" if name == of_run else "") for link, name in zip(links, names, strict=True)]
     text = comparison.page(recording, rows, links, noun)
     if page:
         write_text(page, text)
@@ -150,6 +159,20 @@ def _make(folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
     except OSError as error:
         raise BringupError(f"{folder}: cannot be created ({error.strerror}): give another directory") from None
+
+
+def _unused(path: str, others: list[str]) -> str:
+    """Return a page's path that no other row has: names of files may differ only in what a path cannot contain."""
+    numbers = itertools.count(2)
+    name = f"{path}.html"
+    while name in others:
+        name = f"{path}-{next(numbers)}.html"
+    return name
+
+
+def _whole_path(cluster: str) -> str:
+    """Return a cluster's name, or the whole path of its file, as recordings have it."""
+    return os.path.abspath(cluster) if is_file(cluster) else cluster
 
 
 def _fitting(name: str, recording: Trace) -> Topology:

@@ -21,6 +21,7 @@ from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.process import MAX_DEVICES
 from bringup.report import terminal
+from bringup.report.lines import tokens_text
 from bringup.text import duration, plain, quantity, size
 
 FOLDER = "BRINGUP_RANKS"  # of the ranks' states: set in the process of a rank
@@ -254,15 +255,24 @@ def summarize(count: int, out: Path, code: int) -> None:
         "fits": all(item["fits"] for item in reported),
         "energy_joules": _total(reported, "energy_joules"),
         "cost_usd": _total(reported, "cost_usd"),
+        **_tokens_per_second(reported, count, slowest),
         "slowest_rank": by_rank.index(slowest) if slowest else None,
         "collectives": slowest.get("collectives", []),
         "by_rank": [
-            {name: item.get(name) for name in (*_SLOWEST, "peak_bytes", "launches", "failed")} for item in by_rank
+            {name: item.get(name) for name in (*_SLOWEST, "peak_bytes", "launches", "mfu", "failed")}
+            for item in by_rank
         ],
     }
     write_text(str(out / "summary.json"), json.dumps(whole, indent=2, sort_keys=True) + "\n")
     if reported:
         _print(by_rank, whole, out)
+
+
+def _tokens_per_second(reported: list[dict[str, Any]], count: int, slowest: dict[str, Any]) -> dict[str, float | None]:
+    """Return the tokens per second of all ranks, and of a chip. Ranks that share tokens have them once."""
+    counted = sum((item["tokens"] or 0) / item["sharing_ranks"] for item in reported)
+    whole = counted / slowest["step_seconds"] if counted and slowest["step_seconds"] else None
+    return {"tokens_per_second": whole and whole / count, "cluster_tokens_per_second": whole}
 
 
 def _total(reported: list[dict[str, Any]], name: str) -> float | None:
@@ -273,12 +283,13 @@ def _total(reported: list[dict[str, Any]], name: str) -> float | None:
 def _print(by_rank: list[dict[str, Any]], whole: dict[str, Any], out: Path) -> None:
     console = terminal.console()
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("rank", "step", "communication", "exposed", "memory", "launches"):
+    for title in ("rank", "step", "communication", "exposed", "memory", "launches", "MFU"):
         table.add_column(title, justify="right", no_wrap=True)
     for number, item in enumerate(by_rank):
         if item:
             times = (duration(item[name]) for name in _SLOWEST[:3])
-            table.add_row(str(number), *times, size(item["peak_bytes"]), f"{item['launches']:,}")
+            mfu = "-" if item["mfu"] is None else f"{item['mfu']:.0%}"
+            table.add_row(str(number), *times, size(item["peak_bytes"]), f"{item['launches']:,}", mfu)
         else:
             table.add_row(str(number), "no report")
     console.print()
@@ -288,4 +299,6 @@ def _print(by_rank: list[dict[str, Any]], whole: dict[str, Any], out: Path) -> N
     what = f"{quantity(whole['ranks'], 'rank')} of {whole['chip']}{cluster}"
     what_takes = f"a step takes {step}, communication {spent}, of which {exposed} are exposed"
     console.print(terminal.escaped(f"{what}: {what_takes}"), soft_wrap=True)
+    if whole["tokens_per_second"]:
+        console.print(tokens_text(whole["tokens_per_second"], whole["cluster_tokens_per_second"]))
     console.print(terminal.escaped(f"report: {out / 'summary.json'} and {out / 'rank0'} ..."))

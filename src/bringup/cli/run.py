@@ -36,7 +36,7 @@ from bringup.drivers.names import resolve
 from bringup.errors import BringupError
 from bringup.frontends.tensorflow import hook
 from bringup.machine.files import chip_names, load_chip, load_host
-from bringup.machine.topology import cluster_of, load_cluster
+from bringup.machine.topology import cluster_of, is_file, load_cluster
 from bringup.process import DEFAULT_CHIP, MAX_DEVICES, asked_chip, asked_compiler, asked_devices, asked_driver, process
 from bringup.recording import sanitize
 from bringup.recording.sanitize import watched
@@ -330,7 +330,9 @@ def _cluster(options: RunOptions) -> Topology | None:
     if options.ranks is not None:
         if options.dry is None or options.nproc is not None:
             raise BringupError("--ranks records one rank without the others: give --dry, and no --nproc")
-        if not 1 <= options.ranks <= 10**6 or not 0 <= (options.rank or 0) < options.ranks:
+        if not 1 <= options.ranks <= 10**6:
+            raise BringupError(f"--ranks must be from 1 to 1,000,000, got {options.ranks}")
+        if not 0 <= (options.rank or 0) < options.ranks:
             raise BringupError(f"--rank must be from 0 to {options.ranks - 1}, got {options.rank or 0}")
     topology = load_cluster(options.cluster) if options.cluster else None
     number = options.ranks or options.nproc
@@ -562,7 +564,7 @@ def _of_ranks(options: RunOptions) -> dict[str, Any]:
     """Return what a recording says of ranks and their cluster."""
     about: dict[str, Any] = {}
     if options.cluster:
-        about["cluster"] = os.path.abspath(options.cluster) if os.sep in options.cluster else options.cluster
+        about["cluster"] = os.path.abspath(options.cluster) if is_file(options.cluster) else options.cluster
     number, rank = options.ranks or options.nproc, options.rank or ranks.rank_here() or 0
     return {**about, "ranks": number, "rank": rank} if number else about
 

@@ -18,6 +18,7 @@ from bringup.errors import BringupError
 from bringup.files import write_text
 from bringup.machine.files import load_chip
 from bringup.report import perfetto, terminal, writer
+from bringup.report.lines import tokens_text
 from bringup.report.prediction import Prediction, read_trace
 from bringup.text import duration, quantity, size
 from bringup.timeline.together import peers, together
@@ -92,6 +93,8 @@ def summed_up(summaries: dict[int, Summary], ranks: int) -> dict[str, Any]:
     slowest = max(summaries.values(), key=lambda summary: summary.step_seconds)
     alike = ranks / len(summaries)
     energy = [summary.energy_joules for summary in summaries.values()]
+    tokens = alike * sum((summary.tokens or 0) / summary.sharing_ranks for summary in summaries.values())
+    rate = tokens / slowest.step_seconds if tokens and slowest.step_seconds else None
     cost = [summary.cost_usd for summary in summaries.values()]
     times = ("step_seconds", "communication_seconds", "exposed_communication_seconds", "bubble_seconds")
     return {
@@ -107,6 +110,8 @@ def summed_up(summaries: dict[int, Summary], ranks: int) -> dict[str, Any]:
         "fits": all(summary.fits for summary in summaries.values()),
         "energy_joules": None if None in energy else alike * sum(value or 0.0 for value in energy),
         "cost_usd": None if None in cost else alike * sum(value or 0.0 for value in cost),
+        "cluster_tokens_per_second": rate,
+        "tokens_per_second": rate and rate / ranks,
         "collectives": [vars(item) for item in slowest.collectives],
         "stages": [
             {
@@ -144,5 +149,7 @@ def _print(summaries: dict[int, Summary], whole: dict[str, Any], out: str) -> No
     what = f"{quantity(whole['ranks'], 'rank')} of {whole['chip']} on {whole['cluster'] or 'one chip'}, {stages}"
     sentence = f"{what}: a step takes {step}, of which bubbles are {bubble}"
     console.print(terminal.escaped(sentence), soft_wrap=True)
+    if whole["tokens_per_second"]:
+        console.print(tokens_text(whole["tokens_per_second"], whole["cluster_tokens_per_second"]))
     paths = ", ".join(str(Path(out, name)) for name in ("summary.json", "ranks.pftrace.gz"))
     console.print(terminal.escaped(f"report: {paths} and one per stage"), soft_wrap=True)

@@ -59,16 +59,16 @@ def compile_graph(graph: fx.GraphModule, inputs: Sequence[Any], **options: Any) 
     index = next((device.index or 0 for device in devices if device.type == "chip"), 0)
     (returned,) = next(node for node in graph.graph.nodes if node.op == "output").args
     returned = returned if isinstance(returned, (list, tuple)) else [returned]
+    # Otherwise Inductor's CPU convolutions change the layout of tensors that are saved for the backward graph.
+    patches = {**options.get("config_patches", {}), "layout_optimization": False}
     if collectives.are_in(graph, inputs):
-        return collectives.compile_graph(graph, inputs)
+        return collectives.compile_graph(graph, inputs, patches)
     stays = [is_host(node) for node in returned]
     look_for_races(graph, inputs)
     retarget(graph)
     placeholders = [node for node in graph.graph.nodes if node.op == "placeholder"]
     fakes = [node.meta.get("example_value", x) for node, x in zip(placeholders, inputs, strict=True)]
     amp = torch.is_autocast_enabled("chip")
-    # Otherwise Inductor's CPU convolutions change the layout of tensors that are saved for the backward graph.
-    patches = {**options.get("config_patches", {}), "layout_optimization": False}
     options["config_patches"] = patches
     replayed = bool(patches.get("triton.cudagraphs", False))  # of the modes reduce-overhead and max-autotune
     casts = torch.autocast("cpu", torch.get_autocast_dtype("chip")) if amp else nullcontext()

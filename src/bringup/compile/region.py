@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ def compile_region(index: int, replayed: bool, graph: fx.GraphModule, inputs: Se
     return compiled
 
 
-def _draws(node: fx.Node) -> bool:
+def draws(node: fx.Node) -> bool:
     """Return True if a node draws random numbers."""
     seeded = torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
     return seeded or family_of(name_of(node)) == "random"
@@ -86,9 +87,10 @@ class Region:
         self.inputs = [node for node in graph.nodes if node.op == "placeholder"]
         (outputs,) = next(node for node in graph.nodes if node.op == "output").args
         self.outputs: list[Any] = list(outputs)
-        self.random = any(_draws(node) for node in computing_nodes(graph))
+        self.random = any(draws(node) for node in computing_nodes(graph))
         self.sized: dict[tuple[Any, ...], list[Sized]] = {}
         self.tf32: tuple[str, ...] = TF32_DEFAULT  # torch's switches at the call
+        self.cudnn = _attends_by_cudnn()  # the choice of a graph's attention is made when it is compiled
 
     def __call__(self, inputs: list[Any]) -> Any:
         """Record the kernels and run the code. Like Inductor's code, it may empty `inputs`."""
@@ -266,7 +268,15 @@ class Region:
         data: dict[str, Any] = {"op": op, "inputs": inputs, "outputs": outputs, "args": args}
         if self.tf32 != TF32_DEFAULT and family_of(op) in PRODUCTS:
             data["tf32"] = list(self.tf32)
+        if not self.cudnn and family_of(op) == "attention":
+            data["cudnn"] = False
         return data
+
+
+def _attends_by_cudnn() -> bool:
+    """Return True if attention may be cuDNN's, as torch's switches say (csrc/launch/signature.cpp)."""
+    enabled: bool = torch._C._get_cudnn_sdp_enabled()
+    return enabled and os.environ.get("TORCH_CUDNN_SDPA_DEPRIORITIZED") != "1"
 
 
 def _count(meta: list[Any]) -> int:

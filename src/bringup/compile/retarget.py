@@ -32,14 +32,14 @@ def is_host(node: Any) -> bool:
     return isinstance(value, torch.Tensor) and real_device(value).type == "cpu"
 
 
-def _on_host(value: Any) -> Any:
+def on_host(value: Any) -> Any:
     """Return a fake CPU tensor with the metadata of a chip tensor; any other value unchanged."""
     mode = fake_mode_for_inductor()
     of_another_mode = mode is not None and getattr(value, "fake_mode", mode) is not mode
     if not isinstance(value, torch.Tensor) or (real_device(value).type != "chip" and not of_another_mode):
         return value
     if is_traceable_wrapper_subclass(value):
-        return _transformed(value, lambda _, inner: _on_host(inner)).requires_grad_(value.requires_grad)
+        return _transformed(value, lambda _, inner: on_host(inner)).requires_grad_(value.requires_grad)
     mode = mode or getattr(value, "fake_mode", None)
     with mode if mode is not None else nullcontext(), torch.enable_grad():
         fake = torch.empty_strided(value.size(), value.stride(), dtype=value.dtype, device="cpu")
@@ -80,7 +80,7 @@ def retarget(graph: fx.GraphModule) -> None:
             if node.op == "call_method" and node.target in ("cuda", "chip"):
                 node.target, node.args, node.kwargs = "cpu", node.args[:1], {}
             if "example_value" in node.meta:
-                node.meta["example_value"] = torch.utils._pytree.tree_map(_on_host, node.meta["example_value"])
+                node.meta["example_value"] = torch.utils._pytree.tree_map(on_host, node.meta["example_value"])
         for name, tensor in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]:
             if real_device(tensor).type == "chip":
                 delattr(module, name)

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import datetime
 import functools
+import os
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from bringup.device.cuda_names import shown
 from bringup.device.torch_versions import take_nccl_from
+from bringup.text import plain
 
 _VERSION = (2, 28, 9)  # of NCCL in torch's builds for CUDA 13.0, which require nvidia-nccl-cu13==2.28.9
 
@@ -31,6 +35,7 @@ def patch_distributed() -> None:
             self._timeout = c10d.default_pg_timeout
             self.global_ranks_in_group: list[int] = []
             self.group_name = ""
+            self.config = SimpleNamespace()  # of the communicator: its blocks, clusters and network
 
     class ProcessGroupNCCL(c10d.ProcessGroupGloo):  # type: ignore[misc]
         """The backend of a group called nccl."""
@@ -58,9 +63,23 @@ def patch_distributed() -> None:
     @functools.wraps(helper)
     def _new_process_group_helper(*args: Any, **kwargs: Any) -> Any:
         _patch_fsdp()
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            _say_unused()
         return helper(*args, **kwargs)
 
     c10d._new_process_group_helper = _new_process_group_helper
+
+
+@functools.cache
+def _say_unused() -> None:
+    """Say which of NCCL's variables change nothing here."""
+    names = sorted(name for name in os.environ if name.startswith("NCCL_"))
+    if names:
+        print(
+            f"bringup: {plain(', '.join(names))} have no effect: gloo computes collectives, and a model predicts their "
+            "time (docs/clusters.md)",
+            file=sys.stderr,
+        )
 
 
 @functools.cache

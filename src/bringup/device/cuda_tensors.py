@@ -40,6 +40,8 @@ def patch_tensors() -> None:
     tensor: Any = torch.Tensor
     where, to = torch._C.TensorBase.device.__get__, tensor.to
 
+    # torch makes the wrappers of pending collectives on the device that their tensor shows.
+    tensor._make_wrapper_subclass = staticmethod(translating(torch.Tensor._make_wrapper_subclass))
     name_of = functools.cache(shown)
 
     def device(self: torch.Tensor) -> torch.device:

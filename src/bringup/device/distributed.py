@@ -39,6 +39,7 @@ def install() -> None:
     def _new_process_group_helper(*args: Any, **kwargs: Any) -> Any:
         if _pretended:
             patch_stages()
+            _patch_checkpoints()
             args, kwargs = (*args[:3], "fake", *args[4:]), {**kwargs, "backend_options": None}
         _patch_random()
         group, store = helper(*args, **kwargs)
@@ -75,6 +76,21 @@ def _patch_random() -> None:
 
     _random.is_rng_supported_mesh = dispatch.is_rng_supported_mesh = is_rng_supported_mesh
     _random.manual_seed = seed_all
+
+
+@functools.cache
+def _patch_checkpoints() -> None:
+    """Patch distributed checkpoints to have the parts of this rank alone: there are no others to agree with."""
+    from torch.distributed.checkpoint import utils
+
+    wrapper: Any = utils._DistWrapper
+    begin = wrapper.__init__
+
+    @functools.wraps(begin)
+    def __init__(self: Any, group: Any, use_dist: bool, coordinator_rank: int) -> None:
+        begin(self, group, use_dist=False, coordinator_rank=0)
+
+    wrapper.__init__ = __init__
 
 
 _pretended: list[int] = []  # the number of ranks, of which only this one runs

@@ -1,16 +1,17 @@
 """Pipelines of ranks of which only one runs: the shapes that their stages would exchange before the first step.
 
 A stage asks the one before for the shapes of its inputs. Where all stages are recorded, one after the other, each
-leaves the shapes of its results in a folder. A gradient has the shape of the result.
+leaves the shapes of its results in a folder. A gradient has the shape of the result. Reading them executes no code.
 """
 
 from __future__ import annotations
 
 import functools
 import os
-import pickle
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bringup.errors import BringupError
 
@@ -33,7 +34,7 @@ def patch_stages() -> None:
             return
         latest["forward"] = meta
         if SHAPES in os.environ:
-            Path(os.environ[SHAPES], f"into{dst_stage}").write_bytes(pickle.dumps(meta))
+            torch.save(meta, Path(os.environ[SHAPES], f"into{dst_stage}"))
 
     def receive(self: Any, src_stage: int) -> Any:
         if src_stage > self.stage_index:
@@ -42,7 +43,8 @@ def patch_stages() -> None:
             return module._StageForwardMeta(self._user_meta.inputs)
         path = Path(os.environ.get(SHAPES, os.devnull), f"into{self.stage_index}")
         if path.exists():
-            return pickle.loads(path.read_bytes())
+            with torch.serialization.safe_globals(_kinds(module)):
+                return torch.load(path, weights_only=True)
         if "forward" in latest:  # an interleaved stage, whose inputs are those of the stages between
             return latest["forward"]
         raise BringupError(
@@ -51,3 +53,13 @@ def patch_stages() -> None:
         )
 
     kind._send_meta, kind._recv_meta = send, receive
+
+
+def _kinds(stage: Any) -> list[Any]:
+    """Return the classes of shapes, which torch.load may make."""
+    from torch.distributed._mesh_layout import _FlatLayout, _MeshLayout
+    from torch.distributed.pipelining import _utils as utils
+    from torch.distributed.tensor import Partial, Replicate, Shard
+
+    metas = [stage._StageForwardMeta, utils._TensorMeta, utils._DTensorMeta]
+    return [*metas, _FlatLayout, _MeshLayout, Partial, Replicate, Shard]

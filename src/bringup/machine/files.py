@@ -50,15 +50,15 @@ def available_clusters() -> list[str]:
     return sorted(path.stem for path in CLUSTERS.glob("*.toml"))
 
 
-def chip_names(text: str, option: str) -> list[str]:
-    """Split a comma-separated list of chips, the value of a command-line option.
+def chip_names(text: str, option: str, noun: str = "chip") -> list[str]:
+    """Split a comma-separated list of chips or clusters, the value of a command-line option.
 
     Raises:
         BringupError: the list is empty; the message names the option.
     """
     names = [name for name in text.split(",") if name]
     if not names:
-        raise BringupError(f"{option} names no chip: give one or more, separated by commas")
+        raise BringupError(f"{option} names no {noun}: give one or more, separated by commas")
     return names
 
 

@@ -85,7 +85,7 @@ def load_cluster(name_or_file: str | Path) -> Topology:
         ChipFileError: the file is missing or malformed.
     """
     text = str(name_or_file)
-    if text.endswith(".toml") or "/" in text:
+    if is_file(text):
         path = Path(text)
         return _of_cluster(path) if describes_cluster(path) else _of_nodes(path, path.stem, 1)
     if text in available_clusters():
@@ -101,6 +101,11 @@ def load_cluster(name_or_file: str | Path) -> Topology:
     raise UnknownChipError(
         f"no cluster or node is named {short(text)!r}: {hint} For 32 nodes write dgx-h100x32, for a file its path"
     )
+
+
+def is_file(name: str) -> bool:
+    """Return True if a cluster is given as a file."""
+    return name.endswith(".toml") or "/" in name
 
 
 def cluster_of(chip: Chip, ranks: int) -> Topology:

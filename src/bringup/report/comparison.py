@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from bringup.analyse.compare import Row
 from bringup.analyse.summary import Summary
@@ -16,16 +16,17 @@ GRAPHS = "compiled graphs only"
 _COLOUR = {"chip": "chip", "link": "link", "host": "host", "fallbacks": "fallback", "between chips": "between"}
 
 
-def page(trace: Trace, rows: Sequence[Row], reports: Mapping[str, str], compared: str = "chip") -> str:
+def page(trace: Trace, rows: Sequence[Row], reports: Sequence[str], compared: str = "chip") -> str:
     """Write the comparison of one recording on many chips or clusters.
 
     Args:
         trace: the recording.
         rows: one per chip; the first one is what the ratios compare with.
-        reports: name of a row -> address of its report, for those that have one.
+        reports: the address of each row's report; empty for those that have none.
         compared: what is compared, ``chip`` or ``cluster``.
     """
     first = rows[0].summary
+    addresses = {id(row): address for row, address in zip(rows, reports, strict=True)}
     fastest_first = sorted(rows, key=lambda row: row.summary.step_seconds)
     tables = [[row for row in fastest_first if row.graph_only == graph_only] for graph_only in (False, True)]
     return html.render(
@@ -41,7 +42,7 @@ def page(trace: Trace, rows: Sequence[Row], reports: Mapping[str, str], compared
         compared=compared,
         count=quantity(len(rows), compared),
         tables=[(table, table[0].summary.step_seconds or 1.0) for table in tables if table],
-        reports=reports,
+        address=lambda row: addresses[id(row)],
         noun=priced_noun(first),
         cost=usd_per_million,
         memory_share=memory_share,

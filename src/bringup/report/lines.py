@@ -23,6 +23,7 @@ LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
 MEMBER = re.compile(r"(^|\.)\d+(?=\.|$)")  # the number of a member of a list
 MOST_RANGES = 4  # of the members of a list in a name
 LEAST_MFU = 1e-4  # smaller ones are not written with their digits
+LEAST_EXPOSED = 0.02  # of a step: shorter communication is not worth another recording
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
@@ -124,9 +125,31 @@ def communication_lines(summary: Summary) -> Iterator[Line]:
     who = f"{quantity(summary.ranks, 'rank')} on {summary.cluster}"
     times = f"  communication {spent}, of which {exposed} are exposed ({who})"
     yield _line("communication", f"{times}; most: {most}, {duration(first.seconds)}")
+    if summary.tokens_per_second and summary.cluster_tokens_per_second:
+        yield _line("tokens", f"  {tokens_text(summary.tokens_per_second, summary.cluster_tokens_per_second)}")
+    yield from _another_recording(summary)
     if summary.bubble_seconds:
         share, bubble = summary.bubble_seconds / summary.step_seconds, duration(summary.bubble_seconds)
         yield _line("communication", f"  bubble {bubble} ({share:.0%}): the chip only waits for other ranks")
+
+
+def _another_recording(summary: Summary) -> Iterator[Line]:
+    """Yield how to compare other degrees of parallelism, whose kernels the recording does not have."""
+    exposed: dict[int, float] = {}
+    for item in summary.collectives:
+        if item.group_size < summary.ranks and item.kind not in ("send", "recv"):
+            exposed[item.group_size] = exposed.get(item.group_size, 0.0) + item.exposed_seconds
+    size, seconds = max(exposed.items(), key=lambda item: item[1], default=(0, 0.0))
+    if seconds < LEAST_EXPOSED * summary.step_seconds or not summary.step_seconds:
+        return
+    share = f"{seconds / summary.step_seconds:.0%}"
+    how = f"bringup run --dry --ranks {summary.ranks} --out other ..., then bringup diff"
+    yield _line("communication", f"  groups of {size:,} ranks are exposed for {share}; another size: record it ({how})")
+
+
+def tokens_text(of_chip: float, of_cluster: float) -> str:
+    """Write the tokens per second of a chip and of all."""
+    return f"{figure(of_chip)} tokens/s per chip, {figure(of_cluster)} on all"
 
 
 def _notes(summary: Summary) -> Iterator[Line]:

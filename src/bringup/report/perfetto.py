@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,13 @@ import numpy as np
 import numpy.typing as npt
 
 from bringup.analyse.holders import memory_over_time
+from bringup.cost.collective import ranks_of
+from bringup.machine.topology import cluster_of
+from bringup.pricing.collective import is_collective
 from bringup.recording.rows import D2D, D2H, H2D, KINDS, LAUNCH
 from bringup.recording.trace import Trace
 from bringup.report import pftrace
+from bringup.text import quantity
 from bringup.timeline.host_spans import COMPUTES, COPIES, LAUNCHES, NAMES, HostSpans, host_spans
 from bringup.timeline.replay import Timeline, is_placed
 
@@ -64,8 +69,12 @@ def add(writer: pftrace.Writer, timeline: Timeline, run: str = "", name: str = "
         device: writer.process(f"{name}chip:{device} {timeline.chip.name}")
         for device in np.unique(timeline.trace.columns["device"][rows]).tolist()
     }
-    tracks = [*_host(timeline, writer, host, host_spans(timeline, 0, last)), *_devices(timeline, writer, devices, rows)]
-    parts = _arrows(tracks, len(kind))
+    tracks = [
+        *_host(timeline, writer, host, host_spans(timeline, 0, last)),
+        *_devices(timeline, writer, devices, rows),
+        *_links(timeline, writer, devices, rows),
+    ]
+    parts = _arrows(writer, tracks, len(kind))
     _add_counters(timeline, writer, devices, rows, last, tracks, parts)
     first = 0
     for track in tracks:
@@ -143,8 +152,50 @@ def _devices(timeline: Timeline, writer: pftrace.Writer, devices: dict[int, int]
             def describe(kind: int, signature: int, line: int, module: int, size: int) -> Described:
                 return _on_device(timeline.trace, kind, signature, line, module, size)
 
-            track = writer.track(devices[device], fixed.get(lane, source))
+            track = writer.track(devices[device], fixed.get(lane, source + _group_of(timeline, part)))
             yield _track(track, timeline.start[part], timeline.end[part], keys, describe, part, calls=False)
+
+
+def _group_of(timeline: Timeline, rows: Array) -> str:
+    """Return in words the group whose collectives a stream has, if it has no others."""
+    signatures = [timeline.trace.signatures[i] for i in np.unique(timeline.trace.columns["signature"][rows]).tolist()]
+    if not all(map(is_collective, signatures)):
+        return ""
+    groups = {tuple(ranks_of(signature)) for signature in signatures}
+    return f": group of {quantity(len(groups.pop()), 'rank')}" if len(groups) == 1 else ": collectives"
+
+
+def _links(timeline: Timeline, writer: pftrace.Writer, devices: dict[int, int], rows: Array) -> Iterator[_Track]:
+    """Yield the links between chips and the network, each with the collectives that pass it; waits are left out."""
+    trace, signature = timeline.trace, timeline.trace.columns["signature"]
+    together = np.asarray([is_collective(item) for item in trace.signatures], dtype=bool)
+    rows = rows[(trace.columns["kind"][rows] == LAUNCH)]
+    rows = rows[together[signature[rows]]]
+    if not len(rows):
+        return
+    groups = {number: ranks_of(trace.signatures[number]) for number in np.unique(signature[rows]).tolist()}
+    topology = trace.cluster or cluster_of(timeline.chip, 1 + max(max(ranks) for ranks in groups.values()))
+    beyond = np.zeros(len(trace.signatures), dtype=bool)
+    for number, ranks in groups.items():
+        beyond[number] = topology.group(ranks).nodes > 1
+    took = timeline.prices.seconds[signature[rows]] * timeline.stretch(rows)
+    start = np.maximum(timeline.end[rows] - took, timeline.start[rows])
+    on = trace.columns["device"][rows].astype(np.int64)
+    names = (f"links of the node ({topology.node.links.kind})", "network between nodes")
+    for device, outside in itertools.product(devices, (False, True)):
+        which = np.flatnonzero((on == device) & (beyond[signature[rows]] == outside) & (timeline.end[rows] > start))
+        which = which[np.argsort(start[which], kind="stable")]
+        ours = rows[which]
+        keys = [trace.columns[name][ours] for name in ("kind", "signature", "line", "module", "bytes")]
+
+        def describe(kind: int, signature: int, line: int, module: int, _: int) -> Described:
+            name, place = _on_device(trace, kind, signature, line, module, 0)
+            return name, {**place, "bytes": int(trace.signatures[signature].args["bytes"])}
+
+        for part in _parts_apart(start[which], timeline.end[ours]):
+            track = writer.track(devices[device], names[outside])
+            spans = start[which][part], timeline.end[ours][part]
+            yield _track(track, *spans, [key[part] for key in keys], describe, np.full(len(part), -1), calls=False)
 
 
 def _lanes(timeline: Timeline, rows: Array) -> Array:
@@ -158,12 +209,18 @@ def _lanes(timeline: Timeline, rows: Array) -> Array:
 
 def _apart(timeline: Timeline, rows: Array) -> list[Array]:
     """Divide rows, in order of their begin, so that none overlaps the next: two threads may have fallbacks at once."""
-    start, end = timeline.start[rows], timeline.end[rows]
+    return [rows[part] for part in _parts_apart(timeline.start[rows], timeline.end[rows])]
+
+
+def _parts_apart(start: Array, end: Array) -> list[Array]:
+    """Return the places of intervals, in order of their begin, in parts that do not overlap."""
+    if not len(start):
+        return []
     if not (start[1:] < end[:-1]).any():
-        return [rows]
+        return [np.arange(len(start))]
     parts: list[list[int]] = []
     done: list[float] = []
-    for row, begin, until in zip(rows.tolist(), start.tolist(), end.tolist(), strict=True):
+    for row, (begin, until) in enumerate(zip(start.tolist(), end.tolist(), strict=True)):
         place = next((place for place, moment in enumerate(done) if moment <= begin), len(done))
         if place == len(done):
             parts.append([])
@@ -181,10 +238,11 @@ def _on_device(trace: Trace, kind: int, signature: int, line: int, module: int, 
     return launched.op.removeprefix("aten::"), {**place, "shapes": json.dumps(launched.shapes)}
 
 
-def _arrows(tracks: list[_Track], rows: int) -> list[bytes]:
+def _arrows(writer: pftrace.Writer, tracks: list[_Track], rows: int) -> list[bytes]:
     """Return the parts of all events, which have the ends of the arrows.
 
-    An arrow gets the smallest number that is free between its ends, so that equal steps have equal numbers.
+    An arrow gets the smallest number that is free between its ends, so that equal steps have equal numbers. Timelines
+    of several ranks have no number in common.
     """
     first = np.cumsum([0, *(len(track.times) for track in tracks)])
     times = np.concatenate([np.zeros(0), *(track.times for track in tracks)])
@@ -207,8 +265,9 @@ def _arrows(tracks: list[_Track], rows: int) -> list[bytes]:
             heapq.heappush(free, heapq.heappop(under_way)[1])
         if not free:
             free.append(len(begins))
-            begins.append(pftrace.begins(len(begins) + 1))
-            ends.append(pftrace.ends(len(ends) + 1))
+            writer.arrows += 1
+            begins.append(pftrace.begins(writer.arrows))
+            ends.append(pftrace.ends(writer.arrows))
         number = heapq.heappop(free)
         heapq.heappush(under_way, (until, number))
         parts[call], parts[launch] = begins[number], ends[number]

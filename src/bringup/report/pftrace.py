@@ -44,10 +44,11 @@ COUNTERS = 8  # the trace processor's kMaxNumExtraCounters
 
 
 class Writer:
-    """Tracks and their events; `packets` has the trace."""
+    """Tracks and their events; `packets` has the trace. `arrows` is the largest number of an arrow."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
+        self.arrows = 0
         self._tracks: list[bytes] = []
         self._events: list[Iterator[bytes]] = []
 
