@@ -16,7 +16,7 @@ from bringup.cli import bringup as cli
 from bringup.errors import BringupError
 from bringup.serving.engine import Speculation
 from bringup.serving.outcome import Objective, growth
-from bringup.serving.serve import Options, check
+from bringup.serving.serve import Options, TooLargeError, check
 from tests.report import traces
 
 HEADER = "prefill_tokens,decode_requests,context_tokens,seconds\n"
@@ -311,6 +311,8 @@ def test_disaggregation_serves_all_and_counts_both_kinds(tmp_path: Path) -> None
     low, high = (band["latency"]["mean"] for band in outcome.bands)
     assert low < outcome.percentiles()["latency"]["mean"] < high
     assert outcome.joules_per_token is not None and outcome.joules_per_token > 0
+    with pytest.raises(TooLargeError, match=r"a KV cache of 10,000,000,000 tokens .*: state a smaller cache"):
+        bringup.serve(str(path), chip="h100-sxm", kv_tokens=10**10, **asked)
 
 
 @pytest.mark.parametrize(

@@ -364,6 +364,7 @@ class Simulation:
             assert recorded is not None and self.chip is not None
             self._table = ForwardSteps(recorded, self.chip, self.host, options.chips)
         self._blocks = self._count_blocks(recorded)
+        self._refuse_beyond_chip(recorded)
         prefill, budget = _budget(options.prefill)
         self._limits = Limits(
             budget=budget,
@@ -410,6 +411,21 @@ class Simulation:
                 self._needed_bytes(0),
             )
         return int(blocks)
+
+    def _refuse_beyond_chip(self, recorded: Recorded | None) -> None:
+        """Raise TooLargeError if the weights and a stated cache have no room. Engines may use more than `UTILIZATION`."""
+        if recorded is None or self.chip is None:
+            return
+        tokens = self._blocks * self.options.block_size
+        cache = tokens * recorded.token_bytes(self.options.chips) * self.options.chips
+        total = self.chip.device_bytes * self.options.chips
+        if recorded.weight_bytes + cache > total:
+            raise TooLargeError(
+                f"the weights of {recorded.name} have {size(recorded.weight_bytes)} and a KV cache of {tokens:,} tokens "
+                f"{size(cache)}, and {quantity(self.options.chips, 'chip')} of {self.chip.name} {size(total)}: state a "
+                "smaller cache, or raise --chips-per-engine",
+                self._needed_bytes(tokens),
+            )
 
     def _needed_bytes(self, tokens: int) -> int:
         """Return the bytes of each chip for the model and a cache of so many tokens; 0 for a table of steps."""

@@ -135,9 +135,9 @@ def _run(function: Compiled, inputs: Sequence[Any], arguments: list[torch.Tensor
         for place, value in zip(function.written, results[count:], strict=True):
             old[place].replace(value)
     except BaseException as error:
-        for place, *item in zip(function.written, tensors[count:], outputs[count:], strict=False):
+        for place, tensor, kind in zip(function.written, tensors[count:], outputs[count:], strict=False):
             with suppress(Exception):  # what is known of the failure is that of `error`
-                old[place].replace(memory.share(*item))
+                old[place].replace(memory.share(tensor, kind))
         if lost := [variable.name for variable in old.values() if not variable.restore()]:
             error.add_note(
                 f"bringup: {quantity(len(lost), 'variable')} empty now, whose old value the call had freed before it "
