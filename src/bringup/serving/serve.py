@@ -413,7 +413,7 @@ class Simulation:
         return int(blocks)
 
     def _refuse_beyond_chip(self, recorded: Recorded | None) -> None:
-        """Raise TooLargeError if the weights and a stated cache have no room. Engines may use more than `UTILIZATION`."""
+        """Raise TooLargeError if a stated cache has no room beside the weights: all memory may be used for it."""
         if recorded is None or self.chip is None:
             return
         tokens = self._blocks * self.options.block_size
@@ -421,7 +421,7 @@ class Simulation:
         total = self.chip.device_bytes * self.options.chips
         if recorded.weight_bytes + cache > total:
             raise TooLargeError(
-                f"the weights of {recorded.name} have {size(recorded.weight_bytes)} and a KV cache of {tokens:,} tokens "
+                f"the weights of {recorded.name} have {size(recorded.weight_bytes)}, a KV cache of {tokens:,} tokens "
                 f"{size(cache)}, and {quantity(self.options.chips, 'chip')} of {self.chip.name} {size(total)}: state a "
                 "smaller cache, or raise --chips-per-engine",
                 self._needed_bytes(tokens),
