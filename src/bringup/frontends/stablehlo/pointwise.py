@@ -227,7 +227,7 @@ def convert(call: Call, x: Tensor) -> Tensor:
     if source.dtype.is_complex and not target.dtype.is_complex:
         x = torch.real(x)
     if target.kind == "f8E8M0FNU":  # it has powers of two alone
-        x = torch.where(x < 0, torch.nan, x)
+        x = torch.where(x <= 0, torch.nan, x)
     return values(x, source).to(target.dtype)
 
 
