@@ -64,7 +64,7 @@ struct StreamPoints {
 
 // A part of a launch, in seconds from the ledger's first event.
 struct PartSpan {
-  int64_t rows;  // as in StreamPoint
+  int64_t launch, rows;  // as in StreamPoint
   const LedgerKey* key;
   double begin, seconds;
 };
@@ -77,7 +77,16 @@ struct Mark {
   bringup_event* event;  // on the stream that was current then; null if there is none
 };
 
+// Returns an event that a stream has recorded; null if the driver cannot.
+bringup_event* recorded_event(int index, bringup_stream* stream) {
+  bringup_event* event = nullptr;
+  if (driver().event_create(device(index).handle, &event) != BRINGUP_OK) return nullptr;
+  if (driver().event_record(event, stream) != BRINGUP_OK) driver().event_destroy(std::exchange(event, nullptr));
+  return event;
+}
+
 struct Ledger {
+  std::mutex order;  // held before `mutex`, so that events are added as they were recorded; recording waits if a queue is full
   std::mutex mutex;
   std::set<LedgerKey> keys;
   std::map<int64_t, TalliesByKey> since;  // by the number of marks before
@@ -119,7 +128,8 @@ struct Ledger {
   void count(const StreamPoint& point, StreamPoints& of_stream, double seconds) {
     tally(point.key, point.mark).seconds[size_t(point.part)] += seconds;
     if (of_stream.seconds < 0) return;
-    if (point.part != Part::Between && point.rows >= 0) spans.push_back({point.rows, point.key, of_stream.seconds, seconds});
+    if (point.part != Part::Between && point.rows >= 0)
+      spans.push_back({point.launch, point.rows, point.key, of_stream.seconds, seconds});
     if (spans.size() > kSpans) spans.pop_front();
     of_stream.seconds += seconds;
   }
@@ -132,10 +142,8 @@ struct Ledger {
   }
   void add_first(const Stream& stream) {
     int index = int(stream.id.device_index());
-    bringup_event* event = nullptr;
-    if (first.contains(index) || driver().event_create(device(index).handle, &event) != BRINGUP_OK) return;
-    if (driver().event_record(event, stream.handle) != BRINGUP_OK) return driver().event_destroy(event);
-    first[index] = event;
+    if (first.contains(index)) return;
+    if (bringup_event* event = recorded_event(index, stream.handle)) first[index] = event;
   }
   void forget_points() {
     for (auto& [stream, of_stream] : points)
@@ -150,11 +158,7 @@ struct Ledger {
     if (marks.front().event) driver().event_destroy(marks.front().event);
     marks.pop_front();
   }
-  void add_mark(RowKind kind, int64_t object) {
-    bringup_event* event = nullptr;
-    if (driver().event_create(device(current_device()).handle, &event) != BRINGUP_OK) event = nullptr;
-    if (event && driver().event_record(event, current_stream(current_device()).handle) != BRINGUP_OK)
-      driver().event_destroy(std::exchange(event, nullptr));
+  void add_mark(RowKind kind, int64_t object, bringup_event* event) {
     std::chrono::duration<double> now = std::chrono::steady_clock::now().time_since_epoch();
     marks.push_back({kind, object, now.count(), event});
     if (marks.size() > kMarks) forget_mark();
@@ -223,13 +227,13 @@ std::string marks_json() {
   return text.str();
 }
 
-// Returns of the latest parts of launches the operators' places in the last result and the rows of the recording before them,
-// and when they began and how many seconds they took.
+// Returns of the latest parts of launches the operators' places in the last result, the launches' numbers and the rows of the
+// recording before them, and when they began and how many seconds they took.
 std::tuple<at::Tensor, at::Tensor, std::vector<std::string>> measured_spans() {
   std::lock_guard<std::mutex> lock(ledger().mutex);
   for (auto& [stream, points] : ledger().points) ledger().reap(*stream, points);
   const auto& spans = ledger().spans;
-  at::Tensor rows = at::empty({int64_t(spans.size()), 2}, at::kLong);
+  at::Tensor rows = at::empty({int64_t(spans.size()), 3}, at::kLong);
   at::Tensor times = at::empty({int64_t(spans.size()), 2}, at::kDouble);
   std::map<std::string, int64_t> places;
   std::vector<std::string> ops;
@@ -238,7 +242,7 @@ std::tuple<at::Tensor, at::Tensor, std::vector<std::string>> measured_spans() {
   for (const PartSpan& span : spans) {
     auto [place, is_new] = places.try_emplace(span.key->op, int64_t(ops.size()));
     if (is_new) ops.push_back(span.key->op);
-    *row++ = place->second, *row++ = span.rows;
+    *row++ = place->second, *row++ = span.launch, *row++ = span.rows;
     *time++ = span.begin, *time++ = span.seconds;
   }
   return {rows, times, ops};
@@ -246,6 +250,7 @@ std::tuple<at::Tensor, at::Tensor, std::vector<std::string>> measured_spans() {
 
 std::string ledger_json() {
   std::lock_guard<std::mutex> lock(ledger().mutex);
+  for (auto& [stream, points] : ledger().points) ledger().reap(*stream, points);
   std::map<std::string, int64_t> on_device;
   TalliesByKey on_host;
   for (auto& [key, tally] : ledger().total()) {
@@ -267,6 +272,7 @@ std::string ledger_json() {
 }
 
 void clear_ledger() {
+  std::lock_guard<std::mutex> order(ledger().order);
   std::lock_guard<std::mutex> lock(ledger().mutex);
   ledger().forget_points();
   ledger().since.clear();
@@ -274,22 +280,26 @@ void clear_ledger() {
   ledger().marked = 0;
 }
 
-// Returns the number of a launch that is running, and what it is in words; 0 if none is. Only while a run is measured.
-std::tuple<int64_t, std::string> running_launch() {
-  int64_t number = 0;
-  std::string op;
+// Returns the numbers of the launches that are running, one for each stream, and what they are in words. Only while a run is
+// measured.
+std::tuple<std::vector<int64_t>, std::vector<std::string>> running_launches() {
+  std::vector<int64_t> numbers;
+  std::vector<const LedgerKey*> keys;
   {
     std::lock_guard<std::mutex> lock(ledger().mutex);
     for (auto& [stream, points] : ledger().points) {
       ledger().reap(*stream, points);
       const auto& waiting = points.waiting;
       if (waiting.size() < 2 || waiting[1].part == Part::Between) continue;
-      number = waiting[1].launch, op = waiting[1].key->op;
-      break;
+      numbers.push_back(waiting[1].launch), keys.push_back(waiting[1].key);
     }
   }
-  std::string text = number ? describe_numbered(number) : "";
-  return {number, text.empty() && number ? op + " on the host" : text};
+  std::vector<std::string> texts;
+  for (size_t i = 0; i < numbers.size(); ++i) {
+    std::string text = describe_numbered(numbers[i]);  // "" if it is on the host, or long ago
+    texts.push_back(text.empty() ? keys[i]->op + (keys[i]->on_device ? "" : " on the host") : text);
+  }
+  return {numbers, texts};
 }
 
 const LedgerKey* key_of(LedgerKey key) { return &*ledger().keys.insert(std::move(key)).first; }
@@ -299,8 +309,10 @@ const LedgerKey* key_of(LedgerKey key) { return &*ledger().keys.insert(std::move
 void mark_in_ledger(RowKind kind, int64_t object) {
   if (C10_LIKELY(!ledger().measures)) return;
   if (!opened()) return;  // a module, or an optimizer, on the host alone opens no device
+  std::lock_guard<std::mutex> order(ledger().order);
+  bringup_event* event = recorded_event(current_device(), current_stream(current_device()).handle);
   std::lock_guard<std::mutex> lock(ledger().mutex);
-  ledger().add_mark(kind, object);
+  ledger().add_mark(kind, object, event);
 }
 
 const LedgerKey* key_on_device(const std::string& op) {
@@ -338,10 +350,10 @@ Parts::Parts(Stream& stream, const Launch& launch, bool on_device) {
 
 void Parts::end(Part part) {
   if (C10_LIKELY(!stream_)) return;
+  std::lock_guard<std::mutex> order(ledger().order);
+  bringup_event* event = recorded_event(stream_->id.device_index(), stream_->handle);
+  if (!event) return;
   std::lock_guard<std::mutex> lock(ledger().mutex);
-  bringup_event* event = nullptr;
-  if (driver().event_create(device(stream_->id.device_index()).handle, &event) != BRINGUP_OK) return;
-  if (driver().event_record(event, stream_->handle) != BRINGUP_OK) return driver().event_destroy(event);
   auto& points = ledger().points[stream_];
   points.waiting.push_back({event, part, part == Part::Between ? between_launches() : key_, mark_, launch_, rows_});
   if (points.waiting.size() % kPending == 0) ledger().reap(*stream_, points);
@@ -350,7 +362,7 @@ void Parts::end(Part part) {
 TORCH_LIBRARY_FRAGMENT(bringup, m) {
   m.def("driver_ledger() -> str", &ledger_json);
   m.def("driver_marks() -> str", &marks_json);
-  m.def("running_launch() -> (int, str)", &running_launch);
+  m.def("running_launches() -> (int[], str[])", &running_launches);
   m.def("driver_spans() -> (Tensor rows, Tensor times, str[] ops)", &measured_spans);
   m.def("clear_driver_ledger() -> ()", &clear_ledger);
   m.def("measure_driver(bool measures) -> ()", [](bool measures) { ledger().measures = measures; });

@@ -65,7 +65,7 @@ def test_group_with_most_bytes_belongs_inside_the_node() -> None:
     after = seconds(256 * MIB, 8) + seconds(MIB, [0, 8])
     assert item.seconds == pytest.approx(4 * (before - after), rel=0.02)
     assert "the group of 8 ranks at train.py:7" in item.condition
-    assert "2 x 8 instead of 8 x 2" in item.action
+    assert "2 (now in steps of 1) x 8 (now in steps of 2): the ranks of the last axis" in item.action
 
 
 def test_many_small_all_reduces_are_one_large_one() -> None:
@@ -121,4 +121,6 @@ def test_another_size_of_a_group_needs_another_recording() -> None:
     trace.about.update(ranks=16)
     text = "\n".join(line.text for line in lines.lines(bringup.price(trace, "h100-sxm", cluster="dgx-h100x2").summary))
     assert "groups of 8 ranks are exposed for" in text
-    assert "another size: record it (bringup run --dry --ranks 16 --out other ..., then bringup diff)" in text
+    assert (
+        "to compare another size, record it (bringup run --dry --ranks 16 --out other ..., then bringup diff)" in text
+    )

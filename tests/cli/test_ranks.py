@@ -73,7 +73,7 @@ def test_findings_are_those_of_every_rank(bringup_run: Run, tmp_path: Path) -> N
     (tmp_path / "train.py").write_text(PROGRAM + "print(torch.empty(4, device=device).sum().item())\n")
     done = bringup_run("--chip", "edge8", "--nproc", "2", "--sanitize=init", "--out", "out", "train.py")
     assert done.returncode == 1, done.stderr[-3000:]
-    assert "never written" in done.stdout + done.stderr and "rank" in done.stderr
+    assert (done.stdout + done.stderr).count("never written") >= 2
 
 
 def test_several_chips_are_refused(bringup_run: Run, tmp_path: Path) -> None:

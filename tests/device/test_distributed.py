@@ -263,7 +263,7 @@ def test_variables_of_nccl_are_said_to_have_no_effect(
 
     monkeypatch.setenv("NCCL_ALGO", "Ring")
     _say_unused.__wrapped__()
-    assert "NCCL_ALGO have no effect: gloo computes collectives" in capsys.readouterr().err
+    assert "NCCL_ALGO has no effect: gloo computes collectives" in capsys.readouterr().err
 
 
 def test_pending_collectives_are_on_the_chip_in_programs_that_say_cuda(bringup_run: Run, tmp_path: Path) -> None:

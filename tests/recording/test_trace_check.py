@@ -144,6 +144,8 @@ def test_storage_that_no_row_can_have_is_told(trace: bringup.Trace, tmp_path: Pa
         (lambda s: s.about["about"].update(held_bytes=["1"]), "held_bytes.0: Input should be a valid integer"),
         (lambda s: s.about["about"].update(dry="yes"), "dry: Input should be a valid boolean"),
         (lambda s: s.about["about"].update(driver=3), "driver: Input should be a valid dictionary"),
+        (lambda s: s.about["about"].update(driver=None), "driver: Input should be a valid dictionary"),
+        (lambda s: s.columns.update(measured_ns=s.columns["kind"].astype(np.int64)), "has no measured_begin_ns.npy"),
         (lambda s: s.about["about"].update(driver={"name": "acme"}), "driver.step_seconds: Field required"),
         (lambda s: s.about["about"].update(program="\udcff"), "program: Input should be a valid string"),
         (lambda s: s.signature("aten::addmm")["inputs"].__setitem__(0, ["f32", [4], [1], 0, 0]), "f32 is not a torch"),

@@ -26,7 +26,8 @@ from bringup.timeline.replay import Timeline
 from bringup.timeline.steady import steady, step_seconds
 
 Array = npt.NDArray[Any]
-LEAST_EXPOSED = 0.02  # of a step: below it, no change of collectives is worth a replay
+# All three are chosen.
+LEAST_EXPOSED = 0.02  # of a step: below it, no change of collectives is worth a replay, or another recording
 MOST_AXES = 4  # of a mesh: all their orders are replayed
 FACTORS = (2, 4, 8, 16, 64)  # the sizes of buckets that are replayed, as multiples of the largest one
 
@@ -93,13 +94,13 @@ def _another_order(timeline: Timeline, summary: Summary) -> Bottleneck | None:
     if best is None:
         return None
     saved, order, shorter = best
-    before, after = (" x ".join(str(axes[i].size) for i in reversed(places)) for places in (range(len(axes)), order))
+    after = " x ".join(f"{axes[i].size} (now in steps of {axes[i].stride})" for i in reversed(order))
     theirs = rows[signature[rows] == shorter]
     line = trace.longest_line(theirs, timeline.seconds[theirs]) if len(theirs) else ""
     return Bottleneck(
         f"communication: the group of {len(used[shorter])} ranks at {line or 'an unknown line'} is on several nodes",
         "",
-        f"order the axes of init_device_mesh as {after} instead of {before}, the last of which has neighbours",
+        f"order the axes of init_device_mesh as {after}: the ranks of the last axis are neighbours",
         saved,
         key="communication",
         remedy="mesh-order",
@@ -151,7 +152,7 @@ def _price(signature: Signature, topology: Topology, ranks: Sequence[int]) -> fl
 
 
 def _larger_buckets(timeline: Timeline, summary: Summary) -> Bottleneck | None:
-    """Replay with the all-reduces of a step in larger buckets: fewer of them, each of which begins with its last."""
+    """Replay with the all-reduces of a step in larger buckets, each of which begins when its last part is ready."""
     trace = timeline.trace
     topology, signature = _topology(timeline, summary), trace.columns["signature"]
     series = [item for item in _series(timeline) if len(item) > 1]
@@ -223,11 +224,13 @@ def _series(timeline: Timeline) -> Iterator[list[int]]:
 
 def _buckets(trace: Trace, rows: list[int], limit: float) -> Iterator[list[int]]:
     bucket: list[int] = []
+    whole = 0
     for row in rows:
-        if bucket and sum(_bytes(trace, other) for other in bucket) + _bytes(trace, row) > limit:
+        if bucket and whole + _bytes(trace, row) > limit:
             yield bucket
-            bucket = []
+            bucket, whole = [], 0
         bucket.append(row)
+        whole += _bytes(trace, row)
     yield bucket
 
 

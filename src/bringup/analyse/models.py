@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from bringup.errors import BringupError
+from bringup.text import short
 
 DTYPES = {
     "fp32": (torch.float32, None),
@@ -252,15 +253,25 @@ def _of_timm(architecture: str, data: dict[str, Any], timm: Any, name: str) -> M
     """Return a model of timm; the data is the config.json that timm wrote, and empty if the model is named."""
     if not timm.is_model(architecture):
         raise BringupError(f"--model {name}: timm {timm.__version__} has no architecture {architecture}")
-    values, arguments = data.get("pretrained_cfg") or {}, dict(data.get("model_args") or {})
+    values, arguments = data.get("pretrained_cfg") or {}, data.get("model_args") or {}
+    if not isinstance(values, dict) or not isinstance(arguments, dict):
+        raise BringupError(f"--model {name}: pretrained_cfg and model_args must be objects")
+    arguments = dict(arguments)
     if isinstance(data.get("num_classes"), int):
         arguments.setdefault("num_classes", data["num_classes"])
-    channels, side = (values.get("input_size") or timm.get_pretrained_cfg(architecture).input_size)[:2]
+    sizes = values.get("input_size") or timm.get_pretrained_cfg(architecture).input_size
+    if (
+        not isinstance(sizes, (list, tuple))
+        or len(sizes) != 3
+        or any(type(item) is not int or item < 1 for item in sizes)
+    ):
+        raise BringupError(f"--model {name}: input_size must be three positive whole numbers, got {short(str(sizes))}")
+    channels, side = sizes[:2]
 
     def build() -> torch.nn.Module:  # without weights, whatever the arguments are
         return timm.create_model(architecture, pretrained=False, checkpoint_path="", **arguments)  # type: ignore[no-any-return]
 
-    return Model(architecture, build, _images("x", int(channels), int(side)), 0)
+    return Model(architecture, build, _images("x", channels, side), 0)
 
 
 def _tokens(vocabulary: int, has_decoder: bool) -> Callable[[int, int], dict[str, Any]]:

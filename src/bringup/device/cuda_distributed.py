@@ -75,9 +75,9 @@ def _say_unused() -> None:
     """Say which of NCCL's variables change nothing here."""
     names = sorted(name for name in os.environ if name.startswith("NCCL_"))
     if names:
+        have = f"{plain(', '.join(names))} {'has' if len(names) == 1 else 'have'}"
         print(
-            f"bringup: {plain(', '.join(names))} have no effect: gloo computes collectives, and a model predicts their "
-            "time (docs/clusters.md)",
+            f"bringup: {have} no effect: gloo computes collectives, and a model predicts their time (docs/clusters.md)",
             file=sys.stderr,
         )
 

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from bringup.errors import TraceError
 from bringup.files import StrPath, read_bytes, written_whole
 from bringup.limits import TRACE
-from bringup.recording.rows import COLUMNS, OPTIONAL
+from bringup.recording.rows import COLUMNS, MEASURED, OPTIONAL
 from bringup.text import short
 
 Array = npt.NDArray[Any]
@@ -65,7 +65,9 @@ def read(file: Path) -> tuple[bytes, dict[str, Array]]:
         _check_end(file, data)
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = {entry.filename: entry for entry in archive.infolist()}
-            dtypes = {name: kind for name, kind in DTYPES.items() if name not in OPTIONAL or f"{name}.npy" in entries}
+            has = {name for name in OPTIONAL if f"{name}.npy" in entries}
+            has |= set(MEASURED) if has & set(MEASURED) else set()  # one of them says nothing alone
+            dtypes = {name: kind for name, kind in DTYPES.items() if name not in OPTIONAL or name in has}
             missing = {DESCRIPTION, *(f"{name}.npy" for name in dtypes)} - set(entries)
             if missing:
                 raise TraceError(

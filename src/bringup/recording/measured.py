@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,15 +16,12 @@ import numpy.typing as npt
 import torch
 
 from bringup.cost.signature import Signature
-from bringup.errors import BringupError
 from bringup.recording.driver_rows import middle_half, seconds_of, typical
+from bringup.recording.endless import watched
 from bringup.recording.rows import BY_PROGRAM, LAUNCH, MEASURED, STEP
 from bringup.text import duration, plain, size
-from bringup.units import parse_time
 
 MOST_OPERATORS = 5  # that the summary names
-LIMIT = "BRINGUP_KERNEL_LIMIT"  # after which a launch that has not ended is named
-LOOKS = 8  # per such time. Chosen: the sentence is at most an eighth late.
 NEAR = 16  # rows in which a launch is looked for: threads of the program record theirs in between
 
 Column = npt.NDArray[Any]
@@ -67,17 +60,17 @@ def columns_of_rows(columns: dict[str, Column], signatures: list[Signature]) -> 
     op = np.append(np.asarray([item.op for item in signatures]), "")[columns["signature"]]
     launches = columns["kind"] == LAUNCH
     begin, length = (np.zeros(len(launches), np.int64) for _ in MEASURED)
-    numbers, hints = spans.numpy().T
-    of_launch = np.cumsum(np.diff(hints, prepend=-1) != 0)  # the parts of a launch are neighbours
-    _, first = np.unique(of_launch, return_index=True)
-    ends = np.append(first[1:], len(hints))
+    places, numbers, hints = spans.numpy().T
+    _, first, of_launch = np.unique(numbers, return_index=True, return_inverse=True)
     nanoseconds = np.rint(times.numpy() * 1e9).astype(np.int64)
+    spent = np.zeros(len(first), np.int64)
+    np.add.at(spent, of_launch, nanoseconds[:, 1])
     free = launches.copy()
-    for since, until in zip(first.tolist(), ends.tolist(), strict=True):
-        row = _row_of(ops[numbers[since]], int(hints[since]), free, op)
+    for number, part in enumerate(first.tolist()):
+        row = _row_of(ops[places[part]], int(hints[part]), free, op)
         if row is not None:
             free[row] = False
-            begin[row], length[row] = nanoseconds[since, 0], nanoseconds[since:until, 1].sum()
+            begin[row], length[row] = nanoseconds[part, 0], spent[number]
     return dict(zip(MEASURED, (begin, length), strict=True))
 
 
@@ -130,44 +123,13 @@ def measured() -> Iterator[None]:
     Raises:
         BringupError: BRINGUP_KERNEL_LIMIT is no time.
     """
-    limit = _limit()
-    torch.ops.bringup.clear_driver_ledger()
-    torch.ops.bringup.measure_driver(True)
-    done = threading.Event()
-    threading.Thread(target=_watch, args=(limit, done), daemon=True).start()
-    try:
-        yield
-    finally:
-        done.set()
-        torch.ops.bringup.measure_driver(False)
-
-
-def _limit() -> float:
-    text = os.environ.get(LIMIT, "60s")
-    try:
-        limit = parse_time(text)
-    except BringupError as error:
-        raise BringupError(f"{LIMIT}: {error}") from None
-    if limit <= 0:
-        raise BringupError(f"{LIMIT} must be positive, got {text}")
-    return limit
-
-
-def _watch(limit: float, done: threading.Event) -> None:
-    """Say once for each launch that it has not ended ``limit`` seconds after it was first seen running."""
-    latest, since, is_named = 0, time.monotonic(), False
-    while not done.wait(limit / LOOKS):
-        number, text = torch.ops.bringup.running_launch()
-        if number != latest:
-            latest, since, is_named = number, time.monotonic(), False
-        if number and not is_named and time.monotonic() - since >= limit:
-            is_named = True
-            print(
-                f"bringup: {text} has not ended for {duration(limit)}: its kernel may never end "
-                f"(kill {os.getpid()} ends the program; {LIMIT} sets the time)",
-                file=sys.stderr,
-                flush=True,
-            )
+    with watched():
+        torch.ops.bringup.clear_driver_ledger()
+        torch.ops.bringup.measure_driver(True)
+        try:
+            yield
+        finally:
+            torch.ops.bringup.measure_driver(False)
 
 
 def sentences(facts: dict[str, Any], predicted_seconds: float) -> Iterator[str]:

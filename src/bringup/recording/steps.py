@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 FEW_STEPS = 4  # optimizer steps that say little of a program which works in the evaluations of their closures
-LEAST_SHARE = 0.1  # of the launches: backward passes at the end of a longer program are no steps of it
+LEAST_SHARE = 0.1  # of the launches, chosen: backward passes at the end of a longer program are no steps of it
 MANY_EVALUATIONS = 4  # per step: sharpness-aware optimizers evaluate twice, L-BFGS up to 25 times (torch's max_eval)
 
 

@@ -244,7 +244,7 @@ class _About(BaseModel):
     ranks: Annotated[int, Field(strict=True, ge=1, lt=2**31)] = 1
     rank: Count = 0
     placement: _Placement | None = None
-    driver: _Driver | None = None
+    driver: _Driver = Field(default=None)  # type: ignore[assignment]  # absent beside a virtual chip
 
 
 _Chain = tuple[Annotated[int, Field(strict=True, ge=-1)], Count, Text]

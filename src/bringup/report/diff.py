@@ -163,6 +163,7 @@ def page(diff: Diff, traces: tuple[Trace, Trace], names: tuple[str, str], report
         most_bytes=max((abs(part.peak_bytes[1] - part.peak_bytes[0]) for part in diff.memory), default=1),
         least=f"{LEAST_SHARE:.1%}".replace("%", " %"),
         name_of=lambda part: module_name(part.name) if part.group == "module" else part.name,
+        was_of=lambda part: module_name(part.was) if part.group == "module" else part.was,
         duration=duration,
         signed=signed,
         signed_size=_signed_size,

@@ -157,14 +157,19 @@ def _measured_lanes(replayed: Timeline, first: int, last: int, since: float) -> 
     if not len(rows):
         return []
     begin, seconds = (columns[name][rows] / 1e9 for name in MEASURED)
-    begin += since - begin.min()
+    device, stream = (columns[name][rows] for name in ("device", "stream"))
+    for number in np.unique(device):  # each has a clock of its own
+        begin[device == number] += since - begin[device == number].min()
     name = replayed.trace.about.get("driver", {}).get("name", "a driver")
+    where = [f"chip:{d}, stream {s}" for d, s in zip(device.tolist(), stream.tolist(), strict=True)]
+    several = len(set(where)) > 1
     on_host = columns["flags"][rows] & FALLBACK != 0
     family = replayed.work.family[columns["signature"][rows]]
     lanes = []
-    for code, host in sorted({*zip(family.tolist(), on_host.tolist(), strict=True)}):
-        members = np.flatnonzero((family == code) & (on_host == host))
-        lane, what = f"{MEASURED_ON} {name}{', host' if host else ''}", "fallback" if host else FAMILIES[code]
+    for code, host, place in sorted({*zip(family.tolist(), on_host.tolist(), where, strict=True)}):
+        members = np.flatnonzero((family == code) & (on_host == host) & (np.asarray(where) == place))
+        lane = f"{MEASURED_ON} {name}{f', {place}' if several else ''}{', host' if host else ''}"
+        what = "fallback" if host else FAMILIES[code]
         of_trace = rows[members] + first
         predicted = (replayed.end - replayed.start)[of_trace].tolist()
         texts = [f"predicted {duration(spent)}, measured" for spent in predicted]

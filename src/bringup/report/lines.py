@@ -23,7 +23,6 @@ LEAST_WAITS = 0.5  # per step: rarer kinds are not worth a word
 MEMBER = re.compile(r"(^|\.)\d+(?=\.|$)")  # the number of a member of a list
 MOST_RANGES = 4  # of the members of a list in a name
 LEAST_MFU = 1e-4  # smaller ones are not written with their digits
-LEAST_EXPOSED = 0.02  # of a step: shorter communication is not worth another recording
 LEAST_SHARE = 0.005  # smaller shares would be shown as 0 %
 
 
@@ -135,6 +134,8 @@ def communication_lines(summary: Summary) -> Iterator[Line]:
 
 def _another_recording(summary: Summary) -> Iterator[Line]:
     """Yield how to compare other degrees of parallelism, whose kernels the recording does not have."""
+    from bringup.analyse.layout_advice import LEAST_EXPOSED
+
     exposed: dict[int, float] = {}
     for item in summary.collectives:
         if item.group_size < summary.ranks and item.kind not in ("send", "recv"):
@@ -144,7 +145,10 @@ def _another_recording(summary: Summary) -> Iterator[Line]:
         return
     share = f"{seconds / summary.step_seconds:.0%}"
     how = f"bringup run --dry --ranks {summary.ranks} --out other ..., then bringup diff"
-    yield _line("communication", f"  groups of {size:,} ranks are exposed for {share}; another size: record it ({how})")
+    yield _line(
+        "communication",
+        f"  groups of {size:,} ranks are exposed for {share}; to compare another size, record it ({how})",
+    )
 
 
 def tokens_text(of_chip: float, of_cluster: float) -> str:
@@ -215,7 +219,7 @@ def _shown(summary: Summary) -> str:
     if others < 2:
         return ", the first left out as warm-up" if others else ""
     if summary.like_steps == 1:
-        return "; shown is one after the first, whose work no other does"
+        return "; shown is a later one, since the first one does what no other does"
     return f"; shown is the median of the {summary.like_steps:,} after the first" + (
         " that do the same work" if summary.like_steps < others else ""
     )

@@ -197,9 +197,9 @@ def _search(
         as_is = mean(by_program(pricer, described({}), column))
     except BringupError:  # a formula has no valid value for it, but may have one for the designs
         as_is = math.nan
-    if math.isnan(as_is) and not (set(formulas) & {"usd_per_hour" if search.minimize == "usd" else "tdp_w"}):
-        what = {"usd": "price: add search.usd_per_hour", "joules": "power: add search.tdp_w"}[search.minimize]
-        raise BringupError(f"chip {chip.name} has no {what}, or minimise seconds")
+    missing = {"usd": ("usd_per_hour", "price"), "joules": ("tdp_w", "power")}.get(search.minimize)
+    if math.isnan(as_is) and missing is not None and missing[0] not in formulas:
+        raise BringupError(f"chip {chip.name} has no {missing[1]}: add search.{missing[0]}, or minimise seconds")
 
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=search.seed))
     study.optimize(objective, n_trials=search.trials)

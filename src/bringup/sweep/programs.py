@@ -18,6 +18,7 @@ import numpy as np
 from bringup.analyse.search import record_dry
 from bringup.errors import BringupError
 from bringup.files import read_bytes
+from bringup.recording.rows import MEASURED
 from bringup.recording.trace import VERSION, Trace
 from bringup.report.prediction import read_trace
 from bringup.text import quantity as counted
@@ -31,7 +32,7 @@ Source: TypeAlias = "Trace | Recorded | dict[int, Trace]"  # of a script or reco
 
 # What prices depend on, of a recording's `about`; the rest tells one run from another.
 PRICED = ("chip", "cluster", "ranks", "rank", "dry", "failed", "out_of_memory", "held_bytes", "held_reserved_bytes")
-MEASURED = ("host_ns",)  # columns that differ between two runs of one program; sweeps use the modelled host
+UNLIKE = ("host_ns", *MEASURED)  # columns that differ between two runs of one program; sweeps use the modelled host
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def _digest(trace: Trace) -> str:
     about = {name: trace.about[name] for name in PRICED if trace.about.get(name) not in (None, False)}
     described = [VERSION, about, trace.signature_data, trace.lines, trace.modules]
     total = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
-    columns = {name: column for name, column in trace.columns.items() if name not in MEASURED}
+    columns = {name: column for name, column in trace.columns.items() if name not in UNLIKE}
     for name, column in sorted({**columns, "uses": trace.uses, "offsets": trace.offsets}.items()):
         total.update(f"{name} {column.dtype}".encode())
         total.update(np.ascontiguousarray(column).tobytes())
