@@ -90,4 +90,4 @@ def test_values_are_shown_as_tables() -> None:
     assert "&lt;script&gt;" in trace._repr_html_() and "6" in trace._repr_html_()
     assert "a100-sxm-80" in compared._repr_html_() and "on t4" in prediction._repr_html_()
     plan = bringup.place(trace, chip="t4")
-    assert "all chip" in plan._repr_html_()
+    assert "all on the chip" in plan._repr_html_()

@@ -70,7 +70,7 @@ def test_program_is_named_after_its_file_or_report() -> None:
             "llama is a model, which is served: add rates = [...] under [serving]",
         ),
         ("[[programs]]", "[serving]\nrates = [1]\n[[programs]]", "modes is no axis of programs that are served"),
-        ("[[programs]]", "[serving]\nrates = []\n[[programs]]", "serving.rates: List should have at least 1 item"),
+        ("[[programs]]", "[serving]\nrates = []\n[[programs]]", "serving.rates is empty, so the sweep would have no"),
         (
             "[[programs]]",
             "[serving]\nrate = [1]\n[[programs]]",

@@ -158,8 +158,9 @@ def _devices(timeline: Timeline, writer: pftrace.Writer, devices: dict[int, int]
 
 def _group_of(timeline: Timeline, rows: Array) -> str:
     """Return in words the group whose collectives a stream has, if it has no others."""
-    signatures = [timeline.trace.signatures[i] for i in np.unique(timeline.trace.columns["signature"][rows]).tolist()]
-    if not all(map(is_collective, signatures)):
+    used = np.unique(timeline.trace.columns["signature"][rows]).tolist()
+    signatures = [timeline.trace.signatures[number] for number in used if number >= 0]  # copies have none
+    if len(signatures) < len(used) or not all(map(is_collective, signatures)):
         return ""
     groups = {tuple(ranks_of(signature)) for signature in signatures}
     return f": group of {quantity(len(groups.pop()), 'rank')}" if len(groups) == 1 else ": collectives"
