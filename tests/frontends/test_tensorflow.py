@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -248,7 +249,7 @@ def test_keras_has_equal_losses_on_three_back_ends(bringup_run: Run, tmp_path: P
         assert done.returncode == 0, done.stderr
         summary = json.loads((tmp_path / framework / "summary.json").read_text(encoding="utf-8"))
         assert summary["framework"] == framework and summary["launches"] > 10
-        losses[framework] = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("step ")]
+        losses[framework] = [float(loss) for loss in re.findall(r"^step \d+: loss ([\d.]+)$", done.stdout, re.M)]
     assert len(losses["torch"]) == 20
     np.testing.assert_allclose(losses["jax"], losses["torch"], rtol=1e-5)
     np.testing.assert_allclose(losses["tensorflow"], losses["torch"], rtol=1e-5)
