@@ -225,10 +225,11 @@ def test_dry_run_records_one_rank_of_many(bringup_run: Run, tmp_path: Path, cuda
     program = DRY.replace("DEVICE", "cuda" if cuda else "chip").replace("NCCL", str(cuda))
     (tmp_path / "train.py").write_text(program)
     of_rank = ["--ranks", "256", "--rank", "9", "--cluster", "dgx-h100x32"]
-    done = bringup_run("--chip", "h100-sxm", "--dry", *of_rank, "--out", "out", *["--cuda"] * cuda, "train.py")
+    done = bringup_run("--dry", *of_rank, "--out", "out", *["--cuda"] * cuda, "train.py")
     assert done.returncode == 0, done.stderr[-3000:]
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert (summary["cluster"], summary["ranks"], summary["dry"]) == ("dgx-h100x32", 256, True)
+    assert summary["chip"] == "h100-sxm"  # the cluster's
     sizes = {(item["kind"], item["group_size"]) for item in summary["collectives"]}
     assert {("all_gather", 32), ("reduce_scatter", 32), ("all_reduce", 256)} <= sizes
     assert 0 < summary["exposed_communication_seconds"] <= summary["communication_seconds"]

@@ -56,7 +56,7 @@ def command(context: click.Context, as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=2))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("cluster", "chips", "chip", "links", "GB/s", "network cards", "all-reduce"):
+    for title in ("cluster", "chips", "chip", "links", "GB/s", "network cards", "all-reduce, 256 MiB"):
         table.add_column(title, justify="left" if title in ("cluster", "chip", "links") else "right", no_wrap=True)
     for row in rows:
         cards = "" if row["nics_per_node"] is None else f"{row['nics_per_node']} x {row['nic_gb_s']:g} GB/s"

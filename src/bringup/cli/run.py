@@ -257,7 +257,7 @@ class Outcome:
     "--cluster",
     default=None,
     metavar="NAME|FILE",
-    help="Predict collectives on this cluster, such as dgx-h100x32 (default: the chip's first node).",
+    help="Predict collectives on this cluster, such as dgx-h100x32, with its chip (default: the chip's node).",
 )
 @click.option(
     "--stacks",
@@ -283,6 +283,8 @@ def command(**values: Any) -> None:
     """
     options = RunOptions(**values)
     topology = _cluster(options)
+    if topology is not None and not (options.chips or asked_chip()):
+        options = replace(options, chips=topology.node.chip)
     out = options.out or f"bringup-{stem(options.script, options.module)}"
     if options.nproc is not None and ranks.rank_here() is None:
         prepare_ranks(options)
